@@ -1,0 +1,90 @@
+"""The methods: the 28 papers of ICCV 2023 and the classic baselines. Names only; a method is imported when it is asked for.
+
+`stillroom list` prints this table; `load` imports a method's room.
+"""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import dataclass
+from types import ModuleType
+
+from stillroom.errors import InputError, near
+
+
+@dataclass(frozen=True)
+class Method:
+    """One row of the catalog.
+
+    Args:
+        name: what the command line calls it.
+        paper: title, authors' short form where the title alone would not do, and year.
+        task: the kind of data it works on.
+        room: the module that tells it; empty while it is not built.
+        verified: what its numbers were checked against.
+    """
+
+    name: str
+    paper: str
+    task: str
+    room: str = ""
+    verified: str = ""
+
+
+_PAPER = "reference vectors of the official code"
+_TESTS = "equations by tests"
+
+METHODS: tuple[Method, ...] = (
+    Method("supervised", "Plain training on labels", "classification", "stillroom.methods.supervised", _TESTS),
+    Method("kd", "Distilling the Knowledge in a Neural Network (Hinton 2015)", "classification", "stillroom.methods.kd", _PAPER),
+    Method("dkd", "Decoupled Knowledge Distillation (Zhao 2022)", "classification", "stillroom.methods.dkd", _PAPER),
+    Method("fitnets", "FitNets: Hints for Thin Deep Nets (Romero 2015)", "classification", "stillroom.methods.fitnets", _TESTS),
+    Method("crd", "Contrastive Representation Distillation (Tian 2020)", "classification", "stillroom.methods.crd", _TESTS),
+    Method("dot", "DOT: A Distillation-Oriented Trainer", "any host method", "stillroom.methods.dot", _PAPER),
+    Method("ssd-det", "Spatial Self-Distillation for Object Detection with Inaccurate Bounding Boxes", "detection"),
+    Method("iod", "Incremental object detection via within-class and between-class distillation", "detection"),
+    Method("auto-kd", "Auto-KD: Automated Knowledge Distillation via Monte Carlo Tree Search", "classification"),
+    Method("zeroseg", "Exploring Open-Vocabulary Semantic Segmentation from CLIP Vision Encoder Distillation Only", "segmentation"),
+    Method("otd", "Taxonomy Adaptive Cross-Domain Adaptation in Medical Imaging via Optimization Trajectory Distillation", "segmentation"),
+    Method("tinyclip", "TinyCLIP: CLIP Distillation via Affinity Mimicking and Weight Inheritance", "image and text"),
+    Method("rdd", "Representation Disparity-aware Distillation for 3D Object Detection", "points"),
+    Method("sdd", "Not All Steps are Created Equal: Selective Diffusion Distillation for Image Manipulation", "image editing"),
+    Method("daps-sam", "Dense 2D-3D Indoor Prediction with Sound via Aligned Cross-Modal Distillation", "dense prediction"),
+    Method("crkd", "Class-relation Knowledge Distillation for Novel Class Discovery", "classification"),
+    Method("upvl", "Unsupervised 3D Perception with 2D Vision-Language Distillation for Autonomous Driving", "points"),
+    Method("kd3", "Distribution Shift Matters for Knowledge Distillation with Webly Collected Images", "classification"),
+    Method("mtl-cs", "Multi-Task Learning with Knowledge Distillation for Dense Prediction", "dense prediction"),
+    Method("adasim", "Adaptive Similarity Bootstrapping for Self-Distillation Based Representation Learning", "representation"),
+    Method("ferkd", "FerKD: Surgical Label Adaptation for Efficient Distillation", "classification"),
+    Method("mdcs", "MDCS: More Diverse Experts with Consistency Self-distillation for Long-tailed Recognition", "classification"),
+    Method("giftnet", "Deep Image Harmonization with Globally Guided Feature Transformation and Relation Distillation", "image editing"),
+    Method("memkd", "Remembering Normality: Memory-guided Knowledge Distillation for Unsupervised Anomaly Detection", "anomaly detection"),
+    Method("bckd", "Bridging Cross-task Protocol Inconsistency for Distillation in Dense Object Detection", "detection"),
+    Method("mm-ego", "Multimodal Distillation for Egocentric Action Recognition", "video"),
+    Method("wad", "Semi-Supervised Learning via Weight-Aware Distillation under Class Distribution Mismatch", "classification"),
+    Method("boss", "Bayesian Optimization Meets Self-Distillation", "classification"),
+    Method("unikd", "UniKD: Universal Knowledge Distillation for Mimicking Homogeneous or Heterogeneous Object Detectors", "detection"),
+    Method("l2d", "Multi-Label Knowledge Distillation", "multi-label classification"),
+    Method("distillbev", "DistillBEV: Boosting Multi-Camera 3D Object Detection with Cross-Modal Knowledge Distillation", "points"),
+    Method("orc", "ORC: Network Group-based Knowledge Distillation using Online Role Change", "classification"),
+    Method("pointdc", "PointDC: Unsupervised Semantic Segmentation of 3D Point Clouds via Cross-Modal Distillation", "points"),
+)
+
+
+def find(name: str, argument: str = "method") -> Method:
+    """The built method of that name.
+
+    Raises:
+        InputError: no such method, or one that is not built yet.
+    """
+    built = {method.name: method for method in METHODS if method.room}
+    if name in built:
+        return built[name]
+    if any(method.name == name for method in METHODS):
+        raise InputError(argument, name, f"a method that is built; this one is planned ({', '.join(built)} are there)")
+    raise InputError(argument, name, f"one of the methods that `stillroom list` shows, such as {near(name, built)}")
+
+
+def load(name: str, argument: str = "method") -> ModuleType:
+    """Imports the method's room: a module with `recipe`, and `PRESETS`."""
+    return importlib.import_module(find(name, argument).room)

@@ -1,0 +1,209 @@
+"""The command line: list, run. Thin: parses, calls, prints. Nothing heavy is imported before it is needed."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, get_type_hints
+
+from stillroom import catalog
+from stillroom._version import __version__
+from stillroom.errors import InputError, StillroomError
+
+if TYPE_CHECKING:
+    import jsonargparse
+
+# What may change between a run and its continuation without changing its numbers.
+_FREE_TO_CHANGE = frozenset(
+    ("accelerator", "checkpoint_seconds", "checkpoint_steps", "config", "devices", "num_nodes", "out", "overwrite", "seeds", "strategy", "workers")
+)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command; returns the exit code: 0, 2 for wrong input, 3 for a loss that is not finite, 130 when interrupted."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        command, rest = _command(arguments)
+        if command == "list":
+            _list()
+        else:
+            _run(rest, "stillroom " + shlex.join(arguments))
+    except StillroomError as error:
+        print(f"stillroom: {' '.join(str(error).split())}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("stillroom: stopped; the same command goes on from the last checkpoint", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _command(arguments: list[str]) -> tuple[str, list[str]]:
+    parser = argparse.ArgumentParser(prog="stillroom", description="Knowledge distillation on PyTorch, paper by paper.")
+    parser.add_argument("--version", action="version", version=f"stillroom {__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    commands.add_parser("list", help="the methods: paper, task, what was verified")
+    run = commands.add_parser("run", help="a method's whole experiment: teacher, student alone, student distilled, report", add_help=False)
+    run.add_argument("rest", nargs=argparse.REMAINDER)
+    if arguments[:1] == ["run"]:
+        return "run", arguments[1:]
+    return parser.parse_args(arguments).command, []
+
+
+def _list() -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in ("method", "paper", "task", "verified against"):
+        table.add_column(column, overflow="fold")
+    for method in catalog.METHODS:
+        table.add_row(method.name, method.paper, method.task, method.verified or "[dim]planned[/dim]", style=None if method.room else "dim")
+    Console().print(table)
+
+
+def _run(arguments: list[str], command: str) -> None:
+    if not arguments or arguments[0] in ("-h", "--help"):
+        built = ", ".join(method.name for method in catalog.METHODS if method.room)
+        print(f"usage: stillroom run METHOD [options]\n\nMETHOD is one of {built}.\n`stillroom run METHOD --help` shows the options of a method.")
+        return
+    method, options = arguments[0], [_underscored(argument) for argument in arguments[1:]]
+    catalog.find(method)
+    room = catalog.load(method)
+    parser, kinds = _parser(method, room, options)
+    values = _parse(parser, options)
+    out = Path(values["out"] or f"runs/{method}")
+    values["out"] = str(out)
+    parts = {name: {field: values.pop(field) for field in fields} for name, fields in kinds.items()}
+    values.pop("config", None)
+    values.pop("preset", None)
+    parts["lab"]["out"] = out
+    _go(method, room, parts, values, command)
+
+
+def _go(method: str, room: ModuleType, parts: dict[str, dict[str, Any]], values: dict[str, Any], command: str) -> None:
+    from stillroom.engine import LabOptions, Training, run_seeds
+
+    hints = get_type_hints(room.recipe)
+    options = LabOptions(**parts["lab"])
+    plan = Training(**parts["plan"])
+    settings = {name: value for part in (*parts.values(), values) for name, value in part.items()}
+    assert options.out is not None
+    _same_run(options.out, settings, options.overwrite)
+    data = hints["data"](**parts["data"])
+    report = run_seeds(room.recipe, options, data, {"plan": plan, **values}, command=command, settings=settings)
+    del report
+
+
+def _parser(method: str, room: ModuleType, options: list[str]) -> tuple[jsonargparse.ArgumentParser, dict[str, list[str]]]:
+    """The method's parser, and which option belongs to the lab, the data and the training plan; the rest are the recipe's own."""
+    import inspect
+    from dataclasses import asdict
+
+    import jsonargparse
+
+    from stillroom.engine import LabOptions, Training
+
+    class Help(jsonargparse.DefaultHelpFormatter):
+        """Shows options with dashes, as people type them."""
+
+        def _format_action_invocation(self, action: argparse.Action) -> str:
+            return _dashed(super()._format_action_invocation(action))
+
+    hints, defaults = get_type_hints(room.recipe), inspect.signature(room.recipe).parameters
+    summary = (inspect.getdoc(room.recipe) or "").splitlines()[0]
+    parser = jsonargparse.ArgumentParser(
+        prog=f"stillroom run {method}", description=summary, formatter_class=Help, exit_on_error=False, default_env=False
+    )
+    parser.add_argument("--config", action="config", help="YAML file with any of these options; --print_config writes one")
+    presets = ["default", *room.PRESETS]
+    parser.add_argument("--preset", default="default", help=f"one of {', '.join(presets)}; options beside it override it")
+    parser.add_function_arguments(room.recipe, skip={"lab", "data", "plan"}, as_group=True)
+    kinds: dict[str, list[str]] = {}
+    for name, kind in (("data", hints["data"]), ("plan", Training), ("lab", LabOptions)):
+        kinds[name] = list(parser.add_class_arguments(kind, None, as_group=True))
+    parser.set_defaults({name: value for name, value in asdict(defaults["plan"].default).items()})
+    chosen = _preset(options)
+    if chosen != "default":
+        if chosen not in room.PRESETS:
+            raise InputError("--preset", chosen, f"one of {', '.join(presets)}")
+        parser.set_defaults(dict(room.PRESETS[chosen]))
+    return parser, kinds
+
+
+def _parse(parser: jsonargparse.ArgumentParser, options: list[str]) -> dict[str, Any]:
+    import jsonargparse
+
+    try:
+        values: dict[str, Any] = parser.parse_args(options).as_dict()
+    except (argparse.ArgumentError, jsonargparse.ArgumentError, TypeError, ValueError) as error:
+        if isinstance(error, StillroomError):
+            raise
+        message = str(getattr(error, "message", None) or error)
+        raise UsageError(_dashed(message)) from None
+    return values
+
+
+class UsageError(StillroomError):
+    """What the argument parser says about the command line, in one line."""
+
+    exit_code = 2
+
+
+def _same_run(out: Path, settings: dict[str, Any], overwrite: bool) -> None:
+    """Writes `config.yaml`, after making sure that a run that is already in the folder is this one.
+
+    Raises:
+        InputError: it was started with other arguments; the message says which.
+    """
+    import yaml
+
+    from stillroom.engine.stage import write_atomic
+
+    plain = {name: value if isinstance(value, bool | int | float | str | list | dict | None) else list(value) if isinstance(value, tuple) else str(value)
+             for name, value in settings.items()}
+    file = out / "config.yaml"
+    if file.exists() and not overwrite:
+        before = yaml.safe_load(file.read_text()) or {}
+        changed = [
+            f"--{name} was {before.get(name)!r}, now {value!r}"
+            for name, value in plain.items()
+            if name not in _FREE_TO_CHANGE and before.get(name) != value
+        ]
+        if changed:
+            raise InputError("out", f"{out}, which holds a run with other arguments ({_dashed('; '.join(changed))})", "another folder, or --overwrite")
+    try:
+        if not overwrite:
+            write_atomic(file, yaml.safe_dump({name: value for name, value in plain.items() if name != "overwrite"}, sort_keys=False))
+    except OSError as error:
+        raise InputError("--out", str(out), f"a folder that can be written ({error.strerror})") from None
+
+
+def _underscored(argument: str) -> str:
+    """`--num-nodes=2` as `--num_nodes=2`: jsonargparse knows the names of Python's parameters."""
+    if not argument.startswith("--"):
+        return argument
+    name, equals, value = argument.partition("=")
+    return "--" + name[2:].replace("-", "_") + equals + value
+
+
+def _dashed(text: str) -> str:
+    import re
+
+    return re.sub(r"--[a-z_]+", lambda match: match.group().replace("_", "-"), text)
+
+
+def _preset(options: list[str]) -> str:
+    for i, option in enumerate(options):
+        if option.startswith("--preset="):
+            return option.partition("=")[2]
+        if option == "--preset" and i + 1 < len(options):
+            return options[i + 1]
+    return "default"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

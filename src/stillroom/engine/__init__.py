@@ -1,0 +1,25 @@
+"""The engine: what turns a distiller into a trained student. It knows no task."""
+
+from stillroom.engine.distiller import Batch, Distiller, Losses
+from stillroom.engine.lab import Lab, LabOptions, TaskData, Trained, run_seeds
+from stillroom.engine.report import Report
+from stillroom.engine.tap import Tap, tap
+from stillroom.engine.teacher import Teacher
+from stillroom.engine.training import Progress, Training
+
+__all__ = [
+    "Batch",
+    "Distiller",
+    "Lab",
+    "LabOptions",
+    "Losses",
+    "Progress",
+    "Report",
+    "Tap",
+    "TaskData",
+    "Teacher",
+    "Trained",
+    "Training",
+    "run_seeds",
+    "tap",
+]

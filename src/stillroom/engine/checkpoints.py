@@ -1,0 +1,103 @@
+"""Checkpoints that survive a kill: written whole or not at all, on the clock, at the end of an epoch, and when asked to stop."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from lightning.fabric.plugins import TorchCheckpointIO
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from stillroom.engine.distiller import Distiller
+from stillroom.errors import Interrupted
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Lightning's checkpoint files under a temporary name first, then renamed."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
+        """Writes `checkpoint` to `path`, which holds either the old or the new one at any moment."""
+        target = Path(path)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary = target.with_name(f".{target.name}.part")
+        try:
+            with temporary.open("wb") as file:
+                torch.save(checkpoint, file)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(target)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+
+
+class Checkpoints(Callback):
+    """Saves `last.ckpt` every `seconds` seconds, after every epoch, and before ending on Ctrl-C or SIGTERM.
+
+    It is the last callback of its trainer, so that the others' records of the epoch are in what it saves.
+
+    Args:
+        path: the file.
+        seconds: time between two checkpoints in the middle of an epoch.
+        steps: if given, a checkpoint also after every so many batches.
+    """
+
+    def __init__(self, path: Path, seconds: float, steps: int | None = None) -> None:
+        self.path, self.seconds, self.steps = path, seconds, steps
+        self.stop = False
+        self._last = time.monotonic()
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """While open, the first Ctrl-C or SIGTERM asks for a clean end; a second Ctrl-C ends at once."""
+        before = {}
+
+        def ask(number: int, frame: FrameType | None) -> None:
+            if self.stop and number == signal.SIGINT:
+                raise KeyboardInterrupt
+            self.stop = True
+
+        try:
+            for number in (signal.SIGINT, signal.SIGTERM):
+                before[number] = signal.signal(number, ask)
+        except ValueError:  # not the main thread: signals are somebody else's
+            pass
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """In the middle of an epoch, between two optimiser steps."""
+        assert isinstance(pl_module, Distiller)
+        done = batch_idx + 1
+        if done % pl_module.plan.accumulate or done >= trainer.num_training_batches:
+            return  # half an optimiser step, or the epoch's end, which saves after its evaluation
+        if trainer.world_size > 1 and done % 10 and not self.steps:
+            return  # all processes must agree; asking them at every step would cost
+        due = time.monotonic() - self._last > self.seconds or bool(self.steps and done % self.steps == 0)
+        due, stop = trainer.strategy.broadcast((due, self.stop))
+        if due or stop:
+            self._save(trainer, pl_module)
+        if stop:
+            raise Interrupted(f"stopped in epoch {pl_module.progress.epoch}")
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """At the end of an epoch."""
+        self._save(trainer, pl_module)
+        if trainer.strategy.broadcast(self.stop):
+            raise Interrupted(f"stopped after epoch {trainer.current_epoch + 1}")
+
+    def _save(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        assert isinstance(pl_module, Distiller)
+        pl_module.guard.look()
+        trainer.save_checkpoint(self.path)
+        self._last = time.monotonic()

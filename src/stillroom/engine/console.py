@@ -1,0 +1,89 @@
+"""What a run says on the terminal: a progress bar where there is one, plain lines where there is not. Nothing else speaks."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+console = Console(highlight=False, soft_wrap=True)
+
+
+@contextmanager
+def quiet_libraries() -> Iterator[None]:
+    """Keeps Lightning's banners and tips, and warnings that a user cannot act on, off the terminal."""
+    loggers = [logging.getLogger(name) for name in ("lightning", "lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero")]
+    before = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", module=r"lightning\..*")
+            warnings.filterwarnings("ignore", module=r"torch\.utils\.data\..*")
+            warnings.filterwarnings("ignore", message=r".*(isinstance\(treespec|LeafSpec|pin_memory|num_workers|barrier\(\)).*")
+            yield
+    finally:
+        for logger, level in zip(loggers, before, strict=True):
+            logger.setLevel(level)
+
+
+class StageDisplay:
+    """One stage on the terminal.
+
+    Args:
+        title: e.g. "distilled, seed 0".
+        silent: for every process but the first.
+    """
+
+    def __init__(self, title: str, *, silent: bool = False) -> None:
+        self.title, self.silent = title, silent
+        self._bar: Progress | None = None
+        self._task: Any = None
+        self._epochs = 0
+        self._done = 0
+        self._length = 0
+
+    def say(self, text: str) -> None:
+        """One line."""
+        if not self.silent:
+            console.print(f"{self.title}: {text}", markup=False)
+
+    def start(self, epochs: int, length: int, history: list[dict[str, float]], continued: int) -> None:
+        """The stage begins, or goes on after `len(history)` epochs."""
+        self._epochs, self._length, self._done = epochs, length, len(history)
+        if continued:
+            self.say(f"goes on in epoch {min(len(history) + 1, epochs)} of {epochs}")
+        if console.is_terminal and not self.silent:
+            columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("steps"), TimeRemainingColumn())
+            self._bar = Progress(*columns, console=console, transient=True)
+            self._task = self._bar.add_task(self.title, total=epochs * length, completed=len(history) * length)
+            self._bar.start()
+
+    def step(self, done: int) -> None:
+        """`done` batches of the current epoch are through."""
+        if self._bar is not None:
+            self._bar.update(self._task, completed=self._done * self._length + done)
+
+    def epoch(self, line: dict[str, float], primary: str) -> None:
+        """An epoch is through."""
+        epoch = self._done = int(line["epoch"])
+        losses = "  ".join(f"{name[6:]} {value:.4f}" for name, value in line.items() if name.startswith("train/"))
+        text = f"epoch {epoch}/{self._epochs}  {losses}  {primary} {line[f'val/{primary}']:.2f}  {line['seconds']:.1f} s"
+        every = max(1, self._epochs // 10)
+        if self._bar is not None:
+            self._bar.update(self._task, description=f"{self.title}: {primary} {line[f'val/{primary}']:.2f}")
+        if self._bar is None and (epoch % every == 0 or epoch in (1, self._epochs)):
+            self.say(text)
+        elif epoch == self._epochs:
+            self.say(text)
+
+    def stop(self) -> None:
+        """Takes the bar away."""
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None

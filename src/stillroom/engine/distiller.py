@@ -1,0 +1,146 @@
+"""Distiller: a student, whatever teaches it, and one question - `losses(batch)`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+from lightning.pytorch import LightningModule
+from torch import Tensor, nn
+
+from stillroom.engine.guard import FiniteGuard
+from stillroom.engine.teacher import Teacher
+from stillroom.engine.training import Progress, Training
+from stillroom.errors import InputError
+
+
+class Batch(Protocol):
+    """What a task hands to a distiller: its own fields, besides these two."""
+
+    @property
+    def ids(self) -> Tensor:
+        """[B] int64: each sample's index in its data set. Per-sample state is joined by it, never by position."""
+
+    @property
+    def inputs(self) -> Any:
+        """What a network reads, e.g. images [B, 3, H, W]."""
+
+
+@dataclass(frozen=True)
+class Losses:
+    """The scalar terms of one step, in two groups; their reduction is the method's and is never changed here.
+
+    Args:
+        task: what plain training would minimise.
+        distill: what the teacher adds.
+    """
+
+    task: Mapping[str, Tensor]
+    distill: Mapping[str, Tensor] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        both = self.task.keys() & self.distill.keys()
+        if both:
+            raise InputError("Losses", f"the term {sorted(both)[0]!r} in both groups", "a name for each term that no other term has")
+        for name, term in self.terms.items():
+            if term.numel() != 1:
+                raise InputError("Losses", f"the term {name!r} of shape {list(term.shape)}", "scalars: the method states its reduction")
+
+    @property
+    def terms(self) -> dict[str, Tensor]:
+        """Every term by its name."""
+        return {**self.task, **self.distill}
+
+    @property
+    def task_total(self) -> Tensor | None:
+        """Sum of the task terms; None when there is none."""
+        return _sum(self.task.values())
+
+    @property
+    def distill_total(self) -> Tensor | None:
+        """Sum of the distillation terms; None when there is none."""
+        return _sum(self.distill.values())
+
+    @property
+    def total(self) -> Tensor:
+        """Sum of all terms: what one ordinary backward pass minimises."""
+        total = _sum(self.terms.values())
+        if total is None:
+            raise InputError("Losses", "no term at all", "at least one task or distillation term")
+        return total
+
+
+def _sum(terms: Iterable[Tensor]) -> Tensor | None:
+    total: Tensor | None = None
+    for term in terms:
+        total = term.reshape(()) if total is None else total + term.reshape(())
+    return total
+
+
+class Distiller(LightningModule):
+    """Base of every method: owns the student and what teaches it, and answers `losses(batch)`.
+
+    In anyone's own loop, ``distiller.losses(batch).total.backward()`` is all there is to it. Under the
+    :class:`~stillroom.engine.lab.Lab` the base class sums the terms, steps, and follows the learning-rate schedule; a
+    method that optimises differently sets ``automatic_optimization = False`` and overrides ``training_step``.
+
+    The teacher is kept as a plain attribute: it never shows in ``parameters()``, ``state_dict()`` or DDP's buckets. Every other
+    module that a method assigns (projectors, memories) is trained with the student and saved in checkpoints.
+
+    Args:
+        student: the network to train; ``student(batch.inputs)`` is its answer.
+        teacher: a :class:`Teacher`; a bare network is wrapped into one. None for training without a teacher.
+    """
+
+    def __init__(self, student: nn.Module, teacher: Teacher | nn.Module | None = None) -> None:
+        super().__init__()
+        self.student = student
+        self.teacher = Teacher(teacher) if isinstance(teacher, nn.Module) else teacher
+        self.progress = Progress()
+        self.plan = Training()
+        self.guard = FiniteGuard()
+
+    def losses(self, batch: Any) -> Losses:
+        """The terms of this batch. The one method that every distiller must have."""
+        raise TypeError(f"{type(self).__name__} does not define losses(batch)")
+
+    def predict(self, batch: Any) -> Any:
+        """The student's answer at inference, which evaluation scores."""
+        return self.student(batch.inputs)
+
+    def forward(self, inputs: Any) -> Any:
+        """The student's answer to bare inputs."""
+        return self.student(inputs)
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """Parameter groups in torch.optim's form: by default one, of everything that learns."""
+        return [{"params": [p for p in self.parameters() if p.requires_grad]}]
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """The plan's optimiser over `parameter_groups`."""
+        return self.plan.build_optimizer(self.parameter_groups())
+
+    def checked_losses(self, batch: Any) -> Losses:
+        """`losses(batch)`, refused with :class:`~stillroom.errors.NonFiniteLoss` when a term is not finite."""
+        losses = self.losses(batch)
+        self.guard.watch(losses.terms, batch.ids, self.progress.step)
+        return losses
+
+    def training_step(self, batch: Any, batch_idx: int) -> dict[str, Any]:
+        """One step's loss for Lightning's automatic optimisation, with its terms for the record."""
+        losses = self.checked_losses(batch)
+        return {"loss": losses.total, "terms": {name: term.detach() for name, term in losses.terms.items()}}
+
+    def validation_step(self, batch: Any, batch_idx: int) -> Any:
+        """`predict`, by the name under which Lightning's strategies redirect sharded modules."""
+        return self.predict(batch)
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        """Sets every group's learning rate: a pure function of the step, so that resuming needs no scheduler state."""
+        optimizers = self.optimizers()
+        for optimizer in optimizers if isinstance(optimizers, list) else [optimizers]:
+            for group in optimizer.param_groups:
+                base = group.setdefault("initial_lr", group["lr"])
+                group["lr"] = self.plan.rate(base, self.progress)

@@ -1,0 +1,280 @@
+"""Loading that can be stopped anywhere and goes on exactly there.
+
+The order of an epoch's samples and the randomness of every sample's augmentation are pure functions of (seed, epoch, sample id). Nothing
+about them lives in a worker, a process or a generator that would have to be saved: a position is two numbers, the epoch and how many of
+its batches were delivered, and any number of workers or processes replays the same stream from it.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
+
+from stillroom.errors import InputError, StillroomError
+
+_WORD = 2**64
+_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+_ORDER, _SAMPLE = 1, 2  # separate streams: a sample's place in the epoch says nothing about its augmentation
+
+
+class Draw(NamedTuple):
+    """One sample to be read: which one, and the seed of its randomness (63 bits)."""
+
+    id: int
+    seed: int
+
+
+def _scramble(words: np.ndarray) -> np.ndarray:
+    """The finaliser of splitmix64: a bijection of uint64 in which every input bit moves every output bit."""
+    words = (words ^ (words >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    words = (words ^ (words >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return words ^ (words >> np.uint64(31))
+
+
+def _hash(*parts: int | np.ndarray) -> np.ndarray:
+    """uint64 hash of integers, one per element of the (single) array among them."""
+    words = np.zeros(1, np.uint64)
+    for part in parts:
+        part = part.astype(np.uint64) if isinstance(part, np.ndarray) else np.uint64(part % _WORD)
+        words = _scramble(words + _GOLDEN + part)
+    return words
+
+
+def sample_seeds(seed: int, epoch: int, ids: np.ndarray) -> np.ndarray:
+    """The seed of each sample's randomness in an epoch, int64 [N] >= 0, for ids int [N]."""
+    return (_hash(_SAMPLE, seed, epoch, ids) >> np.uint64(1)).astype(np.int64)
+
+
+def sample_order(seed: int, epoch: int, size: int) -> np.ndarray:
+    """The shuffled ids of an epoch, int64 [size]. The same on every machine and with every version of the libraries."""
+    return np.argsort(_hash(_ORDER, seed, epoch, np.arange(size)), kind="stable")
+
+
+def uniforms(seeds: np.ndarray, count: int) -> np.ndarray:
+    """`count` independent uniform numbers in [0, 1) per seed, float64 [N, count]: randomness for transforms of whole batches."""
+    steps = np.arange(1, count + 1, dtype=np.uint64) * _GOLDEN
+    words = _scramble(_hash(seeds)[:, None] + steps)
+    return (words >> np.uint64(11)) * 2.0**-53
+
+
+class SeekableBatches(Sampler[list[Draw]]):
+    """The batches of an epoch, from any of them on.
+
+    Global batch k is `order[k * batch_size : (k + 1) * batch_size]`, whatever the number of processes; each process takes its contiguous
+    share of it. In a short last batch the shares differ by at most one, no sample is repeated, and a process whose share is empty skips it.
+
+    Args:
+        size: samples in the set.
+        batch_size: samples in a batch of all processes together.
+        seed: of the order and of every sample's randomness.
+        shuffle: a new order in every epoch, else 0, 1, 2, ...
+        drop_last: leave out a short last batch, so that every process has as many full ones.
+        rank, world: this process and how many there are.
+
+    Raises:
+        InputError: `batch_size` below 1, or with `drop_last` not divisible by `world`; `rank` outside [0, world).
+    """
+
+    def __init__(
+        self, size: int, batch_size: int, *, seed: int = 0, shuffle: bool = True, drop_last: bool = True, rank: int = 0, world: int = 1
+    ) -> None:
+        if batch_size < 1:
+            raise InputError("batch_size", batch_size, "a whole number of at least 1")
+        if not 0 <= rank < world:
+            raise InputError("rank", rank, f"a number from 0 to {world - 1}, since there are {world} processes")
+        if drop_last and batch_size % world:
+            raise InputError("batch_size", batch_size, f"a multiple of {world}, since {world} processes share each batch")
+        self.size, self.batch_size, self.seed, self.shuffle, self.drop_last = size, batch_size, seed, shuffle, drop_last
+        self.rank, self.world = rank, world
+        self.epoch, self.start = 0, 0
+
+    def seek(self, epoch: int, start: int) -> None:
+        """The next iteration gives the batches of `epoch` from number `start` on."""
+        self.epoch, self.start = epoch, start
+
+    def __len__(self) -> int:
+        """Batches of a whole epoch in this process, wherever the next iteration starts."""
+        full, rest = divmod(self.size, self.batch_size)
+        shares = full if self._share(self.batch_size) else 0
+        return shares + int(not self.drop_last and self._share(rest) > 0)
+
+    def __iter__(self) -> Iterator[list[Draw]]:
+        return self._batches(self.epoch, self.start)
+
+    def _bounds(self, count: int) -> tuple[int, int]:
+        return self.rank * count // self.world, (self.rank + 1) * count // self.world
+
+    def _share(self, count: int) -> int:
+        first, last = self._bounds(count)
+        return last - first
+
+    def _batches(self, epoch: int, start: int) -> Iterator[list[Draw]]:
+        order = sample_order(self.seed, epoch, self.size) if self.shuffle else np.arange(self.size)
+        for batch in range(start, len(self)):
+            ids = order[batch * self.batch_size : (batch + 1) * self.batch_size]
+            first, last = self._bounds(len(ids))
+            share = ids[first:last]
+            yield [Draw(*pair) for pair in zip(share.tolist(), sample_seeds(self.seed, epoch, share).tolist(), strict=True)]
+
+
+class Loader(DataLoader[Any]):
+    """A DataLoader with a position: after `load_state_dict(state_dict())` the stream goes on with the next batch that was not delivered.
+
+    A training loader counts what it hands out, across iterators: leaving a pass early (a limit of batches, Ctrl-C) and iterating again
+    goes on where it was left, and after the last batch the next pass is the next epoch. An evaluation loader gives the same whole pass
+    each time. `len()` is always the number of batches of a whole epoch, as Lightning expects of a loader that it resumes.
+
+    The position is read when the first batch is asked for, so iterators that are made and never used change nothing. A new pass ends the
+    previous one; asking that one for more is an error rather than a batch out of order.
+
+    Lightning must not replace the sampler: `Trainer(use_distributed_sampler=False)`.
+
+    Args:
+        dataset: read with lists of `Draw` (`__getitems__`) or single ones (`__getitem__`), e.g. `Seeded`.
+        batches: which samples, in which order.
+        workers: processes that read ahead; they stay between epochs. 0 reads in this process.
+        collate: samples of a batch -> batch; None for PyTorch's default.
+        training: see above.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset[Any],
+        batches: SeekableBatches,
+        *,
+        workers: int = 0,
+        collate: Callable[[Any], Any] | None = None,
+        training: bool = True,
+    ) -> None:
+        super().__init__(
+            dataset,
+            batch_sampler=batches,
+            num_workers=workers,
+            collate_fn=collate,
+            persistent_workers=workers > 0,
+            pin_memory=torch.cuda.is_available(),
+            # DataLoader draws a number at every pass: from a generator of its own, so that the training's generators do not depend on
+            # how often a run was continued.
+            generator=torch.Generator().manual_seed(0),
+        )
+        self.batches = batches
+        self.training = training
+        self._epoch, self._delivered = 0, 0
+        self._loaded = False
+        self._passes = 0
+
+    def state_dict(self) -> dict[str, int]:
+        """The position: `epoch` (from 0) and `batch`, how many batches of it were delivered."""
+        return {"epoch": self._epoch, "batch": self._delivered}
+
+    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+        """Go on from a position at the next pass.
+
+        Raises:
+            InputError: the position is outside this loader's epochs (it was saved with other data or another batch size).
+        """
+        epoch, batch = state_dict["epoch"], state_dict["batch"]
+        if epoch < 0 or not 0 <= batch <= len(self):
+            raise InputError("state_dict", f"epoch {epoch}, batch {batch}", f"a batch from 0 to {len(self)}: was the batch size changed?")
+        self._epoch, self._delivered = epoch, batch
+        self._loaded = True
+        self._passes += 1
+
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]  # lazily: see the class
+        self._begin_pass()
+        current = self._passes
+        iterator: Iterator[Any] | None = None
+        try:
+            iterator = super().__iter__()
+            for _ in range(self._delivered, len(self)):
+                batch = next(iterator)
+                self._delivered += 1
+                yield batch
+                if current != self._passes:
+                    raise RuntimeError("this iterator has ended: its loader began another pass or was set to another position")
+        except GeneratorExit:  # left early; workers stay for the next pass
+            raise
+        except StillroomError as error:
+            self.end_workers()
+            if "Original Traceback" in str(error):  # a worker's error comes wrapped in its traceback: keep the line meant for the user
+                raise type(error)(str(error).strip().splitlines()[-1].partition(": ")[2]) from None
+            raise
+        except BaseException:
+            if current == self._passes:
+                self.end_workers()
+            raise
+
+    def end_workers(self) -> None:
+        """Stop the worker processes; the next pass starts new ones."""
+        if isinstance(self._iterator, _MultiProcessingDataLoaderIter):
+            self._iterator._shutdown_workers()
+        self._iterator = None
+
+    def _begin_pass(self) -> None:
+        self._passes += 1
+        if not self.training and not self._loaded:
+            self._epoch, self._delivered = 0, 0
+        elif self._delivered >= len(self):
+            self._epoch, self._delivered = self._epoch + int(self.training), 0
+        self._loaded = False
+        self.batches.seek(self._epoch, self._delivered)
+        running = self._iterator
+        if isinstance(running, _MultiProcessingDataLoaderIter) and not all(worker.is_alive() for worker in running._workers):
+            self.end_workers()  # Ctrl-C reaches the workers too
+
+
+@contextmanager
+def kept_generators() -> Iterator[None]:
+    """Restore the global generators of `random`, NumPy and PyTorch (CPU) afterwards."""
+    states = random.getstate(), np.random.get_state(), torch.default_generator.get_state()
+    try:
+        yield
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])
+        torch.default_generator.set_state(states[2])
+
+
+def seed_generators(seed: int) -> None:
+    """Seed the global generators of `random`, NumPy and PyTorch (CPU)."""
+    random.seed(seed)
+    np.random.seed(seed & 0xFFFFFFFF)
+    torch.default_generator.manual_seed(seed)
+
+
+class Seeded(Dataset[Any]):
+    """A data set whose random transform depends on the draw alone.
+
+    The global generators are seeded before a sample is read and transformed, and restored after the batch, so that whatever the transform
+    draws from is reproducible and the training step in the same process never notices.
+
+    Args:
+        dataset: sample by index. Its own randomness, if any, is seeded as well.
+        transform: applied to each sample; None for none.
+    """
+
+    def __init__(self, dataset: Any, transform: Callable[[Any], Any] | None = None) -> None:
+        self.dataset = dataset
+        self.transform = transform
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, draw: Draw) -> Any:
+        return self.__getitems__([draw])[0]
+
+    def __getitems__(self, draws: Sequence[Draw]) -> list[Any]:
+        with kept_generators():
+            return [self._sample(draw) for draw in draws]
+
+    def _sample(self, draw: Draw) -> Any:
+        seed_generators(draw.seed)
+        sample = self.dataset[draw.id]
+        return sample if self.transform is None else self.transform(sample)

@@ -1,0 +1,108 @@
+"""What a network costs: parameters, multiply-adds, latency, bytes on disk."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from statistics import median
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from stillroom.errors import InputError
+
+_WARM_UP_SECONDS, _WARM_UP_PASSES = 0.1, 10
+_TIMED_SECONDS, _TIMED_PASSES = 0.35, 100
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """Cost of one network at inference, for one sample.
+
+    Attributes:
+        parameters: number of distinct parameters; tied ones count once.
+        macs: multiply-adds of one forward pass (convolutions, matrix products, attention); None where they cannot be counted.
+        latency_ms: median wall-clock milliseconds of one forward pass at batch 1.
+        bytes: size of the weights on disk: every distinct tensor of the state dict in its own precision, without the file's header.
+    """
+
+    parameters: int
+    macs: int | None
+    latency_ms: float
+    bytes: int
+
+
+def measure(network: nn.Module, example_inputs: Tensor) -> Footprint:
+    """Measure `network` on `example_inputs` in eval mode, in about half a second (longer only where single passes are slow).
+
+    The network comes back as it was: the mode of each module, its gradients, and the random number generators.
+
+    Args:
+        network: on the same device as the example.
+        example_inputs: one sample [1, ...]; latency is that of its device.
+
+    Raises:
+        InputError: the example is not a batch of one.
+    """
+    if example_inputs.dim() == 0 or example_inputs.shape[0] != 1:
+        raise InputError("example_inputs", f"shape {list(example_inputs.shape)}", "one sample, shape [1, ...]")
+    with _undisturbed(network, example_inputs.device):
+        macs = _macs(network, example_inputs)
+        latency_ms = _latency_ms(network, example_inputs)
+    stored = {id(value): value for value in network.state_dict(keep_vars=True).values() if isinstance(value, Tensor)}
+    return Footprint(
+        parameters=sum(parameter.numel() for parameter in network.parameters()),
+        macs=macs,
+        latency_ms=latency_ms,
+        bytes=sum(value.numel() * value.element_size() for value in stored.values()),
+    )
+
+
+@contextmanager
+def _undisturbed(network: nn.Module, device: torch.device) -> Iterator[None]:
+    """Eval mode without gradients inside; afterwards every module's own mode and the generators' states are back."""
+    modes = [(module, module.training) for module in network.modules()]
+    # no_grad rather than inference_mode: a tensor that the network caches in this pass must stay usable in training
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), torch.no_grad():
+        try:
+            network.eval()
+            yield
+        finally:
+            for module, training in modes:
+                module.training = training
+
+
+def _macs(network: nn.Module, example: Tensor) -> int | None:
+    # the fused attention layers of eval mode are one operation that the counter does not know, so they are unfolded here
+    fast_path = torch.backends.mha.get_fastpath_enabled()
+    counter = FlopCounterMode(display=False)
+    try:
+        torch.backends.mha.set_fastpath_enabled(False)
+        with counter:
+            network(example)
+    except Exception:  # the counter's trouble with exotic operations is of many types; a fault of the network shows in the timed passes
+        return None
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast_path)
+    return counter.get_total_flops() // 2 or None  # none counted: made of operations that the counter does not know
+
+
+def _latency_ms(network: nn.Module, example: Tensor) -> float:
+    _timed_passes(network, example, _WARM_UP_SECONDS, _WARM_UP_PASSES)
+    return median(_timed_passes(network, example, _TIMED_SECONDS, _TIMED_PASSES)) * 1e3
+
+
+def _timed_passes(network: nn.Module, example: Tensor, seconds: float, most: int) -> list[float]:
+    """Seconds of each of at least one and at most `most` passes, of which none starts after `seconds`."""
+    passes: list[float] = []
+    end = time.perf_counter() + seconds
+    while not passes or (len(passes) < most and time.perf_counter() < end):
+        start = time.perf_counter()
+        network(example)
+        if example.is_cuda:
+            torch.cuda.synchronize(example.device)
+        passes.append(time.perf_counter() - start)
+    return passes

@@ -1,0 +1,223 @@
+"""What happens around the steps of a stage: its place, its randomness, its record, its evaluation."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.strategies import FSDPStrategy
+from torch import Tensor, nn
+
+from stillroom.engine.console import StageDisplay
+from stillroom.engine.distiller import Distiller
+from stillroom.engine.distributed import world_size
+from stillroom.engine.loading import Loader
+from stillroom.engine.training import Progress
+from stillroom.engine.weights import save_weights
+
+LOG_EVERY = 50
+
+
+class Evaluator(Protocol):
+    """Scores a student's answers; made by a task's data."""
+
+    primary: str
+    higher_is_better: bool
+
+    def reset(self) -> None: ...
+    def to(self, device: torch.device) -> Any: ...
+    def update(self, answers: Any, batch: Any) -> None: ...
+    def compute(self) -> dict[str, float]: ...
+    def details(self) -> dict[str, np.ndarray]: ...
+
+
+def seed_everything(*numbers: int) -> None:
+    """Seeds Python, NumPy and torch (every device) from one or more numbers."""
+    state = np.random.SeedSequence(numbers).generate_state(2)
+    random.seed(int(state[0]))
+    np.random.seed(int(state[0]))
+    torch.manual_seed(int(state[1]))
+
+
+def evaluate(
+    predict: Callable[[Any], Any],
+    module: nn.Module,
+    loader: Loader,
+    evaluator: Evaluator,
+    device: torch.device,
+    context: Callable[[], AbstractContextManager[Any]],
+    to_device: Callable[[Any], Any],
+) -> dict[str, float]:
+    """Scores `predict` over a loader with `module` in eval mode and without gradients; the module's mode is put back."""
+    modes = {child: child.training for child in module.modules()}
+    module.eval()
+    evaluator.reset()
+    evaluator.to(device)
+    try:
+        with torch.no_grad(), context():
+            for batch in loader:
+                if len(batch.ids):  # the last batch may leave a process of many without a share
+                    moved = to_device(batch)
+                    evaluator.update(predict(moved), moved)
+    finally:
+        for child, mode in modes.items():
+            child.training = mode
+    return evaluator.compute()
+
+
+class Recorder(Callback):
+    """Keeps the place, seeds every step, sums the terms, evaluates after every epoch, remembers the best, and tells the console.
+
+    Every step's randomness is a function of (seed, step, rank): a run that goes on after a kill draws what it would have drawn,
+    with no generator's state to save.
+
+    Args:
+        seed: the stage's seed.
+        loader: the validation loader, made for this process.
+        evaluator: the task's.
+        best_path: where the weights of the best epoch go.
+        display: the console's view of this stage.
+    """
+
+    def __init__(self, seed: int, loader: Callable[[int, int], Loader], evaluator: Evaluator, best_path: Path, display: StageDisplay) -> None:
+        self.seed, self.loader, self.evaluator, self.best_path, self.display = seed, loader, evaluator, best_path, display
+        self.history: list[dict[str, float]] = []
+        self.best: dict[str, float] = {}
+        self.seconds = 0.0
+        self.samples = 0
+        self.continued = 0
+        self._sums: dict[str, Tensor] = {}
+        self._count = 0
+        self._mark = 0.0
+        self._eval_loader: Loader | None = None
+
+    def state_dict(self) -> dict[str, Any]:
+        """The record so far, as plain numbers."""
+        self._tick()
+        if self._sums and world_size() > 1:  # the saved sums serve every process that goes on from them
+            sums = torch.stack(list(self._sums.values()))
+            torch.distributed.all_reduce(sums)
+            self._sums = dict(zip(self._sums, sums / world_size(), strict=True))
+        return {
+            "history": self.history,
+            "best": self.best,
+            "seconds": self.seconds,
+            "samples": self.samples,
+            "continued": self.continued,
+            "sums": {name: float(value) for name, value in self._sums.items()},
+            "count": self._count,
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Takes the record up again."""
+        self.history, self.best = state_dict["history"], state_dict["best"]
+        self.seconds, self.samples = state_dict["seconds"], state_dict["samples"]
+        self.continued = state_dict["continued"] + 1
+        self._sums = {name: torch.tensor(value, dtype=torch.float64) for name, value in state_dict["sums"].items()}
+        self._count = state_dict["count"]
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Opens the validation loader and the console's line."""
+        self._eval_loader = self.loader(trainer.global_rank, trainer.world_size)
+        self._sums = {name: value.to(pl_module.device) for name, value in self._sums.items()}
+        self._mark = time.perf_counter()
+        self.display.start(int(trainer.max_epochs or 0), int(trainer.num_training_batches), self.history, self.continued)
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Sets the place and the seeds before anything of the step is computed."""
+        assert isinstance(pl_module, Distiller)
+        length = int(trainer.num_training_batches)
+        place = trainer.train_dataloader.state_dict()  # type: ignore[union-attr]
+        if place != {"epoch": trainer.current_epoch, "batch": batch_idx + 1}:
+            raise RuntimeError(f"the loader is at {place}, the loop at epoch {trainer.current_epoch}, batch {batch_idx + 1}")
+        step = trainer.current_epoch * length + batch_idx
+        pl_module.progress = Progress(trainer.current_epoch + 1, int(trainer.max_epochs or 1), step, length)
+        seed_everything(self.seed, step, trainer.global_rank)
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Adds the step's terms to the epoch's sums, on the device."""
+        assert isinstance(pl_module, Distiller)
+        for name, term in outputs["terms"].items():
+            self._sums[name] = self._sums.get(name, torch.zeros((), dtype=torch.float64, device=term.device)) + term.reshape(()).double()
+        self._count += 1
+        self.samples += len(batch.ids) * trainer.world_size
+        if self._count % LOG_EVERY == 0 and trainer.logger is not None:
+            figures = {f"train/{name}": float(term) for name, term in outputs["terms"].items()}
+            figures |= {"lr": _learning_rate(trainer), "samples_per_second": self.samples / self._tick()}
+            trainer.logger.log_metrics(figures, pl_module.progress.step)
+        self.display.step(batch_idx + 1)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Evaluates, and writes the epoch's line of the record."""
+        assert isinstance(pl_module, Distiller)
+        pl_module.guard.look()
+        means = torch.stack(list(self._sums.values())) / self._count
+        means = trainer.strategy.reduce(means, reduce_op="mean")
+        figures = {f"train/{name}": value for name, value in zip(self._sums, means.tolist(), strict=True)}
+        if len(figures) > 1:
+            figures["train/total"] = float(means.sum())
+        self._sums, self._count = {}, 0
+        scores = self.score(trainer, pl_module)
+        epoch = trainer.current_epoch + 1
+        line = {"epoch": float(epoch), "lr": _learning_rate(trainer), **figures, **{f"val/{name}": value for name, value in scores.items()}}
+        line["seconds"] = self._tick()
+        line["samples_per_second"] = self.samples / max(self.seconds, 1e-9)
+        self.history.append(line)
+        if self._improves(scores):
+            self.best = {"epoch": float(epoch), **scores}
+            if trainer.is_global_zero:
+                save_weights(pl_module.student, self.best_path)
+        if trainer.logger is not None:
+            trainer.logger.log_metrics({k: v for k, v in line.items() if k != "epoch"}, pl_module.progress.step)
+        self.display.epoch(line, self.evaluator.primary)
+
+    def score(self, trainer: Trainer, distiller: Distiller) -> dict[str, float]:
+        """The student's metrics on the validation set, over all processes."""
+        assert self._eval_loader is not None
+        strategy = trainer.strategy
+        if trainer.world_size > 1:
+            for buffer in distiller.buffers():  # statistics that each process counted for itself: the first one's are what is saved
+                torch.distributed.broadcast(buffer, 0)
+        sharded = isinstance(strategy, FSDPStrategy)
+        return evaluate(
+            (lambda batch: strategy.validation_step(batch, 0)) if sharded else distiller.predict,
+            distiller,
+            self._eval_loader,
+            self.evaluator,
+            distiller.device,
+            trainer.precision_plugin.val_step_context,
+            lambda batch: strategy.batch_to_device(batch, distiller.device),
+        )
+
+    def _improves(self, scores: dict[str, float]) -> bool:
+        key = self.evaluator.primary
+        if not self.best:
+            return True
+        return scores[key] > self.best[key] if self.evaluator.higher_is_better else scores[key] < self.best[key]
+
+    def _tick(self) -> float:
+        now = time.perf_counter()
+        if self._mark:
+            self.seconds += now - self._mark
+        self._mark = now
+        return self.seconds
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Leaves the terminal as it was."""
+        self.display.stop()
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Closes the console's line."""
+        self._tick()
+        self.display.stop()
+
+
+def _learning_rate(trainer: Trainer) -> float:
+    return float(trainer.optimizers[0].param_groups[0]["lr"])

@@ -1,0 +1,395 @@
+"""What an experiment found: the results of its stages, the comparison between them, and the files that say so.
+
+`Report.write` puts two files in the run's folder: `report.html`, for people, and `metrics.json`, for programs, which holds
+
+    schema            "stillroom.report/1"
+    method, title     which method, and the page's title
+    headline          the result in a sentence or two, as on the page
+    primary           name of the metric that decides, with higher_is_better (true or false)
+    teacher, baseline names of those arms, or null
+    summary           {arm: {"model", "seeds": [int], "metrics": {name: spread}, "best": spread of the best epoch's primary metric,
+                      "best_epoch": spread, "seconds": spread of the training time}}
+    gains             {arm: {"metric", "over", "per_seed": {seed: arm - over}, "mean", "std", "interval": [low, high] or null,
+                      "clear": true, false or null}} for each arm that is neither teacher nor baseline
+    stages            {arm: [one object per seed: "name", "seed", "model", "epochs" (count), "seconds", "resumed" (count),
+                      "metrics": {name: number} of the final model on the validation set, "best": the same of the best epoch and "epoch",
+                      "history": [{"epoch", "seconds", "lr", "train/<term>", "val/<metric>"}], "footprint":
+                      {"parameters", "macs" (multiply-adds per sample, or null), "latency_ms" (batch 1), "bytes"}]}
+    command, settings, versions, notes
+    started, finished ISO 8601 times
+
+A spread is {"mean", "std", "n"}, std being the sample's (n - 1), null for one seed. "interval" is Student's 95 % interval of the mean paired
+difference, and "clear" whether it leaves out 0; both are null for one seed. Shares (accuracy, agreement, calibration error) are fractions
+from 0 to 1. A number that is not finite, as after a run that diverged, is null.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, field
+from datetime import datetime
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from stillroom.engine import report_page as page
+from stillroom.engine.measure import Footprint
+from stillroom.engine.stage import write_atomic
+from stillroom.errors import InputError, near
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+SCHEMA = "stillroom.report/1"
+
+
+@dataclass
+class StageResult:
+    """What training one arm with one seed gave.
+
+    Attributes:
+        name: the arm, e.g. "alone".
+        seed: the run's seed.
+        metrics: final model on the validation set; shares are fractions from 0 to 1.
+        best: metrics of the epoch with the best primary metric, and "epoch" (from 1).
+        history: one row per epoch: "epoch", "seconds", "lr", "train/<term>", "val/<metric>".
+        footprint: what the model costs at inference.
+        seconds: training time, over all continuations.
+        epochs: how many were trained.
+        model: its specification, e.g. "timm/resnet18".
+        resumed: how often training was continued from a checkpoint.
+        details: per-sample arrays of equal length N of the final model on the validation set (classification: ids, labels, predicted,
+            confidence). They stay on disk beside the result and are no part of its JSON.
+    """
+
+    name: str
+    seed: int
+    metrics: dict[str, float]
+    best: dict[str, float]
+    history: list[dict[str, float]]
+    footprint: Footprint
+    seconds: float
+    epochs: int
+    model: str
+    resumed: int = 0
+    details: dict[str, np.ndarray] = field(default_factory=dict, repr=False, compare=False)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data without `details`; numbers that are not finite become None."""
+        return {key: _plain(value) for key, value in vars(self).items() if key != "details"}
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> StageResult:
+        """The inverse of `to_json`; `details` come back empty."""
+        return cls(
+            **{
+                **data,
+                "metrics": _numbers(data["metrics"]),
+                "best": _numbers(data["best"]),
+                "history": [_numbers(row) for row in data["history"]],
+                "footprint": Footprint(**data["footprint"]),
+            }
+        )
+
+
+@dataclass
+class Section:
+    """A part of the page that the task contributes.
+
+    Attributes:
+        title: plain text.
+        html: goes into the page as it is, so whoever makes it escapes what is not theirs.
+    """
+
+    title: str
+    html: str
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Mean and sample standard deviation (n - 1) over seeds; std is None for one seed."""
+
+    mean: float
+    std: float | None
+    n: int
+
+    @classmethod
+    def of(cls, values: Iterable[float]) -> Spread:
+        """Of at least one value; one that is not finite makes the whole not a number rather than going missing."""
+        numbers = [float(value) for value in values]
+        if not all(map(math.isfinite, numbers)):
+            return cls(math.nan, math.nan if len(numbers) > 1 else None, len(numbers))
+        return cls(fmean(numbers), stdev(numbers) if len(numbers) > 1 else None, len(numbers))
+
+
+@dataclass(frozen=True)
+class ArmSummary:
+    """One arm over its seeds: final metrics, the primary metric of the best epochs and which they were, training seconds."""
+
+    model: str
+    seeds: list[int]
+    metrics: dict[str, Spread]
+    best: Spread | None
+    best_epoch: Spread | None
+    seconds: Spread
+
+
+@dataclass(frozen=True)
+class Gain:
+    """How far `arm` is from `over` on `metric`, seed by seed: arm - over, whichever direction is better."""
+
+    arm: str
+    over: str
+    metric: str
+    per_seed: dict[int, float]
+
+    @property
+    def spread(self) -> Spread:
+        """Mean and sample standard deviation of the paired differences."""
+        return Spread.of(self.per_seed.values())
+
+    @property
+    def interval(self) -> tuple[float, float] | None:
+        """Student's 95 % interval of the mean paired difference; None for one seed."""
+        mean, std, n = self.spread.mean, self.spread.std, self.spread.n
+        if std is None:
+            return None
+        from scipy.special import stdtrit
+
+        half = float(stdtrit(n - 1, 0.975)) * std / math.sqrt(n)
+        return mean - half, mean + half
+
+    @property
+    def clear(self) -> bool | None:
+        """Whether the interval leaves out 0; None for one seed.
+
+        Equal differences on every seed show how coarse the metric is on this data, not that the difference is certain: not clear.
+        """
+        if self.interval is None:
+            return None
+        low, high = self.interval
+        return low < high and (low > 0 or high < 0)
+
+
+@dataclass
+class Report:
+    """Results of an experiment's arms and how they compare.
+
+    Attributes:
+        method, title: of the experiment.
+        arms: name -> one result per seed, in the order in which they are shown.
+        primary: the metric that decides.
+        higher_is_better: its direction.
+        baseline: the arm that distilled ones are compared to, usually the student trained alone.
+        sections: contributed by the task.
+        command: what to type to get this result again.
+        settings, versions: of the experiment and of the software.
+        started, finished: ISO 8601 times.
+        notes: what a reader should know besides.
+        teacher: the teacher's arm; need not be among `arms`.
+        shown: how metrics are written, where that differs from `report_page.COMMON_METRICS` or they are not in it.
+
+    Raises:
+        InputError: no arms, an arm without results, two results of one seed in an arm, an unknown baseline, or a primary metric that
+            a result lacks.
+    """
+
+    method: str
+    title: str
+    arms: dict[str, list[StageResult]]
+    primary: str = "top1"
+    higher_is_better: bool = True
+    baseline: str | None = None
+    sections: list[Section] = field(default_factory=list)
+    command: str = ""
+    settings: dict[str, Any] = field(default_factory=dict)
+    versions: dict[str, str] = field(default_factory=dict)
+    started: str = ""
+    finished: str = ""
+    notes: list[str] = field(default_factory=list)
+    teacher: str | None = "teacher"
+    shown: dict[str, page.Metric] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not self.arms or not all(self.arms.values()):
+            raise InputError("arms", {arm: len(results) for arm, results in self.arms.items()}, "at least one arm, each with a result")
+        for arm, results in self.arms.items():
+            seeds = [result.seed for result in results]
+            if len(set(seeds)) < len(seeds):
+                raise InputError("arms", f"seeds {seeds} in {arm!r}", "one result per seed")
+            for result in results:
+                if self.primary not in result.metrics:
+                    raise InputError("primary", self.primary, f"a metric of arm {arm!r}: {near(self.primary, result.metrics)}")
+        if self.baseline is not None and self.baseline not in self.arms:
+            raise InputError("baseline", self.baseline, f"one of the arms: {near(self.baseline, self.arms)}")
+
+    @property
+    def distilled(self) -> list[str]:
+        """Names of the arms that are neither the teacher nor the baseline."""
+        return [arm for arm in self.arms if arm not in (self.teacher, self.baseline)]
+
+    def summary(self) -> dict[str, ArmSummary]:
+        """Each arm over its seeds; a metric that only some seeds have counts those (see its `n`)."""
+        return {arm: self._summarise(results) for arm, results in self.arms.items()}
+
+    def _summarise(self, results: list[StageResult]) -> ArmSummary:
+        names = dict.fromkeys(name for result in results for name in result.metrics)
+        best = [result.best for result in results if self.primary in result.best]
+        epochs = [row["epoch"] for row in best if "epoch" in row]
+        return ArmSummary(
+            model=results[0].model,
+            seeds=[result.seed for result in results],
+            metrics={name: Spread.of(r.metrics[name] for r in results if name in r.metrics) for name in names},
+            best=Spread.of(row[self.primary] for row in best) if best else None,
+            best_epoch=Spread.of(epochs) if epochs else None,
+            seconds=Spread.of(result.seconds for result in results),
+        )
+
+    def gain(self, arm: str | None = None) -> Gain | None:
+        """What `arm` (the first distilled one) has over the baseline on the primary metric, over the seeds that both ran.
+
+        None without a baseline, without a distilled arm, or without a common seed.
+
+        Raises:
+            InputError: no such arm.
+        """
+        if arm is not None and arm not in self.arms:
+            raise InputError("arm", arm, f"one of {near(arm, self.arms)}")
+        if self.baseline is None or not (self.distilled or arm):
+            return None
+        arm = arm or self.distilled[0]
+        alone = {result.seed: result.metrics[self.primary] for result in self.arms[self.baseline]}
+        mine = {result.seed: result.metrics[self.primary] for result in self.arms[arm]}
+        pairs = {seed: value - alone[seed] for seed, value in mine.items() if seed in alone}
+        return Gain(arm, self.baseline, self.primary, pairs) if pairs else None
+
+    def to_json(self) -> dict[str, Any]:
+        """Everything but the task's sections as plain data, in the schema at the top of this module."""
+        gains = {arm: gain for arm in self.distilled if (gain := self.gain(arm))}
+        return {
+            "schema": SCHEMA,
+            "method": self.method,
+            "title": self.title,
+            "headline": page.headline(self),
+            "primary": self.primary,
+            "higher_is_better": self.higher_is_better,
+            "teacher": self.teacher if self.teacher in self.arms else None,
+            "baseline": self.baseline,
+            "summary": {arm: _plain(asdict(summary)) for arm, summary in self.summary().items()},
+            "gains": {arm: _gain_json(gain) for arm, gain in gains.items()},
+            "stages": {arm: [result.to_json() for result in results] for arm, results in self.arms.items()},
+            "command": self.command,
+            "settings": _plain(self.settings),
+            "versions": _plain(self.versions),
+            "started": self.started,
+            "finished": self.finished,
+            "notes": list(self.notes),
+        }
+
+    def table(self) -> Table:
+        """The comparison for a terminal, the headline below it."""
+        from rich.table import Table
+        from rich.text import Text
+
+        columns, rows = page.table_cells(self)
+        table = Table(title=Text(self.title), caption=Text(page.headline(self)), caption_justify="left")
+        for i, column in enumerate(columns):
+            table.add_column(Text(column), justify="left" if i == 0 else "right")
+        for row in rows:
+            table.add_row(*map(Text, row))
+        return table
+
+    def write(self, folder: Path | str) -> Path:
+        """Write `metrics.json` and `report.html` into `folder`, each whole or not at all.
+
+        Returns:
+            The page's path.
+        """
+        folder = Path(folder)
+        write_atomic(folder / "metrics.json", json.dumps(self.to_json(), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+        write_atomic(folder / "report.html", page.render(self))
+        return folder / "report.html"
+
+    @staticmethod
+    def merge(reports: Sequence[Report]) -> Report:
+        """One report of several of the same experiment, each with other seeds.
+
+        A result that several hold, such as a teacher that they share, appears once. Sections describe the seeds of one report, so that of
+        several the merged one has none: let the task make them again from its `arms`. Settings and versions that differ become lists.
+
+        Raises:
+            InputError: no reports, reports that cannot be compared, or two different results of one arm and seed.
+        """
+        if not reports:
+            raise InputError("reports", [], "at least one report")
+        first = reports[0]
+        if len(reports) == 1:
+            return first
+        for name in ("method", "primary", "higher_is_better", "baseline", "teacher"):
+            values = [getattr(report, name) for report in reports]
+            if any(value != values[0] for value in values):
+                raise InputError("reports", f"{name} {values}", f"reports of one experiment, equal in {name}")
+        arms: dict[str, dict[int, StageResult]] = {}
+        for report in reports:
+            for arm, results in report.arms.items():
+                for result in results:
+                    known = arms.setdefault(arm, {}).setdefault(result.seed, result)
+                    if known.to_json() != result.to_json():
+                        raise InputError("reports", f"two results of {arm!r} with seed {result.seed}", "one result per arm and seed")
+        return Report(
+            method=first.method,
+            title=first.title,
+            arms={arm: [by_seed[seed] for seed in sorted(by_seed)] for arm, by_seed in arms.items()},
+            primary=first.primary,
+            higher_is_better=first.higher_is_better,
+            baseline=first.baseline,
+            command="\n".join(dict.fromkeys(report.command for report in reports if report.command)),
+            settings=_joined([report.settings for report in reports]),
+            versions=_joined([report.versions for report in reports]),
+            started=min((report.started for report in reports if report.started), key=datetime.fromisoformat, default=""),
+            finished=max((report.finished for report in reports if report.finished), key=datetime.fromisoformat, default=""),
+            notes=list(dict.fromkeys(note for report in reports for note in report.notes)),
+            teacher=first.teacher,
+            shown={name: metric for report in reports for name, metric in report.shown.items()},
+        )
+
+
+def _gain_json(gain: Gain) -> dict[str, Any]:
+    data = {"metric": gain.metric, "over": gain.over, "per_seed": gain.per_seed, "mean": gain.spread.mean, "std": gain.spread.std}
+    plain: dict[str, Any] = _plain({**data, "interval": gain.interval, "clear": gain.clear})
+    return plain
+
+
+def _joined(several: list[dict[str, Any]]) -> dict[str, Any]:
+    """One dictionary of several; a key whose values differ gets the list of those that are distinct, in order."""
+    joined: dict[str, Any] = {}
+    for key in dict.fromkeys(key for one in several for key in one):
+        distinct: list[Any] = []
+        for one in several:
+            if key in one and one[key] not in distinct:
+                distinct.append(one[key])
+        joined[key] = distinct[0] if len(distinct) == 1 else distinct
+    return joined
+
+
+def _plain(value: Any) -> Any:
+    """What JSON can hold: tuples as lists, numpy's numbers as Python's, not finite numbers as None, anything else as its text."""
+    if isinstance(value, Footprint):
+        return asdict(value)
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return [_plain(item) for item in value]
+    if isinstance(value, np.generic):
+        return _plain(value.item())
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    return value if value is None or isinstance(value, (bool, int, str)) else str(value)
+
+
+def _numbers(row: dict[str, float | None]) -> dict[str, float]:
+    return {key: math.nan if value is None else value for key, value in row.items()}

@@ -1,0 +1,111 @@
+"""Learning rates and ramps as pure functions of where training stands, so that a resumed run needs no state of theirs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from stillroom.errors import InputError
+
+Kind = Literal["multistep", "cosine", "constant"]
+
+
+def multistep_lr(epoch: int, lr: float, stages: Iterable[float], decay: float) -> float:
+    """lr * decay^(number of stages strictly smaller than `epoch`).
+
+    Args:
+        epoch: counted from 1. With a stage at 150, epoch 150 still has the full rate and 151 is the first decayed one.
+        lr: the rate before any decay.
+        stages: the last epoch before each decay.
+        decay: factor of each decay.
+
+    Raises:
+        InputError: `epoch` is below 1.
+    """
+    if epoch < 1:
+        raise InputError("epoch", epoch, "a number from 1")
+    return lr * decay ** sum(stage < epoch for stage in stages)
+
+
+def warmup_factor(epoch: float, warmup: float) -> float:
+    """min(epoch / warmup, 1): the ramp of a loss weight over its first epochs; 1 without a warm-up (0).
+
+    Args:
+        epoch: counted from 1, so that the first epoch already has the weight 1 / warmup.
+        warmup: epochs until the full weight.
+
+    Raises:
+        InputError: `warmup` is below 0.
+    """
+    if not warmup >= 0:
+        raise InputError("warmup", warmup, "a number of epochs from 0")
+    return 1.0 if epoch >= warmup else epoch / warmup
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """The learning rate over a run.
+
+    Args:
+        kind: multistep (times `factor` after each milestone), cosine (to zero at the end of the run, per step) or constant.
+        milestones: read by multistep: the last epoch, counted from 1, before each decay. A number in (0, 1) is a fraction of the run
+            and means the nearest end of an epoch, the first at the earliest.
+        factor: multistep's decay, in (0, 1].
+        warmup_epochs: the rate first rises linearly over so many epochs, per step, and the first step already has a share of it.
+            Cosine spans what is left of the run; multistep counts its epochs from the start of the run.
+
+    Raises:
+        InputError: an argument is out of its range.
+    """
+
+    kind: Kind
+    milestones: tuple[float, ...] = ()
+    factor: float = 0.1
+    warmup_epochs: float = 0
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "milestones", tuple(self.milestones))
+        if self.kind not in get_args(Kind):
+            raise InputError("kind", self.kind, f"one of {', '.join(get_args(Kind))}")
+        if self.kind == "multistep" and not self.milestones:
+            raise InputError("milestones", self.milestones, "at least one epoch or fraction of the run, or the schedule constant")
+        for milestone in self.milestones:
+            if not (milestone > 0 and math.isfinite(milestone)):
+                raise InputError("milestones", milestone, "an epoch from 1, or a fraction of the run between 0 and 1")
+        if not 0 < self.factor <= 1:
+            raise InputError("factor", self.factor, "a number above 0 and up to 1")
+        if not (self.warmup_epochs >= 0 and math.isfinite(self.warmup_epochs)):
+            raise InputError("warmup_epochs", self.warmup_epochs, "a number of epochs from 0")
+
+    def rate(self, base_lr: float, *, step: int, steps_per_epoch: int, epochs: int) -> float:
+        """The learning rate of one step.
+
+        Args:
+            base_lr: the full rate.
+            step: steps before this one, over the whole run.
+            steps_per_epoch: steps in one epoch.
+            epochs: epochs of the run.
+
+        Raises:
+            InputError: a count is out of its range, or the warm-up does not end within the run.
+        """
+        for name, count, least in (("step", step, 0), ("steps_per_epoch", steps_per_epoch, 1), ("epochs", epochs, 1)):
+            if count < least:
+                raise InputError(name, count, f"a number from {least}")
+        if not self.warmup_epochs < epochs:
+            raise InputError("warmup_epochs", self.warmup_epochs, f"fewer than the run's epochs ({epochs})")
+        warmup_steps = self.warmup_epochs * steps_per_epoch
+        return self._after_warmup(base_lr, step, warmup_steps, steps_per_epoch, epochs) * warmup_factor(step + 1, warmup_steps)
+
+    def _after_warmup(self, base_lr: float, step: int, warmup_steps: float, steps_per_epoch: int, epochs: int) -> float:
+        if self.kind == "multistep":
+            return multistep_lr(step // steps_per_epoch + 1, base_lr, self._stages(epochs), self.factor)
+        if self.kind == "cosine":
+            done = (step - warmup_steps) / (epochs * steps_per_epoch - warmup_steps)
+            return base_lr * 0.5 * (1 + math.cos(math.pi * min(max(done, 0.0), 1.0)))
+        return base_lr
+
+    def _stages(self, epochs: int) -> list[float]:
+        return [max(1, round(m * epochs)) if m < 1 else m for m in self.milestones]

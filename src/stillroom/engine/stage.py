@@ -1,0 +1,172 @@
+"""One stage of an experiment on disk: its fingerprint, what finished, and what can go on."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import json
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from lightning.pytorch import LightningModule
+from torch import Tensor
+
+from stillroom._version import __version__
+from stillroom.engine.distiller import Distiller
+from stillroom.engine.training import Training
+from stillroom.errors import InputError
+
+_LIGHTNING_ATTRIBUTES = frozenset(vars(LightningModule()))
+
+
+def write_atomic(path: Path, content: bytes | str) -> None:
+    """Writes a file under a temporary name and renames it, so that no reader ever sees half of it."""
+    data = content.encode() if isinstance(content, str) else content
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def digest(tensors: Mapping[str, Tensor]) -> str:
+    """A short hash of named tensors, equal exactly when names, shapes, types and values are."""
+    hasher = hashlib.blake2b(digest_size=12)
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu().contiguous()
+        hasher.update(f"{name}{tensor.dtype}{list(tensor.shape)}".encode())
+        hasher.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return hasher.hexdigest()
+
+
+def fingerprint(distiller: Distiller, plan: Training, data: str, batch_size: int, seed: int, precision: str) -> dict[str, Any]:
+    """What a stage's result depends on, one entry each: code, method and its numbers, initial weights, teacher, data, training, seed.
+
+    The number of devices is left out on purpose: a run may go on with more or fewer.
+    """
+    parts: dict[str, Any] = {"code": code_version(type(distiller))}
+    for prefix, one in _distillers(distiller):
+        parts[f"{prefix}method"] = type(one).__qualname__
+        parts |= {f"{prefix}{name}": value for name, value in _options(one).items()}
+    parts["architecture"] = hashlib.blake2b(repr(distiller).encode(), digest_size=12).hexdigest()
+    parts["initial weights"] = digest(distiller.state_dict())
+    parts["teacher"] = None if distiller.teacher is None else distiller.teacher.fingerprint()
+    parts |= {"data": data, "batch_size": batch_size, "seed": seed, "precision": precision, **asdict(plan)}
+    return json.loads(json.dumps(parts, default=str))
+
+
+def code_version(kind: type) -> str:
+    """Stillroom's version and a hash of the source files in which a class and its bases (up to Lightning's) are written."""
+    hasher = hashlib.blake2b(digest_size=6)
+    for module in sorted({base.__module__ for base in kind.__mro__ if issubclass(base, Distiller)}):
+        try:
+            hasher.update(inspect.getsource(sys.modules[module]).encode())
+        except (OSError, TypeError):  # typed into an interactive session: nothing to read
+            hasher.update(module.encode())
+    return f"{__version__}+{hasher.hexdigest()}"
+
+
+def _distillers(distiller: Distiller, prefix: str = "") -> list[tuple[str, Distiller]]:
+    found = [(prefix, distiller)]
+    for name, child in distiller.named_children():
+        if isinstance(child, Distiller):
+            found += _distillers(child, f"{prefix}{name}.")
+    return found
+
+
+def _options(distiller: Distiller) -> dict[str, Any]:
+    """The plain numbers, words and tensors that a method keeps as attributes."""
+    found: dict[str, Any] = {}
+    for name, value in vars(distiller).items():
+        if name.startswith("_") or name in _LIGHTNING_ATTRIBUTES or name in ("teacher", "progress", "plan", "guard"):
+            continue
+        if isinstance(value, Tensor):
+            found[name] = digest({name: value})
+        elif value is None or isinstance(value, bool | int | float | str | tuple | list | dict):
+            found[name] = value
+    return found
+
+
+class StageFolder:
+    """The files of one stage: `stage.json`, `student.safetensors`, `best.safetensors`, `details.npz`, `last.ckpt`, TensorBoard events.
+
+    A stage is finished when `stage.json` says so; it is written last.
+
+    Args:
+        path: the folder; made when first written to.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.record = path / "stage.json"
+        self.last_checkpoint = path / "last.ckpt"
+        self.student = path / "student.safetensors"
+        self.best = path / "best.safetensors"
+        self.details = path / "details.npz"
+
+    def read(self) -> dict[str, Any] | None:
+        """The stage's record, or None when there is none."""
+        if not self.record.exists():
+            return None
+        try:
+            found: dict[str, Any] = json.loads(self.record.read_text())
+        except (OSError, ValueError) as error:
+            raise InputError("out", f"{self.record} that cannot be read ({error})", "a folder that Stillroom wrote, or a new one") from error
+        return found
+
+    def write(self, record: Mapping[str, Any]) -> None:
+        """Writes the stage's record."""
+        write_atomic(self.record, json.dumps(record, indent=1, default=str))
+
+    def write_details(self, details: Mapping[str, np.ndarray]) -> None:
+        """Writes the per-sample results (ids, labels, predictions) of the final evaluation."""
+        import io
+
+        buffer = io.BytesIO()
+        np.savez_compressed(buffer, **dict(details))
+        write_atomic(self.details, buffer.getvalue())
+
+    def read_details(self) -> dict[str, np.ndarray]:
+        """The per-sample results, empty when the task keeps none."""
+        if not self.details.exists():
+            return {}
+        with np.load(self.details) as file:
+            return dict(file)
+
+    def open(self, parts: Mapping[str, Any]) -> dict[str, Any] | None:
+        """The record of this stage when it was begun before with the same fingerprint.
+
+        Raises:
+            InputError: the folder holds this stage with another fingerprint; the message says what differs.
+        """
+        record = self.read()
+        if record is None:
+            return None
+        old = record["fingerprint"]
+        differs = [f"{key} was {old.get(key)!r}, now {parts.get(key)!r}" for key in {**old, **parts} if old.get(key) != parts.get(key)]
+        if differs:
+            raise InputError(
+                "out", f"{self.path}, which holds this stage of another run ({'; '.join(differs[:4])})", "another folder, or --overwrite"
+            )
+        return record
+
+    def clear(self) -> None:
+        """Removes the stage."""
+        shutil.rmtree(self.path, ignore_errors=True)
+
+

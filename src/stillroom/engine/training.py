@@ -1,0 +1,93 @@
+"""How a stage is trained: optimiser, schedule, length; and where a run stands in it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+
+from stillroom.engine.schedule import Schedule
+from stillroom.errors import InputError
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where training stands, for ramps and schedules inside a loss.
+
+    Args:
+        epoch: the current epoch, counted from 1.
+        epochs: epochs in all.
+        step: batches seen before this one, over the whole stage.
+        steps_per_epoch: batches in one epoch.
+    """
+
+    epoch: int = 1
+    epochs: int = 1
+    step: int = 0
+    steps_per_epoch: int = 1
+
+    @property
+    def steps(self) -> int:
+        """Batches in all."""
+        return self.epochs * self.steps_per_epoch
+
+
+@dataclass(frozen=True)
+class Training:
+    """How a network is trained.
+
+    Args:
+        epochs: passes over the training set.
+        optimizer: sgd (with momentum) or adamw.
+        lr: learning rate at the start (after warm-up).
+        momentum: SGD's momentum; beta1 of adamw.
+        weight_decay: L2 penalty (sgd) or decoupled decay (adamw).
+        nesterov: Nesterov momentum for sgd.
+        schedule: multistep (times `decay` after each milestone), cosine (to zero, per step) or constant.
+        milestones: epochs after which multistep decays, as numbers above 1, or as fractions of the run below 1.
+        decay: multistep's factor.
+        warmup_epochs: length of a linear warm-up of the learning rate; 0 for none.
+        clip_norm: largest norm of the whole gradient; larger ones are scaled down. None for no clipping.
+        accumulate: batches whose gradients make one optimiser step.
+    """
+
+    epochs: int = 30
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    lr: float = 0.05
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    nesterov: bool = False
+    schedule: Literal["multistep", "cosine", "constant"] = "multistep"
+    milestones: tuple[float, ...] = field(default=(0.62, 0.85))
+    decay: float = 0.1
+    warmup_epochs: float = 0.0
+    clip_norm: float | None = None
+    accumulate: int = 1
+
+    def __post_init__(self) -> None:
+        for name, low in (("epochs", 1), ("accumulate", 1), ("lr", 0), ("weight_decay", 0), ("momentum", 0)):
+            if not getattr(self, name) >= low:
+                raise InputError(name, getattr(self, name), f"a number of at least {low}")
+        if not self.momentum < 1:
+            raise InputError("momentum", self.momentum, "a number below 1")
+        if self.clip_norm is not None and not self.clip_norm > 0:
+            raise InputError("clip_norm", self.clip_norm, "a number above 0, or none")
+        object.__setattr__(self, "milestones", tuple(self.milestones))
+        if not 0 < self.decay <= 1:
+            raise InputError("decay", self.decay, "a number above 0 and up to 1")
+        _ = self._schedule  # validates milestones and warm-up
+
+    @property
+    def _schedule(self) -> Schedule:
+        return Schedule(kind=self.schedule, milestones=self.milestones, factor=self.decay, warmup_epochs=self.warmup_epochs)
+
+    def rate(self, base_lr: float, progress: Progress) -> float:
+        """The learning rate at `progress` of a parameter group that starts at `base_lr`."""
+        return self._schedule.rate(base_lr, step=progress.step, steps_per_epoch=progress.steps_per_epoch, epochs=progress.epochs)
+
+    def build_optimizer(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+        """The optimiser over parameter groups (torch.optim's form)."""
+        if self.optimizer == "adamw":
+            return torch.optim.AdamW(groups, lr=self.lr, betas=(self.momentum, 0.999), weight_decay=self.weight_decay)
+        return torch.optim.SGD(groups, lr=self.lr, momentum=self.momentum, weight_decay=self.weight_decay, nesterov=self.nesterov)

@@ -1,0 +1,81 @@
+"""What can go wrong, each with the exit code that the command line answers with."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class StillroomError(Exception):
+    """Base of everything Stillroom raises on purpose; the command line prints its one line and leaves with `exit_code`."""
+
+    exit_code = 1
+
+
+class InputError(StillroomError, ValueError):
+    """An argument that cannot be used.
+
+    Args:
+        argument: its name, as the user typed or passed it.
+        got: what came.
+        expected: what would have been right, as a phrase ("a number above 0").
+    """
+
+    exit_code = 2
+
+    def __init__(self, argument: str, got: object, expected: str) -> None:
+        self.argument, self.got, self.expected = argument, got, expected
+        super().__init__(f"{argument}: got {got if isinstance(got, str) else repr(got)}, expected {expected}")
+
+    def __reduce__(self) -> tuple[type[InputError], tuple[str, object, str]]:
+        return type(self), (self.argument, self.got, self.expected)
+
+
+def near(name: str, known: Iterable[str], most: int = 5) -> str:
+    """The known names closest to `name`, as a phrase that ends an error message."""
+    names = list(known)
+    close = difflib.get_close_matches(name, names, n=most, cutoff=0.5)
+    if not close:  # a last path segment often matches where the whole does not
+        tail = name.rsplit(".", 1)[-1].rsplit("/", 1)[-1]
+        close = [n for n in names if tail and tail in n][:most]
+    return ", ".join(close or names[:most])
+
+
+class NonFiniteLoss(StillroomError):
+    """A loss term became infinite or not a number.
+
+    Args:
+        step: batches seen before the bad one.
+        terms: the bad terms and their values.
+        ids: the samples of that batch.
+    """
+
+    exit_code = 3
+
+    def __init__(self, step: int, terms: dict[str, float], ids: list[int]) -> None:
+        self.step, self.terms, self.ids = step, terms, ids
+        values = ", ".join(f"{name} = {value}" for name, value in terms.items())
+        super().__init__(f"the loss is not finite at step {step}: {values}; the batch's sample ids are {ids}")
+
+    def __reduce__(self) -> tuple[type[NonFiniteLoss], tuple[int, dict[str, float], list[int]]]:
+        return type(self), (self.step, self.terms, self.ids)
+
+
+class Interrupted(StillroomError):
+    """The user (Ctrl-C) or the system (SIGTERM) asked the run to end; it ended with everything saved."""
+
+    exit_code = 130
+
+
+def positive(argument: str, value: float) -> float:
+    """`value`, if it is a finite number above 0."""
+    if not 0 < value < float("inf"):
+        raise InputError(argument, value, "a finite number above 0")
+    return value
+
+
+def at_least_zero(argument: str, value: float) -> float:
+    """`value`, if it is a finite number of at least 0."""
+    if not 0 <= value < float("inf"):
+        raise InputError(argument, value, "a finite number of at least 0")
+    return value

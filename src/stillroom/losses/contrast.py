@@ -1,0 +1,44 @@
+"""Contrastive losses between a student's and a teacher's embeddings."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+from torch.nn.functional import softplus
+
+from stillroom.errors import InputError
+
+
+def crd_loss(scores_BK1: Tensor, num_samples: int) -> Tensor:
+    """Noise-contrastive loss that tells one positive from K negatives.
+
+    With the critic h = P / (P + K/M), where P is a pair's score and M the number of training samples:
+
+        loss = - 1/B sum_b [ log h(positive) + sum_k log(1 - h(negative_k)) ]
+
+    the negative of the objective of section 3.1, with the expectation over negatives, K * E[log(1 - h)], taken over the K that were drawn.
+    Published code adds 1e-7 to both denominators; here both logarithms are taken of P M / K, which needs no such constant.
+
+    Args:
+        scores_BK1: P >= 0, one row per anchor; the positive pair's score in the first column, those of the K negatives in the rest. Already
+            normalised (`exp(dot / temperature) / Z`, see `stillroom.modules.contrast_memory`).
+        num_samples: M, the size of the training set from which negatives are drawn.
+
+    Returns:
+        A float32 scalar: a sum over the pairs of an anchor, averaged over anchors.
+
+    Raises:
+        InputError: there is no negative, or `num_samples` is not above 0.
+
+    Source: Tian et al. 2020 (CRD), section 3.1; Wu et al. 2018 for the normalised score.
+    """
+    if scores_BK1.ndim != 2 or scores_BK1.shape[1] < 2:
+        raise InputError("scores_BK1", f"a tensor of shape {tuple(scores_BK1.shape)}", "[B, 1 + K], one positive and K >= 1 negatives")
+    if num_samples < 1:
+        raise InputError("num_samples", num_samples, "the size of the training set, above 0")
+    negatives = scores_BK1.shape[1] - 1
+    scores = scores_BK1.float().clamp_min(torch.finfo(torch.float32).tiny)  # a score that underflowed keeps a finite logarithm
+    log_odds_BK1 = scores.log() - math.log(negatives / num_samples)  # log h / (1 - h)
+    return (softplus(-log_odds_BK1[:, 0]) + softplus(log_odds_BK1[:, 1:]).sum(1)).mean()

@@ -1,0 +1,31 @@
+"""Losses between intermediate features of a student and a teacher."""
+
+from __future__ import annotations
+
+from torch import Tensor
+from torch.nn.functional import mse_loss
+
+from stillroom.errors import InputError
+
+
+def hint_loss(student: Tensor, teacher: Tensor) -> Tensor:
+    """Squared distance between a regressed student feature and the teacher's hint, averaged over all elements.
+
+    The paper's eq. 3 is 1/2 ||u_h(x) - r(v_g(x))||^2, a sum over a sample's elements; the mean over elements used here is that of later
+    benchmarks. It differs from the paper's by the constant 2 / (elements per sample), which the loss's weight takes up.
+
+    Args:
+        student: r(v_g(x)), the guided layer after its regressor, any shape.
+        teacher: u_h(x), the hint, the same shape. No gradient reaches it.
+
+    Returns:
+        A float32 scalar, 0 where the two are equal.
+
+    Raises:
+        InputError: the shapes differ.
+
+    Source: Romero et al. 2015 (FitNets), eq. 3.
+    """
+    if student.shape != teacher.shape:
+        raise InputError("student", f"features of shape {tuple(student.shape)}", f"the shape of the teacher's, {tuple(teacher.shape)}")
+    return mse_loss(student.float(), teacher.detach().float())

@@ -1,0 +1,109 @@
+"""CRD - Contrastive Representation Distillation (Tian, Krishnan, Isola, ICLR 2020).
+
+The student's representation S(x) of an image should say as much as possible about the teacher's T(x). A critic tells pairs of the
+same image from pairs of different ones; driving it up raises a lower bound of the mutual information of the two (section 3.1):
+
+    h(T, S) = exp(g_T(T)' g_S(S) / tau) / ( exp(g_T(T)' g_S(S) / tau) + N/M )
+
+    max over S, g_T, g_S of   E_joint[ log h(T, S) ] + N E_product[ log(1 - h(T, S)) ]
+
+with g_T and g_S linear maps to the unit sphere, N negatives for each positive and M training images. It is asked in both directions:
+the student's embedding as anchor against the teacher's memory, and the teacher's against the student's. Training minimises
+
+    L = w_task * CE(z_s, y) + w * ( L_student_anchor + L_teacher_anchor )
+
+Paper and practice: in the paper exp(. / tau) enters the critic as it is. Here, as in the practice that published figures come from, it is
+first divided by a constant estimated on the first batch, one for each direction (Wu et al. 2018; see
+`stillroom.modules.contrast_memory`).
+"""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from stillroom.engine import Distiller, Losses, Teacher, tap
+from stillroom.errors import InputError, at_least_zero
+from stillroom.losses.contrast import crd_loss
+from stillroom.modules.contrast_memory import ContrastMemory
+from stillroom.modules.projectors import LinearEmbedding, probing
+from stillroom.tasks.classification import Batch
+
+
+class CRD(Distiller):
+    """Student trained on labels and on a contrast between its features and a frozen teacher's.
+
+    The two embeddings learn with the student and are no part of it. They get gradient from the contrast only, and the student's layers
+    behind `student_layer` from the labels only. `batch.ids` count the set of `train_labels`; in eval mode the memory stays as it is.
+
+    Args:
+        student: network from images [B, 3, H, W] to logits [B, C].
+        teacher: the same signature.
+        student_layer, teacher_layer: module paths of the pooled features, [B, D] or a map [B, D, H, W], which is averaged over its pixels.
+        train_labels: [M] class of each training image by id: negatives come from other classes. With ``torch.arange(M)`` every other
+            image may be one.
+        example: a few inputs [B, 3, H, W], run once through both networks in eval mode to learn the features' widths.
+        embed_dim: width of the embeddings.
+        temperature: tau > 0.
+        momentum: share of the old row when the memory moves on, in [0, 1).
+        negatives: N for each image and direction.
+        task_weight: w_task.
+        weight: w.
+
+    Raises:
+        InputError: a number is out of its range, or a layer does not answer with features of this form.
+    """
+
+    teacher: Teacher
+
+    def __init__(
+        self,
+        student: nn.Module,
+        teacher: Teacher | nn.Module,
+        *,
+        student_layer: str,
+        teacher_layer: str,
+        train_labels: Tensor,
+        example: Tensor,
+        embed_dim: int = 128,
+        temperature: float = 0.07,
+        momentum: float = 0.5,
+        negatives: int = 16384,
+        task_weight: float = 1.0,
+        weight: float = 0.8,
+    ) -> None:
+        super().__init__(student, teacher)
+        self.task_weight, self.weight = at_least_zero("task_weight", task_weight), at_least_zero("weight", weight)
+        self.student_layer, self.teacher_layer = student_layer, teacher_layer
+        self._student_with_features = tap(student, student_layer)
+        self._teacher_with_features = self.teacher.tap(teacher_layer)
+        with probing(student, example):
+            student_BD = _pooled(self._student_with_features(example)[1][student_layer], "student_layer")
+            teacher_BD = _pooled(self._teacher_with_features(example)[1][teacher_layer], "teacher_layer")
+        self.student_embedding = LinearEmbedding(student_BD.shape[1], embed_dim)
+        self.teacher_embedding = LinearEmbedding(teacher_BD.shape[1], embed_dim)
+        self.memory = ContrastMemory(
+            len(train_labels), embed_dim, negatives=negatives, temperature=temperature, momentum=momentum, labels=train_labels
+        )
+
+    def losses(self, batch: Batch) -> Losses:
+        """Cross-entropy, and the contrast in both directions. In train mode the memory takes in the batch afterwards."""
+        logits_BC, student_features = self._student_with_features(batch.inputs)
+        _, teacher_features = self._teacher_with_features(batch)
+        student_BE = self.student_embedding(_pooled(student_features[self.student_layer], "student_layer"))
+        teacher_BE = self.teacher_embedding(_pooled(teacher_features[self.teacher_layer], "teacher_layer"))
+        by_student_BK1, by_teacher_BK1 = self.memory(student_BE, teacher_BE, batch.ids)
+        contrast = crd_loss(by_student_BK1, self.memory.num_samples) + crd_loss(by_teacher_BK1, self.memory.num_samples)
+        if self.training:
+            self.memory.update(student_BE, teacher_BE, batch.ids)
+        return Losses(
+            task={"ce": self.task_weight * cross_entropy(logits_BC.float(), batch.labels)},
+            distill={"crd": self.weight * contrast},
+        )
+
+
+def _pooled(features: Tensor, argument: str) -> Tensor:
+    """[B, D] from [B, D] or, averaged over pixels, from [B, D, H, W]."""
+    if features.ndim not in (2, 4):
+        raise InputError(argument, f"features of shape {tuple(features.shape)}", "pooled features [B, D] or a map [B, D, H, W]")
+    return features if features.ndim == 2 else features.mean((2, 3))

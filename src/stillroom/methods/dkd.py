@@ -1,0 +1,121 @@
+"""DKD - Decoupled Knowledge Distillation (Zhao, Cui, Song, Qiu, Liang, CVPR 2022).
+
+KD's divergence splits into how sure the teacher is of the target (TCKD) and how it ranks the other classes (NCKD). KD couples the
+second to 1 - p_y, so it vanishes where the teacher is sure; DKD weighs the two freely:
+
+    L = w_task * CE(z_s, y) + min(epoch / warmup, 1) * ( alpha * TCKD + beta * NCKD )
+
+    TCKD = T^2 * KL( (p^t_y, 1 - p^t_y) || (p^s_y, 1 - p^s_y) )        NCKD = T^2 * KL( q^t || q^s ), q over the classes c != y
+"""
+
+from __future__ import annotations
+
+from torch import nn
+from torch.nn.functional import cross_entropy
+
+from stillroom.engine import Distiller, Lab, Losses, Report, Teacher, Training
+from stillroom.engine.schedule import warmup_factor
+from stillroom.errors import at_least_zero, positive
+from stillroom.losses.logits import dkd_loss
+from stillroom.tasks.classification import CIFAR100, DIGITS, IMAGENET, Batch, ImageData, three_arms
+
+
+class DKD(Distiller):
+    """Student trained on labels and on the two decoupled parts of a frozen teacher's logits.
+
+    Args:
+        student: network from images [B, 3, H, W] to logits [B, C].
+        teacher: the same signature; a network or a cache of its answers.
+        alpha: weight of the target-class part.
+        beta: weight of the non-target part; larger for a teacher that is sure of its answers.
+        temperature: T > 0.
+        task_weight: w_task.
+        warmup: epochs over which the distillation loss grows to its weight; 0 for none.
+
+    Raises:
+        InputError: the temperature is not above 0, or another number is below it.
+    """
+
+    teacher: Teacher
+
+    def __init__(
+        self,
+        student: nn.Module,
+        teacher: Teacher | nn.Module,
+        *,
+        alpha: float = 1.0,
+        beta: float = 8.0,
+        temperature: float = 4.0,
+        task_weight: float = 1.0,
+        warmup: float = 20,
+    ) -> None:
+        super().__init__(student, teacher)
+        self.alpha, self.beta = at_least_zero("alpha", alpha), at_least_zero("beta", beta)
+        self.temperature = positive("temperature", temperature)
+        self.task_weight, self.warmup = at_least_zero("task_weight", task_weight), at_least_zero("warmup", warmup)
+
+    def losses(self, batch: Batch) -> Losses:
+        """Cross-entropy and the decoupled divergences, each averaged over the batch."""
+        logits_BC = self.student(batch.images)
+        teacher_BC = self.teacher(batch)
+        dkd = dkd_loss(logits_BC, teacher_BC, batch.labels, alpha=self.alpha, beta=self.beta, temperature=self.temperature)
+        return Losses(
+            task={"ce": self.task_weight * cross_entropy(logits_BC.float(), batch.labels)},
+            distill={"dkd": warmup_factor(self.progress.epoch, self.warmup) * dkd},
+        )
+
+
+def build(
+    student: nn.Module,
+    teacher: Teacher,
+    data: ImageData,
+    *,
+    alpha: float = 1.0,
+    beta: float = 8.0,
+    temperature: float = 4.0,
+    task_weight: float = 1.0,
+    warmup: float = 20,
+) -> DKD:
+    """The distiller for `data`, for recipes that host other methods."""
+    return DKD(student, teacher, alpha=alpha, beta=beta, temperature=temperature, task_weight=task_weight, warmup=warmup)
+
+
+def recipe(
+    lab: Lab,
+    data: ImageData,
+    plan: Training = DIGITS,
+    teacher: str = "stillroom/convnet24",
+    student: str = "stillroom/convnet4",
+    teacher_epochs: int | None = None,
+    alpha: float = 1.0,
+    beta: float = 8.0,
+    temperature: float = 4.0,
+    task_weight: float = 1.0,
+    warmup: float = 20,
+) -> Report:
+    """Train (or load) a teacher, a student alone, and the same student with DKD; compare them.
+
+    Args:
+        lab: where and how to run.
+        data: the images.
+        plan: how the networks are trained.
+        teacher: network, optionally with weights after ``@``; without weights it is trained first. Or the folder of an earlier run.
+        student: network, as above.
+        teacher_epochs: epochs for a teacher that has to be trained; by default as many as the student's.
+        alpha: weight of the target-class part.
+        beta: weight of the non-target part (the paper: 8 by default; 2 for res56 to res20 and res110 to res32, 6 for VGG and WRN pairs).
+        temperature: T > 0; larger shows more of the teacher's ranking of wrong classes.
+        task_weight: weight of the cross-entropy.
+        warmup: epochs over which the distillation loss grows to its weight; 0 for none.
+    """
+
+    def distiller(network: nn.Module, taught: Teacher) -> DKD:
+        return build(network, taught, data, alpha=alpha, beta=beta, temperature=temperature, task_weight=task_weight, warmup=warmup)
+
+    return three_arms("dkd", lab, data, plan, teacher, student, distiller, teacher_epochs=teacher_epochs)
+
+
+PRESETS = {
+    "paper": CIFAR100,
+    "paper:imagenet": {**IMAGENET, "alpha": 1.0, "beta": 0.5, "temperature": 1.0, "warmup": 1},
+}

@@ -1,0 +1,96 @@
+"""KD - Distilling the Knowledge in a Neural Network (Hinton, Vinyals, Dean 2015).
+
+A student matches the teacher's softened class probabilities besides the labels:
+
+    L = w_task * CE(z_s, y) + w_kd * T^2 * KL( softmax(z_t / T) || softmax(z_s / T) )
+
+T^2 keeps the gradient's size independent of the temperature (section 2 of the paper).
+"""
+
+from __future__ import annotations
+
+from torch import nn
+from torch.nn.functional import cross_entropy
+
+from stillroom.engine import Distiller, Lab, Losses, Report, Teacher, Training
+from stillroom.errors import at_least_zero, positive
+from stillroom.losses.logits import kd_loss
+from stillroom.tasks.classification import CIFAR100, DIGITS, IMAGENET, TINY_IMAGENET, Batch, ImageData, three_arms
+
+
+class KD(Distiller):
+    """Student trained on labels and on a frozen teacher's logits.
+
+    Args:
+        student: network from images [B, 3, H, W] to logits [B, C].
+        teacher: the same signature; a network or a cache of its answers.
+        temperature: T > 0; larger shows more of the teacher's ranking of wrong classes.
+        task_weight: w_task.
+        kd_weight: w_kd.
+
+    Raises:
+        InputError: the temperature is not above 0, or a weight is below it.
+    """
+
+    teacher: Teacher
+
+    def __init__(
+        self, student: nn.Module, teacher: Teacher | nn.Module, *, temperature: float = 4.0, task_weight: float = 0.1, kd_weight: float = 0.9
+    ) -> None:
+        super().__init__(student, teacher)
+        self.temperature = positive("temperature", temperature)
+        self.task_weight, self.kd_weight = at_least_zero("task_weight", task_weight), at_least_zero("kd_weight", kd_weight)
+
+    def losses(self, batch: Batch) -> Losses:
+        """Cross-entropy and the divergence from the teacher, each averaged over the batch."""
+        logits_BC = self.student(batch.images)
+        teacher_BC = self.teacher(batch)
+        return Losses(
+            task={"ce": self.task_weight * cross_entropy(logits_BC.float(), batch.labels)},
+            distill={"kd": self.kd_weight * kd_loss(logits_BC, teacher_BC, self.temperature)},
+        )
+
+
+def build(
+    student: nn.Module, teacher: Teacher, data: ImageData, *, temperature: float = 4.0, task_weight: float = 0.1, kd_weight: float = 0.9
+) -> KD:
+    """The distiller for `data`, for recipes that host other methods."""
+    return KD(student, teacher, temperature=temperature, task_weight=task_weight, kd_weight=kd_weight)
+
+
+def recipe(
+    lab: Lab,
+    data: ImageData,
+    plan: Training = DIGITS,
+    teacher: str = "stillroom/convnet24",
+    student: str = "stillroom/convnet4",
+    teacher_epochs: int | None = None,
+    temperature: float = 4.0,
+    task_weight: float = 0.1,
+    kd_weight: float = 0.9,
+) -> Report:
+    """Train (or load) a teacher, a student alone, and the same student with KD; compare them.
+
+    Args:
+        lab: where and how to run.
+        data: the images.
+        plan: how the networks are trained.
+        teacher: network, optionally with weights after ``@``; without weights it is trained first. Or the folder of an earlier run.
+        student: network, as above.
+        teacher_epochs: epochs for a teacher that has to be trained; by default as many as the student's.
+        temperature: T > 0; larger shows more of the teacher's ranking of wrong classes.
+        task_weight: weight of the cross-entropy.
+        kd_weight: weight of the distillation loss.
+    """
+
+    def distiller(network: nn.Module, taught: Teacher) -> KD:
+        return build(network, taught, data, temperature=temperature, task_weight=task_weight, kd_weight=kd_weight)
+
+    return three_arms("kd", lab, data, plan, teacher, student, distiller, teacher_epochs=teacher_epochs)
+
+
+PRESETS = {
+    "paper": CIFAR100,
+    "paper:tiny-imagenet": TINY_IMAGENET,
+    "paper:imagenet": {**IMAGENET, "temperature": 1.0, "task_weight": 0.5, "kd_weight": 0.5},
+}

@@ -1,0 +1,1 @@
+"""Modules with parameters or state that methods share: projectors, regressors, memories."""

@@ -1,0 +1,23 @@
+"""Classification of images: data, networks, metrics, and the experiment that most papers run on them."""
+
+from stillroom.tasks.classification.data import Batch, ImageData
+from stillroom.tasks.classification.experiment import CIFAR100, DIGITS, IMAGENET, TINY_IMAGENET, network, teacher_stage, three_arms
+from stillroom.tasks.classification.loaded import Loaded, load
+from stillroom.tasks.classification.models import build_classifier
+from stillroom.tasks.classification.supervised import Supervised
+
+__all__ = [
+    "CIFAR100",
+    "DIGITS",
+    "IMAGENET",
+    "TINY_IMAGENET",
+    "Batch",
+    "ImageData",
+    "Loaded",
+    "Supervised",
+    "build_classifier",
+    "load",
+    "network",
+    "teacher_stage",
+    "three_arms",
+]

@@ -1,0 +1,284 @@
+"""The data of a classification run: batches of images, labels and sample ids."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+from torchvision.transforms.v2.functional import to_pil_image
+
+from stillroom.engine.loading import Draw, Loader, SeekableBatches, Seeded
+from stillroom.engine.report import Report, Section
+from stillroom.errors import InputError, near
+from stillroom.tasks.classification.loaded import ship
+from stillroom.tasks.classification.metrics import ClassificationEvaluator, agreement
+from stillroom.tasks.classification.sources import SMALL, Images, MemoryImages, TakenImages, into_memory, open_source, stratified
+from stillroom.tasks.classification.transforms import AUGMENTATIONS, Transform, describe_transform, eval_transform, train_transform
+
+_MEMORY = 1.5e9  # bytes of decoded images that are kept
+
+
+class Batch(NamedTuple):
+    """Classified images.
+
+    Attributes:
+        images: float32 [B, 3, H, W], normalised.
+        labels: int64 [B], classes 0 .. C-1.
+        ids: int64 [B], each sample's index in its data set.
+    """
+
+    images: Tensor
+    labels: Tensor
+    ids: Tensor
+
+    @property
+    def inputs(self) -> Tensor:
+        """What a network reads."""
+        return self.images
+
+
+class ImageData:
+    """A training and a validation set of classified images.
+
+    Small images (up to 64 pixels, up to 1.5 GB decoded) are decoded once, when a loader or the labels are first asked for, and stay in
+    memory. Everything else is read from its files, by worker processes, in every epoch.
+
+    Args:
+        data: where the images are: ``digits`` (small, comes with scikit-learn), ``imagefolder:PATH[,val=0.2]`` (folder or zip, one
+            folder per class), ``cifar10:PATH``, ``cifar100:PATH``, ``tiny-imagenet:PATH``, ``imagenet:PATH``, or
+            ``package.module:function`` or ``file.py:function`` returning (train, val).
+        batch_size: images in a batch, of all processes together.
+        workers: processes that read images ahead; by default none for images in memory, else up to 4.
+        image_size: height and width in pixels that the network is given; by default the data's own, or 224.
+        augment: random changes of training images: ``cifar``, ``tiny-imagenet``, ``imagenet``, ``digits`` or ``none``; by default what
+            suits the data.
+        subset: train on this many images only, drawn evenly from the classes; by default on all.
+        val_subset: validate on this many images only, drawn evenly from the classes; by default on all.
+        mean: of each channel, for pixels in [0, 1], e.g. ``[0.5, 0.5, 0.5]``; by default the data's own, or ImageNet's.
+        std: standard deviation of each channel, likewise.
+        seed: which images the subsets are.
+
+    Raises:
+        InputError: an argument that cannot be used; it is named.
+    """
+
+    def __init__(
+        self,
+        data: str = "digits",
+        *,
+        batch_size: int = 64,
+        workers: int | None = None,
+        image_size: int | None = None,
+        augment: str | None = None,
+        subset: int | None = None,
+        val_subset: int | None = None,
+        mean: tuple[float, float, float] | None = None,
+        std: tuple[float, float, float] | None = None,
+        seed: int = 0,
+    ) -> None:
+        if augment is not None and augment not in AUGMENTATIONS:
+            raise InputError("augment", augment, f"one of {near(augment, AUGMENTATIONS)}")
+        self.source = open_source(data)
+        self.data, self.seed = data, seed
+        self.batch_size = _at_least("batch_size", batch_size, 1)
+        self.image_size = self.source.image_size if image_size is None else _at_least("image_size", image_size, 1)
+        self.augment = augment or self.source.augment
+        self.mean = _per_channel("mean", mean, self.source.mean)
+        self.std = _per_channel("std", std, self.source.std)
+        if min(self.std) <= 0:
+            raise InputError("std", list(self.std), "numbers above 0")
+        self.classes: tuple[str, ...] = self.source.classes
+        self.num_classes = len(self.classes)
+        self.input_shape = (3, self.image_size, self.image_size)
+        self._listed = (
+            _taken(self.source.train, "subset", subset, self.num_classes, seed),
+            _taken(self.source.val, "val_subset", val_subset, self.num_classes, seed),
+        )
+        # Evaluation prepares images as training does, except that "none" says nothing about it.
+        self._style = self.source.augment if self.augment == "none" else self.augment
+        statistics = self.mean, self.std
+        self._train_transform = train_transform(self.augment, self.image_size, *statistics)
+        self._eval_transform = eval_transform(self._style, self.image_size, *statistics)
+        self.in_memory = self._fits_memory()
+        self.workers = self._default_workers() if workers is None else _at_least("workers", workers, 0)
+        parts = self.source.fingerprint, self.image_size, self.augment, subset, val_subset, *statistics, seed
+        self.fingerprint = hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
+
+    @property
+    def train_labels(self) -> Tensor:
+        """Label of each training image, int64 [N]; batch ids index it."""
+        return torch.from_numpy(self._train.labels)
+
+    @property
+    def val_labels(self) -> Tensor:
+        """Label of each validation image, int64 [N]."""
+        return torch.from_numpy(self._val.labels)
+
+    def train_loader(self, *, seed: int, rank: int = 0, world: int = 1) -> Loader:
+        """Shuffled, augmented batches of `batch_size / world` images, without a short last one.
+
+        A set smaller than one batch is one batch, of as many images as can be shared evenly by the processes.
+
+        Args:
+            seed: of the order and the augmentation.
+            rank, world: this process and how many there are.
+        """
+        count = len(self._train)
+        if count < world:
+            raise InputError("data", f"{count} training images", f"at least one for each of the {world} processes")
+        batch_size = self.batch_size if self.batch_size <= count else count // world * world
+        batches = SeekableBatches(count, batch_size, seed=seed, rank=rank, world=world)
+        return self._loader(self._train, self._train_transform, batches, training=True)
+
+    def eval_loader(self, *, rank: int = 0, world: int = 1) -> Loader:
+        """The validation images in order, each exactly once over all processes."""
+        return self._eval_loader(self._val, rank, world)
+
+    def train_eval_loader(self, *, rank: int = 0, world: int = 1) -> Loader:
+        """The training images in order and without augmentation, each exactly once over all processes."""
+        return self._eval_loader(self._train, rank, world)
+
+    def evaluator(self) -> ClassificationEvaluator:
+        """What measures a network on these classes."""
+        return ClassificationEvaluator(self.num_classes)
+
+    def example_inputs(self) -> Tensor:
+        """A batch of one, [1, 3, H, W]: the first validation image."""
+        return self._eval_transform(self._val.image(0))[None]
+
+    def describe(self) -> dict[str, Any]:
+        """What must be known to use a network that was trained on this data: classes and how images are prepared."""
+        transform = describe_transform(self._style, self.image_size, self.mean, self.std)
+        return {
+            "source": self.data,
+            "classes": list(self.classes),
+            "image_size": self.image_size,
+            "transform": transform,
+            "fingerprint": self.fingerprint,
+        }
+
+    def compare(self, details: dict[str, np.ndarray], reference: dict[str, np.ndarray]) -> dict[str, float]:
+        """How often two models give the same answer on the validation images, in %: ``agreement``."""
+        return {"agreement": agreement(details, reference)} if details and reference else {}
+
+    def sections(self, report: Report) -> list[Section]:
+        """The report's own part of this task: per-class changes and example images."""
+        return classification_sections(report, self.classes, self.val_image)
+
+    def ship(self, folder: Path, network: nn.Module, model: str) -> None:
+        """Writes what is needed to load a network of this data again, besides its weights."""
+        ship(folder, network, model, self.describe())
+
+    def val_image(self, index: int) -> Image.Image:
+        """A validation image for people to look at."""
+        image = self._val.image(index)
+        return image if isinstance(image, Image.Image) else to_pil_image(image)
+
+    def val_name(self, index: int) -> str:
+        """Where a validation image comes from."""
+        return self._val.name(index)
+
+    @cached_property
+    def _train(self) -> Images:
+        return self._prepared(self._listed[0])
+
+    @cached_property
+    def _val(self) -> Images:
+        return self._prepared(self._listed[1])
+
+    def _prepared(self, images: Images) -> Images:
+        if not self.in_memory or (isinstance(images, MemoryImages) and images.pixels.shape[-2:] == self.input_shape[1:]):
+            return images
+        return into_memory(images, self.image_size, self._eval_transform.each)
+
+    def _fits_memory(self) -> bool:
+        bytes_per_image = 3 * self.image_size**2
+        small = self.image_size <= SMALL and bytes_per_image * sum(map(len, self._listed)) <= _MEMORY
+        return small and self._style != "imagenet"  # whose crops are cut from the original image
+
+    def _default_workers(self) -> int:
+        return 0 if self.in_memory and self._train_transform.fixed else min(4, _cpus())
+
+    def _eval_loader(self, images: Images, rank: int, world: int) -> Loader:
+        batches = SeekableBatches(len(images), self.batch_size, shuffle=False, drop_last=False, rank=rank, world=world)
+        return self._loader(images, self._eval_transform, batches, training=False)
+
+    def _loader(self, images: Images, transform: Transform, batches: SeekableBatches, *, training: bool) -> Loader:
+        samples = _Batches(images, transform, prepared=self.in_memory and transform.fixed)
+        return Loader(samples, batches, workers=self.workers, collate=_as_it_is, training=training)
+
+
+class _Batches(Dataset[Batch]):
+    """Whole batches by their draws; `prepared`: the images are in memory and need nothing done to each."""
+
+    def __init__(self, images: Images, transform: Transform, *, prepared: bool) -> None:
+        self.images, self.transform, self.prepared = images, transform, prepared
+        self.labels = torch.from_numpy(images.labels)
+        self.samples = Seeded(_Pictures(images), transform.each)
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, draw: Draw) -> Batch:
+        return self.__getitems__([draw])
+
+    def __getitems__(self, draws: Sequence[Draw]) -> Batch:
+        ids, seeds = np.array(draws, np.int64).T
+        ids_B = torch.from_numpy(ids.copy())
+        if self.prepared and isinstance(self.images, MemoryImages):
+            images_BCHW = self.images.pixels[ids_B]
+        else:
+            images_BCHW = torch.stack(self.samples.__getitems__(draws))
+        return Batch(self.transform.batch(images_BCHW, seeds), self.labels[ids_B], ids_B)
+
+
+class _Pictures(Dataset[Any]):
+    """The images alone, by index."""
+
+    def __init__(self, images: Images) -> None:
+        self.images = images
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> Tensor | Image.Image:
+        return self.images.image(index)
+
+
+def _as_it_is(batch: Batch) -> Batch:
+    return batch
+
+
+def _taken(images: Images, argument: str, count: int | None, classes: int, seed: int) -> Images:
+    if count is None:
+        return images
+    if not classes <= count <= len(images):
+        raise InputError(argument, count, f"a number from {classes} (one of each class) to {len(images)} (all there are)")
+    indices = stratified(images.labels, count, seed=seed)
+    return images.take(indices) if isinstance(images, MemoryImages) else TakenImages(images, indices)
+
+
+def _at_least(argument: str, value: int, least: int) -> int:
+    if value < least:
+        raise InputError(argument, value, f"a whole number of at least {least}")
+    return value
+
+
+def _per_channel(argument: str, given: Sequence[float] | None, default: Sequence[float]) -> tuple[float, ...]:
+    values = default if given is None else given
+    if len(values) != 3 or not np.isfinite(values).all():
+        raise InputError(argument, list(values), "three numbers, one per channel")
+    return tuple(float(value) for value in values)
+
+
+def _cpus() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

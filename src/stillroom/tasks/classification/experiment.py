@@ -1,0 +1,108 @@
+"""The experiment that most distillation papers run on images: teacher, student alone, student distilled; and the papers' settings."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+from torch import nn
+
+from stillroom.engine import Distiller, Lab, Report, Teacher, Trained, Training
+from stillroom.errors import InputError
+from stillroom.tasks.classification.data import ImageData
+from stillroom.tasks.classification.models import BuiltModel, build_classifier
+from stillroom.tasks.classification.supervised import Supervised
+
+# The default job: scikit-learn's digits, some 1 500 steps. The paper of DOT sees its effect only once the longer memory has filled.
+DIGITS = Training(epochs=100, lr=0.05, weight_decay=5e-4, milestones=(0.62, 0.85))
+
+# The DOT specification's three rows; most papers on CIFAR-100 share the first.
+CIFAR100: dict[str, Any] = {
+    "data": "cifar100:data/cifar100",
+    "teacher": "stillroom/resnet32x4",
+    "student": "stillroom/resnet8x4",
+    "batch_size": 64,
+    "epochs": 240,
+    "lr": 0.05,
+    "momentum": 0.9,
+    "weight_decay": 5e-4,
+    "schedule": "multistep",
+    "milestones": [150, 180, 210],
+    "decay": 0.1,
+}
+TINY_IMAGENET: dict[str, Any] = {
+    **CIFAR100,
+    "data": "tiny-imagenet:data/tiny-imagenet-200",
+    "teacher": "torchvision/resnet18",
+    "student": "stillroom/mobilenetv2_tiny",
+    "batch_size": 256,
+    "epochs": 200,
+    "lr": 0.2,
+    "milestones": [60, 120, 160],
+}
+IMAGENET: dict[str, Any] = {
+    **CIFAR100,
+    "data": "imagenet:data/imagenet",
+    "teacher": "torchvision/resnet34@pretrained",
+    "student": "torchvision/resnet18",
+    "batch_size": 512,
+    "epochs": 100,
+    "lr": 0.2,
+    "weight_decay": 1e-4,
+    "milestones": [30, 60, 90],
+}
+
+
+def network(spec: str, data: ImageData, lab: Lab, argument: str) -> BuiltModel:
+    """The network of a specification, with a head for the data's classes.
+
+    Raises:
+        InputError: the model cannot be built, or its weights know other classes than the data have.
+    """
+    built = build_classifier(
+        spec, num_classes=data.num_classes, image_size=data.image_size, trust_pickle=lab.options.trust_pickle, argument=argument
+    )
+    if built.classes is not None and tuple(built.classes) != tuple(data.classes):
+        only_model = [name for name in built.classes if name not in data.classes]
+        only_data = [name for name in data.classes if name not in built.classes]
+        differ = f"only the model has {only_model[:5]}, only the data have {only_data[:5]}" if only_model or only_data else "their order differs"
+        raise InputError(argument, f"{spec}, whose classes are not those of the data: {differ}", "a model of the same classes in the same order")
+    return built
+
+
+def teacher_stage(lab: Lab, data: ImageData, plan: Training, spec: str, epochs: int | None = None) -> Trained:
+    """The teacher, one for all seeds: scored when the specification brings weights, else trained on labels first."""
+    with lab.shared():
+        built = network(spec, data, lab, "teacher")
+        if built.weights is not None:
+            return lab.evaluate(built.network, data, name="teacher", model=spec)
+        plan = plan if epochs is None else replace(plan, epochs=epochs)
+        return lab.fit(Supervised(built.network), data, plan, name="teacher", model=spec)
+
+
+def three_arms(
+    method: str,
+    lab: Lab,
+    data: ImageData,
+    plan: Training,
+    teacher: str,
+    student: str,
+    distiller: Callable[[nn.Module, Teacher], Distiller],
+    *,
+    teacher_epochs: int | None = None,
+) -> Report:
+    """Teacher, student alone, and the same student (from the same initial weights) distilled.
+
+    Args:
+        method: its name in the catalog.
+        lab, data, plan: where, on what and how to train.
+        teacher, student: specifications of the networks.
+        distiller: makes the method's distiller from a fresh student and the frozen teacher.
+        teacher_epochs: for a teacher that has to be trained, when other than the plan's.
+    """
+    taught = teacher_stage(lab, data, plan, teacher, teacher_epochs)
+    alone = lab.fit(Supervised(network(student, data, lab, "student").network), data, plan, name="alone", model=student)
+    made = distiller(network(student, data, lab, "student").network, lab.teach(taught))
+    distilled = lab.fit(made, data, plan, name="distilled", model=student)
+    return lab.report(method, data, teacher=taught, alone=alone, distilled=distilled)

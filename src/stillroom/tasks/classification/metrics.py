@@ -1,0 +1,127 @@
+"""How well a classifier does: accuracy, likelihood, calibration, and what it said about every sample."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor
+from torchmetrics import Metric, MetricCollection
+from torchmetrics.classification import MulticlassAccuracy, MulticlassCalibrationError
+from torchmetrics.functional.classification import multiclass_accuracy
+
+from stillroom.errors import InputError
+
+Details = dict[str, np.ndarray]
+_PERCENT = ("top1", "top5", "ece")
+
+
+class NegativeLogLikelihood(Metric):
+    """Mean cross-entropy of logits [B, C] and labels [B], in nats."""
+
+    full_state_update = False
+    higher_is_better = False
+    total: Tensor
+    count: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.add_state("total", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("count", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
+
+    def update(self, logits_BC: Tensor, labels_B: Tensor) -> None:
+        self.total += F.cross_entropy(logits_BC, labels_B, reduction="sum").to(self.total.dtype)
+        self.count += len(labels_B)
+
+    def compute(self) -> Tensor:
+        return self.total / self.count
+
+
+class ClassificationEvaluator:
+    """Collects logits over a validation set, in one process or many.
+
+    Figures: `top1`, `top5` (with more than 5 classes) and `ece` (expected calibration error, 15 bins) in %, `nll` in nats.
+
+    A sample whose logits give no probabilities (NaN, +inf) counts as wrong, its predicted class is -1 and its confidence NaN; `nll` and
+    `ece` of a set with such a sample are NaN.
+
+    Args:
+        num_classes: C >= 2.
+    """
+
+    primary = "top1"
+    higher_is_better = True
+
+    def __init__(self, num_classes: int) -> None:
+        self.num_classes = num_classes
+        # Groups would share one state between top1 and top5 whenever they agree on the first batch.
+        self.accuracy = MetricCollection(
+            {f"top{k}": MulticlassAccuracy(num_classes, top_k=k, average="micro") for k in (1, 5) if k == 1 or num_classes > 5},
+            compute_groups=False,
+        )
+        self.likelihood = NegativeLogLikelihood()
+        self.calibration = MulticlassCalibrationError(num_classes, n_bins=15, norm="l1")
+        self._rows: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
+
+    def to(self, device: torch.device | str) -> ClassificationEvaluator:
+        """Move to where the logits will be."""
+        for metric in (self.accuracy, self.likelihood, self.calibration):
+            metric.to(device)
+        return self
+
+    def update(self, logits: Tensor, batch: Any) -> None:
+        """Add a batch: logits [B, C] and its `labels` [B] and `ids` [B], on one device."""
+        logits_BC, labels_B = logits.detach().float(), batch.labels
+        probabilities_BC = logits_BC.softmax(-1)
+        confidence_B, predicted_B = probabilities_BC.max(-1)
+        broken_B = confidence_B.isnan()
+        worst_BC = -F.one_hot(labels_B, self.num_classes).to(logits_BC.dtype)  # the label last: wrong, for any k
+        self.accuracy.update(torch.where(broken_B[:, None], worst_BC, logits_BC), labels_B)
+        self.likelihood.update(logits_BC, labels_B)
+        self.calibration.update(torch.where(broken_B[:, None], 1 / self.num_classes, probabilities_BC), labels_B)
+        self._rows.append((batch.ids, labels_B, torch.where(broken_B, -1, predicted_B), confidence_B))
+
+    def compute(self) -> dict[str, float]:
+        """The figures, over all processes."""
+        values = {**self.accuracy.compute(), "nll": self.likelihood.compute(), "ece": self.calibration.compute()}
+        figures = {name: float(value) * (100 if name in _PERCENT else 1) for name, value in values.items()}
+        if np.isnan(figures["nll"]):
+            figures["ece"] = float("nan")
+        return figures
+
+    def details(self) -> Details:
+        """Every sample's `ids`, `labels`, `predicted` int64 [N] and `confidence` float32 [N], in the order of ids, of all processes.
+
+        With several processes all of them must call it.
+        """
+        columns = [torch.cat(column).cpu().numpy() for column in zip(*self._rows, strict=True)] or [np.empty(0, np.int64)] * 4
+        if dist.is_available() and dist.is_initialized():
+            gathered: list[Any] = [None] * dist.get_world_size()
+            dist.all_gather_object(gathered, columns)
+            columns = [np.concatenate(parts) for parts in zip(*gathered, strict=True)]
+        _, first = np.unique(columns[0], return_index=True)
+        return dict(zip(("ids", "labels", "predicted", "confidence"), (column[first] for column in columns), strict=True))
+
+    def reset(self) -> None:
+        """Forget everything, for the next pass."""
+        for metric in (self.accuracy, self.likelihood, self.calibration):
+            metric.reset()
+        self._rows = []
+
+
+def agreement(details_a: Mapping[str, np.ndarray], details_b: Mapping[str, np.ndarray]) -> float:
+    """On how many of the same samples two networks predict the same class, in %; a broken prediction agrees with nothing.
+
+    Raises:
+        InputError: the details are of different samples.
+    """
+    if not np.array_equal(details_a["ids"], details_b["ids"]):
+        raise InputError("details_b", f"{len(details_b['ids'])} samples", f"those of details_a ({len(details_a['ids'])})")
+    a, b = (torch.from_numpy(np.asarray(details["predicted"])) for details in (details_a, details_b))
+    classes = int(max(a.max(), b.max())) + 1
+    a, b = torch.where(a < 0, classes, a), torch.where(b < 0, classes + 1, b)
+    return 100 * float(multiclass_accuracy(a, b, num_classes=classes + 2, average="micro"))

@@ -1,0 +1,37 @@
+"""The small networks of the distillation papers, which neither timm nor torchvision has.
+
+`NETWORKS["resnet8x4"](num_classes=100)` builds one. Each is a plain `nn.Module` from images [B, in_channels, H, W] to logits
+[B, num_classes] that reads every image size its strides allow, and has a method `taps()` that names its intermediate tensors by module
+path.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+from torch import nn
+
+from stillroom.tasks.classification.networks.convnet import ConvNet
+from stillroom.tasks.classification.networks.mobilenet import MobileNetV1, MobileNetV2Tiny
+from stillroom.tasks.classification.networks.parts import Taps
+from stillroom.tasks.classification.networks.resnet import ResNet
+from stillroom.tasks.classification.networks.shufflenet import ShuffleNetV2
+from stillroom.tasks.classification.networks.vgg import CONVOLUTIONS, VGG
+from stillroom.tasks.classification.networks.wrn import WideResNet
+
+__all__ = ["NETWORKS", "VGG", "ConvNet", "MobileNetV1", "MobileNetV2Tiny", "ResNet", "ShuffleNetV2", "Taps", "WideResNet"]
+
+X4 = (32, 64, 128, 256)
+
+NETWORKS: dict[str, Callable[..., nn.Module]] = {
+    **{f"resnet{depth}": partial(ResNet, depth) for depth in (8, 14, 20, 32, 44, 56, 110)},
+    **{f"resnet{depth}x4": partial(ResNet, depth, widths=X4) for depth in (8, 32)},
+    **{f"vgg{depth}": partial(VGG, depth) for depth in CONVOLUTIONS},
+    **{f"wrn_{depth}_{width}": partial(WideResNet, depth, width) for depth, width in ((16, 1), (16, 2), (40, 1), (40, 2))},
+    "shufflenetv2": ShuffleNetV2,
+    "mobilenetv2_tiny": MobileNetV2Tiny,
+    "mobilenetv1": MobileNetV1,
+    "convnet24": partial(ConvNet, 24),
+    "convnet4": partial(ConvNet, 4),
+}

@@ -1,0 +1,726 @@
+"""Where classified images come from, as one string: ``digits``, ``imagefolder:photos,val=0.2``, ``cifar100:PATH``, ``my.module:function``.
+
+`open_source` only lists: names, labels, classes. Pixels are read when they are asked for, or once and for all by `into_memory` where a
+whole set is small.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import importlib
+import importlib.util
+import inspect
+import io
+import logging
+import os
+import pickle
+import re
+import sys
+import zipfile
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import IO, Any, Protocol
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps, UnidentifiedImageError
+from torch import Tensor
+
+from stillroom.engine.loading import sample_order
+from stillroom.errors import InputError, StillroomError, near
+
+logger = logging.getLogger(__name__)
+
+EXTENSIONS = ("jpg", "jpeg", "png", "bmp", "webp", "tif", "tiff", "ppm", "pgm")
+IMAGENET_STATISTICS = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+CIFAR_STATISTICS = (0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)
+TINY_IMAGENET_STATISTICS = (0.4802, 0.4481, 0.3975), (0.2302, 0.2265, 0.2262)
+SMALL = 64  # pixels; images of one size up to this are trained on as they are
+_HELD_OUT = ("val", "valid", "validation", "test")
+_DEFAULT_VAL = 0.2
+_CIFAR = {  # folder, training files, test files, file of class names, and the two keys
+    10: ("cifar-10-batches-py", [f"data_batch_{i}" for i in range(1, 6)], ["test_batch"], "batches.meta", "labels", "label_names"),
+    100: ("cifar-100-python", ["train"], ["test"], "meta", "fine_labels", "fine_label_names"),
+}
+
+
+class UnreadableImage(StillroomError):
+    """An image file that cannot be decoded; the message names it."""
+
+    exit_code = 2
+
+
+class Images(Protocol):
+    """Labelled images, read one at a time.
+
+    Attributes:
+        labels: int64 [N], classes 0 .. C-1.
+    """
+
+    @property
+    def labels(self) -> np.ndarray: ...
+
+    def __len__(self) -> int: ...
+
+    def image(self, index: int) -> Tensor | Image.Image:
+        """RGB: uint8 [3, H, W] or a PIL image."""
+        ...
+
+    def name(self, index: int) -> str:
+        """What a report calls the image."""
+        ...
+
+
+@dataclass(frozen=True)
+class Source:
+    """A data set that was found and listed.
+
+    Attributes:
+        name: its kind, e.g. "imagefolder".
+        classes: their names; label k is `classes[k]`.
+        train, val: the images.
+        image_size: height and width in pixels that networks are given by default.
+        mean, std: of each channel, of pixels in [0, 1].
+        augment: name of the default augmentation (see `transforms.AUGMENTATIONS`).
+        fingerprint: hash of classes, labels, file names and sizes; not of where the files lie, nor of every byte.
+    """
+
+    name: str
+    classes: tuple[str, ...]
+    train: Images
+    val: Images
+    image_size: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    augment: str
+    fingerprint: str
+
+
+def open_source(spec: str, *, argument: str = "data") -> Source:
+    """Find and list the images that a specification names.
+
+    Args:
+        spec: one of
+            ``digits``: scikit-learn's 8x8 scans, 900 for training and 897 for validation;
+            ``imagefolder:PATH``: a folder or zip of ``train/CLASS/*.jpg`` and ``val/`` or ``test/``, or of ``CLASS/*.jpg``, of which the
+            share ``,val=0.2`` (stratified, always the same images) is held out;
+            ``cifar10:PATH``, ``cifar100:PATH``: the Python version of the sets as torchvision keeps it, downloaded where missing;
+            ``tiny-imagenet:PATH``, ``imagenet:PATH``: a folder or zip in the original layout;
+            ``package.module:function`` or ``file.py:function``: called with the options as keyword arguments, returns (train, val), torch
+            data sets of (image, label) with an optional attribute ``classes``.
+        argument: what error messages call it.
+
+    Raises:
+        InputError: anything about it that cannot be used.
+    """
+    kind, colon, rest = spec.partition(":")
+    path, options = _split_options(rest, argument)
+    if not colon:
+        kind, options = _split_options(spec, argument)
+    if kind in _OPENERS:
+        if kind != "digits" and not path:
+            raise InputError(argument, spec, f"{kind}:PATH")
+        return _OPENERS[kind](path, options, argument)
+    if path and (kind.endswith(".py") or (re.fullmatch(r"[\w.]+", kind) and _module_exists(kind))):
+        return _from_function(kind, path, options, argument)
+    if kind.endswith(".py"):
+        raise InputError(argument, spec, "file.py:function")
+    if Path(spec).exists():
+        raise InputError(argument, spec, f"a kind before the path, e.g. imagefolder:{spec}")
+    raise InputError(argument, spec, f"one of {near(kind, _OPENERS, most=len(_OPENERS))}, or package.module:function")
+
+
+def stratified(labels: np.ndarray, count: int, *, seed: int = 0) -> np.ndarray:
+    """Indices, sorted, of `count` samples in which the classes have (up to rounding) the shares that they have in `labels`.
+
+    Every class is in it if `count` is at least the number of classes.
+    """
+    place, sizes = _place_in_class(labels, seed)
+    return np.sort(np.argsort(place / sizes[labels], kind="stable")[:count])
+
+
+def into_memory(images: Images, size: int, prepare: Callable[[Tensor | Image.Image], Tensor]) -> MemoryImages:
+    """Decode all images once, into one uint8 tensor [N, 3, size, size].
+
+    Must be done before loader workers are started, so that they share it. Files that cannot be decoded are left out, with one warning.
+
+    Args:
+        prepare: image -> uint8 [3, size, size].
+    """
+    pixels = torch.empty(len(images), 3, size, size, dtype=torch.uint8)
+    readable = np.ones(len(images), bool)
+    for index in range(len(images)):  # threads are slower: for small files the interpreter's lock is held most of the time
+        try:
+            pixels[index] = prepare(images.image(index))
+        except UnreadableImage:
+            readable[index] = False
+    if not readable.any():
+        raise UnreadableImage(f"{images.name(0)} and all other images cannot be decoded")
+    if not readable.all():
+        _warn_left_out([images.name(int(i)) for i in np.flatnonzero(~readable)], "cannot be decoded")
+    kept = np.flatnonzero(readable)
+    names = [images.name(int(i)) for i in kept]
+    return MemoryImages(pixels if readable.all() else pixels[torch.from_numpy(kept)], images.labels[kept], names)
+
+
+def read_image(file: str | Path | IO[bytes], name: str | None = None) -> Image.Image:
+    """An image file as RGB, turned upright as its EXIF orientation says.
+
+    Raises:
+        UnreadableImage: it cannot be decoded, or its values have no agreed range (floating-point TIFF).
+    """
+    name = name or str(file)
+    try:
+        with Image.open(file) as image:
+            ImageOps.exif_transpose(image, in_place=True)
+            if image.mode == "F":
+                raise UnreadableImage(f"{name}: an image of floating-point values; save it with 8 bits a channel")
+            if image.mode == "I" or image.mode.startswith("I;16"):  # Pillow's own conversion clips 16 bits to white
+                eight_bits = (np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8)
+                return Image.fromarray(eight_bits).convert("RGB")
+            image.load()
+            return image if image.mode == "RGB" else image.convert("RGB")
+    except (OSError, SyntaxError, ValueError, EOFError, UnidentifiedImageError, Image.DecompressionBombError) as error:
+        raise UnreadableImage(f"{name}: not a readable image ({error})") from None
+
+
+class MemoryImages:
+    """Images that lie in memory: `pixels` uint8 [N, 3, H, W]."""
+
+    def __init__(self, pixels: Tensor, labels: np.ndarray, names: Sequence[str]) -> None:
+        self.pixels, self.labels, self.names = pixels, labels, names
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def image(self, index: int) -> Tensor:
+        return self.pixels[index]
+
+    def name(self, index: int) -> str:
+        return self.names[index]
+
+    def take(self, indices: np.ndarray) -> MemoryImages:
+        """The images of the given indices."""
+        return MemoryImages(self.pixels[torch.from_numpy(indices)], self.labels[indices], [self.names[i] for i in indices.tolist()])
+
+
+class FileImages:
+    """Images in files of a folder or zip: paths relative to it, and their labels."""
+
+    def __init__(self, store: Folder | Zip, names: Sequence[str], labels: np.ndarray) -> None:
+        self.store, self.names, self.labels = store, names, labels
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def image(self, index: int) -> Image.Image:
+        name = self.names[index]
+        try:
+            content = self.store.read(name)
+        except (OSError, zipfile.BadZipFile, zipfile.zlib.error) as error:  # type: ignore[attr-defined]
+            raise UnreadableImage(f"{name}: cannot be read ({error})") from None
+        return read_image(io.BytesIO(content), name)
+
+    def name(self, index: int) -> str:
+        return self.names[index]
+
+
+class DatasetImages:
+    """A torch-style data set of (image, label); image: PIL, uint8 array [H, W(, C)], or tensor [C, H, W], uint8 or float in [0, 1]."""
+
+    def __init__(self, dataset: Any, labels: np.ndarray, split: str) -> None:
+        self.dataset, self.labels, self.split = dataset, labels, split
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def image(self, index: int) -> Tensor | Image.Image:
+        image = self.dataset[index][0]
+        if isinstance(image, Image.Image):
+            return image.convert("RGB")
+        pixels = torch.as_tensor(image)
+        if isinstance(image, np.ndarray):
+            pixels = pixels[None] if pixels.ndim == 2 else pixels.permute(2, 0, 1)
+        if pixels.is_floating_point():
+            if not (pixels.min() >= 0 and pixels.max() <= 1):
+                raise UnreadableImage(f"{self.name(index)}: values outside [0, 1]; leave normalising to the data's mean and std")
+            pixels = (pixels * 255).round()
+        elif pixels.dtype != torch.uint8:
+            raise UnreadableImage(f"{self.name(index)}: {pixels.dtype} values; give uint8, or floating point in [0, 1]")
+        if pixels.ndim != 3 or len(pixels) not in (1, 3):
+            raise UnreadableImage(f"{self.name(index)}: shape {tuple(pixels.shape)}; give [3, H, W] or [1, H, W]")
+        return pixels.to(torch.uint8).expand(3, -1, -1)
+
+    def name(self, index: int) -> str:
+        return f"{self.split}/{index}"
+
+
+class TakenImages:
+    """Some images of a set, renumbered from 0."""
+
+    def __init__(self, images: Images, indices: np.ndarray) -> None:
+        self.images, self.indices, self.labels = images, indices, images.labels[indices]
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def image(self, index: int) -> Tensor | Image.Image:
+        return self.images.image(int(self.indices[index]))
+
+    def name(self, index: int) -> str:
+        return self.images.name(int(self.indices[index]))
+
+
+class Folder:
+    """A directory as a store of files."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def listing(self) -> tuple[dict[str, int], set[str]]:
+        """Relative path -> bytes of every file, and the relative paths of all folders; hidden ones are left out."""
+        files: dict[str, int] = {}
+        folders: set[str] = set()
+        for folder, inner, names in os.walk(self.root, followlinks=True):
+            inner[:] = sorted(name for name in inner if _visible(name))
+            relative = Path(folder).relative_to(self.root)
+            folders |= {(relative / name).as_posix() for name in inner}
+            files |= {(relative / name).as_posix(): os.stat(os.path.join(folder, name)).st_size for name in names if _visible(name)}
+        return files, folders
+
+    def read(self, name: str) -> bytes:
+        return (self.root / name).read_bytes()
+
+
+class Zip:
+    """A zip archive as a store of files, read in place. Every process opens its own handle: a shared one would share its position."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._opened: tuple[int, zipfile.ZipFile] | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"path": self.path, "_opened": None}
+
+    def _archive(self) -> zipfile.ZipFile:
+        if self._opened is None or self._opened[0] != os.getpid():
+            self._opened = os.getpid(), zipfile.ZipFile(self.path)
+        return self._opened[1]
+
+    def listing(self) -> tuple[dict[str, int], set[str]]:
+        """As `Folder.listing`."""
+        entries = [entry for entry in self._archive().infolist() if all(map(_visible, PurePosixPath(entry.filename).parts))]
+        files = {entry.filename: entry.file_size for entry in entries if not entry.is_dir()}
+        folders = {str(PurePosixPath(entry.filename)) for entry in entries if entry.is_dir()}
+        for parent in {PurePosixPath(name).parent for name in files}:
+            folders |= {str(folder) for folder in (parent, *parent.parents)}
+        return files, folders - {"."}
+
+    def read(self, name: str) -> bytes:
+        return self._archive().read(name)
+
+
+# Opening, kind by kind ----------------------------------------------------------------------------------------------------------------
+
+
+def _open_digits(path: str, options: dict[str, str], argument: str) -> Source:
+    if path:
+        raise InputError(argument, f"digits:{path}", "digits alone: it needs no path")
+    _no_options("digits", options, argument)
+    from sklearn.datasets import load_digits
+
+    scans = load_digits()
+    pixels = torch.from_numpy((scans.images * (255 / 16)).round().astype(np.uint8))[:, None].expand(-1, 3, -1, -1).contiguous()
+    labels = scans.target.astype(np.int64)
+    images = MemoryImages(pixels, labels, [f"digits/{i}" for i in range(len(labels))])
+    taken = stratified(labels, 900)
+    left = np.setdiff1d(np.arange(len(labels)), taken)
+    classes = tuple(str(digit) for digit in range(10))
+    # the digits' own mean and standard deviation (all 900 training scans), rounded
+    return _source("digits", classes, images.take(taken), images.take(left), {}, 8, ((0.306,) * 3, (0.376,) * 3), "digits")
+
+
+def _open_imagefolder(path: str, options: dict[str, str], argument: str) -> Source:
+    _no_options("imagefolder", options, argument, known=("val",))
+    store, files, folders = _list(path, argument)
+    train, val = _find_splits(files, folders)
+    if val is not None and "val" in options:
+        raise InputError(argument, f"val={options['val']}", f"no such option, since {path} has a folder {val} of its own")
+    classes, names, labels = _classes(files, folders, train, path, argument)
+    if val is None:
+        held_out = _hold_out(labels, classes, _fraction(options.get("val", str(_DEFAULT_VAL)), argument), argument)
+        split = [FileImages(store, [names[i] for i in np.flatnonzero(part)], labels[part]) for part in (~held_out, held_out)]
+    else:
+        val_classes, val_names, val_labels = _classes(files, folders, val, path, argument)
+        _check_same(classes, val_classes, argument)
+        split = [FileImages(store, names, labels), FileImages(store, val_names, val_labels)]
+    return _folder_source("imagefolder", classes, split[0], split[1], files)
+
+
+def _open_imagenet(path: str, options: dict[str, str], argument: str) -> Source:
+    _no_options("imagenet", options, argument)
+    store, files, folders = _list(path, argument)
+    train, val = _find_splits(files, folders)
+    if val is None:
+        raise InputError(argument, path, "train/<wnid>/*.JPEG and val/<wnid>/*.JPEG (sort the flat val folder into one folder per class)")
+    classes, names, labels = _classes(files, folders, train, path, argument)
+    val_classes, val_names, val_labels = _classes(files, folders, val, path, argument)
+    _check_same(classes, val_classes, argument)
+    split = FileImages(store, names, labels), FileImages(store, val_names, val_labels)
+    return _source("imagenet", classes, *split, files, 224, IMAGENET_STATISTICS, "imagenet")
+
+
+def _open_tiny_imagenet(path: str, options: dict[str, str], argument: str) -> Source:
+    _no_options("tiny-imagenet", options, argument)
+    store, files, folders = _list(path, argument)
+    top = _single_top(files, folders)
+    annotations = f"{top}val/val_annotations.txt"
+    if annotations not in files or f"{top}train" not in folders:
+        raise InputError(argument, path, "the original layout: train/<wnid>/images/*.JPEG, val/images/*.JPEG and val/val_annotations.txt")
+    wnids, names, labels = _classes(files, folders, f"{top}train", path, argument)
+    rows = [line.split("\t")[:2] for line in store.read(annotations).decode().splitlines() if line.strip()]
+    if strange := sorted({row[1] for row in rows} - set(wnids)):
+        raise InputError(argument, f"{annotations} with {', '.join(strange[:5])}", "only classes that the train folder has")
+    number = {wnid: i for i, wnid in enumerate(wnids)}
+    listed = [(f"{top}val/images/{name}", number[wnid]) for name, wnid in rows]
+    if missing := [name for name, _ in listed if name not in files]:
+        raise InputError(argument, path, f"every file of {annotations}; missing: {', '.join(missing[:5])}")
+    listed = _without_empty(listed, files)
+    val = FileImages(store, [name for name, _ in listed], np.array([label for _, label in listed], np.int64))
+    classes = _words(store.read(f"{top}words.txt").decode(), wnids) if f"{top}words.txt" in files else wnids
+    split = FileImages(store, names, labels), val
+    return _source("tiny-imagenet", classes, *split, files, 64, TINY_IMAGENET_STATISTICS, "tiny-imagenet")
+
+
+def _open_cifar(path: str, options: dict[str, str], argument: str, *, of: int) -> Source:
+    kind = f"cifar{of}"
+    _no_options(kind, options, argument)
+    folder, train_files, test_files, meta, label_key, names_key = _CIFAR[of]
+    root = Path(path).expanduser()
+    root = root if root.name == folder else root / folder
+    if missing := [name for name in (*train_files, *test_files, meta) if not (root / name).is_file()]:
+        _download_cifar(of, root.parent, f"{kind}:{path}", f"the files {', '.join(missing)} in {root}", argument)
+    classes = tuple(_unpickle(root / meta, argument)[names_key])
+    train, val = (_read_cifar([root / name for name in names], label_key, argument) for names in (train_files, test_files))
+    return _source(kind, classes, train, val, {}, 32, CIFAR_STATISTICS, "cifar")
+
+
+def _open_cifar10(path: str, options: dict[str, str], argument: str) -> Source:
+    return _open_cifar(path, options, argument, of=10)
+
+
+def _open_cifar100(path: str, options: dict[str, str], argument: str) -> Source:
+    return _open_cifar(path, options, argument, of=100)
+
+
+_OPENERS: dict[str, Callable[[str, dict[str, str], str], Source]] = {
+    "digits": _open_digits,
+    "imagefolder": _open_imagefolder,
+    "cifar10": _open_cifar10,
+    "cifar100": _open_cifar100,
+    "tiny-imagenet": _open_tiny_imagenet,
+    "imagenet": _open_imagenet,
+}
+
+
+def _from_function(place: str, function: str, options: dict[str, str], argument: str) -> Source:
+    spec = f"{place}:{function}"
+    module = _load_file(place, argument) if place.endswith(".py") else importlib.import_module(place)
+    make = getattr(module, function, None)
+    if not callable(make):
+        raise InputError(
+            argument, spec, f"a function of {place}, e.g. {near(function, [n for n in vars(module) if not n.startswith('_')])}"
+        )
+    values = {name: _literal(value) for name, value in options.items()}
+    try:
+        inspect.signature(make).bind(**values)
+    except TypeError as error:
+        raise InputError(argument, spec, f"options that the function takes ({error})") from None
+    pair = make(**values)
+    if not isinstance(pair, tuple | list) or len(pair) != 2:
+        raise InputError(argument, spec, f"a function that returns (train, val), not {type(pair).__name__}")
+    labels = [_dataset_labels(dataset, spec, argument) for dataset in pair]
+    stated = [tuple(map(str, dataset.classes)) if getattr(dataset, "classes", None) else None for dataset in pair]
+    if stated[0] and stated[1]:
+        _check_same(stated[0], stated[1], argument)
+    count = int(max(part.max() for part in labels)) + 1
+    classes = stated[0] or stated[1] or tuple(map(str, range(count)))
+    if count > len(classes):
+        raise InputError(argument, spec, f"labels below {len(classes)}, the number of its classes; the largest is {count - 1}")
+    if len(classes) < 2:
+        raise InputError(argument, spec, "at least two classes")
+    train, val = (DatasetImages(dataset, part, split) for dataset, part, split in zip(pair, labels, ("train", "val"), strict=True))
+    return _folder_source(spec, classes, train, val, {})
+
+
+def _source(
+    name: str,
+    classes: tuple[str, ...],
+    train: Images,
+    val: Images,
+    sizes: dict[str, int],
+    image_size: int,
+    statistics: tuple[tuple[float, ...], tuple[float, ...]],
+    augment: str,
+) -> Source:
+    """A source with its fingerprint; `sizes`: bytes of each file."""
+    digest = hashlib.sha256(repr((name, classes)).encode())
+    for images in (train, val):
+        digest.update(np.ascontiguousarray(images.labels).tobytes())
+        if isinstance(images, FileImages):
+            digest.update("\n".join(f"{path} {sizes[path]}" for path in images.names).encode())
+        elif isinstance(images, MemoryImages):
+            digest.update(images.pixels[:: max(1, len(images) // 1000)].numpy().tobytes())
+    return Source(name, classes, train, val, image_size, *statistics, augment, digest.hexdigest()[:16])
+
+
+def _folder_source(name: str, classes: tuple[str, ...], train: Images, val: Images, sizes: dict[str, int]) -> Source:
+    """Small images of one size are used as they are, with CIFAR's augmentation; all others as ImageNet's."""
+    small = _small_size(train)
+    return _source(name, classes, train, val, sizes, small or 224, IMAGENET_STATISTICS, "cifar" if small else "imagenet")
+
+
+def _small_size(images: Images) -> int | None:
+    """The shorter side, if 64 images spread over the set all have the same small size; an odd one elsewhere is resized when read."""
+    sizes, failures = set(), []
+    for index in np.unique(np.linspace(0, len(images) - 1, 64).astype(int)).tolist():
+        try:
+            image = images.image(index)
+        except UnreadableImage as error:
+            failures.append(error)
+            continue
+        sizes.add(image.size if isinstance(image, Image.Image) else tuple(image.shape[1:]))
+        if len(sizes) > 1 or max(max(size) for size in sizes) > SMALL:
+            return None
+    if not sizes:
+        raise failures[0]
+    return min(sizes.pop())
+
+
+# Listing folders and zips ---------------------------------------------------------------------------------------------------------------
+
+
+def _list(path: str, argument: str) -> tuple[Folder | Zip, dict[str, int], set[str]]:
+    place = Path(path).expanduser()
+    store: Folder | Zip
+    if place.is_dir():
+        store = Folder(place)
+    elif place.is_file() and zipfile.is_zipfile(place):
+        store = Zip(place)
+    else:
+        raise InputError(argument, path, "a folder or a zip file" if place.exists() else "a folder or a zip file that exists")
+    files, folders = store.listing()
+    if not any(map(_is_image, files)):
+        raise InputError(argument, path, f"images in it ({', '.join(EXTENSIONS)}); there are none")
+    return store, files, folders
+
+
+def _single_top(files: Iterable[str], folders: Iterable[str]) -> str:
+    """ "name/" if everything lies in one top folder that only wraps the set, else ""."""
+    tops = {name.split("/")[0] for name in folders}
+    wraps = len(tops) == 1 and not any("/" not in name and _is_image(name) for name in files)
+    inner = {name for name in folders if name.count("/") == 1}
+    return f"{tops.pop()}/" if wraps and inner else ""
+
+
+def _find_splits(files: Iterable[str], folders: set[str]) -> tuple[str, str | None]:
+    """The folder of the training classes ("" is the top) and that of the validation classes, if there is one."""
+    wrapped = _single_top(files, folders)
+    parents = {name.rpartition("/")[0] for name in folders}  # a class may be called "train": a split has folders in it
+    for top in ("", wrapped):
+        inside = {name[len(top) :].lower(): name for name in folders & parents if name.startswith(top)}
+        if "train" in inside:
+            return inside["train"], next((inside[name] for name in _HELD_OUT if name in inside), None)
+    return wrapped.rstrip("/"), None
+
+
+def _classes(
+    files: dict[str, int], folders: set[str], root: str, path: str, argument: str
+) -> tuple[tuple[str, ...], list[str], np.ndarray]:
+    """Class names, image paths and labels of the class folders in `root`. Images may lie at any depth in their class's folder."""
+    start = f"{root}/" if root else ""
+    classes = tuple(sorted(name[len(start) :] for name in folders if name.startswith(start) and "/" not in name[len(start) :]))
+    number = {name: i for i, name in enumerate(classes)}
+    inside = [name for name in sorted(files) if name.startswith(start) and _is_image(name)]
+    listed = [(name, number[name[len(start) :].split("/")[0]]) for name in inside if "/" in name[len(start) :]]
+    listed = _without_empty(listed, files)
+    names, labels = [name for name, _ in listed], np.array([label for _, label in listed], np.int64)
+    where = f"{path}/{root}" if root else path
+    counts = np.bincount(labels, minlength=len(classes))
+    if len(classes) == 0:
+        raise InputError(argument, where, "one folder per class")
+    if empty := [name for name, count in zip(classes, counts, strict=True) if not count]:
+        raise InputError(argument, where, f"images in every class folder; empty: {', '.join(empty[:5])}")
+    if len(classes) < 2:
+        raise InputError(argument, where, f"at least two class folders; there is only {classes[0]}")
+    return classes, names, labels
+
+
+def _without_empty(listed: list[tuple[str, int]], files: dict[str, int]) -> list[tuple[str, int]]:
+    if empty := [name for name, _ in listed if files[name] == 0]:
+        _warn_left_out(empty, "have no content")
+    return [(name, label) for name, label in listed if files[name] > 0]
+
+
+def _check_same(train: Sequence[str], val: Sequence[str], argument: str) -> None:
+    if tuple(train) == tuple(val):
+        return
+    only = [(f"only in {split}: ", sorted(set(a) - set(b))) for split, a, b in (("train", train, val), ("val", val, train))]
+    differences = "; ".join(start + ", ".join(names[:5]) for start, names in only if names) or "their order differs"
+    raise InputError(argument, differences, "the same classes for training and validation")
+
+
+def _hold_out(labels: np.ndarray, classes: Sequence[str], fraction: float, argument: str) -> np.ndarray:
+    """Which samples validate, bool [N]: the fraction of every class, at least one and never all."""
+    place, sizes = _place_in_class(labels, 0)
+    if (lonely := np.flatnonzero(sizes < 2)).size:
+        names = ", ".join(classes[i] for i in lonely[:5])
+        raise InputError(argument, f"one image of {names}", "at least two images of each class, one to train on and one to hold out")
+    return place < np.clip(np.round(fraction * sizes), 1, sizes - 1)[labels]
+
+
+def _place_in_class(labels: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Each sample's place (from 0) in a shuffled order of its class, int [N], and the classes' sizes, int [C]."""
+    order = sample_order(seed, 0, len(labels))
+    order = order[np.argsort(labels[order], kind="stable")]
+    sizes = np.bincount(labels)
+    place = np.empty(len(labels), np.int64)
+    place[order] = np.arange(len(labels)) - (np.cumsum(sizes) - sizes)[labels[order]]
+    return place, sizes
+
+
+def _warn_left_out(names: Sequence[str], why: str) -> None:
+    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+    logger.warning("%d image files that %s are left out: %s%s", len(names), why, ", ".join(names[:5]), more)
+
+
+def _is_image(name: str) -> bool:
+    return name.rpartition(".")[2].lower() in EXTENSIONS
+
+
+def _visible(name: str) -> bool:
+    return not name.startswith(".") and name != "__MACOSX"
+
+
+# Formats --------------------------------------------------------------------------------------------------------------------------------
+
+
+def _words(text: str, wnids: Sequence[str]) -> tuple[str, ...]:
+    """The first word for each WordNet id, with the id where two classes share it."""
+    words = dict(line.split("\t", 1) for line in text.splitlines() if "\t" in line)
+    names = [words.get(wnid, wnid).split(",")[0] for wnid in wnids]
+    return tuple(name if names.count(name) == 1 else f"{name} ({wnid})" for name, wnid in zip(names, wnids, strict=True))
+
+
+class _ArraysOnly(pickle.Unpickler):
+    """Reads CIFAR's pickles, which hold arrays and plain values, and refuses to run anything else."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module.split(".")[0], name) in {("numpy", "_reconstruct"), ("numpy", "ndarray"), ("numpy", "dtype"), ("_codecs", "encode")}:
+            return super().find_class(module, name)
+        raise pickle.UnpicklingError(f"it asks for {module}.{name}")
+
+
+def _unpickle(path: Path, argument: str) -> dict[str, Any]:
+    try:
+        with path.open("rb") as file:
+            content: dict[str, Any] = _ArraysOnly(file, encoding="latin1").load()
+            return content
+    except (OSError, pickle.UnpicklingError, EOFError, AttributeError, ValueError) as error:
+        raise InputError(argument, str(path), f"a file of the Python version of CIFAR ({error})") from None
+
+
+def _read_cifar(paths: Sequence[Path], label_key: str, argument: str) -> MemoryImages:
+    parts = [_unpickle(path, argument) for path in paths]
+    pixels = torch.from_numpy(np.concatenate([part["data"] for part in parts]).reshape(-1, 3, 32, 32))
+    labels = np.concatenate([np.asarray(part[label_key], np.int64) for part in parts])
+    return MemoryImages(pixels, labels, [name for part in parts for name in part["filenames"]])
+
+
+def _download_cifar(classes: int, root: Path, spec: str, expected: str, argument: str) -> None:
+    from torchvision.datasets import CIFAR10, CIFAR100
+
+    logger.info("%s: not on disk, downloading it", spec)
+    try:
+        {10: CIFAR10, 100: CIFAR100}[classes](str(root), download=True)
+    except Exception as error:  # whatever the network, the server or the disk answered
+        raise InputError(argument, spec, f"{expected} (downloading them failed: {error})") from None
+
+
+def _load_file(place: str, argument: str) -> Any:
+    path = Path(place).expanduser()
+    if not path.is_file():
+        raise InputError(argument, place, "a Python file that exists")
+    name = path.stem
+    if name in sys.modules and getattr(sys.modules[name], "__file__", None) != str(path.resolve()):
+        name = f"stillroom_data_{name}"  # the user's json.py must not replace the library's
+    spec = importlib.util.spec_from_file_location(name, path.resolve())
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # loader workers find its classes by this name
+    spec.loader.exec_module(module)
+    return module
+
+
+def _dataset_labels(dataset: Any, spec: str, argument: str) -> np.ndarray:
+    """int64 [N]; from `targets` or `labels` where the data set has them, else by reading every sample once."""
+    for name in ("targets", "labels"):
+        if (stated := getattr(dataset, name, None)) is not None and len(stated) == len(dataset):
+            values = np.asarray(stated)
+            break
+    else:
+        values = np.asarray([dataset[i][1] for i in range(len(dataset))])
+    if len(values) == 0:
+        raise InputError(argument, spec, "images in both data sets; one is empty")
+    if values.ndim != 1 or not np.issubdtype(values.dtype, np.integer) or values.min() < 0:
+        raise InputError(argument, spec, "one whole number from 0 as the label of each image")
+    return values.astype(np.int64)
+
+
+# Reading a specification ----------------------------------------------------------------------------------------------------------------
+
+
+def _split_options(text: str, argument: str) -> tuple[str, dict[str, str]]:
+    """ "path,name=value" -> path and options. A comma belongs to the path unless "name=" follows it."""
+    main, *rest = re.split(r",(?=\s*[A-Za-z_]\w*=)", text)
+    options: dict[str, str] = {}
+    for part in rest:
+        name, _, value = part.strip().partition("=")
+        if name in options:
+            raise InputError(argument, part.strip(), f"the option {name} once")
+        options[name] = value.strip()
+    return main.strip(), options
+
+
+def _no_options(kind: str, options: dict[str, str], argument: str, known: Sequence[str] = ()) -> None:
+    for name, value in options.items():
+        if name not in known:
+            raise InputError(
+                argument, f"{name}={value}", f"an option of {kind}: {near(name, known)}" if known else f"no options: {kind} takes none"
+            )
+
+
+def _fraction(text: str, argument: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = float("nan")
+    if not 0 < value < 1:
+        raise InputError(argument, f"val={text}", "a share between 0 and 1, e.g. val=0.2")
+    return value
+
+
+def _literal(text: str) -> Any:
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text
+
+
+def _module_exists(name: str) -> bool:
+    try:
+        return importlib.util.find_spec(name) is not None
+    except (ImportError, ValueError):
+        return False

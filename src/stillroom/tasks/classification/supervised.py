@@ -1,0 +1,20 @@
+"""Plain training on labels."""
+
+from __future__ import annotations
+
+from torch.nn.functional import cross_entropy
+
+from stillroom.engine import Distiller, Losses
+from stillroom.tasks.classification.data import Batch
+
+
+class Supervised(Distiller):
+    """A student trained on labels alone: cross-entropy, averaged over the batch.
+
+    Args:
+        student: network from images [B, 3, H, W] to logits [B, C].
+    """
+
+    def losses(self, batch: Batch) -> Losses:
+        """The cross-entropy as the only task term."""
+        return Losses(task={"ce": cross_entropy(self.student(batch.images).float(), batch.labels)})

@@ -1,0 +1,24 @@
+"""Shared by all tests: one thread per process, and small jobs on real digits."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from stillroom.tasks.classification import ImageData
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def digits() -> ImageData:
+    """160 training and 80 validation digits in batches of 32: five steps make an epoch."""
+    return ImageData("digits", batch_size=32, subset=160, val_subset=80)
+
+
+@pytest.fixture
+def shared_data() -> Path:
+    """The folder of real data sets beside a developer's checkout; tests that need one skip where it is absent."""
+    return Path(__file__).parents[2] / "shared" / "data"

@@ -1,0 +1,162 @@
+"""The Lab's promises: stages are not run twice, a killed run ends with the same numbers, other arguments are refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from stillroom.engine import Lab, LabOptions, Losses, Teacher, Training
+from stillroom.engine.weights import read_weights
+from stillroom.errors import InputError, NonFiniteLoss
+from stillroom.methods.dot import DOT
+from stillroom.methods.kd import KD
+from stillroom.tasks.classification import Batch, ImageData, Supervised, build_classifier
+
+PLAN = Training(epochs=3, milestones=(0.5,))
+
+
+class Killed(Exception):
+    """Stands for a kill: nothing of the run's own handles it."""
+
+
+class FallingKD(KD):
+    """KD that is killed before a step of the tests' choosing."""
+
+    fall_at: int | None = None
+
+    def losses(self, batch: Batch) -> Losses:
+        if self.progress.step == type(self).fall_at:
+            raise Killed
+        return super().losses(batch)
+
+
+def student() -> nn.Module:
+    torch.manual_seed(5)
+    network = build_classifier("stillroom/convnet4", num_classes=10).network
+    return nn.Sequential(network, nn.Dropout(0.1))  # dropout: the step's own randomness must be replayed too
+
+
+def teacher() -> Teacher:
+    torch.manual_seed(6)
+    return Teacher(build_classifier("stillroom/convnet24", num_classes=10).network)
+
+
+def run(out: Path, data: ImageData, *, dot: bool = False, plan: Training = PLAN, **options: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Trains in `out`; answers the stage's record without times, and the student's weights."""
+    lab = Lab(LabOptions(out=out, checkpoint_steps=2, accelerator="cpu", **options))
+    host = FallingKD(student(), teacher())
+    trained = lab.fit(DOT(host) if dot else host, data, plan, name="distilled")
+    record = json.loads((trained.folder / "stage.json").read_text())["result"]
+    for line in record["history"]:
+        del line["seconds"], line["samples_per_second"]
+    return {key: record[key] for key in ("metrics", "best", "history", "epochs")}, read_weights(trained.folder)
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> dict[bool, Any]:
+    data = ImageData("digits", batch_size=32, subset=160, val_subset=80)
+    return {dot: run(tmp_path_factory.mktemp("whole"), data, dot=dot) for dot in (False, True)}
+
+
+@pytest.mark.parametrize("dot", [False, True])
+@pytest.mark.parametrize("steps", [(1,), (3,), (4,), (5,), (9, 10), (2, 7, 13), (14,)])
+def test_killed_run_ends_with_the_same_numbers(
+    tmp_path: Path, digits: ImageData, uninterrupted: dict[bool, Any], steps: tuple[int, ...], dot: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for step in steps:  # killed before the first checkpoint, inside an epoch, at its last step, at its first, twice in a row
+        monkeypatch.setattr(FallingKD, "fall_at", step)
+        with pytest.raises(Killed):
+            run(tmp_path, digits, dot=dot)
+    monkeypatch.setattr(FallingKD, "fall_at", None)
+    record, weights = run(tmp_path, digits, dot=dot)
+    expected_record, expected_weights = uninterrupted[dot]
+    assert record == expected_record
+    assert weights.keys() == expected_weights.keys()
+    assert all(torch.equal(weights[name], expected_weights[name]) for name in weights)
+
+
+def test_two_runs_with_one_seed_are_equal_and_another_seed_differs(tmp_path: Path, digits: ImageData, uninterrupted: dict[bool, Any]) -> None:
+    again, weights = run(tmp_path / "same", digits)
+    assert again == uninterrupted[False][0]
+    _, other = run(tmp_path / "other", digits, seed=1)
+    assert any(not torch.equal(weights[name], other[name]) for name in weights)
+
+
+def test_finished_stage_is_read_not_run(tmp_path: Path, digits: ImageData, monkeypatch: pytest.MonkeyPatch) -> None:
+    first, weights = run(tmp_path, digits)
+    monkeypatch.setattr(FallingKD, "fall_at", 0)  # a single step would raise
+    second, again = run(tmp_path, digits)
+    assert second == first
+    assert all(torch.equal(weights[name], again[name]) for name in weights)
+
+
+@pytest.mark.parametrize(
+    ("change", "named"), [({"plan": Training(epochs=4)}, "epochs was 3, now 4"), ({"seed": 3}, "seed was 0, now 3"), ({"dot": True}, "method was")]
+)
+def test_other_arguments_are_refused_and_named(tmp_path: Path, digits: ImageData, change: dict[str, Any], named: str) -> None:
+    lab = Lab(LabOptions(out=tmp_path))
+    with lab.shared():  # a folder that does not depend on the seed
+        lab.fit(FallingKD(student(), teacher()), digits, PLAN, name="stage")
+    changed = Lab(LabOptions(out=tmp_path, seed=change.get("seed", 0)))
+    host = FallingKD(student(), teacher())
+    with changed.shared(), pytest.raises(InputError, match=named):
+        changed.fit(DOT(host) if change.get("dot") else host, digits, change.get("plan", PLAN), name="stage")
+
+
+def test_networks_built_at_the_same_place_start_equal(tmp_path: Path, digits: ImageData) -> None:
+    lab = Lab(LabOptions(out=tmp_path))
+    first = build_classifier("stillroom/convnet4", num_classes=10).network
+    start = {name: value.clone() for name, value in first.state_dict().items()}
+    lab.fit(Supervised(first), digits, Training(epochs=1), name="one")
+    second = build_classifier("stillroom/convnet4", num_classes=10).network
+    assert all(torch.equal(start[name], value) for name, value in second.state_dict().items())
+
+
+class ExplodingKD(KD):
+    """KD whose distillation loss becomes infinite at step 7."""
+
+    def losses(self, batch: Batch) -> Losses:
+        losses = super().losses(batch)
+        if self.progress.step == 7:
+            losses = Losses(losses.task, {"kd": losses.distill["kd"] * float("inf")})
+        return losses
+
+
+def test_non_finite_loss_stops_naming_step_terms_and_ids_and_keeps_the_last_good_checkpoint(tmp_path: Path, digits: ImageData) -> None:
+    lab = Lab(LabOptions(out=tmp_path, checkpoint_steps=2))
+    with pytest.raises(NonFiniteLoss) as caught:
+        lab.fit(ExplodingKD(student(), teacher()), digits, PLAN, name="distilled")
+    assert caught.value.exit_code == 3
+    assert caught.value.step == 7
+    assert list(caught.value.terms) == ["kd"]
+    assert len(caught.value.ids) == 32
+    assert "step 7" in str(caught.value)
+    checkpoint = torch.load(tmp_path / "seed0/distilled/last.ckpt", weights_only=False)
+    assert all(value.isfinite().all() for value in checkpoint["state_dict"].values() if value.is_floating_point())
+
+
+def test_every_term_lr_and_throughput_is_in_the_history_and_the_events(tmp_path: Path, digits: ImageData) -> None:
+    record, _ = run(tmp_path, digits)
+    line = json.loads((tmp_path / "seed0/distilled/stage.json").read_text())["result"]["history"][-1]
+    assert {"train/ce", "train/kd", "train/total", "lr", "samples_per_second", "val/top1", "seconds"} <= line.keys()
+    assert [row["lr"] for row in record["history"]] == pytest.approx([0.05, 0.05, 0.005])
+    assert list((tmp_path / "seed0/distilled/events").glob("events.out.tfevents.*"))
+
+
+def test_teacher_is_in_no_checkpoint(tmp_path: Path, digits: ImageData) -> None:
+    run(tmp_path, digits)
+    checkpoint = torch.load(tmp_path / "seed0/distilled/last.ckpt", weights_only=False)
+    assert checkpoint["state_dict"].keys() == KD(student(), teacher()).state_dict().keys()
+    assert all(name.startswith("student.") for name in checkpoint["state_dict"])
+
+
+def test_overwrite_refuses_a_folder_that_is_not_a_run(tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("years of work")
+    with pytest.raises(InputError, match="discards nothing else"):
+        Lab(LabOptions(out=tmp_path, overwrite=True))
+    assert (tmp_path / "thesis.tex").exists()

@@ -1,0 +1,101 @@
+"""Learning rates and ramps over a run."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from stillroom.engine.schedule import Schedule, multistep_lr, warmup_factor
+from stillroom.errors import InputError
+
+
+def rates(schedule: Schedule, epochs: int, steps_per_epoch: int) -> list[float]:
+    return [schedule.rate(1.0, step=step, steps_per_epoch=steps_per_epoch, epochs=epochs) for step in range(epochs * steps_per_epoch)]
+
+
+def test_multistep_keeps_the_full_rate_in_the_milestones_epoch() -> None:
+    assert multistep_lr(150, 0.05, [150, 180, 210], 0.1) == 0.05
+    assert multistep_lr(151, 0.05, [150, 180, 210], 0.1) == pytest.approx(0.005)
+    assert multistep_lr(240, 0.05, [150, 180, 210], 0.1) == pytest.approx(0.00005)
+    with pytest.raises(InputError, match="epoch"):
+        multistep_lr(0, 0.05, [150], 0.1)
+
+
+def test_multistep_changes_between_epochs() -> None:
+    assert rates(Schedule("multistep", (1, 3), 0.5), epochs=4, steps_per_epoch=2) == [1, 1, 0.5, 0.5, 0.5, 0.5, 0.25, 0.25]
+
+
+def test_fractions_are_of_the_run() -> None:
+    assert rates(Schedule("multistep", (0.5, 0.75), 0.5), 4, 2) == rates(Schedule("multistep", (2, 3), 0.5), 4, 2)
+    # 0.57 * 100 is a little less than 57 in floating point
+    assert rates(Schedule("multistep", (0.57,)), 100, 1) == rates(Schedule("multistep", (57,)), 100, 1)
+    # the shortest runs have a first epoch at the full rate, too
+    assert rates(Schedule("multistep", (0.1,)), 2, 1) == [1.0, pytest.approx(0.1)]
+
+
+def test_cosine_falls_from_the_full_rate_to_zero() -> None:
+    got = rates(Schedule("cosine"), epochs=2, steps_per_epoch=2)
+    assert got == pytest.approx([1.0, 0.5 + math.sqrt(0.125), 0.5, 0.5 - math.sqrt(0.125)])
+    assert Schedule("cosine").rate(1.0, step=4, steps_per_epoch=2, epochs=2) == 0
+    assert Schedule("cosine").rate(1.0, step=9, steps_per_epoch=2, epochs=2) == 0
+
+
+def test_constant() -> None:
+    assert rates(Schedule("constant"), 2, 2) == [1.0] * 4
+
+
+def test_warmup_rises_by_the_step() -> None:
+    assert rates(Schedule("constant", warmup_epochs=2), epochs=3, steps_per_epoch=2) == [0.25, 0.5, 0.75, 1, 1, 1]
+    assert rates(Schedule("constant", warmup_epochs=0.5), epochs=1, steps_per_epoch=4) == [0.5, 1, 1, 1]
+    assert rates(Schedule("cosine", warmup_epochs=1), epochs=3, steps_per_epoch=2)[2:] == rates(Schedule("cosine"), 2, 2)
+
+
+@given(
+    kind=st.sampled_from(["multistep", "cosine", "constant"]),
+    epochs=st.integers(2, 20),
+    steps_per_epoch=st.integers(1, 5),
+    warmup=st.floats(0, 1.9),
+)
+def test_rates_rise_to_the_full_rate_then_never_rise(kind: str, epochs: int, steps_per_epoch: int, warmup: float) -> None:
+    got = rates(Schedule(kind, (0.62, 0.85) if kind == "multistep" else (), warmup_epochs=warmup), epochs, steps_per_epoch)  # type: ignore[arg-type]
+    assert all(0 < rate <= 1 for rate in got)
+    rest = got[math.ceil(warmup * steps_per_epoch) :]
+    assert rest == sorted(rest, reverse=True)
+
+
+def test_warmup_factor() -> None:
+    assert [warmup_factor(epoch, 4) for epoch in (1, 2, 4, 5)] == [0.25, 0.5, 1.0, 1.0]
+    assert warmup_factor(1, 0) == 1.0
+    with pytest.raises(InputError, match="warmup"):
+        warmup_factor(1, -1)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        ({"kind": "step"}, "kind"),
+        ({"kind": "multistep"}, "milestones"),
+        ({"kind": "multistep", "milestones": (0,)}, "milestones"),
+        ({"kind": "multistep", "milestones": (-3, 5)}, "milestones"),
+        ({"kind": "multistep", "milestones": (5,), "factor": 0.0}, "factor"),
+        ({"kind": "multistep", "milestones": (5,), "factor": 10.0}, "factor"),
+        ({"kind": "cosine", "warmup_epochs": -1}, "warmup_epochs"),
+        ({"kind": "cosine", "warmup_epochs": float("nan")}, "warmup_epochs"),
+    ],
+)
+def test_refuses(arguments: dict[str, object], named: str) -> None:
+    with pytest.raises(InputError, match=f"^{named}"):
+        Schedule(**arguments)  # type: ignore[arg-type]
+
+
+def test_refuses_a_position_outside_of_the_run() -> None:
+    schedule = Schedule("cosine", warmup_epochs=5)
+    with pytest.raises(InputError, match=r"^warmup_epochs"):
+        schedule.rate(1.0, step=0, steps_per_epoch=2, epochs=5)
+    with pytest.raises(InputError, match=r"^step:"):
+        schedule.rate(1.0, step=-1, steps_per_epoch=2, epochs=9)
+    with pytest.raises(InputError, match=r"^steps_per_epoch"):
+        schedule.rate(1.0, step=0, steps_per_epoch=0, epochs=9)

@@ -1,0 +1,62 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from stillroom.errors import InputError
+from stillroom.losses.contrast import crd_loss
+
+
+@settings(max_examples=30, deadline=None)
+@given(batch=st.integers(1, 5), negatives=st.integers(1, 20), samples=st.integers(1, 10_000), seed=st.integers(0, 1000))
+def test_is_the_critics_likelihood_written_out(batch: int, negatives: int, samples: int, seed: int) -> None:
+    scores = torch.rand(batch, 1 + negatives, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) + 1e-3
+    critic = scores / (scores + negatives / samples)
+    expected = -(critic[:, 0].log() + (1 - critic[:, 1:]).log().sum(1)).mean()
+    torch.testing.assert_close(crd_loss(scores.float(), samples).double(), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_falls_with_the_positives_score_and_rises_with_a_negatives() -> None:
+    scores = torch.full((3, 9), 0.01, requires_grad=True)
+    crd_loss(scores, 100).backward()
+    assert scores.grad is not None
+    assert (scores.grad[:, 0] < 0).all()
+    assert (scores.grad[:, 1:] > 0).all()
+
+
+def test_scores_of_a_chance_critic_give_log_two_per_pair() -> None:
+    negatives, samples = 8, 50
+    scores = torch.full((4, 1 + negatives), negatives / samples)
+    torch.testing.assert_close(crd_loss(scores, samples), (1 + negatives) * torch.tensor(2.0).log())
+
+
+def test_does_not_depend_on_the_order_of_negatives_or_anchors() -> None:
+    scores = torch.rand(6, 12)
+    shuffled = torch.cat([scores[:, :1], scores[:, 1:].flip(1)], dim=1).flip(0)
+    torch.testing.assert_close(crd_loss(shuffled, 40), crd_loss(scores, 40))
+
+
+@pytest.mark.parametrize("score", [0.0, 1e-30, 1e30])
+def test_extreme_scores_stay_finite_in_value_and_gradient(score: float) -> None:
+    scores = torch.full((2, 5), score, requires_grad=True)
+    loss = crd_loss(scores, 1000)
+    loss.backward()
+    assert scores.grad is not None
+    assert loss.isfinite()
+    assert scores.grad.isfinite().all()
+
+
+def test_one_anchor_in_bf16_gives_a_float32_loss() -> None:
+    loss = crd_loss(torch.full((1, 3), 0.02, dtype=torch.bfloat16), 100)
+    assert loss.dtype == torch.float32
+    assert loss.isfinite()
+
+
+@pytest.mark.parametrize(
+    ("shape", "samples", "argument"), [((2, 1), 10, "scores_BK1"), ((2,), 10, "scores_BK1"), ((2, 3), 0, "num_samples")]
+)
+def test_refuses_what_has_no_meaning(shape: tuple[int, ...], samples: int, argument: str) -> None:
+    with pytest.raises(InputError, match=argument):
+        crd_loss(torch.ones(shape), samples)
