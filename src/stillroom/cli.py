@@ -116,7 +116,7 @@ def _parser(method: str, room: ModuleType, options: list[str]) -> tuple[jsonargp
     hints, defaults = get_type_hints(room.recipe), inspect.signature(room.recipe).parameters
     summary = (inspect.getdoc(room.recipe) or "").splitlines()[0]
     parser = jsonargparse.ArgumentParser(
-        prog=f"stillroom run {method}", description=summary, formatter_class=Help, exit_on_error=False, default_env=False
+        prog=f"stillroom run {method}", usage=f"stillroom run {method} [options]", description=summary, formatter_class=Help, exit_on_error=False, default_env=False
     )
     parser.add_argument("--config", action="config", help="YAML file with any of these options; --print_config writes one")
     presets = ["default", *room.PRESETS]

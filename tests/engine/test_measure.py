@@ -9,7 +9,9 @@ from stillroom.errors import InputError
 
 
 def small_net() -> nn.Sequential:
-    return nn.Sequential(nn.Conv2d(3, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8), nn.ReLU(), nn.Dropout(0.5), nn.Flatten(), nn.Linear(128, 10))
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8), nn.ReLU(), nn.Dropout(0.5), nn.Flatten(), nn.Linear(128, 10)
+    )
 
 
 def test_counts_by_hand() -> None:
@@ -51,8 +53,10 @@ def test_leaves_no_trace() -> None:
     torch.manual_seed(3)
     measure(net, torch.ones(1, 3, 4, 4))
     assert torch.equal(torch.rand(2), expected)
-    assert [module.training for module in net] == [True, False, True, True, True, True] and net.training
-    assert torch.equal(net[5].weight.grad, torch.ones(10, 128)) and net[0].weight.grad is None
+    assert [module.training for module in net] == [True, False, True, True, True, True]
+    assert net.training
+    assert torch.equal(net[5].weight.grad, torch.ones(10, 128))
+    assert net[0].weight.grad is None
     assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
     assert torch.is_grad_enabled()
 

@@ -148,7 +148,7 @@ def test_mismatches_are_listed_and_nothing_is_loaded(tmp_path, source):
     assert "1 unexpected (extra)" in message
 
     message = mismatch(tmp_path, nn.Sequential(*[nn.Linear(2, 2) for _ in range(9)]).state_dict(), network())
-    assert "14 unexpected" in message
+    assert "12 unexpected" in message
     assert message.count("unexpected") == 1
     assert ", ..." in message
 
@@ -197,7 +197,7 @@ def test_unusable_files(tmp_path, source):
     (tmp_path / "text.pt").write_text("no weights at all")
     with pytest.raises(InputError, match="neither safetensors nor"):
         read_weights(tmp_path / "text.pt")
-    (tmp_path / "pickle.pt").write_bytes(pickle.dumps([1, 2], protocol=4))
+    (tmp_path / "pickle.pt").write_bytes(pickle.dumps([1, 2], protocol=2))
     with pytest.raises(InputError):
         read_weights(tmp_path / "pickle.pt")
     for content in ({"epoch": 3}, [1, 2], torch.ones(3)):

@@ -233,19 +233,19 @@ class Loader(DataLoader[Any]):
 @contextmanager
 def kept_generators() -> Iterator[None]:
     """Restore the global generators of `random`, NumPy and PyTorch (CPU) afterwards."""
-    states = random.getstate(), np.random.get_state(), torch.default_generator.get_state()
+    states = random.getstate(), np.random.get_state(), torch.default_generator.get_state()  # noqa: NPY002 - users' transforms draw from it
     try:
         yield
     finally:
         random.setstate(states[0])
-        np.random.set_state(states[1])
+        np.random.set_state(states[1])  # noqa: NPY002 - users' transforms draw from it
         torch.default_generator.set_state(states[2])
 
 
 def seed_generators(seed: int) -> None:
     """Seed the global generators of `random`, NumPy and PyTorch (CPU)."""
     random.seed(seed)
-    np.random.seed(seed & 0xFFFFFFFF)
+    np.random.seed(seed & 0xFFFFFFFF)  # noqa: NPY002 - users' transforms draw from it
     torch.default_generator.manual_seed(seed)
 
 

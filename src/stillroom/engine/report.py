@@ -18,9 +18,10 @@
     command, settings, versions, notes
     started, finished ISO 8601 times
 
-A spread is {"mean", "std", "n"}, std being the sample's (n - 1), null for one seed. "interval" is Student's 95 % interval of the mean paired
-difference, and "clear" whether it leaves out 0; both are null for one seed. Shares (accuracy, agreement, calibration error) are fractions
-from 0 to 1. A number that is not finite, as after a run that diverged, is null.
+A spread is {"mean", "std", "n"}, std being the sample's (n - 1), null for one seed. "interval" is Student's 95 % interval of the mean
+paired difference, and "clear" whether it leaves out 0; both are null for one seed. Metrics are in the task's units (classification:
+"top1", "top5", "ece", "agreement" in %, "nll" in nats); "seconds" of an epoch count from the start of training. A number that is not
+finite, as after a run that diverged, is null.
 """
 
 from __future__ import annotations
@@ -54,7 +55,7 @@ class StageResult:
     Attributes:
         name: the arm, e.g. "alone".
         seed: the run's seed.
-        metrics: final model on the validation set; shares are fractions from 0 to 1.
+        metrics: final model on the validation set, in the task's units.
         best: metrics of the epoch with the best primary metric, and "epoch" (from 1).
         history: one row per epoch: "epoch", "seconds", "lr", "train/<term>", "val/<metric>".
         footprint: what the model costs at inference.
@@ -232,6 +233,13 @@ class Report:
         """Names of the arms that are neither the teacher nor the baseline."""
         return [arm for arm in self.arms if arm not in (self.teacher, self.baseline)]
 
+    @property
+    def leading(self) -> str | None:
+        """The distilled arm with the best mean primary metric; None without distilled arms."""
+        means = {arm: fmean(result.metrics[self.primary] for result in self.arms[arm]) for arm in self.distilled}
+        finite = {arm: mean if self.higher_is_better else -mean for arm, mean in means.items() if math.isfinite(mean)}
+        return max(finite, key=finite.__getitem__) if finite else next(iter(means), None)
+
     def summary(self) -> dict[str, ArmSummary]:
         """Each arm over its seeds; a metric that only some seeds have counts those (see its `n`)."""
         return {arm: self._summarise(results) for arm, results in self.arms.items()}
@@ -250,7 +258,7 @@ class Report:
         )
 
     def gain(self, arm: str | None = None) -> Gain | None:
-        """What `arm` (the first distilled one) has over the baseline on the primary metric, over the seeds that both ran.
+        """What `arm` (the leading distilled one) has over the baseline on the primary metric, over the seeds that both ran.
 
         None without a baseline, without a distilled arm, or without a common seed.
 
@@ -259,9 +267,9 @@ class Report:
         """
         if arm is not None and arm not in self.arms:
             raise InputError("arm", arm, f"one of {near(arm, self.arms)}")
-        if self.baseline is None or not (self.distilled or arm):
+        arm = arm or self.leading
+        if self.baseline is None or arm is None:
             return None
-        arm = arm or self.distilled[0]
         alone = {result.seed: result.metrics[self.primary] for result in self.arms[self.baseline]}
         mine = {result.seed: result.metrics[self.primary] for result in self.arms[arm]}
         pairs = {seed: value - alone[seed] for seed, value in mine.items() if seed in alone}
@@ -295,11 +303,11 @@ class Report:
         from rich.table import Table
         from rich.text import Text
 
-        columns, rows = page.table_cells(self)
+        cells = page.table_cells(self)
         table = Table(title=Text(self.title), caption=Text(page.headline(self)), caption_justify="left")
-        for i, column in enumerate(columns):
+        for i, column in enumerate(cells.columns):
             table.add_column(Text(column), justify="left" if i == 0 else "right")
-        for row in rows:
+        for row in cells.rows:
             table.add_row(*map(Text, row))
         return table
 

@@ -18,7 +18,7 @@ def crd_loss(scores_BK1: Tensor, num_samples: int) -> Tensor:
 
         loss = - 1/B sum_b [ log h(positive) + sum_k log(1 - h(negative_k)) ]
 
-    the negative of the objective of section 3.1, with the expectation over negatives, K * E[log(1 - h)], taken over the K that were drawn.
+    This is the negative of section 3.1's objective, with its expectation K * E[log(1 - h)] taken over the K negatives that were drawn.
     Published code adds 1e-7 to both denominators; here both logarithms are taken of P M / K, which needs no such constant.
 
     Args:

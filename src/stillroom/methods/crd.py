@@ -22,12 +22,12 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from stillroom.engine import Distiller, Losses, Teacher, tap
+from stillroom.engine import Distiller, Lab, Losses, Report, Teacher, Training, tap
 from stillroom.errors import InputError, at_least_zero
 from stillroom.losses.contrast import crd_loss
 from stillroom.modules.contrast_memory import ContrastMemory
 from stillroom.modules.projectors import LinearEmbedding, probing
-from stillroom.tasks.classification import Batch
+from stillroom.tasks.classification import CIFAR100, DIGITS, IMAGENET, Batch, ImageData, pooled_layer, three_arms
 
 
 class CRD(Distiller):
@@ -107,3 +107,93 @@ def _pooled(features: Tensor, argument: str) -> Tensor:
     if features.ndim not in (2, 4):
         raise InputError(argument, f"features of shape {tuple(features.shape)}", "pooled features [B, D] or a map [B, D, H, W]")
     return features if features.ndim == 2 else features.mean((2, 3))
+
+
+def build(
+    student: nn.Module,
+    teacher: Teacher,
+    data: ImageData,
+    *,
+    student_layer: str | None = None,
+    teacher_layer: str | None = None,
+    embed_dim: int = 128,
+    temperature: float = 0.07,
+    momentum: float = 0.5,
+    negatives: int = 1024,
+    task_weight: float = 1.0,
+    weight: float = 0.8,
+) -> CRD:
+    """The distiller for `data`, for recipes that host other methods; layers by default those of the pooled features."""
+    return CRD(
+        student,
+        teacher,
+        student_layer=student_layer or pooled_layer(student, "student_layer"),
+        teacher_layer=teacher_layer or pooled_layer(teacher.networks[0], "teacher_layer"),
+        train_labels=data.train_labels,
+        example=data.example_inputs(),
+        embed_dim=embed_dim,
+        temperature=temperature,
+        momentum=momentum,
+        negatives=negatives,
+        task_weight=task_weight,
+        weight=weight,
+    )
+
+
+def recipe(
+    lab: Lab,
+    data: ImageData,
+    plan: Training = DIGITS,
+    teacher: str = "stillroom/convnet24",
+    student: str = "stillroom/convnet4",
+    teacher_epochs: int | None = None,
+    student_layer: str | None = None,
+    teacher_layer: str | None = None,
+    embed_dim: int = 128,
+    temperature: float = 0.07,
+    momentum_of_memory: float = 0.5,
+    negatives: int = 1024,
+    task_weight: float = 1.0,
+    weight: float = 0.8,
+) -> Report:
+    """Train (or load) a teacher, a student alone, and the same student with CRD; compare them.
+
+    Args:
+        lab: where and how to run.
+        data: the images.
+        plan: how the networks are trained.
+        teacher: network, optionally with weights after ``@``; without weights it is trained first. Or the folder of an earlier run.
+        student: network, as above.
+        teacher_epochs: epochs for a teacher that has to be trained; by default as many as the student's.
+        student_layer: module path of the student's features; by default its pooled features.
+        teacher_layer: the teacher's, likewise.
+        embed_dim: width of the embeddings in which the features meet.
+        temperature: tau > 0 of the critic.
+        momentum_of_memory: share of the old embedding when the memory moves on, from 0 and below 1.
+        negatives: other images that each image is contrasted with, in each direction (the paper: 16384).
+        task_weight: weight of the cross-entropy.
+        weight: weight of the contrast.
+    """
+
+    def distiller(network: nn.Module, taught: Teacher) -> CRD:
+        return build(
+            network,
+            taught,
+            data,
+            student_layer=student_layer,
+            teacher_layer=teacher_layer,
+            embed_dim=embed_dim,
+            temperature=temperature,
+            momentum=momentum_of_memory,
+            negatives=negatives,
+            task_weight=task_weight,
+            weight=weight,
+        )
+
+    return three_arms("crd", lab, data, plan, teacher, student, distiller, teacher_epochs=teacher_epochs)
+
+
+PRESETS = {
+    "paper": {**CIFAR100, "negatives": 16384},
+    "paper:imagenet": {**IMAGENET, "negatives": 16384},
+}

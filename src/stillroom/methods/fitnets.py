@@ -18,11 +18,11 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from stillroom.engine import Distiller, Losses, Teacher, tap
+from stillroom.engine import Distiller, Lab, Losses, Report, Teacher, Training, tap
 from stillroom.errors import InputError, at_least_zero
 from stillroom.losses.features import hint_loss
 from stillroom.modules.projectors import ConvRegressor, probing
-from stillroom.tasks.classification import Batch
+from stillroom.tasks.classification import CIFAR100, DIGITS, IMAGENET, Batch, ImageData, middle_layer, three_arms
 
 
 class FitNets(Distiller):
@@ -80,3 +80,72 @@ class FitNets(Distiller):
             task={"ce": self.task_weight * cross_entropy(logits_BC.float(), batch.labels)},
             distill={"hint": self.hint_weight * hint_loss(regressed_BCHW, hint[self.teacher_layer])},
         )
+
+
+def build(
+    student: nn.Module,
+    teacher: Teacher,
+    data: ImageData,
+    *,
+    student_layer: str | None = None,
+    teacher_layer: str | None = None,
+    task_weight: float = 1.0,
+    hint_weight: float = 100.0,
+) -> FitNets:
+    """The distiller for `data`, for recipes that host other methods; layers by default the middle ones."""
+    return FitNets(
+        student,
+        teacher,
+        student_layer=student_layer or middle_layer(student, "student_layer"),
+        teacher_layer=teacher_layer or middle_layer(teacher.networks[0], "teacher_layer"),
+        example=data.example_inputs(),
+        task_weight=task_weight,
+        hint_weight=hint_weight,
+    )
+
+
+def recipe(
+    lab: Lab,
+    data: ImageData,
+    plan: Training = DIGITS,
+    teacher: str = "stillroom/convnet24",
+    student: str = "stillroom/convnet4",
+    teacher_epochs: int | None = None,
+    student_layer: str | None = None,
+    teacher_layer: str | None = None,
+    task_weight: float = 1.0,
+    hint_weight: float = 100.0,
+) -> Report:
+    """Train (or load) a teacher, a student alone, and the same student with hints; compare them.
+
+    Args:
+        lab: where and how to run.
+        data: the images.
+        plan: how the networks are trained.
+        teacher: network, optionally with weights after ``@``; without weights it is trained first. Or the folder of an earlier run.
+        student: network, as above.
+        teacher_epochs: epochs for a teacher that has to be trained; by default as many as the student's.
+        student_layer: module path of the guided layer; by default a middle one of the networks that come with Stillroom.
+        teacher_layer: module path of the hint layer, likewise.
+        task_weight: weight of the cross-entropy.
+        hint_weight: weight of the hint.
+    """
+
+    def distiller(network: nn.Module, taught: Teacher) -> FitNets:
+        return build(
+            network,
+            taught,
+            data,
+            student_layer=student_layer,
+            teacher_layer=teacher_layer,
+            task_weight=task_weight,
+            hint_weight=hint_weight,
+        )
+
+    return three_arms("fitnets", lab, data, plan, teacher, student, distiller, teacher_epochs=teacher_epochs)
+
+
+PRESETS = {
+    "paper": CIFAR100,
+    "paper:imagenet": {**IMAGENET, "student_layer": "layer2", "teacher_layer": "layer2"},
+}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from stillroom.engine import Lab, Report, Training
-from stillroom.tasks.classification import CIFAR100, DIGITS, IMAGENET, TINY_IMAGENET, ImageData, Supervised, network
+from stillroom.tasks.classification import CIFAR100, DIGITS, IMAGENET, TINY_IMAGENET, ImageData, supervised_stage
 
 
 def recipe(lab: Lab, data: ImageData, plan: Training = DIGITS, student: str = "stillroom/convnet4") -> Report:
@@ -15,7 +15,7 @@ def recipe(lab: Lab, data: ImageData, plan: Training = DIGITS, student: str = "s
         plan: how the network is trained.
         student: network, optionally with weights after ``@`` to start from.
     """
-    alone = lab.fit(Supervised(network(student, data, lab, "student").network), data, plan, name="alone", model=student)
+    alone = supervised_stage(lab, data, plan, student)
     return lab.report("supervised", data, ship="alone", alone=alone)
 
 

@@ -11,7 +11,17 @@ from stillroom import catalog
 from stillroom.engine import Distiller, Lab, Report, Teacher, Training
 from stillroom.errors import InputError, near
 from stillroom.methods.dot.distiller import DOT
-from stillroom.tasks.classification import CIFAR100, DIGITS, IMAGENET, TINY_IMAGENET, ImageData, Supervised, network, teacher_stage
+from stillroom.tasks.classification import (
+    CIFAR100,
+    DIGITS,
+    IMAGENET,
+    TINY_IMAGENET,
+    ImageData,
+    distilled_stage,
+    rehearse,
+    supervised_stage,
+    teacher_stage,
+)
 
 
 def host_distiller(host: str, student: nn.Module, teacher: Teacher, data: ImageData, options: dict[str, Any]) -> Distiller:
@@ -69,13 +79,22 @@ def recipe(
         delta: the momentum gap; momentum + delta must stay below 1. The paper's 0.075 (ImageNet 0.09) needs some 3 000 steps or more.
     """
     options = host_options or {}
+
+    def plain(fresh: nn.Module, taught: Teacher) -> Distiller:
+        return host_distiller(host, fresh, taught, data, options)
+
+    def dotted(fresh: nn.Module, taught: Teacher) -> Distiller:
+        made = build(fresh, taught, data, host=host, delta=delta, host_options=options)
+        made.plan = plan
+        made.configure_optimizers()  # refuses a plan that DOT is not defined for
+        return made
+
+    rehearse(lab, data, teacher, student, dotted)
     taught = teacher_stage(lab, data, plan, teacher, teacher_epochs)
-    alone = lab.fit(Supervised(network(student, data, lab, "student").network), data, plan, name="alone", model=student)
-    plain = host_distiller(host, network(student, data, lab, "student").network, lab.teach(taught), data, options)
-    hosted = lab.fit(plain, data, plan, name=host, model=student)
-    under_dot = build(network(student, data, lab, "student").network, lab.teach(taught), data, host=host, delta=delta, host_options=options)
-    dotted = lab.fit(under_dot, data, plan, name=f"{host}+dot", model=student)
-    arms = {"teacher": taught, "alone": alone, host: hosted, f"{host}+dot": dotted}
+    alone = supervised_stage(lab, data, plan, student)
+    under_sgd = distilled_stage(lab, data, plan, student, host, lambda fresh: plain(fresh, lab.teach(taught)))
+    under_dot = distilled_stage(lab, data, plan, student, f"{host}+dot", lambda fresh: dotted(fresh, lab.teach(taught)))
+    arms = {"teacher": taught, "alone": alone, host: under_sgd, f"{host}+dot": under_dot}
     return lab.report("dot", data, baseline=host, ship=f"{host}+dot", **arms)
 
 

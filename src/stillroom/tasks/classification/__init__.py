@@ -1,7 +1,19 @@
 """Classification of images: data, networks, metrics, and the experiment that most papers run on them."""
 
 from stillroom.tasks.classification.data import Batch, ImageData
-from stillroom.tasks.classification.experiment import CIFAR100, DIGITS, IMAGENET, TINY_IMAGENET, network, teacher_stage, three_arms
+from stillroom.tasks.classification.experiment import (
+    CIFAR100,
+    DIGITS,
+    IMAGENET,
+    TINY_IMAGENET,
+    distilled_stage,
+    network,
+    rehearse,
+    supervised_stage,
+    teacher_stage,
+    three_arms,
+)
+from stillroom.tasks.classification.layers import middle_layer, pooled_layer
 from stillroom.tasks.classification.loaded import Loaded, load
 from stillroom.tasks.classification.models import build_classifier
 from stillroom.tasks.classification.supervised import Supervised
@@ -16,8 +28,13 @@ __all__ = [
     "Loaded",
     "Supervised",
     "build_classifier",
+    "distilled_stage",
     "load",
+    "middle_layer",
     "network",
+    "pooled_layer",
+    "rehearse",
+    "supervised_stage",
     "teacher_stage",
     "three_arms",
 ]

@@ -16,11 +16,12 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 from torchvision.transforms.v2.functional import to_pil_image
 
-from stillroom.engine.loading import Draw, Loader, SeekableBatches, Seeded
+from stillroom.engine.loading import Draw, Loader, Seeded, SeekableBatches
 from stillroom.engine.report import Report, Section
 from stillroom.errors import InputError, near
 from stillroom.tasks.classification.loaded import ship
 from stillroom.tasks.classification.metrics import ClassificationEvaluator, agreement
+from stillroom.tasks.classification.pages import classification_sections
 from stillroom.tasks.classification.sources import SMALL, Images, MemoryImages, TakenImages, into_memory, open_source, stratified
 from stillroom.tasks.classification.transforms import AUGMENTATIONS, Transform, describe_transform, eval_transform, train_transform
 
@@ -65,7 +66,7 @@ class ImageData:
         val_subset: validate on this many images only, drawn evenly from the classes; by default on all.
         mean: of each channel, for pixels in [0, 1], e.g. ``[0.5, 0.5, 0.5]``; by default the data's own, or ImageNet's.
         std: standard deviation of each channel, likewise.
-        seed: which images the subsets are.
+        subset_seed: which images the subsets are.
 
     Raises:
         InputError: an argument that cannot be used; it is named.
@@ -83,12 +84,12 @@ class ImageData:
         val_subset: int | None = None,
         mean: tuple[float, float, float] | None = None,
         std: tuple[float, float, float] | None = None,
-        seed: int = 0,
+        subset_seed: int = 0,
     ) -> None:
         if augment is not None and augment not in AUGMENTATIONS:
             raise InputError("augment", augment, f"one of {near(augment, AUGMENTATIONS)}")
         self.source = open_source(data)
-        self.data, self.seed = data, seed
+        self.data = data
         self.batch_size = _at_least("batch_size", batch_size, 1)
         self.image_size = self.source.image_size if image_size is None else _at_least("image_size", image_size, 1)
         self.augment = augment or self.source.augment
@@ -100,8 +101,8 @@ class ImageData:
         self.num_classes = len(self.classes)
         self.input_shape = (3, self.image_size, self.image_size)
         self._listed = (
-            _taken(self.source.train, "subset", subset, self.num_classes, seed),
-            _taken(self.source.val, "val_subset", val_subset, self.num_classes, seed),
+            _taken(self.source.train, "subset", subset, self.num_classes, subset_seed),
+            _taken(self.source.val, "val_subset", val_subset, self.num_classes, subset_seed),
         )
         # Evaluation prepares images as training does, except that "none" says nothing about it.
         self._style = self.source.augment if self.augment == "none" else self.augment
@@ -110,7 +111,7 @@ class ImageData:
         self._eval_transform = eval_transform(self._style, self.image_size, *statistics)
         self.in_memory = self._fits_memory()
         self.workers = self._default_workers() if workers is None else _at_least("workers", workers, 0)
-        parts = self.source.fingerprint, self.image_size, self.augment, subset, val_subset, *statistics, seed
+        parts = self.source.fingerprint, self.image_size, self.augment, subset, val_subset, *statistics, subset_seed
         self.fingerprint = hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
 
     @property

@@ -76,9 +76,28 @@ def teacher_stage(lab: Lab, data: ImageData, plan: Training, spec: str, epochs: 
     with lab.shared():
         built = network(spec, data, lab, "teacher")
         if built.weights is not None:
-            return lab.evaluate(built.network, data, name="teacher", model=spec)
+            return lab.evaluate(built.network, data, name="teacher", model=built.spec)
         plan = plan if epochs is None else replace(plan, epochs=epochs)
-        return lab.fit(Supervised(built.network), data, plan, name="teacher", model=spec)
+        return lab.fit(Supervised(built.network), data, plan, name="teacher", model=built.spec)
+
+
+def supervised_stage(lab: Lab, data: ImageData, plan: Training, spec: str) -> Trained:
+    """The student alone: trained on labels only."""
+    built = network(spec, data, lab, "student")
+    return lab.fit(Supervised(built.network), data, plan, name="alone", model=built.spec)
+
+
+def distilled_stage(lab: Lab, data: ImageData, plan: Training, spec: str, name: str, distiller: Callable[[nn.Module], Distiller]) -> Trained:
+    """The student, from the same initial weights as alone, under the distiller that is made around it."""
+    built = network(spec, data, lab, "student")
+    return lab.fit(distiller(built.network), data, plan, name=name, model=built.spec)
+
+
+def rehearse(lab: Lab, data: ImageData, teacher: str, student: str, distiller: Callable[[nn.Module, Teacher], Distiller]) -> None:
+    """Builds everything once and throws it away: what is wrong with an argument is said now, not after hours of training a teacher."""
+    with lab.shared():
+        taught = Teacher(network(teacher, data, lab, "teacher").network)
+        distiller(network(student, data, lab, "student").network, taught)
 
 
 def three_arms(
@@ -101,8 +120,8 @@ def three_arms(
         distiller: makes the method's distiller from a fresh student and the frozen teacher.
         teacher_epochs: for a teacher that has to be trained, when other than the plan's.
     """
+    rehearse(lab, data, teacher, student, distiller)
     taught = teacher_stage(lab, data, plan, teacher, teacher_epochs)
-    alone = lab.fit(Supervised(network(student, data, lab, "student").network), data, plan, name="alone", model=student)
-    made = distiller(network(student, data, lab, "student").network, lab.teach(taught))
-    distilled = lab.fit(made, data, plan, name="distilled", model=student)
+    alone = supervised_stage(lab, data, plan, student)
+    distilled = distilled_stage(lab, data, plan, student, "distilled", lambda fresh: distiller(fresh, lab.teach(taught)))
     return lab.report(method, data, teacher=taught, alone=alone, distilled=distilled)

@@ -34,10 +34,12 @@ class NegativeLogLikelihood(Metric):
         self.add_state("count", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
 
     def update(self, logits_BC: Tensor, labels_B: Tensor) -> None:
+        """Add a batch."""
         self.total += F.cross_entropy(logits_BC, labels_B, reduction="sum").to(self.total.dtype)
         self.count += len(labels_B)
 
     def compute(self) -> Tensor:
+        """The mean so far."""
         return self.total / self.count
 
 

@@ -18,6 +18,7 @@ import pickle
 import re
 import sys
 import zipfile
+import zlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -60,7 +61,9 @@ class Images(Protocol):
     """
 
     @property
-    def labels(self) -> np.ndarray: ...
+    def labels(self) -> np.ndarray:
+        """Class of each image, int64 [N]."""
+        ...
 
     def __len__(self) -> int: ...
 
@@ -109,7 +112,7 @@ def open_source(spec: str, *, argument: str = "data") -> Source:
             ``cifar10:PATH``, ``cifar100:PATH``: the Python version of the sets as torchvision keeps it, downloaded where missing;
             ``tiny-imagenet:PATH``, ``imagenet:PATH``: a folder or zip in the original layout;
             ``package.module:function`` or ``file.py:function``: called with the options as keyword arguments, returns (train, val), torch
-            data sets of (image, label) with an optional attribute ``classes``.
+            data sets of (image, label) with an optional attribute ``classes``, neither augmented nor normalised.
         argument: what error messages call it.
 
     Raises:
@@ -196,9 +199,11 @@ class MemoryImages:
         return len(self.labels)
 
     def image(self, index: int) -> Tensor:
+        """One image, uint8 [3, H, W]."""
         return self.pixels[index]
 
     def name(self, index: int) -> str:
+        """For reports: its place in the set it came from."""
         return self.names[index]
 
     def take(self, indices: np.ndarray) -> MemoryImages:
@@ -216,14 +221,16 @@ class FileImages:
         return len(self.labels)
 
     def image(self, index: int) -> Image.Image:
+        """One image, decoded now."""
         name = self.names[index]
         try:
             content = self.store.read(name)
-        except (OSError, zipfile.BadZipFile, zipfile.zlib.error) as error:  # type: ignore[attr-defined]
+        except (OSError, zipfile.BadZipFile, zlib.error) as error:
             raise UnreadableImage(f"{name}: cannot be read ({error})") from None
         return read_image(io.BytesIO(content), name)
 
     def name(self, index: int) -> str:
+        """For reports: its path."""
         return self.names[index]
 
 
@@ -237,6 +244,7 @@ class DatasetImages:
         return len(self.labels)
 
     def image(self, index: int) -> Tensor | Image.Image:
+        """One image, read now: RGB, PIL or uint8 [3, H, W]."""
         image = self.dataset[index][0]
         if isinstance(image, Image.Image):
             return image.convert("RGB")
@@ -254,6 +262,7 @@ class DatasetImages:
         return pixels.to(torch.uint8).expand(3, -1, -1)
 
     def name(self, index: int) -> str:
+        """For reports: its split and index."""
         return f"{self.split}/{index}"
 
 
@@ -267,9 +276,11 @@ class TakenImages:
         return len(self.indices)
 
     def image(self, index: int) -> Tensor | Image.Image:
+        """One image, read now: RGB, PIL or uint8 [3, H, W]."""
         return self.images.image(int(self.indices[index]))
 
     def name(self, index: int) -> str:
+        """For reports: what the whole set calls it."""
         return self.images.name(int(self.indices[index]))
 
 
@@ -291,6 +302,7 @@ class Folder:
         return files, folders
 
     def read(self, name: str) -> bytes:
+        """The content of one file."""
         return (self.root / name).read_bytes()
 
 
@@ -319,6 +331,7 @@ class Zip:
         return files, folders - {"."}
 
     def read(self, name: str) -> bytes:
+        """The content of one file."""
         return self._archive().read(name)
 
 
@@ -657,7 +670,8 @@ def _load_file(place: str, argument: str) -> Any:
     if name in sys.modules and getattr(sys.modules[name], "__file__", None) != str(path.resolve()):
         name = f"stillroom_data_{name}"  # the user's json.py must not replace the library's
     spec = importlib.util.spec_from_file_location(name, path.resolve())
-    assert spec is not None and spec.loader is not None
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module  # loader workers find its classes by this name
     spec.loader.exec_module(module)

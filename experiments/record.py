@@ -1,0 +1,54 @@
+"""Writes what an experiment measured: every seed's numbers, their mean and spread, on which machine, and the verdict."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from collections.abc import Mapping, Sequence
+from datetime import date
+from pathlib import Path
+from statistics import mean, stdev
+
+import torch
+
+from stillroom.engine.stage import write_atomic
+
+Numbers = Mapping[str, Mapping[int, float]]  # metric -> seed -> value
+
+
+def hardware() -> str:
+    """The machine in one line."""
+    model = platform.processor() or platform.machine()
+    if Path("/proc/cpuinfo").exists():
+        names = [line.partition(":")[2].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
+        model = names[0] if names else model
+    device = f"; {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
+    return f"{model}, {os.cpu_count()} cores, {torch.get_num_threads()} threads used{device}; torch {torch.__version__}"
+
+
+def summary(values: Mapping[int, float]) -> dict[str, object]:
+    """Every seed's number with mean and sample standard deviation."""
+    numbers = list(values.values())
+    return {"seeds": {str(seed): value for seed, value in values.items()}, "mean": mean(numbers), "std": stdev(numbers)}
+
+
+def paired(arm: Mapping[int, float], over: Mapping[int, float]) -> tuple[float, float]:
+    """Mean and sample standard deviation of the difference `arm - over`, seed by seed."""
+    differences = [value - over[seed] for seed, value in arm.items()]
+    return mean(differences), stdev(differences)
+
+
+def write(path: Path, method: str, command: str, seeds: Sequence[int], arms: Mapping[str, Numbers], verdict: str, setting: Mapping[str, object]) -> None:
+    """Writes `results/METHOD.json`."""
+    content = {
+        "method": method,
+        "command": command,
+        "seeds": list(seeds),
+        "setting": dict(setting),
+        "arms": {arm: {metric: summary(values) for metric, values in numbers.items()} for arm, numbers in arms.items()},
+        "hardware": hardware(),
+        "date": date.today().isoformat(),
+        "verdict": verdict,
+    }
+    write_atomic(path, json.dumps(content, indent=1) + "\n")

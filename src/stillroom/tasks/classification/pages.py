@@ -1,0 +1,240 @@
+"""A classification report's own part: which classes distillation changed, and images on which the models differ."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from html import escape
+from io import BytesIO
+
+import numpy as np
+from PIL import Image
+
+from stillroom.engine.report import Report, Section, StageResult
+from stillroom.errors import InputError
+
+_ROWS = 30
+_IMAGES = 6
+_TINY = 64  # pixels; images up to this size are enlarged without smoothing
+_LARGE = 320  # pixels; larger ones are embedded at this size
+
+
+def classification_sections(report: Report, classes: Sequence[str], image_of: Callable[[int], Image.Image]) -> list[Section]:
+    """Per-class accuracy and example images, as far as the stages of `report` kept their answers (`details`).
+
+    Shown are the teacher, the baseline, and the leading distilled arm, whichever of them there are.
+
+    Args:
+        report: with details `ids`, `labels`, `predicted` (-1: no answer), `confidence` (0 to 1), each [N], in the stages' results.
+        classes: names in the order of the labels.
+        image_of: a validation image by its id.
+
+    Raises:
+        InputError: a label without a class, or one image labelled differently by two stages.
+    """
+    roles = {"baseline": report.baseline, "distilled": report.leading, "teacher": report.teacher}
+    arms = {
+        role: _Arm(name, kept)
+        for role, name in roles.items()
+        if name is not None and (kept := [result for result in report.arms.get(name, []) if len(result.details.get("ids", ()))])
+    }
+    if not arms:
+        return []
+    return [_per_class(arms, classes), *_examples(arms, classes, image_of)]
+
+
+@dataclass(frozen=True)
+class _Arm:
+    """An arm's results that kept what they answered, a seed each."""
+
+    name: str
+    results: list[StageResult]
+
+
+def _per_class(arms: Mapping[str, _Arm], classes: Sequence[str]) -> Section:
+    """A row for each class, the largest change first."""
+    by_seed = {role: {r.seed: _class_accuracy(r, len(classes)) for r in arm.results} for role, arm in arms.items()}
+    accuracy = {role: _mean(list(values.values())) for role, values in by_seed.items()}
+    seeds = sorted(set(by_seed.get("baseline", {})) & set(by_seed.get("distilled", {})))
+    changes_SC = np.array([by_seed["distilled"][seed] - by_seed["baseline"][seed] for seed in seeds]) if seeds else None
+    size = next(iter(arms.values())).results[0].details["labels"]
+    images_C = np.bincount(size, minlength=len(classes))
+
+    if changes_SC is not None:
+        change_C = _mean(list(changes_SC))
+        order = np.argsort(-np.abs(np.nan_to_num(change_C)), kind="stable")
+    else:
+        change_C = np.full(len(classes), np.nan)
+        order = np.argsort(np.nan_to_num(next(iter(accuracy.values())), nan=np.inf), kind="stable")
+    order = order[images_C[order] > 0]
+
+    marks = sorted(arms, key=list(_STYLE).index)  # the one that matters is drawn last, on top
+    low = min(90.0, 10 * np.floor(min(np.nanmin(accuracy[role][order[:_ROWS]]) for role in arms) / 10))
+    heads = [f'<th scope="col">{escape(arm.name)}</th>' for arm in arms.values()]
+    if changes_SC is not None:
+        heads.append('<th scope="col" class="first">change</th>')
+    rows = []
+    for c in order[:_ROWS].tolist():
+        places = {role: 100 * (accuracy[role][c] - low) / (100 - low) for role in marks if np.isfinite(accuracy[role][c])}
+        strip = "".join(f'<i class="{_STYLE[role]}" style="left:{place:.1f}%"></i>' for role, place in places.items())
+        cells = [f"<td>{_figure(accuracy[role][c])}</td>" for role in arms]
+        if changes_SC is not None:
+            cells.append(_change(change_C[c], changes_SC[:, c]))
+        rows.append(
+            f'<tr><th scope="row">{escape(classes[c])}</th><td>{images_C[c]}</td>'
+            f'<td aria-hidden="true"><div class="strip">{strip}</div></td>{"".join(cells)}</tr>'
+        )
+    caption = "Accuracy within each class, %" + (", and its change in points" if seeds else "")
+    key = "".join(f'<span><i class="{_STYLE[role]}"></i>{escape(arm.name)}</span>' for role, arm in arms.items())
+    table = (
+        f'<h3>{caption}</h3><p class="key">{key}</p><div class="wide" tabindex="0" role="region" aria-label="Accuracy by class">'
+        '<table class="numbers" aria-label="Accuracy by class">'
+        f'<thead><tr><th scope="col">class</th><th scope="col">images</th>'
+        f'<td aria-hidden="true"><div class="strip ends"><span>{low:.0f}</span><span>100 %</span></div></td>{"".join(heads)}</tr></thead>'
+        f"<tbody>{''.join(rows)}</tbody></table></div>"
+    )
+    return Section("Class by class", table + _rest_note(order, change_C, images_C, changed=changes_SC is not None, several=len(seeds) > 1))
+
+
+_STYLE = {"teacher": "teacher", "baseline": "baseline", "distilled": "d0"}
+
+
+def _rest_note(order: np.ndarray, change_C: np.ndarray, images_C: np.ndarray, *, changed: bool, several: bool) -> str:
+    notes = ["Means over seeds; a change with its standard deviation over seeds."] if several else []
+    if len(order) > _ROWS:
+        rest = order[_ROWS:]
+        tail = f"changed by at most {np.nanmax(np.abs(change_C[rest])):.1f} points" if changed else "do better"
+        notes.append(f"{len(rest)} further class{'es' if len(rest) > 1 else ''} {tail}.")
+    if len(order):
+        notes.append(f"In a class of {int(np.median(images_C[order]))} images, one image is {100 / np.median(images_C[order]):.1f} points.")
+    return f'<p class="note">{" ".join(notes)}</p>'
+
+
+def _class_accuracy(result: StageResult, classes: int) -> np.ndarray:
+    """Accuracy within each class in %, [C]; NaN for a class without images."""
+    labels, predicted = result.details["labels"], result.details["predicted"]
+    if len(labels) and not 0 <= labels.min() <= labels.max() < classes:
+        raise InputError("classes", f"{classes} names, and labels from {labels.min()} to {labels.max()}", "a name for each label")
+    images_C = np.bincount(labels, minlength=classes)
+    right_C = np.bincount(labels[labels == predicted], minlength=classes)
+    return np.divide(100.0 * right_C, images_C, out=np.full(classes, np.nan), where=images_C > 0)
+
+
+def _mean(values: list[np.ndarray]) -> np.ndarray:
+    """Over seeds, leaving out those in whose validation set a class does not occur; NaN where it occurs in none."""
+    stacked_SC = np.array(values)
+    known_C = np.isfinite(stacked_SC).sum(0)
+    return np.divide(np.nansum(stacked_SC, 0), known_C, out=np.full(stacked_SC.shape[1], np.nan), where=known_C > 0)
+
+
+def _figure(value: float) -> str:
+    return f"{value:.1f}" if np.isfinite(value) else "–"
+
+
+def _change(mean: float, by_seed: np.ndarray) -> str:
+    """A cell with the change in points and its standard deviation over seeds."""
+    if not np.isfinite(mean):
+        return '<td class="first">–</td>'
+    text = f"{mean:+.1f}".replace("-", "−") if abs(mean) >= 0.05 else "0.0"
+    known = by_seed[np.isfinite(by_seed)]
+    spread = f" ± {known.std(ddof=1):.1f}" if len(known) > 1 else ""
+    direction = "" if text == "0.0" else " up" if mean > 0 else " down"
+    return f'<td class="first{direction}">{text}{spread}</td>'
+
+
+def _examples(arms: Mapping[str, _Arm], classes: Sequence[str], image_of: Callable[[int], Image.Image]) -> list[Section]:
+    """Images that distillation fixed, broke, and that no model gets right; the first of each by id, so nobody picked them."""
+    every = {role: [_by_id(result) for result in arm.results] for role, arm in arms.items()}
+    ids_N = _common([answers["ids"] for several in every.values() for answers in several])
+    if not len(ids_N):
+        return []
+    answers = {role: [_rows(one, ids_N) for one in several] for role, several in every.items()}
+    labels_N = next(iter(answers.values()))[0]["labels"]
+    for role, several in answers.items():
+        if any(not np.array_equal(one["labels"], labels_N) for one in several):
+            raise InputError("details", f"other labels in arm {arms[role].name!r}", "the same label of an image in every stage")
+    right = {role: np.mean([one["predicted"] == labels_N for one in several], 0) for role, several in answers.items()}
+    groups: list[tuple[str, np.ndarray]] = []
+    if "baseline" in arms and "distilled" in arms:
+        groups.append(("Set right by distillation", (right["distilled"] > 0.5) & (right["baseline"] < 0.5)))
+        groups.append(("Set wrong by distillation", (right["distilled"] < 0.5) & (right["baseline"] > 0.5)))
+    groups.append(("Wrong with every model" if len(arms) > 1 else "Wrong", np.all([share == 0 for share in right.values()], 0)))
+    most = max(len(several) for several in answers.values())
+    html = [
+        f'<p class="note">Of {len(ids_N)} validation images. '
+        f"{'What a model says is what more than half of its seeds say, with their mean confidence. ' if most > 1 else ''}"
+        "The first of each kind in the order of the data, not picked by eye.</p>"
+    ]
+    for title, chosen_N in groups:
+        places = np.flatnonzero(chosen_N)
+        html.append(f"<h3>{title}: {len(places)} image{'' if len(places) == 1 else 's'}</h3>")
+        cards = [_card(int(ids_N[n]), int(n), arms, answers, int(labels_N[n]), classes, image_of) for n in places[:_IMAGES].tolist()]
+        html.append(f'<div class="gallery">{"".join(cards)}</div>' if cards else "")
+    return [Section("What the models say", "".join(html))]
+
+
+def _card(
+    sample: int,
+    place: int,
+    arms: Mapping[str, _Arm],
+    answers: Mapping[str, list[dict[str, np.ndarray]]],
+    label: int,
+    classes: Sequence[str],
+    image_of: Callable[[int], Image.Image],
+) -> str:
+    """One image, what it is, and what each model says."""
+    lines = []
+    for role, arm in arms.items():
+        said = _say([(int(one["predicted"][place]), float(one["confidence"][place])) for one in answers[role]], label, classes)
+        lines.append(f"<dt>{escape(arm.name)}</dt><dd>{said}</dd>")
+    image = image_of(sample)
+    tiny = ' class="tiny"' if max(image.size) <= _TINY else ""
+    name = escape(classes[label])
+    return (
+        f'<figure><img{tiny} src="{_data_uri(image)}" alt="validation image {sample}, {name}" loading="lazy">'
+        f"<figcaption><b>{name}</b> · no. {sample}<dl>{''.join(lines)}</dl></figcaption></figure>"
+    )
+
+
+def _say(answers: list[tuple[int, float]], label: int, classes: Sequence[str]) -> str:
+    """What more than half of the seeds answer, with their mean confidence; `answers` are (class, confidence) of each seed."""
+    classes_said, votes = np.unique([answer for answer, _ in answers], return_counts=True)
+    said, most = int(classes_said[votes.argmax()]), int(votes.max())
+    if 2 * most <= len(answers):
+        return "seeds disagree"
+    confidence = float(np.mean([confidence for answer, confidence in answers if answer == said]))
+    word = escape(classes[said]) if 0 <= said < len(classes) else "no answer"
+    sure = f" {100 * confidence:.0f}&nbsp;%" if np.isfinite(confidence) else ""
+    seeds = f" ({most} of {len(answers)} seeds)" if most < len(answers) else ""
+    mark, better = ("✓", "up") if said == label else ("✗", "down")
+    return f'<span class="{better}">{mark}&nbsp;{word}</span>{sure}{seeds}'
+
+
+def _by_id(result: StageResult) -> dict[str, np.ndarray]:
+    """The details in the order of ids, each id once."""
+    _, first = np.unique(result.details["ids"], return_index=True)
+    return {name: result.details[name][first] for name in ("ids", "labels", "predicted", "confidence")}
+
+
+def _common(several: list[np.ndarray]) -> np.ndarray:
+    common = several[0]
+    for ids in several[1:]:
+        common = np.intersect1d(common, ids, assume_unique=True)
+    return common
+
+
+def _rows(answers: dict[str, np.ndarray], ids: np.ndarray) -> dict[str, np.ndarray]:
+    places = np.searchsorted(answers["ids"], ids)
+    return {name: column[places] for name, column in answers.items()}
+
+
+def _data_uri(image: Image.Image) -> str:
+    """The image as a PNG inside the page."""
+    shown = image if image.mode in ("L", "RGB") else image.convert("RGB")
+    if max(shown.size) > _LARGE:
+        shown = shown.copy()
+        shown.thumbnail((_LARGE, _LARGE))
+    file = BytesIO()
+    shown.save(file, format="PNG", optimize=True)
+    return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"

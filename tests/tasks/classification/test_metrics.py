@@ -1,0 +1,117 @@
+"""Figures against what they are by hand, in one process and in two."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+from stillroom.errors import InputError
+from stillroom.tasks.classification.data import Batch
+from stillroom.tasks.classification.metrics import ClassificationEvaluator, agreement
+
+GENERATOR = torch.Generator().manual_seed(0)
+LOGITS, LABELS = torch.randn(60, 8, generator=GENERATOR) * 2, torch.randint(0, 8, (60,), generator=GENERATOR)
+
+
+def batch(labels, ids=None):
+    return Batch(torch.empty(len(labels), 0), labels, torch.arange(len(labels)) if ids is None else ids)
+
+
+def evaluated(logits, labels, classes=8, ids=None, size=25):
+    evaluator = ClassificationEvaluator(classes)
+    ids = torch.arange(len(labels)) if ids is None else ids
+    for start in range(0, len(labels), size):
+        part = slice(start, start + size)
+        evaluator.update(logits[part], batch(labels[part], ids[part]))
+    return evaluator
+
+
+def test_figures_by_hand():
+    figures = evaluated(LOGITS, LABELS).compute()
+    order = LOGITS.argsort(1, descending=True)
+    hits = order == LABELS[:, None]
+    assert figures["top1"] == pytest.approx(100 * hits[:, 0].float().mean().item())
+    assert figures["top5"] == pytest.approx(100 * hits[:, :5].any(1).float().mean().item())
+    assert figures["nll"] == pytest.approx(-LOGITS.log_softmax(1).gather(1, LABELS[:, None]).mean().item(), rel=1e-5)
+    confidence = LOGITS.softmax(1).amax(1)
+    bins = (confidence * 15).long()
+    gaps = [(hits[bins == b, 0].float().sum() - confidence[bins == b].sum()).abs().item() for b in range(15)]
+    assert figures["ece"] == pytest.approx(100 * sum(gaps) / 60, rel=1e-4)
+
+
+def test_top5_needs_more_than_five_classes():
+    assert set(evaluated(LOGITS[:, :5], LABELS % 5, 5).compute()) == {"top1", "nll", "ece"}
+
+
+def test_top1_and_top5_stay_apart_when_the_first_batch_is_all_right():
+    logits = torch.eye(8)
+    evaluator = evaluated(logits, torch.arange(8))
+    evaluator.update(logits, batch((torch.arange(8) + 1) % 8))
+    figures = evaluator.compute()
+    assert figures["top1"] == pytest.approx(50)
+    assert figures["top5"] > 50
+
+
+def test_details_are_in_the_order_of_ids():
+    shuffled = torch.randperm(60, generator=GENERATOR)
+    details = evaluated(LOGITS[shuffled], LABELS[shuffled], ids=shuffled).details()
+    assert details["ids"].tolist() == list(range(60))
+    assert details["labels"].tolist() == LABELS.tolist()
+    assert details["predicted"].tolist() == LOGITS.argmax(1).tolist()
+    assert details["confidence"] == pytest.approx(LOGITS.softmax(1).amax(1).numpy())
+
+
+def test_reset_forgets():
+    evaluator = evaluated(LOGITS, LABELS)
+    evaluator.reset()
+    evaluator.update(torch.eye(8), batch(torch.arange(8)))
+    assert evaluator.compute()["top1"] == 100
+    assert len(evaluator.details()["ids"]) == 8
+
+
+@pytest.mark.parametrize("wrong", [float("nan"), float("inf")])
+def test_broken_logits_are_wrong_and_say_so(wrong):
+    logits = torch.eye(8) * 5
+    logits[0] = wrong
+    evaluator = evaluated(logits, torch.arange(8))
+    figures = evaluator.compute()
+    assert figures["top1"] == figures["top5"] == pytest.approx(87.5)
+    assert math.isnan(figures["nll"])
+    assert math.isnan(figures["ece"])
+    details = evaluator.details()
+    assert details["predicted"].tolist() == [-1, *range(1, 8)]
+    assert agreement(details, details) == pytest.approx(87.5)
+
+
+def test_agreement():
+    first = evaluated(LOGITS, LABELS).details()
+    second = {**first, "predicted": np.where(np.arange(60) < 15, (first["predicted"] + 1) % 8, first["predicted"])}
+    assert agreement(first, first) == 100
+    assert agreement(first, second) == pytest.approx(75)
+    with pytest.raises(InputError, match="details_b"):
+        agreement(first, {name: column[:10] for name, column in first.items()})
+
+
+def test_half_precision_is_scored_in_single():
+    half = LOGITS.bfloat16()
+    assert evaluated(half, LABELS).compute() == pytest.approx(evaluated(half.float(), LABELS).compute())
+
+
+def _share(rank, folder):
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
+    mine = torch.arange(0, 45) if rank == 0 else torch.arange(45, 60)
+    evaluator = evaluated(LOGITS[mine], LABELS[mine], ids=mine)
+    torch.save((evaluator.compute(), evaluator.details()), folder / f"{rank}.pt")
+    dist.destroy_process_group()
+
+
+def test_two_processes_report_as_one(tmp_path):
+    mp.start_processes(_share, (tmp_path,), 2, start_method="fork")  # spawned ones would import everything again
+    alone = evaluated(LOGITS, LABELS)
+    for rank in range(2):
+        figures, details = torch.load(tmp_path / f"{rank}.pt", weights_only=False)
+        assert figures == pytest.approx(alone.compute())
+        assert all(np.array_equal(details[name], column) for name, column in alone.details().items())
