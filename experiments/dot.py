@@ -23,7 +23,7 @@ from torch import nn
 from stillroom.engine import Distiller, Lab, LabOptions, Teacher, Trained, Training
 from stillroom.methods.dot import DOT
 from stillroom.methods.kd import KD
-from stillroom.tasks.classification import ImageData, Supervised, network, supervised_stage, teacher_stage
+from stillroom.tasks.classification import ImageData, network, supervised_stage, teacher_stage
 
 MU, TASK, DISTILL = 0.9, 0.1, 0.9
 
@@ -112,7 +112,10 @@ def verdict(name: str, found: dict[str, Numbers], deltas: tuple[float, ...]) -> 
             task_weight, distill_weight = effective(delta)
             arm = f"KD, weights x ({task_weight:.3f}, {distill_weight:.3g})"
             both = [differs(arm, "KD", m) for m in ("train task loss", "train distillation loss")]
-            lines.append(f"rescaled weights for gap {delta}: task loss {both[0][0]} ({both[0][1]:+.4f}), distillation loss {both[1][0]} ({both[1][1]:+.4f})")
+            lines.append(
+                f"rescaled weights for gap {delta}: task loss {both[0][0]} ({both[0][1]:+.4f}), "
+                f"distillation loss {both[1][0]} ({both[1][1]:+.4f})"
+            )
     return "; ".join(lines)
 
 

@@ -39,7 +39,9 @@ def paired(arm: Mapping[int, float], over: Mapping[int, float]) -> tuple[float, 
     return mean(differences), stdev(differences)
 
 
-def write(path: Path, method: str, command: str, seeds: Sequence[int], arms: Mapping[str, Numbers], verdict: str, setting: Mapping[str, object]) -> None:
+def write(
+    path: Path, method: str, command: str, seeds: Sequence[int], arms: Mapping[str, Numbers], verdict: str, setting: Mapping[str, object]
+) -> None:
     """Writes `results/METHOD.json`."""
     content = {
         "method": method,

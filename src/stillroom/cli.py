@@ -17,11 +17,6 @@ from stillroom.errors import InputError, StillroomError
 if TYPE_CHECKING:
     import jsonargparse
 
-# What may change between a run and its continuation without changing its numbers.
-_FREE_TO_CHANGE = frozenset(
-    ("accelerator", "checkpoint_seconds", "checkpoint_steps", "config", "devices", "num_nodes", "out", "overwrite", "seeds", "strategy", "workers")
-)
-
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command; returns the exit code: 0, 2 for wrong input, 3 for a loss that is not finite, 130 when interrupted."""
@@ -68,7 +63,8 @@ def _list() -> None:
 def _run(arguments: list[str], command: str) -> None:
     if not arguments or arguments[0] in ("-h", "--help"):
         built = ", ".join(method.name for method in catalog.METHODS if method.room)
-        print(f"usage: stillroom run METHOD [options]\n\nMETHOD is one of {built}.\n`stillroom run METHOD --help` shows the options of a method.")
+        print(f"usage: stillroom run METHOD [options]\n\nMETHOD is one of {built}.")
+        print("`stillroom run METHOD --help` shows the options of a method.")
         return
     method, options = arguments[0], [_underscored(argument) for argument in arguments[1:]]
     catalog.find(method)
@@ -91,11 +87,8 @@ def _go(method: str, room: ModuleType, parts: dict[str, dict[str, Any]], values:
     options = LabOptions(**parts["lab"])
     plan = Training(**parts["plan"])
     settings = {name: value for part in (*parts.values(), values) for name, value in part.items()}
-    assert options.out is not None
-    _same_run(options.out, settings, options.overwrite)
     data = hints["data"](**parts["data"])
-    report = run_seeds(room.recipe, options, data, {"plan": plan, **values}, command=command, settings=settings)
-    del report
+    run_seeds(room.recipe, options, data, {"plan": plan, **values}, command=command, settings=settings)
 
 
 def _parser(method: str, room: ModuleType, options: list[str]) -> tuple[jsonargparse.ArgumentParser, dict[str, list[str]]]:
@@ -116,7 +109,12 @@ def _parser(method: str, room: ModuleType, options: list[str]) -> tuple[jsonargp
     hints, defaults = get_type_hints(room.recipe), inspect.signature(room.recipe).parameters
     summary = (inspect.getdoc(room.recipe) or "").splitlines()[0]
     parser = jsonargparse.ArgumentParser(
-        prog=f"stillroom run {method}", usage=f"stillroom run {method} [options]", description=summary, formatter_class=Help, exit_on_error=False, default_env=False
+        prog=f"stillroom run {method}",
+        usage=f"stillroom run {method} [options]",
+        description=summary,
+        formatter_class=Help,
+        exit_on_error=False,
+        default_env=False,
     )
     parser.add_argument("--config", action="config", help="YAML file with any of these options; --print_config writes one")
     presets = ["default", *room.PRESETS]
@@ -125,7 +123,7 @@ def _parser(method: str, room: ModuleType, options: list[str]) -> tuple[jsonargp
     kinds: dict[str, list[str]] = {}
     for name, kind in (("data", hints["data"]), ("plan", Training), ("lab", LabOptions)):
         kinds[name] = list(parser.add_class_arguments(kind, None, as_group=True))
-    parser.set_defaults({name: value for name, value in asdict(defaults["plan"].default).items()})
+    parser.set_defaults(asdict(defaults["plan"].default))
     chosen = _preset(options)
     if chosen != "default":
         if chosen not in room.PRESETS:
@@ -151,35 +149,6 @@ class UsageError(StillroomError):
     """What the argument parser says about the command line, in one line."""
 
     exit_code = 2
-
-
-def _same_run(out: Path, settings: dict[str, Any], overwrite: bool) -> None:
-    """Writes `config.yaml`, after making sure that a run that is already in the folder is this one.
-
-    Raises:
-        InputError: it was started with other arguments; the message says which.
-    """
-    import yaml
-
-    from stillroom.engine.stage import write_atomic
-
-    plain = {name: value if isinstance(value, bool | int | float | str | list | dict | None) else list(value) if isinstance(value, tuple) else str(value)
-             for name, value in settings.items()}
-    file = out / "config.yaml"
-    if file.exists() and not overwrite:
-        before = yaml.safe_load(file.read_text()) or {}
-        changed = [
-            f"--{name} was {before.get(name)!r}, now {value!r}"
-            for name, value in plain.items()
-            if name not in _FREE_TO_CHANGE and before.get(name) != value
-        ]
-        if changed:
-            raise InputError("out", f"{out}, which holds a run with other arguments ({_dashed('; '.join(changed))})", "another folder, or --overwrite")
-    try:
-        if not overwrite:
-            write_atomic(file, yaml.safe_dump({name: value for name, value in plain.items() if name != "overwrite"}, sort_keys=False))
-    except OSError as error:
-        raise InputError("--out", str(out), f"a folder that can be written ({error.strerror})") from None
 
 
 def _underscored(argument: str) -> str:

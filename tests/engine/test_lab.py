@@ -80,7 +80,9 @@ def test_killed_run_ends_with_the_same_numbers(
     assert all(torch.equal(weights[name], expected_weights[name]) for name in weights)
 
 
-def test_two_runs_with_one_seed_are_equal_and_another_seed_differs(tmp_path: Path, digits: ImageData, uninterrupted: dict[bool, Any]) -> None:
+def test_two_runs_with_one_seed_are_equal_and_another_seed_differs(
+    tmp_path: Path, digits: ImageData, uninterrupted: dict[bool, Any]
+) -> None:
     again, weights = run(tmp_path / "same", digits)
     assert again == uninterrupted[False][0]
     _, other = run(tmp_path / "other", digits, seed=1)
@@ -96,7 +98,8 @@ def test_finished_stage_is_read_not_run(tmp_path: Path, digits: ImageData, monke
 
 
 @pytest.mark.parametrize(
-    ("change", "named"), [({"plan": Training(epochs=4)}, "epochs was 3, now 4"), ({"seed": 3}, "seed was 0, now 3"), ({"dot": True}, "method was")]
+    ("change", "named"),
+    [({"plan": Training(epochs=4)}, "epochs was 3, now 4"), ({"seed": 3}, "seed was 0, now 3"), ({"dot": True}, "method was")],
 )
 def test_other_arguments_are_refused_and_named(tmp_path: Path, digits: ImageData, change: dict[str, Any], named: str) -> None:
     lab = Lab(LabOptions(out=tmp_path))

@@ -17,7 +17,9 @@ console = Console(highlight=False, soft_wrap=True)
 @contextmanager
 def quiet_libraries() -> Iterator[None]:
     """Keeps Lightning's banners and tips, and warnings that a user cannot act on, off the terminal."""
-    loggers = [logging.getLogger(name) for name in ("lightning", "lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero")]
+    loggers = [
+        logging.getLogger(name) for name in ("lightning", "lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero")
+    ]
     before = [logger.level for logger in loggers]
     for logger in loggers:
         logger.setLevel(logging.ERROR)
@@ -77,9 +79,7 @@ class StageDisplay:
         every = max(1, self._epochs // 10)
         if self._bar is not None:
             self._bar.update(self._task, description=f"{self.title}: {primary} {line[f'val/{primary}']:.2f}")
-        if self._bar is None and (epoch % every == 0 or epoch in (1, self._epochs)):
-            self.say(text)
-        elif epoch == self._epochs:
+        if (self._bar is None and (epoch % every == 0 or epoch in (1, self._epochs))) or epoch == self._epochs:
             self.say(text)
 
     def stop(self) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import platform
-import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
@@ -18,8 +17,10 @@ from lightning.fabric.utilities import move_data_to_device
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch import LightningDataModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor, nn
 
+from stillroom import catalog
 from stillroom._version import __version__
 from stillroom.engine.checkpoints import AtomicCheckpointIO, Checkpoints
 from stillroom.engine.console import StageDisplay, console, quiet_libraries
@@ -29,6 +30,7 @@ from stillroom.engine.loading import Loader
 from stillroom.engine.measure import measure
 from stillroom.engine.recorder import Evaluator, Recorder, evaluate, seed_everything
 from stillroom.engine.report import Report, Section, StageResult
+from stillroom.engine.run_folder import RunFolder
 from stillroom.engine.stage import StageFolder, digest, fingerprint
 from stillroom.engine.teacher import Precision, Teacher
 from stillroom.engine.training import Training
@@ -47,10 +49,18 @@ class TaskData(Protocol):
     def batch_size(self) -> int:
         """Samples in a batch, of all processes together."""
 
-    def train_loader(self, *, seed: int, rank: int = 0, world: int = 1) -> Loader: ...
-    def eval_loader(self, *, rank: int = 0, world: int = 1) -> Loader: ...
-    def evaluator(self) -> Evaluator: ...
-    def example_inputs(self) -> Tensor: ...
+    def train_loader(self, *, seed: int, rank: int = 0, world: int = 1) -> Loader:
+        """Shuffled, augmented batches for one process of `world`."""
+
+    def eval_loader(self, *, rank: int = 0, world: int = 1) -> Loader:
+        """The validation set, each sample once over all processes."""
+
+    def evaluator(self) -> Evaluator:
+        """What scores a student's answers."""
+
+    def example_inputs(self) -> Tensor:
+        """Inputs of one sample, for measuring a network."""
+
     def compare(self, details: dict[str, np.ndarray], reference: dict[str, np.ndarray]) -> dict[str, float]:
         """Metrics between two models' per-sample results, e.g. agreement with the teacher."""
 
@@ -126,25 +136,25 @@ class Lab:
     Args:
         options: where and how to run; `options.out` must be given.
         seed: this Lab's seed; by default `options.seed`.
+        settings: every argument of the run, kept in `config.yaml` and compared when a run goes on.
     """
 
-    def __init__(self, options: LabOptions, seed: int | None = None) -> None:
+    def __init__(self, options: LabOptions, seed: int | None = None, settings: dict[str, Any] | None = None) -> None:
         if options.out is None:
             raise InputError("out", None, "the folder of the run")
         self.options = options
         self.folder = Path(options.out)
+        self._run_folder = RunFolder(self.folder, settings or {}, overwrite=options.overwrite)
         self.seed = options.seed if seed is None else seed
         self.started = _now()
         self._prefix = f"seed{self.seed}/"
-        if options.overwrite and seed is None and self.is_main and self.folder.exists():
-            _discard(self.folder)
         torch.backends.cudnn.deterministic = True
         seed_everything(self.seed)
 
     @property
     def is_main(self) -> bool:
         """Whether this process is the one that writes and speaks."""
-        return rank_zero_only.rank == 0
+        return int(getattr(rank_zero_only, "rank", 0)) == 0
 
     @contextmanager
     def shared(self) -> Iterator[None]:
@@ -181,7 +191,7 @@ class Lab:
             Interrupted: Ctrl-C or SIGTERM came.
         """
         distiller.plan = plan = plan or Training()
-        folder = StageFolder(self.folder / f"{self._prefix}{name}")
+        folder = self._stage_folder(name)
         parts = fingerprint(distiller, plan, data.fingerprint, data.batch_size, self.seed, self.options.precision)
         record = folder.open(parts)
         if record is None or not record.get("finished"):
@@ -197,7 +207,7 @@ class Lab:
 
     def evaluate(self, network: nn.Module, data: TaskData, *, name: str, model: str = "") -> Trained:
         """Scores a network that needs no training; a stage like any other, on disk and in the report."""
-        folder = StageFolder(self.folder / f"{self._prefix}{name}")
+        folder = self._stage_folder(name)
         parts = {"architecture": repr(network), "weights": digest(network.state_dict()), "data": data.fingerprint}
         record = folder.open(parts)
         if record is None or not record.get("finished"):
@@ -205,16 +215,17 @@ class Lab:
         seed_everything(self.seed)
         return Trained(name, network, _result(record, folder), folder.path)
 
-    def report(self, method: str, data: TaskData, *, title: str = "", baseline: str | None = "alone", ship: str = "distilled", **arms: Trained) -> Report:
+    def report(
+        self, method: str, data: TaskData, arms: dict[str, Trained], *, baseline: str | None = "alone", ship: str = "distilled"
+    ) -> Report:
         """The experiment's report for this seed, and the shipped student: weights and what is needed to load them again.
 
         Args:
             method: the method's name in the catalog.
             data: for the task's own sections and for the shipped student's description.
-            title: of the page.
+            arms: the stages by the name they have in the report, in its order. An arm named `teacher` is the reference of agreement.
             baseline: the arm that the others are compared with.
             ship: the arm whose student is written to the run's folder (the first seed's).
-            **arms: the stages by the name they have in the report, in its order. An arm named `teacher` is the reference of agreement.
         """
         if "teacher" in arms:
             reference = arms["teacher"].result.details
@@ -229,11 +240,12 @@ class Lab:
         results = {name: [replace(trained.result, name=name)] for name, trained in arms.items()}
         return Report(
             method=method,
-            title=title or method,
+            title=_title(method),
             arms=results,
             primary=evaluator.primary,
             higher_is_better=evaluator.higher_is_better,
             baseline=baseline if baseline in arms else None,
+            subject=ship if ship != baseline else None,
             versions=versions(),
             started=self.started,
             finished=_now(),
@@ -243,9 +255,7 @@ class Lab:
         """Lightning's loop, with our callbacks."""
         options, ours = self.options, distiller.automatic_optimization
         display = self._display(name)
-        recorder = Recorder(
-            self.seed, lambda rank, world: data.eval_loader(rank=rank, world=world), data.evaluator(), folder.best, display
-        )
+        recorder = Recorder(self.seed, lambda rank, world: data.eval_loader(rank=rank, world=world), data.evaluator(), folder.best, display)
         checkpoints = Checkpoints(folder.last_checkpoint, options.checkpoint_seconds, options.checkpoint_steps)
         events = TensorBoardLogger(folder.path, name="", version="events")
         with quiet_libraries(), checkpoints.listening():
@@ -253,7 +263,8 @@ class Lab:
                 accelerator=options.accelerator,
                 devices=options.devices,
                 num_nodes=options.num_nodes,
-                strategy=options.strategy,
+                # Buffers are made equal before each evaluation; DDP would send them, memory banks too, at every step.
+                strategy=DDPStrategy(broadcast_buffers=False) if options.strategy == "ddp" else options.strategy,
                 precision=options.precision,  # type: ignore[arg-type]
                 max_epochs=plan.epochs,
                 limit_val_batches=0,  # the recorder evaluates: a killed run never has half an evaluation to go on from
@@ -318,6 +329,11 @@ class Lab:
             folder.write(record)
         return {**record, "details": details}
 
+    def _stage_folder(self, name: str) -> StageFolder:
+        if self.is_main:
+            self._run_folder.begin()
+        return StageFolder(self.folder / f"{self._prefix}{name}")
+
     def _display(self, name: str) -> StageDisplay:
         title = f"{name}, seed {self.seed}" if self._prefix and self.options.seeds > 1 else name
         return StageDisplay(title, silent=not self.is_main)
@@ -370,12 +386,12 @@ def run_seeds(
     """
     reports = []
     for repetition in range(options.seeds):
-        lab = Lab(options if repetition == 0 else replace(options, overwrite=False), options.seed + repetition if repetition else None)
+        lab = Lab(replace(options, overwrite=options.overwrite and not repetition), options.seed + repetition, settings)
         reports.append(recipe(lab, data, **arguments))
     report = Report.merge(reports)
     report.command, report.settings = command, settings or {}
     report.sections = data.sections(report)
-    if rank_zero_only.rank == 0:
+    if lab.is_main:
         assert options.out is not None
         page = report.write(options.out)
         console.print(report.table())
@@ -409,12 +425,9 @@ def _device(accelerator: str) -> torch.device:
     return torch.device("cpu")
 
 
-def _discard(folder: Path) -> None:
-    """Removes a run's folder; refuses one that Stillroom did not write."""
-    ours = (folder / "config.yaml").exists() or any(folder.glob("**/stage.json")) or not any(folder.iterdir())
-    if not ours:
-        raise InputError("out", str(folder), "a folder that Stillroom wrote, or a new one: --overwrite discards nothing else")
-    shutil.rmtree(folder)
+def _title(method: str) -> str:
+    """The paper's title; the name itself for a method that is not in the catalog."""
+    return next((known.paper for known in catalog.METHODS if known.name == method), method)
 
 
 def _now() -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 import time
 from collections.abc import Callable
@@ -31,19 +32,30 @@ class Evaluator(Protocol):
     primary: str
     higher_is_better: bool
 
-    def reset(self) -> None: ...
-    def to(self, device: torch.device) -> Any: ...
-    def update(self, answers: Any, batch: Any) -> None: ...
-    def compute(self) -> dict[str, float]: ...
-    def details(self) -> dict[str, np.ndarray]: ...
+    def reset(self) -> None:
+        """Forgets everything."""
+
+    def to(self, device: torch.device) -> Any:
+        """Moves its sums."""
+
+    def update(self, answers: Any, batch: Any) -> None:
+        """Takes in a batch."""
+
+    def compute(self) -> dict[str, float]:
+        """The metrics, over all processes."""
+
+    def details(self) -> dict[str, np.ndarray]:
+        """Per-sample results in the order of their ids, over all processes."""
 
 
 def seed_everything(*numbers: int) -> None:
     """Seeds Python, NumPy and torch (every device) from one or more numbers."""
     state = np.random.SeedSequence(numbers).generate_state(2)
     random.seed(int(state[0]))
-    np.random.seed(int(state[0]))
-    torch.manual_seed(int(state[1]))
+    np.random.seed(int(state[0]))  # noqa: NPY002 - users' transforms draw from it
+    torch.default_generator.manual_seed(int(state[1]))
+    if torch.cuda.is_available():  # torch.manual_seed would queue a call, with a formatted traceback, at every step of a CPU run
+        torch.cuda.manual_seed_all(int(state[1]))
 
 
 def evaluate(
@@ -86,7 +98,9 @@ class Recorder(Callback):
         display: the console's view of this stage.
     """
 
-    def __init__(self, seed: int, loader: Callable[[int, int], Loader], evaluator: Evaluator, best_path: Path, display: StageDisplay) -> None:
+    def __init__(
+        self, seed: int, loader: Callable[[int, int], Loader], evaluator: Evaluator, best_path: Path, display: StageDisplay
+    ) -> None:
         self.seed, self.loader, self.evaluator, self.best_path, self.display = seed, loader, evaluator, best_path, display
         self.history: list[dict[str, float]] = []
         self.best: dict[str, float] = {}
@@ -198,7 +212,7 @@ class Recorder(Callback):
 
     def _improves(self, scores: dict[str, float]) -> bool:
         key = self.evaluator.primary
-        if not self.best:
+        if not self.best or math.isnan(self.best[key]):
             return True
         return scores[key] > self.best[key] if self.evaluator.higher_is_better else scores[key] < self.best[key]
 

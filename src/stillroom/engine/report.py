@@ -192,6 +192,7 @@ class Report:
         started, finished: ISO 8601 times.
         notes: what a reader should know besides.
         teacher: the teacher's arm; need not be among `arms`.
+        subject: the arm that the experiment is about; None in a comparison of equals, where the best one leads.
         shown: how metrics are written, where that differs from `report_page.COMMON_METRICS` or they are not in it.
 
     Raises:
@@ -214,6 +215,7 @@ class Report:
     notes: list[str] = field(default_factory=list)
     teacher: str | None = "teacher"
     shown: dict[str, page.Metric] = field(default_factory=dict)
+    subject: str | None = None
 
     def __post_init__(self) -> None:
         if not self.arms or not all(self.arms.values()):
@@ -225,8 +227,9 @@ class Report:
             for result in results:
                 if self.primary not in result.metrics:
                     raise InputError("primary", self.primary, f"a metric of arm {arm!r}: {near(self.primary, result.metrics)}")
-        if self.baseline is not None and self.baseline not in self.arms:
-            raise InputError("baseline", self.baseline, f"one of the arms: {near(self.baseline, self.arms)}")
+        for role, arm in (("baseline", self.baseline), ("subject", self.subject)):
+            if arm is not None and arm not in self.arms:
+                raise InputError(role, arm, f"one of the arms: {near(arm, self.arms)}")
 
     @property
     def distilled(self) -> list[str]:
@@ -235,7 +238,9 @@ class Report:
 
     @property
     def leading(self) -> str | None:
-        """The distilled arm with the best mean primary metric; None without distilled arms."""
+        """The subject; without one the distilled arm with the best mean primary metric; None without distilled arms."""
+        if self.subject is not None:
+            return self.subject
         means = {arm: fmean(result.metrics[self.primary] for result in self.arms[arm]) for arm in self.distilled}
         finite = {arm: mean if self.higher_is_better else -mean for arm, mean in means.items() if math.isfinite(mean)}
         return max(finite, key=finite.__getitem__) if finite else next(iter(means), None)
@@ -306,7 +311,7 @@ class Report:
         cells = page.table_cells(self)
         table = Table(title=Text(self.title), caption=Text(page.headline(self)), caption_justify="left")
         for i, column in enumerate(cells.columns):
-            table.add_column(Text(column), justify="left" if i == 0 else "right")
+            table.add_column(Text(column), justify="left" if i == 0 else "right", overflow="fold")
         for row in cells.rows:
             table.add_row(*map(Text, row))
         return table

@@ -100,7 +100,7 @@ def duration(seconds: float) -> str:
 def headline(report: Report) -> str:
     """What distillation bought, in a few plain sentences, and how sure that is."""
     summary, metric = report.summary(), metric_of(report, report.primary)
-    several = len(report.distilled) > 1
+    several = len(report.distilled) > 1 and report.subject is None
     arm = report.leading or report.baseline or next(iter(report.arms))
     reached = summary[arm].metrics[report.primary]
     small = report.arms[arm][0].footprint
@@ -166,7 +166,8 @@ def _verdict(report: Report, gain: Gain | None, metric: Metric) -> str:
     if gain.spread.std == 0:
         return f"Not known to be more than chance: {over}, equal on every seed, so the metric is too coarse here to show its spread."
     if not gain.clear:
-        return f"That difference is within noise: {over}, so it may be chance."
+        few = "; two seeds can hardly show more" if gain.spread.n == 2 else ""
+        return f"That difference is within noise: {over}, so it may be chance{few}."
     if (gain.spread.mean > 0) == report.higher_is_better:
         return f"The gain stands out from the noise: {over}."
     return f"Distillation made the student worse: {over}."
@@ -203,7 +204,7 @@ def cost_cells(report: Report) -> Cells:
     for arm, results in report.arms.items():
         cost, trained = results[0].footprint, [result for result in results if result.epochs]
         latency = f"{fmean(result.footprint.latency_ms for result in results):.3g} ms"
-        size = f"{cost.bytes / 1e6:.3g} MB"
+        size = f"{count(cost.bytes)}B" if cost.bytes >= 1000 else f"{cost.bytes} B"
         epochs = ", ".join(map(str, sorted({result.epochs for result in trained}))) or NOTHING
         time = duration(fmean(result.seconds for result in trained)) if trained else NOTHING
         rows.append([arm, results[0].model, count(cost.parameters), count(cost.macs), latency, size, epochs, time])

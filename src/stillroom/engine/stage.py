@@ -126,7 +126,9 @@ class StageFolder:
         try:
             found: dict[str, Any] = json.loads(self.record.read_text())
         except (OSError, ValueError) as error:
-            raise InputError("out", f"{self.record} that cannot be read ({error})", "a folder that Stillroom wrote, or a new one") from error
+            raise InputError(
+                "out", f"{self.record} that cannot be read ({error})", "a folder that Stillroom wrote, or a new one"
+            ) from error
         return found
 
     def write(self, record: Mapping[str, Any]) -> None:
@@ -138,7 +140,7 @@ class StageFolder:
         import io
 
         buffer = io.BytesIO()
-        np.savez_compressed(buffer, **dict(details))
+        np.savez_compressed(buffer, allow_pickle=False, **details)
         write_atomic(self.details, buffer.getvalue())
 
     def read_details(self) -> dict[str, np.ndarray]:
@@ -168,5 +170,3 @@ class StageFolder:
     def clear(self) -> None:
         """Removes the stage."""
         shutil.rmtree(self.path, ignore_errors=True)
-
-

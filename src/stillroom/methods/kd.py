@@ -35,7 +35,13 @@ class KD(Distiller):
     teacher: Teacher
 
     def __init__(
-        self, student: nn.Module, teacher: Teacher | nn.Module, *, temperature: float = 4.0, task_weight: float = 0.1, kd_weight: float = 0.9
+        self,
+        student: nn.Module,
+        teacher: Teacher | nn.Module,
+        *,
+        temperature: float = 4.0,
+        task_weight: float = 0.1,
+        kd_weight: float = 0.9,
     ) -> None:
         super().__init__(student, teacher)
         self.temperature = positive("temperature", temperature)

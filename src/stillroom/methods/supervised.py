@@ -16,7 +16,7 @@ def recipe(lab: Lab, data: ImageData, plan: Training = DIGITS, student: str = "s
         student: network, optionally with weights after ``@`` to start from.
     """
     alone = supervised_stage(lab, data, plan, student)
-    return lab.report("supervised", data, ship="alone", alone=alone)
+    return lab.report("supervised", data, {"alone": alone}, ship="alone")
 
 
 def _without_teacher(preset: dict[str, object]) -> dict[str, object]:

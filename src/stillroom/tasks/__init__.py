@@ -1,0 +1,1 @@
+"""The kinds of task, one room each: data, models, metrics."""

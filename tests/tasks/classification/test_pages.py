@@ -98,7 +98,7 @@ def test_examples_are_those_fixed_broken_and_never_right() -> None:
     assert gallery(section.html, "Set right by distillation: 1 image") == [1]
     assert gallery(section.html, "Set wrong by distillation: 1 image") == [3]
     assert gallery(section.html, "Wrong with every model: 1 image") == [5]
-    assert "✗&nbsp;dog</span> 58&nbsp;%" in section.html
+    assert "✗&nbsp;dog</span>, 58&nbsp;%" in section.html
     assert "<script" not in section.html
 
 
@@ -118,7 +118,7 @@ def test_examples_need_more_than_half_of_the_seeds() -> None:
     _, section = classification_sections(report(alone=alone, distilled=distilled), CLASSES, image_of)
     assert gallery(section.html, "Set right") == [0]
     assert "<dt>alone</dt><dd>seeds disagree</dd>" in section.html
-    assert "✓&nbsp;cat</span> 50&nbsp;% (2 of 3 seeds)" in section.html
+    assert "✓&nbsp;cat</span>, 50&nbsp;% (2 of 3 seeds)" in section.html
 
 
 def test_other_validation_sets_share_no_example() -> None:

@@ -1,77 +1,15 @@
 """Every layout that can be named, and every way in which it can be wrong."""
 
-import io
-import logging
 import pickle
-import random
-import zipfile
-from multiprocessing import get_context
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from tests.tasks.classification.miniatures import cifar100, classes_of_pictures, imagenet, picture, tiny_imagenet, zipped
 
 from stillroom.errors import InputError
-from stillroom.tasks.classification.sources import UnreadableImage, Zip, into_memory, open_source, read_image, stratified
-from stillroom.tasks.classification.transforms import eval_transform
-
-
-def picture(path, colour=(200, 100, 50), size=(12, 12), **options):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.new("RGB", size, colour).save(path, **options)
-
-
-def classes_of_pictures(root, classes=("cat", "dog"), count=5, size=(12, 12), extension="png"):
-    for number, name in enumerate(classes):
-        for i in range(count):
-            picture(root / name / f"{i}.{extension}", (40 * number, 10 * i, 0), size)
-    return root
-
-
-def zipped(folder, archive, prefix=""):
-    with zipfile.ZipFile(archive, "w") as file:
-        for path in sorted(folder.rglob("*")):
-            if path.is_file():
-                file.write(path, prefix + path.relative_to(folder).as_posix())
-        file.writestr("__MACOSX/cat/._0.png", b"not an image")
-    return archive
-
-
-def cifar100(root, train=20, test=10):
-    folder = root / "cifar-100-python"
-    folder.mkdir(parents=True)
-    numbers = np.random.default_rng(0)
-
-    def write(name, content):
-        (folder / name).write_bytes(pickle.dumps(content, protocol=2))
-
-    for name, count in (("train", train), ("test", test)):
-        pixels = numbers.integers(0, 256, (count, 3072), np.uint8)
-        write(name, {"data": pixels, "fine_labels": [i % 5 for i in range(count)], "filenames": [f"{name}_{i}.png" for i in range(count)]})
-    write("meta", {"fine_label_names": ["apple", "baby", "bear", "beaver", "bed"]})
-    return root
-
-
-def tiny_imagenet(root):
-    wnids = ("n01443537", "n01629819")
-    for wnid in wnids:
-        for i in range(3):
-            picture(root / "train" / wnid / "images" / f"{wnid}_{i}.JPEG", size=(64, 64))
-        (root / "train" / wnid / f"{wnid}_boxes.txt").write_text("boxes\n")
-    rows = [f"val_{i}.JPEG\t{wnids[1 - i]}\t0\t0\t63\t63\n" for i in range(2)]
-    for i in range(2):
-        picture(root / "val" / "images" / f"val_{i}.JPEG", size=(64, 64))
-    (root / "val" / "val_annotations.txt").write_text("".join(rows))
-    (root / "words.txt").write_text("n01443537\tgoldfish, Carassius auratus\nn01629819\tEuropean fire salamander, Salamandra\n")
-    (root / "test" / "images").mkdir(parents=True)
-    return root
-
-
-def imagenet(root):
-    for split in ("train", "val"):
-        classes_of_pictures(root / split, ("n01440764", "n01443537"), 3, (80, 60), "JPEG")
-    return root
+from stillroom.tasks.classification.images import UnreadableImage
+from stillroom.tasks.classification.sources import open_source
 
 
 def test_digits():
@@ -126,15 +64,6 @@ def test_the_fingerprint_follows_the_content_and_not_the_place(tmp_path):
     assert open_source(f"imagefolder:{classes_of_pictures(tmp_path / 'b')}").fingerprint == first.fingerprint
     picture(tmp_path / "b" / "cat" / "new.png")
     assert open_source(f"imagefolder:{tmp_path / 'b'}").fingerprint != first.fingerprint
-
-
-def test_a_zip_is_read_by_several_processes(tmp_path):
-    archive = Zip(zipped(classes_of_pictures(tmp_path / "set", count=20), tmp_path / "set.zip"))
-    names = sorted(archive.listing()[0])
-    expected = [archive.read(name) for name in names]
-    with get_context("fork").Pool(2) as pool:
-        assert pool.map(archive.read, names, chunksize=1) == expected
-    assert pickle.loads(pickle.dumps(archive)).read(names[0]) == expected[0]  # what a spawned worker is given
 
 
 def test_cifar100(tmp_path):
@@ -285,54 +214,6 @@ def test_specifications_that_cannot_be_used(spec, words):
 def test_a_bare_path_is_recognised(tmp_path):
     with pytest.raises(InputError, match=f"imagefolder:{tmp_path}"):
         open_source(str(tmp_path))
-
-
-def test_unreadable_files_are_left_out_with_their_labels(tmp_path, caplog):
-    classes_of_pictures(tmp_path / "train", count=8)
-    classes_of_pictures(tmp_path / "val")
-    (tmp_path / "train" / "cat" / "3.png").write_bytes(b"no image")
-    (tmp_path / "train" / "cat" / "4.png").write_bytes(b"")
-    with caplog.at_level(logging.WARNING):
-        source = open_source(f"imagefolder:{tmp_path}")
-        images = into_memory(source.train, 12, eval_transform("cifar", 12, source.mean, source.std).each)
-    assert [record.getMessage().count(".png") for record in caplog.records] == [1, 1]
-    assert np.bincount(images.labels).tolist() == [6, 8]
-    for i in range(len(images)):
-        red, green = images.pixels[i, :2, 0, 0].tolist()
-        assert (red // 40, f"{green // 10}.png") == (images.labels[i], images.name(i).split("/")[-1])
-
-
-def test_orientation_and_modes(tmp_path):
-    image = Image.new("RGB", (20, 10))
-    image.putpixel((0, 0), (255, 255, 255))
-    exif = image.getexif()
-    exif[274] = 6  # lay on its side: the top left corner belongs to the top right
-    image.save(tmp_path / "turned.png", exif=exif)
-    turned = read_image(tmp_path / "turned.png")
-    assert turned.size == (10, 20)
-    assert turned.getpixel((9, 0)) == (255, 255, 255)
-    Image.fromarray(np.full((4, 4), 32768, np.uint16)).save(tmp_path / "deep.png")
-    assert read_image(tmp_path / "deep.png").getpixel((0, 0)) == (128, 128, 128)
-    Image.new("RGBA", (4, 4), (1, 2, 3, 0)).save(tmp_path / "clear.png")
-    assert read_image(tmp_path / "clear.png").mode == "RGB"
-    Image.fromarray(np.zeros((4, 4), np.float32)).save(tmp_path / "real.tiff")
-    with pytest.raises(UnreadableImage, match=r"real.tiff.*floating"):
-        read_image(tmp_path / "real.tiff")
-    whole = io.BytesIO()
-    Image.effect_noise((64, 64), 50).save(whole, "jpeg")
-    with pytest.raises(UnreadableImage, match=r"cut\.jpg"):
-        read_image(io.BytesIO(whole.getvalue()[:-500]), "cut.jpg")
-
-
-def test_stratified_draws_keep_the_shares():
-    labels = np.repeat([0, 1, 2], [10, 100, 1000])
-    random.Random(0).shuffle(labels)
-    for count in (3, 111, 555):
-        drawn = np.bincount(labels[stratified(labels, count)], minlength=3)
-        assert drawn.sum() == count
-        assert drawn.min() >= 1
-        assert np.abs(drawn - count * np.array([10, 100, 1000]) / 1110).max() <= 3
-    assert stratified(labels, 50, seed=1).tolist() != stratified(labels, 50).tolist()
 
 
 def test_real_images_in_a_zip(shared_data):

@@ -53,7 +53,9 @@ class DOT(Distiller):
         losses = self.host.losses(batch)
         for kind, total in (("task", losses.task_total), ("distillation", losses.distill_total)):
             if total is None:
-                raise InputError("host", f"{type(self.host).__name__}, which has no {kind} term", "a distiller with both: DOT keeps the two apart")
+                raise InputError(
+                    "host", f"{type(self.host).__name__}, which has no {kind} term", "a distiller with both: DOT keeps the two apart"
+                )
         return losses
 
     def predict(self, batch: Any) -> Any:
@@ -68,7 +70,9 @@ class DOT(Distiller):
         """DOT's optimiser with the plan's learning rate, momentum and weight decay."""
         plan = self.plan
         if plan.optimizer != "sgd" or plan.nesterov:
-            raise InputError("optimizer", "nesterov" if plan.nesterov else plan.optimizer, "sgd without nesterov: DOT is defined for it alone")
+            raise InputError(
+                "optimizer", "nesterov" if plan.nesterov else plan.optimizer, "sgd without nesterov: DOT is defined for it alone"
+            )
         return DOTOptimizer(
             self.parameter_groups(),
             lr=plan.lr,
@@ -102,7 +106,7 @@ class DOT(Distiller):
     def two_gradients(self, losses: Losses, parameters: Sequence[Tensor]) -> tuple[Gradients, Gradients]:
         """g_ce and g_kd, None where a loss does not reach a parameter; scaled for accumulation and mixed precision."""
         scaler = self._scaler()
-        found = []
+        found: list[Gradients] = []
         for total, again in ((losses.distill_total, True), (losses.task_total, False)):
             assert total is not None
             total = total / self.plan.accumulate
@@ -160,4 +164,8 @@ def _clip_together(task: Gradients, distill: Gradients, clip_norm: float) -> tup
     """Both lists, scaled by what brings the norm of their sum down to `clip_norm`."""
     total = [g for g in _add(task, distill) if g is not None]
     factor = (clip_norm / (get_total_norm(total) + 1e-6)).clamp(max=1.0)
-    return [None if g is None else g * factor for g in task], [None if g is None else g * factor for g in distill]
+
+    def scaled(gradients: Gradients) -> Gradients:
+        return [None if g is None else g * factor for g in gradients]
+
+    return scaled(task), scaled(distill)

@@ -95,7 +95,7 @@ def recipe(
     under_sgd = distilled_stage(lab, data, plan, student, host, lambda fresh: plain(fresh, lab.teach(taught)))
     under_dot = distilled_stage(lab, data, plan, student, f"{host}+dot", lambda fresh: dotted(fresh, lab.teach(taught)))
     arms = {"teacher": taught, "alone": alone, host: under_sgd, f"{host}+dot": under_dot}
-    return lab.report("dot", data, baseline=host, ship=f"{host}+dot", **arms)
+    return lab.report("dot", data, arms, baseline=host, ship=f"{host}+dot")
 
 
 PRESETS = {

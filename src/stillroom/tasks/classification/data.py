@@ -19,10 +19,11 @@ from torchvision.transforms.v2.functional import to_pil_image
 from stillroom.engine.loading import Draw, Loader, Seeded, SeekableBatches
 from stillroom.engine.report import Report, Section
 from stillroom.errors import InputError, near
+from stillroom.tasks.classification.images import Images, MemoryImages, TakenImages, into_memory, stratified
 from stillroom.tasks.classification.loaded import ship
 from stillroom.tasks.classification.metrics import ClassificationEvaluator, agreement
 from stillroom.tasks.classification.pages import classification_sections
-from stillroom.tasks.classification.sources import SMALL, Images, MemoryImages, TakenImages, into_memory, open_source, stratified
+from stillroom.tasks.classification.sources import SMALL, open_source
 from stillroom.tasks.classification.transforms import AUGMENTATIONS, Transform, describe_transform, eval_transform, train_transform
 
 _MEMORY = 1.5e9  # bytes of decoded images that are kept

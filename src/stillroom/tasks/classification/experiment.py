@@ -66,8 +66,12 @@ def network(spec: str, data: ImageData, lab: Lab, argument: str) -> BuiltModel:
     if built.classes is not None and tuple(built.classes) != tuple(data.classes):
         only_model = [name for name in built.classes if name not in data.classes]
         only_data = [name for name in data.classes if name not in built.classes]
-        differ = f"only the model has {only_model[:5]}, only the data have {only_data[:5]}" if only_model or only_data else "their order differs"
-        raise InputError(argument, f"{spec}, whose classes are not those of the data: {differ}", "a model of the same classes in the same order")
+        differ = (
+            f"only the model has {only_model[:5]}, only the data have {only_data[:5]}" if only_model or only_data else "their order differs"
+        )
+        raise InputError(
+            argument, f"{spec}, whose classes are not those of the data: {differ}", "a model of the same classes in the same order"
+        )
     return built
 
 
@@ -87,7 +91,9 @@ def supervised_stage(lab: Lab, data: ImageData, plan: Training, spec: str) -> Tr
     return lab.fit(Supervised(built.network), data, plan, name="alone", model=built.spec)
 
 
-def distilled_stage(lab: Lab, data: ImageData, plan: Training, spec: str, name: str, distiller: Callable[[nn.Module], Distiller]) -> Trained:
+def distilled_stage(
+    lab: Lab, data: ImageData, plan: Training, spec: str, name: str, distiller: Callable[[nn.Module], Distiller]
+) -> Trained:
     """The student, from the same initial weights as alone, under the distiller that is made around it."""
     built = network(spec, data, lab, "student")
     return lab.fit(distiller(built.network), data, plan, name=name, model=built.spec)
@@ -124,4 +130,4 @@ def three_arms(
     taught = teacher_stage(lab, data, plan, teacher, teacher_epochs)
     alone = supervised_stage(lab, data, plan, student)
     distilled = distilled_stage(lab, data, plan, student, "distilled", lambda fresh: distiller(fresh, lab.teach(taught)))
-    return lab.report(method, data, teacher=taught, alone=alone, distilled=distilled)
+    return lab.report(method, data, {"teacher": taught, "alone": alone, "distilled": distilled})

@@ -11,7 +11,8 @@ _POOLED = ("global_pool", "avgpool", "head.global_pool")  # timm's and torchvisi
 
 
 def _taps(network: nn.Module) -> Taps | None:
-    found = network.taps() if hasattr(network, "taps") else None
+    taps = getattr(network, "taps", None)
+    found = taps() if callable(taps) else None
     return found if isinstance(found, Taps) else None
 
 
@@ -27,7 +28,9 @@ def pooled_layer(network: nn.Module, argument: str) -> str:
     for path in _POOLED:
         if path in modules:
             return path
-    raise InputError(argument, "nothing", f"the module path of the pooled features of {type(network).__name__}, which has no {' or '.join(_POOLED)}")
+    raise InputError(
+        argument, "nothing", f"the module path of the pooled features of {type(network).__name__}, which has no {' or '.join(_POOLED)}"
+    )
 
 
 def middle_layer(network: nn.Module, argument: str) -> str:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from stillroom.engine.stage import write_atomic
 from stillroom.errors import InputError
+from stillroom.tasks.classification.images import read_image
 from stillroom.tasks.classification.models import build_classifier
 from stillroom.tasks.classification.transforms import transform_from
 
@@ -34,32 +35,49 @@ class Loaded:
 
     @torch.no_grad()
     def probabilities(self, *images: Image.Image | str | Path) -> Tensor:
-        """Class probabilities [B, C] of images or image files."""
-        opened = [image if isinstance(image, Image.Image) else Image.open(image) for image in images]
-        batch = torch.stack([self.transform(image.convert("RGB")) for image in opened])
-        return self.network(batch).float().softmax(-1)
+        """Class probabilities [B, C] of images or image files, each turned upright as its EXIF orientation says.
+
+        Raises:
+            InputError: no image at all.
+            UnreadableImage: an image cannot be decoded; it is named.
+        """
+        if not images:
+            raise InputError("images", "none", "at least one image or image file")
+        batch = torch.stack([self.transform(read_image(image)) for image in images])
+        weight = next(self.network.parameters(), batch)
+        return self.network(batch.to(weight.device, weight.dtype)).float().softmax(-1)
 
     def classify(self, *images: Image.Image | str | Path) -> list[str]:
-        """The most probable class of each image or image file."""
+        """The most probable class of each image or image file.
+
+        Raises:
+            InputError, UnreadableImage: as `probabilities`.
+        """
         return [self.classes[index] for index in self.probabilities(*images).argmax(-1).tolist()]
 
 
-def load(run: str | Path) -> Loaded:
+def load(run: str | Path, *, trust_pickle: bool = False) -> Loaded:
     """The student that a run shipped.
 
     Args:
         run: the folder that `stillroom run` wrote.
+        trust_pickle: also run the Python file inside the folder that the network is built by, if there is one.
 
     Raises:
-        InputError: the folder holds no finished run.
+        InputError: the folder holds no finished run, or a damaged one.
     """
     folder = Path(run)
     card = folder / "student.json"
-    if not card.exists():
+    if not card.is_file():
         raise InputError("run", str(run), "the folder of a finished run, which holds student.json and student.safetensors")
-    described = json.loads(card.read_text())
-    built = build_classifier(str(folder), num_classes=len(described["classes"]), argument="run")
-    return Loaded(built.network.eval(), transform_from(described["transform"]), tuple(described["classes"]))
+    try:
+        described = json.loads(card.read_text(encoding="utf-8"))
+        classes = tuple(str(name) for name in described["classes"])
+        transform = transform_from(described["transform"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError("run", str(card), "JSON with the student's classes and transform") from error
+    built = build_classifier(str(folder.resolve()), num_classes=len(classes), trust_pickle=trust_pickle, argument="run")
+    return Loaded(built.network.eval(), transform, classes)
 
 
 def ship(folder: Path, network: nn.Module, model: str, described: dict[str, Any]) -> None:
@@ -71,5 +89,15 @@ def ship(folder: Path, network: nn.Module, model: str, described: dict[str, Any]
         from timm.models import save_for_hf
 
         transform = described["transform"]
-        settings = {"mean": transform["mean"], "std": transform["std"], "input_size": [3, described["image_size"], described["image_size"]]}
-        save_for_hf(network, str(folder / "student"), model_config={"label_names": list(described["classes"]), "pretrained_cfg": settings})
+        settings = {
+            "mean": transform["mean"],
+            "std": transform["std"],
+            "input_size": [3, described["image_size"], described["image_size"]],
+            "interpolation": transform["interpolation"],
+            "crop_pct": transform["crop"] / transform["resize"],
+            "crop_mode": "center",
+            "test_input_size": None,  # the published weights' own recommendation, and so the next
+            "test_crop_pct": None,
+        }
+        about = {"label_names": list(described["classes"]), "pretrained_cfg": settings}
+        save_for_hf(network, str(folder / "student"), model_config=about, safe_serialization=True)

@@ -58,8 +58,7 @@ def _per_class(arms: Mapping[str, _Arm], classes: Sequence[str]) -> Section:
     accuracy = {role: _mean(list(values.values())) for role, values in by_seed.items()}
     seeds = sorted(set(by_seed.get("baseline", {})) & set(by_seed.get("distilled", {})))
     changes_SC = np.array([by_seed["distilled"][seed] - by_seed["baseline"][seed] for seed in seeds]) if seeds else None
-    size = next(iter(arms.values())).results[0].details["labels"]
-    images_C = np.bincount(size, minlength=len(classes))
+    images_C = np.bincount(_by_id(next(iter(arms.values())).results[0])["labels"], minlength=len(classes))
 
     if changes_SC is not None:
         change_C = _mean(list(changes_SC))
@@ -113,8 +112,9 @@ def _rest_note(order: np.ndarray, change_C: np.ndarray, images_C: np.ndarray, *,
 
 def _class_accuracy(result: StageResult, classes: int) -> np.ndarray:
     """Accuracy within each class in %, [C]; NaN for a class without images."""
-    labels, predicted = result.details["labels"], result.details["predicted"]
-    if len(labels) and not 0 <= labels.min() <= labels.max() < classes:
+    answers = _by_id(result)
+    labels, predicted = answers["labels"], answers["predicted"]
+    if not 0 <= labels.min() <= labels.max() < classes:
         raise InputError("classes", f"{classes} names, and labels from {labels.min()} to {labels.max()}", "a name for each label")
     images_C = np.bincount(labels, minlength=classes)
     right_C = np.bincount(labels[labels == predicted], minlength=classes)
@@ -205,7 +205,7 @@ def _say(answers: list[tuple[int, float]], label: int, classes: Sequence[str]) -
         return "seeds disagree"
     confidence = float(np.mean([confidence for answer, confidence in answers if answer == said]))
     word = escape(classes[said]) if 0 <= said < len(classes) else "no answer"
-    sure = f" {100 * confidence:.0f}&nbsp;%" if np.isfinite(confidence) else ""
+    sure = f", {100 * confidence:.0f}&nbsp;%" if np.isfinite(confidence) else ""
     seeds = f" ({most} of {len(answers)} seeds)" if most < len(answers) else ""
     mark, better = ("✓", "up") if said == label else ("✗", "down")
     return f'<span class="{better}">{mark}&nbsp;{word}</span>{sure}{seeds}'

@@ -1,7 +1,7 @@
 """Where classified images come from, as one string: ``digits``, ``imagefolder:photos,val=0.2``, ``cifar100:PATH``, ``my.module:function``.
 
-`open_source` only lists: names, labels, classes. Pixels are read when they are asked for, or once and for all by `into_memory` where a
-whole set is small.
+`open_source` only lists: names, labels, classes. Pixels are read when they are asked for, or once and for all by `images.into_memory`
+where a whole set is small.
 """
 
 from __future__ import annotations
@@ -11,69 +11,34 @@ import hashlib
 import importlib
 import importlib.util
 import inspect
-import io
 import logging
-import os
 import pickle
 import re
 import sys
-import zipfile
-import zlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
-from typing import IO, Any, Protocol
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
-from torch import Tensor
+from PIL import Image
 
-from stillroom.engine.loading import sample_order
-from stillroom.errors import InputError, StillroomError, near
+from stillroom.errors import InputError, near
+from stillroom.tasks.classification.folders import check_same, find_splits, list_classes, list_files, single_top, without_empty
+from stillroom.tasks.classification.images import DatasetImages, FileImages, Images, MemoryImages, UnreadableImage, hold_out, stratified
 
 logger = logging.getLogger(__name__)
 
-EXTENSIONS = ("jpg", "jpeg", "png", "bmp", "webp", "tif", "tiff", "ppm", "pgm")
 IMAGENET_STATISTICS = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 CIFAR_STATISTICS = (0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)
 TINY_IMAGENET_STATISTICS = (0.4802, 0.4481, 0.3975), (0.2302, 0.2265, 0.2262)
 SMALL = 64  # pixels; images of one size up to this are trained on as they are
-_HELD_OUT = ("val", "valid", "validation", "test")
 _DEFAULT_VAL = 0.2
 _CIFAR = {  # folder, training files, test files, file of class names, and the two keys
     10: ("cifar-10-batches-py", [f"data_batch_{i}" for i in range(1, 6)], ["test_batch"], "batches.meta", "labels", "label_names"),
     100: ("cifar-100-python", ["train"], ["test"], "meta", "fine_labels", "fine_label_names"),
 }
-
-
-class UnreadableImage(StillroomError):
-    """An image file that cannot be decoded; the message names it."""
-
-    exit_code = 2
-
-
-class Images(Protocol):
-    """Labelled images, read one at a time.
-
-    Attributes:
-        labels: int64 [N], classes 0 .. C-1.
-    """
-
-    @property
-    def labels(self) -> np.ndarray:
-        """Class of each image, int64 [N]."""
-        ...
-
-    def __len__(self) -> int: ...
-
-    def image(self, index: int) -> Tensor | Image.Image:
-        """RGB: uint8 [3, H, W] or a PIL image."""
-        ...
-
-    def name(self, index: int) -> str:
-        """What a report calls the image."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -135,206 +100,6 @@ def open_source(spec: str, *, argument: str = "data") -> Source:
     raise InputError(argument, spec, f"one of {near(kind, _OPENERS, most=len(_OPENERS))}, or package.module:function")
 
 
-def stratified(labels: np.ndarray, count: int, *, seed: int = 0) -> np.ndarray:
-    """Indices, sorted, of `count` samples in which the classes have (up to rounding) the shares that they have in `labels`.
-
-    Every class is in it if `count` is at least the number of classes.
-    """
-    place, sizes = _place_in_class(labels, seed)
-    return np.sort(np.argsort(place / sizes[labels], kind="stable")[:count])
-
-
-def into_memory(images: Images, size: int, prepare: Callable[[Tensor | Image.Image], Tensor]) -> MemoryImages:
-    """Decode all images once, into one uint8 tensor [N, 3, size, size].
-
-    Must be done before loader workers are started, so that they share it. Files that cannot be decoded are left out, with one warning.
-
-    Args:
-        prepare: image -> uint8 [3, size, size].
-    """
-    pixels = torch.empty(len(images), 3, size, size, dtype=torch.uint8)
-    readable = np.ones(len(images), bool)
-    for index in range(len(images)):  # threads are slower: for small files the interpreter's lock is held most of the time
-        try:
-            pixels[index] = prepare(images.image(index))
-        except UnreadableImage:
-            readable[index] = False
-    if not readable.any():
-        raise UnreadableImage(f"{images.name(0)} and all other images cannot be decoded")
-    if not readable.all():
-        _warn_left_out([images.name(int(i)) for i in np.flatnonzero(~readable)], "cannot be decoded")
-    kept = np.flatnonzero(readable)
-    names = [images.name(int(i)) for i in kept]
-    return MemoryImages(pixels if readable.all() else pixels[torch.from_numpy(kept)], images.labels[kept], names)
-
-
-def read_image(file: str | Path | IO[bytes], name: str | None = None) -> Image.Image:
-    """An image file as RGB, turned upright as its EXIF orientation says.
-
-    Raises:
-        UnreadableImage: it cannot be decoded, or its values have no agreed range (floating-point TIFF).
-    """
-    name = name or str(file)
-    try:
-        with Image.open(file) as image:
-            ImageOps.exif_transpose(image, in_place=True)
-            if image.mode == "F":
-                raise UnreadableImage(f"{name}: an image of floating-point values; save it with 8 bits a channel")
-            if image.mode == "I" or image.mode.startswith("I;16"):  # Pillow's own conversion clips 16 bits to white
-                eight_bits = (np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8)
-                return Image.fromarray(eight_bits).convert("RGB")
-            image.load()
-            return image if image.mode == "RGB" else image.convert("RGB")
-    except (OSError, SyntaxError, ValueError, EOFError, UnidentifiedImageError, Image.DecompressionBombError) as error:
-        raise UnreadableImage(f"{name}: not a readable image ({error})") from None
-
-
-class MemoryImages:
-    """Images that lie in memory: `pixels` uint8 [N, 3, H, W]."""
-
-    def __init__(self, pixels: Tensor, labels: np.ndarray, names: Sequence[str]) -> None:
-        self.pixels, self.labels, self.names = pixels, labels, names
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def image(self, index: int) -> Tensor:
-        """One image, uint8 [3, H, W]."""
-        return self.pixels[index]
-
-    def name(self, index: int) -> str:
-        """For reports: its place in the set it came from."""
-        return self.names[index]
-
-    def take(self, indices: np.ndarray) -> MemoryImages:
-        """The images of the given indices."""
-        return MemoryImages(self.pixels[torch.from_numpy(indices)], self.labels[indices], [self.names[i] for i in indices.tolist()])
-
-
-class FileImages:
-    """Images in files of a folder or zip: paths relative to it, and their labels."""
-
-    def __init__(self, store: Folder | Zip, names: Sequence[str], labels: np.ndarray) -> None:
-        self.store, self.names, self.labels = store, names, labels
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def image(self, index: int) -> Image.Image:
-        """One image, decoded now."""
-        name = self.names[index]
-        try:
-            content = self.store.read(name)
-        except (OSError, zipfile.BadZipFile, zlib.error) as error:
-            raise UnreadableImage(f"{name}: cannot be read ({error})") from None
-        return read_image(io.BytesIO(content), name)
-
-    def name(self, index: int) -> str:
-        """For reports: its path."""
-        return self.names[index]
-
-
-class DatasetImages:
-    """A torch-style data set of (image, label); image: PIL, uint8 array [H, W(, C)], or tensor [C, H, W], uint8 or float in [0, 1]."""
-
-    def __init__(self, dataset: Any, labels: np.ndarray, split: str) -> None:
-        self.dataset, self.labels, self.split = dataset, labels, split
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def image(self, index: int) -> Tensor | Image.Image:
-        """One image, read now: RGB, PIL or uint8 [3, H, W]."""
-        image = self.dataset[index][0]
-        if isinstance(image, Image.Image):
-            return image.convert("RGB")
-        pixels = torch.as_tensor(image)
-        if isinstance(image, np.ndarray):
-            pixels = pixels[None] if pixels.ndim == 2 else pixels.permute(2, 0, 1)
-        if pixels.is_floating_point():
-            if not (pixels.min() >= 0 and pixels.max() <= 1):
-                raise UnreadableImage(f"{self.name(index)}: values outside [0, 1]; leave normalising to the data's mean and std")
-            pixels = (pixels * 255).round()
-        elif pixels.dtype != torch.uint8:
-            raise UnreadableImage(f"{self.name(index)}: {pixels.dtype} values; give uint8, or floating point in [0, 1]")
-        if pixels.ndim != 3 or len(pixels) not in (1, 3):
-            raise UnreadableImage(f"{self.name(index)}: shape {tuple(pixels.shape)}; give [3, H, W] or [1, H, W]")
-        return pixels.to(torch.uint8).expand(3, -1, -1)
-
-    def name(self, index: int) -> str:
-        """For reports: its split and index."""
-        return f"{self.split}/{index}"
-
-
-class TakenImages:
-    """Some images of a set, renumbered from 0."""
-
-    def __init__(self, images: Images, indices: np.ndarray) -> None:
-        self.images, self.indices, self.labels = images, indices, images.labels[indices]
-
-    def __len__(self) -> int:
-        return len(self.indices)
-
-    def image(self, index: int) -> Tensor | Image.Image:
-        """One image, read now: RGB, PIL or uint8 [3, H, W]."""
-        return self.images.image(int(self.indices[index]))
-
-    def name(self, index: int) -> str:
-        """For reports: what the whole set calls it."""
-        return self.images.name(int(self.indices[index]))
-
-
-class Folder:
-    """A directory as a store of files."""
-
-    def __init__(self, root: Path) -> None:
-        self.root = root
-
-    def listing(self) -> tuple[dict[str, int], set[str]]:
-        """Relative path -> bytes of every file, and the relative paths of all folders; hidden ones are left out."""
-        files: dict[str, int] = {}
-        folders: set[str] = set()
-        for folder, inner, names in os.walk(self.root, followlinks=True):
-            inner[:] = sorted(name for name in inner if _visible(name))
-            relative = Path(folder).relative_to(self.root)
-            folders |= {(relative / name).as_posix() for name in inner}
-            files |= {(relative / name).as_posix(): os.stat(os.path.join(folder, name)).st_size for name in names if _visible(name)}
-        return files, folders
-
-    def read(self, name: str) -> bytes:
-        """The content of one file."""
-        return (self.root / name).read_bytes()
-
-
-class Zip:
-    """A zip archive as a store of files, read in place. Every process opens its own handle: a shared one would share its position."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self._opened: tuple[int, zipfile.ZipFile] | None = None
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {"path": self.path, "_opened": None}
-
-    def _archive(self) -> zipfile.ZipFile:
-        if self._opened is None or self._opened[0] != os.getpid():
-            self._opened = os.getpid(), zipfile.ZipFile(self.path)
-        return self._opened[1]
-
-    def listing(self) -> tuple[dict[str, int], set[str]]:
-        """As `Folder.listing`."""
-        entries = [entry for entry in self._archive().infolist() if all(map(_visible, PurePosixPath(entry.filename).parts))]
-        files = {entry.filename: entry.file_size for entry in entries if not entry.is_dir()}
-        folders = {str(PurePosixPath(entry.filename)) for entry in entries if entry.is_dir()}
-        for parent in {PurePosixPath(name).parent for name in files}:
-            folders |= {str(folder) for folder in (parent, *parent.parents)}
-        return files, folders - {"."}
-
-    def read(self, name: str) -> bytes:
-        """The content of one file."""
-        return self._archive().read(name)
-
-
 # Opening, kind by kind ----------------------------------------------------------------------------------------------------------------
 
 
@@ -357,42 +122,42 @@ def _open_digits(path: str, options: dict[str, str], argument: str) -> Source:
 
 def _open_imagefolder(path: str, options: dict[str, str], argument: str) -> Source:
     _no_options("imagefolder", options, argument, known=("val",))
-    store, files, folders = _list(path, argument)
-    train, val = _find_splits(files, folders)
+    store, files, folders = list_files(path, argument)
+    train, val = find_splits(files, folders)
     if val is not None and "val" in options:
         raise InputError(argument, f"val={options['val']}", f"no such option, since {path} has a folder {val} of its own")
-    classes, names, labels = _classes(files, folders, train, path, argument)
+    classes, names, labels = list_classes(files, folders, train, path, argument)
     if val is None:
-        held_out = _hold_out(labels, classes, _fraction(options.get("val", str(_DEFAULT_VAL)), argument), argument)
+        held_out = hold_out(labels, classes, _fraction(options.get("val", str(_DEFAULT_VAL)), argument), argument)
         split = [FileImages(store, [names[i] for i in np.flatnonzero(part)], labels[part]) for part in (~held_out, held_out)]
     else:
-        val_classes, val_names, val_labels = _classes(files, folders, val, path, argument)
-        _check_same(classes, val_classes, argument)
+        val_classes, val_names, val_labels = list_classes(files, folders, val, path, argument)
+        check_same(classes, val_classes, argument)
         split = [FileImages(store, names, labels), FileImages(store, val_names, val_labels)]
     return _folder_source("imagefolder", classes, split[0], split[1], files)
 
 
 def _open_imagenet(path: str, options: dict[str, str], argument: str) -> Source:
     _no_options("imagenet", options, argument)
-    store, files, folders = _list(path, argument)
-    train, val = _find_splits(files, folders)
+    store, files, folders = list_files(path, argument)
+    train, val = find_splits(files, folders)
     if val is None:
         raise InputError(argument, path, "train/<wnid>/*.JPEG and val/<wnid>/*.JPEG (sort the flat val folder into one folder per class)")
-    classes, names, labels = _classes(files, folders, train, path, argument)
-    val_classes, val_names, val_labels = _classes(files, folders, val, path, argument)
-    _check_same(classes, val_classes, argument)
+    classes, names, labels = list_classes(files, folders, train, path, argument)
+    val_classes, val_names, val_labels = list_classes(files, folders, val, path, argument)
+    check_same(classes, val_classes, argument)
     split = FileImages(store, names, labels), FileImages(store, val_names, val_labels)
     return _source("imagenet", classes, *split, files, 224, IMAGENET_STATISTICS, "imagenet")
 
 
 def _open_tiny_imagenet(path: str, options: dict[str, str], argument: str) -> Source:
     _no_options("tiny-imagenet", options, argument)
-    store, files, folders = _list(path, argument)
-    top = _single_top(files, folders)
+    store, files, folders = list_files(path, argument)
+    top = single_top(files, folders)
     annotations = f"{top}val/val_annotations.txt"
     if annotations not in files or f"{top}train" not in folders:
         raise InputError(argument, path, "the original layout: train/<wnid>/images/*.JPEG, val/images/*.JPEG and val/val_annotations.txt")
-    wnids, names, labels = _classes(files, folders, f"{top}train", path, argument)
+    wnids, names, labels = list_classes(files, folders, f"{top}train", path, argument)
     rows = [line.split("\t")[:2] for line in store.read(annotations).decode().splitlines() if line.strip()]
     if strange := sorted({row[1] for row in rows} - set(wnids)):
         raise InputError(argument, f"{annotations} with {', '.join(strange[:5])}", "only classes that the train folder has")
@@ -400,7 +165,7 @@ def _open_tiny_imagenet(path: str, options: dict[str, str], argument: str) -> So
     listed = [(f"{top}val/images/{name}", number[wnid]) for name, wnid in rows]
     if missing := [name for name, _ in listed if name not in files]:
         raise InputError(argument, path, f"every file of {annotations}; missing: {', '.join(missing[:5])}")
-    listed = _without_empty(listed, files)
+    listed = without_empty(listed, files)
     val = FileImages(store, [name for name, _ in listed], np.array([label for _, label in listed], np.int64))
     classes = _words(store.read(f"{top}words.txt").decode(), wnids) if f"{top}words.txt" in files else wnids
     split = FileImages(store, names, labels), val
@@ -457,7 +222,7 @@ def _from_function(place: str, function: str, options: dict[str, str], argument:
     labels = [_dataset_labels(dataset, spec, argument) for dataset in pair]
     stated = [tuple(map(str, dataset.classes)) if getattr(dataset, "classes", None) else None for dataset in pair]
     if stated[0] and stated[1]:
-        _check_same(stated[0], stated[1], argument)
+        check_same(stated[0], stated[1], argument)
     count = int(max(part.max() for part in labels)) + 1
     classes = stated[0] or stated[1] or tuple(map(str, range(count)))
     if count > len(classes):
@@ -510,111 +275,6 @@ def _small_size(images: Images) -> int | None:
     if not sizes:
         raise failures[0]
     return min(sizes.pop())
-
-
-# Listing folders and zips ---------------------------------------------------------------------------------------------------------------
-
-
-def _list(path: str, argument: str) -> tuple[Folder | Zip, dict[str, int], set[str]]:
-    place = Path(path).expanduser()
-    store: Folder | Zip
-    if place.is_dir():
-        store = Folder(place)
-    elif place.is_file() and zipfile.is_zipfile(place):
-        store = Zip(place)
-    else:
-        raise InputError(argument, path, "a folder or a zip file" if place.exists() else "a folder or a zip file that exists")
-    files, folders = store.listing()
-    if not any(map(_is_image, files)):
-        raise InputError(argument, path, f"images in it ({', '.join(EXTENSIONS)}); there are none")
-    return store, files, folders
-
-
-def _single_top(files: Iterable[str], folders: Iterable[str]) -> str:
-    """ "name/" if everything lies in one top folder that only wraps the set, else ""."""
-    tops = {name.split("/")[0] for name in folders}
-    wraps = len(tops) == 1 and not any("/" not in name and _is_image(name) for name in files)
-    inner = {name for name in folders if name.count("/") == 1}
-    return f"{tops.pop()}/" if wraps and inner else ""
-
-
-def _find_splits(files: Iterable[str], folders: set[str]) -> tuple[str, str | None]:
-    """The folder of the training classes ("" is the top) and that of the validation classes, if there is one."""
-    wrapped = _single_top(files, folders)
-    parents = {name.rpartition("/")[0] for name in folders}  # a class may be called "train": a split has folders in it
-    for top in ("", wrapped):
-        inside = {name[len(top) :].lower(): name for name in folders & parents if name.startswith(top)}
-        if "train" in inside:
-            return inside["train"], next((inside[name] for name in _HELD_OUT if name in inside), None)
-    return wrapped.rstrip("/"), None
-
-
-def _classes(
-    files: dict[str, int], folders: set[str], root: str, path: str, argument: str
-) -> tuple[tuple[str, ...], list[str], np.ndarray]:
-    """Class names, image paths and labels of the class folders in `root`. Images may lie at any depth in their class's folder."""
-    start = f"{root}/" if root else ""
-    classes = tuple(sorted(name[len(start) :] for name in folders if name.startswith(start) and "/" not in name[len(start) :]))
-    number = {name: i for i, name in enumerate(classes)}
-    inside = [name for name in sorted(files) if name.startswith(start) and _is_image(name)]
-    listed = [(name, number[name[len(start) :].split("/")[0]]) for name in inside if "/" in name[len(start) :]]
-    listed = _without_empty(listed, files)
-    names, labels = [name for name, _ in listed], np.array([label for _, label in listed], np.int64)
-    where = f"{path}/{root}" if root else path
-    counts = np.bincount(labels, minlength=len(classes))
-    if len(classes) == 0:
-        raise InputError(argument, where, "one folder per class")
-    if empty := [name for name, count in zip(classes, counts, strict=True) if not count]:
-        raise InputError(argument, where, f"images in every class folder; empty: {', '.join(empty[:5])}")
-    if len(classes) < 2:
-        raise InputError(argument, where, f"at least two class folders; there is only {classes[0]}")
-    return classes, names, labels
-
-
-def _without_empty(listed: list[tuple[str, int]], files: dict[str, int]) -> list[tuple[str, int]]:
-    if empty := [name for name, _ in listed if files[name] == 0]:
-        _warn_left_out(empty, "have no content")
-    return [(name, label) for name, label in listed if files[name] > 0]
-
-
-def _check_same(train: Sequence[str], val: Sequence[str], argument: str) -> None:
-    if tuple(train) == tuple(val):
-        return
-    only = [(f"only in {split}: ", sorted(set(a) - set(b))) for split, a, b in (("train", train, val), ("val", val, train))]
-    differences = "; ".join(start + ", ".join(names[:5]) for start, names in only if names) or "their order differs"
-    raise InputError(argument, differences, "the same classes for training and validation")
-
-
-def _hold_out(labels: np.ndarray, classes: Sequence[str], fraction: float, argument: str) -> np.ndarray:
-    """Which samples validate, bool [N]: the fraction of every class, at least one and never all."""
-    place, sizes = _place_in_class(labels, 0)
-    if (lonely := np.flatnonzero(sizes < 2)).size:
-        names = ", ".join(classes[i] for i in lonely[:5])
-        raise InputError(argument, f"one image of {names}", "at least two images of each class, one to train on and one to hold out")
-    return place < np.clip(np.round(fraction * sizes), 1, sizes - 1)[labels]
-
-
-def _place_in_class(labels: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Each sample's place (from 0) in a shuffled order of its class, int [N], and the classes' sizes, int [C]."""
-    order = sample_order(seed, 0, len(labels))
-    order = order[np.argsort(labels[order], kind="stable")]
-    sizes = np.bincount(labels)
-    place = np.empty(len(labels), np.int64)
-    place[order] = np.arange(len(labels)) - (np.cumsum(sizes) - sizes)[labels[order]]
-    return place, sizes
-
-
-def _warn_left_out(names: Sequence[str], why: str) -> None:
-    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
-    logger.warning("%d image files that %s are left out: %s%s", len(names), why, ", ".join(names[:5]), more)
-
-
-def _is_image(name: str) -> bool:
-    return name.rpartition(".")[2].lower() in EXTENSIONS
-
-
-def _visible(name: str) -> bool:
-    return not name.startswith(".") and name != "__MACOSX"
 
 
 # Formats --------------------------------------------------------------------------------------------------------------------------------

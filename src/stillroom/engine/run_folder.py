@@ -1,0 +1,102 @@
+"""The folder of a run: whose it is, which arguments it was started with, and that nothing in it is lost by mistake."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml  # type: ignore[import-untyped]
+
+from stillroom.engine.stage import write_atomic
+from stillroom.errors import InputError
+
+# What may change between a run and its continuation without changing its numbers.
+_FREE_TO_CHANGE = frozenset(
+    [
+        "accelerator",
+        "checkpoint_seconds",
+        "checkpoint_steps",
+        "devices",
+        "num_nodes",
+        "out",
+        "overwrite",
+        "seeds",
+        "strategy",
+        "trust_pickle",
+        "workers",
+    ]
+)
+
+
+class RunFolder:
+    """Looked at when a run is prepared, written to only once its first stage begins: wrong input leaves nothing behind.
+
+    Args:
+        path: the folder.
+        settings: every argument of the run; empty for one that was put together in Python.
+        overwrite: discard what an earlier run left.
+
+    Raises:
+        InputError: there is a run with other arguments (the message says which); or `overwrite`, and it is no run's folder; or it
+            cannot be a folder.
+    """
+
+    def __init__(self, path: Path, settings: Mapping[str, Any], *, overwrite: bool) -> None:
+        self.path, self.overwrite = path, overwrite
+        self.settings = {name: _plain(value) for name, value in settings.items() if name != "overwrite"}
+        self.config = path / "config.yaml"
+        self._begun = False
+        self._check()
+
+    def begin(self) -> None:
+        """Makes the folder, empties it if that was asked for, and writes `config.yaml`. Does nothing the second time."""
+        if self._begun:
+            return
+        try:
+            if self.overwrite and self.path.exists():
+                shutil.rmtree(self.path)
+            self.path.mkdir(parents=True, exist_ok=True)
+            if self.settings:
+                write_atomic(self.config, yaml.safe_dump(self.settings, sort_keys=False))
+        except OSError as error:
+            raise InputError("--out", str(self.path), f"a folder that can be written ({error.strerror})") from None
+        self._begun = True
+
+    def _check(self) -> None:
+        for parent in (self.path, *self.path.parents):
+            if parent.exists():
+                if not parent.is_dir():
+                    raise InputError("--out", str(self.path), f"a folder ({parent} is a file)")
+                break
+        if not self.path.exists() or not any(self.path.iterdir()):
+            return
+        if self.overwrite:
+            if not self.config.exists() and not any(self.path.glob("**/stage.json")):
+                raise InputError("--out", str(self.path), "a folder that Stillroom wrote, or a new one: --overwrite discards nothing else")
+            return
+        if self.settings and self.config.exists():
+            self._check_settings()
+
+    def _check_settings(self) -> None:
+        try:
+            before = yaml.safe_load(self.config.read_text())
+        except (OSError, ValueError, yaml.YAMLError):
+            before = None
+        if not isinstance(before, dict):
+            raise InputError("--out", f"{self.path}, whose config.yaml cannot be read", "another folder, or --overwrite")
+        changed = [
+            f"--{name.replace('_', '-')} was {before.get(name)!r}, now {self.settings.get(name)!r}"
+            for name in {**before, **self.settings}
+            if name not in _FREE_TO_CHANGE and before.get(name) != self.settings.get(name)
+        ]
+        if changed:
+            got = f"{self.path}, which holds a run with other arguments ({'; '.join(changed)})"
+            raise InputError("--out", got, "another folder, or --overwrite")
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return list(value)
+    return value if value is None or isinstance(value, bool | int | float | str | list | dict) else str(value)

@@ -1,0 +1,165 @@
+"""Class folders on disk or in a zip: what files there are, which folders are splits and which are classes."""
+
+from __future__ import annotations
+
+import logging
+import os
+import zipfile
+from collections.abc import Iterable, Sequence
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+
+from stillroom.errors import InputError
+
+logger = logging.getLogger(__name__)
+
+EXTENSIONS = ("jpg", "jpeg", "png", "bmp", "webp", "tif", "tiff", "ppm", "pgm")
+_HELD_OUT = ("val", "valid", "validation", "test")
+
+
+class Folder:
+    """A directory as a store of files."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def listing(self) -> tuple[dict[str, int], set[str]]:
+        """Relative path -> bytes of every file, and the relative paths of all folders; hidden ones are left out."""
+        files: dict[str, int] = {}
+        folders: set[str] = set()
+        for folder, inner, names in os.walk(self.root, followlinks=True):
+            inner[:] = sorted(name for name in inner if _visible(name))
+            relative = Path(folder).relative_to(self.root)
+            folders |= {(relative / name).as_posix() for name in inner}
+            files |= {(relative / name).as_posix(): os.stat(os.path.join(folder, name)).st_size for name in names if _visible(name)}
+        return files, folders
+
+    def read(self, name: str) -> bytes:
+        """The content of one file."""
+        return (self.root / name).read_bytes()
+
+
+class Zip:
+    """A zip archive as a store of files, read in place. Every process opens its own handle: a shared one would share its position."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._opened: tuple[int, zipfile.ZipFile] | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"path": self.path, "_opened": None}
+
+    def _archive(self) -> zipfile.ZipFile:
+        if self._opened is None or self._opened[0] != os.getpid():
+            self._opened = os.getpid(), zipfile.ZipFile(self.path)
+        return self._opened[1]
+
+    def listing(self) -> tuple[dict[str, int], set[str]]:
+        """As `Folder.listing`."""
+        entries = [entry for entry in self._archive().infolist() if all(map(_visible, PurePosixPath(entry.filename).parts))]
+        files = {entry.filename: entry.file_size for entry in entries if not entry.is_dir()}
+        folders = {str(PurePosixPath(entry.filename)) for entry in entries if entry.is_dir()}
+        for parent in {PurePosixPath(name).parent for name in files}:
+            folders |= {str(folder) for folder in (parent, *parent.parents)}
+        return files, folders - {"."}
+
+    def read(self, name: str) -> bytes:
+        """The content of one file."""
+        return self._archive().read(name)
+
+
+def list_files(path: str, argument: str) -> tuple[Folder | Zip, dict[str, int], set[str]]:
+    """The store at a path, its files (with their bytes) and its folders.
+
+    Raises:
+        InputError: it is neither a folder nor a zip file, or holds no image.
+    """
+    place = Path(path).expanduser()
+    store: Folder | Zip
+    if place.is_dir():
+        store = Folder(place)
+    elif place.is_file() and zipfile.is_zipfile(place):
+        store = Zip(place)
+    else:
+        raise InputError(argument, path, "a folder or a zip file" if place.exists() else "a folder or a zip file that exists")
+    files, folders = store.listing()
+    if not any(map(_is_image, files)):
+        raise InputError(argument, path, f"images in it ({', '.join(EXTENSIONS)}); there are none")
+    return store, files, folders
+
+
+def single_top(files: Iterable[str], folders: Iterable[str]) -> str:
+    """ "name/" if everything lies in one top folder that only wraps the set, else ""."""
+    tops = {name.split("/")[0] for name in folders}
+    wraps = len(tops) == 1 and not any("/" not in name and _is_image(name) for name in files)
+    inner = {name for name in folders if name.count("/") == 1}
+    return f"{tops.pop()}/" if wraps and inner else ""
+
+
+def find_splits(files: Iterable[str], folders: set[str]) -> tuple[str, str | None]:
+    """The folder of the training classes ("" is the top) and that of the validation classes, if there is one."""
+    wrapped = single_top(files, folders)
+    parents = {name.rpartition("/")[0] for name in folders}  # a class may be called "train": a split has folders in it
+    for top in ("", wrapped):
+        inside = {name[len(top) :].lower(): name for name in folders & parents if name.startswith(top)}
+        if "train" in inside:
+            return inside["train"], next((inside[name] for name in _HELD_OUT if name in inside), None)
+    return wrapped.rstrip("/"), None
+
+
+def list_classes(
+    files: dict[str, int], folders: set[str], root: str, path: str, argument: str
+) -> tuple[tuple[str, ...], list[str], np.ndarray]:
+    """Class names, image paths and labels of the class folders in `root`. Images may lie at any depth in their class's folder.
+
+    Raises:
+        InputError: there are fewer than two class folders, or one holds no image.
+    """
+    start = f"{root}/" if root else ""
+    classes = tuple(sorted(name[len(start) :] for name in folders if name.startswith(start) and "/" not in name[len(start) :]))
+    number = {name: i for i, name in enumerate(classes)}
+    inside = [name for name in sorted(files) if name.startswith(start) and _is_image(name)]
+    listed = [(name, number[name[len(start) :].split("/")[0]]) for name in inside if "/" in name[len(start) :]]
+    listed = without_empty(listed, files)
+    names, labels = [name for name, _ in listed], np.array([label for _, label in listed], np.int64)
+    where = f"{path}/{root}" if root else path
+    counts = np.bincount(labels, minlength=len(classes))
+    if len(classes) == 0:
+        raise InputError(argument, where, "one folder per class")
+    if empty := [name for name, count in zip(classes, counts, strict=True) if not count]:
+        raise InputError(argument, where, f"images in every class folder; empty: {', '.join(empty[:5])}")
+    if len(classes) < 2:
+        raise InputError(argument, where, f"at least two class folders; there is only {classes[0]}")
+    return classes, names, labels
+
+
+def without_empty(listed: list[tuple[str, int]], files: dict[str, int]) -> list[tuple[str, int]]:
+    """The (path, label) pairs but those of empty files, which are warned of."""
+    if empty := [name for name, _ in listed if files[name] == 0]:
+        warn_left_out(empty, "have no content")
+    return [(name, label) for name, label in listed if files[name] > 0]
+
+
+def check_same(train: Sequence[str], val: Sequence[str], argument: str) -> None:
+    """Raises InputError unless both lists hold the same classes in the same order."""
+    if tuple(train) == tuple(val):
+        return
+    only = [(f"only in {split}: ", sorted(set(a) - set(b))) for split, a, b in (("train", train, val), ("val", val, train))]
+    differences = "; ".join(start + ", ".join(names[:5]) for start, names in only if names) or "their order differs"
+    raise InputError(argument, differences, "the same classes for training and validation")
+
+
+def warn_left_out(names: Sequence[str], why: str) -> None:
+    """One warning for all images that a set goes without."""
+    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+    logger.warning("%d image files that %s are left out: %s%s", len(names), why, ", ".join(names[:5]), more)
+
+
+def _is_image(name: str) -> bool:
+    return name.rpartition(".")[2].lower() in EXTENSIONS
+
+
+def _visible(name: str) -> bool:
+    return not name.startswith(".") and name != "__MACOSX"

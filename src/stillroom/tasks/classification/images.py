@@ -1,0 +1,225 @@
+"""Labelled images, read one at a time: in memory, in files, in another library's data set; and decoding an image file."""
+
+from __future__ import annotations
+
+import io
+import zipfile
+import zlib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import IO, Any, Protocol
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps, UnidentifiedImageError
+from torch import Tensor
+
+from stillroom.engine.loading import sample_order
+from stillroom.errors import InputError, StillroomError
+from stillroom.tasks.classification.folders import Folder, Zip, warn_left_out
+
+
+class UnreadableImage(StillroomError):
+    """An image file that cannot be decoded; the message names it."""
+
+    exit_code = 2
+
+
+class Images(Protocol):
+    """Labelled images, read one at a time.
+
+    Attributes:
+        labels: int64 [N], classes 0 .. C-1.
+    """
+
+    @property
+    def labels(self) -> np.ndarray:
+        """Class of each image, int64 [N]."""
+        ...
+
+    def __len__(self) -> int: ...
+
+    def image(self, index: int) -> Tensor | Image.Image:
+        """RGB: uint8 [3, H, W] or a PIL image."""
+        ...
+
+    def name(self, index: int) -> str:
+        """What a report calls the image."""
+        ...
+
+
+class MemoryImages:
+    """Images that lie in memory: `pixels` uint8 [N, 3, H, W]."""
+
+    def __init__(self, pixels: Tensor, labels: np.ndarray, names: Sequence[str]) -> None:
+        self.pixels, self.labels, self.names = pixels, labels, names
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def image(self, index: int) -> Tensor:
+        """One image, uint8 [3, H, W]."""
+        return self.pixels[index]
+
+    def name(self, index: int) -> str:
+        """For reports: its place in the set it came from."""
+        return self.names[index]
+
+    def take(self, indices: np.ndarray) -> MemoryImages:
+        """The images of the given indices."""
+        return MemoryImages(self.pixels[torch.from_numpy(indices)], self.labels[indices], [self.names[i] for i in indices.tolist()])
+
+
+class FileImages:
+    """Images in files of a folder or zip: paths relative to it, and their labels."""
+
+    def __init__(self, store: Folder | Zip, names: Sequence[str], labels: np.ndarray) -> None:
+        self.store, self.names, self.labels = store, names, labels
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def image(self, index: int) -> Image.Image:
+        """One image, decoded now."""
+        name = self.names[index]
+        try:
+            content = self.store.read(name)
+        except (OSError, zipfile.BadZipFile, zlib.error) as error:
+            raise UnreadableImage(f"{name}: cannot be read ({error})") from None
+        return read_image(io.BytesIO(content), name)
+
+    def name(self, index: int) -> str:
+        """For reports: its path."""
+        return self.names[index]
+
+
+class DatasetImages:
+    """A torch-style data set of (image, label); image: PIL, uint8 array [H, W(, C)], or tensor [C, H, W], uint8 or float in [0, 1]."""
+
+    def __init__(self, dataset: Any, labels: np.ndarray, split: str) -> None:
+        self.dataset, self.labels, self.split = dataset, labels, split
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def image(self, index: int) -> Tensor | Image.Image:
+        """One image, read now: RGB, PIL or uint8 [3, H, W]."""
+        image = self.dataset[index][0]
+        if isinstance(image, Image.Image):
+            return read_image(image, self.name(index))
+        pixels = torch.as_tensor(image)
+        if isinstance(image, np.ndarray):
+            pixels = pixels[None] if pixels.ndim == 2 else pixels.permute(2, 0, 1)
+        if pixels.is_floating_point():
+            if not (pixels.min() >= 0 and pixels.max() <= 1):
+                raise UnreadableImage(f"{self.name(index)}: values outside [0, 1]; leave normalising to the data's mean and std")
+            pixels = (pixels * 255).round()
+        elif pixels.dtype != torch.uint8:
+            raise UnreadableImage(f"{self.name(index)}: {pixels.dtype} values; give uint8, or floating point in [0, 1]")
+        if pixels.ndim != 3 or len(pixels) not in (1, 3):
+            raise UnreadableImage(f"{self.name(index)}: shape {tuple(pixels.shape)}; give [3, H, W] or [1, H, W]")
+        return pixels.to(torch.uint8).expand(3, -1, -1)
+
+    def name(self, index: int) -> str:
+        """For reports: its split and index."""
+        return f"{self.split}/{index}"
+
+
+class TakenImages:
+    """Some images of a set, renumbered from 0."""
+
+    def __init__(self, images: Images, indices: np.ndarray) -> None:
+        self.images, self.indices, self.labels = images, indices, images.labels[indices]
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def image(self, index: int) -> Tensor | Image.Image:
+        """One image, read now: RGB, PIL or uint8 [3, H, W]."""
+        return self.images.image(int(self.indices[index]))
+
+    def name(self, index: int) -> str:
+        """For reports: what the whole set calls it."""
+        return self.images.name(int(self.indices[index]))
+
+
+def read_image(file: str | Path | IO[bytes] | Image.Image, name: str | None = None) -> Image.Image:
+    """An image file, or an image of any mode, as RGB, turned upright as its EXIF orientation says.
+
+    Args:
+        file: left as it is, if it is an image.
+        name: what errors call it.
+
+    Raises:
+        UnreadableImage: it cannot be decoded, or its values have no agreed range (floating-point TIFF).
+    """
+    if name is None:
+        name = getattr(file, "filename", "") or "an image in memory" if isinstance(file, Image.Image) else str(file)
+    try:
+        with ImageOps.exif_transpose(file) if isinstance(file, Image.Image) else Image.open(file) as image:
+            ImageOps.exif_transpose(image, in_place=True)
+            if image.mode == "F":
+                raise UnreadableImage(f"{name}: an image of floating-point values; save it with 8 bits a channel")
+            if image.mode == "I" or image.mode.startswith("I;16"):  # Pillow's own conversion clips 16 bits to white
+                eight_bits = (np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8)
+                return Image.fromarray(eight_bits).convert("RGB")
+            image.load()
+            return image if image.mode == "RGB" else image.convert("RGB")
+    except (OSError, SyntaxError, ValueError, EOFError, UnidentifiedImageError, Image.DecompressionBombError) as error:
+        raise UnreadableImage(f"{name}: not a readable image ({error})") from None
+
+
+def into_memory(images: Images, size: int, prepare: Callable[[Tensor | Image.Image], Tensor]) -> MemoryImages:
+    """Decode all images once, into one uint8 tensor [N, 3, size, size].
+
+    Must be done before loader workers are started, so that they share it. Files that cannot be decoded are left out, with one warning.
+
+    Args:
+        prepare: image -> uint8 [3, size, size].
+    """
+    pixels = torch.empty(len(images), 3, size, size, dtype=torch.uint8)
+    readable = np.ones(len(images), bool)
+    for index in range(len(images)):  # threads are slower: for small files the interpreter's lock is held most of the time
+        try:
+            pixels[index] = prepare(images.image(index))
+        except UnreadableImage:
+            readable[index] = False
+    if not readable.any():
+        raise UnreadableImage(f"{images.name(0)} and all other images cannot be decoded")
+    if not readable.all():
+        warn_left_out([images.name(int(i)) for i in np.flatnonzero(~readable)], "cannot be decoded")
+    kept = np.flatnonzero(readable)
+    names = [images.name(int(i)) for i in kept]
+    return MemoryImages(pixels if readable.all() else pixels[torch.from_numpy(kept)], images.labels[kept], names)
+
+
+def stratified(labels: np.ndarray, count: int, *, seed: int = 0) -> np.ndarray:
+    """Indices, sorted, of `count` samples in which the classes have (up to rounding) the shares that they have in `labels`.
+
+    Every class is in it if `count` is at least the number of classes.
+    """
+    place, sizes = _place_in_class(labels, seed)
+    return np.sort(np.argsort(place / sizes[labels], kind="stable")[:count])
+
+
+def hold_out(labels: np.ndarray, classes: Sequence[str], fraction: float, argument: str) -> np.ndarray:
+    """Which samples validate, bool [N]: the fraction of every class, at least one and never all; always the same ones.
+
+    Raises:
+        InputError: a class has one image only.
+    """
+    place, sizes = _place_in_class(labels, 0)
+    if (lonely := np.flatnonzero(sizes < 2)).size:
+        names = ", ".join(classes[i] for i in lonely[:5])
+        raise InputError(argument, f"one image of {names}", "at least two images of each class, one to train on and one to hold out")
+    return place < np.clip(np.round(fraction * sizes), 1, sizes - 1)[labels]
+
+
+def _place_in_class(labels: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Each sample's place (from 0) in a shuffled order of its class, int [N], and the classes' sizes, int [C]."""
+    order = sample_order(seed, 0, len(labels))
+    order = order[np.argsort(labels[order], kind="stable")]
+    sizes = np.bincount(labels)
+    place = np.empty(len(labels), np.int64)
+    place[order] = np.arange(len(labels)) - (np.cumsum(sizes) - sizes)[labels[order]]
+    return place, sizes
