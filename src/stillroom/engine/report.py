@@ -342,7 +342,7 @@ class Report:
         first = reports[0]
         if len(reports) == 1:
             return first
-        for name in ("method", "primary", "higher_is_better", "baseline", "teacher"):
+        for name in ("method", "primary", "higher_is_better", "baseline", "teacher", "subject"):
             values = [getattr(report, name) for report in reports]
             if any(value != values[0] for value in values):
                 raise InputError("reports", f"{name} {values}", f"reports of one experiment, equal in {name}")
@@ -367,6 +367,7 @@ class Report:
             finished=max((report.finished for report in reports if report.finished), key=datetime.fromisoformat, default=""),
             notes=list(dict.fromkeys(note for report in reports for note in report.notes)),
             teacher=first.teacher,
+            subject=first.subject,
             shown={name: metric for report in reports for name, metric in report.shown.items()},
         )
 

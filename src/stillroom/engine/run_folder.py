@@ -13,21 +13,10 @@ from stillroom.engine.stage import write_atomic
 from stillroom.errors import InputError
 
 # What may change between a run and its continuation without changing its numbers.
-_FREE_TO_CHANGE = frozenset(
-    [
-        "accelerator",
-        "checkpoint_seconds",
-        "checkpoint_steps",
-        "devices",
-        "num_nodes",
-        "out",
-        "overwrite",
-        "seeds",
-        "strategy",
-        "trust_pickle",
-        "workers",
-    ]
-)
+_FREE_TO_CHANGE = {
+    *("accelerator", "checkpoint_seconds", "checkpoint_steps", "devices", "num_nodes"),
+    *("out", "overwrite", "seeds", "strategy", "trust_pickle", "workers"),
+}
 
 
 class RunFolder:
