@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import re
 import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, get_type_hints
+from typing import TYPE_CHECKING, Any, NoReturn, get_type_hints
 
 from stillroom import catalog
 from stillroom._version import __version__
-from stillroom.errors import InputError, StillroomError
+from stillroom.errors import InputError, StillroomError, near
 
 if TYPE_CHECKING:
     import jsonargparse
@@ -36,8 +38,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
+class UsageError(StillroomError):
+    """What the argument parser says about the command line, in one line."""
+
+    exit_code = 2
+
+
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line, without the usage before it."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"{message}; `{self.prog} --help` shows what there is")
+
+
 def _command(arguments: list[str]) -> tuple[str, list[str]]:
-    parser = argparse.ArgumentParser(prog="stillroom", description="Knowledge distillation on PyTorch, paper by paper.")
+    parser = _Parser(prog="stillroom", description="Knowledge distillation on PyTorch, paper by paper.")
     parser.add_argument("--version", action="version", version=f"stillroom {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     commands.add_parser("list", help="the methods: paper, task, what was verified")
@@ -61,8 +76,10 @@ def _list() -> None:
 
 
 def _run(arguments: list[str], command: str) -> None:
-    if not arguments or arguments[0] in ("-h", "--help"):
-        built = ", ".join(method.name for method in catalog.METHODS if method.room)
+    built = ", ".join(method.name for method in catalog.METHODS if method.room)
+    if not arguments:
+        raise InputError("METHOD", "nothing", f"one of {built}")
+    if arguments[0] in ("-h", "--help"):
         print(f"usage: stillroom run METHOD [options]\n\nMETHOD is one of {built}.")
         print("`stillroom run METHOD --help` shows the options of a method.")
         return
@@ -70,17 +87,23 @@ def _run(arguments: list[str], command: str) -> None:
     catalog.find(method)
     room = catalog.load(method)
     parser, kinds = _parser(method, room, options)
-    values = _parse(parser, options)
+    values = _parse(method, parser, options)
+    names = set(values)
     out = Path(values["out"] or f"runs/{method}")
     values["out"] = str(out)
     parts = {name: {field: values.pop(field) for field in fields} for name, fields in kinds.items()}
     values.pop("config", None)
     values.pop("preset", None)
     parts["lab"]["out"] = out
-    _go(method, room, parts, values, command)
+    try:
+        _go(room, parts, values, command)
+    except InputError as error:
+        if error.argument not in names:
+            raise
+        raise InputError(f"--{error.argument.replace('_', '-')}", error.got, error.expected) from error
 
 
-def _go(method: str, room: ModuleType, parts: dict[str, dict[str, Any]], values: dict[str, Any], command: str) -> None:
+def _go(room: ModuleType, parts: dict[str, dict[str, Any]], values: dict[str, Any], command: str) -> None:
     from stillroom.engine import LabOptions, Training, run_seeds
 
     hints = get_type_hints(room.recipe)
@@ -115,6 +138,7 @@ def _parser(method: str, room: ModuleType, options: list[str]) -> tuple[jsonargp
         formatter_class=Help,
         exit_on_error=False,
         default_env=False,
+        allow_abbrev=False,
     )
     parser.add_argument("--config", action="config", help="YAML file with any of these options; --print_config writes one")
     presets = ["default", *room.PRESETS]
@@ -132,23 +156,51 @@ def _parser(method: str, room: ModuleType, options: list[str]) -> tuple[jsonargp
     return parser, kinds
 
 
-def _parse(parser: jsonargparse.ArgumentParser, options: list[str]) -> dict[str, Any]:
+def _parse(method: str, parser: jsonargparse.ArgumentParser, options: list[str]) -> dict[str, Any]:
     import jsonargparse
 
+    flags = {f"--{name}" for name, default in parser.get_defaults().as_dict().items() if isinstance(default, bool)}
+    bare = [option in flags and not after.lower().startswith(("t", "f")) for option, after in zip(options, [*options[1:], ""], strict=True)]
+    options = [f"{option}=true" if flag else option for option, flag in zip(options, bare, strict=True)]
     try:
         values: dict[str, Any] = parser.parse_args(options).as_dict()
     except (argparse.ArgumentError, jsonargparse.ArgumentError, TypeError, ValueError) as error:
         if isinstance(error, StillroomError):
             raise
-        message = str(getattr(error, "message", None) or error)
-        raise UsageError(_dashed(message)) from None
+        message = " ".join(str(getattr(error, "message", None) or error).split())
+        raise _explained(method, parser, message) from None
     return values
 
 
-class UsageError(StillroomError):
-    """What the argument parser says about the command line, in one line."""
+_WORDS = {
+    "bool": "true or false",
+    "dict": "a mapping",
+    "float": "a number",
+    "int": "a whole number",
+    "tuple": "a list of numbers such as [0.5, 0.75]",
+    "NoneType": "null",
+}
 
-    exit_code = 2
+
+def _explained(method: str, parser: jsonargparse.ArgumentParser, complaint: str) -> StillroomError:
+    """The parser's complaint in our words: the option as people type it, what came, what was expected."""
+    unknown = re.match(r"unrecognized arguments: (\S+)", complaint)
+    if unknown:
+        known = parser.get_defaults().as_dict()
+        close = near(unknown.group(1).partition("=")[0].removeprefix("--"), known).split(", ")
+        suggestions = _dashed(", ".join(f"--{name}" for name in close))
+        return InputError("options", _dashed(unknown.group(1)), f"one that `stillroom run {method} --help` shows, such as {suggestions}")
+    value = re.match(r'Parser key "([\w.]+)": *(.*)', complaint)
+    if value is None:
+        return UsageError(_dashed(complaint))
+    option, reason = f"--{value.group(1).replace('_', '-')}", value.group(2)
+    got = re.search(r"(?:Got|Given) value: (.*)$", reason)
+    choices = re.search(r"Literal\[(.*?)\]", reason)
+    kinds = re.findall(r"<class '(\w+)'>", reason.partition("Given value type")[0])
+    words = [_WORDS[kind] for kind in dict.fromkeys(kinds) if kind in _WORDS]
+    if got is None or not (choices or words):
+        return UsageError(f"{option}: {reason}")
+    return InputError(option, got.group(1), "one of " + choices.group(1).replace("'", "") if choices else " or ".join(words))
 
 
 def _underscored(argument: str) -> str:
@@ -160,18 +212,29 @@ def _underscored(argument: str) -> str:
 
 
 def _dashed(text: str) -> str:
-    import re
-
     return re.sub(r"--[a-z_]+", lambda match: match.group().replace("_", "-"), text)
 
 
 def _preset(options: list[str]) -> str:
-    for i, option in enumerate(options):
-        if option.startswith("--preset="):
-            return option.partition("=")[2]
-        if option == "--preset" and i + 1 < len(options):
-            return options[i + 1]
-    return "default"
+    """The preset that the command line names, or else the configuration file."""
+    chosen, config = _last(options, "--preset"), _last(options, "--config")
+    if chosen is None and config is not None and Path(config).is_file():
+        import yaml  # type: ignore[import-untyped]
+
+        with contextlib.suppress(yaml.YAMLError, UnicodeDecodeError):  # the parser says what is wrong with the file
+            loaded = yaml.safe_load(Path(config).read_text())
+            chosen = loaded.get("preset") if isinstance(loaded, dict) else None
+    return "default" if chosen is None else str(chosen)
+
+
+def _last(options: list[str], name: str) -> str | None:
+    found = None
+    for option, after in zip(options, [*options[1:], None], strict=True):
+        if option == name:
+            found = after
+        elif option.startswith(f"{name}="):
+            found = option.partition("=")[2]
+    return found
 
 
 if __name__ == "__main__":

@@ -32,7 +32,7 @@ from stillroom.engine.recorder import Evaluator, Recorder, evaluate, seed_everyt
 from stillroom.engine.report import Report, Section, StageResult
 from stillroom.engine.run_folder import RunFolder
 from stillroom.engine.stage import StageFolder, digest, fingerprint
-from stillroom.engine.teacher import Precision, Teacher
+from stillroom.engine.teacher import Precision, Renormalise, Teacher
 from stillroom.engine.training import Training
 from stillroom.engine.weights import load_weights, save_weights
 from stillroom.errors import InputError, Interrupted, StillroomError
@@ -73,12 +73,13 @@ class TaskData(Protocol):
 
 @dataclass(frozen=True)
 class Trained:
-    """A finished stage: its network, on the CPU, and what was measured of it."""
+    """A finished stage: its network, on the CPU, and what was measured of it; `renormalise` if it reads other inputs than the data give."""
 
     name: str
     network: nn.Module
     result: StageResult
     folder: Path
+    renormalise: Renormalise | None = None
 
 
 @dataclass(frozen=True)
@@ -170,7 +171,12 @@ class Lab:
 
     def teach(self, trained: Trained) -> Teacher:
         """A finished stage's network as a frozen teacher, in the precision that the options ask for."""
-        return Teacher(trained.network, precision=self.options.teacher_precision, compile=self.options.teacher_compile)
+        return Teacher(
+            trained.network,
+            precision=self.options.teacher_precision,
+            compile=self.options.teacher_compile,
+            renormalise=trained.renormalise,
+        )
 
     def fit(self, distiller: Distiller, data: TaskData, plan: Training | None = None, *, name: str, model: str = "") -> Trained:
         """Trains the distiller's student, or reads the finished stage, or goes on with the killed one.
@@ -205,15 +211,31 @@ class Lab:
         seed_everything(self.seed)
         return Trained(name, distiller.student, _result(record, folder), folder.path)
 
-    def evaluate(self, network: nn.Module, data: TaskData, *, name: str, model: str = "") -> Trained:
-        """Scores a network that needs no training; a stage like any other, on disk and in the report."""
+    def evaluate(
+        self, network: nn.Module, data: TaskData, *, name: str, model: str = "", renormalise: Renormalise | None = None
+    ) -> Trained:
+        """Scores a network that needs no training; a stage like any other, on disk and in the report.
+
+        Args:
+            network: what to score.
+            data: whose validation set.
+            name: of the stage.
+            model: the network's specification, for the report.
+            renormalise: applied to the inputs, for a network that was trained with other statistics than the data have.
+        """
         folder = self._stage_folder(name)
-        parts = {"architecture": repr(network), "weights": digest(network.state_dict()), "data": data.fingerprint}
+        parts = {
+            "architecture": repr(network),
+            "weights": digest(network.state_dict()),
+            "data": data.fingerprint,
+            "renormalise": repr(renormalise),
+        }
         record = folder.open(parts)
         if record is None or not record.get("finished"):
-            record = self._conclude(Distiller(network), data, folder, name, model, parts, None)
+            scored = Distiller(network) if renormalise is None else _Renormalised(network, renormalise)
+            record = self._conclude(scored, data, folder, name, model, parts, None)
         seed_everything(self.seed)
-        return Trained(name, network, _result(record, folder), folder.path)
+        return Trained(name, network, _result(record, folder), folder.path, renormalise)
 
     def report(
         self, method: str, data: TaskData, arms: dict[str, Trained], *, baseline: str | None = "alone", ship: str = "distilled"
@@ -337,6 +359,17 @@ class Lab:
     def _display(self, name: str) -> StageDisplay:
         title = f"{name}, seed {self.seed}" if self._prefix and self.options.seeds > 1 else name
         return StageDisplay(title, silent=not self.is_main)
+
+
+class _Renormalised(Distiller):
+    """A network that is to be scored on inputs of other statistics than it was trained with."""
+
+    def __init__(self, student: nn.Module, renormalise: Renormalise) -> None:
+        super().__init__(student)
+        self.renormalise = renormalise
+
+    def predict(self, batch: Any) -> Any:
+        return self.student(self.renormalise(batch.inputs))
 
 
 class _Feed(LightningDataModule):

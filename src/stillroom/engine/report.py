@@ -227,9 +227,9 @@ class Report:
             for result in results:
                 if self.primary not in result.metrics:
                     raise InputError("primary", self.primary, f"a metric of arm {arm!r}: {near(self.primary, result.metrics)}")
-        for role, arm in (("baseline", self.baseline), ("subject", self.subject)):
-            if arm is not None and arm not in self.arms:
-                raise InputError(role, arm, f"one of the arms: {near(arm, self.arms)}")
+        for role, named in (("baseline", self.baseline), ("subject", self.subject)):
+            if named is not None and named not in self.arms:
+                raise InputError(role, named, f"one of the arms: {near(named, self.arms)}")
 
     @property
     def distilled(self) -> list[str]:

@@ -18,6 +18,7 @@ from torchvision.transforms.v2.functional import to_pil_image
 
 from stillroom.engine.loading import Draw, Loader, Seeded, SeekableBatches
 from stillroom.engine.report import Report, Section
+from stillroom.engine.teacher import Renormalise
 from stillroom.errors import InputError, near
 from stillroom.tasks.classification.images import Images, MemoryImages, TakenImages, into_memory, stratified
 from stillroom.tasks.classification.loaded import ship
@@ -67,6 +68,8 @@ class ImageData:
         val_subset: validate on this many images only, drawn evenly from the classes; by default on all.
         mean: of each channel, for pixels in [0, 1], e.g. ``[0.5, 0.5, 0.5]``; by default the data's own, or ImageNet's.
         std: standard deviation of each channel, likewise.
+        teacher_mean: the mean that the teacher was trained with, where it is another than the student's.
+        teacher_std: the teacher's standard deviation, likewise.
         subset_seed: which images the subsets are.
 
     Raises:
@@ -85,6 +88,8 @@ class ImageData:
         val_subset: int | None = None,
         mean: tuple[float, float, float] | None = None,
         std: tuple[float, float, float] | None = None,
+        teacher_mean: tuple[float, float, float] | None = None,
+        teacher_std: tuple[float, float, float] | None = None,
         subset_seed: int = 0,
     ) -> None:
         if augment is not None and augment not in AUGMENTATIONS:
@@ -98,6 +103,10 @@ class ImageData:
         self.std = _per_channel("std", std, self.source.std)
         if min(self.std) <= 0:
             raise InputError("std", list(self.std), "numbers above 0")
+        self.renormalise = None
+        if teacher_mean is not None or teacher_std is not None:
+            expects = _per_channel("teacher_mean", teacher_mean, self.mean), _per_channel("teacher_std", teacher_std, self.std)
+            self.renormalise = Renormalise(self.mean, self.std, *expects)
         self.classes: tuple[str, ...] = self.source.classes
         self.num_classes = len(self.classes)
         self.input_shape = (3, self.image_size, self.image_size)

@@ -80,7 +80,9 @@ def teacher_stage(lab: Lab, data: ImageData, plan: Training, spec: str, epochs: 
     with lab.shared():
         built = network(spec, data, lab, "teacher")
         if built.weights is not None:
-            return lab.evaluate(built.network, data, name="teacher", model=built.spec)
+            return lab.evaluate(built.network, data, name="teacher", model=built.spec, renormalise=data.renormalise)
+        if data.renormalise is not None:
+            raise InputError("teacher_mean", spec, "a teacher with weights: one that is trained here has the student's statistics")
         plan = plan if epochs is None else replace(plan, epochs=epochs)
         return lab.fit(Supervised(built.network), data, plan, name="teacher", model=built.spec)
 
