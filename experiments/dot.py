@@ -139,6 +139,7 @@ def main() -> None:
     if arguments.cifar10:
         plan = Training(epochs=arguments.cifar_epochs, lr=0.05, weight_decay=5e-4, milestones=(0.62, 0.85))
         data = ImageData(f"imagefolder:{arguments.cifar10}", image_size=16, subset=5000, val_subset=5000)
+        deltas = (0.075, -0.05)
         found |= experiment("CIFAR-10", data, plan, deltas, seeds, arguments.runs)
         said.append(verdict("CIFAR-10", found, deltas))
         setting |= {"CIFAR-10": "convnet24 -> convnet4, 5 000 train / 5 000 test, 16 x 16, crops and flips"}

@@ -160,7 +160,7 @@ def _parse(method: str, parser: jsonargparse.ArgumentParser, options: list[str])
     import jsonargparse
 
     flags = {f"--{name}" for name, default in parser.get_defaults().as_dict().items() if isinstance(default, bool)}
-    bare = [option in flags and not after.lower().startswith(("t", "f")) for option, after in zip(options, [*options[1:], ""], strict=True)]
+    bare = [option in flags and after.startswith("--") for option, after in zip(options, [*options[1:], "--"], strict=True)]
     options = [f"{option}=true" if flag else option for option, flag in zip(options, bare, strict=True)]
     try:
         values: dict[str, Any] = parser.parse_args(options).as_dict()
@@ -184,12 +184,13 @@ _WORDS = {
 
 def _explained(method: str, parser: jsonargparse.ArgumentParser, complaint: str) -> StillroomError:
     """The parser's complaint in our words: the option as people type it, what came, what was expected."""
-    unknown = re.match(r"unrecognized arguments: (\S+)", complaint)
+    unknown = re.match(r"unrecognized arguments: (\S+)|Option '(\S+)' is not accepted", complaint)
     if unknown:
         known = parser.get_defaults().as_dict()
-        close = near(unknown.group(1).partition("=")[0].removeprefix("--"), known).split(", ")
-        suggestions = _dashed(", ".join(f"--{name}" for name in close))
-        return InputError("options", _dashed(unknown.group(1)), f"one that `stillroom run {method} --help` shows, such as {suggestions}")
+        name = unknown.group(1) or f"--{unknown.group(2)}"
+        close = near(name.partition("=")[0].removeprefix("--"), known).split(", ")
+        suggestions = _dashed(", ".join(f"--{option}" for option in close))
+        return InputError("options", _dashed(name), f"one that `stillroom run {method} --help` shows, such as {suggestions}")
     value = re.match(r'Parser key "([\w.]+)": *(.*)', complaint)
     if value is None:
         return UsageError(_dashed(complaint))

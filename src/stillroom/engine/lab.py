@@ -409,6 +409,8 @@ def run_seeds(
 ) -> Report:
     """Runs a recipe once per seed, merges the reports, and writes the page.
 
+    In a process that is not the first, answers with the last seed's report and writes nothing.
+
     Args:
         recipe: called as ``recipe(lab, data, **arguments)``.
         options: `options.seeds` repetitions.
@@ -421,14 +423,14 @@ def run_seeds(
     for repetition in range(options.seeds):
         lab = Lab(replace(options, overwrite=options.overwrite and not repetition), options.seed + repetition, settings)
         reports.append(recipe(lab, data, **arguments))
+    if not lab.is_main:
+        return reports[-1]
     report = Report.merge(reports)
     report.command, report.settings = command, settings or {}
     report.sections = data.sections(report)
-    if lab.is_main:
-        assert options.out is not None
-        page = report.write(options.out)
-        console.print(report.table())
-        console.print(f"report: {page}", markup=False)
+    page = report.write(lab.folder)
+    console.print(report.table())
+    console.print(f"report: {page}", markup=False)
     return report
 
 

@@ -1,0 +1,97 @@
+from __future__ import annotations
+
+import ast
+import inspect
+from typing import Any, get_type_hints
+
+import pytest
+
+from stillroom import catalog
+from stillroom.engine import LabOptions, Training
+from stillroom.errors import InputError
+
+BASELINES = {"supervised", "kd", "dkd", "fitnets", "crd"}
+BUILT = [method for method in catalog.METHODS if method.room]
+
+
+def documented(thing: Any) -> set[str]:
+    """The names under ``Args:`` of a docstring."""
+    lines = (inspect.getdoc(thing) or "").splitlines()
+    start = lines.index("Args:") + 1
+    names: set[str] = set()
+    for line in lines[start:]:
+        if line and not line.startswith("    "):
+            break
+        if line.startswith("    ") and not line.startswith("     "):
+            name, colon, text = line.strip().partition(":")
+            assert colon, line
+            assert text.strip(), f"{name} says nothing"
+            names |= set(name.split(", "))
+    return names
+
+
+def parameters(function: Any) -> list[str]:
+    return list(inspect.signature(function).parameters)
+
+
+def test_28_papers_besides_the_baselines() -> None:
+    names = [method.name for method in catalog.METHODS]
+    assert len(set(names)) == len(names)
+    assert set(names) >= BASELINES
+    assert len(set(names) - BASELINES) == 28
+    assert all(method.paper and method.task for method in catalog.METHODS)
+
+
+def test_built_methods_say_what_they_were_verified_against() -> None:
+    assert BASELINES | {"dot"} <= {method.name for method in BUILT}
+    for method in catalog.METHODS:
+        assert bool(method.room) == bool(method.verified), method.name
+
+
+@pytest.mark.parametrize("name", [method.name for method in BUILT])
+def test_room_has_a_documented_recipe_and_presets(name: str) -> None:
+    room = catalog.load(name)
+    assert room.__doc__
+    assert documented(room.recipe) == set(parameters(room.recipe))
+    hints = get_type_hints(room.recipe)
+    assert set(parameters(room.recipe)) | {"return"} == set(hints)
+    known = {*parameters(room.recipe), *parameters(hints["data"]), *parameters(Training), *parameters(LabOptions)}
+    assert room.PRESETS
+    for preset in room.PRESETS.values():
+        assert preset.keys() <= known
+        Training(**{option: value for option, value in preset.items() if option in parameters(Training)})
+
+
+@pytest.mark.parametrize("name", [method.name for method in BUILT])
+def test_options_shared_by_all_are_documented(name: str) -> None:
+    data = get_type_hints(catalog.load(name).recipe)["data"]
+    for kind in (data, Training, LabOptions):
+        assert documented(kind) == set(parameters(kind))
+
+
+@pytest.mark.parametrize("name", [method.name for method in BUILT if method.name not in ("supervised", "dot")])
+def test_hosts_are_built_with_the_options_that_their_recipe_has(name: str) -> None:
+    room = catalog.load(name)
+    own = [p for p in inspect.signature(room.build).parameters.values() if p.kind is p.KEYWORD_ONLY]
+    assert own
+    recipe = inspect.signature(room.recipe).parameters
+    for option in own:
+        if option.name in recipe:
+            assert recipe[option.name].default == option.default, option.name
+
+
+def test_unknown_and_planned_methods_are_told_apart() -> None:
+    with pytest.raises(InputError, match=r"^host: got kdd, .*such as .*\bkd\b"):
+        catalog.find("kdd", argument="host")
+    with pytest.raises(InputError, match=r"^method: got orc, .*planned"):
+        catalog.load("orc")
+
+
+def test_catalog_is_data_alone() -> None:
+    imported = {
+        name
+        for node in ast.walk(ast.parse(inspect.getsource(catalog)))
+        if isinstance(node, ast.Import | ast.ImportFrom)
+        for name in ([node.module] if isinstance(node, ast.ImportFrom) else [alias.name for alias in node.names])
+    }
+    assert imported == {"__future__", "importlib", "dataclasses", "types", "stillroom.errors"}
