@@ -30,7 +30,8 @@ def hardware() -> str:
 def summary(values: Mapping[int, float]) -> dict[str, object]:
     """Every seed's number with mean and sample standard deviation."""
     numbers = list(values.values())
-    return {"seeds": {str(seed): value for seed, value in values.items()}, "mean": mean(numbers), "std": stdev(numbers)}
+    spread = stdev(numbers) if len(numbers) > 1 else None
+    return {"seeds": {str(seed): value for seed, value in values.items()}, "mean": mean(numbers), "std": spread}
 
 
 def paired(arm: Mapping[int, float], over: Mapping[int, float]) -> tuple[float, float]:

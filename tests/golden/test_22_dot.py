@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
-from torch import Tensor
-from torch.nn.functional import cross_entropy, linear
+from torch import Tensor, nn
 
+from stillroom.engine import Teacher, Training
 from stillroom.engine.schedule import multistep_lr, warmup_factor
 from stillroom.losses.logits import dkd_loss, kd_loss
+from stillroom.methods.dot import DOT
 from stillroom.methods.dot.optimizer import DISTILL_BUFFER, TASK_BUFFER, DOTOptimizer
+from stillroom.methods.kd import KD
+from stillroom.tasks.classification import Batch
 from tests.golden.check import HERE, Case, load_cases, run_case, with_gradients
 
 
@@ -53,21 +56,29 @@ def dot_optimizer(inputs: dict[str, Tensor], params: dict[str, Any]) -> dict[str
 
 def dot_train_mlp(inputs: dict[str, Tensor], params: dict[str, Any]) -> dict[str, Tensor]:
     names = ("W1", "b1", "W2", "b2")
-    w1, b1, w2, b2 = parameters = [inputs[name].requires_grad_() for name in names]
-    optimizer = _optimizer(parameters, params, lr=params["lr"])
+    student = nn.Sequential(nn.Linear(*inputs["W1"].T.shape), nn.ReLU(), nn.Linear(*inputs["W2"].T.shape)).to(inputs["W1"].dtype)
+    student.load_state_dict(dict(zip(student.state_dict(), (inputs[name] for name in names), strict=True)))
+    answers = inputs["teacher_logits"].flatten(0, 1)  # one row for each sample: a teacher's cache
+    weights = {"temperature": params["temperature"], "task_weight": params["ce_weight"], "kd_weight": params["kd_weight"]}
+    distiller = DOT(
+        KD(student, cast("Teacher", lambda batch: answers[batch.ids]), **weights),
+        delta=params["delta"],
+        dampening=params.get("dampening", 0.0),
+    )
+    distiller.plan = Training(lr=params["lr"], momentum=params["momentum"], weight_decay=params["weight_decay"])
+    optimizer = distiller.configure_optimizers()
     task_losses, distill_losses = [], []
-    for x, teacher, target in zip(inputs["x"], inputs["teacher_logits"], inputs["target"], strict=True):
-        logits = linear(linear(x, w1, b1).relu(), w2, b2)
-        task = params["ce_weight"] * cross_entropy(logits, target)
-        distill = params["kd_weight"] * kd_loss(logits, teacher, params["temperature"])
-        distill_gradients = torch.autograd.grad(distill, parameters, retain_graph=True)
-        optimizer.step(task=torch.autograd.grad(task, parameters), distill=distill_gradients)
-        task_losses.append(task.detach())
-        distill_losses.append(distill.detach())
+    ids = torch.arange(len(answers)).reshape(inputs["target"].shape)
+    for batch in map(Batch, inputs["x"], inputs["target"], ids):
+        losses = distiller.losses(batch)
+        task, distill = distiller.two_gradients(losses, optimizer.parameters())
+        optimizer.step(task=task, distill=distill)
+        task_losses.append(losses.task["ce"].detach())
+        distill_losses.append(losses.distill["kd"].detach())
     return {
         "loss_task": torch.stack(task_losses),
         "loss_kd": torch.stack(distill_losses),
-        **{f"{name}_final": parameter for name, parameter in zip(names, parameters, strict=True)},
+        **{f"{name}_final": parameter for name, parameter in zip(names, student.parameters(), strict=True)},
     }
 
 

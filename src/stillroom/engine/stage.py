@@ -140,7 +140,7 @@ class StageFolder:
         import io
 
         buffer = io.BytesIO()
-        np.savez_compressed(buffer, allow_pickle=False, **details)
+        np.savez_compressed(buffer, **details)  # type: ignore[arg-type]  # its stub takes any name for allow_pickle
         write_atomic(self.details, buffer.getvalue())
 
     def read_details(self) -> dict[str, np.ndarray]:

@@ -107,11 +107,17 @@ def build_classifier(
         if weights == PRETRAINED:
             built = BuiltModel(_pretrained(source, wanted), source, weights)
         else:
-            built = BuiltModel(_untrained(source, wanted), source, weights or None)
+            built = BuiltModel(_untrained(source, wanted), _anywhere(source), weights or None)
             if weights:
                 load_weights(built.network, weights, trust_pickle=trust_pickle, argument=argument)
     _try(built.network, spec, wanted)
     return built
+
+
+def _anywhere(source: str) -> str:
+    """A specification that means the same in another working directory: the path of a Python file made absolute."""
+    file, colon, name = source.rpartition(":")
+    return f"{Path(file).resolve()}{colon}{name}" if file.endswith(".py") else source
 
 
 def _from_run(folder: Path, wanted: _Wanted, trust_pickle: bool) -> BuiltModel:
