@@ -163,3 +163,15 @@ def test_overwrite_refuses_a_folder_that_is_not_a_run(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="discards nothing else"):
         Lab(LabOptions(out=tmp_path, overwrite=True))
     assert (tmp_path / "thesis.tex").exists()
+
+
+def test_killed_between_the_last_checkpoint_and_the_record(tmp_path: Path, digits: ImageData, uninterrupted: dict[bool, Any]) -> None:
+    run(tmp_path, digits)
+    folder = tmp_path / "seed0/distilled"
+    record = json.loads((folder / "stage.json").read_text())
+    (folder / "stage.json").write_text(json.dumps({"fingerprint": record["fingerprint"], "finished": False}))
+    (folder / "student.safetensors").unlink()
+    (folder / "details.npz").unlink()
+    again, weights = run(tmp_path, digits)
+    assert again == uninterrupted[False][0]
+    assert all(torch.equal(weights[name], value) for name, value in uninterrupted[False][1].items())

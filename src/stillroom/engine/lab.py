@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import platform
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -203,7 +204,11 @@ class Lab:
         if record is None or not record.get("finished"):
             if record is None and self.is_main:
                 folder.write({"fingerprint": parts, "finished": False})
+            whole = copy.deepcopy(distiller.student) if self.options.strategy.startswith("fsdp") else None
             recorder = self._train(distiller, data, plan, folder, name)
+            if whole is not None:  # the one that was trained is left in shards
+                distiller.student = whole
+                distiller.student.load_state_dict(recorder.weights)
             record = self._conclude(distiller.cpu(), data, folder, name, model, parts, recorder)
         else:
             load_weights(distiller.student, folder.student)

@@ -25,10 +25,11 @@ _ORDER, _SAMPLE = 1, 2  # separate streams: a sample's place in the epoch says n
 
 
 class Draw(NamedTuple):
-    """One sample to be read: which one, and the seed of its randomness (63 bits)."""
+    """One sample to be read: which one, the seed of its randomness (63 bits), and which recorded view that is (-1: none)."""
 
     id: int
     seed: int
+    view: int = -1
 
 
 def _scramble(words: np.ndarray) -> np.ndarray:
@@ -39,7 +40,7 @@ def _scramble(words: np.ndarray) -> np.ndarray:
 
 
 def _hash(*parts: int | np.ndarray) -> np.ndarray:
-    """uint64 hash of integers, one per element of the (single) array among them."""
+    """uint64 hash of integers, one per element of the arrays among them, which have one shape."""
     words = np.zeros(1, np.uint64)
     for part in parts:
         part = part.astype(np.uint64) if isinstance(part, np.ndarray) else np.uint64(part % _WORD)
@@ -47,8 +48,8 @@ def _hash(*parts: int | np.ndarray) -> np.ndarray:
     return words
 
 
-def sample_seeds(seed: int, epoch: int, ids: np.ndarray) -> np.ndarray:
-    """The seed of each sample's randomness in an epoch, int64 [N] >= 0, for ids int [N]."""
+def sample_seeds(seed: int, epoch: int | np.ndarray, ids: np.ndarray) -> np.ndarray:
+    """The seed of each sample's randomness in an epoch (or each in its own), int64 [N] >= 0, for ids int [N]."""
     return (_hash(_SAMPLE, seed, epoch, ids) >> np.uint64(1)).astype(np.int64)
 
 
@@ -121,7 +122,10 @@ class SeekableBatches(Sampler[list[Draw]]):
             ids = order[batch * self.batch_size : (batch + 1) * self.batch_size]
             first, last = self._bounds(len(ids))
             share = ids[first:last]
-            yield [Draw(*pair) for pair in zip(share.tolist(), sample_seeds(self.seed, epoch, share).tolist(), strict=True)]
+            yield self._draws(epoch, share)
+
+    def _draws(self, epoch: int, ids: np.ndarray) -> list[Draw]:
+        return [Draw(*pair) for pair in zip(ids.tolist(), sample_seeds(self.seed, epoch, ids).tolist(), strict=True)]
 
 
 class Loader(DataLoader[Any]):

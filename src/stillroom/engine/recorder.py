@@ -107,6 +107,7 @@ class Recorder(Callback):
         self.seconds = 0.0
         self.samples = 0
         self.continued = 0
+        self.weights: dict[str, Tensor] = {}
         self._sums: dict[str, Tensor] = {}
         self._count = 0
         self._mark = 0.0
@@ -186,8 +187,9 @@ class Recorder(Callback):
         self.history.append(line)
         if self._improves(scores):
             self.best = {"epoch": float(epoch), **scores}
+            weights = student_weights(trainer)
             if trainer.is_global_zero:
-                save_weights(pl_module.student, self.best_path)
+                save_weights(weights, self.best_path)
         if trainer.logger is not None:
             trainer.logger.log_metrics({k: v for k, v in line.items() if k != "epoch"}, pl_module.progress.step)
         self.display.epoch(line, self.evaluator.primary)
@@ -228,9 +230,17 @@ class Recorder(Callback):
         self.display.stop()
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Closes the console's line."""
+        """Closes the console's line, and keeps the student's weights: a sharded module does not hold them once its strategy is gone."""
         self._tick()
+        weights = {name: value.detach().cpu().clone() for name, value in student_weights(trainer).items()}
+        self.weights = trainer.strategy.broadcast(weights)
         self.display.stop()
+
+
+def student_weights(trainer: Trainer) -> dict[str, Tensor]:
+    """The student's whole state dict, also of a sharded module (there in the first process only; every process must ask)."""
+    state = trainer.strategy.lightning_module_state_dict()
+    return {name.removeprefix("student."): value for name, value in state.items() if name.startswith("student.")}
 
 
 def _learning_rate(trainer: Trainer) -> float:

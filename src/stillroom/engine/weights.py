@@ -82,8 +82,8 @@ def load_weights(network: nn.Module, path: str | Path, *, trust_pickle: bool = F
     network.load_state_dict(fitting, strict=False)
 
 
-def save_weights(network: nn.Module, path: str | Path) -> None:
-    """Write a network's state dict as safetensors; a file of that name is replaced at once or, on failure, not at all.
+def save_weights(network: nn.Module | Mapping[str, Tensor], path: str | Path) -> None:
+    """Write a network's (or its) state dict as safetensors; a file of that name is replaced at once or, on failure, not at all.
 
     Wrappers (DDP, torch.compile) leave no trace in the keys. Tensors that share memory are written once per key, so that every key of
     the state dict is in the file. Extra state that is no tensor is not written.
@@ -91,7 +91,8 @@ def save_weights(network: nn.Module, path: str | Path) -> None:
     target = Path(path)
     seen: set[int] = set()
     tensors: dict[str, Tensor] = {}
-    for key, value in unwrap(network).state_dict().items():
+    state = unwrap(network).state_dict() if isinstance(network, nn.Module) else network
+    for key, value in state.items():
         if not isinstance(value, Tensor):
             continue
         value = value.detach().cpu().contiguous()

@@ -1,0 +1,1 @@
+"""What the command line does, one module per command; nothing heavy is imported before it is needed."""

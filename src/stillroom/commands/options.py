@@ -1,0 +1,250 @@
+"""Options of the commands that run experiments: those of the data, the training plan and the lab, and the command's own, all flat."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from stillroom.errors import InputError, StillroomError, near
+
+if TYPE_CHECKING:
+    import jsonargparse
+
+    from stillroom.engine import Training
+
+
+class UsageError(StillroomError):
+    """What the argument parser says about the command line, in one line."""
+
+    exit_code = 2
+
+
+@dataclass(frozen=True)
+class Options:
+    """What was typed, with defaults, preset and configuration file: option by option, under the names of Python's parameters.
+
+    Args:
+        data, plan, lab: arguments of the data's class, of `Training` and of `LabOptions`.
+        own: the command's other arguments.
+        preset: the one that was chosen.
+    """
+
+    data: dict[str, Any]
+    plan: dict[str, Any]
+    lab: dict[str, Any]
+    own: dict[str, Any]
+    preset: str
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Everything, flat."""
+        return {**self.data, **self.plan, **self.lab, **self.own}
+
+    @contextlib.contextmanager
+    def named_as_typed(self) -> Iterator[None]:
+        """Inside, errors about one of these arguments name it as it is typed: `teacher_epochs` becomes `--teacher-epochs`."""
+        try:
+            yield
+        except InputError as error:
+            if error.argument not in self.settings:
+                raise
+            raise InputError(f"--{error.argument.replace('_', '-')}", error.got, error.expected) from error
+
+
+def read_options(
+    prog: str,
+    own: Callable[..., Any],
+    arguments: list[str],
+    *,
+    data: type,
+    plan: Training,
+    presets: Mapping[str, Mapping[str, Any]],
+    out: str,
+) -> Options:
+    """Parses a command line; prints and leaves for `--help` and `--print_config`.
+
+    Args:
+        prog: what was typed before the options, e.g. ``stillroom run kd``.
+        own: a function or a dataclass whose parameters, besides `lab`, `data` and `plan`, are the command's own options.
+        arguments: the options, with dashes or underscores.
+        data: the data's class.
+        plan: how to train by default.
+        presets: other defaults, by name.
+        out: the run's folder by default.
+
+    Raises:
+        InputError, UsageError: an option that there is not, or a value that it cannot have.
+    """
+    arguments = [_underscored(argument) for argument in arguments]
+    preset = _preset(arguments)
+    parser, kinds = _parser(prog, own, data, plan, presets, preset)
+    values = _parse(prog, parser, arguments)
+    values["out"] = str(Path(values["out"] or out))
+    parts = {name: {field: values.pop(field) for field in fields} for name, fields in kinds.items()}
+    for name in ("config", "preset"):
+        del values[name]
+    return Options(**parts, own=values, preset=preset)
+
+
+def check_object(prog: str, function: Callable[..., Any], skip: set[str], values: Mapping[str, Any], option: str) -> dict[str, Any]:
+    """Arguments of a function that are typed as one mapping: checked and converted by the function's annotations, defaults left out.
+
+    Args:
+        prog: what was typed, e.g. ``stillroom compare``.
+        function: whose arguments they are.
+        skip: its parameters that cannot be typed.
+        values: the mapping.
+        option: whose value the mapping is, for the messages.
+
+    Raises:
+        InputError, UsageError: an argument that there is not, or a value that it cannot have.
+    """
+    import jsonargparse
+
+    parser = jsonargparse.ArgumentParser(exit_on_error=False, default_env=False)
+    parser.add_function_arguments(function, skip=set(skip))
+    try:
+        checked: dict[str, Any] = parser.parse_object(dict(values)).as_dict()
+    except (argparse.ArgumentError, jsonargparse.ArgumentError, TypeError, ValueError) as error:
+        raise _explained(prog, parser, _message(error), f"{option}.") from None
+    return {name: value for name, value in checked.items() if name in values}
+
+
+def _parser(
+    prog: str, own: Callable[..., Any], data: type, plan: Training, presets: Mapping[str, Mapping[str, Any]], preset: str
+) -> tuple[jsonargparse.ArgumentParser, dict[str, list[str]]]:
+    """The parser, and which option belongs to the lab, the data and the training plan; the rest are the command's own."""
+    import inspect
+
+    import jsonargparse
+
+    from stillroom.engine import LabOptions, Training
+
+    class Help(jsonargparse.DefaultHelpFormatter):
+        """Shows options with dashes, as people type them."""
+
+        def _format_action_invocation(self, action: argparse.Action) -> str:
+            return _dashed(super()._format_action_invocation(action))
+
+    parser = jsonargparse.ArgumentParser(
+        prog=prog,
+        usage=f"{prog} [options]",
+        description=(inspect.getdoc(own) or "").splitlines()[0],
+        formatter_class=Help,
+        exit_on_error=False,
+        default_env=False,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--config", action="config", help="YAML file with any of these options; --print_config writes one")
+    names = ["default", *presets]
+    parser.add_argument("--preset", default="default", help=f"one of {', '.join(names)}; options beside it override it")
+    if inspect.isclass(own):
+        parser.add_class_arguments(own, None, as_group=True)
+    else:
+        parser.add_function_arguments(own, skip={"lab", "data", "plan"}, as_group=True)
+    kinds = {}
+    for name, kind in (("data", data), ("plan", Training), ("lab", LabOptions)):
+        kinds[name] = list(parser.add_class_arguments(kind, None, as_group=True))
+    parser.set_defaults(asdict(plan))
+    if preset != "default":
+        if preset not in presets:
+            raise InputError("--preset", preset, f"one of {', '.join(names)}")
+        parser.set_defaults(dict(presets[preset]))
+    return parser, kinds
+
+
+def _parse(prog: str, parser: jsonargparse.ArgumentParser, arguments: list[str]) -> dict[str, Any]:
+    import jsonargparse
+
+    flags = {f"--{name}" for name, default in parser.get_defaults().as_dict().items() if isinstance(default, bool)}
+    bare = [option in flags and after.startswith("--") for option, after in zip(arguments, [*arguments[1:], "--"], strict=True)]
+    arguments = [f"{option}=true" if flag else option for option, flag in zip(arguments, bare, strict=True)]
+    try:
+        values: dict[str, Any] = parser.parse_args(arguments).as_dict()
+    except (argparse.ArgumentError, jsonargparse.ArgumentError, TypeError, ValueError) as error:
+        if isinstance(error, StillroomError):
+            raise
+        raise _explained(prog, parser, _message(error), "") from None
+    return values
+
+
+def _message(error: Exception) -> str:
+    return " ".join(str(getattr(error, "message", None) or error).split())
+
+
+_WORDS = {
+    "bool": "true or false",
+    "dict": "a mapping",
+    "float": "a number",
+    "int": "a whole number",
+    "tuple": "a list of numbers such as [0.5, 0.75]",
+    "NoneType": "null",
+}
+
+
+def _explained(prog: str, parser: jsonargparse.ArgumentParser, complaint: str, prefix: str) -> StillroomError:
+    """The parser's complaint in our words: the option as people type it, what came, what was expected."""
+    unknown = re.match(r"unrecognized arguments: (\S+)|Option '(\S+)' is not accepted", complaint)
+    if unknown:
+        known = parser.get_defaults().as_dict()
+        name = unknown.group(1) or unknown.group(2)
+        close = near(name.partition("=")[0].removeprefix("--"), known)
+        if prefix:
+            return InputError(prefix.rstrip("."), name, f"a mapping of options that it has, such as {close}")
+        suggestions = ", ".join(f"--{option}" for option in close.split(", "))
+        name = name if unknown.group(1) else f"--{name}"
+        return InputError("options", _dashed(name), f"one that `{prog} --help` shows, such as {_dashed(suggestions)}")
+    value = re.match(r'Parser key "([\w.]+)": *(.*)', complaint)
+    if value is None:
+        return UsageError(_dashed(complaint))
+    option, reason = prefix + value.group(1) if prefix else f"--{value.group(1).replace('_', '-')}", value.group(2)
+    nested = re.search(r"NestedArg\(key='(.*?)', val='(.*)'\)", reason)
+    if nested:
+        return InputError(f"{option}.{nested.group(1)}", nested.group(2), "a mapping such as {name: value}")
+    got = re.search(r"(?:Got|Given) value: (.*)$", reason)
+    choices = re.search(r"Literal\[(.*?)\]", reason)
+    kinds = re.findall(r"<class '(\w+)'>", reason.partition("Given value type")[0])
+    words = [_WORDS[kind] for kind in dict.fromkeys(kinds) if kind in _WORDS]
+    if got is None or not (choices or words):
+        return UsageError(f"{option}: {reason}")
+    return InputError(option, got.group(1), "one of " + choices.group(1).replace("'", "") if choices else " or ".join(words))
+
+
+def _underscored(argument: str) -> str:
+    """`--num-nodes=2` as `--num_nodes=2`: jsonargparse knows the names of Python's parameters. A key behind a dot stays as it is."""
+    if not argument.startswith("--"):
+        return argument
+    name, equals, value = argument.partition("=")
+    option, dot, key = name[2:].partition(".")
+    return "--" + option.replace("-", "_") + dot + key + equals + value
+
+
+def _dashed(text: str) -> str:
+    return re.sub(r"--[a-z_]+", lambda match: match.group().replace("_", "-"), text)
+
+
+def _preset(arguments: list[str]) -> str:
+    """The preset that the command line names, or else the configuration file."""
+    chosen, config = _last(arguments, "--preset"), _last(arguments, "--config")
+    if chosen is None and config is not None and Path(config).is_file():
+        import yaml  # type: ignore[import-untyped]
+
+        with contextlib.suppress(yaml.YAMLError, UnicodeDecodeError):  # the parser says what is wrong with the file
+            loaded = yaml.safe_load(Path(config).read_text())
+            chosen = loaded.get("preset") if isinstance(loaded, dict) else None
+    return "default" if chosen is None else str(chosen)
+
+
+def _last(arguments: list[str], name: str) -> str | None:
+    found = None
+    for option, after in zip(arguments, [*arguments[1:], None], strict=True):
+        if option == name:
+            found = after
+        elif option.startswith(f"{name}="):
+            found = option.partition("=")[2]
+    return found
