@@ -158,6 +158,15 @@ def test_teacher_is_in_no_checkpoint(tmp_path: Path, digits: ImageData) -> None:
     assert all(name.startswith("student.") for name in checkpoint["state_dict"])
 
 
+def test_overwrite_discards_the_run_and_nothing_else(tmp_path: Path, digits: ImageData) -> None:
+    run(tmp_path, digits)
+    (tmp_path / "thesis.tex").write_text("years of work")
+    before = (tmp_path / "seed0/distilled/stage.json").stat().st_mtime_ns
+    run(tmp_path, digits, overwrite=True)
+    assert (tmp_path / "seed0/distilled/stage.json").stat().st_mtime_ns > before
+    assert (tmp_path / "thesis.tex").read_text() == "years of work"
+
+
 def test_overwrite_refuses_a_folder_that_is_not_a_run(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("years of work")
     with pytest.raises(InputError, match="discards nothing else"):

@@ -189,7 +189,7 @@ class TestFiles:
         assert data["schema"] == SCHEMA
         assert set(data) == {
             *("schema", "method", "title", "headline", "primary", "higher_is_better", "teacher", "baseline", "summary", "gains", "stages"),
-            *("command", "settings", "versions", "started", "finished", "notes"),
+            *("command", "settings", "versions", "started", "finished", "notes", "reference", "differences", "failed"),
         }
         assert data["settings"] == {"out": str(tmp_path), "lr": 0.5, "steps": [1, 2]}
         assert data["summary"]["alone"]["metrics"]["top1"]["mean"] == 91.5

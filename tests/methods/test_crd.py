@@ -167,7 +167,7 @@ def test_task_term_is_plain_cross_entropy() -> None:
         ("negatives", lambda: crd(negatives=0)),
         ("momentum", lambda: crd(momentum=1.0)),
         ("labels", lambda: crd(train_labels=torch.zeros(40, dtype=torch.int64))),
-        ("paths", lambda: crd(student_layer="9")),
+        ("student_layer", lambda: crd(student_layer="9")),
         (
             "teacher_layer",
             lambda: CRD(net(6), Odd(), student_layer="5", teacher_layer="inner", train_labels=LABELS, example=torch.zeros(1, 3, 8, 8)),

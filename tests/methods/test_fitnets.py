@@ -119,7 +119,7 @@ def test_one_sample_and_reduced_precision() -> None:
         ("hint_weight", {"hint_weight": -1.0}),
         ("task_weight", {"task_weight": float("inf")}),
         ("student_layer", {"layer": "4"}),
-        ("paths", {"layer": "nowhere"}),
+        ("student_layer", {"layer": "nowhere"}),
     ],
 )
 def test_refuses_what_it_cannot_use(argument: str, options: dict[str, Any]) -> None:

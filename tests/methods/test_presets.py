@@ -14,10 +14,10 @@ import pytest
 import torch
 import torchvision
 import yaml
-from tests.tasks.classification.miniatures import cifar100, imagenet, tiny_imagenet
 
 from stillroom import catalog
 from stillroom.cli import main
+from tests.tasks.classification.miniatures import cifar100, imagenet, tiny_imagenet
 
 CASES = [(method.name, preset) for method in catalog.METHODS if method.room for preset in catalog.load(method.name).PRESETS]
 

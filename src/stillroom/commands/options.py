@@ -5,23 +5,18 @@ from __future__ import annotations
 import argparse
 import contextlib
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from stillroom.commands.parser import UsageError
 from stillroom.errors import InputError, StillroomError, near
 
 if TYPE_CHECKING:
     import jsonargparse
 
     from stillroom.engine import Training
-
-
-class UsageError(StillroomError):
-    """What the argument parser says about the command line, in one line."""
-
-    exit_code = 2
 
 
 @dataclass(frozen=True)
@@ -44,16 +39,6 @@ class Options:
     def settings(self) -> dict[str, Any]:
         """Everything, flat."""
         return {**self.data, **self.plan, **self.lab, **self.own}
-
-    @contextlib.contextmanager
-    def named_as_typed(self) -> Iterator[None]:
-        """Inside, errors about one of these arguments name it as it is typed: `teacher_epochs` becomes `--teacher-epochs`."""
-        try:
-            yield
-        except InputError as error:
-            if error.argument not in self.settings:
-                raise
-            raise InputError(f"--{error.argument.replace('_', '-')}", error.got, error.expected) from error
 
 
 def read_options(

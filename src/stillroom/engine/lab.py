@@ -18,7 +18,7 @@ from lightning.fabric.utilities import move_data_to_device
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch import LightningDataModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
-from lightning.pytorch.strategies import DDPStrategy
+from lightning.pytorch.strategies import DDPStrategy, StrategyRegistry
 from torch import Tensor, nn
 
 from stillroom import catalog
@@ -74,13 +74,20 @@ class TaskData(Protocol):
 
 @dataclass(frozen=True)
 class Trained:
-    """A finished stage: its network, on the CPU, and what was measured of it; `renormalise` if it reads other inputs than the data give."""
+    """A finished stage: its network, on the CPU, and what was measured of it.
+
+    Attributes:
+        network: None for a teacher that is known by its stored answers only.
+        renormalise: if the network reads other inputs than the data give.
+        teacher: what teaches in the network's place, where it does.
+    """
 
     name: str
-    network: nn.Module
+    network: nn.Module | None
     result: StageResult
     folder: Path
     renormalise: Renormalise | None = None
+    teacher: Teacher | None = None
 
 
 @dataclass(frozen=True)
@@ -125,8 +132,21 @@ class LabOptions:
                 raise InputError(name, getattr(self, name), "a number of at least 1")
         if self.seed < 0:
             raise InputError("seed", self.seed, "a number of at least 0")
+        if self.checkpoint_steps is not None and self.checkpoint_steps < 1:
+            raise InputError("checkpoint_steps", self.checkpoint_steps, "a number of at least 1, or none")
+        if not self.checkpoint_seconds >= 0:
+            raise InputError("checkpoint_seconds", self.checkpoint_seconds, "a number of at least 0")
+        for name, known in (
+            ("accelerator", ("auto", "cpu", "gpu", "cuda", "mps")),
+            ("strategy", ("auto", *StrategyRegistry.available_strategies())),
+            ("precision", ("32-true", "bf16-mixed", "16-mixed", "bf16-true", "16-true", "64-true")),
+        ):
+            if getattr(self, name) not in known:
+                raise InputError(name, getattr(self, name), f"one of {', '.join(known)}")
         if self.accelerator in ("gpu", "cuda") and not torch.cuda.is_available():
             raise InputError("accelerator", self.accelerator, "a device that this machine has; torch sees no CUDA device here")
+        if self.accelerator == "mps" and not torch.backends.mps.is_available():
+            raise InputError("accelerator", self.accelerator, "a device that this machine has; torch sees no Apple GPU here")
 
 
 class Lab:
@@ -171,7 +191,15 @@ class Lab:
             seed_everything(self.seed)
 
     def teach(self, trained: Trained) -> Teacher:
-        """A finished stage's network as a frozen teacher, in the precision that the options ask for."""
+        """A finished stage's network as a frozen teacher, in the precision that the options ask for.
+
+        Raises:
+            InputError: the stage has no network.
+        """
+        if trained.teacher is not None:
+            return trained.teacher
+        if trained.network is None:
+            raise InputError("teacher", f"the stage {trained.name} without a network", "a stage that has one")
         return Teacher(
             trained.network,
             precision=self.options.teacher_precision,
@@ -260,9 +288,11 @@ class Lab:
                 if name != "teacher":
                     trained.result.metrics.update(data.compare(trained.result.details, reference))
         if self.is_main and self.seed == self.options.seed:
-            model = arms[ship].result.model
-            save_weights(arms[ship].network, self.folder / "student.safetensors")
-            data.ship(self.folder, arms[ship].network, model)
+            model, network = arms[ship].result.model, arms[ship].network
+            if network is None:
+                raise InputError("ship", ship, "an arm that has a network")
+            save_weights(network, self.folder / "student.safetensors")
+            data.ship(self.folder, network, model)
         evaluator = data.evaluator()
         results = {name: [replace(trained.result, name=name)] for name, trained in arms.items()}
         return Report(
@@ -277,6 +307,10 @@ class Lab:
             started=self.started,
             finished=_now(),
         )
+
+    def finished(self, name: str) -> bool:
+        """Whether the folder holds a finished stage of that name, of these arguments or of others: `fit` tells."""
+        return bool((StageFolder(self.folder / f"{self._prefix}{name}").read() or {}).get("finished"))
 
     def _train(self, distiller: Distiller, data: TaskData, plan: Training, folder: StageFolder, name: str) -> Recorder:
         """Lightning's loop, with our callbacks."""

@@ -11,6 +11,9 @@
                       "best_epoch": spread, "seconds": spread of the training time}}
     gains             {arm: {"metric", "over", "per_seed": {seed: arm - over}, "mean", "std", "interval": [low, high] or null,
                       "clear": true, false or null}} for each arm that is neither teacher nor baseline
+    reference         of a comparison: the arm that the other distilled ones are compared with besides the baseline, or null
+    differences       {arm: as in gains, over the reference} for those; empty without a reference
+    failed            {arm: the reason} of each arm that has no result, or not with every seed
     stages            {arm: [one object per seed: "name", "seed", "model", "epochs" (count), "seconds", "resumed" (count),
                       "metrics": {name: number} of the final model on the validation set, "best": the same of the best epoch and "epoch",
                       "history": [{"epoch", "seconds", "lr", "train/<term>", "val/<metric>"}], "footprint":
@@ -194,6 +197,8 @@ class Report:
         teacher: the teacher's arm; need not be among `arms`.
         subject: the arm that the experiment is about; None in a comparison of equals, where the best one leads.
         shown: how metrics are written, where that differs from `report_page.COMMON_METRICS` or they are not in it.
+        reference: in a comparison of equals, the arm that the other distilled ones are compared with besides the baseline.
+        failed: arm -> why it has no result, or not with every seed.
 
     Raises:
         InputError: no arms, an arm without results, two results of one seed in an arm, an unknown baseline, or a primary metric that
@@ -216,6 +221,8 @@ class Report:
     teacher: str | None = "teacher"
     shown: dict[str, page.Metric] = field(default_factory=dict)
     subject: str | None = None
+    reference: str | None = None
+    failed: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not self.arms or not all(self.arms.values()):
@@ -227,7 +234,7 @@ class Report:
             for result in results:
                 if self.primary not in result.metrics:
                     raise InputError("primary", self.primary, f"a metric of arm {arm!r}: {near(self.primary, result.metrics)}")
-        for role, named in (("baseline", self.baseline), ("subject", self.subject)):
+        for role, named in (("baseline", self.baseline), ("subject", self.subject), ("reference", self.reference)):
             if named is not None and named not in self.arms:
                 raise InputError(role, named, f"one of the arms: {near(named, self.arms)}")
 
@@ -262,8 +269,8 @@ class Report:
             seconds=Spread.of(result.seconds for result in results),
         )
 
-    def gain(self, arm: str | None = None) -> Gain | None:
-        """What `arm` (the leading distilled one) has over the baseline on the primary metric, over the seeds that both ran.
+    def gain(self, arm: str | None = None, over: str | None = None) -> Gain | None:
+        """What `arm` (the leading distilled one) has over `over` (the baseline) on the primary metric, over the seeds that both ran.
 
         None without a baseline, without a distilled arm, or without a common seed.
 
@@ -272,17 +279,21 @@ class Report:
         """
         if arm is not None and arm not in self.arms:
             raise InputError("arm", arm, f"one of {near(arm, self.arms)}")
-        arm = arm or self.leading
-        if self.baseline is None or arm is None:
+        arm, over = arm or self.leading, over or self.baseline
+        if over is None or arm is None:
             return None
-        alone = {result.seed: result.metrics[self.primary] for result in self.arms[self.baseline]}
+        theirs = {result.seed: result.metrics[self.primary] for result in self.arms[over]}
         mine = {result.seed: result.metrics[self.primary] for result in self.arms[arm]}
-        pairs = {seed: value - alone[seed] for seed, value in mine.items() if seed in alone}
-        return Gain(arm, self.baseline, self.primary, pairs) if pairs else None
+        pairs = {seed: value - theirs[seed] for seed, value in mine.items() if seed in theirs}
+        return Gain(arm, over, self.primary, pairs) if pairs else None
+
+    def gains(self, over: str | None) -> dict[str, Gain]:
+        """What each distilled arm has over `over`, itself left out; nothing over None."""
+        others = [arm for arm in self.distilled if arm != over] if over is not None else []
+        return {arm: gain for arm in others if (gain := self.gain(arm, over))}
 
     def to_json(self) -> dict[str, Any]:
         """Everything but the task's sections as plain data, in the schema at the top of this module."""
-        gains = {arm: gain for arm in self.distilled if (gain := self.gain(arm))}
         return {
             "schema": SCHEMA,
             "method": self.method,
@@ -293,7 +304,10 @@ class Report:
             "teacher": self.teacher if self.teacher in self.arms else None,
             "baseline": self.baseline,
             "summary": {arm: _plain(asdict(summary)) for arm, summary in self.summary().items()},
-            "gains": {arm: _gain_json(gain) for arm, gain in gains.items()},
+            "gains": {arm: _gain_json(gain) for arm, gain in self.gains(self.baseline).items()},
+            "reference": self.reference,
+            "differences": {arm: _gain_json(gain) for arm, gain in self.gains(self.reference).items()},
+            "failed": dict(self.failed),
             "stages": {arm: [result.to_json() for result in results] for arm, results in self.arms.items()},
             "command": self.command,
             "settings": _plain(self.settings),
@@ -308,8 +322,11 @@ class Report:
         from rich.table import Table
         from rich.text import Text
 
-        cells = page.table_cells(self)
-        table = Table(title=Text(self.title), caption=Text(page.headline(self)), caption_justify="left")
+        cells = page.comparison_cells(self) if self.reference or self.failed else page.table_cells(self)
+        below = [f"{arm} failed{' with ' if arm in self.arms else ': '}{reason}" for arm, reason in self.failed.items()]
+        if self.reference:
+            below.append("Differences are paired by seed, with their 95 % intervals.")
+        table = Table(title=Text(self.title), caption=Text("\n".join([*below, page.headline(self)])), caption_justify="left")
         for i, column in enumerate(cells.columns):
             table.add_column(Text(column), justify="left" if i == 0 else "right", overflow="fold")
         for row in cells.rows:
@@ -342,7 +359,7 @@ class Report:
         first = reports[0]
         if len(reports) == 1:
             return first
-        for name in ("method", "primary", "higher_is_better", "baseline", "teacher", "subject"):
+        for name in ("method", "primary", "higher_is_better", "baseline", "teacher", "subject", "reference"):
             values = [getattr(report, name) for report in reports]
             if any(value != values[0] for value in values):
                 raise InputError("reports", f"{name} {values}", f"reports of one experiment, equal in {name}")
@@ -369,6 +386,8 @@ class Report:
             teacher=first.teacher,
             subject=first.subject,
             shown={name: metric for report in reports for name, metric in report.shown.items()},
+            reference=first.reference,
+            failed={arm: reason for report in reports for arm, reason in report.failed.items()},
         )
 
 

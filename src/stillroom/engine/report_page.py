@@ -130,6 +130,9 @@ def headline(report: Report) -> str:
         sentences.append(_verdict(report, gain, metric))
     if several:
         sentences.append("It was picked for doing best on these very data, which flatters it.")
+    if report.failed:
+        failures = [f"{name} failed{' with some seeds' if name in report.arms else ''}" for name in report.failed]
+        sentences.append(f"{'; '.join(failures)}.")
     return " ".join(filter(None, sentences))
 
 
@@ -218,6 +221,35 @@ def table_cells(report: Report) -> Cells:
     if len(grid) <= len(grid[0]):
         grid = [list(column) for column in zip(*grid, strict=True)]
     return Cells(grid[0], grid[1:])
+
+
+def comparison_cells(report: Report) -> Cells:
+    """An arm a row, for a terminal: the primary metric, its paired differences, training time. One that failed has a row, too."""
+    metric, summary = metric_of(report, report.primary), report.summary()
+    compared = [over for over in dict.fromkeys((report.baseline, report.reference)) if over is not None]
+    gains = {over: report.gains(over) for over in compared}
+    unit = metric.difference_unit
+    headings = [f"{metric.label}{f' ({metric.unit})' if metric.unit else ''}", *(f"above {over}{unit and ','}{unit}" for over in compared)]
+    rows = []
+    for arm in dict.fromkeys((*report.arms, *report.failed)):
+        found = summary.get(arm)
+        if found is None:
+            rows.append([arm, NOTHING, "failed", *[NOTHING] * len(headings)])
+        else:
+            differences = [_difference(gains[over].get(arm), metric) for over in compared]
+            seeds = ", ".join(map(str, found.seeds))
+            rows.append([arm, seeds, metric.spread(found.metrics[report.primary]), *differences, duration(found.seconds.mean)])
+    return Cells(["arm", "seeds", *headings, "training time"], rows)
+
+
+def _difference(gain: Gain | None, metric: Metric) -> str:
+    """A paired difference, below it its 95 % interval where there is one."""
+    if gain is None:
+        return NOTHING
+    text = metric.spread(gain.spread, "+")
+    if gain.interval is None:
+        return text
+    return f"{text}\n{metric.number(gain.interval[0], '+')} to {metric.number(gain.interval[1], '+')}"
 
 
 @dataclass(frozen=True)
@@ -401,15 +433,18 @@ def _template() -> jinja2.Template:
 def render(report: Report) -> str:
     """The report as one self-contained HTML page."""
     styles = _styles_of(report)
-    gains = [gain for arm in report.distilled if (gain := report.gain(arm))]
+    comparisons = [
+        (over, list(gains.values()), sorted({seed for gain in gains.values() for seed in gain.per_seed}))
+        for over in dict.fromkeys((report.baseline, report.reference))
+        if over is not None and (gains := report.gains(over))
+    ]
     return _template().render(
         report=report,
         headline=headline(report).replace(" ± ", "\N{NO-BREAK SPACE}±\N{NO-BREAK SPACE}").replace(" %", "\N{NO-BREAK SPACE}%"),
         metric=metric_of(report, report.primary),
         results=result_cells(report),
         costs=cost_cells(report),
-        gains=gains,
-        seeds=sorted({seed for gain in gains for seed in gain.per_seed}),
+        comparisons=[found for found in comparisons if len(found[2]) > 1 or report.reference],
         styles=styles,
         groups=_figures(report, styles),
         banded=any(len(results) > 1 for results in report.arms.values()),

@@ -16,7 +16,11 @@ from stillroom.errors import InputError
 _FREE_TO_CHANGE = {
     *("accelerator", "checkpoint_seconds", "checkpoint_steps", "devices", "num_nodes"),
     *("out", "overwrite", "seeds", "strategy", "trust_pickle", "workers"),
+    # of a comparison: each method with its options has a stage of its own
+    *("jobs", "methods", "options"),
 }
+
+_WRITTEN = ("config.yaml", "metrics.json", "report.html", "student.json", "student.safetensors", "student")
 
 
 class RunFolder:
@@ -40,18 +44,32 @@ class RunFolder:
         self._check()
 
     def begin(self) -> None:
-        """Makes the folder, empties it if that was asked for, and writes `config.yaml`. Does nothing the second time."""
+        """Makes the folder, clears it of an earlier run if that was asked for, and writes `config.yaml`. Does nothing the second time."""
         if self._begun:
             return
         try:
             if self.overwrite and self.path.exists():
-                shutil.rmtree(self.path)
+                self._discard()
             self.path.mkdir(parents=True, exist_ok=True)
             if self.settings:
                 write_atomic(self.config, yaml.safe_dump(self.settings, sort_keys=False))
         except OSError as error:
             raise InputError("--out", str(self.path), f"a folder that can be written ({error.strerror})") from None
         self._begun = True
+
+    def _discard(self) -> None:
+        """Removes what runs write, and nothing else that may lie in the folder."""
+        for name in _WRITTEN:
+            path = self.path / name
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
+        for record in list(self.path.glob("**/stage.json")):
+            shutil.rmtree(record.parent)
+        for folder in self.path.glob("seed*"):
+            if folder.is_dir() and not any(folder.iterdir()):
+                folder.rmdir()
 
     def _check(self) -> None:
         for parent in (self.path, *self.path.parents):

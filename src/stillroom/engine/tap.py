@@ -112,7 +112,7 @@ class Tap:
     usual, but the gradient of its output with respect to a feature cannot be taken: both leave the graph side by side.
     """
 
-    def __init__(self, model: nn.Module, *paths: str) -> None:
+    def __init__(self, model: nn.Module, *paths: str, argument: str = "paths") -> None:
         self.model = model
         self.paths = paths
         lineages = _lineages(model)
@@ -120,7 +120,7 @@ class Tap:
         catches: dict[int, list[str]] = {}
         above: dict[int, nn.Module] = {id(model): model}
         for path in paths:
-            lineage = _find(path, lineages)
+            lineage = _find(path, lineages, argument)
             above.update((id(module), module) for module in lineage)
             if id(lineage[-1]) in catches:  # two names of one module
                 catches[id(lineage[-1])].append(path)
@@ -212,21 +212,23 @@ def _backend_of(module: nn.Module) -> Callable[..., Any] | None:
     return backend if callable(backend) else None
 
 
-def _find(path: str, lineages: dict[str, tuple[nn.Module, ...]]) -> tuple[nn.Module, ...]:
+def _find(path: str, lineages: dict[str, tuple[nn.Module, ...]], argument: str) -> tuple[nn.Module, ...]:
     if not isinstance(path, str):
-        raise InputError("paths", path, "module paths as separate strings, e.g. tap(model, 'layer1', 'layer2')")
+        raise InputError(argument, path, "module paths as separate strings, e.g. tap(model, 'layer1', 'layer2')")
     lineage = lineages.get(path) or lineages.get(plain_path(path))
     if lineage is None:
-        raise InputError("paths", repr(path), f"a module path of the model, e.g. {near(plain_path(path), lineages)}")
+        raise InputError(argument, repr(path), f"a module path of the model, e.g. {near(plain_path(path), lineages)}")
     if isinstance(lineage[-1], _NEVER_CALLED):
         inside = [name for name in lineages if name.startswith(f"{plain_path(path)}.")]
         raise InputError(
-            "paths", f"{path!r}, a {type(lineage[-1]).__name__}, which is never called", f"a module inside it, e.g. {', '.join(inside[:5])}"
+            argument,
+            f"{path!r}, a {type(lineage[-1]).__name__}, which is never called",
+            f"a module inside it, e.g. {', '.join(inside[:5])}",
         )
     return lineage
 
 
-def tap(model: nn.Module, *paths: str) -> Tap:
+def tap(model: nn.Module, *paths: str, argument: str = "paths") -> Tap:
     """Read intermediate outputs of a model by module path.
 
     >>> net = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 1))
@@ -238,6 +240,7 @@ def tap(model: nn.Module, *paths: str) -> Tap:
         model: any network, also wrapped by DistributedDataParallel or torch.compile.
         *paths: names of submodules as `named_modules` gives them, e.g. ``layer3.1`` or ``backbone.fpn``; prefixes of wrappers
             (``module.``, ``_orig_mod.``) may be there or not.
+        argument: what the user calls the paths; named in errors.
 
     Returns:
         A callable with the model's arguments that returns ``(output, {path: feature})``.
@@ -245,4 +248,4 @@ def tap(model: nn.Module, *paths: str) -> Tap:
     Raises:
         InputError: a path that is not in the model; the message lists the nearest that are.
     """
-    return Tap(model, *paths)
+    return Tap(model, *paths, argument=argument)

@@ -145,11 +145,12 @@ class Teacher:
             return only
         return self._combined(outputs)
 
-    def tap(self, *paths: str) -> Callable[[Any], tuple[Any, dict[str, Any]]]:
+    def tap(self, *paths: str, argument: str = "paths") -> Callable[[Any], tuple[Any, dict[str, Any]]]:
         """Read intermediate outputs too, see `stillroom.engine.tap`.
 
         Args:
             *paths: module paths of the network.
+            argument: what the user calls the paths; named in errors.
 
         Returns:
             A callable ``batch -> (output, {path: feature})``; both in float32 and without gradient.
@@ -159,7 +160,7 @@ class Teacher:
         """
         if len(self._networks) > 1:
             raise InputError("teacher", f"an ensemble of {len(self._networks)} networks", "a single network, where features are read")
-        tap(self._networks[0], *paths)  # checks them now rather than at the first step
+        tap(self._networks[0], *paths, argument=argument)  # checks them now rather than at the first step
         names = module_paths(self._networks[0])
         kept = {*self._kept, *(path if path in names else plain_path(path) for path in paths)}
         if kept != set(self._kept):

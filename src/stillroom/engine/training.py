@@ -67,8 +67,8 @@ class Training:
 
     def __post_init__(self) -> None:
         for name, low in (("epochs", 1), ("accumulate", 1), ("lr", 0), ("weight_decay", 0), ("momentum", 0)):
-            if not getattr(self, name) >= low:
-                raise InputError(name, getattr(self, name), f"a number of at least {low}")
+            if not low <= getattr(self, name) < float("inf"):
+                raise InputError(name, getattr(self, name), f"a finite number of at least {low}")
         if not self.momentum < 1:
             raise InputError("momentum", self.momentum, "a number below 1")
         if self.clip_norm is not None and not self.clip_norm > 0:

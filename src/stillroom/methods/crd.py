@@ -75,8 +75,8 @@ class CRD(Distiller):
         super().__init__(student, teacher)
         self.task_weight, self.weight = at_least_zero("task_weight", task_weight), at_least_zero("weight", weight)
         self.student_layer, self.teacher_layer = student_layer, teacher_layer
-        self._student_with_features = tap(student, student_layer)
-        self._teacher_with_features = self.teacher.tap(teacher_layer)
+        self._student_with_features = tap(student, student_layer, argument="student_layer")
+        self._teacher_with_features = self.teacher.tap(teacher_layer, argument="teacher_layer")
         with probing(student, example):
             student_BD = _pooled(self._student_with_features(example)[1][student_layer], "student_layer")
             teacher_BD = _pooled(self._teacher_with_features(example)[1][teacher_layer], "teacher_layer")

@@ -61,8 +61,8 @@ class FitNets(Distiller):
         super().__init__(student, teacher)
         self.task_weight, self.hint_weight = at_least_zero("task_weight", task_weight), at_least_zero("hint_weight", hint_weight)
         self.student_layer, self.teacher_layer = student_layer, teacher_layer
-        self._student_with_guided = tap(student, student_layer)
-        self._teacher_with_hint = self.teacher.tap(teacher_layer)
+        self._student_with_guided = tap(student, student_layer, argument="student_layer")
+        self._teacher_with_hint = self.teacher.tap(teacher_layer, argument="teacher_layer")
         with probing(student, example):
             guided = self._student_with_guided(example)[1][student_layer]
             hint = self._teacher_with_hint(example)[1][teacher_layer]

@@ -3,9 +3,8 @@
 import pickle
 from multiprocessing import get_context
 
-from tests.tasks.classification.miniatures import classes_of_pictures, zipped
-
 from stillroom.tasks.classification.folders import Zip
+from tests.tasks.classification.miniatures import classes_of_pictures, zipped
 
 
 def test_a_zip_is_read_by_several_processes(tmp_path):

@@ -7,11 +7,11 @@ import random
 import numpy as np
 import pytest
 from PIL import Image
-from tests.tasks.classification.miniatures import classes_of_pictures
 
 from stillroom.tasks.classification.images import DatasetImages, UnreadableImage, into_memory, read_image, stratified
 from stillroom.tasks.classification.sources import open_source
 from stillroom.tasks.classification.transforms import eval_transform
+from tests.tasks.classification.miniatures import classes_of_pictures
 
 
 def test_unreadable_files_are_left_out_with_their_labels(tmp_path, caplog):

@@ -13,7 +13,6 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 from sklearn.datasets import load_digits
-from tests.tasks.classification.miniatures import classes_of_pictures
 from torch import Tensor
 from torch.nn.functional import cross_entropy, interpolate
 
@@ -23,6 +22,7 @@ from stillroom.errors import InputError
 from stillroom.tasks.classification import ImageData
 from stillroom.tasks.classification.images import UnreadableImage
 from stillroom.tasks.classification.networks import ConvNet
+from tests.tasks.classification.miniatures import classes_of_pictures
 
 SMALL = ("--epochs", "1", "--subset", "100", "--val-subset", "40", "--accelerator", "cpu", "--teacher-precision", "fp32")
 

@@ -5,11 +5,11 @@ import pickle
 import numpy as np
 import pytest
 import torch
-from tests.tasks.classification.miniatures import cifar100, classes_of_pictures, imagenet, picture, tiny_imagenet, zipped
 
 from stillroom.errors import InputError
 from stillroom.tasks.classification.images import UnreadableImage
 from stillroom.tasks.classification.sources import open_source
+from tests.tasks.classification.miniatures import cifar100, classes_of_pictures, imagenet, picture, tiny_imagenet, zipped
 
 
 def test_digits():

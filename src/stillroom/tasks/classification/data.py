@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import os
 from collections.abc import Sequence
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 from torchvision.transforms.v2.functional import to_pil_image
 
+from stillroom.engine.cache import EveryView, ReplayedBatches, Views
 from stillroom.engine.loading import Draw, Loader, Seeded, SeekableBatches
 from stillroom.engine.report import Report, Section
 from stillroom.engine.teacher import Renormalise
@@ -25,7 +27,14 @@ from stillroom.tasks.classification.loaded import ship
 from stillroom.tasks.classification.metrics import ClassificationEvaluator, agreement
 from stillroom.tasks.classification.pages import classification_sections
 from stillroom.tasks.classification.sources import SMALL, open_source
-from stillroom.tasks.classification.transforms import AUGMENTATIONS, Transform, describe_transform, eval_transform, train_transform
+from stillroom.tasks.classification.transforms import (
+    AUGMENTATIONS,
+    Parameters,
+    Transform,
+    describe_transform,
+    eval_transform,
+    train_transform,
+)
 
 _MEMORY = 1.5e9  # bytes of decoded images that are kept
 
@@ -37,11 +46,13 @@ class Batch(NamedTuple):
         images: float32 [B, 3, H, W], normalised.
         labels: int64 [B], classes 0 .. C-1.
         ids: int64 [B], each sample's index in its data set.
+        views: int64 [B], which recorded view of its training sample each image is (see `ImageData.replaying`); None for others.
     """
 
     images: Tensor
     labels: Tensor
     ids: Tensor
+    views: Tensor | None = None
 
     @property
     def inputs(self) -> Tensor:
@@ -123,6 +134,32 @@ class ImageData:
         self.workers = self._default_workers() if workers is None else _at_least("workers", workers, 0)
         parts = self.source.fingerprint, self.image_size, self.augment, subset, val_subset, *statistics, subset_seed
         self.fingerprint = hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
+        self.cache_key: dict[str, Any] = {
+            "data": self.source.fingerprint,
+            "image_size": self.image_size,
+            "augment": self.augment,
+            "subset": subset,
+            "val_subset": val_subset,
+            "subset_seed": subset_seed,
+            "mean": list(self.mean),
+            "std": list(self.std),
+            "teacher_mean": None if self.renormalise is None else list(self.renormalise.to_mean),
+            "teacher_std": None if self.renormalise is None else list(self.renormalise.to_std),
+        }
+        self.views: Views | None = None
+
+    def replaying(self, views: Views) -> ImageData:
+        """The same data, but that training shows these views of its images and no others; its batches say which."""
+        _ = self._train, self._val  # decoded once, for both
+        replaying = copy.copy(self)
+        replaying.views = views
+        replaying.fingerprint = hashlib.sha256(repr((self.fingerprint, views)).encode()).hexdigest()[:16]
+        return replaying
+
+    @property
+    def train_size(self) -> int:
+        """N, images to train on."""
+        return len(self._train)
 
     @property
     def train_labels(self) -> Tensor:
@@ -147,8 +184,24 @@ class ImageData:
         if count < world:
             raise InputError("data", f"{count} training images", f"at least one for each of the {world} processes")
         batch_size = self.batch_size if self.batch_size <= count else count // world * world
-        batches = SeekableBatches(count, batch_size, seed=seed, rank=rank, world=world)
+        batches = (
+            SeekableBatches(count, batch_size, seed=seed, rank=rank, world=world)
+            if self.views is None
+            else ReplayedBatches(count, batch_size, views=self.views, seed=seed, rank=rank, world=world)
+        )
         return self._loader(self._train, self._train_transform, batches, training=True)
+
+    def every_view(self, views: Views, *, batch_size: int, start: int = 0) -> Loader:
+        """Every view of every training image once, in the order of `EveryView`, from batch number `start` on.
+
+        Its batches are pairs: a `Batch`, and what was drawn for each of its images (`transforms.Parameters`).
+        """
+        batches = EveryView(len(self._train), batch_size, views=views)
+        loader = Loader(
+            self._samples(self._train, self._train_transform, told=True), batches, workers=self.workers, collate=_as_it_is, training=False
+        )
+        loader.load_state_dict({"epoch": 0, "batch": start})
+        return loader
 
     def eval_loader(self, *, rank: int = 0, world: int = 1) -> Loader:
         """The validation images in order, each exactly once over all processes."""
@@ -209,7 +262,7 @@ class ImageData:
     def _prepared(self, images: Images) -> Images:
         if not self.in_memory or (isinstance(images, MemoryImages) and images.pixels.shape[-2:] == self.input_shape[1:]):
             return images
-        return into_memory(images, self.image_size, self._eval_transform.each)
+        return into_memory(images, self.image_size, lambda image: self._eval_transform.prepare(image)[0])
 
     def _fits_memory(self) -> bool:
         bytes_per_image = 3 * self.image_size**2
@@ -224,32 +277,45 @@ class ImageData:
         return self._loader(images, self._eval_transform, batches, training=False)
 
     def _loader(self, images: Images, transform: Transform, batches: SeekableBatches, *, training: bool) -> Loader:
-        samples = _Batches(images, transform, prepared=self.in_memory and transform.fixed)
-        return Loader(samples, batches, workers=self.workers, collate=_as_it_is, training=training)
+        return Loader(self._samples(images, transform), batches, workers=self.workers, collate=_as_it_is, training=training)
+
+    def _samples(self, images: Images, transform: Transform, *, told: bool = False) -> _Batches:
+        return _Batches(images, transform, prepared=self.in_memory and transform.fixed, told=told)
 
 
-class _Batches(Dataset[Batch]):
-    """Whole batches by their draws; `prepared`: the images are in memory and need nothing done to each."""
+class _Batches(Dataset[Any]):
+    """Whole batches by their draws.
 
-    def __init__(self, images: Images, transform: Transform, *, prepared: bool) -> None:
-        self.images, self.transform, self.prepared = images, transform, prepared
+    Args:
+        prepared: the images are in memory and need nothing done to each.
+        told: answer with what was drawn for the images as well.
+    """
+
+    def __init__(self, images: Images, transform: Transform, *, prepared: bool, told: bool) -> None:
+        self.images, self.transform, self.prepared, self.told = images, transform, prepared, told
         self.labels = torch.from_numpy(images.labels)
-        self.samples = Seeded(_Pictures(images), transform.each)
+        self.samples = Seeded(_Pictures(images), transform.prepare)
 
     def __len__(self) -> int:
         return len(self.images)
 
-    def __getitem__(self, draw: Draw) -> Batch:
+    def __getitem__(self, draw: Draw) -> Batch | tuple[Batch, Parameters]:
         return self.__getitems__([draw])
 
-    def __getitems__(self, draws: Sequence[Draw]) -> Batch:
-        ids, seeds = np.array(draws, np.int64).T
-        ids_B = torch.from_numpy(ids.copy())
+    def __getitems__(self, draws: Sequence[Draw]) -> Batch | tuple[Batch, Parameters]:
+        ids, seeds, views = np.array(draws, np.int64).T
+        ids_B, views_B = torch.from_numpy(ids.copy()), torch.from_numpy(views.copy())
+        drawn: Parameters = {}
         if self.prepared and isinstance(self.images, MemoryImages):
             images_BCHW = self.images.pixels[ids_B]
         else:
-            images_BCHW = torch.stack(self.samples.__getitems__(draws))
-        return Batch(self.transform.batch(images_BCHW, seeds), self.labels[ids_B], ids_B)
+            pictures, drawn_each = zip(*self.samples.__getitems__(draws), strict=True)
+            images_BCHW = torch.stack(pictures)
+            drawn = {name: np.stack([each[name] for each in drawn_each]) for name in drawn_each[0]}
+        drawn |= self.transform.draw(seeds, images_BCHW.shape[-2:])
+        inputs_BCHW = self.transform.apply(images_BCHW, drawn)
+        batch = Batch(inputs_BCHW, self.labels[ids_B], ids_B, None if draws[0].view < 0 else views_B)
+        return (batch, drawn) if self.told else batch
 
 
 class _Pictures(Dataset[Any]):

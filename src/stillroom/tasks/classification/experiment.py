@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 from torch import nn
 
 from stillroom.engine import Distiller, Lab, Report, Teacher, Trained, Training
+from stillroom.engine.cache import CachedTeacher
 from stillroom.errors import InputError
 from stillroom.tasks.classification.data import ImageData
 from stillroom.tasks.classification.models import BuiltModel, build_classifier
@@ -54,6 +57,9 @@ IMAGENET: dict[str, Any] = {
 }
 
 
+CACHE = "cache:"  # before a folder: the answers in it teach
+
+
 def network(spec: str, data: ImageData, lab: Lab, argument: str) -> BuiltModel:
     """The network of a specification, with a head for the data's classes.
 
@@ -75,14 +81,42 @@ def network(spec: str, data: ImageData, lab: Lab, argument: str) -> BuiltModel:
     return built
 
 
+def cached_teacher(spec: str, data: ImageData) -> CachedTeacher:
+    """The teacher of a specification ``cache:FOLDER``.
+
+    Raises:
+        InputError: no finished cache of the teacher's answers to this very data; the message names what differs.
+    """
+    path = Path(spec.removeprefix(CACHE))
+    return CachedTeacher(path, data.cache_key)
+
+
+def _check_views(teacher: CachedTeacher, data: ImageData) -> None:
+    """Refuses a cache whose random views would come out otherwise today: its answers would be to other images."""
+    loader = data.every_view(teacher.views, batch_size=8)
+    _, drawn = next(iter(loader))
+    loader.end_workers()
+    recorded = teacher.parameters()
+    for name, values in drawn.items():
+        if not np.allclose(values, recorded[name].flatten(0, 1)[: len(values)].numpy(), atol=1e-6):
+            got = f"{teacher.folder}, whose random views ({name}) this version of the libraries draws otherwise"
+            raise InputError("teacher", got, "a cache that is built anew")
+
+
 def teacher_stage(lab: Lab, data: ImageData, plan: Training, spec: str, epochs: int | None = None) -> Trained:
-    """The teacher, one for all seeds: scored when the specification brings weights, else trained on labels first."""
+    """The teacher, one for all seeds: read from a cache; scored when the specification brings weights; else trained on labels first."""
     with lab.shared():
+        if spec.startswith(CACHE):
+            cached = cached_teacher(spec, data)
+            _check_views(cached, data)
+            return Trained("teacher", None, replace(cached.result, seed=lab.seed), cached.folder, teacher=cached)
         built = network(spec, data, lab, "teacher")
         if built.weights is not None:
             return lab.evaluate(built.network, data, name="teacher", model=built.spec, renormalise=data.renormalise)
         if data.renormalise is not None:
             raise InputError("teacher_mean", spec, "a teacher with weights: one that is trained here has the student's statistics")
+        if epochs is not None and epochs < 1:
+            raise InputError("teacher_epochs", epochs, "a number of at least 1")
         plan = plan if epochs is None else replace(plan, epochs=epochs)
         return lab.fit(Supervised(built.network), data, plan, name="teacher", model=built.spec)
 
@@ -96,15 +130,21 @@ def supervised_stage(lab: Lab, data: ImageData, plan: Training, spec: str) -> Tr
 def distilled_stage(
     lab: Lab, data: ImageData, plan: Training, spec: str, name: str, distiller: Callable[[nn.Module], Distiller]
 ) -> Trained:
-    """The student, from the same initial weights as alone, under the distiller that is made around it."""
+    """The student, from the same initial weights as alone, under the distiller that is made around it.
+
+    With a cache as the teacher it is shown the views of its images that the cache has answers to.
+    """
     built = network(spec, data, lab, "student")
-    return lab.fit(distiller(built.network), data, plan, name=name, model=built.spec)
+    made = distiller(built.network)
+    seen = data.replaying(made.teacher.views) if isinstance(made.teacher, CachedTeacher) else data
+    return lab.fit(made, seen, plan, name=name, model=built.spec)
 
 
 def rehearse(lab: Lab, data: ImageData, teacher: str, student: str, distiller: Callable[[nn.Module, Teacher], Distiller]) -> None:
     """Builds everything once and throws it away: what is wrong with an argument is said now, not after hours of training a teacher."""
     with lab.shared():
-        taught = Teacher(network(teacher, data, lab, "teacher").network)
+        cached = teacher.startswith(CACHE)
+        taught = cached_teacher(teacher, data) if cached else Teacher(network(teacher, data, lab, "teacher").network)
         distiller(network(student, data, lab, "student").network, taught)
 
 
@@ -124,7 +164,7 @@ def three_arms(
     Args:
         method: its name in the catalog.
         lab, data, plan: where, on what and how to train.
-        teacher, student: specifications of the networks.
+        teacher, student: specifications of the networks; the teacher's may be ``cache:FOLDER``.
         distiller: makes the method's distiller from a fresh student and the frozen teacher.
         teacher_epochs: for a teacher that has to be trained, when other than the plan's.
     """

@@ -87,21 +87,24 @@ class Transform:
         """What will be done to a batch of prepared images; one seed per image."""
         return {} if self.together is None else self.together.draw(seeds, size)
 
-    def batch(self, images_BCHW: Tensor, drawn: Parameters) -> Tensor:
+    def apply(self, images_BCHW: Tensor, drawn: Parameters) -> Tensor:
         """Prepared uint8 images -> network input [B, 3, S, S], changed as drawn."""
         scaled_BCHW = _scaled(images_BCHW) if self.together is None else self.together.apply(images_BCHW, drawn)
         normalized: Tensor = self.normalize(scaled_BCHW)
         return normalized
 
+    def batch(self, images_BCHW: Tensor, seeds: np.ndarray) -> Tensor:
+        """Prepared uint8 images -> network input [B, 3, S, S]; one seed per image."""
+        return self.apply(images_BCHW, self.draw(seeds, images_BCHW.shape[-2:]))
+
     def replay(self, image: Image.Image | Tensor, drawn: Parameters) -> Tensor:
         """One image -> network input [3, S, S], changed as was drawn for it before."""
         prepared = self.each(image) if callable(self.each) else self.each.apply(image, drawn)
-        return self.batch(prepared[None], {name: values[None] for name, values in drawn.items()})[0]
+        return self.apply(prepared[None], {name: values[None] for name, values in drawn.items()})[0]
 
     def __call__(self, image: Image.Image | Tensor, seed: int = 0) -> Tensor:
         """One image -> network input [3, S, S]."""
-        prepared, _ = self.prepare(image)
-        return self.batch(prepared[None], self.draw(np.array([seed]), prepared.shape[-2:]))[0]
+        return self.batch(self.prepare(image)[0][None], np.array([seed]))[0]
 
 
 def train_transform(augment: str, image_size: int, mean: Sequence[float], std: Sequence[float]) -> Transform:

@@ -1,0 +1,364 @@
+"""`stillroom compare`: several methods on equal terms - one teacher, the same students, data and budget - and one report of them all.
+
+A word names an arm: a method (`kd`), a method with the method whose losses it trains (`dot:dkd`), or either under a name of its own
+(`soft=kd`), so that one method can be compared with itself under other options.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import json
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from itertools import takewhile
+from pathlib import Path
+from types import ModuleType
+from typing import Any, get_type_hints
+
+from torch import nn
+
+from stillroom import catalog
+from stillroom.commands.options import Options, check_object, read_options
+from stillroom.commands.parser import named_as_typed
+from stillroom.engine import Distiller, Lab, LabOptions, Teacher, Trained, Training
+from stillroom.engine.comparison import Outcome, Piece, merge, now, reason_of, run_at_once, run_here
+from stillroom.engine.console import console
+from stillroom.engine.report import StageResult
+from stillroom.errors import InputError, StillroomError, near
+from stillroom.tasks.classification import (
+    CIFAR100,
+    DIGITS,
+    IMAGENET,
+    TINY_IMAGENET,
+    ImageData,
+    distilled_stage,
+    network,
+    supervised_stage,
+    teacher_stage,
+)
+
+PROG = "stillroom compare"
+PRESETS = {"paper": CIFAR100, "paper:tiny-imagenet": TINY_IMAGENET, "paper:imagenet": IMAGENET}
+_ALONE, _TEACHER = "alone", "teacher"
+_GIVEN = {"student", "teacher", "data"}  # parameters of a room's `build` that are no options
+
+
+@dataclass(frozen=True)
+class Compare:
+    """Compare methods on equal terms: same teacher, initial students, data and budget.
+
+    Args:
+        methods: what to compare, also typed before all options: ``kd``, ``dot:dkd`` (DOT with DKD's losses), ``soft=kd`` (KD under another
+            name). The first is the one that the others are compared with, besides the student alone.
+        options: of single methods, where they differ from their defaults: ``--options.kd '{temperature: 2}'``, or of several at once:
+            ``--options '{kd: {temperature: 2}}'``.
+        teacher: network, optionally with weights after ``@``; without weights it is trained first. Or the folder of an earlier run.
+        student: network, as above.
+        teacher_epochs: epochs for a teacher that has to be trained; by default as many as the students'.
+        jobs: trainings at a time, each in a process of its own; they share the cores, and take turns on the GPUs.
+    """
+
+    methods: list[str] | None = None
+    options: dict[str, dict[str, Any]] | None = None
+    teacher: str = "stillroom/convnet24"
+    student: str = "stillroom/convnet4"
+    teacher_epochs: int | None = None
+    jobs: int = 1
+
+
+@dataclass(frozen=True)
+class Arm:
+    """A method as it is compared.
+
+    Args:
+        name: in the report.
+        method: in the catalog.
+        options: arguments of its room's `build`.
+        stage: name of its stage; another one for other options, so that what was trained with the old ones stays.
+        typed: what differs from the defaults, for the report.
+    """
+
+    name: str
+    method: str
+    options: dict[str, Any]
+    stage: str
+    typed: dict[str, Any]
+
+    def distiller(self, student: nn.Module, teacher: Teacher, data: ImageData, plan: Training) -> Distiller:
+        """The method's distiller around a fresh student.
+
+        Raises:
+            InputError: an option that does not suit the networks or the data, or a plan that the method is not defined for.
+        """
+        room = catalog.load(self.method)
+        if not hasattr(room, "build") or not issubclass(get_type_hints(room.build)["data"], ImageData):
+            raise InputError("METHODS", self.method, "a method that distils image classifiers; plain training is the arm `alone`")
+        made: Distiller = room.build(student, teacher, data, **self.options)
+        made.plan = plan
+        made.configure_optimizers()
+        return made
+
+
+def run(arguments: list[str], command: str) -> None:
+    """Runs the command.
+
+    Args:
+        arguments: what was typed after `stillroom compare`.
+        command: all that was typed, for the report.
+
+    Raises:
+        InputError: wrong input; nothing was run.
+        StillroomError: no method succeeded.
+        Interrupted: asked to end; everything that was trained is saved.
+    """
+    words = list(takewhile(lambda word: not word.startswith("-"), arguments))
+    given = [f"--methods={json.dumps(words)}"] if words else []
+    options = read_options(
+        PROG, Compare, [*given, *arguments[len(words) :]], data=ImageData, plan=DIGITS, presets=PRESETS, out="runs/compare"
+    )
+    with named_as_typed(*options.settings):
+        _compare(options, command)
+
+
+def _compare(options: Options, command: str) -> None:
+    started = now()
+    asked = Compare(**options.own)
+    arms = arms_of(asked.methods or [], asked.options or {}, options.preset)
+    out = Path(options.lab["out"])
+    lab = LabOptions(**{**options.lab, "out": out})
+    _check_jobs(asked.jobs, lab)
+    bench = Bench(lab, options.data, Training(**options.plan), asked, {arm.name: arm for arm in arms}, options.settings)
+    refused = bench.rehearse()
+    for name, reason in refused.items():
+        console.print(f"{name}: failed: {reason}", markup=False)
+    if len(refused) == len(arms):
+        raise StillroomError("nothing to compare, no method can be run: " + "; ".join(f"{name}: {why}" for name, why in refused.items()))
+
+    teacher = bench.teach()
+    seeds = range(lab.seed, lab.seed + lab.seeds)
+    pieces = [Piece(name, seed) for seed in seeds for name in (_ALONE, *bench.arms) if name not in refused]
+    outcomes = {Piece(name, seed): Outcome(reason=reason) for name, reason in refused.items() for seed in seeds}
+    if asked.jobs == 1:
+        outcomes |= run_here(bench, pieces)
+    else:  # what is finished is only read: not worth a process
+        done = [piece for piece in pieces if bench.finished(piece)]
+        outcomes |= run_here(bench, done)
+        left = [piece for piece in pieces if piece not in done]
+        outcomes |= run_at_once(bench, left, asked.jobs, out / "logs", bench.data.evaluator().primary)
+    if not bench.is_main:
+        return
+    report = merge(outcomes, teacher.result, bench.data, [arm.name for arm in arms], started=started, notes=_notes(bench, asked))
+    report.command, report.settings = command, options.settings
+    page = report.write(out)
+    console.print(report.table())
+    console.print(f"report: {page}", markup=False)
+    if not any(outcome.result for piece, outcome in outcomes.items() if piece.arm != _ALONE):
+        raise StillroomError("no method succeeded: " + "; ".join(f"{name}: {why}" for name, why in report.failed.items()))
+
+
+def arms_of(words: Sequence[str], options: Mapping[str, Mapping[str, Any]], preset: str = "default") -> list[Arm]:
+    """What is to be compared.
+
+    Args:
+        words: as typed: ``kd``, ``dot:dkd``, ``soft=kd``.
+        options: by arm, where they differ from the method's defaults.
+        preset: whose values the methods' options have where none are given.
+
+    Raises:
+        InputError: an unknown method or option, a value of the wrong kind, a name twice, or one method twice with the same options.
+    """
+    if not words:
+        built = ", ".join(method.name for method in catalog.METHODS if method.room and method.name != "supervised")
+        raise InputError("METHODS", "nothing", f"some of {built}, before all options")
+    arms = [_arm(word, options, preset) for word in words]
+    names = [arm.name for arm in arms]
+    for i, arm in enumerate(arms):
+        if arm.name in names[:i]:
+            raise InputError("METHODS", f"{arm.name} twice", f"each once; {arm.name}2={words[i]} is a second one, under a name of its own")
+        for other in arms[:i]:
+            if other.stage == arm.stage:
+                expected = f"other options for one of them, as in --options.{arm.name} '{{name: value}}'"
+                raise InputError("METHODS", f"{other.name} and {arm.name}, which are the same", expected)
+    for name in options:
+        if name not in names:
+            raise InputError("--options", name, f"one of the methods that are compared: {near(name, names)}")
+    return arms
+
+
+def _arm(word: str, options: Mapping[str, Mapping[str, Any]], preset: str) -> Arm:
+    name, equals, what = word.rpartition("=")
+    name = name if equals else what
+    if not re.fullmatch(r"\w[\w+-]*" if equals else r"[^.]*", name) or name in (_ALONE, _TEACHER):
+        raise InputError("METHODS", word, f"a name of letters, digits, _, + and -, and neither {_ALONE} nor {_TEACHER}")
+    method, colon, host = what.partition(":")
+    catalog.find(method, "METHODS")
+    typed = dict(options.get(name, {}))
+    room = catalog.load(method)
+    if not hasattr(room, "build"):
+        if typed:
+            raise InputError(f"--options.{name}", typed, f"none: {method} has no options here")
+        return Arm(name, method, {}, method, {})
+    typed = check_object(PROG, room.build, _GIVEN, typed, f"--options.{name}")
+    known = _options_of(room)
+    if colon:
+        if "host" not in known:
+            raise InputError("METHODS", word, f"{method} alone: it trains no other method's losses")
+        catalog.find(host, "METHODS")
+        typed = {**typed, "host": host}
+    made = {**_preset_of(room, preset, known), **typed}
+    if "host" in known:
+        made = _hosted(made, typed, preset, str(made.get("host", known["host"])))
+    differing = {option: value for option, value in made.items() if value != known[option]}
+    return Arm(name, method, {**known, **made}, _stage_name(method, differing), differing)
+
+
+def _options_of(room: ModuleType) -> dict[str, Any]:
+    """A method's options with the values that they have in its own experiment."""
+    recipe = inspect.signature(room.recipe).parameters
+    build = inspect.signature(room.build).parameters
+    return {name: recipe.get(name, parameter).default for name, parameter in build.items() if name not in _GIVEN}
+
+
+def _preset_of(room: ModuleType, preset: str, known: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in room.PRESETS.get(preset, {}).items() if name in known}
+
+
+def _hosted(made: dict[str, Any], typed: Mapping[str, Any], preset: str, host: str) -> dict[str, Any]:
+    """The options of a method that trains another's losses: the preset's are those of the method that it hosts."""
+    room = catalog.load(host, "METHODS")
+    inner = _preset_of(room, preset, _options_of(room)) if hasattr(room, "build") else {}
+    inner |= typed.get("host_options") or {}
+    return {**made, "host_options": inner or None}
+
+
+def _stage_name(method: str, differing: Mapping[str, Any]) -> str:
+    """The method and what it differs in from its defaults: kd, dot+dkd, kd,temperature=2; a hash where that would be long or odd."""
+    rest = {name: value for name, value in sorted(differing.items()) if name != "host"}
+    name = f"{method}+{differing['host']}" if "host" in differing else method
+    if not rest:
+        return name
+    told = ",".join(f"{option}={value:g}" if isinstance(value, float) else f"{option}={value}" for option, value in rest.items())
+    exact = all(float(f"{value:g}") == value for value in rest.values() if isinstance(value, float))
+    if exact and len(told) <= 60 and re.fullmatch(r"[\w.,=+-]+", told):
+        return f"{name},{told}"
+    return f"{name},{hashlib.blake2b(json.dumps(rest, sort_keys=True, default=str).encode(), digest_size=5).hexdigest()}"
+
+
+def _check_jobs(jobs: int, lab: LabOptions) -> None:
+    if jobs < 1:
+        raise InputError("jobs", jobs, "a number of at least 1")
+    if jobs > 1 and (lab.devices * lab.num_nodes > 1 or int(os.environ.get("WORLD_SIZE", "1")) > 1):
+        raise InputError("jobs", jobs, "1 where a training is itself shared by several processes")
+
+
+@dataclass
+class Bench:
+    """Where the arms are trained: all that one of them needs, and that can be sent to another process.
+
+    Args:
+        lab: where and how to run.
+        described: arguments of the data.
+        plan: how every student is trained.
+        asked: teacher, student, their epochs.
+        arms: by name.
+        settings: every argument of the run.
+    """
+
+    lab: LabOptions
+    described: dict[str, Any]
+    plan: Training
+    asked: Compare
+    arms: dict[str, Arm]
+    settings: dict[str, Any]
+    _taught: Trained | None = field(default=None, init=False)
+
+    @cached_property
+    def data(self) -> ImageData:
+        """The images."""
+        return ImageData(**self.described)
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process is the one that writes and speaks."""
+        return self._lab(self.lab.seed).is_main
+
+    def rehearse(self) -> dict[str, str]:
+        """Builds every arm once and throws it away; answers which cannot be built, and why. Writes nothing.
+
+        Raises:
+            InputError: the data, the teacher or the student are wrong, which is no method's fault.
+        """
+        lab, refused = self._lab(self.lab.seed), {}
+        taught = Teacher(network(self.asked.teacher, self.data, lab, "teacher").network)
+        network(self.asked.student, self.data, lab, "student")
+        for name, arm in self.arms.items():
+            student = network(self.asked.student, self.data, lab, "student").network
+            try:
+                arm.distiller(student, taught, self.data, self.plan)
+            except Exception as error:
+                refused[name] = reason_of(error)
+        return refused
+
+    def teach(self) -> Trained:
+        """The teacher, trained or read; the first stage, after which nothing that is there is overwritten."""
+        self._taught = teacher_stage(self._lab(self.lab.seed), self.data, self.plan, self.asked.teacher, self.asked.teacher_epochs)
+        self.lab = replace(self.lab, overwrite=False)
+        return self._taught
+
+    def finished(self, piece: Piece) -> bool:
+        """Whether the piece only needs to be read."""
+        return self._lab(piece.seed).finished(self._stage(piece))
+
+    def __call__(self, piece: Piece) -> StageResult:
+        """Trains an arm with a seed, or reads what was trained."""
+        taught = self._taught or self.teach()
+        lab = self._lab(piece.seed)  # seeds everything: each student of a seed starts from the same weights, whatever ran before
+        if piece.arm == _ALONE:
+            return supervised_stage(lab, self.data, self.plan, self.asked.student).result
+        arm = self.arms[piece.arm]
+        trained = distilled_stage(
+            lab,
+            self.data,
+            self.plan,
+            self.asked.student,
+            arm.stage,
+            lambda fresh: arm.distiller(fresh, lab.teach(taught), self.data, self.plan),
+        )
+        return trained.result
+
+    def _lab(self, seed: int) -> Lab:
+        return Lab(self.lab, seed, self.settings)
+
+    def _stage(self, piece: Piece) -> str:
+        return _ALONE if piece.arm == _ALONE else self.arms[piece.arm].stage
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without data and networks, which the other process reads for itself."""
+        return {name: None if name == "_taught" else value for name, value in vars(self).items() if name != "data"}
+
+
+def _notes(bench: Bench, asked: Compare) -> list[str]:
+    """What makes the terms equal, and what does not."""
+    plan = bench.plan
+    notes = [
+        f"Equal terms: one teacher for all; within a seed, students of one architecture with the same initial weights, which see the same "
+        f"{len(bench.data.train_labels)} images in the same order; {plan.epochs} epoch{'s' if plan.epochs > 1 else ''} for each, with the "
+        f"same {plan.optimizer} and learning rates as far as the method leaves them alone. Training time is not made equal: see below.",
+        "Nothing was tuned for this comparison: each method has the defaults of its own experiment, except where this says otherwise"
+        + "".join(f"; {name}: {_told(arm)}" for name, arm in bench.arms.items() if arm.typed or name != arm.method)
+        + ".",
+    ]
+    if asked.jobs > 1:
+        notes.append(f"Up to {asked.jobs} trainings ran at a time, which makes each of them take longer.")
+    return notes
+
+
+def _told(arm: Arm) -> str:
+    """The method and the options that differ from its defaults."""
+    differing = ", ".join(f"{option}={value}" for option, value in arm.typed.items() if option != "host" and value is not None)
+    host = f" with {arm.options['host']}" if "host" in arm.options else ""
+    return f"{arm.method}{host}{', ' if differing else ''}{differing}"

@@ -1,0 +1,227 @@
+"""Building a cache: every view of every training sample past the teacher, once."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from lightning.fabric.utilities import move_data_to_device
+from torch import Tensor
+
+from stillroom.engine.cache.formats import Format, Storage
+from stillroom.engine.cache.store import CacheFolder, Writer
+from stillroom.engine.cache.teacher import CachedTeacher, output_files
+from stillroom.engine.cache.views import Views
+from stillroom.engine.loading import Loader
+from stillroom.engine.report import StageResult
+from stillroom.engine.teacher import Teacher, _resolved
+from stillroom.errors import InputError
+
+Answer = Callable[[Any], dict[str, Tensor]]  # batch -> outputs by their names, the logits first
+
+
+class CacheableData(Protocol):
+    """What a task's data gives to a cache."""
+
+    @property
+    def cache_key(self) -> dict[str, Any]:
+        """What an answer to a training sample depends on, besides the teacher: plain values by names that a user knows."""
+
+    @property
+    def batch_size(self) -> int:
+        """Samples in a batch."""
+
+    @property
+    def train_size(self) -> int:
+        """N, samples in the training set."""
+
+    def every_view(self, views: Views, *, batch_size: int, start: int = 0) -> Loader:
+        """Batches of all views of all training samples in the order of `EveryView`, each with what was drawn for it, by name."""
+
+    def example_inputs(self) -> Tensor:
+        """Inputs of one sample."""
+
+
+def build_cache(
+    folder: str | Path,
+    teacher: Teacher,
+    data: CacheableData,
+    result: StageResult,
+    *,
+    views: Views | None = None,
+    storage: Storage | None = None,
+    taps: Sequence[str] = (),
+    about: Mapping[str, Any] | None = None,
+    device: torch.device | str = "cpu",
+    progress: Callable[[int, int], None] = lambda done, rows: None,
+    mark_seconds: float = 5.0,
+) -> CachedTeacher:
+    """Stores what the teacher answers to the training set; goes on with a cache that was begun, and reads one that is finished.
+
+    Args:
+        folder: of the cache; made when missing.
+        teacher: the network or ensemble to ask.
+        data: whose training set.
+        result: what was measured of the teacher, with its details; whoever uses the cache reports it.
+        views: by default one. Without random augmentation more are copies of it.
+        storage: how the answers are written down.
+        taps: module paths whose outputs are stored besides the logits.
+        about: kept with the cache, plain data.
+        device: where the teacher runs.
+        progress: called with the rows done and the rows there are.
+        mark_seconds: a process that is killed loses at most this much work.
+
+    Returns:
+        The teacher that the cache is now.
+
+    Raises:
+        InputError: the folder holds a cache of something else, is being built by another process, or is too small; a tap is unknown;
+            an answer is not finite as it would be stored.
+        StillroomError: the disk is full.
+    """
+    views, storage, device = views or Views(), storage or Storage(), torch.device(device)
+    cache = CacheFolder(Path(folder))
+    if isinstance(teacher, CachedTeacher):
+        raise InputError("teacher", f"{teacher}", "a network: what it answered is in a cache already")
+    key = {
+        "teacher": teacher.fingerprint(),
+        "teacher_precision": _resolved(teacher._precision, device),
+        **data.cache_key,
+        "views": views.count,
+        "views_seed": views.seed,
+        "dtype": storage.dtype,
+        "top": storage.top,
+        "rest": storage.rest,
+        "taps": list(taps),
+    }
+    answer = _answers(teacher, taps)
+    with cache.locked():
+        record = cache.read()
+        if record is None:
+            record = _begin(cache, key, data, result, views, storage, answer, device, dict(about or {}))
+        else:
+            cache.check(key, record, "this teacher and this data")
+        rows = record["samples"] * views.count
+        if record["done"] < rows:
+            with cache.writer(record) as writer:
+                _fill(writer, answer, data, views, rows, device, progress, mark_seconds)
+    return CachedTeacher(folder, argument=cache.argument)
+
+
+def _answers(teacher: Teacher, taps: Sequence[str]) -> Answer:
+    """What to ask of the teacher."""
+    if len(set(taps)) < len(taps):
+        raise InputError("taps", list(taps), "each path once")
+    if not taps:
+        return lambda inputs: {"logits": teacher(inputs)}
+    tapped = teacher.tap(*taps)
+
+    def answer(inputs: Any) -> dict[str, Tensor]:
+        logits, features = tapped(inputs)
+        return {"logits": logits, **{path: features[path] for path in taps}}
+
+    return answer
+
+
+def _begin(
+    cache: CacheFolder,
+    key: Mapping[str, Any],
+    data: CacheableData,
+    result: StageResult,
+    views: Views,
+    storage: Storage,
+    answer: Answer,
+    device: torch.device,
+    about: dict[str, Any],
+) -> dict[str, Any]:
+    """Everything but the rows, with the record last."""
+    example = data.example_inputs()
+    answers = answer(example.to(device))
+    formats = {name: _format(name, values, storage) for name, values in answers.items()}
+    files = output_files(len(formats))
+    _, drawn = next(iter(data.every_view(views, batch_size=1)))
+    arrays = {f"view.{name}": (values.shape[1:], values.dtype) for name, values in drawn.items()}
+    for file, layout in zip(files, formats.values(), strict=True):
+        arrays |= {file + suffix: spec for suffix, spec in layout.arrays.items()}
+    kept = {file: values.float().cpu().numpy() for file, values in zip(files, answers.values(), strict=True)}
+    cache.save("example.npz", {"inputs": example.numpy(), **kept})
+    cache.save("details.npz", result.details)
+    cache.save_json("teacher.json", result.to_json())
+    record = {
+        "key": dict(key),
+        "samples": data.train_size,
+        "views": {"count": views.count, "seed": views.seed},
+        "outputs": {name: layout.to_json() for name, layout in formats.items()},
+        "arrays": {name: [list(shape), np.lib.format.dtype_to_descr(dtype)] for name, (shape, dtype) in arrays.items()},
+        "batch_size": data.batch_size,
+        "about": about,
+        "done": 0,
+    }
+    cache.write(record)
+    return record
+
+
+def _format(name: str, values: Any, storage: Storage) -> Format:
+    if not isinstance(values, Tensor) or not values.is_floating_point():
+        raise InputError(
+            "taps" if name != "logits" else "teacher", f"{name}, a {type(values).__name__}", "outputs that are tensors of numbers"
+        )
+    shape = tuple(values.shape[1:])
+    return Format.of_logits(shape, storage) if name == "logits" else Format(shape, storage.dtype)
+
+
+def _fill(
+    writer: Writer,
+    answer: Answer,
+    data: CacheableData,
+    views: Views,
+    rows: int,
+    device: torch.device,
+    progress: Callable[[int, int], None],
+    mark_seconds: float,
+) -> None:
+    """The rows that are missing. The batches are those of whoever began, so that their answers are the same to the last bit."""
+    outputs = writer.record["outputs"]
+    formats = [Format.from_json(described) for described in outputs.values()]
+    batch_size = writer.record["batch_size"]
+    loader = data.every_view(views, batch_size=batch_size, start=writer.done // batch_size)
+    marked = time.monotonic()
+    pending: Callable[[], None] | None = None
+    for batch, drawn in loader:
+        answers = answer(move_data_to_device(batch, device))
+        encoded: list[tuple[str, Format, dict[str, Tensor]]] = []
+        for file, layout, (name, values) in zip(output_files(len(formats)), formats, answers.items(), strict=True):
+            if values.shape[1:] != layout.shape:
+                raise InputError("taps", f"{name} of shape {list(values.shape[1:])} after {list(layout.shape)}", "outputs of one shape")
+            encoded.append((file, layout, layout.encode(values)))
+        if pending is not None:
+            pending()  # while an accelerator computes the answers above
+        pending = partial(_write, writer, batch.ids, encoded, drawn)
+        if time.monotonic() - marked >= mark_seconds:
+            pending()
+            pending = None
+            writer.mark()
+            marked = time.monotonic()
+        progress(writer.done, rows)
+    if pending is not None:
+        pending()
+    writer.mark()
+    progress(writer.done, rows)
+
+
+def _write(writer: Writer, ids: Tensor, encoded: list[tuple[str, Format, dict[str, Tensor]]], drawn: Mapping[str, np.ndarray]) -> None:
+    """One batch, once it is known to be sound."""
+    rows = {f"view.{name}": values for name, values in drawn.items()}
+    for file, layout, arrays in encoded:
+        on_cpu = {suffix: array.cpu() for suffix, array in arrays.items()}
+        broken = ids[~layout.finite(on_cpu)].tolist()
+        if broken:
+            got = f"{layout.dtype}, in which the teacher's answers to the samples {broken[:5]} are not finite"
+            raise InputError("dtype", got, "bf16 or fp32 if they are only large; a teacher that answers with numbers")
+        rows |= {file + suffix: array.numpy() for suffix, array in on_cpu.items()}
+    writer.write(rows)

@@ -1,0 +1,241 @@
+"""A cache's folder: rows of numbers in plain ``.npy`` files, and a record of whose they are and how many are done.
+
+    cache.json      schema, key (what the answers depend on), views, outputs and their formats, arrays, batch_size, about, rows, done
+    rows/*.npy      one array [N, V, ...] each: ``logits.npy`` (or ``logits.top.npy``, ``.classes.npy``, ``.rest.npy``), ``tap0.npy``, ...,
+                    and what was drawn for each view: ``view.crop.npy``, ``view.flip.npy``, ...
+    example.npz     one input, and the answers to it
+    teacher.json    what was measured of the teacher; details.npz: what it answered on the validation set
+
+Rows are written in their order. They reach the disk before `done` counts them, so whenever a process is killed the first `done` rows are
+whole, and the next one goes on behind them. Nothing in the folder is ever unpickled.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+from filelock import FileLock, Timeout
+
+from stillroom.engine.stage import write_atomic
+from stillroom.errors import InputError, StillroomError
+
+SCHEMA = "stillroom.cache/1"
+
+
+class CacheFolder:
+    """The files of one cache.
+
+    Args:
+        path: the folder; made when it is first written to.
+        argument: what the user calls it, for messages.
+    """
+
+    def __init__(self, path: Path, argument: str = "out") -> None:
+        self.path, self.argument = path, argument
+        self._record_file = path / "cache.json"
+
+    def __str__(self) -> str:
+        return str(self.path)
+
+    def read(self) -> dict[str, Any] | None:
+        """The record; None where no cache was begun.
+
+        Raises:
+            InputError: a record that is damaged, or of another version.
+        """
+        if not self._record_file.exists():
+            return None
+        try:
+            record: dict[str, Any] = json.loads(self._record_file.read_text(encoding="utf-8"))
+            schema = record["schema"]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise InputError(self.argument, f"{self._record_file} that cannot be read ({error})", "a cache that is not damaged") from None
+        if schema != SCHEMA:
+            raise InputError(self.argument, f"{self}, a cache of the form {schema}", f"one of the form {SCHEMA}; build it anew")
+        return record
+
+    def write(self, record: Mapping[str, Any]) -> None:
+        """Writes the record, whole or not at all."""
+        write_atomic(self._record_file, json.dumps({"schema": SCHEMA, **record}, indent=1))
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Nobody else builds here meanwhile; a process that dies holds no lock.
+
+        Raises:
+            InputError: somebody does, or the folder cannot be made.
+        """
+        lock = FileLock(self.path / ".lock")
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            lock.acquire(timeout=0)
+        except Timeout:
+            raise InputError(self.argument, f"{self}, which another process is building", "another folder, or a little patience") from None
+        except OSError as error:
+            raise InputError(self.argument, str(self), f"a folder that can be written ({error.strerror})") from None
+        try:
+            yield
+        finally:
+            lock.release()
+
+    def check(self, key: Mapping[str, Any], record: Mapping[str, Any], whose: str) -> None:
+        """Refuses a cache of something else.
+
+        Args:
+            key: what is expected, as far as it is known.
+            record: the cache's.
+            whose: what the cache should be of, for the message.
+
+        Raises:
+            InputError: naming what differs.
+        """
+        kept = record["key"]
+        differs = [f"{name} was {kept.get(name)!r}, now {key[name]!r}" for name in key if kept.get(name) != key[name]]
+        if differs:
+            got = f"{self}, a cache of something else ({'; '.join(differs[:4])})"
+            raise InputError(self.argument, got, f"a cache of {whose}, or another folder for a new one")
+
+    def open(self, record: Mapping[str, Any]) -> dict[str, np.ndarray]:
+        """All arrays, mapped into memory: what is read of them is read from the disk when it is needed.
+
+        They can be written to, which changes this process's own copy and never the files.
+
+        Raises:
+            InputError: an array is missing or damaged.
+        """
+        arrays = {}
+        for name, (shape, dtype) in _arrays(record).items():
+            file = self._array_file(name)
+            try:
+                array = np.load(file, mmap_mode="c", allow_pickle=False)
+            except (OSError, ValueError, EOFError) as error:
+                raise InputError(self.argument, f"{file}, which cannot be read ({error})", "a cache that is not damaged") from None
+            if array.shape != shape or array.dtype != dtype:
+                got = f"{file} with {array.dtype} {list(array.shape)}"
+                raise InputError(self.argument, got, f"{dtype} {list(shape)}: a cache that is not damaged")
+            arrays[name] = array
+        return arrays
+
+    def save(self, name: str, arrays: Mapping[str, np.ndarray]) -> None:
+        """A few named arrays in a file of their own."""
+        buffer = io.BytesIO()
+        np.savez(buffer, **arrays)  # type: ignore[arg-type]  # its stub takes any name for allow_pickle
+        write_atomic(self.path / name, buffer.getvalue())
+
+    def save_json(self, name: str, data: Mapping[str, Any]) -> None:
+        """Plain data in a file of its own."""
+        write_atomic(self.path / name, json.dumps(data, indent=1))
+
+    def load(self, name: str) -> dict[str, np.ndarray]:
+        """What `save` wrote.
+
+        Raises:
+            InputError: it is missing or damaged.
+        """
+        try:
+            with np.load(self.path / name, allow_pickle=False) as file:
+                return dict(file)
+        except (OSError, ValueError, EOFError) as error:
+            raise InputError(self.argument, f"{self.path / name}, which cannot be read ({error})", "a cache that is not damaged") from None
+
+    @contextmanager
+    def writer(self, record: Mapping[str, Any]) -> Iterator[Writer]:
+        """Opens the arrays of a locked folder for writing behind the rows that are done; makes them if there are none.
+
+        Raises:
+            InputError: they do not fit on the disk.
+        """
+        (self.path / "rows").mkdir(exist_ok=True)
+        needed = sum(math.prod(shape) * dtype.itemsize for shape, dtype in _arrays(record).values())
+        free = shutil.disk_usage(self.path).free
+        present = sum(file.stat().st_blocks * 512 for file in (self.path / "rows").iterdir()) if os.name == "posix" else 0
+        if needed > free + present:
+            got = f"{self} with {free / 1e9:.2f} GB free"
+            raise InputError(self.argument, got, f"room for {needed / 1e9:.2f} GB; fewer views, or --top, take less")
+        with ExitStack() as stack:
+            files = {}
+            for name, (shape, dtype) in _arrays(record).items():
+                files[name] = stack.enter_context(self._opened(name, shape, dtype, fresh=not record["done"]))
+            yield Writer(self, record, files)
+
+    @contextmanager
+    def _opened(self, name: str, shape: tuple[int, ...], dtype: np.dtype[Any], *, fresh: bool) -> Iterator[tuple[IO[bytes], int, int]]:
+        """An array's file, the place of its first row, and the bytes of a row.
+
+        Written as a file, not through a memory map: there a full disk is an error, here it would be the end of the process.
+        """
+        path, row = self._array_file(name), math.prod(shape[2:]) * dtype.itemsize
+        header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
+        start = io.BytesIO()
+        np.lib.format.write_array_header_1_0(start, header)
+        size = len(start.getvalue())
+        with path.open("wb" if fresh else "r+b", buffering=0) as file:
+            if fresh:
+                file.write(start.getvalue())
+                file.truncate(size + shape[0] * shape[1] * row)
+            elif file.read(size) != start.getvalue():
+                raise InputError(self.argument, f"{path} with another header", "a cache that is not damaged")
+            yield file, size, row
+
+    def _array_file(self, name: str) -> Path:
+        return self.path / "rows" / f"{name}.npy"
+
+
+class Writer:
+    """Writes rows in their order."""
+
+    def __init__(self, folder: CacheFolder, record: Mapping[str, Any], files: Mapping[str, tuple[IO[bytes], int, int]]) -> None:
+        self.folder, self.record, self.files = folder, dict(record), files
+        self.done: int = record["done"]
+        for file, start, row in files.values():
+            file.seek(start + self.done * row)
+
+    def write(self, rows: Mapping[str, np.ndarray]) -> None:
+        """The next rows of every array.
+
+        Raises:
+            StillroomError: the disk is full, or gone.
+        """
+        counts = {len(rows[name]) for name in self.files}
+        if len(counts) != 1:
+            raise ValueError(f"arrays of {counts} rows")
+        try:
+            for name, (file, _, _) in self.files.items():
+                left = np.ascontiguousarray(rows[name]).reshape(-1).view(np.uint8).data
+                while left:
+                    left = left[file.write(left) :]
+        except OSError as error:
+            raise self._failed(error) from error
+        self.done += counts.pop()
+
+    def mark(self) -> None:
+        """Counts what was written as done, once it is on the disk.
+
+        Raises:
+            StillroomError: the disk is full, or gone.
+        """
+        try:
+            for file, _, _ in self.files.values():
+                os.fsync(file.fileno())
+            self.record["done"] = self.done
+            self.folder.write(self.record)
+        except OSError as error:
+            raise self._failed(error) from error
+
+    def _failed(self, error: OSError) -> StillroomError:
+        return StillroomError(f"{self.folder}: cannot be written ({error.strerror}); the same command goes on from what is done")
+
+
+def _arrays(record: Mapping[str, Any]) -> dict[str, tuple[tuple[int, ...], np.dtype[Any]]]:
+    """Shape [N, V, ...] and type of every array of a cache."""
+    rows = record["samples"], record["views"]["count"]
+    return {name: ((*rows, *shape), np.dtype(dtype)) for name, (shape, dtype) in record["arrays"].items()}

@@ -1,0 +1,189 @@
+"""CachedTeacher: what a network once answered, in the place of the network."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from stillroom.engine.cache.formats import Format
+from stillroom.engine.cache.store import CacheFolder
+from stillroom.engine.cache.views import Views
+from stillroom.engine.report import StageResult
+from stillroom.engine.teacher import Teacher
+from stillroom.errors import InputError
+
+_RESIDENT = 2**30  # bytes of answers that are copied to an accelerator, where they are then found without waiting for it
+
+
+class CachedTeacher(Teacher):
+    """A teacher's answers from a finished cache; a distiller cannot tell it from the network.
+
+    It answers batches of the training set whose `views` say which recorded view of each sample they show (`batch.ids` says of which), and
+    the one input that the cache has as its example, which methods learn shapes from. To anything else it has no answer, and says so.
+
+    Args:
+        path: the cache's folder.
+        expected: what it must have been built from, as far as that is known: entries of its key.
+        argument: what the user calls it, for messages.
+
+    Attributes:
+        views: which views it has answers to.
+        result: what was measured of the network, with its answers on the validation set.
+        about: the task's own description, e.g. the classes.
+
+    Raises:
+        InputError: no cache, one that is not finished, is damaged, or is of something else.
+    """
+
+    def __init__(self, path: str | Path, expected: Mapping[str, Any] | None = None, *, argument: str = "teacher") -> None:
+        self._folder = CacheFolder(Path(path), argument)
+        record = self._folder.read()
+        if record is None:
+            raise InputError(argument, f"{path}, which is no cache", "a folder that `stillroom cache` wrote")
+        self._folder.check(expected or {}, record, "this data")
+        rows = record["samples"] * record["views"]["count"]
+        if record["done"] < rows:
+            got = f"{path}, of which {record['done']} of {rows} rows are done"
+            raise InputError(argument, got, "a finished cache: the command that began it goes on with it")
+        self._record = record
+        self.views = Views(**record["views"])
+        self.about: dict[str, Any] = record["about"]
+        self.result = self._result()
+        self._formats = {name: Format.from_json(described) for name, described in record["outputs"].items()}
+        self._files = dict(zip(self._formats, output_files(len(self._formats)), strict=True))
+        self._example = {name: torch.from_numpy(value) for name, value in self._folder.load("example.npz").items()}
+        self._arrays: dict[torch.device, dict[str, Tensor]] = {}
+        self._on(torch.device("cpu"))  # damage is found now rather than at the first step
+
+    @property
+    def folder(self) -> Path:
+        """Where the cache is."""
+        return self._folder.path
+
+    @property
+    def stored(self) -> tuple[str, ...]:
+        """The module paths whose outputs are stored besides the logits."""
+        return tuple(self._formats)[1:]
+
+    @property
+    def networks(self) -> tuple[nn.Module, ...]:
+        """Nothing; asking for the first one is answered with what to do instead."""
+        return _NoNetworks(self)
+
+    @torch.compiler.disable
+    def __call__(self, batch_or_tensor: Any) -> Tensor:
+        """The stored logits [B, C, ...] of a batch, float32, on its device.
+
+        Raises:
+            InputError: the batch shows no recorded views.
+        """
+        return self._answers(batch_or_tensor, ("logits",))["logits"]
+
+    def tap(self, *paths: str) -> Callable[[Any], tuple[Any, dict[str, Any]]]:
+        """A callable ``batch -> (logits, {path: feature})`` of stored outputs.
+
+        Raises:
+            InputError: a path that is not stored.
+        """
+        for path in paths:
+            if path not in self.stored:
+                raise InputError("teacher", f"a cache without the output of {path!r}", f"one that {self._stores()}")
+
+        @torch.compiler.disable
+        def answer(batch_or_tensor: Any) -> tuple[Tensor, dict[str, Tensor]]:
+            found = self._answers(batch_or_tensor, ("logits", *paths))
+            return found["logits"], {path: found[path] for path in paths}
+
+        return answer
+
+    def fingerprint(self) -> str:
+        """A hash over what the answers were computed from and how they are stored."""
+        parts = {name: self._record[name] for name in ("key", "views", "outputs", "samples")}
+        return hashlib.blake2b(json.dumps(parts, sort_keys=True).encode(), digest_size=16).hexdigest()
+
+    def parameters(self) -> dict[str, Tensor]:
+        """What was drawn for each view, by name: a row for each sample and view, [N, V, ...]."""
+        shape = self._record["samples"], self.views.count
+        arrays = {name: values for name, values in self._on(torch.device("cpu")).items() if name.startswith("view.")}
+        return {name.removeprefix("view."): values.view(*shape, *values.shape[1:]) for name, values in arrays.items()}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_arrays": {}}  # mapped again where it is needed
+
+    def __repr__(self) -> str:
+        return f"CachedTeacher({str(self.folder)!r}, views={self.views.count})"
+
+    def _answers(self, batch: Any, names: tuple[str, ...]) -> dict[str, Tensor]:
+        if isinstance(batch, Tensor):
+            inputs = self._example["inputs"]
+            if batch.shape != inputs.shape or not torch.allclose(batch.detach().float().cpu(), inputs, atol=1e-3):
+                got = f"a bare tensor {list(batch.shape)}"
+                raise InputError("batch", got, "a batch with ids: a cache answers to samples, and to its own example only")
+            return {name: self._example[self._files[name]].to(batch.device) for name in names}
+        views_B = getattr(batch, "views", None)
+        if views_B is None:
+            expected = "training samples in recorded views, which data.replaying(teacher.views) gives"
+            raise InputError("batch", "samples in no view that the cache has answers to", expected)
+        rows_B = batch.ids * self.views.count + views_B
+        arrays = self._on(batch.ids.device)
+        if next(iter(arrays.values())).device != rows_B.device:
+            rows_B = rows_B.cpu()  # too much to be kept on the device
+        found = {}
+        for name in names:
+            layout, file = self._formats[name], self._files[name]
+            found[name] = layout.decode({suffix: arrays[file + suffix][rows_B].to(batch.ids.device) for suffix in layout.arrays})
+        return found
+
+    def _on(self, device: torch.device) -> dict[str, Tensor]:
+        """The arrays [N * V, ...]: on the device, or mapped into the CPU's memory where they are too large for it."""
+        if device not in self._arrays:
+            cpu = torch.device("cpu")
+            if cpu not in self._arrays:
+                mapped = {name: torch.from_numpy(array) for name, array in self._folder.open(self._record).items()}
+                self._arrays[cpu] = {name: array.flatten(0, 1) for name, array in mapped.items()}
+            answers = {name: array for name, array in self._arrays[cpu].items() if not name.startswith("view.")}
+            small = sum(array.nbytes for array in answers.values()) <= _RESIDENT
+            if device != cpu:
+                self._arrays[device] = {name: array.to(device) for name, array in answers.items()} if small else self._arrays[cpu]
+        return self._arrays[device]
+
+    def _result(self) -> StageResult:
+        try:
+            result = StageResult.from_json(json.loads((self.folder / "teacher.json").read_text(encoding="utf-8")))
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            got = f"{self.folder / 'teacher.json'}, which cannot be read ({error})"
+            raise InputError(self._folder.argument, got, "a cache that is not damaged") from None
+        result.details = self._folder.load("details.npz")
+        return result
+
+    def _stores(self) -> str:
+        features = f"the features {', '.join(self.stored)}" if self.stored else "no features"
+        return f"was built with --taps; this one stores the logits and {features}"
+
+
+def output_files(count: int) -> list[str]:
+    """The names of the first `count` outputs' arrays: the logits, then the taps."""
+    return ["logits", *(f"tap{number}" for number in range(count - 1))]
+
+
+class _NoNetworks(tuple[nn.Module, ...]):
+    """No networks, with an answer for who asks for the first one (to find a layer in it)."""
+
+    teacher: CachedTeacher
+
+    def __new__(cls, teacher: CachedTeacher) -> _NoNetworks:
+        made = super().__new__(cls)
+        made.teacher = teacher
+        return made
+
+    def __getitem__(self, index: Any) -> Any:
+        if not isinstance(index, int):
+            return super().__getitem__(index)
+        stored = f"one of those stored: {', '.join(self.teacher.stored)}" if self.teacher.stored else "from a cache built with --taps"
+        raise InputError("teacher_layer", "nothing", f"the module path of a feature, {stored} (a cache has no network to look in)")

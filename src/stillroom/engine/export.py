@@ -1,0 +1,256 @@
+"""A trained network as a file that other programs run: written, run, compared with the network, and only then put in place."""
+
+from __future__ import annotations
+
+import copy
+import logging
+import math
+import os
+import shutil
+import tempfile
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from stillroom.engine.tap import unwrap
+from stillroom.engine.weights import load_weights, save_weights
+from stillroom.errors import InputError, StillroomError, at_least_zero, near
+
+SUFFIXES = {"onnx": ".onnx", "torch": ".pt2", "safetensors": ".safetensors"}
+_ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
+_ONNX_BYTES = 2**31 - 2**24  # what protobuf allows in one file, less room for the graph
+_TALKATIVE = ("torch.onnx", "torch.export", "torch.fx", "onnxscript", "onnx_ir", "onnxruntime")
+
+Answer = Callable[[Tensor], Tensor]
+
+
+class ExportFailed(StillroomError):
+    """The network cannot be written in the format, or the file answers differently; no file is left."""
+
+
+@dataclass(frozen=True)
+class Exported:
+    """A file that was written and checked.
+
+    Attributes:
+        path: the file.
+        format: one of `SUFFIXES`.
+        bytes: its size.
+        batches: how many samples the batches had that it was checked on.
+        difference: the largest absolute difference between its answers and the network's.
+        largest: the largest absolute value among the network's answers, which the difference is to be seen against.
+    """
+
+    path: Path
+    format: str
+    bytes: int
+    batches: tuple[int, ...]
+    difference: float
+    largest: float
+
+
+def check_format(format: str) -> None:
+    """Raises InputError when there is no such format, or when packages that it needs are not installed."""
+    if format not in SUFFIXES:
+        close = near(format, SUFFIXES, most=1) if format else ""
+        hint = f"; is {close} meant?" if len(close.split(", ")) == 1 and close else ""
+        raise InputError("format", format or "nothing", f"one of {', '.join(SUFFIXES)}{hint}")
+    missing = [name for name in _ONNX_PACKAGES if find_spec(name) is None] if format == "onnx" else []
+    if missing:
+        raise InputError("format", f"onnx, without {' and '.join(missing)}", "them to be installed: pip install 'stillroom[export]'")
+
+
+def export(
+    network: nn.Module,
+    inputs_BX: Tensor,
+    path: Path,
+    *,
+    format: str,
+    metadata: Mapping[str, str],
+    tolerance: float = 1e-4,
+    names: tuple[str, str] = ("inputs", "outputs"),
+) -> Exported:
+    """Write a network in eval mode to one file, for batches of any size, and check what the file answers.
+
+    The file is written under a temporary name beside `path`, read again, and run on the first sample alone and on all samples; a file of
+    weights is loaded into a copy of the network for that. Only then does it get its name; on any failure nothing is left, and what was
+    there before stays.
+
+    Args:
+        network: from one tensor [B, ...] to one tensor [B, ...]; stays as it is.
+        inputs_BX: a few samples [B, ...] such as the network is made for, at least two.
+        path: the file; its folder is made when missing.
+        format: ``onnx``; ``torch``: a program of `torch.export`; ``safetensors``: weights alone.
+        metadata: goes into the file: ONNX's metadata_props, the program's extra files, the header of safetensors.
+        tolerance: the largest absolute difference that is allowed, in units of the answers.
+        names: of the input and the output, for ONNX.
+
+    Raises:
+        InputError: unknown format, a missing package, a negative tolerance, or a place that cannot be written.
+        ExportFailed: the network cannot be written in this format, or the file answers differently.
+    """
+    check_format(format)
+    at_least_zero("tolerance", tolerance)
+    if len(inputs_BX) < 2:  # torch.export takes a batch of one for a constant
+        raise InputError("inputs_BX", f"shape {list(inputs_BX.shape)}", "at least two samples")
+    network = copy.deepcopy(unwrap(network)).eval().cpu().requires_grad_(False)
+    write, read = _FORMATS[format]
+    batches = (inputs_BX[:1].cpu(), inputs_BX.cpu())
+    with _temporary(path) as file, torch.no_grad(), _quiet():
+        write(network, batches[-1][:2], file, metadata, names)
+        answer, found = read(file, network, metadata)
+        if found != dict(metadata):
+            raise ExportFailed(f"{path}: the description read back from the file is not the one that was written; nothing was kept")
+        expected = [network(inputs) for inputs in batches]
+        difference = max(_difference(answer(inputs), wanted) for inputs, wanted in zip(batches, expected, strict=True))
+        largest = max(float(wanted.abs().max()) for wanted in expected)
+        if not difference <= tolerance:  # not a number is no agreement either
+            raise ExportFailed(
+                f"{path}: its answers differ from the network's by up to {difference:.2g} (these reach {largest:.3g}), more than the "
+                f"tolerance of {tolerance:.2g}; nothing was written"
+            )
+        size = file.stat().st_size
+    return Exported(path, format, size, tuple(len(inputs) for inputs in batches), difference, largest)
+
+
+def _difference(answer: Tensor, wanted: Tensor) -> float:
+    return float((answer - wanted).abs().max()) if answer.shape == wanted.shape else math.inf
+
+
+@contextmanager
+def _temporary(path: Path) -> Iterator[Path]:
+    """A file in a temporary folder beside `path`, which becomes `path` if nothing goes wrong."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        folder = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
+    except OSError as error:
+        raise _unwritable(path, error) from None
+    try:
+        file = folder / f"file{path.suffix}"
+        yield file
+        with file.open("rb") as written:
+            os.fsync(written.fileno())
+        file.chmod(0o644)  # safetensors writes files for their owner alone
+        os.replace(file, path)
+    except OSError as error:
+        raise _unwritable(path, error) from None
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _unwritable(path: Path, error: OSError) -> InputError:
+    return InputError("out", str(path), f"a file that can be written ({error.strerror or error})")
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """The exporters' progress and advice, which is for their developers, stays off the terminal."""
+    loggers = [logging.getLogger(name) for name in _TALKATIVE]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+def _program(network: nn.Module, inputs_BX: Tensor) -> tuple[torch.export.ExportedProgram, tuple[dict[int, Any]]]:
+    """The network as a graph in which the batch has any size, and that dimension's description."""
+    shapes = ({0: torch.export.Dim("batch")},)
+    fast_path = torch.backends.mha.get_fastpath_enabled()
+    try:
+        torch.backends.mha.set_fastpath_enabled(False)  # one fused operation, which no other runtime has
+        program = torch.export.export(network, (inputs_BX,), dynamic_shapes=shapes, strict=False)
+    except Exception as error:  # whatever the network does that cannot be traced
+        raise ExportFailed(f"{type(network).__name__} cannot be exported for batches of any size: {_first_line(error)}") from error
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast_path)
+    for module in program.graph_module.modules():
+        if isinstance(module, torch.fx.GraphModule):
+            for node in module.graph.nodes:
+                node.meta.pop("stack_trace", None)  # paths of this machine
+    return program, shapes
+
+
+def _first_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[0][:300]}" if lines else type(error).__name__
+
+
+def _write_onnx(network: nn.Module, inputs_BX: Tensor, file: Path, metadata: Mapping[str, str], names: tuple[str, str]) -> None:
+    stored = sum(value.nbytes for value in network.state_dict().values() if isinstance(value, Tensor))
+    if stored > _ONNX_BYTES:
+        raise ExportFailed(
+            f"{stored / 1e9:.1f} GB of weights do not fit into one ONNX file, which holds 2 GB; the format torch has no limit"
+        )
+    program, shapes = _program(network, inputs_BX)
+    try:
+        converted = torch.onnx.export(
+            program, dynamo=True, verbose=False, dynamic_shapes=shapes, input_names=names[:1], output_names=names[1:], external_data=False
+        )
+    except Exception as error:  # an operation that ONNX does not have, mostly
+        raise ExportFailed(f"{type(network).__name__} cannot be written as ONNX: {_first_line(error)}") from error
+    assert converted is not None, "without a file to write, the program is returned"
+    for node in converted.model.graph.all_nodes():
+        node.metadata_props.clear()  # where in the source each operation came from: larger than a small network's weights
+    converted.model.metadata_props.update(metadata)
+    converted.save(file, external_data=False)
+
+
+def _read_onnx(file: Path, network: nn.Module, metadata: Mapping[str, str]) -> tuple[Answer, dict[str, str]]:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    options.intra_op_num_threads = torch.get_num_threads()
+    session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
+    name = session.get_inputs()[0].name
+    return lambda inputs: torch.from_numpy(session.run(None, {name: inputs.numpy()})[0]), session.get_modelmeta().custom_metadata_map
+
+
+def _write_torch(network: nn.Module, inputs_BX: Tensor, file: Path, metadata: Mapping[str, str], names: tuple[str, str]) -> None:
+    program, _ = _program(network, inputs_BX)
+    torch.export.save(program, file, extra_files=dict(metadata))
+
+
+def _read_torch(file: Path, network: nn.Module, metadata: Mapping[str, str]) -> tuple[Answer, dict[str, str]]:
+    found = dict.fromkeys(metadata, "")
+    return torch.export.load(file, extra_files=found).module(), found
+
+
+def _write_safetensors(network: nn.Module, inputs_BX: Tensor, file: Path, metadata: Mapping[str, str], names: tuple[str, str]) -> None:
+    weights = file.with_name(f"weights{file.suffix}")
+    save_weights(network, weights)
+    save_file(load_file(weights), file, metadata={"format": "pt", **metadata})
+
+
+def _read_safetensors(file: Path, network: nn.Module, metadata: Mapping[str, str]) -> tuple[Answer, dict[str, str]]:
+    """The file in a copy of the network whose own weights are gone, so that one that the file lacks shows."""
+    emptied = copy.deepcopy(network)
+    for value in emptied.state_dict().values():
+        if isinstance(value, Tensor) and value.is_floating_point():
+            value.fill_(math.nan)
+    load_weights(emptied, file)
+    with safe_open(file, "pt") as opened:
+        found = opened.metadata()
+    return emptied, {name: value for name, value in found.items() if name != "format"}
+
+
+_FORMATS = {
+    "onnx": (_write_onnx, _read_onnx),
+    "torch": (_write_torch, _read_torch),
+    "safetensors": (_write_safetensors, _read_safetensors),
+}
