@@ -110,7 +110,7 @@ def test_memory_takes_in_the_batch_in_train_mode_only() -> None:
 def test_a_sample_finds_its_row_wherever_it_stands_in_the_batch() -> None:
     one, other, data, order = crd(), crd(), batch(), torch.randperm(8)
     one.losses(data)
-    other.losses(Batch(*(field[order] for field in data)))
+    other.losses(Batch(*(field[order] for field in data[:3])))
     torch.testing.assert_close(one.memory.teacher_bank, other.memory.teacher_bank)
 
 

@@ -35,8 +35,10 @@ from stillroom.tasks.classification import (
     IMAGENET,
     TINY_IMAGENET,
     ImageData,
+    Supervised,
     distilled_stage,
     network,
+    rehearse,
     supervised_stage,
     teacher_stage,
 )
@@ -133,10 +135,10 @@ def _compare(options: Options, command: str) -> None:
     _check_jobs(asked.jobs, lab)
     bench = Bench(lab, options.data, Training(**options.plan), asked, {arm.name: arm for arm in arms}, options.settings)
     refused = bench.rehearse()
-    for name, reason in refused.items():
-        console.print(f"{name}: failed: {reason}", markup=False)
     if len(refused) == len(arms):
         raise StillroomError("nothing to compare, no method can be run: " + "; ".join(f"{name}: {why}" for name, why in refused.items()))
+    for name, reason in refused.items():
+        console.print(f"{name}: failed: {reason}", markup=False)
 
     teacher = bench.teach()
     seeds = range(lab.seed, lab.seed + lab.seeds)
@@ -151,7 +153,7 @@ def _compare(options: Options, command: str) -> None:
         outcomes |= run_at_once(bench, left, asked.jobs, out / "logs", bench.data.evaluator().primary)
     if not bench.is_main:
         return
-    report = merge(outcomes, teacher.result, bench.data, [arm.name for arm in arms], started=started, notes=_notes(bench, asked))
+    report = merge(outcomes, teacher.result, bench.data, [arm.name for arm in arms], started=started, notes=_notes(bench, asked, teacher))
     report.command, report.settings = command, options.settings
     page = report.write(out)
     console.print(report.table())
@@ -293,12 +295,17 @@ class Bench:
             InputError: the data, the teacher or the student are wrong, which is no method's fault.
         """
         lab, refused = self._lab(self.lab.seed), {}
-        taught = Teacher(network(self.asked.teacher, self.data, lab, "teacher").network)
-        network(self.asked.student, self.data, lab, "student")
+        taught: list[Teacher] = []
+
+        def plain(student: nn.Module, teacher: Teacher) -> Distiller:
+            taught.append(teacher)
+            return Supervised(student)
+
+        rehearse(lab, self.data, self.asked.teacher, self.asked.student, plain)
         for name, arm in self.arms.items():
             student = network(self.asked.student, self.data, lab, "student").network
             try:
-                arm.distiller(student, taught, self.data, self.plan)
+                arm.distiller(student, taught[0], self.data, self.plan)
             except Exception as error:
                 refused[name] = reason_of(error)
         return refused
@@ -341,7 +348,7 @@ class Bench:
         return {name: None if name == "_taught" else value for name, value in vars(self).items() if name != "data"}
 
 
-def _notes(bench: Bench, asked: Compare) -> list[str]:
+def _notes(bench: Bench, asked: Compare, teacher: Trained) -> list[str]:
     """What makes the terms equal, and what does not."""
     plan = bench.plan
     notes = [
@@ -352,6 +359,10 @@ def _notes(bench: Bench, asked: Compare) -> list[str]:
         + "".join(f"; {name}: {_told(arm)}" for name, arm in bench.arms.items() if arm.typed or name != arm.method)
         + ".",
     ]
+    if teacher.teacher is not None:
+        notes.append(
+            "The teacher is a cache: distilled students see the views of the images that it holds, the student alone sees fresh ones."
+        )
     if asked.jobs > 1:
         notes.append(f"Up to {asked.jobs} trainings ran at a time, which makes each of them take longer.")
     return notes

@@ -208,11 +208,10 @@ def merge(
     failed = {}
     for arm in ("alone", *methods):
         mine = {piece.seed: outcome for piece, outcome in outcomes.items() if piece.arm == arm}
-        results = [replace(mine[seed].result, name=arm) for seed in sorted(mine) if mine[seed].result is not None]  # type: ignore[type-var]
-        for result in results:
-            result.metrics = {**result.metrics, **data.compare(result.details, teacher.details)}
+        results = [result for seed in sorted(mine) if (result := mine[seed].result) is not None]
+        agreements = [data.compare(result.details, teacher.details) for result in results]
         if results:
-            arms[arm] = results
+            arms[arm] = [replace(r, name=arm, metrics={**r.metrics, **more}) for r, more in zip(results, agreements, strict=True)]
         reasons = {seed: outcome.reason for seed, outcome in sorted(mine.items()) if outcome.result is None}
         if reasons:
             same = len(set(reasons.values())) == 1 and len(reasons) == len(mine)

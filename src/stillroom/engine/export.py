@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import io
 import logging
 import math
 import os
@@ -10,20 +11,20 @@ import shutil
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from stillroom.engine.tap import unwrap
 from stillroom.engine.weights import load_weights, save_weights
-from stillroom.errors import InputError, StillroomError, at_least_zero, near
+from stillroom.errors import InputError, StillroomError, at_least_zero
 
 SUFFIXES = {"onnx": ".onnx", "torch": ".pt2", "safetensors": ".safetensors"}
 _ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
@@ -61,9 +62,7 @@ class Exported:
 def check_format(format: str) -> None:
     """Raises InputError when there is no such format, or when packages that it needs are not installed."""
     if format not in SUFFIXES:
-        close = near(format, SUFFIXES, most=1) if format else ""
-        hint = f"; is {close} meant?" if len(close.split(", ")) == 1 and close else ""
-        raise InputError("format", format or "nothing", f"one of {', '.join(SUFFIXES)}{hint}")
+        raise InputError("format", format or "nothing", f"one of {', '.join(SUFFIXES)}")
     missing = [name for name in _ONNX_PACKAGES if find_spec(name) is None] if format == "onnx" else []
     if missing:
         raise InputError("format", f"onnx, without {' and '.join(missing)}", "them to be installed: pip install 'stillroom[export]'")
@@ -141,14 +140,14 @@ def _temporary(path: Path) -> Iterator[Path]:
             os.fsync(written.fileno())
         file.chmod(0o644)  # safetensors writes files for their owner alone
         os.replace(file, path)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
         raise _unwritable(path, error) from None
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _unwritable(path: Path, error: OSError) -> InputError:
-    return InputError("out", str(path), f"a file that can be written ({error.strerror or error})")
+def _unwritable(path: Path, error: Exception) -> InputError:
+    return InputError("out", str(path), f"a file that can be written ({getattr(error, 'strerror', None) or error})")
 
 
 @contextmanager
@@ -159,7 +158,7 @@ def _quiet() -> Iterator[None]:
     for logger in loggers:
         logger.setLevel(logging.CRITICAL)
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
             warnings.simplefilter("ignore")
             yield
     finally:
@@ -223,7 +222,9 @@ def _read_onnx(file: Path, network: nn.Module, metadata: Mapping[str, str]) -> t
 
 def _write_torch(network: nn.Module, inputs_BX: Tensor, file: Path, metadata: Mapping[str, str], names: tuple[str, str]) -> None:
     program, _ = _program(network, inputs_BX)
-    torch.export.save(program, file, extra_files=dict(metadata))
+    content = io.BytesIO()  # written by us: of a full disk torch's own writer says nothing that could be recognised
+    torch.export.save(program, content, extra_files=dict(metadata))
+    file.write_bytes(content.getbuffer())
 
 
 def _read_torch(file: Path, network: nn.Module, metadata: Mapping[str, str]) -> tuple[Answer, dict[str, str]]:

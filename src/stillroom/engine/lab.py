@@ -178,6 +178,11 @@ class Lab:
         """Whether this process is the one that writes and speaks."""
         return int(getattr(rank_zero_only, "rank", 0)) == 0
 
+    @property
+    def device(self) -> torch.device:
+        """Where work of one process is done."""
+        return _device(self.options.accelerator)
+
     @contextmanager
     def shared(self) -> Iterator[None]:
         """Stages inside serve all seeds of the run: they have the first seed, and a folder of their own."""

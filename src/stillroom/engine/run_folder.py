@@ -20,7 +20,7 @@ _FREE_TO_CHANGE = {
     *("jobs", "methods", "options"),
 }
 
-_WRITTEN = ("config.yaml", "metrics.json", "report.html", "student.json", "student.safetensors", "student")
+_WRITTEN = ("config.yaml", "metrics.json", "report.html", "student.json", "student.safetensors", "student", "logs")
 
 
 class RunFolder:
@@ -51,8 +51,10 @@ class RunFolder:
             if self.overwrite and self.path.exists():
                 self._discard()
             self.path.mkdir(parents=True, exist_ok=True)
-            if self.settings:
-                write_atomic(self.config, yaml.safe_dump(self.settings, sort_keys=False))
+            text = yaml.safe_dump(self.settings, sort_keys=False)
+            # Trainings of one run that go on side by side find it as it should be, and leave it alone.
+            if self.settings and not (self.config.exists() and self.config.read_text() == text):
+                write_atomic(self.config, text)
         except OSError as error:
             raise InputError("--out", str(self.path), f"a folder that can be written ({error.strerror})") from None
         self._begun = True

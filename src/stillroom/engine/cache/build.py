@@ -105,7 +105,7 @@ def build_cache(
         if record is None:
             record = _begin(cache, key, data, result, views, storage, answer, device, dict(about or {}))
         else:
-            cache.check(key, record, "this teacher and this data")
+            cache.check(key, record, "another folder, or --overwrite")
         rows = record["samples"] * views.count
         if record["done"] < rows:
             with cache.writer(record) as writer:
@@ -219,7 +219,7 @@ def _write(writer: Writer, ids: Tensor, encoded: list[tuple[str, Format, dict[st
     rows = {f"view.{name}": values for name, values in drawn.items()}
     for file, layout, arrays in encoded:
         on_cpu = {suffix: array.cpu() for suffix, array in arrays.items()}
-        broken = ids[~layout.finite(on_cpu)].tolist()
+        broken = ids[~layout.finite(on_cpu)].unique().tolist()
         if broken:
             got = f"{layout.dtype}, in which the teacher's answers to the samples {broken[:5]} are not finite"
             raise InputError("dtype", got, "bf16 or fp32 if they are only large; a teacher that answers with numbers")

@@ -63,6 +63,12 @@ class CacheFolder:
             raise InputError(self.argument, f"{self}, a cache of the form {schema}", f"one of the form {SCHEMA}; build it anew")
         return record
 
+    def clear(self) -> None:
+        """Removes the cache, the record first."""
+        for name in ("cache.json", "example.npz", "teacher.json", "details.npz"):
+            (self.path / name).unlink(missing_ok=True)
+        shutil.rmtree(self.path / "rows", ignore_errors=True)
+
     def write(self, record: Mapping[str, Any]) -> None:
         """Writes the record, whole or not at all."""
         write_atomic(self._record_file, json.dumps({"schema": SCHEMA, **record}, indent=1))
@@ -87,13 +93,13 @@ class CacheFolder:
         finally:
             lock.release()
 
-    def check(self, key: Mapping[str, Any], record: Mapping[str, Any], whose: str) -> None:
+    def check(self, key: Mapping[str, Any], record: Mapping[str, Any], expected: str) -> None:
         """Refuses a cache of something else.
 
         Args:
-            key: what is expected, as far as it is known.
+            key: what it should be of, as far as that is known.
             record: the cache's.
-            whose: what the cache should be of, for the message.
+            expected: what to do instead, for the message.
 
         Raises:
             InputError: naming what differs.
@@ -102,7 +108,7 @@ class CacheFolder:
         differs = [f"{name} was {kept.get(name)!r}, now {key[name]!r}" for name in key if kept.get(name) != key[name]]
         if differs:
             got = f"{self}, a cache of something else ({'; '.join(differs[:4])})"
-            raise InputError(self.argument, got, f"a cache of {whose}, or another folder for a new one")
+            raise InputError(self.argument, got, expected)
 
     def open(self, record: Mapping[str, Any]) -> dict[str, np.ndarray]:
         """All arrays, mapped into memory: what is read of them is read from the disk when it is needed.

@@ -46,7 +46,7 @@ class CachedTeacher(Teacher):
         record = self._folder.read()
         if record is None:
             raise InputError(argument, f"{path}, which is no cache", "a folder that `stillroom cache` wrote")
-        self._folder.check(expected or {}, record, "this data")
+        self._folder.check(expected or {}, record, "the data options that it was built with, or a cache that is built with these")
         rows = record["samples"] * record["views"]["count"]
         if record["done"] < rows:
             got = f"{path}, of which {record['done']} of {rows} rows are done"
@@ -67,6 +67,11 @@ class CachedTeacher(Teacher):
         return self._folder.path
 
     @property
+    def samples(self) -> int:
+        """N, how many samples it has answers to."""
+        return int(self._record["samples"])
+
+    @property
     def stored(self) -> tuple[str, ...]:
         """The module paths whose outputs are stored besides the logits."""
         return tuple(self._formats)[1:]
@@ -85,15 +90,20 @@ class CachedTeacher(Teacher):
         """
         return self._answers(batch_or_tensor, ("logits",))["logits"]
 
-    def tap(self, *paths: str) -> Callable[[Any], tuple[Any, dict[str, Any]]]:
+    def tap(self, *paths: str, argument: str = "paths") -> Callable[[Any], tuple[Any, dict[str, Any]]]:
         """A callable ``batch -> (logits, {path: feature})`` of stored outputs.
+
+        Args:
+            *paths: module paths of the network that answered.
+            argument: what the user calls the paths; named in errors.
 
         Raises:
             InputError: a path that is not stored.
         """
         for path in paths:
             if path not in self.stored:
-                raise InputError("teacher", f"a cache without the output of {path!r}", f"one that {self._stores()}")
+                features = f"one of those that the cache stores: {', '.join(self.stored)}" if self.stored else "no feature"
+                raise InputError(argument, repr(path), f"{features}; `stillroom cache --taps` stores more")
 
         @torch.compiler.disable
         def answer(batch_or_tensor: Any) -> tuple[Tensor, dict[str, Tensor]]:
@@ -161,10 +171,6 @@ class CachedTeacher(Teacher):
             raise InputError(self._folder.argument, got, "a cache that is not damaged") from None
         result.details = self._folder.load("details.npz")
         return result
-
-    def _stores(self) -> str:
-        features = f"the features {', '.join(self.stored)}" if self.stored else "no features"
-        return f"was built with --taps; this one stores the logits and {features}"
 
 
 def output_files(count: int) -> list[str]:

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 from torch import nn
 
 from stillroom.engine import Distiller, Lab, Report, Teacher, Trained, Training
 from stillroom.engine.cache import CachedTeacher
 from stillroom.errors import InputError
+from stillroom.tasks.classification.cached import CACHE, cached_teacher, check_views
 from stillroom.tasks.classification.data import ImageData
 from stillroom.tasks.classification.models import BuiltModel, build_classifier
 from stillroom.tasks.classification.supervised import Supervised
@@ -57,9 +56,6 @@ IMAGENET: dict[str, Any] = {
 }
 
 
-CACHE = "cache:"  # before a folder: the answers in it teach
-
-
 def network(spec: str, data: ImageData, lab: Lab, argument: str) -> BuiltModel:
     """The network of a specification, with a head for the data's classes.
 
@@ -81,34 +77,12 @@ def network(spec: str, data: ImageData, lab: Lab, argument: str) -> BuiltModel:
     return built
 
 
-def cached_teacher(spec: str, data: ImageData) -> CachedTeacher:
-    """The teacher of a specification ``cache:FOLDER``.
-
-    Raises:
-        InputError: no finished cache of the teacher's answers to this very data; the message names what differs.
-    """
-    path = Path(spec.removeprefix(CACHE))
-    return CachedTeacher(path, data.cache_key)
-
-
-def _check_views(teacher: CachedTeacher, data: ImageData) -> None:
-    """Refuses a cache whose random views would come out otherwise today: its answers would be to other images."""
-    loader = data.every_view(teacher.views, batch_size=8)
-    _, drawn = next(iter(loader))
-    loader.end_workers()
-    recorded = teacher.parameters()
-    for name, values in drawn.items():
-        if not np.allclose(values, recorded[name].flatten(0, 1)[: len(values)].numpy(), atol=1e-6):
-            got = f"{teacher.folder}, whose random views ({name}) this version of the libraries draws otherwise"
-            raise InputError("teacher", got, "a cache that is built anew")
-
-
 def teacher_stage(lab: Lab, data: ImageData, plan: Training, spec: str, epochs: int | None = None) -> Trained:
     """The teacher, one for all seeds: read from a cache; scored when the specification brings weights; else trained on labels first."""
     with lab.shared():
         if spec.startswith(CACHE):
             cached = cached_teacher(spec, data)
-            _check_views(cached, data)
+            check_views(cached, data)
             return Trained("teacher", None, replace(cached.result, seed=lab.seed), cached.folder, teacher=cached)
         built = network(spec, data, lab, "teacher")
         if built.weights is not None:

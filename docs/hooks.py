@@ -1,0 +1,104 @@
+"""What mkdocs does to the pages besides: results tables, the schema of metrics.json, equations as MathML. No page needs a script."""
+
+from __future__ import annotations
+
+import ast
+import json
+import math
+import re
+from html import escape, unescape
+from pathlib import Path
+from typing import Any
+
+from latex2mathml.converter import convert
+from mkdocs.exceptions import PluginError
+
+ROOT = Path(__file__).parents[1]
+LABELS = {
+    "top1": "top-1 (%)",
+    "top5": "top-5 (%)",
+    "nll": "NLL (nats)",
+    "ece": "calibration error (%)",
+    "agreement": "agreement with teacher (%)",
+    "best top1": "best top-1 (%)",
+    "seconds": "training (s)",
+}
+
+
+def on_page_markdown(markdown: str, **_: Any) -> str:
+    """Fills in what is generated."""
+    if "<!-- results -->" in markdown:
+        markdown = markdown.replace("<!-- results -->", results())
+    if "<!-- schema -->" in markdown:
+        markdown = markdown.replace("<!-- schema -->", schema())
+    return markdown
+
+
+def on_page_content(html: str, **_: Any) -> str:
+    """TeX as MathML, which browsers draw by themselves."""
+    html = re.sub(r'<span class="arithmatex">\\\((.*?)\\\)</span>', lambda found: mathml(found[1], "inline"), html, flags=re.DOTALL)
+    return re.sub(r'<div class="arithmatex">\s*\\\[(.*?)\\\]\s*</div>', lambda found: mathml(found[1], "block"), html, flags=re.DOTALL)
+
+
+def mathml(tex: str, display: str) -> str:
+    """One equation; TeX that is not understood stops the build."""
+    tex = " ".join(unescape(tex).split())
+    made = convert(tex, display=display)
+    if left := re.search(r"\\[A-Za-z]+", made):
+        raise PluginError(f"an equation with {left[0]}, which cannot be shown: {tex}")
+    annotated = made.replace("<math ", f'<math aria-label="{escape(tex)}" ', 1)
+    return f'<div class="equation">{annotated}</div>' if display == "block" else annotated
+
+
+def schema() -> str:
+    """The schema as the report's module states it."""
+    text = ast.get_docstring(ast.parse((ROOT / "src/stillroom/engine/report.py").read_text(encoding="utf-8"))) or ""
+    start, end = text.index("    schema "), text.index("A spread is")
+    return f"```text\n{_dedented(text[start:end])}\n```\n\n{text[end:]}"
+
+
+def _dedented(text: str) -> str:
+    return "\n".join(line.removeprefix("    ") for line in text.rstrip().splitlines())
+
+
+def results() -> str:
+    """A section for each file in `results/`."""
+    files = sorted((ROOT / "results").glob("*.json"))
+    return "\n\n".join(section(json.loads(path.read_text(encoding="utf-8"))) for path in files) or "Nothing was measured yet."
+
+
+def section(found: dict[str, Any]) -> str:
+    """One file: verdict, tables, and how it was measured."""
+    method, arms = found["method"], found["arms"]
+    groups: dict[str, dict[str, Any]] = {}
+    for arm, metrics in arms.items():
+        group, colon, name = arm.partition(": ")
+        groups.setdefault(group if colon else "", {})[name if colon else arm] = metrics
+    page = f" ([the method](methods/{method}.md))" if (ROOT / f"docs/methods/{method}.md").exists() else ""
+    seeds = len(found["seeds"])
+    parts = [f"## {method} {{ #{method} }}", f"{found['verdict']}{page}"]
+    for group, rows in groups.items():
+        parts += ([f"**{group}**"] if group else []) + [table(rows)]
+    made = f"{seeds} seed{'s' if seeds != 1 else ''} ({', '.join(map(str, found['seeds']))}), {found['date']}, {found['hardware']}. Made by:"
+    return "\n\n".join([*parts, made, f"```\n{found['command']}\n```"])
+
+
+def table(arms: dict[str, Any]) -> str:
+    """An arm a row, a metric a column."""
+    names = list(dict.fromkeys(name for metrics in arms.values() for name in metrics))
+    rows = [["arm", *(LABELS.get(name, name) for name in names)], ["---", *["---:"] * len(names)]]
+    rows += [[arm, *(cell(metrics.get(name)) for name in names)] for arm, metrics in arms.items()]
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def cell(value: dict[str, Any] | None) -> str:
+    """Mean ± standard deviation, with as many digits as two of the latter allow; four digits where there is none."""
+    if value is None:
+        return "–"
+    mean, std = value["mean"], value["std"]
+    if mean is None or not math.isfinite(mean):
+        return "n/a"
+    if not std:
+        return f"{mean:.4g}" + (" ± 0" if std == 0 else "")
+    decimals = max(0, 1 - math.floor(math.log10(std)))
+    return f"{mean:.{decimals}f} ± {std:.{decimals}f}"

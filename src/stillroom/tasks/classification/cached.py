@@ -1,0 +1,39 @@
+"""A cache of a teacher's answers as the teacher of classification."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from stillroom.engine.cache import CachedTeacher
+from stillroom.errors import InputError
+from stillroom.tasks.classification.data import ImageData
+
+CACHE = "cache:"  # before a folder: the answers in it teach
+_COMPARED = 8
+
+
+def cached_teacher(spec: str, data: ImageData) -> CachedTeacher:
+    """The teacher of a specification ``cache:FOLDER``.
+
+    Raises:
+        InputError: no finished cache of the teacher's answers to this very data; the message names what differs.
+    """
+    return CachedTeacher(Path(spec.removeprefix(CACHE)), data.cache_key)
+
+
+def check_views(teacher: CachedTeacher, data: ImageData) -> None:
+    """Looks at the first views: are they what the cache has answers to?
+
+    Raises:
+        InputError: another version of the libraries draws other views from the same seeds.
+    """
+    loader = data.every_view(teacher.views, batch_size=_COMPARED)
+    _, drawn = next(iter(loader))
+    loader.end_workers()
+    recorded = teacher.parameters()
+    for name, values in drawn.items():
+        if not np.allclose(values, recorded[name].flatten(0, 1)[: len(values)].numpy(), atol=1e-6):
+            got = f"{teacher.folder}, whose random views ({name}) this version of the libraries draws otherwise"
+            raise InputError("teacher", got, "a cache that is built anew")
