@@ -36,18 +36,22 @@ def on_page_markdown(markdown: str, **_: Any) -> str:
 
 def on_page_content(html: str, **_: Any) -> str:
     """TeX as MathML, which browsers draw by themselves."""
-    html = re.sub(r'<span class="arithmatex">\\\((.*?)\\\)</span>', lambda found: mathml(found[1], "inline"), html, flags=re.DOTALL)
-    return re.sub(r'<div class="arithmatex">\s*\\\[(.*?)\\\]\s*</div>', lambda found: mathml(found[1], "block"), html, flags=re.DOTALL)
+    html = re.sub(r'<span class="arithmatex">\\\((.*?)\\\)</span>', lambda found: mathml(found[1]), html, flags=re.DOTALL)
+    return re.sub(r'<div class="arithmatex">\s*\\\[(.*?)\\\]\s*</div>', lambda found: displayed(found[1]), html, flags=re.DOTALL)
 
 
-def mathml(tex: str, display: str) -> str:
+def displayed(tex: str) -> str:
+    """An equation of its own; what \\qquad keeps apart comes to stand below one another where the page is narrow."""
+    return f'<div class="equation">{"".join(mathml(part, "block") for part in tex.split(r"\qquad"))}</div>'
+
+
+def mathml(tex: str, display: str = "inline") -> str:
     """One equation; TeX that is not understood stops the build."""
     tex = " ".join(unescape(tex).split())
     made = convert(tex, display=display)
     if left := re.search(r"\\[A-Za-z]+", made):
         raise PluginError(f"an equation with {left[0]}, which cannot be shown: {tex}")
-    annotated = made.replace("<math ", f'<math aria-label="{escape(tex)}" ', 1)
-    return f'<div class="equation">{annotated}</div>' if display == "block" else annotated
+    return made.replace("<math ", f'<math aria-label="{escape(tex)}" ', 1)
 
 
 def schema() -> str:
@@ -76,16 +80,28 @@ def section(found: dict[str, Any]) -> str:
         groups.setdefault(group if colon else "", {})[name if colon else arm] = metrics
     page = f" ([the method](methods/{method}.md))" if (ROOT / f"docs/methods/{method}.md").exists() else ""
     seeds = len(found["seeds"])
-    parts = [f"## {method} {{ #{method} }}", f"{found['verdict']}{page}"]
+    said = found["verdict"].replace("+-", "±").rstrip(".").split("; ")
+    verdict = "\n".join(f"- {part}" for part in said) if len(said) > 3 else f"{found['verdict']}"
+    parts = [f"## {method} {{ #{method} }}", f"Measured: {seeds} seed{'s' if seeds != 1 else ''}{page}.", verdict]
     for group, rows in groups.items():
         parts += ([f"**{group}**"] if group else []) + [table(rows)]
-    made = f"{seeds} seed{'s' if seeds != 1 else ''} ({', '.join(map(str, found['seeds']))}), {found['date']}, {found['hardware']}. Made by:"
-    return "\n\n".join([*parts, made, f"```\n{found['command']}\n```"])
+    made = f"Seeds {', '.join(map(str, found['seeds']))}; {found['date']}; {found['hardware']}. Made by:"
+    return "\n\n".join([*parts, made, f"```\n{lines(found['command'])}\n```"])
+
+
+def lines(command: str, width: int = 90) -> str:
+    """A command over several lines, broken before its options."""
+    whole = ""
+    for piece in re.split(r" (?=--)", command):
+        last = whole.rpartition("\n")[2]
+        whole += piece if not whole else f" \\\n    {piece}" if len(last) + len(piece) > width else f" {piece}"
+    return whole
 
 
 def table(arms: dict[str, Any]) -> str:
     """An arm a row, a metric a column."""
-    names = list(dict.fromkeys(name for metrics in arms.values() for name in metrics))
+    found = dict.fromkeys(name for metrics in arms.values() for name in metrics)
+    names = sorted(found, key=lambda name: (name == "seconds", name.startswith("best")))
     rows = [["arm", *(LABELS.get(name, name) for name in names)], ["---", *["---:"] * len(names)]]
     rows += [[arm, *(cell(metrics.get(name)) for name in names)] for arm, metrics in arms.items()]
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
@@ -99,6 +115,6 @@ def cell(value: dict[str, Any] | None) -> str:
     if mean is None or not math.isfinite(mean):
         return "n/a"
     if not std:
-        return f"{mean:.4g}" + (" ± 0" if std == 0 else "")
+        return f"{mean:.4g}" + ("\N{NO-BREAK SPACE}±\N{NO-BREAK SPACE}0" if std == 0 else "")
     decimals = max(0, 1 - math.floor(math.log10(std)))
-    return f"{mean:.{decimals}f} ± {std:.{decimals}f}"
+    return f"{mean:.{decimals}f}\N{NO-BREAK SPACE}±\N{NO-BREAK SPACE}{std:.{decimals}f}"

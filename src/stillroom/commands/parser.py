@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from stillroom.errors import InputError, StillroomError
 
@@ -19,8 +19,8 @@ class UsageError(StillroomError):
 class Parser(argparse.ArgumentParser):
     """Takes no abbreviations, and says what is wrong in one line, without the usage before it."""
 
-    def __init__(self, prog: str, description: str) -> None:
-        super().__init__(prog=prog, description=description, allow_abbrev=False)
+    def __init__(self, prog: str, description: str | None = None, **options: Any) -> None:
+        super().__init__(prog=prog, description=description, **{**options, "allow_abbrev": False})
 
     def error(self, message: str) -> NoReturn:
         """Raises UsageError."""

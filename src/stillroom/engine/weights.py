@@ -106,6 +106,7 @@ def save_weights(network: nn.Module | Mapping[str, Tensor], path: str | Path) ->
     temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp")
     try:
         save_file(tensors, temporary, metadata={"format": "pt"})
+        temporary.chmod(0o644)  # safetensors makes it unreadable for everybody else
         _sync(temporary)
         os.replace(temporary, target)
         _sync(target.parent)

@@ -1,0 +1,94 @@
+"""What the documentation shows is so: its Python runs, its commands have these options, its numbers are the measured ones."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from stillroom import catalog, cli
+
+ROOT = Path(__file__).parents[1]
+PAGES = {path.relative_to(ROOT / "docs").as_posix(): path.read_text(encoding="utf-8") for path in sorted((ROOT / "docs").rglob("*.md"))}
+PAGES["README.md"] = (ROOT / "README.md").read_text(encoding="utf-8")
+BLOCK = re.compile(r"<!-- a test runs this block(?:: (\S+))? -->\n```python\n(.*?)```", re.DOTALL)
+IN_DOCS = {page: found for page, text in PAGES.items() if page != "README.md" and (found := BLOCK.findall(text))}
+COMMANDS = [
+    (page, command.split("#")[0].replace("\\\n", " ").strip())
+    for page, text in PAGES.items()
+    for block in re.findall(r"^```(?:bash)?\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+    for command in re.findall(r"\bstillroom run (?:[^\n\\]|\\\n|\\)*", block)
+]
+
+
+def test_the_worked_example_is_there() -> None:
+    assert len(IN_DOCS["add-a-method.md"]) == 5
+
+
+@pytest.mark.parametrize("page", IN_DOCS)
+def test_python_runs(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, object] = {}
+    for file, block in IN_DOCS[page]:
+        exec(compile(block, page, "exec"), names)
+        if file:
+            Path(file).write_text(block)
+    if page == "add-a-method.md":
+        assert (tmp_path / "runs/at/report.html").exists()
+
+
+@pytest.mark.parametrize("out", ["runs/shapes", "runs/own-network"])
+def test_own_data_and_own_network_run(out: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for file, block in IN_DOCS["bring-your-own.md"]:
+        Path(file).write_text(block)
+    (command,) = [command for page, command in COMMANDS if page == "bring-your-own.md" and f"--out {out}" in command]
+    assert cli.main(shlex.split(command)[1:]) == 0
+    assert (tmp_path / out / "report.html").exists()
+
+
+def test_commands_have_options_that_exist(capsys: pytest.CaptureFixture[str]) -> None:
+    assert len(COMMANDS) > 20
+    known: dict[str, set[str]] = {}
+    for page, command in COMMANDS:
+        method = command.split()[2]
+        if method == "METHOD":
+            continue
+        if method not in known:
+            if not any(built.name == method and built.room for built in catalog.METHODS):
+                assert "src/stillroom/methods/" in PAGES[page], command  # a page that says how to add it
+                continue
+            with pytest.raises(SystemExit):
+                cli.main(["run", method, "--help"])
+            known[method] = set(re.findall(r"--[a-z][a-z-]*", capsys.readouterr().out))
+        assert set(re.findall(r"(?<!\S)--[a-z][a-z-]*", command)) <= known[method] | {"--help"}, (page, command)
+
+
+@pytest.mark.parametrize("page", [page for page, text in PAGES.items() if page.startswith("methods/") and "\n> " in text])
+def test_a_quoted_verdict_is_the_measured_one(page: str) -> None:
+    measured = json.loads((ROOT / f"results/{Path(page).stem}.json").read_text(encoding="utf-8"))["verdict"]
+    for quote in re.findall(r"^> (.*)$", PAGES[page], re.MULTILINE):
+        assert quote in measured
+
+
+def test_results_tables_are_made_from_the_files() -> None:
+    pytest.importorskip("mkdocs")
+    pytest.importorskip("latex2mathml")
+    found = importlib.util.spec_from_file_location("stillroom_docs_hooks", ROOT / "docs/hooks.py")
+    assert found is not None
+    assert found.loader is not None
+    hooks = importlib.util.module_from_spec(found)
+    found.loader.exec_module(hooks)
+    page = hooks.on_page_markdown(PAGES["results.md"])
+    for path in (ROOT / "results").glob("*.json"):
+        measured = json.loads(path.read_text(encoding="utf-8"))
+        assert f"## {measured['method']} " in page
+    assert hooks.cell({"mean": 61.41667, "std": 0.64291}).split() == ["61.42", "±", "0.64"]
+    assert hooks.cell({"mean": 65.35, "std": None}) == "65.35"
+    assert "stillroom.report/1" in hooks.on_page_markdown(PAGES["report.md"])
+    assert "<math" in hooks.on_page_content('<p><span class="arithmatex">\\(a &lt; b\\)</span></p>')
+    assert [str(path) for path in (ROOT / "docs").rglob("*.md") if "MEASURED_" in path.read_text(encoding="utf-8")] == []
