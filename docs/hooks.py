@@ -42,7 +42,8 @@ def on_page_content(html: str, **_: Any) -> str:
 
 def displayed(tex: str) -> str:
     """An equation of its own; what \\qquad keeps apart comes to stand below one another where the page is narrow."""
-    return f'<div class="equation">{"".join(mathml(part, "block") for part in tex.split(r"\qquad"))}</div>'
+    parts = [mathml(part, "block") for part in tex.split(r"\qquad")]
+    return f'<div class="equation">{"".join(parts)}</div>'
 
 
 def mathml(tex: str, display: str = "inline") -> str:

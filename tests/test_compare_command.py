@@ -148,7 +148,7 @@ def test_with_no_method_left_it_is_an_error(tmp_path: Path) -> None:
         compare(tmp_path / "early", "kd", "--options.kd", "{temperature: 0}")
     assert caught.value.exit_code == 1
     assert not (tmp_path / "early").exists()
-    with pytest.raises(StillroomError, match="no method succeeded: kd: .*not finite") as caught:
+    with pytest.raises(StillroomError, match=r"no method succeeded: kd: .*not finite") as caught:
         compare(tmp_path / "late", "kd", "--options.kd", "{kd_weight: 1.0e+38}")
     assert caught.value.exit_code == 1
     assert "failed" in (tmp_path / "late/report.html").read_text()

@@ -129,7 +129,8 @@ def test_a_stop_ends_every_process(tmp_path: Path, number: signal.Signals) -> No
 @pytest.mark.skipif(sys.platform != "linux", reason="looks at /proc")
 def test_processes_of_a_killed_comparison_end(tmp_path: Path) -> None:
     code = (
-        "from pathlib import Path\nfrom stillroom.engine.comparison import Piece, run_at_once\nfrom tests.engine.test_comparison import Work\n"
+        "from pathlib import Path\nfrom stillroom.engine.comparison import Piece, run_at_once\n"
+        "from tests.engine.test_comparison import Work\n"
         f"folder = Path({str(tmp_path)!r})\nrun_at_once(Work(folder), [Piece('sleeps', 0)], 2, folder / 'logs', 'top1')\n"
     )
     parent = subprocess.Popen([sys.executable, "-c", code], cwd=Path(__file__).parents[2])

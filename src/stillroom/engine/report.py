@@ -324,7 +324,7 @@ class Report:
 
         cells = page.comparison_cells(self) if self.reference or self.failed else page.table_cells(self)
         below = [f"{arm} failed{' with ' if arm in self.arms else ': '}{reason}" for arm, reason in self.failed.items()]
-        if self.reference:
+        if any(gain.interval for gain in self.gains(self.reference).values()):
             below.append("Differences are paired by seed, with their 95 % intervals.")
         table = Table(title=Text(self.title), caption=Text("\n".join([*below, page.headline(self)])), caption_justify="left")
         for i, column in enumerate(cells.columns):

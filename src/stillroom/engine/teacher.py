@@ -168,6 +168,14 @@ class Teacher:
             self._prepared = None
         return _TeacherTap(self, paths)
 
+    def precision_on(self, device: torch.device) -> Literal["bf16", "fp16", "fp32"]:
+        """What "auto" means on a device; otherwise the precision that was asked for.
+
+        Raises:
+            InputError: the device has no such precision.
+        """
+        return _resolved(self._precision, device)
+
     def fingerprint(self) -> str:
         """A hash over architectures, weights and options: equal where the answers are, on the same machine."""
         digest = hashlib.blake2b(digest_size=16)

@@ -122,7 +122,7 @@ def recipe(
         lab: where and how to run.
         data: the images.
         plan: how the networks are trained.
-        teacher: network, optionally with weights after ``@``; without weights it is trained first. Or the folder of an earlier run.
+        teacher: network, optionally with weights after ``@``; without weights it is trained first. Or a run's folder, or cache:FOLDER.
         student: network, as above.
         teacher_epochs: epochs for a teacher that has to be trained; by default as many as the student's.
         student_layer: module path of the guided layer; by default a middle one of the networks that come with Stillroom.

@@ -19,7 +19,7 @@ from stillroom.engine.cache.teacher import CachedTeacher, output_files
 from stillroom.engine.cache.views import Views
 from stillroom.engine.loading import Loader
 from stillroom.engine.report import StageResult
-from stillroom.engine.teacher import Teacher, _resolved
+from stillroom.engine.teacher import Teacher
 from stillroom.errors import InputError
 
 Answer = Callable[[Any], dict[str, Tensor]]  # batch -> outputs by their names, the logits first
@@ -90,7 +90,7 @@ def build_cache(
         raise InputError("teacher", f"{teacher}", "a network: what it answered is in a cache already")
     key = {
         "teacher": teacher.fingerprint(),
-        "teacher_precision": _resolved(teacher._precision, device),
+        "teacher_precision": teacher.precision_on(device),
         **data.cache_key,
         "views": views.count,
         "views_seed": views.seed,

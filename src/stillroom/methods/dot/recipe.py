@@ -71,7 +71,7 @@ def recipe(
         lab: where and how to run.
         data: the images.
         plan: how the networks are trained; sgd only.
-        teacher: network, optionally with weights after ``@``; without weights it is trained first. Or the folder of an earlier run.
+        teacher: network, optionally with weights after ``@``; without weights it is trained first. Or a run's folder, or cache:FOLDER.
         student: network, as above.
         teacher_epochs: epochs for a teacher that has to be trained; by default as many as the student's.
         host: the method whose losses are optimised.
