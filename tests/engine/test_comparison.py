@@ -39,7 +39,7 @@ class Work:
 
     def __call__(self, piece: Piece) -> StageResult:
         print(f"{piece} speaks")
-        if piece.arm == "bad":
+        if piece.arm.endswith("bad"):
             raise NonFiniteLoss(7, {"kd": float("nan")}, [1])
         if piece.arm == "worse":
             raise ZeroDivisionError("a number\nby nothing")
