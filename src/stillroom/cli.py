@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from stillroom import catalog
 from stillroom._version import __version__
 from stillroom.commands.parser import Parser
-from stillroom.errors import StillroomError
+from stillroom.errors import StillroomError, explained
 
 # Each is a module of `stillroom.commands` with a function `run(arguments, command)`; it is imported when it is asked for.
 COMMANDS = {
@@ -35,6 +35,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     except StillroomError as error:
         print(f"stillroom: {' '.join(str(error).split())}", file=sys.stderr)
         return error.exit_code
+    except Exception as error:
+        told = explained(error)
+        if told is None:
+            raise
+        print(f"stillroom: {' '.join(str(told).split())}", file=sys.stderr)
+        return told.exit_code
     except KeyboardInterrupt:
         print("stillroom: stopped", file=sys.stderr)
         return 130

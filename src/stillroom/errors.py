@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import difflib
+import errno
+import re
 from collections.abc import Iterable
 
 
@@ -65,6 +67,27 @@ class Interrupted(StillroomError):
     """The user (Ctrl-C) or the system (SIGTERM) asked the run to end; it ended with everything saved."""
 
     exit_code = 130
+
+
+class Broken(StillroomError):
+    """Something around the run gave way: a disk, or a process that the system ended. Nothing is wrong with the arguments."""
+
+
+def explained(error: BaseException) -> Broken | None:
+    """What a user is told of an error that no code of ours is to blame for; None of every other one."""
+    goes_on = "what was finished or has a checkpoint is safe, the same command goes on from there"
+    if match := re.search(r"DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\)", str(error)):
+        return Broken(f"a process that reads data (pid {match.group(1)}) was killed, perhaps for want of memory (--workers); {goes_on}")
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, OSError) and cause.errno in _BROKEN:
+            place = f"{cause.filename}: " if cause.filename else ""
+            return Broken(f"{place}cannot be written ({cause.strerror}); {goes_on}")
+        cause = cause.__cause__ or cause.__context__
+    return None
+
+
+_BROKEN = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
 
 
 def positive(argument: str, value: float) -> float:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import os
 import platform
+import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
@@ -166,6 +168,8 @@ class Lab:
             raise InputError("out", None, "the folder of the run")
         self.options = options
         self.folder = Path(options.out)
+        if options.devices * options.num_nodes > 1:
+            _check_port()
         self._run_folder = RunFolder(self.folder, settings or {}, overwrite=options.overwrite)
         self.seed = options.seed if seed is None else seed
         self.started = _now()
@@ -502,6 +506,19 @@ def _device(accelerator: str) -> torch.device:
     if accelerator in ("mps", "auto") and torch.backends.mps.is_available():
         return torch.device("mps")
     return torch.device("cpu")
+
+
+def _check_port() -> None:
+    """Where this process will start the others, and was told at which port they meet: is that free?"""
+    port, external = os.environ.get("MASTER_PORT"), {"LOCAL_RANK", "SLURM_PROCID"} & os.environ.keys()
+    if port is None or external or os.environ.get("NODE_RANK", "0") != "0":
+        return
+    with socket.socket() as tried:
+        tried.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            tried.bind(("", int(port)))
+        except (OSError, ValueError, OverflowError) as error:
+            raise InputError("MASTER_PORT", port, f"a free port, or none: then one is found ({error})") from None
 
 
 def _title(method: str) -> str:

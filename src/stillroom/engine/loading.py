@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -218,7 +218,8 @@ class Loader(DataLoader[Any]):
     def end_workers(self) -> None:
         """Stop the worker processes; the next pass starts new ones."""
         if isinstance(self._iterator, _MultiProcessingDataLoaderIter):
-            self._iterator._shutdown_workers()
+            with suppress(RuntimeError):  # one that was killed is told of here a second time
+                self._iterator._shutdown_workers()
         self._iterator = None
 
     def _begin_pass(self) -> None:

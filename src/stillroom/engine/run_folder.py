@@ -15,7 +15,7 @@ from stillroom.errors import InputError
 # What may change between a run and its continuation without changing its numbers.
 _FREE_TO_CHANGE = {
     *("accelerator", "checkpoint_seconds", "checkpoint_steps", "devices", "num_nodes"),
-    *("out", "overwrite", "seeds", "strategy", "trust_pickle", "workers"),
+    *("out", "overwrite", "seeds", "strategy", "strict", "trust_pickle", "workers"),
     # of a comparison: each method with its options has a stage of its own
     *("jobs", "methods", "options"),
 }

@@ -22,7 +22,7 @@ def test_unreadable_files_are_left_out_with_their_labels(tmp_path, caplog):
     with caplog.at_level(logging.WARNING):
         source = open_source(f"imagefolder:{tmp_path}")
         images = into_memory(source.train, 12, eval_transform("cifar", 12, source.mean, source.std).each)
-    assert [record.getMessage().count(".png") for record in caplog.records] == [1, 1]
+    assert [record.getMessage().count(".png") for record in caplog.records] == [2]
     assert np.bincount(images.labels).tolist() == [6, 8]
     for i in range(len(images)):
         red, green = images.pixels[i, :2, 0, 0].tolist()

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from lightning.fabric.utilities.rank_zero import rank_zero_only
 from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import Dataset
@@ -22,7 +23,8 @@ from stillroom.engine.loading import Draw, Loader, Seeded, SeekableBatches
 from stillroom.engine.report import Report, Section
 from stillroom.engine.teacher import Renormalise
 from stillroom.errors import InputError, near
-from stillroom.tasks.classification.images import Images, MemoryImages, TakenImages, into_memory, stratified
+from stillroom.tasks.classification.folders import counted, warn_left_out
+from stillroom.tasks.classification.images import Images, MemoryImages, TakenImages, into_memory, stratified, unreadable
 from stillroom.tasks.classification.loaded import ship
 from stillroom.tasks.classification.metrics import ClassificationEvaluator, agreement
 from stillroom.tasks.classification.pages import classification_sections
@@ -66,6 +68,9 @@ class ImageData:
     Small images (up to 64 pixels, up to 1.5 GB decoded) are decoded once, when a loader or the labels are first asked for, and stay in
     memory. Everything else is read from its files, by worker processes, in every epoch.
 
+    Image files are looked at when the data are opened (see `images.unreadable`). Those that cannot be decoded are left out, with one
+    warning; the others are numbered without them, and the fingerprint tells sets with other files left out apart.
+
     Args:
         data: where the images are: ``digits`` (small, comes with scikit-learn), ``imagefolder:PATH[,val=0.2]`` (folder or zip, one
             folder per class), ``cifar10:PATH``, ``cifar100:PATH``, ``tiny-imagenet:PATH``, ``imagenet:PATH``, or
@@ -82,6 +87,7 @@ class ImageData:
         teacher_mean: the mean that the teacher was trained with, where it is another than the student's.
         teacher_std: the teacher's standard deviation, likewise.
         subset_seed: which images the subsets are.
+        strict: refuse data with image files that cannot be decoded, which are left out otherwise.
 
     Raises:
         InputError: an argument that cannot be used; it is named.
@@ -102,6 +108,7 @@ class ImageData:
         teacher_mean: tuple[float, float, float] | None = None,
         teacher_std: tuple[float, float, float] | None = None,
         subset_seed: int = 0,
+        strict: bool = False,
     ) -> None:
         if augment is not None and augment not in AUGMENTATIONS:
             raise InputError("augment", augment, f"one of {near(augment, AUGMENTATIONS)}")
@@ -121,10 +128,15 @@ class ImageData:
         self.classes: tuple[str, ...] = self.source.classes
         self.num_classes = len(self.classes)
         self.input_shape = (3, self.image_size, self.image_size)
-        self._listed = (
+        self.strict = strict
+        listed = (
             _taken(self.source.train, "subset", subset, self.num_classes, subset_seed),
             _taken(self.source.val, "val_subset", val_subset, self.num_classes, subset_seed),
         )
+        self._listed, left_out = self._readable(listed)
+        content = self.source.fingerprint
+        if left_out:
+            content = hashlib.sha256(repr((content, left_out)).encode()).hexdigest()[:16]
         # Evaluation prepares images as training does, except that "none" says nothing about it.
         self._style = self.source.augment if self.augment == "none" else self.augment
         statistics = self.mean, self.std
@@ -132,10 +144,10 @@ class ImageData:
         self._eval_transform = eval_transform(self._style, self.image_size, *statistics)
         self.in_memory = self._fits_memory()
         self.workers = self._default_workers() if workers is None else _at_least("workers", workers, 0)
-        parts = self.source.fingerprint, self.image_size, self.augment, subset, val_subset, *statistics, subset_seed
+        parts = content, self.image_size, self.augment, subset, val_subset, *statistics, subset_seed
         self.fingerprint = hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
         self.cache_key: dict[str, Any] = {
-            "data": self.source.fingerprint,
+            "data": content,
             "image_size": self.image_size,
             "augment": self.augment,
             "subset": subset,
@@ -259,10 +271,27 @@ class ImageData:
     def _val(self) -> Images:
         return self._prepared(self._listed[1])
 
+    def _readable(self, listed: tuple[Images, ...]) -> tuple[tuple[Images, ...], list[str]]:
+        """Training and validation images without the files that cannot be decoded, and the names of these."""
+        damaged = [unreadable(images) for images in listed]
+        names = [images.name(index) for images, indices in zip(listed, damaged, strict=True) for index in indices.tolist()]
+        if not names:
+            return listed, names
+        if self.strict:
+            raise InputError("data", counted(names), "none such, since strict was asked for")
+        if int(getattr(rank_zero_only, "rank", 0)) == 0:
+            warn_left_out(names)
+        kept = tuple(TakenImages(images, np.setdiff1d(np.arange(len(images)), i)) for images, i in zip(listed, damaged, strict=True))
+        for images, split in zip(kept, ("training", "validation"), strict=True):
+            counts = np.bincount(images.labels, minlength=self.num_classes)
+            if empty := [name for name, count in zip(self.classes, counts, strict=True) if not count]:
+                raise InputError("data", f"no readable {split} image of {', '.join(empty[:5])}", "at least one of each class")
+        return kept, names
+
     def _prepared(self, images: Images) -> Images:
         if not self.in_memory or (isinstance(images, MemoryImages) and images.pixels.shape[-2:] == self.input_shape[1:]):
             return images
-        return into_memory(images, self.image_size, lambda image: self._eval_transform.prepare(image)[0])
+        return into_memory(images, self.image_size, lambda image: self._eval_transform.prepare(image)[0], strict=self.strict)
 
     def _fits_memory(self) -> bool:
         bytes_per_image = 3 * self.image_size**2

@@ -40,6 +40,13 @@ class Folder:
         """The content of one file."""
         return (self.root / name).read_bytes()
 
+    def ends(self, name: str, count: int) -> tuple[bytes, bytes]:
+        """The first and the last `count` bytes of one file."""
+        with (self.root / name).open("rb") as file:
+            head = file.read(count)
+            file.seek(max(0, file.seek(0, os.SEEK_END) - count))
+            return head, file.read()
+
 
 class Zip:
     """A zip archive as a store of files, read in place. Every process opens its own handle: a shared one would share its position."""
@@ -68,6 +75,11 @@ class Zip:
     def read(self, name: str) -> bytes:
         """The content of one file."""
         return self._archive().read(name)
+
+    def ends(self, name: str, count: int) -> tuple[bytes, bytes]:
+        """As `Folder.ends`."""
+        content = self.read(name)
+        return content[:count], content[-count:]
 
 
 def list_files(path: str, argument: str) -> tuple[Folder | Zip, dict[str, int], set[str]]:
@@ -122,7 +134,6 @@ def list_classes(
     number = {name: i for i, name in enumerate(classes)}
     inside = [name for name in sorted(files) if name.startswith(start) and _is_image(name)]
     listed = [(name, number[name[len(start) :].split("/")[0]]) for name in inside if "/" in name[len(start) :]]
-    listed = without_empty(listed, files)
     names, labels = [name for name, _ in listed], np.array([label for _, label in listed], np.int64)
     where = f"{path}/{root}" if root else path
     counts = np.bincount(labels, minlength=len(classes))
@@ -135,13 +146,6 @@ def list_classes(
     return classes, names, labels
 
 
-def without_empty(listed: list[tuple[str, int]], files: dict[str, int]) -> list[tuple[str, int]]:
-    """The (path, label) pairs but those of empty files, which are warned of."""
-    if empty := [name for name, _ in listed if files[name] == 0]:
-        warn_left_out(empty, "have no content")
-    return [(name, label) for name, label in listed if files[name] > 0]
-
-
 def check_same(train: Sequence[str], val: Sequence[str], argument: str) -> None:
     """Raises InputError unless both lists hold the same classes in the same order."""
     if tuple(train) == tuple(val):
@@ -151,10 +155,15 @@ def check_same(train: Sequence[str], val: Sequence[str], argument: str) -> None:
     raise InputError(argument, differences, "the same classes for training and validation")
 
 
-def warn_left_out(names: Sequence[str], why: str) -> None:
+def warn_left_out(names: Sequence[str]) -> None:
     """One warning for all images that a set goes without."""
-    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
-    logger.warning("%d image files that %s are left out: %s%s", len(names), why, ", ".join(names[:5]), more)
+    logger.warning("left out %s", counted(names))
+
+
+def counted(names: Sequence[str]) -> str:
+    """How many image files cannot be decoded, and the first five of them."""
+    files = "1 image file" if len(names) == 1 else f"{len(names)} image files"
+    return f"{files} that cannot be decoded: {', '.join(names[:5])}{f' and {len(names) - 5} more' if len(names) > 5 else ''}"
 
 
 def _is_image(name: str) -> bool:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import io
+import os
+import warnings
 import zipfile
 import zlib
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import IO, Any, Protocol
 
@@ -17,6 +20,9 @@ from torch import Tensor
 from stillroom.engine.loading import sample_order
 from stillroom.errors import InputError, StillroomError
 from stillroom.tasks.classification.folders import Folder, Zip, warn_left_out
+
+_DECODED = 20_000  # images of larger sets are looked at only at both ends before a run
+_END = 32  # bytes, enough for the marks that formats begin and end with
 
 
 class UnreadableImage(StillroomError):
@@ -81,12 +87,29 @@ class FileImages:
 
     def image(self, index: int) -> Image.Image:
         """One image, decoded now."""
+        return self._decoded(self.names[index])
+
+    def readable(self, index: int, *, ends: bool) -> bool:
+        """Whether a file can be decoded.
+
+        Args:
+            ends: be content with a JPEG or PNG that begins and ends as it should; all others are decoded.
+        """
         name = self.names[index]
+        try:
+            if ends and _complete(*self.store.ends(name, _END)):
+                return True
+            self._decoded(name, coarse=True)
+        except (UnreadableImage, OSError, zipfile.BadZipFile, zlib.error):
+            return False
+        return True
+
+    def _decoded(self, name: str, *, coarse: bool = False) -> Image.Image:
         try:
             content = self.store.read(name)
         except (OSError, zipfile.BadZipFile, zlib.error) as error:
             raise UnreadableImage(f"{name}: cannot be read ({error})") from None
-        return read_image(io.BytesIO(content), name)
+        return read_image(io.BytesIO(content), name, coarse=coarse)
 
     def name(self, index: int) -> str:
         """For reports: its path."""
@@ -143,12 +166,40 @@ class TakenImages:
         return self.images.name(int(self.indices[index]))
 
 
-def read_image(file: str | Path | IO[bytes] | Image.Image, name: str | None = None) -> Image.Image:
+def unreadable(images: Images) -> np.ndarray:
+    """Which images lie in files that cannot be decoded: indices, sorted. It depends on the files alone.
+
+    Every file of a set of up to 20 000 is decoded. Of a larger one, JPEG and PNG files are looked at at both ends only, where what
+    happens to files (broken off, empty, a web page) shows; damage in the middle of one of them ends the run when it is read.
+    """
+    if isinstance(images, TakenImages) and isinstance(images.images, FileImages):
+        files, indices = images.images, images.indices
+    elif isinstance(images, FileImages):
+        files, indices = images, np.arange(len(images))
+    else:
+        return np.empty(0, np.int64)
+    ends = len(indices) > _DECODED
+    with warnings.catch_warnings(), ThreadPoolExecutor(os.cpu_count()) as threads:
+        warnings.filterwarnings("ignore", module=r"PIL\..*")  # on EXIF data and the like that do not hinder reading
+        parts = np.array_split(indices, -(-len(indices) // 256))
+        good = threads.map(lambda part: [files.readable(index, ends=ends) for index in part.tolist()], parts)
+        return np.flatnonzero(~np.concatenate(list(good)))
+
+
+def _complete(head: bytes, tail: bytes) -> bool:
+    """Whether a file's ends are those of a whole JPEG or PNG."""
+    if head.startswith(b"\xff\xd8\xff"):
+        return tail.endswith(b"\xff\xd9")
+    return head.startswith(b"\x89PNG\r\n\x1a\n") and b"IEND" in tail
+
+
+def read_image(file: str | Path | IO[bytes] | Image.Image, name: str | None = None, *, coarse: bool = False) -> Image.Image:
     """An image file, or an image of any mode, as RGB, turned upright as its EXIF orientation says.
 
     Args:
         file: left as it is, if it is an image.
         name: what errors call it.
+        coarse: in the smallest size that the format can be decoded to, to see whether it can be.
 
     Raises:
         UnreadableImage: it cannot be decoded, or its values have no agreed range (floating-point TIFF).
@@ -157,6 +208,8 @@ def read_image(file: str | Path | IO[bytes] | Image.Image, name: str | None = No
         name = getattr(file, "filename", "") or "an image in memory" if isinstance(file, Image.Image) else str(file)
     try:
         with ImageOps.exif_transpose(file) if isinstance(file, Image.Image) else Image.open(file) as image:
+            if coarse:
+                image.draft("RGB", (1, 1))
             ImageOps.exif_transpose(image, in_place=True)
             if image.mode == "F":
                 raise UnreadableImage(f"{name}: an image of floating-point values; save it with 8 bits a channel")
@@ -169,13 +222,17 @@ def read_image(file: str | Path | IO[bytes] | Image.Image, name: str | None = No
         raise UnreadableImage(f"{name}: not a readable image ({error})") from None
 
 
-def into_memory(images: Images, size: int, prepare: Callable[[Tensor | Image.Image], Tensor]) -> MemoryImages:
+def into_memory(images: Images, size: int, prepare: Callable[[Tensor | Image.Image], Tensor], *, strict: bool = False) -> MemoryImages:
     """Decode all images once, into one uint8 tensor [N, 3, size, size].
 
     Must be done before loader workers are started, so that they share it. Files that cannot be decoded are left out, with one warning.
 
     Args:
         prepare: image -> uint8 [3, size, size].
+        strict: leave none out.
+
+    Raises:
+        UnreadableImage: none can be decoded; or one cannot, and `strict`.
     """
     pixels = torch.empty(len(images), 3, size, size, dtype=torch.uint8)
     readable = np.ones(len(images), bool)
@@ -183,11 +240,13 @@ def into_memory(images: Images, size: int, prepare: Callable[[Tensor | Image.Ima
         try:
             pixels[index] = prepare(images.image(index))
         except UnreadableImage:
+            if strict:
+                raise
             readable[index] = False
     if not readable.any():
         raise UnreadableImage(f"{images.name(0)} and all other images cannot be decoded")
     if not readable.all():
-        warn_left_out([images.name(int(i)) for i in np.flatnonzero(~readable)], "cannot be decoded")
+        warn_left_out([images.name(int(i)) for i in np.flatnonzero(~readable)])
     kept = np.flatnonzero(readable)
     names = [images.name(int(i)) for i in kept]
     return MemoryImages(pixels if readable.all() else pixels[torch.from_numpy(kept)], images.labels[kept], names)

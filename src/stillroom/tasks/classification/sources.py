@@ -25,7 +25,7 @@ import torch
 from PIL import Image
 
 from stillroom.errors import InputError, near
-from stillroom.tasks.classification.folders import check_same, find_splits, list_classes, list_files, single_top, without_empty
+from stillroom.tasks.classification.folders import check_same, find_splits, list_classes, list_files, single_top
 from stillroom.tasks.classification.images import DatasetImages, FileImages, Images, MemoryImages, UnreadableImage, hold_out, stratified
 
 logger = logging.getLogger(__name__)
@@ -165,7 +165,6 @@ def _open_tiny_imagenet(path: str, options: dict[str, str], argument: str) -> So
     listed = [(f"{top}val/images/{name}", number[wnid]) for name, wnid in rows]
     if missing := [name for name, _ in listed if name not in files]:
         raise InputError(argument, path, f"every file of {annotations}; missing: {', '.join(missing[:5])}")
-    listed = without_empty(listed, files)
     val = FileImages(store, [name for name, _ in listed], np.array([label for _, label in listed], np.int64))
     classes = _words(store.read(f"{top}words.txt").decode(), wnids) if f"{top}words.txt" in files else wnids
     split = FileImages(store, names, labels), val
