@@ -1,0 +1,131 @@
+"""Is the processor ever waiting for the loader? The share of a run's time that is spent in `next(loader)`, at the default settings.
+
+The images in memory are prepared in the training process, where no one else can do it: their share is work rather than waiting, and has
+to be small. Images in files are read ahead by workers: their share is waiting, unless the workers take the cores from the training.
+
+    python benchmarks/loading.py [--data imagefolder:PATH.zip] [--subset 10000] [--threads N]
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import timm
+import torch
+from measuring import keep, setting, show, verdict
+from PIL import Image
+from torch import nn
+
+from stillroom.engine import Distiller, Teacher, Training
+from stillroom.methods.kd import KD
+from stillroom.tasks.classification import ImageData, Supervised
+from stillroom.tasks.classification.networks import NETWORKS
+
+LIMIT = 0.05  # of the time
+PLAN = Training(epochs=1, lr=0.01, schedule="constant")
+
+
+def share(distiller: Distiller, data: ImageData, seconds: float, steps: int) -> dict[str, float]:
+    """Trains for a while; a pass that ends is followed by the next, as in a run."""
+    distiller.train()
+    distiller.plan = PLAN
+    optimizer = distiller.configure_optimizers()
+    loader = data.train_loader(seed=0)
+
+    def batches() -> Iterator[object]:
+        while True:
+            yield from loader
+
+    stream = batches()
+    waited, worked = [], []
+    end = time.monotonic() + seconds
+    while len(worked) < 3 or (time.monotonic() < end and len(worked) < steps):
+        started = time.perf_counter()
+        batch = next(stream)
+        got = time.perf_counter()
+        optimizer.zero_grad()
+        distiller.losses(batch).total.backward()
+        optimizer.step()
+        waited.append(got - started)
+        worked.append(time.perf_counter() - got)
+    loader.end_workers()
+    first, waited, worked = waited[0], waited[2:], worked[2:]  # the workers' start, and the teacher's preparation
+    return {
+        "first_batch_ms": 1e3 * first,
+        "wait_ms": 1e3 * statistics.median(waited),
+        "step_ms": 1e3 * statistics.median(worked),
+        "longest_wait_ms": 1e3 * max(waited),
+        "share": sum(waited) / (sum(waited) + sum(worked)),
+        "steps": len(worked),
+    }
+
+
+def photographs(folder: Path, count: int = 256, classes: int = 4) -> ImageData:
+    """JPEG files of a usual size, 500 x 375."""
+    random = np.random.default_rng(0)
+    for split in ("train", "val"):
+        for number in range(count if split == "train" else classes):
+            place = folder / split / f"class{number % classes}"
+            place.mkdir(parents=True, exist_ok=True)
+            small = Image.fromarray(random.integers(0, 255, (47, 63, 3), dtype=np.uint8))  # smooth, so that the files are of usual size too
+            small.resize((500, 375), Image.Resampling.BICUBIC).save(place / f"{number:05d}.jpg", quality=90)
+    return ImageData(f"imagefolder:{folder}", batch_size=16)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", default="imagefolder:../shared/data/cifar10/cifar10.zip")
+    parser.add_argument("--subset", type=int, default=10000, help="training images that are decoded")
+    parser.add_argument("--threads", type=int, help="by default what PyTorch takes")
+    parser.add_argument("--seconds", type=float, default=12.0, help="of measuring, per row")
+    parser.add_argument("--steps", type=int, default=150, help="at most, per row")
+    parser.add_argument("--note", default="")
+    options = parser.parse_args()
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    small = ImageData(options.data, batch_size=64, subset=options.subset, val_subset=100)
+    started = time.perf_counter()
+    _ = small.train_labels
+    decoding = time.perf_counter() - started
+
+    def resnet(name: str) -> nn.Module:
+        torch.manual_seed(0)
+        return NETWORKS[name](num_classes=100)
+
+    with tempfile.TemporaryDirectory() as folder:
+        large = photographs(Path(folder))
+        rows: dict[str, tuple[Callable[[], Distiller], ImageData]] = {
+            "KD resnet32x4 -> resnet8x4, 32 px, batch 64": (lambda: KD(resnet("resnet8x4"), Teacher(resnet("resnet32x4"))), small),
+            "resnet8x4 alone, 32 px, batch 64": (lambda: Supervised(resnet("resnet8x4")), small),
+            "KD resnet50 -> mobilenetv3_small_100, 224 px, batch 16": (
+                lambda: KD(timm.create_model("mobilenetv3_small_100"), Teacher(timm.create_model("resnet50"))),
+                large,
+            ),
+        }
+        lines = [
+            {"benchmark": "loading", "what": what, "workers": data.workers, "in_memory": data.in_memory, "target": LIMIT,
+             **share(make(), data, options.seconds, options.steps)}
+            for what, (make, data) in rows.items()
+        ]  # fmt: skip
+    about = setting(f"decoding {options.subset} images once: {decoding:.1f} s. {options.note}")
+    show(
+        "Share of the time spent in next(loader), default settings",
+        ["step", "workers", "steps", "step, ms", "next(loader), ms", "longest, ms", "share"],
+        [
+            [line["what"], str(line["workers"]), str(line["steps"]), f"{line['step_ms']:.0f}", f"{line['wait_ms']:.2f}",
+             f"{line['longest_wait_ms']:.1f}", f"{100 * line['share']:.2f} % ({verdict(100 * line['share'], 100 * LIMIT, at_most=True)})"]
+            for line in lines
+        ],
+        about,
+    )  # fmt: skip
+    keep("loading", lines, about)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,483 @@
+"""Time and memory of a training step: Stillroom at its defaults, loops written by hand, and other libraries.
+
+Everything takes turns within one process, on the same batch: the Lab's loop asks its loader for a batch, and the loader lets all the
+others do one step before it hands it over. Peak memory is of a process of each contender's own.
+
+    python benchmarks/steps.py [--pair resnet|timm|all] [--threads 1] [--seconds 80] [--student] [--no-memory]
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import copy
+import json
+import logging
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from measuring import Turns, keep, setting, show, verdict
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy, kl_div, log_softmax
+
+from stillroom.engine import Lab, LabOptions, Teacher, Training
+from stillroom.engine.cache import CachedTeacher, Views, build_cache
+from stillroom.engine.measure import measure
+from stillroom.engine.report import StageResult
+from stillroom.methods.dot import DOT
+from stillroom.methods.kd import KD
+from stillroom.tasks.classification import Batch, ImageData
+from stillroom.tasks.classification.metrics import ClassificationEvaluator
+from stillroom.tasks.classification.networks import NETWORKS
+
+TEMPERATURE, TASK_WEIGHT, KD_WEIGHT = 4.0, 0.1, 0.9  # KD's defaults, given to everyone
+PLAN = Training(epochs=1, lr=0.01, schedule="constant")
+HAND, PREPARED = "loop by hand", "loop by hand, prepared teacher"
+BARE, LAB, DOT_STEP, CACHED = "stillroom, own loop", "stillroom, Lab", "stillroom, DOT", "stillroom, cached teacher"
+TIMM, TORCHDISTILL = "timm LogitDistillationTask", "torchdistill"
+WARMUP = 1  # rounds; every contender has done one step before, too
+Step = Callable[[Batch], Any]
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Teacher, student and batch."""
+
+    title: str
+    teacher: Callable[[], nn.Module]
+    student: Callable[[], nn.Module]
+    classes: int
+    image_size: int
+    batch_size: int
+    images: int
+
+
+PAIRS = {
+    "resnet": Pair(
+        "resnet32x4 -> resnet8x4, 32 px",
+        partial(NETWORKS["resnet32x4"], num_classes=100),
+        partial(NETWORKS["resnet8x4"], num_classes=100),
+        100, 32, 64, 640,
+    ),
+    "timm": Pair(
+        "resnet50 -> mobilenetv3_small_100, 224 px",
+        partial(timm.create_model, "resnet50"),
+        partial(timm.create_model, "mobilenetv3_small_100"),
+        1000, 224, 16, 128,
+    ),
+}  # fmt: skip
+
+
+class Bench:
+    """The contenders of one pair. Each has a copy of the same student, and its own optimiser."""
+
+    def __init__(self, pair: Pair) -> None:
+        torch.manual_seed(0)
+        self.pair = pair
+        self.teacher, self.student = pair.teacher().eval(), pair.student().train()
+        for network in (self.teacher, self.student):
+            network.pretrained_cfg = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}  # one normalisation for both, so none is undone
+            network.num_classes, network.in_chans = pair.classes, 3
+        self.views = Views(1)
+        self.data = ImageData(
+            "digits", image_size=pair.image_size, batch_size=pair.batch_size, subset=pair.images, val_subset=10, workers=0
+        )
+
+    def batch(self) -> Batch:
+        return next(iter(self.data.replaying(self.views).train_loader(seed=0)))
+
+    def step(self, name: str) -> Step:
+        made: dict[str, Callable[[], Step]] = {
+            HAND: self.by_hand,
+            PREPARED: self.by_hand_prepared,
+            BARE: lambda: self.own_loop(self.kd()),
+            DOT_STEP: self.dot,
+            CACHED: lambda: self.own_loop(self.kd(self.cached())),
+            TIMM: self.timm_task,
+            TORCHDISTILL: self.torchdistill,
+        }
+        return made[name]()
+
+    def kd(self, teacher: Teacher | None = None, student: nn.Module | None = None) -> KD:
+        """The distiller as the recipe makes it."""
+        distiller = KD(student or copy.deepcopy(self.student), teacher or Teacher(self.teacher))
+        distiller.plan = PLAN
+        return distiller
+
+    def own_loop(self, distiller: KD, optimizer: torch.optim.Optimizer | None = None) -> Step:
+        optimizer = optimizer or distiller.configure_optimizers()
+
+        def step(batch: Batch) -> None:
+            optimizer.zero_grad()
+            distiller.losses(batch).total.backward()
+            optimizer.step()
+
+        return step
+
+    def by_hand(self, network: nn.Module | None = None) -> Step:
+        """What an engineer writes: bfloat16 autocast and channels_last around the teacher."""
+        teacher = network or copy.deepcopy(self.teacher).requires_grad_(False).to(memory_format=torch.channels_last)
+        student = copy.deepcopy(self.student)
+        optimizer = PLAN.build_optimizer([{"params": list(student.parameters())}])
+        precision = Teacher(self.teacher).precision_on(torch.device("cpu"))
+
+        def step(batch: Batch) -> None:
+            optimizer.zero_grad()
+            with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+                answers_BC = teacher(batch.images.contiguous(memory_format=torch.channels_last)).float()
+            logits_BC = student(batch.images)
+            soft_BC, target_BC = log_softmax(logits_BC / TEMPERATURE, 1), log_softmax(answers_BC / TEMPERATURE, 1)
+            distance = kl_div(soft_BC, target_BC, reduction="batchmean", log_target=True) * TEMPERATURE**2
+            (TASK_WEIGHT * cross_entropy(logits_BC, batch.labels) + KD_WEIGHT * distance).backward()
+            optimizer.step()
+
+        return step
+
+    def by_hand_prepared(self) -> Step:
+        """The same with the network as Stillroom prepares it (folded batch norms, cast weights): what is left is overhead alone."""
+        teacher = Teacher(self.teacher)
+        teacher(self.batch())
+        assert teacher._prepared is not None
+        return self.by_hand(teacher._prepared.networks[0])
+
+    def dot(self) -> Step:
+        distiller = DOT(self.kd())
+        distiller.plan = PLAN
+        optimizer = distiller.configure_optimizers()
+        parameters = optimizer.parameters()
+
+        def step(batch: Batch) -> None:
+            task, distill = distiller.two_gradients(distiller.losses(batch), parameters)
+            optimizer.step(task=task, distill=distill)
+
+        return step
+
+    def cached(self) -> CachedTeacher:
+        folder = Path(tempfile.mkdtemp(prefix="stillroom-cache-"))
+        return self.build(folder)
+
+    def build(self, folder: Path) -> CachedTeacher:
+        example = self.data.example_inputs()
+        result = StageResult("teacher", 0, {}, {}, [], measure(self.teacher, example), 0.0, 0, "benchmark")
+        return build_cache(folder, self.shared_teacher, self.data, result, views=self.views)
+
+    @property
+    def shared_teacher(self) -> Teacher:
+        if not hasattr(self, "_teacher"):
+            self._teacher = Teacher(self.teacher)
+        return self._teacher
+
+    def timm_task(self) -> Step:
+        """timm's task at its defaults: the teacher online, in float32."""
+        from timm.task import LogitDistillationTask
+
+        student = copy.deepcopy(self.student)
+        task = LogitDistillationTask(
+            student, copy.deepcopy(self.teacher).requires_grad_(False), criterion=nn.CrossEntropyLoss(), task_loss_weight=TASK_WEIGHT,
+            distill_loss_weight=KD_WEIGHT, temperature=TEMPERATURE, verbose=False,
+        ).train()  # fmt: skip
+        optimizer = PLAN.build_optimizer([{"params": list(student.parameters())}])
+
+        def step(batch: Batch) -> None:
+            optimizer.zero_grad()
+            task(batch.images, batch.labels)["loss"].backward()
+            optimizer.step()
+
+        return step
+
+    def torchdistill(self) -> Step:
+        """torchdistill's box as its KD configurations make it."""
+        logging.disable(logging.INFO)
+        from torchdistill.core.distillation import DistillationBox
+
+        ends = {f"{who}_module_{what}": value for who in ("student", "teacher") for what, value in (("path", "."), ("io", "output"))}
+        kd = {"key": "KDLoss", "kwargs": {**ends, "temperature": TEMPERATURE, "alpha": TASK_WEIGHT, "beta": KD_WEIGHT}}
+        plain = {"forward_proc": "forward_batch_only", "sequential": [], "forward_hook": {"input": [], "output": []}}
+        config = {
+            "num_epochs": 1,
+            "teacher": {**plain, "requires_grad": False},
+            "student": {**plain, "requires_grad": True},
+            "optimizer": {"key": "SGD", "kwargs": {"lr": PLAN.lr, "momentum": PLAN.momentum, "weight_decay": PLAN.weight_decay}},
+            "criterion": {"key": "WeightedSumLoss", "kwargs": {"sub_terms": {"kd": {"criterion": kd, "weight": 1.0}}}},
+        }
+        cpu = torch.device("cpu")
+        box = DistillationBox(copy.deepcopy(self.teacher), copy.deepcopy(self.student), {}, config, cpu, None, False, 1.0)
+        box.teacher_model.eval()
+        box.student_model.train()
+
+        def step(batch: Batch) -> None:
+            loss = box.forward_process(batch.images, batch.labels, None)
+            box.post_forward_process(loss=loss)
+
+        return step
+
+
+class InTurn:
+    """The Lab's training loader: one batch again and again, and between two of the Lab's steps a step of everyone else."""
+
+    def __init__(self, batch: Batch, others: dict[str, Callable[[], Any]], turns: Turns, rounds: int, seconds: float) -> None:
+        self.batch, self.others, self.turns, self.rounds, self.seconds = batch, others, turns, rounds, seconds
+        self.place = 0
+
+    def __len__(self) -> int:
+        return self.rounds
+
+    def state_dict(self) -> dict[str, int]:
+        return {"epoch": 0, "batch": self.place}
+
+    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+        self.place = state_dict["batch"]
+
+    def __iter__(self) -> Iterator[Batch]:
+        end = time.monotonic() + self.seconds
+        measuring = True
+        for number in range(self.rounds):
+            self.place += 1
+            measuring = measuring and (time.monotonic() < end or number < WARMUP + 3)
+            if measuring and self.others:
+                self.turns.round(self.others, number)
+            started = time.perf_counter()
+            yield self.batch
+            if measuring:
+                self.turns.note(LAB, time.perf_counter() - started)
+            else:
+                raise _Enough
+
+
+class _Enough(Exception):
+    """The time is up."""
+
+
+class OneBatch:
+    """Data of one batch, as the Lab reads data."""
+
+    fingerprint = "benchmark"
+
+    def __init__(self, bench: Bench, loader: InTurn) -> None:
+        self.bench, self.loader, self.batch_size = bench, loader, bench.pair.batch_size
+
+    def train_loader(self, *, seed: int, rank: int = 0, world: int = 1) -> Any:
+        return self.loader
+
+    def eval_loader(self, *, rank: int = 0, world: int = 1) -> Any:
+        return [self.loader.batch]
+
+    def evaluator(self) -> ClassificationEvaluator:
+        return ClassificationEvaluator(self.bench.pair.classes)
+
+    def example_inputs(self) -> Tensor:
+        return self.bench.data.example_inputs()
+
+
+def take_turns(bench: Bench, steps: dict[str, Step], rounds: int, seconds: float, *, lab: bool = True) -> Turns:
+    """Rounds of everyone, after a warm-up that is thrown away."""
+    batch, turns = bench.batch(), Turns()
+    others = {name: partial(step, batch) for name, step in steps.items()}
+    for step in others.values():
+        step()
+    if lab:
+        with tempfile.TemporaryDirectory() as folder:
+            loader = InTurn(batch, others, turns, rounds + WARMUP, seconds)
+            options = LabOptions(out=Path(folder), accelerator="cpu")
+            with contextlib.suppress(_Enough):
+                Lab(options).fit(bench.kd(), OneBatch(bench, loader), PLAN, name="kd")  # type: ignore[arg-type]
+    else:
+        end = time.monotonic() + seconds
+        for number in range(rounds + WARMUP):
+            if time.monotonic() >= end and number >= WARMUP + 3:
+                break
+            turns.round(others, number)
+    turns.seconds = {name: values[WARMUP:] for name, values in turns.seconds.items()}
+    count = turns.rounds
+    turns.seconds = {name: values[:count] for name, values in turns.seconds.items()}
+    return turns
+
+
+def peak_memory(pair: str, name: str, threads: int) -> float:
+    """MiB that the steps of one contender add to a process that has the networks and the batch."""
+    command = [sys.executable, __file__, "--pair", pair, "--threads", str(threads), "--memory-of", name]
+    return float(json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip().splitlines()[-1]))
+
+
+def memory_of(bench: Bench, name: str) -> float:
+    """In a process of its own: the peak above what the networks and the batch take."""
+    batch = bench.batch()
+    bench.student(batch.images[:2])  # the kernels' own buffers
+    before = resident("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")  # Linux: the peak is counted from here on
+    if name == LAB:
+        take_turns(bench, {}, 5, 60.0)
+    else:
+        step = bench.step(name)
+        for _ in range(5):
+            step(batch)
+    return (resident("VmHWM") - before) / 1024
+
+
+def resident(which: str) -> int:
+    """KiB of this process that are, or at the peak were, in memory."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return int(next(line.split()[1] for line in lines if line.startswith(which)))
+
+
+def compare(key: str, options: argparse.Namespace) -> None:
+    bench = Bench(PAIRS[key])
+    steps, absent = {}, {}
+    for name in (HAND, PREPARED, BARE, DOT_STEP, CACHED, TIMM, TORCHDISTILL):
+        try:
+            steps[name] = bench.step(name)
+            steps[name](bench.batch())
+        except Exception as error:  # another library's refusal is a row of the table, not the end of it
+            if name not in (TIMM, TORCHDISTILL):
+                raise
+            absent[name] = f"{type(error).__name__}: {error}"
+            steps.pop(name, None)
+    turns = take_turns(bench, steps, options.rounds, options.seconds)
+    names = [name for name in (HAND, PREPARED, BARE, LAB, DOT_STEP, CACHED, TIMM, TORCHDISTILL) if name in turns.seconds]
+    memory = (
+        {}
+        if options.no_memory or not Path("/proc/self/clear_refs").exists()
+        else {name: peak_memory(key, name, options.threads) for name in (HAND, PREPARED, BARE, LAB, TIMM)}
+    )
+    targets = {
+        BARE: [("time to prepared loop", turns.ratio(BARE, PREPARED), 1.05, True)],
+        LAB: [
+            ("time to prepared loop", turns.ratio(LAB, PREPARED), 1.05, True),
+            ("time to loop by hand", turns.ratio(LAB, HAND), 1.05, True),
+        ],
+        DOT_STEP: [("time to KD", turns.ratio(DOT_STEP, BARE), 1.35, True)],
+        CACHED: [],
+    }
+    if TIMM in turns.seconds:
+        targets[LAB].append(("faster than timm", turns.ratio(TIMM, LAB), 2.3, False))
+        targets[BARE].append(("faster than timm", turns.ratio(TIMM, BARE), 2.3, False))
+        targets[CACHED].append(("faster than timm", turns.ratio(TIMM, CACHED), 3.0, False))
+    if memory:
+        targets[LAB].append(("memory to prepared loop", memory[LAB] / memory[PREPARED], 1.1, True))
+        targets[BARE].append(("memory to prepared loop", memory[BARE] / memory[PREPARED], 1.1, True))
+    about = setting(options.note)
+    rows, lines = [], []
+    for name in names:
+        low, high = turns.spread(name, PREPARED)
+        checks = [f"{what} {value:.2f} ({verdict(value, target, at_most=most)})" for what, value, target, most in targets.get(name, [])]
+        faster = f"{turns.ratio(TIMM, name):.2f}x" if TIMM in turns.seconds else "-"
+        mib = f"{memory[name]:.0f}" if name in memory else "-"
+        ratio = f"{turns.ratio(name, PREPARED):.2f} [{low:.2f}, {high:.2f}]"
+        rows.append([name, f"{1e3 * turns.median(name):.0f}", ratio, faster, mib, "\n".join(checks)])
+        lines.append({
+            "benchmark": "steps", "pair": key, "contender": name, "batch": bench.pair.batch_size, "rounds": turns.rounds,
+            "ms": 1e3 * turns.median(name), "to_prepared_loop": turns.ratio(name, PREPARED), "quartiles": [low, high],
+            "timm_over_this": turns.ratio(TIMM, name) if TIMM in turns.seconds else None, "peak_mib": memory.get(name),
+            "targets": {what: {"value": value, "target": target, "at_most": most} for what, value, target, most in targets.get(name, [])},
+        })  # fmt: skip
+    for name, reason in absent.items():
+        rows.append([name, "-", "-", "-", "-", reason[:60]])
+        lines.append({"benchmark": "steps", "pair": key, "contender": name, "absent": reason})
+    columns = ["contender", "ms/step", "to prepared loop [quartiles]", "timm / this", "peak MiB", "targets"]
+    show(f"{bench.pair.title}, batch {bench.pair.batch_size}, {turns.rounds} rounds", columns, rows, about)
+    keep("steps", lines, about)
+
+
+def cache(key: str, options: argparse.Namespace) -> None:
+    """Building a cache against one pass of the same images past the same teacher."""
+    bench, turns = Bench(PAIRS[key]), Turns()
+    bench.shared_teacher(bench.batch())
+
+    def passing() -> None:
+        for batch, _ in bench.data.every_view(bench.views, batch_size=bench.pair.batch_size):
+            bench.shared_teacher(batch)
+
+    def building() -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            bench.build(Path(folder))
+
+    end = time.monotonic() + options.seconds / 3
+    while turns.rounds < 3 or time.monotonic() < end:
+        turns.round({"teacher pass": passing, "building the cache": building}, turns.rounds)
+    about = setting(options.note)
+    ratio = turns.ratio("building the cache", "teacher pass")
+    rows = [[name, f"{turns.median(name):.2f}", f"{turns.ratio(name, 'teacher pass'):.2f}"] for name in turns.seconds]
+    show(f"{bench.pair.title}: {bench.pair.images} images, {turns.rounds} rounds; {verdict(ratio, 1.1, at_most=True)}",
+         ["", "s", "ratio"], rows, about)  # fmt: skip
+    keep("steps", [{"benchmark": "cache", "pair": key, "images": bench.pair.images, "rounds": turns.rounds, "ratio": ratio, "target": 1.1,
+                    "seconds": {name: turns.median(name) for name in turns.seconds}}], about)  # fmt: skip
+
+
+def student_side(key: str, options: argparse.Namespace) -> None:
+    """What each choice on the student's side is worth, one at a time and together."""
+    bench = Bench(PAIRS[key])
+
+    def variant(*, last: bool = False, optimizer: dict[str, bool] | None = None, inputs: bool = False) -> Step:
+        student = copy.deepcopy(bench.student)
+        if last:
+            student = student.to(memory_format=torch.channels_last)
+        distiller = bench.kd(student=student)
+        sgd = torch.optim.SGD(student.parameters(), lr=PLAN.lr, momentum=PLAN.momentum, weight_decay=PLAN.weight_decay, **(optimizer or {}))
+        plain = bench.own_loop(distiller, sgd)
+        if not inputs:
+            return plain
+        return lambda batch: plain(batch._replace(images=batch.images.contiguous(memory_format=torch.channels_last)))
+
+    steps = {
+        "as it is": variant(),
+        "fused SGD": variant(optimizer={"fused": True}),
+        "foreach SGD": variant(optimizer={"foreach": True}),
+        "channels_last student": variant(last=True),
+        "channels_last student and inputs": variant(last=True, inputs=True),
+        "channels_last student, fused SGD": variant(last=True, optimizer={"fused": True}),
+        TIMM: bench.step(TIMM),
+    }
+    turns = take_turns(bench, steps, options.rounds, options.seconds, lab=False)
+    about = setting(options.note)
+    rows = []
+    for name in steps:
+        low, high = turns.spread(name, "as it is")
+        ratio = f"{turns.ratio(name, 'as it is'):.3f} [{low:.3f}, {high:.3f}]"
+        rows.append([name, f"{1e3 * turns.median(name):.0f}", ratio, f"{turns.ratio(TIMM, name):.2f}x"])
+    show(f"{bench.pair.title}: the student's side, {turns.rounds} rounds", ["", "ms/step", "ratio [quartiles]", "timm / this"], rows, about)
+    lines = [
+        {
+            "benchmark": "student",
+            "pair": key,
+            "contender": name,
+            "rounds": turns.rounds,
+            "ms": 1e3 * turns.median(name),
+            "to_as_it_is": turns.ratio(name, "as it is"),
+            "timm_over_this": turns.ratio(TIMM, name),
+        }
+        for name in steps
+    ]
+    keep("steps", lines, about)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--pair", default="all", choices=[*PAIRS, "all"])
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--seconds", type=float, default=80.0, help="of measuring, per table")
+    parser.add_argument("--rounds", type=int, default=200, help="at most")
+    parser.add_argument("--student", action="store_true", help="measure choices on the student's side instead")
+    parser.add_argument("--cache", action="store_true", help="measure the building of a cache instead")
+    parser.add_argument("--no-memory", action="store_true")
+    parser.add_argument("--note", default="", help="kept with the results, e.g. that the machine was shared")
+    parser.add_argument("--memory-of", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    if options.memory_of:
+        print(json.dumps(memory_of(Bench(PAIRS[options.pair]), options.memory_of)))
+        return
+    for key in PAIRS if options.pair == "all" else (options.pair,):
+        (student_side if options.student else cache if options.cache else compare)(key, options)
+
+
+if __name__ == "__main__":
+    main()
