@@ -80,7 +80,7 @@ def photographs(folder: Path, count: int = 256, classes: int = 4) -> ImageData:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", default="imagefolder:../shared/data/cifar10/cifar10.zip")
+    parser.add_argument("--data", default="digits")
     parser.add_argument("--subset", type=int, default=10000, help="training images that are decoded")
     parser.add_argument("--threads", type=int, help="by default what PyTorch takes")
     parser.add_argument("--seconds", type=float, default=12.0, help="of measuring, per row")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,8 @@ import torch
 from stillroom.tasks.classification import ImageData
 
 torch.set_num_threads(1)
+# A shell that starts the suite in the background has Ctrl-C ignored, in every process below it; some tests press it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
