@@ -1,9 +1,12 @@
 """The engine: what turns a distiller into a trained student. It knows no task."""
 
 from stillroom.engine.distiller import Batch, Distiller, Losses
-from stillroom.engine.lab import Lab, LabOptions, TaskData, Trained, run_seeds
+from stillroom.engine.lab import Lab, Trained
+from stillroom.engine.options import LabOptions
+from stillroom.engine.recipes import run_seeds
 from stillroom.engine.report import Report
 from stillroom.engine.tap import Tap, tap
+from stillroom.engine.task import TaskData
 from stillroom.engine.teacher import Teacher
 from stillroom.engine.training import Progress, Training
 

@@ -26,8 +26,9 @@ from typing import Any
 import torch
 
 from stillroom.engine.console import console
-from stillroom.engine.lab import TaskData, versions
+from stillroom.engine.measure import versions
 from stillroom.engine.report import Report, StageResult
+from stillroom.engine.task import TaskData
 from stillroom.errors import Interrupted, StillroomError
 
 _PATIENCE = 60.0  # seconds that processes have for saving before they are killed

@@ -3,75 +3,37 @@
 from __future__ import annotations
 
 import copy
-import os
-import platform
-import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
-import lightning
-import numpy as np
 import torch
 from lightning.fabric.utilities import move_data_to_device
 from lightning.fabric.utilities.rank_zero import rank_zero_only
-from lightning.pytorch import LightningDataModule, Trainer
+from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
-from lightning.pytorch.strategies import DDPStrategy, StrategyRegistry
-from torch import Tensor, nn
+from lightning.pytorch.strategies import DDPStrategy
+from torch import nn
 
 from stillroom import catalog
-from stillroom._version import __version__
 from stillroom.engine.checkpoints import AtomicCheckpointIO, Checkpoints
-from stillroom.engine.console import StageDisplay, console, quiet_libraries
+from stillroom.engine.console import StageDisplay, quiet_libraries
 from stillroom.engine.distiller import Distiller
 from stillroom.engine.distributed import world_size
-from stillroom.engine.loading import Loader
-from stillroom.engine.measure import measure
-from stillroom.engine.recorder import Evaluator, Recorder, evaluate, seed_everything
-from stillroom.engine.report import Report, Section, StageResult
+from stillroom.engine.measure import measure, versions
+from stillroom.engine.options import LabOptions, check_port
+from stillroom.engine.recorder import Recorder, evaluate, seed_everything
+from stillroom.engine.report import Report, StageResult
 from stillroom.engine.run_folder import RunFolder
 from stillroom.engine.stage import StageFolder, digest, fingerprint
-from stillroom.engine.teacher import Precision, Renormalise, Teacher
+from stillroom.engine.task import Feed, TaskData
+from stillroom.engine.teacher import Renormalise, Teacher
 from stillroom.engine.training import Training
 from stillroom.engine.weights import load_weights, save_weights
 from stillroom.errors import InputError, Interrupted, StillroomError
-
-
-class TaskData(Protocol):
-    """What a task's data gives to the Lab."""
-
-    @property
-    def fingerprint(self) -> str:
-        """Changes when the data do."""
-
-    @property
-    def batch_size(self) -> int:
-        """Samples in a batch, of all processes together."""
-
-    def train_loader(self, *, seed: int, rank: int = 0, world: int = 1) -> Loader:
-        """Shuffled, augmented batches for one process of `world`."""
-
-    def eval_loader(self, *, rank: int = 0, world: int = 1) -> Loader:
-        """The validation set, each sample once over all processes."""
-
-    def evaluator(self) -> Evaluator:
-        """What scores a student's answers."""
-
-    def example_inputs(self) -> Tensor:
-        """Inputs of one sample, for measuring a network."""
-
-    def compare(self, details: dict[str, np.ndarray], reference: dict[str, np.ndarray]) -> dict[str, float]:
-        """Metrics between two models' per-sample results, e.g. agreement with the teacher."""
-
-    def sections(self, report: Report) -> list[Section]:
-        """The task's own part of the report, e.g. per-class changes."""
-
-    def ship(self, folder: Path, network: nn.Module, model: str) -> None:
-        """Writes what is needed to load the student again, besides its weights."""
 
 
 @dataclass(frozen=True)
@@ -92,65 +54,6 @@ class Trained:
     teacher: Teacher | None = None
 
 
-@dataclass(frozen=True)
-class LabOptions:
-    """Where and how an experiment runs.
-
-    Args:
-        out: folder of the run; made when missing. A run that was killed goes on when it is started again with the same arguments.
-        seed: seed of everything random.
-        seeds: number of repetitions, with seeds `seed`, `seed + 1`, ...; one teacher serves them all.
-        accelerator: cpu, gpu, mps or auto.
-        devices: processes per node, one per device.
-        num_nodes: machines.
-        strategy: auto, ddp, fsdp, or any other that Lightning knows.
-        precision: of the student's training: 32-true, bf16-mixed or 16-mixed.
-        teacher_precision: bf16, fp16, fp32, or auto, which is bf16 where the device is fast at it.
-        teacher_compile: compile the teacher's forward pass with torch.compile.
-        checkpoint_seconds: time between two checkpoints within an epoch; there is always one after each epoch.
-        checkpoint_steps: if given, a checkpoint also after every so many batches.
-        trust_pickle: allow weights files that need unpickling of arbitrary objects, which can run code of whoever made them.
-        overwrite: discard what an earlier run left in `out`.
-    """
-
-    out: Path | None = None
-    seed: int = 0
-    seeds: int = 1
-    accelerator: str = "auto"
-    devices: int = 1
-    num_nodes: int = 1
-    strategy: str = "auto"
-    precision: str = "32-true"
-    teacher_precision: Precision = "auto"
-    teacher_compile: bool = False
-    checkpoint_seconds: float = 60.0
-    checkpoint_steps: int | None = None
-    trust_pickle: bool = False
-    overwrite: bool = False
-
-    def __post_init__(self) -> None:
-        for name in ("seeds", "devices", "num_nodes"):
-            if getattr(self, name) < 1:
-                raise InputError(name, getattr(self, name), "a number of at least 1")
-        if self.seed < 0:
-            raise InputError("seed", self.seed, "a number of at least 0")
-        if self.checkpoint_steps is not None and self.checkpoint_steps < 1:
-            raise InputError("checkpoint_steps", self.checkpoint_steps, "a number of at least 1, or none")
-        if not self.checkpoint_seconds >= 0:
-            raise InputError("checkpoint_seconds", self.checkpoint_seconds, "a number of at least 0")
-        for name, known in (
-            ("accelerator", ("auto", "cpu", "gpu", "cuda", "mps")),
-            ("strategy", ("auto", *StrategyRegistry.available_strategies())),
-            ("precision", ("32-true", "bf16-mixed", "16-mixed", "bf16-true", "16-true", "64-true")),
-        ):
-            if getattr(self, name) not in known:
-                raise InputError(name, getattr(self, name), f"one of {', '.join(known)}")
-        if self.accelerator in ("gpu", "cuda") and not torch.cuda.is_available():
-            raise InputError("accelerator", self.accelerator, "a device that this machine has; torch sees no CUDA device here")
-        if self.accelerator == "mps" and not torch.backends.mps.is_available():
-            raise InputError("accelerator", self.accelerator, "a device that this machine has; torch sees no Apple GPU here")
-
-
 class Lab:
     """Runs the stages of one experiment for one seed, inside one folder.
 
@@ -169,7 +72,7 @@ class Lab:
         self.options = options
         self.folder = Path(options.out)
         if options.devices * options.num_nodes > 1:
-            _check_port()
+            check_port()
         self._run_folder = RunFolder(self.folder, settings or {}, overwrite=options.overwrite)
         self.seed = options.seed if seed is None else seed
         self.started = _now()
@@ -352,7 +255,7 @@ class Lab:
             )
             go_on = folder.last_checkpoint if folder.last_checkpoint.exists() else None
             try:
-                trainer.fit(distiller, datamodule=_Feed(data, self.seed), ckpt_path=go_on)
+                trainer.fit(distiller, datamodule=Feed(data, self.seed), ckpt_path=go_on)
             except StillroomError as error:
                 if isinstance(error, Interrupted):
                     raise Interrupted(f"{display.title}: {error}; everything is saved, the same command goes on from here") from None
@@ -420,80 +323,6 @@ class _Renormalised(Distiller):
         return self.student(self.renormalise(batch.inputs))
 
 
-class _Feed(LightningDataModule):
-    """The training loader, made once the processes know their ranks, at the place where a checkpoint left it.
-
-    Lightning restores a loader's place too, but not from a checkpoint of an epoch's end.
-    """
-
-    def __init__(self, data: TaskData, seed: int) -> None:
-        super().__init__()
-        self.data, self.seed = data, seed
-        self._loader: Loader | None = None
-        self._place: dict[str, int] | None = None
-
-    def state_dict(self) -> dict[str, Any]:
-        return self._loader.state_dict() if self._loader is not None else {}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self._place = state_dict or None
-
-    def train_dataloader(self) -> Loader:
-        assert self.trainer is not None
-        self._loader = self.data.train_loader(seed=self.seed, rank=self.trainer.global_rank, world=self.trainer.world_size)
-        if self._place is not None:
-            self._loader.load_state_dict(self._place)
-        return self._loader
-
-
-def run_seeds(
-    recipe: Callable[..., Report],
-    options: LabOptions,
-    data: TaskData,
-    arguments: dict[str, Any],
-    *,
-    command: str = "",
-    settings: dict[str, Any] | None = None,
-) -> Report:
-    """Runs a recipe once per seed, merges the reports, and writes the page.
-
-    In a process that is not the first, answers with the last seed's report and writes nothing.
-
-    Args:
-        recipe: called as ``recipe(lab, data, **arguments)``.
-        options: `options.seeds` repetitions.
-        data: the task's data.
-        arguments: the recipe's other arguments.
-        command: what the user typed, for the report.
-        settings: every argument of the run, for the report.
-    """
-    reports = []
-    for repetition in range(options.seeds):
-        lab = Lab(replace(options, overwrite=options.overwrite and not repetition), options.seed + repetition, settings)
-        reports.append(recipe(lab, data, **arguments))
-    if not lab.is_main:
-        return reports[-1]
-    report = Report.merge(reports)
-    report.command, report.settings = command, settings or {}
-    report.sections = data.sections(report)
-    page = report.write(lab.folder)
-    console.print(report.table())
-    console.print(f"report: {page}", markup=False)
-    return report
-
-
-def versions() -> dict[str, str]:
-    """What this was measured with."""
-    return {
-        "stillroom": __version__,
-        "torch": torch.__version__,
-        "lightning": lightning.__version__,
-        "python": platform.python_version(),
-        "machine": f"{platform.system()} {platform.machine()}, {torch.get_num_threads()} threads"
-        + (f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""),
-    }
-
-
 def _result(record: dict[str, Any], folder: StageFolder) -> StageResult:
     result = StageResult.from_json(record["result"])
     result.details = record.get("details") or folder.read_details()
@@ -508,19 +337,6 @@ def _device(accelerator: str) -> torch.device:
     return torch.device("cpu")
 
 
-def _check_port() -> None:
-    """Where this process will start the others, and was told at which port they meet: is that free?"""
-    port, external = os.environ.get("MASTER_PORT"), {"LOCAL_RANK", "SLURM_PROCID"} & os.environ.keys()
-    if port is None or external or os.environ.get("NODE_RANK", "0") != "0":
-        return
-    with socket.socket() as tried:
-        tried.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            tried.bind(("", int(port)))
-        except (OSError, ValueError, OverflowError) as error:
-            raise InputError("MASTER_PORT", port, f"a free port, or none: then one is found ({error})") from None
-
-
 def _title(method: str) -> str:
     """The paper's title; the name itself for a method that is not in the catalog."""
     return next((known.paper for known in catalog.METHODS if known.name == method), method)
@@ -528,6 +344,3 @@ def _title(method: str) -> str:
 
 def _now() -> str:
     return datetime.now(timezone.utc).isoformat(timespec="seconds")
-
-
-__all__ = ["Lab", "LabOptions", "TaskData", "Trained", "run_seeds", "versions"]

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import platform
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from statistics import median
 
+import lightning
 import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from stillroom._version import __version__
 from stillroom.errors import InputError
 
 _WARM_UP_SECONDS, _WARM_UP_PASSES = 0.1, 10
@@ -106,3 +109,15 @@ def _timed_passes(network: nn.Module, example: Tensor, seconds: float, most: int
             torch.cuda.synchronize(example.device)
         passes.append(time.perf_counter() - start)
     return passes
+
+
+def versions() -> dict[str, str]:
+    """What this was measured with."""
+    return {
+        "stillroom": __version__,
+        "torch": torch.__version__,
+        "lightning": lightning.__version__,
+        "python": platform.python_version(),
+        "machine": f"{platform.system()} {platform.machine()}, {torch.get_num_threads()} threads"
+        + (f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""),
+    }

@@ -1,0 +1,86 @@
+"""Where and how an experiment runs."""
+
+from __future__ import annotations
+
+import os
+import socket
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from lightning.pytorch.strategies import StrategyRegistry
+
+from stillroom.engine.teacher import Precision
+from stillroom.errors import InputError
+
+
+@dataclass(frozen=True)
+class LabOptions:
+    """Where and how an experiment runs.
+
+    Args:
+        out: folder of the run; made when missing. A run that was killed goes on when it is started again with the same arguments.
+        seed: seed of everything random.
+        seeds: number of repetitions, with seeds `seed`, `seed + 1`, ...; one teacher serves them all.
+        accelerator: cpu, gpu, mps or auto.
+        devices: processes per node, one per device.
+        num_nodes: machines.
+        strategy: auto, ddp, fsdp, or any other that Lightning knows.
+        precision: of the student's training: 32-true, bf16-mixed or 16-mixed.
+        teacher_precision: bf16, fp16, fp32, or auto, which is bf16 where the device is fast at it.
+        teacher_compile: compile the teacher's forward pass with torch.compile.
+        checkpoint_seconds: time between two checkpoints within an epoch; there is always one after each epoch.
+        checkpoint_steps: if given, a checkpoint also after every so many batches.
+        trust_pickle: allow weights files that need unpickling of arbitrary objects, which can run code of whoever made them.
+        overwrite: discard what an earlier run left in `out`.
+    """
+
+    out: Path | None = None
+    seed: int = 0
+    seeds: int = 1
+    accelerator: str = "auto"
+    devices: int = 1
+    num_nodes: int = 1
+    strategy: str = "auto"
+    precision: str = "32-true"
+    teacher_precision: Precision = "auto"
+    teacher_compile: bool = False
+    checkpoint_seconds: float = 60.0
+    checkpoint_steps: int | None = None
+    trust_pickle: bool = False
+    overwrite: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("seeds", "devices", "num_nodes"):
+            if getattr(self, name) < 1:
+                raise InputError(name, getattr(self, name), "a number of at least 1")
+        if self.seed < 0:
+            raise InputError("seed", self.seed, "a number of at least 0")
+        if self.checkpoint_steps is not None and self.checkpoint_steps < 1:
+            raise InputError("checkpoint_steps", self.checkpoint_steps, "a number of at least 1, or none")
+        if not self.checkpoint_seconds >= 0:
+            raise InputError("checkpoint_seconds", self.checkpoint_seconds, "a number of at least 0")
+        for name, known in (
+            ("accelerator", ("auto", "cpu", "gpu", "cuda", "mps")),
+            ("strategy", ("auto", *StrategyRegistry.available_strategies())),
+            ("precision", ("32-true", "bf16-mixed", "16-mixed", "bf16-true", "16-true", "64-true")),
+        ):
+            if getattr(self, name) not in known:
+                raise InputError(name, getattr(self, name), f"one of {', '.join(known)}")
+        if self.accelerator in ("gpu", "cuda") and not torch.cuda.is_available():
+            raise InputError("accelerator", self.accelerator, "a device that this machine has; torch sees no CUDA device here")
+        if self.accelerator == "mps" and not torch.backends.mps.is_available():
+            raise InputError("accelerator", self.accelerator, "a device that this machine has; torch sees no Apple GPU here")
+
+
+def check_port() -> None:
+    """Where this process will start the others, and was told at which port they meet: is that free?"""
+    port, external = os.environ.get("MASTER_PORT"), {"LOCAL_RANK", "SLURM_PROCID"} & os.environ.keys()
+    if port is None or external or os.environ.get("NODE_RANK", "0") != "0":
+        return
+    with socket.socket() as tried:
+        tried.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            tried.bind(("", int(port)))
+        except (OSError, ValueError, OverflowError) as error:
+            raise InputError("MASTER_PORT", port, f"a free port, or none: then one is found ({error})") from None

@@ -1,0 +1,49 @@
+"""Recipes: run once per seed, one report of them all."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+from stillroom.engine.console import console
+from stillroom.engine.lab import Lab
+from stillroom.engine.options import LabOptions
+from stillroom.engine.report import Report
+from stillroom.engine.task import TaskData
+
+
+def run_seeds(
+    recipe: Callable[..., Report],
+    options: LabOptions,
+    data: TaskData,
+    arguments: dict[str, Any],
+    *,
+    command: str = "",
+    settings: dict[str, Any] | None = None,
+) -> Report:
+    """Runs a recipe once per seed, merges the reports, and writes the page.
+
+    In a process that is not the first, answers with the last seed's report and writes nothing.
+
+    Args:
+        recipe: called as ``recipe(lab, data, **arguments)``.
+        options: `options.seeds` repetitions.
+        data: the task's data.
+        arguments: the recipe's other arguments.
+        command: what the user typed, for the report.
+        settings: every argument of the run, for the report.
+    """
+    reports = []
+    for repetition in range(options.seeds):
+        lab = Lab(replace(options, overwrite=options.overwrite and not repetition), options.seed + repetition, settings)
+        reports.append(recipe(lab, data, **arguments))
+    if not lab.is_main:
+        return reports[-1]
+    report = Report.merge(reports)
+    report.command, report.settings = command, settings or {}
+    report.sections = data.sections(report)
+    page = report.write(lab.folder)
+    console.print(report.table())
+    console.print(f"report: {page}", markup=False)
+    return report

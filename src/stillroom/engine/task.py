@@ -1,0 +1,76 @@
+"""What a task's data give to the Lab, and the Lab to Lightning."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from lightning.pytorch import LightningDataModule
+from torch import Tensor, nn
+
+from stillroom.engine.loading import Loader
+from stillroom.engine.recorder import Evaluator
+from stillroom.engine.report import Report, Section
+
+
+class TaskData(Protocol):
+    """What a task's data gives to the Lab."""
+
+    @property
+    def fingerprint(self) -> str:
+        """Changes when the data do."""
+
+    @property
+    def batch_size(self) -> int:
+        """Samples in a batch, of all processes together."""
+
+    def train_loader(self, *, seed: int, rank: int = 0, world: int = 1) -> Loader:
+        """Shuffled, augmented batches for one process of `world`."""
+
+    def eval_loader(self, *, rank: int = 0, world: int = 1) -> Loader:
+        """The validation set, each sample once over all processes."""
+
+    def evaluator(self) -> Evaluator:
+        """What scores a student's answers."""
+
+    def example_inputs(self) -> Tensor:
+        """Inputs of one sample, for measuring a network."""
+
+    def compare(self, details: dict[str, np.ndarray], reference: dict[str, np.ndarray]) -> dict[str, float]:
+        """Metrics between two models' per-sample results, e.g. agreement with the teacher."""
+
+    def sections(self, report: Report) -> list[Section]:
+        """The task's own part of the report, e.g. per-class changes."""
+
+    def ship(self, folder: Path, network: nn.Module, model: str) -> None:
+        """Writes what is needed to load the student again, besides its weights."""
+
+
+class Feed(LightningDataModule):
+    """The training loader, made once the processes know their ranks, at the place where a checkpoint left it.
+
+    Lightning restores a loader's place too, but not from a checkpoint of an epoch's end.
+    """
+
+    def __init__(self, data: TaskData, seed: int) -> None:
+        super().__init__()
+        self.data, self.seed = data, seed
+        self._loader: Loader | None = None
+        self._place: dict[str, int] | None = None
+
+    def state_dict(self) -> dict[str, Any]:
+        """The loader's place."""
+        return self._loader.state_dict() if self._loader is not None else {}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Remembers the place for the loader to come."""
+        self._place = state_dict or None
+
+    def train_dataloader(self) -> Loader:
+        """The loader of this process."""
+        assert self.trainer is not None
+        self._loader = self.data.train_loader(seed=self.seed, rank=self.trainer.global_rank, world=self.trainer.world_size)
+        if self._place is not None:
+            self._loader.load_state_dict(self._place)
+        return self._loader
