@@ -83,7 +83,10 @@ def wait_for(running: subprocess.Popen[str], what: Callable[[], Any], still: Any
 
 def changed(path: Path) -> int:
     """When a file was last written; 0 before it is there."""
-    return path.stat().st_mtime_ns if path.exists() else 0
+    try:
+        return path.stat().st_mtime_ns
+    except FileNotFoundError:  # renamed or removed by the run meanwhile
+        return 0
 
 
 def kill_in(arguments: list[str], stage: Path, checkpoints: int, delay: float) -> None:
