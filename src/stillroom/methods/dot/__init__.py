@@ -1,4 +1,4 @@
-"""DOT - DOT: A Distillation-Oriented Trainer (Zhao, Cui, Song, Qiu, Liang, ICCV 2023).
+"""DOT - DOT: A Distillation-Oriented Trainer (Zhao, Cui, Song, Liang, ICCV 2023).
 
 "Task loss + distillation loss" under one momentum SGD lowers the distillation loss but leaves the task loss higher than plain training
 does. The paper repairs this in the optimiser, not in the loss: each loss's gradient has a momentum buffer of its own, and the
