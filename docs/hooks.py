@@ -83,7 +83,7 @@ def section(found: dict[str, Any]) -> str:
     seeds = len(found["seeds"])
     said = found["verdict"].replace("+-", "±").rstrip(".").split("; ")
     verdict = "\n".join(f"- {part}" for part in said) if len(said) > 3 else f"{found['verdict']}"
-    parts = [f"## {method} {{ #{method} }}", f"Measured: {seeds} seed{'s' if seeds != 1 else ''}{page}.", verdict]
+    parts = [f"## {method} {{ #{method} }}", f"Measured: {seeds} seed{'s' if seeds != 1 else ''}{page}.", verdict, *found.get("notes", [])]
     for group, rows in groups.items():
         parts += ([f"**{group}**"] if group else []) + [table(rows)]
     made = f"Seeds {', '.join(map(str, found['seeds']))}; {found['date']}; {found['hardware']}. Made by:"

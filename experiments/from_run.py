@@ -1,4 +1,4 @@
-"""Writes `results/METHOD.json` from a finished run:  python experiments/from_run.py runs/dkd results/dkd.json"""
+"""Writes `results/METHOD.json` from a finished run:  python experiments/from_run.py runs/dkd results/dkd.json [NOTE ...]"""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 from record import write
 
 
-def main(run: Path, out: Path) -> None:
+def main(run: Path, out: Path, notes: list[str]) -> None:
     found = json.loads((run / "metrics.json").read_text())
     arms: dict[str, dict[str, dict[int, float]]] = {}
     for arm, stages in found["stages"].items():
@@ -18,8 +18,20 @@ def main(run: Path, out: Path) -> None:
             for metric, value in numbers.items():
                 arms.setdefault(arm, {}).setdefault(metric, {})[stage["seed"]] = value
     seeds = sorted({stage["seed"] for stages in found["stages"].values() for stage in stages})
-    write(out, found["method"], found["command"], seeds, arms, found["headline"], found["settings"])
+    versions = found["versions"]
+    write(
+        out,
+        found["method"],
+        found["command"],
+        seeds,
+        arms,
+        found["headline"],
+        found["settings"],
+        measured_on=f"{versions['machine']}; torch {versions['torch']}",  # the run's, not this process's
+        day=found["finished"][:10],
+        notes=notes,
+    )
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]))
+    main(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3:])

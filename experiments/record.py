@@ -41,17 +41,28 @@ def paired(arm: Mapping[int, float], over: Mapping[int, float]) -> tuple[float, 
 
 
 def write(
-    path: Path, method: str, command: str, seeds: Sequence[int], arms: Mapping[str, Numbers], verdict: str, setting: Mapping[str, object]
+    path: Path,
+    method: str,
+    command: str,
+    seeds: Sequence[int],
+    arms: Mapping[str, Numbers],
+    verdict: str,
+    setting: Mapping[str, object],
+    *,
+    measured_on: str | None = None,
+    day: str | None = None,
+    notes: Sequence[str] = (),
 ) -> None:
-    """Writes `results/METHOD.json`."""
+    """Writes `results/METHOD.json`; `measured_on` and `day` where the numbers were not measured by this process, today."""
     content = {
         "method": method,
         "command": command,
         "seeds": list(seeds),
         "setting": dict(setting),
         "arms": {arm: {metric: summary(values) for metric, values in numbers.items()} for arm, numbers in arms.items()},
-        "hardware": hardware(),
-        "date": date.today().isoformat(),
+        "hardware": measured_on or hardware(),
+        "date": day or date.today().isoformat(),
+        "notes": list(notes),
         "verdict": verdict,
     }
     write_atomic(path, json.dumps(content, indent=1) + "\n")
