@@ -8,8 +8,10 @@ its batches were delivered, and any number of workers or processes replays the s
 from __future__ import annotations
 
 import random
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from types import TracebackType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -128,6 +130,17 @@ class SeekableBatches(Sampler[list[Draw]]):
         return [Draw(*pair) for pair in zip(ids.tolist(), sample_seeds(self.seed, epoch, ids).tolist(), strict=True)]
 
 
+def _quiet_when_left(worker: int) -> None:
+    """Let a worker whose main process has gone say nothing: that process has told why, in one line."""
+    loud = sys.excepthook
+
+    def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        if not issubclass(kind, ConnectionError | EOFError):  # the thread that hands over tensors found nobody there
+            loud(kind, error, trace)
+
+    sys.excepthook = hook
+
+
 class Loader(DataLoader[Any]):
     """A DataLoader with a position: after `load_state_dict(state_dict())` the stream goes on with the next batch that was not delivered.
 
@@ -163,6 +176,7 @@ class Loader(DataLoader[Any]):
             num_workers=workers,
             collate_fn=collate,
             persistent_workers=workers > 0,
+            worker_init_fn=_quiet_when_left,
             pin_memory=torch.cuda.is_available(),
             # DataLoader draws a number at every pass: from a generator of its own, so that the training's generators do not depend on
             # how often a run was continued.
