@@ -1,12 +1,14 @@
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stillroom.errors import InputError
-from stillroom.losses.contrast import crd_loss
+from stillroom.losses.contrast import crd_loss, nt_xent
 
 
 @settings(max_examples=30, deadline=None)
@@ -60,3 +62,45 @@ def test_one_anchor_in_bf16_gives_a_float32_loss() -> None:
 def test_refuses_what_has_no_meaning(shape: tuple[int, ...], samples: int, argument: str) -> None:
     with pytest.raises(InputError, match=argument):
         crd_loss(torch.ones(shape), samples)
+
+
+def rows(count: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    first, second = torch.randn(2, count, 6, generator=generator)
+    return first, second
+
+
+def test_nt_xent_is_the_definition_written_out() -> None:
+    first, second = rows(5)
+    unit = torch.nn.functional.normalize(torch.cat((first, second)), dim=1)
+    expected = 0.0
+    for i in range(10):
+        shares = [float((unit[i] @ unit[j] / 0.5).exp()) for j in range(10)]
+        expected -= math.log(shares[(i + 5) % 10] / (sum(shares) - shares[i])) / 10
+    assert float(nt_xent(first, second, 0.5)) == pytest.approx(expected, rel=1e-5)
+
+
+def test_nt_xent_knows_neither_order_nor_length() -> None:
+    first, second = rows(6)
+    loss, order = nt_xent(first, second, 0.3), torch.randperm(6)
+    torch.testing.assert_close(nt_xent(second, first, 0.3), loss)
+    torch.testing.assert_close(nt_xent(first[order], second[order], 0.3), loss)
+    torch.testing.assert_close(nt_xent(7 * first, 0.1 * second, 0.3), loss)
+
+
+def test_nt_xent_of_one_sample_is_zero_and_zero_rows_are_finite() -> None:
+    first, second = rows(1)
+    assert float(nt_xent(first, second, 0.3)) == 0
+    nothing = torch.zeros(3, 4, requires_grad=True)
+    loss = nt_xent(nothing, torch.randn(3, 4), 0.3)
+    loss.backward()
+    assert torch.isfinite(loss)
+    assert nothing.grad is not None
+    assert torch.isfinite(nothing.grad).all()
+
+
+def test_nt_xent_refuses_other_shapes() -> None:
+    with pytest.raises(InputError, match="second_BD"):
+        nt_xent(torch.zeros(3, 4), torch.zeros(2, 4), 0.3)
+    with pytest.raises(InputError, match="temperature"):
+        nt_xent(torch.zeros(3, 4), torch.zeros(3, 4), 0)

@@ -1,4 +1,4 @@
-"""Contrastive losses between a student's and a teacher's embeddings."""
+"""Contrastive losses between embeddings."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import math
 
 import torch
 from torch import Tensor
-from torch.nn.functional import softplus
+from torch.nn.functional import cross_entropy, normalize, softplus
 
-from stillroom.errors import InputError
+from stillroom.errors import InputError, positive
 
 
 def crd_loss(scores_BK1: Tensor, num_samples: int) -> Tensor:
@@ -42,3 +42,34 @@ def crd_loss(scores_BK1: Tensor, num_samples: int) -> Tensor:
     scores = scores_BK1.float().clamp_min(torch.finfo(torch.float32).tiny)  # a score that underflowed keeps a finite logarithm
     log_odds_BK1 = scores.log() - math.log(negatives / num_samples)  # log h / (1 - h)
     return (softplus(-log_odds_BK1[:, 0]) + softplus(log_odds_BK1[:, 1:]).sum(1)).mean()
+
+
+def nt_xent(first_BD: Tensor, second_BD: Tensor, temperature: float) -> Tensor:
+    """Normalised-temperature cross-entropy: of all other rows, each of the 2B is to find the other view of its own sample.
+
+    With u the L2-normalised rows of both views stacked, and i' the other view of row i:
+
+        loss = 1/(2B) sum_i -log( exp(u_i . u_i' / t) / sum_{j != i} exp(u_i . u_j / t) )
+
+    Args:
+        first_BD, second_BD: embeddings of two views of the same B samples, of any length; a row of zeros stays zero. Gradients reach both.
+        temperature: t > 0.
+
+    Returns:
+        A float32 scalar, the mean over rows; exactly 0 for one sample, whose only other row is its positive.
+
+    Raises:
+        InputError: the shapes differ or are not [B, D]; the temperature is not above 0.
+
+    Source: Chen et al. 2020 (SimCLR), eq. 1.
+    """
+    if first_BD.ndim != 2 or first_BD.shape != second_BD.shape:
+        raise InputError("second_BD", f"a tensor of shape {tuple(second_BD.shape)}", f"[B, D], as first_BD {tuple(first_BD.shape)}")
+    positive("temperature", temperature)
+    count = len(first_BD)
+    with torch.autocast(first_BD.device.type, enabled=False):
+        rows_ND = normalize(torch.cat((first_BD, second_BD)).float(), dim=1)
+        similarity_NN = rows_ND @ rows_ND.T / temperature
+    itself_NN = torch.eye(2 * count, dtype=torch.bool, device=rows_ND.device)
+    other_N = torch.arange(2 * count, device=rows_ND.device).roll(count)
+    return cross_entropy(similarity_NN.masked_fill(itself_NN, -torch.inf), other_N)
