@@ -66,7 +66,13 @@ METHODS: tuple[Method, ...] = (
     Method("unikd", "UniKD: Universal Knowledge Distillation for Mimicking Homogeneous or Heterogeneous Object Detectors", "detection"),
     Method("l2d", "Multi-Label Knowledge Distillation", "multi-label classification"),
     Method("distillbev", "DistillBEV: Boosting Multi-Camera 3D Object Detection with Cross-Modal Knowledge Distillation", "points"),
-    Method("orc", "ORC: Network Group-based Knowledge Distillation using Online Role Change", "classification"),
+    Method(
+        "orc",
+        "ORC: Network Group-based Knowledge Distillation using Online Role Change",
+        "classification",
+        "stillroom.methods.orc",
+        "reference vectors of the specification",
+    ),
     Method("pointdc", "PointDC: Unsupervised Semantic Segmentation of 3D Point Clouds via Cross-Modal Distillation", "points"),
 )
 
