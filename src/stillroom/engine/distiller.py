@@ -114,6 +114,14 @@ class Distiller(LightningModule):
         """The student's answer to bare inputs."""
         return self.student(inputs)
 
+    def select(self) -> Tensor | None:
+        """Which training samples the coming epoch shows: their ids, int64 [M], the same in every process; None for all.
+
+        Asked before every epoch, with `progress` at its first step, in eval mode and without gradients. An epoch that was killed half way
+        goes on with its selection, which is kept in the checkpoint.
+        """
+        return None
+
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Parameter groups in torch.optim's form: by default one, of everything that learns."""
         return [{"params": [p for p in self.parameters() if p.requires_grad]}]
