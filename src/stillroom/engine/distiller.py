@@ -114,6 +114,13 @@ class Distiller(LightningModule):
         """The student's answer to bare inputs."""
         return self.student(inputs)
 
+    def shown(self, data: Any) -> Any:
+        """The task's data as this method trains on them: in several views, in stored crops, other images altogether. By default as they are.
+
+        Validation must stay what it is in `data`.
+        """
+        return data
+
     def select(self) -> Tensor | None:
         """Which training samples the coming epoch shows: their ids, int64 [M], the same in every process; None for all.
 
