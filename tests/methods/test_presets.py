@@ -1,4 +1,4 @@
-"""The presets of the methods with the common setting: the papers' numbers, and a step on each paper's data set in the layout that it has on disk."""
+"""Presets of the methods with the common setting: the papers' numbers, and a step on each data set in the layout that it has on disk."""
 
 from __future__ import annotations
 

@@ -115,9 +115,9 @@ class Distiller(LightningModule):
         return self.student(inputs)
 
     def shown(self, data: Any) -> Any:
-        """The task's data as this method trains on them: in several views, in stored crops, other images altogether. By default as they are.
+        """The task's data as this method trains on them: in several views, in stored crops, other images altogether.
 
-        Validation must stay what it is in `data`.
+        By default as they are. Validation must stay what it is in `data`.
         """
         return data
 
