@@ -14,7 +14,8 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import clip_grad_norm_
 
 from stillroom.engine import Distiller, Losses
-from stillroom.engine.distributed import average_gradients
+from stillroom.engine.distributed import average_gradients, world_size
+from stillroom.engine.recorder import looking_on
 from stillroom.engine.teacher import Renormalise
 from stillroom.errors import InputError, at_least_zero, positive
 from stillroom.methods.orc.loss import Teaching, intensive_loss, labels_loss, private_loss, student_loss
@@ -156,11 +157,12 @@ class ORC(Distiller):
         plan = self.plan
         if plan.accumulate != 1:
             raise InputError("accumulate", plan.accumulate, "1: ORC's networks change their roles with every batch")
-        rates = [plan.lr] * len(self.members) + [plan.lr * self.pivot_lr_factor] * self.intensive
-        networks = [*self.members, self.pivot]
+        learning = [(member, plan.lr) for member in self.members]
+        if self.intensive:
+            learning.append((self.pivot, plan.lr * self.pivot_lr_factor))
         return [
             plan.build_optimizer([{"params": [p for p in network.parameters() if p.requires_grad], "lr": rate}])
-            for network, rate in zip(networks, rates, strict=False)
+            for network, rate in learning
         ]
 
     def on_train_start(self) -> None:
@@ -182,10 +184,11 @@ class ORC(Distiller):
         losses = self._losses_of(done)
         # A member may diverge: it is never promoted then, and teaches nobody. The pivot, the temporary teachers and the target may not.
         target = len(self.group)
-        watched = {name: losses[name] for name in ("intensive", "private") if name in losses}
+        watched: dict[str, Tensor] = {name: losses[name] for name in ("intensive", "private") if name in losses}
         watched["target"] = {**done.private, **done.group}[target].detach()
         self.guard.watch(watched, batch.ids, self.progress.step)
-        return {"loss": torch.stack(list(losses.values())).sum(), "terms": losses | self._figures_of(done, batch.labels)}
+        figures = self._figures_of(done, batch.labels)
+        return {"loss": torch.stack(list(losses.values())).sum(), "terms": losses, "figures": figures}
 
     def iterate(self, batch: Any, optimizers: Sequence[torch.optim.Optimizer]) -> Iteration:
         """One iteration: evaluate, promote, intensive, private and group teaching, demote. Every network is updated once.
@@ -219,7 +222,7 @@ class ORC(Distiller):
             mixed_NC = _answer(self.pivot, self._for_pivot(mixed))
             intensive = intensive_loss(mixed_NC, labels_N, labels_N[partners_N], lam)
             self._update(optimizers[-1], intensive)
-        with _in_eval_mode(self.pivot):
+        with looking_on(self.pivot):
             pivot_NC = self.pivot(self._for_pivot(images))
 
         # 2. Role change. The host must know who computes what: the one place of a step where it waits for the device.
@@ -231,24 +234,22 @@ class ORC(Distiller):
         promoted: list[int] = [self.fixed_index] if self.promotion == "fixed" else chosen_k.tolist()
 
         # 5. Private teaching, after which the temporary teachers answer anew [inferred: with batch statistics].
+        weighed = {"beta": self.beta, "temperature": self.temperature}
         private, teachers = {}, []
         for i in promoted:
-            learns = {"beta": self.beta, "temperature": self.temperature}
-            private[i] = (
-                private_loss(logits[i], pivot_NC, labels_N, **learns) if self.private else labels_loss(logits[i], labels_N, beta=self.beta)
-            )
+            if self.private:
+                private[i] = private_loss(logits[i], pivot_NC, labels_N, **weighed)
+            else:
+                private[i] = labels_loss(logits[i], labels_N, beta=self.beta)
             self._update(optimizers[i], private[i])
             with _leaving_buffers(members[i]):
                 teachers.append(members[i](images))
 
         # 6. Group teaching; the sum over the students separates, so each makes its own step.
         group = {}
-        for i in range(len(members)):
-            if i not in promoted:
-                group[i] = student_loss(
-                    logits[i], [*teachers, pivot_NC], labels_N, beta=self.beta, temperature=self.temperature, teaching=self.teaching
-                )
-                self._update(optimizers[i], group[i])
+        for i in (i for i in range(len(members)) if i not in promoted):
+            group[i] = student_loss(logits[i], [*teachers, pivot_NC], labels_N, teaching=self.teaching, **weighed)
+            self._update(optimizers[i], group[i])
 
         # 7. Demotion: nothing is reset.
         return Iteration(evaluation, promoted_K, pivot_NC, intensive, private, group)
@@ -300,14 +301,14 @@ class ORC(Distiller):
         return {name: term.detach() for name, term in found.items()}
 
     def _figures_of(self, done: Iteration, labels_N: Tensor) -> dict[str, Tensor]:
-        """The batch's accuracies in %, who was promoted (0 or 1), the pivot's confidence, and how many samples somebody got wrong."""
+        """The batch's accuracies in %, who was promoted (0 or 1), the pivot's confidence, and of how many samples somebody erred."""
         error_KN = done.evaluation.error_KN
         accuracy_K = 100 * (1 - error_KN.float().mean(1))
         figures = {f"accuracy/{name}": accuracy for name, accuracy in zip(self.names, accuracy_K, strict=True)}
         figures |= {f"promoted/{name}": promoted for name, promoted in zip(self.names, done.promoted_K.float(), strict=True)}
         figures["accuracy/pivot"] = 100 * (done.pivot_NC.argmax(-1) == labels_N).float().mean()
         figures["confidence/pivot"] = (done.pivot_NC.float() / self.temperature).softmax(-1).amax(-1).mean()
-        figures["feedback"] = error_KN.any(0).sum().float()
+        figures["feedback"] = error_KN.any(0).sum().float() * world_size()
         return figures
 
 
@@ -321,19 +322,6 @@ def _answer(network: nn.Module, images: Any) -> Tensor:
             "batch_size", len(images), "at least 2 images for each process: a BatchNorm of these networks needs them"
         ) from error
     return logits_NC
-
-
-@contextmanager
-def _in_eval_mode(network: nn.Module) -> Iterator[None]:
-    """Eval mode and no gradients."""
-    modes = {module: module.training for module in network.modules()}
-    network.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
 
 
 @contextmanager

@@ -234,11 +234,11 @@ def _note(lab: Lab, stage: Trained, distiller: ORC, scored: dict[str, Trained]) 
     best = max(top1, key=top1.__getitem__)
     where = "student.safetensors" if best == "target" else f"{scored[best].folder.relative_to(lab.folder)}/student.safetensors"
     promoted = ", ".join(f"{name} {count}" for name, count in zip(distiller.names, distiller.promotions.tolist(), strict=True))
-    last = stage.result.history[-1]
+    first, last = (stage.result.history[i]["train/confidence/pivot"] for i in (0, -1))
     return (
         f"Seed {lab.seed}: temporary teacher how often: {promoted}. Best of the student group: {best}, {top1[best]:.1f} % ({where}). "
-        f"The pivot ended at {scored['pivot'].result.metrics['top1']:.1f} % with a mean confidence of {last['train/confidence/pivot']:.2f} at "
-        f"the temperature of the distillation ({stage.result.history[0]['train/confidence/pivot']:.2f} in the first epoch)."
+        f"The pivot ended at {scored['pivot'].result.metrics['top1']:.1f} %, its mean confidence on training images at the temperature of "
+        f"the distillation at {last:.2f} (in the first epoch {first:.2f})."
     )
 
 

@@ -26,7 +26,7 @@ X4 = (32, 64, 128, 256)
 
 NETWORKS: dict[str, Callable[..., nn.Module]] = {
     **{f"resnet{depth}": partial(ResNet, depth) for depth in (8, 14, 20, 26, 32, 44, 56, 110)},
-    **{f"convnet{width}": partial(ConvNet, width) for width in (6, 9, 12, 16)},
+    **{f"convnet{width}": partial(ConvNet, width) for width in (3, 6, 9, 12, 16)},
     **{f"resnet{depth}x4": partial(ResNet, depth, widths=X4) for depth in (8, 32)},
     **{f"vgg{depth}": partial(VGG, depth) for depth in CONVOLUTIONS},
     **{f"wrn_{depth}_{width}": partial(WideResNet, depth, width) for depth, width in ((16, 1), (16, 2), (40, 1), (40, 2))},
