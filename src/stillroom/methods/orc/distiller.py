@@ -208,9 +208,7 @@ class ORC(Distiller):
 
         # 1. The student group is tested. Nothing changes these networks before they learn: the same forward pass serves both [inferred].
         logits = [_answer(member, images) for member in members]
-        if len({z_NC.shape for z_NC in logits}) > 1:
-            answers = ", ".join(f"{name} {list(z_NC.shape)}" for name, z_NC in zip(self.names, logits, strict=True))
-            raise InputError("group", f"networks that answer with {answers}", "logits of the same classes from all")
+        _check_agreement(self.names, logits)
         evaluation = evaluate_group(torch.stack([z.detach() for z in logits]), labels_N, feedback_temperature=self.feedback_temperature)
 
         # 4. Intensive teaching; step 3's samples are mixed in. The roles (step 2) are read by the host behind it, when they are long known.
@@ -220,6 +218,7 @@ class ORC(Distiller):
             partners_N = evaluation.feedback_M[permutation_N]
             mixed = lam * images + (1 - lam) * images[partners_N]
             mixed_NC = _answer(self.pivot, self._for_pivot(mixed))
+            _check_agreement((self.names[-1], "pivot"), (logits[-1], mixed_NC))
             intensive = intensive_loss(mixed_NC, labels_N, labels_N[partners_N], lam)
             self._update(optimizers[-1], intensive)
         with looking_on(self.pivot):
@@ -322,6 +321,12 @@ def _answer(network: nn.Module, images: Any) -> Tensor:
             "batch_size", len(images), "at least 2 images for each process: a BatchNorm of these networks needs them"
         ) from error
     return logits_NC
+
+
+def _check_agreement(names: Sequence[str], logits: Sequence[Tensor]) -> None:
+    if len({z_NC.shape for z_NC in logits}) > 1:
+        answers = ", ".join(f"{name} {list(z_NC.shape)}" for name, z_NC in zip(names, logits, strict=True))
+        raise InputError("group", f"networks that answer with {answers}", "logits of the same classes from all")
 
 
 @contextmanager

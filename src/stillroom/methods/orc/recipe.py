@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import re
 from collections.abc import Sequence
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from torchvision.models.resnet import BasicBlock, ResNet
 from stillroom import catalog
 from stillroom.engine import Distiller, Lab, Report, Teacher, Trained, Training
 from stillroom.engine.report_page import Metric
+from stillroom.engine.weights import load_weights
 from stillroom.errors import InputError
 from stillroom.methods.orc.distiller import ORC, Mixing, Promotion
 from stillroom.methods.orc.loss import Teaching
@@ -169,7 +171,7 @@ def recipe(
     scored = _score_group(lab, data, by_orc, trained[-1], [*specs, taught.result.model])
     report = lab.report("orc", data, {"teacher": taught, "alone": alone, "kd": by_kd, "orc": by_orc}, baseline="kd", ship="orc")
     report.shown |= {name: Metric(name, "%", 1, True if "top-1" in name else None) for name in by_orc.result.metrics if " of " in name}
-    report.notes.append(_note(lab, by_orc, trained[-1], scored))
+    report.notes.append(_note(lab, data, by_orc, trained[-1], scored))
     return report
 
 
@@ -208,37 +210,43 @@ def _names(specs: Sequence[str]) -> list[str]:
 
 
 def _score_group(lab: Lab, data: ImageData, stage: Trained, distiller: ORC, specs: Sequence[str]) -> dict[str, Trained]:
-    """The networks beside the target as the stage left them, each scored and kept as a stage of its own, and how often each was promoted.
+    """The networks beside the target as the stage left them, each scored, and kept as a stage of its own.
 
-    Their figures join the stage's metrics.
+    Their accuracies, and how often each network was promoted, join the stage's metrics.
     """
-    checkpoint = stage.folder / "last.ckpt"
-    if not checkpoint.exists():
-        raise InputError("out", f"{stage.folder} without last.ckpt", "the folder as the run left it: the group's networks are in there")
-    distiller.load_state_dict(torch.load(checkpoint, map_location="cpu", weights_only=True)["state_dict"])
+    networks = dict(zip([*distiller.names[:-1], "pivot"], [*distiller.group, distiller.pivot], strict=True))
+    folders = {name: stage.folder.with_name(f"orc-{name}") for name in networks}
+    if all(lab.finished(folder.name) for folder in folders.values()):
+        for name, member in networks.items():
+            load_weights(member, folders[name] / "student.safetensors")
+    else:
+        checkpoint = stage.folder / "last.ckpt"
+        if not checkpoint.exists():
+            raise InputError("out", f"{stage.folder} without last.ckpt", "the folder as the run left it: the group's networks are in there")
+        distiller.load_state_dict(torch.load(checkpoint, map_location="cpu", weights_only=True)["state_dict"])
     scored = {}
-    for name, member, spec in zip([*distiller.names[:-1], "pivot"], [*distiller.group, distiller.pivot], specs, strict=True):
+    for (name, member), spec in zip(networks.items(), specs, strict=True):
         renormalise = distiller.renormalise if name == "pivot" else None
-        scored[name] = lab.evaluate(member, data, name=f"orc-{name}", model=spec, renormalise=renormalise)
+        scored[name] = lab.evaluate(member, data, name=folders[name].name, model=spec, renormalise=renormalise)
         stage.result.metrics[f"top-1 of {name}"] = scored[name].result.metrics["top1"]
-    steps = max(1, stage.result.epochs * len(data.train_loader(seed=0)))
-    for name, count in zip(distiller.names, distiller.promotions.tolist(), strict=True):
-        stage.result.metrics[f"promotions of {name}"] = 100 * count / steps
+    for name in distiller.names:
+        stage.result.metrics[f"promotions of {name}"] = 100 * fmean(row[f"train/promoted/{name}"] for row in stage.result.history)
     return scored
 
 
-def _note(lab: Lab, stage: Trained, distiller: ORC, scored: dict[str, Trained]) -> str:
-    """Who was promoted, and which network came out best."""
-    top1 = {name: trained.result.metrics["top1"] for name, trained in scored.items() if name != "pivot"}
-    top1["target"] = stage.result.metrics["top1"]
+def _note(lab: Lab, data: ImageData, stage: Trained, distiller: ORC, scored: dict[str, Trained]) -> str:
+    """Who was promoted, which network came out best, and what became of the pivot."""
+    metrics, history = stage.result.metrics, stage.result.history
+    steps = len(history) * len(data.train_loader(seed=lab.seed))
+    promoted = ", ".join(f"{name} {round(metrics[f'promotions of {name}'] / 100 * steps)}" for name in distiller.names)
+    top1 = {name: trained.result.metrics["top1"] for name, trained in scored.items() if name != "pivot"} | {"target": metrics["top1"]}
     best = max(top1, key=top1.__getitem__)
-    where = "student.safetensors" if best == "target" else f"{scored[best].folder.relative_to(lab.folder)}/student.safetensors"
-    promoted = ", ".join(f"{name} {count}" for name, count in zip(distiller.names, distiller.promotions.tolist(), strict=True))
-    first, last = (stage.result.history[i]["train/confidence/pivot"] for i in (0, -1))
+    folder = stage.folder if best == "target" else scored[best].folder
+    first, last = (history[i]["train/confidence/pivot"] for i in (0, -1))
     return (
-        f"Seed {lab.seed}: temporary teacher how often: {promoted}. Best of the student group: {best}, {top1[best]:.1f} % ({where}). "
-        f"The pivot ended at {scored['pivot'].result.metrics['top1']:.1f} %, its mean confidence on training images at the temperature of "
-        f"the distillation at {last:.2f} (in the first epoch {first:.2f})."
+        f"Seed {lab.seed}: temporary teacher in {steps} iterations: {promoted}. Best of the student group: {best}, {top1[best]:.1f} % "
+        f"({folder.relative_to(lab.folder)}/student.safetensors). The pivot ended at {metrics['top-1 of pivot']:.1f} %, its mean "
+        f"confidence on training images at the temperature of the distillation at {last:.2f} (in the first epoch {first:.2f})."
     )
 
 
