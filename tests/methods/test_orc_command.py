@@ -206,6 +206,19 @@ def test_the_numbers_are_the_specification_s(preset: str, capsys: pytest.Capture
     assert {name: values[name] for name in PAPER[preset]} == PAPER[preset]
 
 
+@pytest.mark.parametrize("preset", PRESETS)
+def test_the_group_lies_between_the_pivot_and_the_target(preset: str) -> None:
+    def size(spec: str) -> int:
+        with torch.device("meta"):
+            built = build_classifier(spec.partition("@")[0], num_classes=10)
+        return sum(p.numel() for p in built.network.parameters())
+
+    chain = [PRESETS[preset]["teacher"], *specs_of(PRESETS[preset]["group"]), PRESETS[preset]["student"]]
+    sizes = [size(spec) for spec in chain]
+    assert sizes == sorted(sizes, reverse=True)
+    assert len(set(sizes)) == 4
+
+
 def cifar10(root: Path) -> Path:
     """CIFAR-10's Python version: pickles of noise, of two classes."""
     folder = root / "cifar-10-batches-py"
@@ -253,7 +266,8 @@ def test_a_step_on_the_paper_s_data(preset: str, tmp_path: Path, request: pytest
     if preset == "paper:imagenet":
         small[small.index("--batch-size") + 1] = "2"
         small[small.index("--subset") + 1 :: 2] = ["2", "2"]
-        small += ["--teacher", request.getfixturevalue("resnet34")]
+        # One network of the group: its checkpoints are large.
+        small += ["--teacher", request.getfixturevalue("resnet34"), "--group", PRESETS[preset]["group"].split(",")[1]]
     if preset == "paper":
         small[small.index("--val-subset") + 1] = "4"
     out = tmp_path / "out"
