@@ -1,6 +1,6 @@
 """ORC's small-scale experiment: does changing the roles keep false knowledge out, and does the target gain from it?
 
-    python experiments/orc.py                                         # scikit-learn's digits, some 12 minutes on one core
+    python experiments/orc.py                                         # scikit-learn's digits, some 20 minutes on one core
     python experiments/orc.py --cifar10 cifar10.zip                   # and CIFAR-10 at 16 x 16 pixels, some 20 minutes more
 
 Arms, with the same seeds, initial weights of the target and number of steps, and one pivot for all: the target with labels only; KD from
@@ -148,6 +148,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cifar10", help="CIFAR-10 as image folders, in a folder or a zip")
     parser.add_argument("--seeds", type=int, default=8)
+    parser.add_argument("--small_seeds", type=int, default=8, help="with a target of width 3; 0 leaves this out")
     parser.add_argument("--cifar_seeds", type=int, default=3)
     parser.add_argument("--epochs", type=int, default=50, help="on digits: 14 steps each")
     parser.add_argument("--cifar_epochs", type=int, default=30, help="on CIFAR-10: 78 steps each")
@@ -162,13 +163,16 @@ def main() -> None:
     groups = {name: "convnet16; 12, 9 -> 6"}
     found = experiment(name, digits, plan, convnet(16), [convnet(12), convnet(9)], convnet(6), [*ARMS, *immature], seeds, arguments.runs)
     said = [verdict(name, found)]
-    name = "digits, width 3"
-    groups[name] = "convnet16; 6, 4 -> 3"
-    small = [KD_ARM, EVERYONE, FULL, "ORC without intensive and private"]
-    found |= experiment(name, digits, plan, convnet(16), [convnet(6), convnet(4)], convnet(3), small, seeds, arguments.runs)
-    said.append(verdict(name, found))
+    command = "python experiments/orc.py" + (f" --seeds {arguments.seeds}" if arguments.seeds != parser.get_default("seeds") else "")
+    if arguments.small_seeds:
+        name = "digits, width 3"
+        groups[name] = "convnet16; 6, 4 -> 3"
+        small, few = [KD_ARM, EVERYONE, FULL, "ORC without intensive and private"], list(range(arguments.small_seeds))
+        found |= experiment(name, digits, plan, convnet(16), [convnet(6), convnet(4)], convnet(3), small, few, arguments.runs)
+        said.append(verdict(name, found))
+    if arguments.small_seeds != parser.get_default("small_seeds"):
+        command += f" --small_seeds {arguments.small_seeds}"
     setting: dict[str, Any] = {"digits": "900 train / 897 test, 8 x 8", "steps": {"digits": plan.epochs * 14}, "groups": groups}
-    command = "python experiments/orc.py"
     if arguments.cifar10:
         plan = Training(epochs=arguments.cifar_epochs, lr=0.05, weight_decay=5e-4, schedule="cosine")
         data = ImageData(f"imagefolder:{arguments.cifar10}", image_size=16, subset=5000, val_subset=5000)
