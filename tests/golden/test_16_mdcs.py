@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,7 +10,9 @@ from torch import Tensor, nn
 
 from stillroom.engine import Progress, Training
 from stillroom.methods.mdcs import MDCS, mdcs_terms, prior_shift
+from stillroom.tasks.classification import ViewBatch
 from stillroom.tasks.classification.networks.experts import CosineClassifier, ExpertBasicBlock
+from stillroom.tasks.classification.subsets import long_tailed_counts
 from tests.golden.check import HERE, Case, load_cases, run_case, with_gradients
 
 
@@ -34,7 +35,7 @@ def loss(inputs: dict[str, Tensor], params: dict[str, Any]) -> dict[str, Tensor]
     distiller.shift_EC = prior_shift(inputs["class_counts"], params["lambdas"], epsilon=params["eps"])
     distiller.progress = Progress(epoch=params["epoch"], epochs=max(params["epoch"], 400))
     views = torch.empty(2, len(labels), 3, 1, 1).unbind()
-    losses = distiller.losses(SimpleNamespace(views=views, labels=labels, ids=torch.arange(len(labels))))
+    losses = distiller.losses(ViewBatch(views, labels, torch.arange(len(labels))))
     terms = mdcs_terms(student.logits_NEC, labels, distiller.shift_EC, temperature=params["temperature"])
     return {
         **with_gradients(losses.total, logits=student.logits_NEC),
@@ -65,6 +66,12 @@ def block(inputs: dict[str, Tensor], params: dict[str, Any]) -> dict[str, Tensor
     return {"out": module(inputs["x"])}
 
 
+def counts(inputs: dict[str, Tensor], params: dict[str, Any]) -> dict[str, Tensor]:
+    shape = "reverse" if params["reverse"] and params["imb_type"] == "exp" else params["imb_type"]
+    largest, ratio = params["total"] / params["num_classes"], 1 / params["imb_factor"]
+    return {"counts": torch.from_numpy(long_tailed_counts(largest, params["num_classes"], ratio, shape))}
+
+
 def lr(inputs: dict[str, Tensor], params: dict[str, Any]) -> dict[str, Tensor]:
     milestones = tuple(params[name] for name in sorted(params) if name.startswith("step"))
     plan = Training(epochs=1000, milestones=milestones, decay=params["gamma"], warmup_epochs=params["warmup_epoch"])
@@ -74,7 +81,7 @@ def lr(inputs: dict[str, Tensor], params: dict[str, Any]) -> dict[str, Tensor]:
     return {"multiplier": torch.tensor(rates)}
 
 
-ADAPTERS = {"loss": loss, "cosine_head": cosine_head, "block": block, "lr": lr}
+ADAPTERS = {"loss": loss, "cosine_head": cosine_head, "block": block, "counts": counts, "lr": lr}
 
 
 @pytest.mark.parametrize("case", load_cases(HERE / "16-mdcs.npz"), ids=str)

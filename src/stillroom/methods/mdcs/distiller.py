@@ -13,7 +13,8 @@ from stillroom.engine import Distiller, Losses, Progress
 from stillroom.engine.schedule import warmup_factor
 from stillroom.errors import InputError, at_least_zero, positive
 from stillroom.methods.mdcs.loss import mdcs_terms, prior_shift
-from stillroom.tasks.classification import Batch as ViewBatch  # TODO
+from stillroom.methods.mdcs.views import Style, two_views
+from stillroom.tasks.classification import ImageData, ViewBatch
 
 
 @runtime_checkable
@@ -42,6 +43,7 @@ class MDCS(Distiller):
         temperature: T > 0 of the consistency term; 1 in the paper.
         backbone_lr: learning rate of everything but the experts' classifiers, when other than the plan's; for a backbone that was trained
             before.
+        views: see `two_views`; by default ``imagenet`` where the data are augmented so, else ``small``.
 
     Raises:
         InputError: a number is out of its range, a class has no image, or the student has no experts.
@@ -58,6 +60,7 @@ class MDCS(Distiller):
         confident_only: bool = True,
         temperature: float = 1.0,
         backbone_lr: float | None = None,
+        views: Style | None = None,
     ) -> None:
         super().__init__(student)
         if not isinstance(student, Experts):
@@ -68,11 +71,25 @@ class MDCS(Distiller):
         self.weight, self.ramp_epochs = at_least_zero("weight", weight), at_least_zero("ramp_epochs", ramp_epochs)
         self.confident_only, self.temperature = confident_only, positive("temperature", temperature)
         self.backbone_lr = None if backbone_lr is None else at_least_zero("backbone_lr", backbone_lr)
+        self.views = views
         self.shift_EC: Tensor
         self.register_buffer("shift_EC", prior_shift(class_counts, self.lambdas))
 
+    def shown(self, data: ImageData) -> ImageData:
+        """Every training image in a weak and a strong view."""
+        style = self.views or ("imagenet" if data.augment == "imagenet" else "small")
+        mirror = data.augment != "digits"
+        views = two_views(style, data.image_size, data.mean, data.std, mirror=mirror)
+        return data.in_views(*views, said=f"mdcs {style}, mirror {mirror}")
+
     def losses(self, batch: ViewBatch) -> Losses:
-        """L_DL over both views, the sum over experts of means over the batch; and the weighted L_CS."""
+        """L_DL over both views, the sum over experts of means over the batch; and the weighted L_CS.
+
+        Raises:
+            InputError: the batch does not have two views.
+        """
+        if not isinstance(batch, ViewBatch) or len(batch.views) != 2:
+            raise InputError("batch", type(batch).__name__, "a ViewBatch of a weak and a strong view, as the data of MDCS.shown(data) give")
         weak_BCHW, strong_BCHW = batch.views
         logits_NEC = self.student.experts(torch.cat([weak_BCHW, strong_BCHW]))  # one forward: batch norms see both views together
         terms = mdcs_terms(logits_NEC, batch.labels, self.shift_EC, confident_only=self.confident_only, temperature=self.temperature)

@@ -64,9 +64,7 @@ def prior_shift(class_counts: Tensor | Sequence[int], lambdas: Sequence[float], 
     return shift_EC.float()
 
 
-def mdcs_terms(
-    logits_NEC: Tensor, labels_B: Tensor, shift_EC: Tensor, *, confident_only: bool = True, temperature: float = 1.0
-) -> Terms:
+def mdcs_terms(logits_NEC: Tensor, labels_B: Tensor, shift_EC: Tensor, *, confident_only: bool = True, temperature: float = 1.0) -> Terms:
     """Both terms of the loss (section "Method" 1 and 2), on the shifted logits a_e = z_e + log n^lambda_e.
 
         L_DL = sum_e 1/2B sum_i CE( a_e[i], y[i] )                                                  over both views

@@ -7,7 +7,7 @@ at once; its numbers are this library's own.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import numpy as np
 import torch
@@ -19,9 +19,9 @@ from torchvision.transforms import v2
 from stillroom.engine.loading import uniforms
 from stillroom.errors import InputError, near
 from stillroom.tasks.classification.transforms import Parameters, Transform, eval_transform
+from stillroom.tasks.classification.views import View
 
 Style = Literal["small", "cifar", "imagenet"]
-View = Transform | Callable[[Any], Tensor]
 
 _ROTATION = 15.0  # degrees
 _JITTER = 0.4  # brightness, contrast and saturation

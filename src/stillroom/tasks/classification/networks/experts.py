@@ -197,9 +197,7 @@ class ExpertResNet(ExpertNetwork):
     def taps(self) -> Taps:
         """Stem and the end of each stage, along the middle expert; before the activation: the stem's batch norm and the last sums."""
         stages = ("trunk.layer1", f"{self._middle}.layer2", f"{self._middle}.layer3")
-        return Taps(
-            ("trunk.stem", *stages), ("trunk.stem.bn", *(f"{stage}.{self._last}.add" for stage in stages)), f"{self._middle}.pool"
-        )
+        return Taps(("trunk.stem", *stages), ("trunk.stem.bn", *(f"{stage}.{self._last}.add" for stage in stages)), f"{self._middle}.pool")
 
 
 class ExpertBottleneck(nn.Module):
@@ -336,9 +334,7 @@ class ExpertConvNet(ExpertNetwork):
 
     def __init__(self, *, num_classes: int, in_channels: int = 3, experts: int = 3, scale: float = 30.0) -> None:
         trunk = _named(layer1=conv_unit(in_channels, 16, 3), layer2=conv_unit(16, 24, 3, 2))
-        branches = [
-            _named(layer3=conv_unit(24, 32, 3, 2), layer4=conv_unit(32, 48, 3), pool=global_average_pool()) for _ in range(experts)
-        ]
+        branches = [_named(layer3=conv_unit(24, 32, 3, 2), layer4=conv_unit(32, 48, 3), pool=global_average_pool()) for _ in range(experts)]
         super().__init__(trunk, branches, 48, num_classes, scale=scale)
         _initialise_by_inputs(self)
 
