@@ -107,7 +107,7 @@ def test_a_groups_accuracy_is_the_mean_over_its_classes_of_the_accuracy_within_e
     figures = evaluated(LOGITS, LABELS, groups=GROUPS).compute()
     hits = LOGITS.argmax(1) == LABELS
     for name, classes in (("many", (0, 1, 2)), ("few", (6, 7))):
-        assert figures[name] == pytest.approx(100 * np.mean([hits[LABELS == c].float().mean().item() for c in classes]))
+        assert figures[name] == pytest.approx(100 * np.mean([hits[c == LABELS].float().mean().item() for c in classes]))
     assert {name: figures[name] for name in evaluated(LOGITS, LABELS).compute()} == evaluated(LOGITS, LABELS).compute()
 
 

@@ -91,7 +91,8 @@ class MDCS(Distiller):
         if not isinstance(batch, ViewBatch) or len(batch.views) != 2:
             raise InputError("batch", type(batch).__name__, "a ViewBatch of a weak and a strong view, as the data of MDCS.shown(data) give")
         weak_BCHW, strong_BCHW = batch.views
-        logits_NEC = self.student.experts(torch.cat([weak_BCHW, strong_BCHW]))  # one forward: batch norms see both views together
+        both_NCHW = torch.cat([weak_BCHW, strong_BCHW])  # one forward: batch norms see both views together
+        logits_NEC: Tensor = self.student.experts(both_NCHW)  # type: ignore[operator]
         terms = mdcs_terms(logits_NEC, batch.labels, self.shift_EC, confident_only=self.confident_only, temperature=self.temperature)
         if self.weight == 0:
             return Losses(task={"diversity": terms.diversity})

@@ -1,4 +1,4 @@
-"""MDCS's experiment: the same experts on the same two views with plain cross-entropy, with the diversity loss alone, and with both terms."""
+"""MDCS's experiment: the same experts on the same two views with cross-entropy, with the diversity loss alone, and with both terms."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def recipe(
             photographs and else ``small``. They take the place of `augment`.
     """
     ramp_epochs = min(20.0, 0.1 * plan.epochs) if ramp_epochs is None else ramp_epochs
-    shared = {"confident_only": confident_only, "temperature": temperature, "backbone_lr": backbone_lr, "views": views}
+    shared: dict[str, Any] = {"confident_only": confident_only, "temperature": temperature, "backbone_lr": backbone_lr, "views": views}
 
     def start(fresh: nn.Module) -> nn.Module:
         if pretrained is not None:
@@ -160,8 +160,8 @@ def _notes(data: LongTailedImages, lambdas: Sequence[float]) -> list[str]:
     }
     said = "; ".join(f"{name}-shot {int(mask_C.sum())} ({sizes[name]})" for name, mask_C in groups.items())
     return [
-        f"Classes have from {int(counts.max())} to {int(counts.min())} training images. Groups of classes by their training images: {said}. "
-        "A group's accuracy is the mean over its classes of the accuracy within each.",
+        f"Classes have from {int(counts.max())} to {int(counts.min())} training images. Groups of classes by these: {said}. A group's "
+        " accuracy is the mean over its classes of the accuracy within each.",
         "All three trainings see the same two views: alone is cross-entropy, diverse the diversity loss, distilled both terms. "
         f"The experts are those of distilled, scored alone, with the exponents {', '.join(f'{value:g}' for value in lambdas)}.",
     ]

@@ -56,7 +56,7 @@ def two_views(style: Style, image_size: int, mean: Sequence[float], std: Sequenc
     """
     if style == "small":
         fit = eval_transform("small", image_size, mean, std).each
-        return tuple(Transform(fit, mean, std, together=change) for change in (Weak(mirror), Strong(mirror)))
+        return Transform(fit, mean, std, together=Weak(mirror)), Transform(fit, mean, std, together=Strong(mirror))
     mirrors = [v2.RandomHorizontalFlip()] if mirror else []
     end = [v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.ToPureTensor()]
     normalise = v2.Normalize(list(mean), list(std))
