@@ -4,28 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from torch import Tensor, nn
-from torch.nn.functional import kl_div
+from torch import Tensor
+from torch.nn.functional import kl_div, one_hot
 
 from stillroom.errors import InputError
-
-
-class OneExpert(nn.Module):
-    """One expert of a network as a network of its own: images [B, 3, H, W] -> logits [B, C].
-
-    Args:
-        network: has a method ``experts(images)``.
-        expert: its number, from 0.
-    """
-
-    def __init__(self, network: nn.Module, expert: int) -> None:
-        super().__init__()
-        self.network, self.expert = network, expert
-
-    def forward(self, images: Tensor) -> Tensor:
-        """[B, 3, H, W] -> [B, C]."""
-        logits_BEC: Tensor = self.network.experts(images)  # type: ignore[operator]
-        return logits_BEC[:, self.expert]
 
 
 def expert_divergence(logits_BEC: Tensor) -> Tensor:
@@ -59,6 +41,6 @@ def bias_and_variance(predicted_RN: np.ndarray, labels_N: np.ndarray) -> tuple[f
     if len(predicted_RN) < 2:
         raise InputError("predicted_RN", f"{len(predicted_RN)} runs", "at least two")
     classes = int(max(predicted_RN.max(), labels_N.max())) + 1
-    votes_NC = torch.nn.functional.one_hot(torch.from_numpy(predicted_RN), classes).sum(0)
+    votes_NC = one_hot(torch.from_numpy(predicted_RN), classes).sum(0)
     main_N = votes_NC.argmax(-1).numpy()
     return 100 * float((main_N != labels_N).mean()), 100 * (predicted_RN != main_N).mean(1)
