@@ -583,7 +583,7 @@ def test_the_numbers_are_the_papers(preset: str, capsys: pytest.CaptureFixture[s
 def test_a_step_of_the_papers_on_cifar(tmp_path: Path) -> None:
     folder = cifar100(tmp_path / "cifar", train=40)
     command = ["run", "mdcs", "--preset", "paper", "--data", f"cifar100:{folder},imbalance=exp:4", "--batch-size", "8", "--epochs", "1"]
-    command += ["--warmup-epochs", "0", "--accelerator", "cpu", "--out", str(tmp_path / "run")]
+    command += ["--warmup-epochs", "0", "--workers", "0", "--accelerator", "cpu", "--out", str(tmp_path / "run")]
     assert main(command) == 0
     assert json.loads((tmp_path / "run/student.json").read_text())["model"] == "stillroom/resnet32_experts"
 

@@ -173,7 +173,7 @@ def _notes(data: LongTailedImages, lambdas: Sequence[float]) -> list[str]:
     said = "; ".join(f"{name}-shot {int(mask_C.sum())} ({sizes[name]})" for name, mask_C in groups.items())
     return [
         f"Classes have from {int(counts.max())} to {int(counts.min())} training images. Groups of classes by these: {said}. A group's "
-        " accuracy is the mean over its classes of the accuracy within each.",
+        "accuracy is the mean over its classes of the accuracy within each.",
         "All three trainings see the same two views: alone is cross-entropy, diverse the diversity loss, distilled both terms. "
         f"The prior exponents of diverse and distilled are {', '.join(f'{value:g}' for value in lambdas)}, expert by expert.",
     ]
@@ -190,6 +190,7 @@ _CIFAR: dict[str, Any] = {
     "warmup_epochs": 20,
     "milestones": [200, 320, 380],
     "views": "cifar",
+    "workers": 4,  # which the views, image by image, keep busy
     "mean": [0.4914, 0.4822, 0.4465],
     "std": [0.2023, 0.1994, 0.2010],
 }

@@ -56,8 +56,7 @@ class CosineClassifier(nn.Module):
 class ExpertNetwork(nn.Module):
     """E experts on one trunk; the network's answer is the mean of their logits.
 
-    Any `nn.Module` with the methods `forward` and `experts` of this one can be trained like it; see your own network as
-    ``ExpertNetwork(trunk, branches, width, num_classes)`` or write the two methods yourself.
+    It can be made of any trunk and branches; and any `nn.Module` that has its two methods, `forward` and `experts`, can take its place.
 
     Args:
         trunk: images [B, in_channels, H, W] to what all experts share.
@@ -160,7 +159,7 @@ class ExpertResNet(ExpertNetwork):
         num_classes: C.
         in_channels: channels of the images.
         experts: E.
-        widths: channels of the three stages; (16, 32, 64) is the whole width, the default spends about what two such networks do.
+        widths: channels of the three stages; (16, 32, 64) is the whole width, of which the experts' stages have three quarters.
         scale: of the cosine classifiers.
 
     Raises:
@@ -242,7 +241,8 @@ class ExpertBottleneckResNet(ExpertNetwork):
         num_classes: C.
         in_channels: channels of the images.
         experts: E.
-        widths: base widths of the stages, a quarter of their channels; the whole width is (64, 128, 256, 512).
+        widths: base widths of the stages, a quarter of their channels; (64, 128, 256, 512) is the whole width, of which the experts'
+            stages have three quarters.
         groups: groups of the 3x3 convolutions; 32 of width 4 is ResNeXt's 32x4d.
         group_width: channels of a group at a base width of 64.
         scale: of the cosine classifiers.
