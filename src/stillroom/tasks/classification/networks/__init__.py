@@ -13,6 +13,7 @@ from functools import partial
 from torch import nn
 
 from stillroom.tasks.classification.networks.convnet import ConvNet
+from stillroom.tasks.classification.networks.experts import ExpertBottleneckResNet, ExpertConvNet, ExpertNetwork, ExpertResNet
 from stillroom.tasks.classification.networks.mobilenet import MobileNetV1, MobileNetV2Tiny
 from stillroom.tasks.classification.networks.parts import Taps
 from stillroom.tasks.classification.networks.resnet import ResNet
@@ -20,9 +21,24 @@ from stillroom.tasks.classification.networks.shufflenet import ShuffleNetV2
 from stillroom.tasks.classification.networks.vgg import CONVOLUTIONS, VGG
 from stillroom.tasks.classification.networks.wrn import WideResNet
 
-__all__ = ["NETWORKS", "VGG", "ConvNet", "MobileNetV1", "MobileNetV2Tiny", "ResNet", "ShuffleNetV2", "Taps", "WideResNet"]
+__all__ = [
+    "NETWORKS",
+    "VGG",
+    "ConvNet",
+    "ExpertBottleneckResNet",
+    "ExpertConvNet",
+    "ExpertNetwork",
+    "ExpertResNet",
+    "MobileNetV1",
+    "MobileNetV2Tiny",
+    "ResNet",
+    "ShuffleNetV2",
+    "Taps",
+    "WideResNet",
+]
 
 X4 = (32, 64, 128, 256)
+WHOLE = (64, 128, 256, 512)
 
 NETWORKS: dict[str, Callable[..., nn.Module]] = {
     **{f"resnet{depth}": partial(ResNet, depth) for depth in (8, 14, 20, 26, 32, 44, 56, 110)},
@@ -35,4 +51,11 @@ NETWORKS: dict[str, Callable[..., nn.Module]] = {
     "mobilenetv1": MobileNetV1,
     "convnet24": partial(ConvNet, 24),
     "convnet4": partial(ConvNet, 4),
+    # three experts on one trunk; "full": the experts' stages are as wide as the plain network's, so that its weights fit
+    "convnet_experts": ExpertConvNet,
+    "resnet32_experts": partial(ExpertResNet, 32),
+    "resnet50_experts": partial(ExpertBottleneckResNet, (3, 4, 6, 3)),
+    "resnext50_experts": partial(ExpertBottleneckResNet, (3, 4, 6, 3), groups=32, group_width=4),
+    "resnet50_experts_full": partial(ExpertBottleneckResNet, (3, 4, 6, 3), widths=WHOLE),
+    "resnet152_experts_full": partial(ExpertBottleneckResNet, (3, 8, 36, 3), widths=WHOLE),
 }
