@@ -13,6 +13,7 @@ from stillroom.engine import Distiller, Losses, Progress
 from stillroom.errors import positive
 from stillroom.losses.contrast import nt_xent
 from stillroom.methods.wad.knowledge import class_scores
+from stillroom.methods.wad.networks import Encoder
 
 EPSILON = 1e-8
 
@@ -24,7 +25,7 @@ class Contrast(Distiller):
     accuracy of a stage is that of the labels that the teacher will give. No label enters training.
 
     Args:
-        encoder: pixels [B, 3, H, W] in [0, 1] -> projections [B, D].
+        encoder: the teacher.
         views: pixels -> pixels, a random view of each row.
         memory: gives the labelled images in batches, each once; asked for once in each evaluation.
         num_classes: C.
@@ -34,7 +35,7 @@ class Contrast(Distiller):
 
     def __init__(
         self,
-        encoder: nn.Module,
+        encoder: Encoder,
         views: nn.Module,
         memory: Callable[[], Iterable[Any]],
         num_classes: int,
@@ -50,9 +51,16 @@ class Contrast(Distiller):
         self._memory = memory
         self._known: tuple[int, Tensor, Tensor] | None = None  # step, features and labels
 
+    @property
+    def encoder(self) -> Encoder:
+        """The network in training."""
+        assert isinstance(self.student, Encoder)
+        return self.student
+
     def losses(self, batch: Any) -> Losses:
         """NT-Xent of two views, averaged over the 2B rows."""
-        projections_ND = self.student(self.views(torch.cat((batch.inputs, batch.inputs))))
+        pixels = self.encoder.pixels(batch.inputs)
+        projections_ND = self.encoder.project(self.views(torch.cat((pixels, pixels))))
         first_BD, second_BD = projections_ND.chunk(2)
         return Losses(task={"ntxent": nt_xent(first_BD, second_BD, self.temperature, epsilon=EPSILON)})
 
@@ -65,7 +73,7 @@ class Contrast(Distiller):
         """Sets the learning rate."""
         super().on_train_batch_start(batch, batch_idx)
         if self.released_schedule:
-            for group in self.optimizers(use_pl_optimizer=False).param_groups:
+            for group in self.trainer.optimizers[0].param_groups:
                 group["lr"] = released_rate(group["initial_lr"], self.progress)
 
     def _remembered(self, device: torch.device) -> tuple[Tensor, Tensor]:

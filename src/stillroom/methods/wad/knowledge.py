@@ -127,9 +127,7 @@ def promoted_share(round_: int, *, start: float = 0.1, rounds: int = 5, power: f
 
 
 @torch.no_grad()
-def reliable(
-    logits_UC: Tensor, logit_ids_U: Tensor, labels_U: Tensor, label_ids_U: Tensor, share: float
-) -> tuple[Tensor, Tensor]:
+def reliable(logits_UC: Tensor, logit_ids_U: Tensor, labels_U: Tensor, label_ids_U: Tensor, share: float) -> tuple[Tensor, Tensor]:
     """The most reliable unlabelled images: those whose pseudo-label the student finds least surprising (stage 4).
 
     c_u = CE(student's logits, yhat_u); the floor(share * U) smallest, in rising order; of equal ones those whose logits come first.

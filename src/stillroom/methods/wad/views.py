@@ -103,9 +103,7 @@ def hue_shifted(pixels: Tensor, turns: Tensor) -> Tensor:
     spread = value - pixels.amin(1, keepdim=True)
     red, green, blue = pixels.split(1, 1)
     safe = torch.where(spread > 0, spread, 1.0)
-    sixth = torch.where(
-        value == red, (green - blue) / safe, torch.where(value == green, 2 + (blue - red) / safe, 4 + (red - green) / safe)
-    )
+    sixth = torch.where(value == red, (green - blue) / safe, torch.where(value == green, 2 + (blue - red) / safe, 4 + (red - green) / safe))
     # A channel is the value less the spread times a trapezium of the hue, whose phase is the channel's own.
     phases = torch.arange(5, 0, -2, device=pixels.device).view(3, 1, 1)
     place = (phases + sixth + 6 * turns).remainder(6)

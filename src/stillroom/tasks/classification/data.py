@@ -24,7 +24,7 @@ from stillroom.engine.teacher import Renormalise
 from stillroom.errors import InputError, near
 from stillroom.tasks.classification.batches import Batches
 from stillroom.tasks.classification.folders import counted, warn_left_out
-from stillroom.tasks.classification.images import Images, MemoryImages, TakenImages, into_memory, stratified, unreadable
+from stillroom.tasks.classification.images import Images, MemoryImages, TakenImages, into_memory, joined, stratified, unreadable
 from stillroom.tasks.classification.loaded import ship
 from stillroom.tasks.classification.metrics import ClassificationEvaluator, agreement
 from stillroom.tasks.classification.pages import classification_sections
@@ -182,6 +182,18 @@ class ImageData:
         part.indices = {**self.indices, name: kept if origin is None else origin[kept]}
         given = [None if array is None else np.asarray(array).tobytes() for array in (train, val, labels)]
         part._mark("restricted", str(given), str(classes))
+        return part
+
+    def joined(self, images: Images, said: str) -> ImageData:
+        """The same data with more training images behind its own.
+
+        Args:
+            images: whose labels are classes of this data; any of them stands for images without labels, which a method must not read.
+            said: what tells these images from others in the data's fingerprint.
+        """
+        part = copy.copy(self)
+        part.__dict__.update(_train=joined(self._train, self._prepared(images)), _val=self._val)
+        part._mark("joined", said)
         return part
 
     def in_views(self, *views: View, said: str) -> ImageData:
