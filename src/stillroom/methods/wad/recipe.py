@@ -20,7 +20,7 @@ from stillroom.tasks.classification import ImageData, network
 from stillroom.tasks.classification.models import build_classifier
 from stillroom.tasks.classification.networks import Whitened
 
-ROUND = Training(epochs=1, optimizer="adam", lr=5e-4, weight_decay=0.0, schedule="constant")
+ROUND = Training(epochs=1, optimizer="adam", lr=2e-3, weight_decay=0.0, schedule="constant")  # the paper's rate is 5e-4
 PAPERS_TEACHER = "resnet18"
 
 
@@ -63,13 +63,13 @@ def recipe(
     data: ImageData,
     plan: Training = ROUND,
     teacher: str = "stillroom/convnet24",
-    student: str = "stillroom/convnet4",
+    student: str = "stillroom/convnet24",
     target_classes: list[str] | None = None,
     labelled: int = 20,
     even: bool = True,
     mismatch: float = 0.6,
     unlabelled: str | None = None,
-    teacher_epochs: int = 60,
+    teacher_epochs: int = 40,
     teacher_lr: float = 2e-3,
     teacher_schedule: Literal["paper", "cosine", "constant"] = "constant",
     hidden: int = 64,
@@ -161,6 +161,7 @@ _PAPER = {
     "teacher": PAPERS_TEACHER,
     "batch_size": 32,
     "augment": "none",
+    "lr": 5e-4,
     "labelled": 800,
     "even": False,
     "mismatch": 0.6,

@@ -1,0 +1,385 @@
+"""WAD: its parts against what the paper's equations say of them, and its experiment from the outside."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torchvision.transforms.v2.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+import stillroom
+from stillroom.cli import main
+from stillroom.engine import Lab, LabOptions, Losses, Progress
+from stillroom.engine.loading import Together
+from stillroom.engine.weights import read_weights
+from stillroom.errors import InputError
+from stillroom.methods.wad import WAD, Contrast
+from stillroom.methods.wad import knowledge as knowledge_module
+from stillroom.methods.wad.contrast import released_rate
+from stillroom.methods.wad.distiller import weighted_cross_entropy
+from stillroom.methods.wad.knowledge import class_scores, knowledge, promoted_share, reliable, unit_rows
+from stillroom.methods.wad.networks import Encoder, ResNet18
+from stillroom.methods.wad.pool import RoundData, benchmark, own_images
+from stillroom.methods.wad.recipe import ROUND
+from stillroom.methods.wad.rounds import Rounds, projections, train_in_rounds
+from stillroom.methods.wad.split import mismatch_split
+from stillroom.methods.wad.views import PhotoViews, ScanViews, hue_shifted
+from stillroom.tasks.classification import Batch, ImageData, build_classifier
+from tests.tasks.classification.miniatures import cifar100, classes_of_pictures, picture
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    torch.manual_seed(0)
+
+
+# What the teacher knows -----------------------------------------------------------------------------------------------------------------
+
+
+def told(features: Tensor, memory: Tensor, labels: Tensor, classes: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Scores, pseudo-labels and weights as the paper writes them, one by one, in float64."""
+    z, a = (rows.double() / (rows.double().norm(dim=1, keepdim=True) + 1e-8) for rows in (features, memory))
+    scores = torch.tensor(
+        [[max(float(u @ v) for v, label in zip(a, labels, strict=True) if label == k) for k in range(classes)] for u in z]
+    )
+    first, second = scores.sort(1, descending=True).values[:, :2].T
+    return scores, scores.argmax(1), first * (1 - second / first)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    images=st.integers(1, 9),
+    classes=st.integers(2, 5),
+    sizes=st.lists(st.integers(1, 40), min_size=5, max_size=5),
+    chunk=st.sampled_from([1, 50, 2**23]),
+    seed=st.integers(0, 1000),
+)
+def test_knowledge_is_the_definition_whatever_the_pieces(images: int, classes: int, sizes: list[int], chunk: int, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.arange(classes).repeat_interleave(torch.tensor(sizes[:classes]))
+    labels = labels[torch.randperm(len(labels), generator=generator)]
+    features, memory = torch.randn(images, 6, generator=generator), torch.randn(len(labels), 6, generator=generator)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(knowledge_module, "_AT_ONCE", chunk)
+        found = knowledge(features, memory, labels, classes)
+    scores, pseudo, weights = told(features, memory, labels, classes)
+    torch.testing.assert_close(found.scores.double(), scores.double(), rtol=1e-5, atol=1e-6)
+    assert torch.equal(found.labels, pseudo)
+    torch.testing.assert_close(found.weights.double(), weights.double(), rtol=1e-4, atol=1e-5)
+
+
+def test_knowledge_knows_directions_alone_and_follows_an_order_of_classes() -> None:
+    features, memory, labels = torch.randn(20, 8), torch.randn(30, 8), torch.arange(30) % 3
+    found = knowledge(features, memory, labels, 3)
+    longer = knowledge(features * torch.rand(20, 1) * 9, memory * torch.rand(30, 1) * 9, labels, 3)
+    torch.testing.assert_close(longer.scores, found.scores)
+    turned = knowledge(features, memory, (labels + 1) % 3, 3)
+    assert torch.equal(turned.labels, (found.labels + 1) % 3)
+    torch.testing.assert_close(turned.weights, found.weights)
+
+
+def test_equal_scores_weigh_nothing_and_go_to_the_lower_class() -> None:
+    memory = torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 0.0]])
+    found = knowledge(torch.tensor([[1.0, 0.0], [1.0, 1.0]]), memory, torch.tensor([2, 1, 0]), 3)
+    assert found.labels.tolist() == [0, 0]
+    assert found.weights.tolist() == [0, 0]
+
+
+def test_negative_scores_still_weigh_by_their_difference() -> None:
+    found = knowledge(torch.tensor([[-1.0, -0.5]]), torch.eye(2), torch.tensor([0, 1]), 2)
+    assert found.labels.tolist() == [1]
+    assert found.weights.item() == pytest.approx(0.5 / 1.25**0.5)
+
+
+def test_an_image_without_features_is_similar_to_nothing() -> None:
+    found = knowledge(torch.zeros(1, 4), torch.randn(6, 4), torch.arange(6) % 2, 2)
+    assert (found.scores == 0).all()
+    assert found.weights.item() == 0
+
+
+def test_no_image_and_reduced_precision() -> None:
+    memory, labels = torch.randn(6, 4), torch.arange(6) % 2
+    assert knowledge(torch.zeros(0, 4), memory, labels, 2).scores.shape == (0, 2)
+    features = torch.randn(7, 4)
+    with torch.autocast("cpu", torch.bfloat16):
+        torch.testing.assert_close(class_scores(features, memory, labels, 2), class_scores(features, memory, labels, 2), rtol=0, atol=0)
+        exact = (unit_rows(features) @ unit_rows(memory).T)[:, labels == 0].float()
+        torch.testing.assert_close(class_scores(features, memory, labels, 2)[:, 0], exact.amax(1), rtol=0, atol=2e-2)
+    inner = class_scores(features, memory, labels, 2)
+    torch.testing.assert_close(inner[:, 0], (unit_rows(features) @ unit_rows(memory).T)[:, labels == 0].amax(1))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"num_classes": 1}, "num_classes: got 1"),
+        ({"num_classes": 4}, "no image of class 3"),
+        ({"labels": torch.tensor([0, 1, 5])}, "classes 0 .. 2"),
+        ({"labels": torch.tensor([0.0, 1.0, 2.0])}, "int64"),
+        ({"features": torch.full((2, 4), math.nan)}, "did the teacher's training diverge"),
+        ({"memory": torch.full((3, 4), math.inf)}, "memory_MD: got features that are not finite"),
+        ({"features": torch.zeros(2, 5)}, r"\[U, D\] and \[M, D\]"),
+    ],
+)
+def test_knowledge_refuses_what_has_no_answer(change: dict[str, Any], message: str) -> None:
+    given_ = {"features": torch.randn(2, 4), "memory": torch.randn(3, 4), "labels": torch.arange(3), "num_classes": 3, **change}
+    with pytest.raises(InputError, match=message):
+        knowledge(given_["features"], given_["memory"], given_["labels"], given_["num_classes"])
+
+
+# Promotion ------------------------------------------------------------------------------------------------------------------------------
+
+
+@settings(max_examples=40, deadline=None)
+@given(count=st.integers(1, 30), share=st.floats(0, 1), seed=st.integers(0, 1000))
+def test_promotion_joins_by_id(count: int, share: float, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    ids = torch.randperm(100, generator=generator)[:count]
+    labels, logits = torch.randint(0, 3, (count,), generator=generator), torch.randn(count, 3, generator=generator)
+    order = torch.randperm(count, generator=generator)
+    chosen, given_ = reliable(logits, ids, labels[order], ids[order], share)
+    surprise = dict(zip(ids.tolist(), cross_entropy(logits, labels, reduction="none").tolist(), strict=True))
+    expected = sorted(surprise, key=surprise.__getitem__)[: math.floor(share * count)]
+    assert chosen.tolist() == expected
+    by_id = dict(zip(ids.tolist(), labels.tolist(), strict=True))
+    assert given_.tolist() == [by_id[i] for i in expected]
+
+
+def test_promotion_of_nobody_and_from_nobody() -> None:
+    ids = torch.arange(9)
+    assert reliable(torch.randn(9, 2), ids, ids % 2, ids, 0.1)[0].tolist() == []
+    assert reliable(torch.randn(0, 2), ids[:0], ids[:0], ids[:0], 1.0)[0].tolist() == []
+
+
+@pytest.mark.parametrize("ids", [[0, 1, 1], [0, 1, 3], [0, 1]])
+def test_promotion_refuses_other_images(ids: list[int]) -> None:
+    with pytest.raises(InputError, match="each once"):
+        reliable(torch.randn(3, 2), torch.arange(3), torch.zeros(len(ids), dtype=torch.int64), torch.tensor(ids), 0.5)
+
+
+def test_promotions_fall_to_nothing() -> None:
+    assert [promoted_share(i) for i in range(1, 8)] == pytest.approx([0.064, 0.036, 0.016, 0.004, 0, 0, 0])
+
+
+# The student's loss ---------------------------------------------------------------------------------------------------------------------
+
+
+def batch(ids: list[int], label: int = 0) -> Batch:
+    generator = torch.Generator().manual_seed(sum(ids))
+    return Batch(torch.randn(len(ids), 3, 8, 8, generator=generator), torch.full((len(ids),), label), torch.tensor(ids))
+
+
+def wad(labels: list[int], weights: list[float]) -> WAD:
+    student = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(144, 3))
+    return WAD(student, torch.tensor(labels), torch.tensor(weights))
+
+
+def test_losses_read_labels_and_weights_by_id_and_no_label_of_the_batch() -> None:
+    distiller = wad([0, 1, 2, 1, 0, 2], [9, 9, 0.5, 1.5, 0.2, 0.0])
+    labelled, unlabelled = batch([1, 0], label=2), batch([5, 2, 3], label=1)
+    losses = distiller.losses(Together(labelled=labelled, unlabelled=unlabelled))
+    logits_l, logits_u = distiller.student(labelled.images), distiller.student(unlabelled.images)
+    each = cross_entropy(logits_u, torch.tensor([2, 2, 1]), reduction="none")
+    torch.testing.assert_close(losses.task["labelled"], cross_entropy(logits_l, torch.tensor([1, 0])))
+    torch.testing.assert_close(losses.distill["unlabelled"], (torch.tensor([0.0, 0.5, 1.5]) * each).sum() / 3)
+
+
+def test_each_batch_has_statistics_of_its_own() -> None:
+    distiller = wad([0, 1, 2, 1], [1.0] * 4)
+    alone = distiller.losses(Together(labelled=batch([0, 1]))).task["labelled"]
+    beside = distiller.losses(Together(labelled=batch([0, 1]), unlabelled=batch([2, 3]))).task["labelled"]
+    torch.testing.assert_close(alone, beside)
+
+
+def test_without_unlabelled_images_it_is_supervised() -> None:
+    losses = wad([0, 1], [1.0, 1.0]).losses(Together(labelled=batch([0, 1])))
+    assert set(losses.terms) == {"labelled"}
+
+
+def test_weights_of_zero_give_zero_and_no_gradient() -> None:
+    logits = torch.randn(4, 3, requires_grad=True)
+    loss = weighted_cross_entropy(logits, torch.arange(4) % 3, torch.zeros(4))
+    loss.backward()
+    assert loss.item() == 0
+    assert logits.grad is not None
+    assert (logits.grad == 0).all()
+
+
+def test_no_gradient_reaches_the_weights() -> None:
+    weights = torch.ones(4, requires_grad=True)
+    loss = weighted_cross_entropy(torch.randn(4, 3, requires_grad=True), torch.arange(4) % 3, weights)
+    assert torch.autograd.grad(loss, weights, allow_unused=True) == (None,)
+
+
+# Splits ---------------------------------------------------------------------------------------------------------------------------------
+
+
+@settings(max_examples=30, deadline=None)
+@given(labelled=st.integers(3, 60), mismatch=st.floats(0, 0.6), even=st.booleans(), seed=st.integers(0, 99))
+def test_a_split_s_parts_are_disjoint_and_have_the_mismatch(labelled: int, mismatch: float, even: bool, seed: int) -> None:
+    labels, targets = np.arange(600) % 6, [4, 0, 2]
+    try:
+        split = mismatch_split(labels, targets, labelled, mismatch, even=even, seed=seed)
+    except InputError as error:
+        assert not even, error
+        assert "has no labelled image" in str(error)
+        return
+    both = np.concatenate([split.labelled, split.unlabelled])
+    assert len(np.unique(both)) == len(both)
+    assert len(split.labelled) == labelled
+    assert np.isin(labels[split.labelled], targets).all()
+    known = np.isin(labels[split.unlabelled], targets)
+    assert known.sum() == 300 - labelled
+    assert (~known).sum() == min(300, math.ceil(mismatch * (300 - labelled) / (1 - mismatch)))
+    if even:
+        counts = np.bincount(labels[split.labelled], minlength=6)[targets]
+        assert counts.max() - counts.min() <= 1
+
+
+@pytest.mark.parametrize(
+    ("labelled", "mismatch", "message"),
+    [
+        (1, 0.5, "labelled: got 1"),
+        (400, 0.5, "labelled: got 400"),
+        (20, 1.0, "mismatch: got 1"),
+        (20, -0.1, "mismatch"),
+        (20, math.nan, "mismatch"),
+    ],
+)
+def test_impossible_splits(labelled: int, mismatch: float, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        mismatch_split(np.arange(600) % 6, [0, 1], labelled, mismatch)
+    with pytest.raises(InputError, match="every image is of a target class"):
+        mismatch_split(np.arange(60) % 2, [0, 1], 10, 0.5)
+
+
+def test_the_pool_holds_no_true_label_of_an_unlabelled_image(digits: ImageData) -> None:
+    pool = benchmark(digits, ["3", "0", "8"], 12, 0.5, seed=1)
+    assert pool.data.classes == ("3", "0", "8")
+    assert (pool.data.train_labels[pool.unlabelled] == 0).all()
+    origin = pool.data.indices["train"]
+    assert pool.truth is not None
+    names = np.array(["3", "0", "8", "unknown"])
+    true = [name if name in "308" else "unknown" for name in (digits.classes[k] for k in digits.train_labels[origin].tolist())]
+    assert names[pool.truth].tolist() == true
+    assert (pool.data.train_labels.numpy()[pool.labelled] == pool.truth[pool.labelled]).all()
+    assert pool.data.val_labels.max() == 2
+    assert len(pool.data.val_labels) == int(torch.isin(digits.val_labels, torch.tensor([0, 3, 8])).sum())
+
+
+@pytest.mark.parametrize("targets", [["3"], ["3", "3"], ["3", "eleven"], ["3", "10"]])
+def test_target_classes_that_there_are_not(digits: ImageData, targets: list[str]) -> None:
+    with pytest.raises(InputError, match="target_classes"):
+        benchmark(digits, targets, 12, 0.5)
+
+
+# Views and networks ---------------------------------------------------------------------------------------------------------------------
+
+
+def pixels(count: int = 6, size: int = 16) -> Tensor:
+    return torch.rand(count, 3, size, size)
+
+
+@pytest.mark.parametrize("turn", [-0.5, -0.1, 0.0, 0.07, 0.3])
+def test_hues_turn_as_torchvision_turns_them(turn: float) -> None:
+    images = torch.cat((pixels(), torch.full((1, 3, 16, 16), 0.4)))
+    torch.testing.assert_close(hue_shifted(images, torch.full((7, 1, 1, 1), turn)), F.adjust_hue(images, turn), atol=1e-5, rtol=0)
+
+
+def test_views_that_change_nothing_change_nothing() -> None:
+    images = pixels()
+    torch.testing.assert_close(PhotoViews(mirror=0, strength=0, hue=0, grey=0)._coloured(images), images, atol=1e-5, rtol=0)
+    torch.testing.assert_close(ScanViews(0, 0, 0, 0)(images), images, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("views", [PhotoViews(), ScanViews()])
+def test_rows_have_views_of_their_own_and_seeds_repeat_them(views: nn.Module) -> None:
+    same = pixels(1).expand(8, -1, -1, -1)
+    torch.manual_seed(4)
+    first = views(same)
+    torch.manual_seed(4)
+    torch.testing.assert_close(views(same), first, rtol=0, atol=0)
+    assert first.shape == same.shape
+    assert len({row.numpy().tobytes() for row in first}) == 8
+
+
+def test_crops_have_the_area_and_the_shape_that_they_are_to_have() -> None:
+    across = ((torch.arange(32) + 0.5) / 32).expand(500, 1, 32, 32)  # each pixel says where it is
+    images = torch.cat((across, across.mT, across), 1)
+    out = PhotoViews(mirror=0, jitter=0, grey=0)(images)
+    width, height = ((out[:, 0, 16, 20] - out[:, 0, 16, 12]) * 4, (out[:, 1, 20, 16] - out[:, 1, 12, 16]) * 4)
+    inside = (width < 0.98) & (height < 0.98)  # longer ones are cut
+    assert inside.sum() > 300
+    area, shape = (width * height)[inside], (width / height)[inside]
+    assert 0.079 < area.min() < 0.12
+    assert area.max() > 0.8
+    assert 0.74 < shape.min() < 0.78
+    assert 1.28 < shape.max() < 1.35
+
+
+def test_photo_views_stay_in_range_and_some_are_grey_or_mirrored() -> None:
+    out = PhotoViews(mirror=0, jitter=0, area=1.0)(pixels(400))
+    grey = (out[:, 0] == out[:, 1]).flatten(1).all(1).float().mean()
+    assert 0.1 < grey < 0.3
+    assert 0 <= out.min() <= out.max() <= 1
+    ramp = torch.linspace(0, 1, 16).expand(200, 3, 16, 16)
+    mirrored = PhotoViews(jitter=0, grey=0)(ramp)
+    assert 0.3 < (mirrored[..., 0] > mirrored[..., -1]).float().mean() < 0.7
+
+
+def test_the_encoder_reads_what_the_student_reads() -> None:
+    encoder = Encoder(nn.Flatten(), (0.1, 0.2, 0.3), (0.5, 0.4, 0.3), hidden=12, dim=5)
+    images = pixels(4, 2)
+    normalised = (images - torch.tensor([0.1, 0.2, 0.3]).view(3, 1, 1)) / torch.tensor([0.5, 0.4, 0.3]).view(3, 1, 1)
+    torch.testing.assert_close(encoder(normalised), encoder.project(images))
+    torch.testing.assert_close(encoder.project(images), encoder.projection(((images - 0.5) / 0.5).flatten(1)))
+
+
+def test_the_paper_s_teacher() -> None:
+    with torch.device("meta"):
+        encoder = Encoder(ResNet18(num_classes=512), (0.5,) * 3, (0.5,) * 3)
+        assert encoder(torch.zeros(2, 3, 32, 32)).shape == (2, 128)
+        assert encoder.trunk.layer4(torch.zeros(2, 256, 8, 8)).shape == (2, 512, 4, 4)
+    convolutions = [module for module in encoder.modules() if isinstance(module, nn.Conv2d)]
+    assert len(convolutions) == 17 + 3  # three shortcuts
+    heads = [tuple(module.weight.shape) for module in encoder.modules() if isinstance(module, nn.Linear)]
+    assert heads == [(512, 512), (128, 512)]
+
+
+def contrast(**options: Any) -> Contrast:
+    encoder = Encoder(nn.Sequential(nn.Flatten(), nn.Linear(192, 8)), (0.5,) * 3, (0.5,) * 3, hidden=8, dim=4)
+    return Contrast(encoder, ScanViews(), lambda: [batch([0, 1, 2])._replace(labels=torch.arange(3))], 3, **options)
+
+
+def test_contrast_answers_with_the_similarity_to_each_class_s_images() -> None:
+    distiller = contrast(temperature=0.25).eval()
+    memory, asked = batch([0, 1, 2]), batch([7, 8])
+    expected = class_scores(distiller.student(asked.images), distiller.student(memory.images), torch.arange(3), 3) / 0.25
+    torch.testing.assert_close(distiller.predict(asked), expected)
+    with torch.no_grad():
+        distiller.encoder.projection[1].weight.neg_()
+    distiller.progress = Progress(step=9)  # trained on since: what is remembered is not the old features
+    distiller.predict(asked)
+    assert distiller._known is not None
+    torch.testing.assert_close(distiller._known[1], distiller.student(memory.images))
+
+
+def test_contrast_trains_the_whole_encoder_without_labels() -> None:
+    distiller = contrast()
+    losses = distiller.losses(batch([0, 1, 2, 3])._replace(labels=torch.full((4,), 999)))
+    losses.total.backward()
+    assert all(parameter.grad is not None and parameter.grad.abs().sum() > 0 for parameter in distiller.parameters())
+
+
+@pytest.mark.parametrize(("epoch", "rate"), [(0, 0.1), (5, 0.55), (10, 1.0), (60, 0.5), (110, 0.0)])
+def test_the_released_learning_rate(epoch: int, rate: float) -> None:
+    assert released_rate(0.1, Progress(epochs=100, step=7 * epoch, steps_per_epoch=7)) == pytest.approx(rate, abs=1e-9)
