@@ -64,7 +64,7 @@ def recipe(
     plan: Training = ROUND,
     teacher: str = "stillroom/convnet24",
     student: str = "stillroom/convnet24",
-    target_classes: list[str] | None = None,
+    target_classes: list[str | int] | None = None,
     labelled: int = 20,
     even: bool = True,
     mismatch: float = 0.6,
