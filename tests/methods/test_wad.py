@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import math
 import pickle
@@ -35,7 +36,7 @@ from stillroom.methods.wad.knowledge import class_scores, knowledge, promoted_sh
 from stillroom.methods.wad.networks import Encoder, ResNet18
 from stillroom.methods.wad.pool import RoundData, benchmark, own_images
 from stillroom.methods.wad.recipe import ROUND
-from stillroom.methods.wad.rounds import Rounds, projections, train_in_rounds
+from stillroom.methods.wad.rounds import Rounds, projections, train_in_rounds, write_labels
 from stillroom.methods.wad.split import mismatch_split
 from stillroom.methods.wad.views import PhotoViews, ScanViews, hue_shifted
 from stillroom.tasks.classification import Batch, ImageData, build_classifier
@@ -427,6 +428,19 @@ def test_promoted_images_change_sides_and_nobody_is_on_both(tmp_path: Path, digi
     assert [row["epoch"] for row in trained.result.history] == [1, 2, 3]
 
 
+def test_the_table_says_who_was_promoted_and_as_what(tmp_path: Path, digits: ImageData) -> None:
+    pool, _, logs = rounds(tmp_path, digits)
+    write_labels(tmp_path / "table.csv", pool.data, logs)
+    with (tmp_path / "table.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == len(pool.unlabelled)
+    assert sum(row["promoted in round"] == "1" for row in rows) == len(logs[0].promoted)
+    names = [pool.data.train_name(i) for i in logs[0].promoted.tolist()]
+    place = torch.searchsorted(logs[0].unlabelled, logs[0].promoted)
+    as_what = {row["image"]: row["pseudo-label"] for row in rows}
+    assert [as_what[name] for name in names] == [pool.data.classes[k] for k in logs[0].labels[place].tolist()]
+
+
 def test_promoted_images_keep_their_pseudo_label(tmp_path: Path, digits: ImageData, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[WAD] = []
     fit = Lab.fit
@@ -588,6 +602,10 @@ def test_one_s_own_photographs_beside_a_folder_without_labels(tmp_path: Path, mo
     shown = json.loads(Path("run/seed0/round1/indices.json").read_text())
     assert (len(shown["labelled"]), len(shown["unlabelled"])) == (8, 12)
     assert stillroom.load("run").classes == ("cat", "dog")
+    with Path("run/seed0/round2/pseudo-labels.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert {row["image"] for row in rows} == {f"deep/{i}.jpg" if i % 2 else f"{i}.jpg" for i in range(12)}
+    assert {row["pseudo-label"] for row in rows} <= {"cat", "dog"}
     larger = [*own, "--image-size", "72", "--augment", "imagenet", "--out", "large"]  # read from their files
     assert main(["run", "wad", *larger]) == 0
 
@@ -621,6 +639,7 @@ def test_own_images_are_numbered_behind_the_labelled_ones_and_told_apart(tmp_pat
         (["--unlabelled", "broken"], "images that can be decoded"),
         (["--unlabelled", "empty", "--target-classes", "[1, 2]"], "target_classes"),
         (["--student", "stillroom/wrn_28_2_whitened", "--image-size", "128"], "image_size: got 128"),
+        (["--jitter-each"], "a whitened student"),
         (["--teacher", "resnet19"], "teacher: got resnet19"),
     ],
 )

@@ -14,7 +14,7 @@ from stillroom.methods.wad.contrast import Contrast
 from stillroom.methods.wad.distiller import WAD
 from stillroom.methods.wad.networks import Encoder, ResNet18
 from stillroom.methods.wad.pool import Pool, RoundData, benchmark, own_images
-from stillroom.methods.wad.rounds import Rounds, train_in_rounds
+from stillroom.methods.wad.rounds import Rounds, train_in_rounds, write_labels
 from stillroom.methods.wad.views import PhotoViews, ScanViews
 from stillroom.tasks.classification import ImageData, network
 from stillroom.tasks.classification.models import build_classifier
@@ -131,7 +131,9 @@ def recipe(
     how = Rounds(iterations=iterations, rounds=rounds, promote=promote, views=knowledge_views)
     made_of = (views or ("scans" if data.augment == "digits" else "photos")) == "photos"
     random_views, asked_views = (PhotoViews(), PhotoViews(mirror=0)) if made_of else (ScanViews(), ScanViews())
-    network(student, pool.data, lab, "student")  # what is wrong with it is said now
+    rehearsed = network(student, pool.data, lab, "student").network  # what is wrong with it is said now
+    if jitter_each and not isinstance(rehearsed, Whitened):
+        raise InputError("jitter_each", jitter_each, f"a whitened student beside it, which {student} is not")
     encoder = make_encoder(lab, teacher, pool.data, hidden, embed_dim)
     released = teacher_schedule == "paper"
     contrast = Training(
@@ -152,7 +154,10 @@ def recipe(
     alone = supervised_rounds(lab, pool, first.network, plan, how, model=first.spec)
     second = network(student, pool.data, lab, "student").network
     second.load_state_dict(prepared)
-    distilled, _ = train_in_rounds(lab, pool, encoder, asked_views, second, plan, how, model=first.spec)
+    assert isinstance(taught.network, Encoder)
+    distilled, logs = train_in_rounds(lab, pool, taught.network, asked_views, second, plan, how, model=first.spec)
+    if lab.is_main:
+        write_labels(distilled.folder / "pseudo-labels.csv", pool.data, logs)
     return lab.report("wad", pool.data, {"teacher": taught, "alone": alone, "distilled": distilled})
 
 

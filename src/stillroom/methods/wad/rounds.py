@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import io
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -119,6 +120,19 @@ def train_in_rounds(
         labelled = torch.cat((labelled, promoted["ids"]))
         unlabelled = unlabelled[~torch.isin(unlabelled, promoted["ids"])]
     return _joined(stages, pool.data.evaluator().primary), logs
+
+
+def write_labels(path: Path, data: ImageData, logs: list[RoundLog]) -> None:
+    """Writes a table of the unlabelled images: what the teacher said of each when it was last asked, and the round that promoted it."""
+    rows: dict[int, list[Any]] = {}
+    for number, log in enumerate(logs, 1):
+        for image, label, weight in zip(log.unlabelled.tolist(), log.labels.tolist(), log.weights.tolist(), strict=True):
+            rows[image] = [data.train_name(image), data.classes[label], f"{weight:.4f}", ""]
+        for image in log.promoted.tolist():
+            rows[image][-1] = number
+    text = io.StringIO()
+    csv.writer(text).writerows([["image", "pseudo-label", "weight", "promoted in round"], *(rows[image] for image in sorted(rows))])
+    write_atomic(path, text.getvalue())
 
 
 def _told(

@@ -321,6 +321,10 @@ class ImageData:
         image = self._val.image(index)
         return image if isinstance(image, Image.Image) else to_pil_image(image)
 
+    def train_name(self, index: int) -> str:
+        """Where a training image comes from."""
+        return self._train.name(index)
+
     def val_name(self, index: int) -> str:
         """Where a validation image comes from."""
         return self._val.name(index)
