@@ -61,7 +61,7 @@ def build_multilabel(
     if weights and weights != PRETRAINED:
         load_weights(network, weights, trust_pickle=trust_pickle, argument=argument)
     # A published backbone is a start, not a trained network: its head is fresh.
-    return BuiltModel(network, _anywhere(source), weights if weights != PRETRAINED else None)
+    return BuiltModel(network, _anywhere(source), weights if weights not in ("", PRETRAINED) else None)
 
 
 def _from_run(folder: Path, num_classes: int, trust_pickle: bool, argument: str) -> BuiltModel:
