@@ -18,8 +18,8 @@ class Progress:
     Args:
         epoch: the current epoch, counted from 1.
         epochs: epochs in all.
-        step: batches seen before this one, over the whole stage.
-        steps_per_epoch: batches in one epoch.
+        step: batches seen before this one, over the whole stage. Epochs that show chosen samples only count as whole ones.
+        steps_per_epoch: batches in one epoch of all samples.
     """
 
     epoch: int = 1
