@@ -105,7 +105,7 @@ def _gathered(rows: Tensor) -> Tensor:
     DDP takes the mean of the processes' gradients, each of which knows its own rows alone: times their number it is the whole batch's.
     """
     world = world_size()
-    parts = [torch.empty_like(rows) for _ in range(world)]
+    parts = [torch.empty_like(rows, memory_format=torch.contiguous_format) for _ in range(world)]
     torch.distributed.all_gather(parts, rows.detach().contiguous())
     if rows.requires_grad:
         own = rows.clone()

@@ -116,8 +116,12 @@ class MultiLabelData:
         self.classes: tuple[str, ...] = self.source.classes
         self.num_classes = len(self.classes)
         self.strict = strict
-        self._train_listed = self._readable(_taken(self.source.train, "subset", subset, subset_seed), "training")
-        self._val_listed = self._readable(_taken(self.source.val, "val_subset", val_subset, subset_seed), "validation")
+        self.indices: dict[str, np.ndarray] = {}  # of the subsets, in the whole set
+        listed = (
+            self._taken(self.source.train, "train", "subset", subset, subset_seed),
+            self._taken(self.source.val, "val", "val_subset", val_subset, subset_seed),
+        )
+        self._train_listed, self._val_listed = self._readable(listed[0], "training"), self._readable(listed[1], "validation")
         self._train_transform = train_transform(self.augment, self.image_size, self.mean, self.std)
         self._eval_transform = transform_from(self.describe()["transform"])
         sizes = len(self._train_listed) + len(self._val_listed)
@@ -135,6 +139,7 @@ class MultiLabelData:
         theirs = copy.copy(self)
         theirs.__dict__.pop("_train", None)
         theirs._train_listed = self.source.teacher
+        theirs.indices = {split: indices for split, indices in self.indices.items() if split != "train"}
         theirs.fingerprint = hashlib.sha256(f"{self.fingerprint} teacher".encode()).hexdigest()[:16]
         return theirs
 
@@ -218,6 +223,15 @@ class MultiLabelData:
     def _val(self) -> Images:
         return self._prepared(self._val_listed)
 
+    def _taken(self, images: Images, split: str, argument: str, count: int | None, seed: int) -> Images:
+        """So many of the images, drawn at random; all for None."""
+        if count is None:
+            return images
+        if not 1 <= count <= len(images):
+            raise InputError(argument, count, f"a number from 1 to {len(images)} (all there are)")
+        self.indices[split] = np.sort(sample_order(seed, 0, len(images))[:count])
+        return TakenImages(images, self.indices[split])
+
     def _readable(self, images: Images, split: str) -> Images:
         """The images without the files that cannot be decoded."""
         damaged = unreadable(images)
@@ -282,14 +296,6 @@ class _Pictures(Dataset[Any]):
 
 def _as_it_is(batch: Batch) -> Batch:
     return batch
-
-
-def _taken(images: Images, argument: str, count: int | None, seed: int) -> Images:
-    if count is None:
-        return images
-    if not 1 <= count <= len(images):
-        raise InputError(argument, count, f"a number from 1 to {len(images)} (all there are)")
-    return TakenImages(images, np.sort(sample_order(seed, 0, len(images))[:count]))
 
 
 def _at_least(argument: str, value: int, least: int) -> int:

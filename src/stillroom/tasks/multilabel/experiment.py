@@ -149,7 +149,8 @@ class Bench:
     def distilled(self, name: str, distiller: Callable[[nn.Module], Distiller]) -> Trained:
         """The student, from the same initial weights as alone, under the distiller that is made around it."""
         built = self.network(self.student, "student")
-        return self.lab.fit(distiller(built.network), self.data, self.plan, name=name, model=built.spec)
+        made = distiller(built.network)
+        return self.lab.fit(made, made.shown(self.data), self.plan, name=name, model=built.spec)
 
     def three_arms(self, method: str, distiller: Callable[[nn.Module, Teacher], Distiller]) -> Report:
         """Teacher, student alone, and the same student (from the same initial weights) distilled.
