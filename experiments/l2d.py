@@ -133,6 +133,7 @@ def main() -> None:
     parser.add_argument("--bccd_seeds", type=int, default=3)
     parser.add_argument("--bccd_size", type=int, default=64)
     parser.add_argument("--bccd_epochs", type=int, default=40, help="six steps each")
+    parser.add_argument("--only", choices=("mosaics", "bccd"), help="train the stages of one set, and write nothing")
     parser.add_argument("--runs", type=Path, default=Path("runs/experiments/l2d"), help="where the trained stages are kept")
     parser.add_argument("--out", type=Path, default=Path("results/l2d.json"))
     arguments = parser.parse_args()
@@ -145,9 +146,14 @@ def main() -> None:
     place = f"voc:{arguments.bccd},train=train,val=val+test,counts={labels}"
     cells = MultiLabelData(place, image_size=arguments.bccd_size, batch_size=32, augment="turn", workers=0)
     cells_plan = Training(**{**vars(MOSAICS), "epochs": arguments.bccd_epochs, "lr": 2e-3})
-    found = experiment("CIFAR-10 mosaics", mosaics, MOSAICS, 12, seeds, arguments.runs, controls=True)
     longer = round(1.5 * cells_plan.epochs)
-    found |= experiment("BCCD", lambda seed: cells, cells_plan, longer, bccd_seeds, arguments.runs, controls=False)
+    found: dict[str, Numbers] = {}
+    if arguments.only != "bccd":
+        found |= experiment("CIFAR-10 mosaics", mosaics, MOSAICS, 12, seeds, arguments.runs, controls=True)
+    if arguments.only != "mosaics":
+        found |= experiment("BCCD", lambda seed: cells, cells_plan, longer, bccd_seeds, arguments.runs, controls=False)
+    if arguments.only:
+        return
     setting = {
         "CIFAR-10 mosaics": "800 train / 1 000 test, 32 x 32, 10 labels, 2.5 on an image; 20 epochs of 12 steps; "
         "teacher: 4 000 train, 12 epochs of 62 steps",
