@@ -76,7 +76,7 @@ METHODS: tuple[Method, ...] = (
     ),
     Method("boss", "Bayesian Optimization Meets Self-Distillation", "classification"),
     Method("unikd", "UniKD: Universal Knowledge Distillation for Mimicking Homogeneous or Heterogeneous Object Detectors", "detection"),
-    Method("l2d", "Multi-Label Knowledge Distillation", "multi-label classification"),
+    Method("l2d", "Multi-Label Knowledge Distillation", "multi-label classification", "stillroom.methods.l2d", _PAPER),
     Method("distillbev", "DistillBEV: Boosting Multi-Camera 3D Object Detection with Cross-Modal Knowledge Distillation", "points"),
     Method(
         "orc",
