@@ -88,7 +88,7 @@ class CRD(Distiller):
 
     def losses(self, batch: Batch) -> Losses:
         """Cross-entropy, and the contrast in both directions. In train mode the memory takes in the batch afterwards."""
-        _, teacher_features = self._teacher_with_features(batch)  # first: what it needs on the way is gone before the student's graph is there
+        _, teacher_features = self._teacher_with_features(batch)  # first: its working memory is free again
         logits_BC, student_features = self._student_with_features(batch.inputs)
         student_BE = self.student_embedding(_pooled(student_features[self.student_layer], "student_layer"))
         teacher_BE = self.teacher_embedding(_pooled(teacher_features[self.teacher_layer], "teacher_layer"))

@@ -56,7 +56,7 @@ class DKD(Distiller):
 
     def losses(self, batch: Batch) -> Losses:
         """Cross-entropy and the decoupled divergences, each averaged over the batch."""
-        teacher_BC = self.teacher(batch)  # first: what it needs on the way is gone before the student's graph is there
+        teacher_BC = self.teacher(batch)  # first: its working memory is free again
         logits_BC = self.student(batch.images)
         dkd = dkd_loss(logits_BC, teacher_BC, batch.labels, alpha=self.alpha, beta=self.beta, temperature=self.temperature)
         return Losses(

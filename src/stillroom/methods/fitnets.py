@@ -73,7 +73,7 @@ class FitNets(Distiller):
 
     def losses(self, batch: Batch) -> Losses:
         """Cross-entropy, and the distance of the regressed guided layer to the hint."""
-        _, hint = self._teacher_with_hint(batch)  # first: what it needs on the way is gone before the student's graph is there
+        _, hint = self._teacher_with_hint(batch)  # first: its working memory is free again
         logits_BC, guided = self._student_with_guided(batch.inputs)
         regressed_BCHW = self.regressor(guided[self.student_layer])
         return Losses(

@@ -49,7 +49,7 @@ class KD(Distiller):
 
     def losses(self, batch: Batch) -> Losses:
         """Cross-entropy and the divergence from the teacher, each averaged over the batch."""
-        teacher_BC = self.teacher(batch)  # first: what it needs on the way is gone before the student's graph is there
+        teacher_BC = self.teacher(batch)  # first: its working memory is free again
         logits_BC = self.student(batch.images)
         return Losses(
             task={"ce": self.task_weight * cross_entropy(logits_BC.float(), batch.labels)},
