@@ -4,7 +4,7 @@ The Stillroom run is the Lab's own: a bfloat16 teacher where the machine is fast
 around `LogitDistillationTask`, both networks in float32. Each seed gives both the same initial student, the same batches with the same
 augmentation, the same schedule and number of steps; what is left between them is rounding, and what training makes of it.
 
-    python benchmarks/accuracy.py --data imagefolder:PATH/cifar10.zip [--seeds 3] [--epochs 6] [--subset 8000] [--image-size 16]
+    python benchmarks/accuracy.py --data imagefolder:PATH/cifar10.zip [--seeds 3] [--epochs 8] [--subset 4000] [--image-size 16]
 """
 
 from __future__ import annotations
@@ -79,12 +79,12 @@ ARMS = {"stillroom": by_stillroom, "timm": by_timm}
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", default="digits")
-    parser.add_argument("--teacher", default="resnet20", choices=NETWORKS)
-    parser.add_argument("--student", default="resnet8", choices=NETWORKS)
+    parser.add_argument("--teacher", default="convnet24", choices=NETWORKS)
+    parser.add_argument("--student", default="convnet4", choices=NETWORKS)
     parser.add_argument("--image-size", type=int, default=16)
-    parser.add_argument("--subset", type=int, default=8000)
-    parser.add_argument("--val-subset", type=int, default=5000)
-    parser.add_argument("--epochs", type=int, default=6)
+    parser.add_argument("--subset", type=int, default=4000)
+    parser.add_argument("--val-subset", type=int, default=4000)
+    parser.add_argument("--epochs", type=int, default=8)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--note", default="")
