@@ -181,7 +181,7 @@ class LabelFormat:
         return labels
 
     def unsound(self, labels: SoftLabels) -> Tensor:
-        """Which labels cannot be, bool [R]: a class outside 0 .. C-1 or twice, a probability that is negative or no number, a sum above 1."""
+        """Which labels cannot be, bool [R]: a class outside 0 .. C-1 or twice, a negative probability or none, a sum above 1."""
         values_RK = self._values(labels)
         wrong_R = ~((values_RK >= 0).all(1) & (values_RK.sum(1) <= 1 + _SLACK))  # NaN compares as false
         if labels.classes is not None:
@@ -191,7 +191,7 @@ class LabelFormat:
         return wrong_R
 
     def to_released(self, labels: SoftLabels) -> Tensor:
-        """In the released files' form: hard int64 [R]; smoothing [R, 2]; marginal [R, 2, k], classes as numbers of the values' type; ori [R, C]."""
+        """In the released files' form: int64 [R] (hard); float32 [R, C] (ori), [R, 2] (smoothing) or [R, 2, k], classes as floats."""
         if self.kind == "hard":
             assert labels.classes is not None
             return labels.classes[:, 0].long()

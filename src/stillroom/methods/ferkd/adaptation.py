@@ -128,5 +128,7 @@ def _only_hope(score_R: Tensor, categories_R: Tensor, images_R: Tensor, there_R:
     left_N = torch.zeros(count).index_add_(0, images_R, (categories_R != UNINFORMATIVE).float())
     score_R = torch.where(there_R, score_R, -1.0)
     best_N = torch.full((count,), -1.0).scatter_reduce_(0, images_R, score_R, "amax")
-    first_N = torch.full((count,), len(images_R)).scatter_reduce_(0, images_R[is_best := score_R == best_N[images_R]], rows_R[is_best], "amin")
+    first_N = torch.full((count,), len(images_R)).scatter_reduce_(
+        0, images_R[is_best := score_R == best_N[images_R]], rows_R[is_best], "amin"
+    )
     return first_N[left_N == 0]

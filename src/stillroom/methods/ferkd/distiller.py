@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import warnings
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
 from stillroom.engine import Distiller, Losses, Progress, Training
-from stillroom.engine.cache.labels import LabelFormat
+from stillroom.engine.cache.bank import LabelBank
 from stillroom.errors import InputError, at_least_zero, near, positive
 from stillroom.methods.ferkd.loss import soft_cross_entropy
 from stillroom.methods.ferkd.mixing import draw_mix, draw_partners, mixed
-from stillroom.tasks.classification.bank import CropBatch, CropEpochs
+from stillroom.tasks.classification.bank import BankData, CropBatch, CropEpochs
 
 Mixing = Literal["selfmix", "cross", "none"]
 Partner = Literal["shift", "similar"]
@@ -23,11 +23,11 @@ class FerKD(Distiller):
     """Student trained on several stored crops of each image at once, and on the soft labels that a teacher once gave them.
 
     What the labels are makes the method: a teacher's own are FKD's (Shen and Xing 2022); adapted ones
-    (:func:`~stillroom.methods.ferkd.adaptation.adapt_bank`) FerKD's.
+    (:func:`~stillroom.methods.ferkd.calibration.adapted_bank`) FerKD's.
 
     Args:
         student: network from images [R, 3, H, W] to logits [R, C].
-        labels: the format of the stored labels.
+        bank: the stored crops and labels.
         num_crops: K, crops of an image in a step; the passes of the training are counted by it.
         single_first: epochs at the start that show one crop of each image.
         mix: ``selfmix`` mixes crops of one image (section 6), ``cross`` any two rows (section 7, the usual MixUp and CutMix).
@@ -37,6 +37,7 @@ class FerKD(Distiller):
         partner: of a crop in SelfMix: by a random cyclic ``shift``, or the one with the most ``similar`` label [both inferred].
         temperature: tau_s > 0; the loss has no factor tau_s^2.
         lr_floor: the learning rate that the schedule falls to, and that a warm-up rises from.
+        missing: training images that the bank does not have are an ``error``, or ``skip``.
 
     Raises:
         InputError: an unknown word, or a number outside its range.
@@ -45,7 +46,7 @@ class FerKD(Distiller):
     def __init__(
         self,
         student: nn.Module,
-        labels: LabelFormat,
+        bank: LabelBank,
         *,
         num_crops: int = 4,
         single_first: int = 0,
@@ -56,6 +57,7 @@ class FerKD(Distiller):
         partner: Partner = "shift",
         temperature: float = 1.0,
         lr_floor: float = 0.0,
+        missing: Literal["error", "skip"] = "error",
     ) -> None:
         super().__init__(student)
         CropEpochs(1, num_crops, single_first)  # refuses what cannot be
@@ -66,15 +68,19 @@ class FerKD(Distiller):
             raise InputError("mix_probability", mix_probability, "a number from 0 to 1")
         if mix == "selfmix" and num_crops == 1:
             warnings.warn("SelfMix has nothing to mix with one crop of each image (num_crops = 1)", stacklevel=2)
-        self.labels = labels
+        self.bank, self.missing = bank, missing
         self.num_crops, self.single_first = num_crops, single_first
         self.mix, self.mix_probability, self.partner = mix, mix_probability, partner
         self.mixup_alpha, self.cutmix_alpha = positive("mixup_alpha", mixup_alpha), positive("cutmix_alpha", cutmix_alpha)
         self.temperature, self.lr_floor = positive("temperature", temperature), at_least_zero("lr_floor", lr_floor)
 
+    def shown(self, data: Any) -> BankData:
+        """The stored crops, passed over as the plan's number of epochs asks for."""
+        return BankData(data, self.bank, CropEpochs(self.plan.epochs, self.num_crops, self.single_first), missing=self.missing)
+
     def losses(self, batch: CropBatch) -> Losses:
         """The soft cross-entropy, averaged over the rows."""
-        labels_RC = self.labels.dense(batch.soft)
+        labels_RC = self.bank.format.dense(batch.soft)
         images_R3HW, labels_RC = self.mixed(batch.images, labels_RC, batch.num_crops)
         loss = soft_cross_entropy(self.student(images_R3HW), labels_RC, self.temperature)
         return Losses(task={}, distill={"soft_ce": loss})

@@ -117,9 +117,7 @@ def cut(image: Image.Image | Tensor, boxes_N4: np.ndarray, flips_N: np.ndarray, 
     return torch.stack(crops)
 
 
-def cut_together(
-    images_N3HW: Tensor, boxes_N4: np.ndarray, flips_N: np.ndarray, size: int, interpolation: Interpolation
-) -> Tensor:
+def cut_together(images_N3HW: Tensor, boxes_N4: np.ndarray, flips_N: np.ndarray, size: int, interpolation: Interpolation) -> Tensor:
     """A crop of each of many small images of one size, as `cut` gives them up to one level of 255.
 
     Resizing is two matrix products for each image; for images in memory this is ten times as fast as one at a time.
@@ -161,5 +159,3 @@ def _filter(x: Tensor, interpolation: Interpolation) -> Tensor:
     near = ((_A + 2) * x - (_A + 3)) * x * x + 1
     far = (((x - 5) * x + 8) * x - 4) * _A
     return torch.where(x < 1, near, far)
-
-
