@@ -5,8 +5,8 @@
     images.json     the images' names
     rows/*.npy      one array [N, ...] each: ``coords`` float32 [N, M, 4] (top, left, height, width as fractions of the image), ``flips``
                     bool [N, M], ``classes`` int [N, M, k] and ``values`` float [N, M, k] (see `labels`), ``targets`` int32 [N] (the
-                    images' classes), ``sizes`` int32 [N, 2] (height, width) and ``checksums`` uint32 [N] of the images when they were labelled (0:
-                    not known), and, where crops were discarded, ``kept`` bool [N, M]
+                    images' classes), ``sizes`` int32 [N, 2] (height, width) and ``checksums`` uint32 [N] of the images when
+                    they were labelled (0: not known), and, where crops were discarded, ``kept`` bool [N, M]
     lanes/*.json    how many images of each lane are done
     teacher.json    what was measured of the teacher, if it was; details.npz: what it answered on the validation set
     checked.json    which state of the arrays was found to be sound

@@ -40,8 +40,8 @@ class CacheFolder:
     """
 
     schema, what, smaller = SCHEMA, "cache", "fewer views, or --top, take less"
-    files = ("cache.json", "example.npz", "teacher.json", "details.npz")  # the record first
-    folders = ("rows",)
+    files: tuple[str, ...] = ("cache.json", "example.npz", "teacher.json", "details.npz")  # the record first
+    folders: tuple[str, ...] = ("rows",)
 
     def __init__(self, path: Path, argument: str = "out") -> None:
         self.path, self.argument = path, argument

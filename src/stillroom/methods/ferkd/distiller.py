@@ -120,4 +120,4 @@ def epoch_rate(plan: Training, base_lr: float, epoch: int, steps_per_epoch: int,
         floor: the rate that the schedule's zero stands for.
     """
     start = Progress(epoch + 1, plan.epochs, epoch * steps_per_epoch, steps_per_epoch)
-    return floor + (1 - floor / base_lr) * plan.rate(base_lr, start)
+    return floor + (base_lr - floor) * plan.rate(1.0, start)

@@ -143,8 +143,9 @@ def recipe(
         if labels is not None:
             BankData(data, LabelBank(labels), epochs, missing=missing)
     if labels is None:
-        taught: Trained | None = teacher_stage(lab, data, plan, teacher, teacher_epochs)
-        bank = own_bank(lab, data, taught, labelling)
+        labeller = teacher_stage(lab, data, plan, teacher, teacher_epochs)
+        bank = own_bank(lab, data, labeller, labelling)
+        taught: Trained | None = labeller
     else:
         bank = LabelBank(labels)
         taught = _labeller(lab, data, bank)
@@ -190,7 +191,7 @@ def said_of(bank: LabelBank) -> str:
 def _labeller(lab: Lab, data: ImageData, bank: LabelBank) -> Trained | None:
     """The teacher that wrote a bank, if it was measured on these validation images."""
     result = bank.result
-    if result is None or not np.array_equal(result.details.get("labels"), data.val_labels.numpy()):
+    if result is None or not np.array_equal(result.details.get("labels", np.empty(0)), data.val_labels.numpy()):
         return None
     return Trained("teacher", None, replace(result, seed=lab.seed), bank.path)
 
