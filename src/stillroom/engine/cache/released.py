@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import io
 import pickle
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -86,7 +87,9 @@ def read_record(path: Path, form: LabelFormat, argument: str = "records") -> Rec
     if not path.exists():
         raise InputError(argument, f"no record {path}", "one for every image of the data")
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # on other protocols of pickles, which are read or refused
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         reason = str(error).partition("\n")[0].strip()
         raise InputError(argument, f"{path}, which is refused unread ({reason[:160]})", "a list of three tensors") from None

@@ -18,20 +18,12 @@ from stillroom.methods.ferkd.calibration import Calibration, adapted_bank
 from stillroom.methods.ferkd.distiller import FerKD, Mixing, Partner
 from stillroom.tasks.classification import ImageData, distilled_stage, network, supervised_stage, teacher_stage
 from stillroom.tasks.classification.bank import BankData, CropEpochs
-from stillroom.tasks.classification.crops import CropRule
-from stillroom.tasks.classification.labelling import Labelling, label_images
+from stillroom.tasks.classification.labelling import Labelling, crop_rule, label_images
 
 # Like the other methods' digits, but for the schedule, which is the method's own.
 DIGITS = Training(epochs=100, lr=0.05, weight_decay=5e-4, schedule="cosine")
 
 Missing = Literal["error", "skip"]
-
-
-def crop_rule(data: ImageData, area: tuple[float, float] | None, flip: float | None) -> CropRule:
-    """How crops are drawn: as given, else as the data's augmentation suggests (digits are neither mirrored nor cut to small pieces)."""
-    digits = data.augment == "digits" or data.source.augment == "digits"
-    suits = CropRule(area=(0.5, 1.0), flip=0.0) if digits else CropRule()
-    return CropRule(area=suits.area if area is None else area, flip=suits.flip if flip is None else flip)
 
 
 def build(

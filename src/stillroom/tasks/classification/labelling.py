@@ -58,6 +58,13 @@ class Labelling:
             raise InputError("crops", self.crops, "a whole number of at least 1")
 
 
+def crop_rule(data: ImageData, area: tuple[float, float] | None, flip: float | None) -> CropRule:
+    """How crops are drawn: as given, else as the data's augmentation suggests (digits are neither mirrored nor cut to small pieces)."""
+    digits = data.augment == "digits" or data.source.augment == "digits"
+    suits = CropRule(area=(0.5, 1.0), flip=0.0) if digits else CropRule()
+    return CropRule(area=suits.area if area is None else area, flip=suits.flip if flip is None else flip)
+
+
 def original_images(data: ImageData) -> Images:
     """The training images as they were read, not resized, in the data's own numbering.
 
@@ -249,6 +256,9 @@ def label_images(
         parts: list[dict[str, np.ndarray]] = []
         for batch in loader:
             logits_RC = teacher(batch.images.to(device, non_blocking=True))
+            if logits_RC.shape != (len(batch.ids), data.num_classes):
+                got = f"answers {list(logits_RC.shape)} to {len(batch.ids)} crops"
+                raise InputError("teacher", got, f"logits of {data.num_classes} classes")
             labels = form.encode((logits_RC.float() / labelling.temperature).softmax(-1))
             stored = {name: values.cpu().numpy() for name, values in zip(("classes", "values"), labels, strict=True) if values is not None}
             parts.append({"coords": batch.coords, "flips": batch.flips, "sizes": batch.sizes, "checksums": batch.checksums, **stored})
