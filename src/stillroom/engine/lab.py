@@ -91,6 +91,11 @@ class Lab:
         """Where work of one process is done."""
         return _device(self.options.accelerator)
 
+    def begin(self) -> None:
+        """Makes the run's folder and writes its arguments there, as the first stage does; for work that is no stage."""
+        if self.is_main:
+            self._run_folder.begin()
+
     @contextmanager
     def shared(self) -> Iterator[None]:
         """Stages inside serve all seeds of the run: they have the first seed, and a folder of their own."""
