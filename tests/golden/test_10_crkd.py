@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from stillroom.losses.assignment import sinkhorn as balanced
-from stillroom.methods.crkd.loss import discovery_losses, relation_loss, relation_weight, swapped_prediction
+from stillroom.methods.crkd.loss import discovery_targets, joint_logits, relation_loss, relation_weight, swapped_prediction
 from stillroom.methods.crkd.metrics import Matching, clustering, split_clustering
 from stillroom.methods.crkd.networks import DiscoveryNetwork
 from stillroom.methods.crkd.schedule import learning_rate
@@ -47,23 +47,25 @@ def swapped(inputs: dict[str, Tensor], params: dict[str, Any]) -> dict[str, Tens
 
 def discovery_step(inputs: dict[str, Tensor], params: dict[str, Any]) -> dict[str, Tensor]:
     known, novel = inputs["logits_lab"].requires_grad_(), inputs["logits_unlab"].requires_grad_()
-    losses = discovery_losses(
-        known,
-        novel,
-        inputs["teacher_logits_lab"][: params["num_large_crops"]],
+    logits, large = joint_logits(known, novel), params["num_large_crops"]
+    labelled, tau = inputs["mask_labeled"].bool(), params["temperature"]
+    targets = discovery_targets(
+        novel[:large],
         inputs["labels"],
-        inputs["mask_labeled"].bool(),
-        temperature=params["temperature"],
-        kd_temperature=params["kd_temperature"],
+        labelled,
+        known.shape[-1],
         epsilon=params["sinkhorn_epsilon"],
         iterations=params["sinkhorn_iters"],
     )
-    loss = losses.cluster.mean() + params["alpha"] * losses.relation.mean()
+    cluster = swapped_prediction(logits, targets, tau)
+    teacher = inputs["teacher_logits_lab"][:large, None]
+    relation = relation_loss(logits[:large], teacher, labelled, temperature=tau, kd_temperature=params["kd_temperature"])
+    loss = cluster.mean() + params["alpha"] * relation.mean()
     by_known, by_novel = torch.autograd.grad(loss, [known, novel])
     return {
-        "targets": losses.targets,
-        "cluster_loss_per_head": losses.cluster,
-        "kd_per_head": losses.relation,
+        "targets": targets,
+        "cluster_loss_per_head": cluster,
+        "kd_per_head": relation,
         "loss": loss,
         "grad_logits_lab": by_known,
         "grad_logits_unlab": by_novel,

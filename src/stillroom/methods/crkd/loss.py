@@ -7,7 +7,7 @@ float32. Over several processes the means are those of each process; only the ta
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple, get_args
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -18,70 +18,6 @@ from stillroom.losses.assignment import sinkhorn
 
 Weighting = Literal["learnable", "constant"]
 Divergence = Literal["cross-entropy", "kl"]
-
-
-class DiscoveryLosses(NamedTuple):
-    """What one step of discovery computes from the networks' answers.
-
-    Attributes:
-        targets: [V, H, B, L + U], see `discovery_targets`.
-        cluster: [H], L_cl of each head.
-        relation: [H], L_rel of each head.
-    """
-
-    targets: Tensor
-    cluster: Tensor
-    relation: Tensor
-
-
-def discovery_losses(
-    known_WBL: Tensor,
-    novel_WHBU: Tensor,
-    teacher_VBL: Tensor,
-    labels_B: Tensor,
-    labelled_B: Tensor,
-    *,
-    temperature: float = 0.1,
-    kd_temperature: float = 4.0,
-    epsilon: float = 0.05,
-    iterations: int = 3,
-    over_processes: bool = False,
-    weighting: Weighting = "learnable",
-    divergence: Divergence = "cross-entropy",
-) -> DiscoveryLosses:
-    """Steps 3 to 5 of an iteration; its loss is L = mean over heads of L_cl + alpha * mean over heads of L_rel.
-
-    Args:
-        known_WBL: the student's l on all views, the large crops first.
-        novel_WHBU: its u_h.
-        teacher_VBL: the teacher's known logits on the large crops: their number says which views are large.
-        labels_B, labelled_B, epsilon, iterations, over_processes: see `discovery_targets`.
-        temperature: tau.
-        kd_temperature, weighting, divergence: see `relation_loss`.
-
-    Raises:
-        InputError: see `discovery_targets`, `swapped_prediction` and `relation_loss`.
-    """
-    logits_WHBK, large = joint_logits(known_WBL, novel_WHBU), len(teacher_VBL)
-    targets_VHBK = discovery_targets(
-        novel_WHBU[:large],
-        labels_B,
-        labelled_B,
-        known_WBL.shape[-1],
-        epsilon=epsilon,
-        iterations=iterations,
-        over_processes=over_processes,
-    )
-    relation_H = relation_loss(
-        logits_WHBK[:large],
-        teacher_VBL[:, None],
-        labelled_B,
-        temperature=temperature,
-        kd_temperature=kd_temperature,
-        weighting=weighting,
-        divergence=divergence,
-    )
-    return DiscoveryLosses(targets_VHBK, swapped_prediction(logits_WHBK, targets_VHBK, temperature), relation_H)
 
 
 def joint_logits(known_WBL: Tensor, novel_WHBU: Tensor) -> Tensor:
