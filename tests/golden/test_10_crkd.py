@@ -78,7 +78,6 @@ def heads(inputs: dict[str, Tensor], params: dict[str, Any]) -> dict[str, Tensor
     known = Prototypes(features.shape[1], len(known_weight))
     network = DiscoveryNetwork(
         KnownClassifier(nn.Identity(), known),
-        features.shape[1],
         novel_classes,
         heads=params["num_heads"],
         hidden=params["hidden_dim"],

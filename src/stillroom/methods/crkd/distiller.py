@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple, get_args
 
 import torch
 from torch import Tensor, distributed, nn
@@ -12,10 +13,10 @@ from stillroom.engine import Distiller, Losses, Teacher
 from stillroom.engine.distributed import world_size
 from stillroom.errors import InputError, at_least_zero, positive
 from stillroom.methods.crkd.loss import Divergence, Weighting, discovery_targets, joint_logits, relation_loss, swapped_prediction
-from stillroom.methods.crkd.networks import DiscoveryNetwork
+from stillroom.methods.crkd.networks import DiscoveryNetwork, train_only
 from stillroom.methods.crkd.schedule import learning_rate
-from stillroom.tasks.classification import ViewBatch
 from stillroom.tasks.classification.novel import KnownClassifier
+from stillroom.tasks.classification.views import ViewBatch
 
 
 class Answers(NamedTuple):
@@ -30,12 +31,27 @@ class Answers(NamedTuple):
     head_losses: Tensor
 
 
-class _Scheduled(Distiller):
-    """A distiller whose cosine schedule is the paper's: see `learning_rate`. Other schedules are the plan's own."""
+class _Stage(Distiller):
+    """What both stages share: the paper's schedule, where the plan's is cosine (see `learning_rate`), and layers that are left as they are.
 
-    def __init__(self, student: nn.Module, teacher: Teacher | nn.Module | None = None, *, min_lr: float = 0.0) -> None:
+    Args:
+        student: with a `backbone`.
+        teacher: if any.
+        min_lr: of the cosine schedule.
+        trained_layers: module paths of the backbone that are trained, besides the heads; all if none is named.
+    """
+
+    def __init__(
+        self,
+        student: KnownClassifier | DiscoveryNetwork,
+        teacher: Teacher | nn.Module | None = None,
+        *,
+        min_lr: float = 0.0,
+        trained_layers: Sequence[str] = (),
+    ) -> None:
         super().__init__(student, teacher)
-        self.min_lr = at_least_zero("min_lr", min_lr)
+        self.min_lr, self.trained_layers = at_least_zero("min_lr", min_lr), tuple(trained_layers)
+        train_only(student.backbone, self.trained_layers, "trained_layers")
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Sets the learning rate of the epoch."""
@@ -45,29 +61,28 @@ class _Scheduled(Distiller):
         optimizers = self.optimizers()
         for optimizer in optimizers if isinstance(optimizers, list) else [optimizers]:
             for group in optimizer.param_groups:
-                group["lr"] = learning_rate(
-                    self.progress.epoch - 1,
-                    lr=group["initial_lr"],
-                    min_lr=self.min_lr,
-                    warmup_epochs=int(self.plan.warmup_epochs),
-                    epochs=self.progress.epochs,
-                )
+                group["lr"] = self.rate(self.progress.epoch - 1, group["initial_lr"])
+
+    def rate(self, epoch: int, lr: float) -> float:
+        """The cosine schedule's rate of an epoch, counted from 0, for a full rate of `lr`."""
+        return learning_rate(epoch, lr=lr, min_lr=self.min_lr, warmup_epochs=int(self.plan.warmup_epochs), epochs=self.plan.epochs)
 
 
-class Pretraining(_Scheduled):
+class Pretraining(_Stage):
     """Stage 1: backbone and known head learn the known classes from their labels.
 
         L = mean over all views of CE(l / tau, label)
 
     Args:
         student: backbone and known head.
-        min_lr: of the cosine schedule.
+        min_lr: learning rate at both ends of the cosine schedule.
+        trained_layers: module paths of the backbone that are trained, besides the head; all if none is named.
     """
 
     student: KnownClassifier
 
-    def __init__(self, student: KnownClassifier, *, min_lr: float = 0.0) -> None:
-        super().__init__(student, min_lr=min_lr)
+    def __init__(self, student: KnownClassifier, *, min_lr: float = 0.0, trained_layers: Sequence[str] = ()) -> None:
+        super().__init__(student, min_lr=min_lr, trained_layers=trained_layers)
 
     def losses(self, batch: ViewBatch) -> Losses:
         """Cross-entropy, averaged over the batch and over the views, each of which is a forward pass of its own."""
@@ -77,7 +92,7 @@ class Pretraining(_Scheduled):
         return Losses(task={"ce": torch.stack(by_view).mean()})
 
 
-class Discovery(_Scheduled):
+class Discovery(_Stage):
     """Stage 2: known classes are kept, novel ones found, and what the novel resemble among the known is what the supervised model says.
 
         L = mean over heads of L_cl + alpha * mean over heads of L_rel
@@ -94,7 +109,8 @@ class Discovery(_Scheduled):
         alpha: weight of L_rel; with 0 this is UNO, and the teacher is not asked.
         temperature, kd_temperature, weighting, divergence: see `relation_loss`.
         epsilon, iterations: of Sinkhorn.
-        min_lr: of the cosine schedule.
+        min_lr: learning rate at both ends of the cosine schedule.
+        trained_layers: module paths of the backbone that are trained, besides the heads; all if none is named.
 
     Raises:
         InputError: a number is out of its range.
@@ -116,12 +132,18 @@ class Discovery(_Scheduled):
         epsilon: float = 0.05,
         iterations: int = 3,
         min_lr: float = 0.0,
+        trained_layers: Sequence[str] = (),
     ) -> None:
-        super().__init__(student, teacher, min_lr=min_lr)
+        super().__init__(student, teacher, min_lr=min_lr, trained_layers=trained_layers)
         if large_views < 1:
             raise InputError("large_views", large_views, "a whole number of at least 1")
         self.large_views, self.alpha = large_views, at_least_zero("alpha", alpha)
         self.temperature, self.kd_temperature = student.temperature, positive("kd_temperature", kd_temperature)
+        for name, choice, known in (("weighting", weighting, Weighting), ("divergence", divergence, Divergence)):
+            if choice not in get_args(known):
+                raise InputError(name, choice, f"one of {', '.join(get_args(known))}")
+        if iterations < 1:
+            raise InputError("iterations", iterations, "a whole number of at least 1")
         self.weighting, self.divergence = weighting, divergence
         self.epsilon, self.iterations = positive("epsilon", epsilon), iterations
 

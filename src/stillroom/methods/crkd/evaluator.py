@@ -10,7 +10,7 @@ from torch import Tensor, distributed
 
 from stillroom.engine.distributed import world_size
 from stillroom.methods.crkd.distiller import Answers
-from stillroom.methods.crkd.metrics import Clustering, SplitClustering, clustering, match, split_clustering
+from stillroom.methods.crkd.metrics import Clustering, Matching, SplitClustering, clustering, match, split_clustering
 
 
 class DiscoveryEvaluator:
@@ -59,7 +59,8 @@ class DiscoveryEvaluator:
         heads = range(joint.shape[1])
         aware = [clustering(novel[~shown, h], labels[~shown]) for h in heads]
         figures = _figures("aware", aware, best, {"": "accuracy", "_nmi": "nmi", "_ari": "ari"})
-        for name, matching in (("v2", "all"), ("v3", "novel")):
+        matchings: dict[str, Matching] = {"v2": "all", "v3": "novel"}
+        for name, matching in matchings.items():
             split = [split_clustering(joint[shown, h], labels[shown], self.known_classes, matching) for h in heads]
             figures |= _figures(name, split, best, {"_all": "all", "_known": "known", "_novel": "novel"})
         return figures
@@ -86,11 +87,9 @@ class DiscoveryEvaluator:
         return [column[first] for column in columns]
 
 
-def _figures(
-    prefix: str, heads: list[Clustering] | list[SplitClustering], best: int, names: dict[str, str]
-) -> dict[str, float]:
+def _figures(prefix: str, heads: list[Clustering] | list[SplitClustering], best: int, names: dict[str, str]) -> dict[str, float]:
     """Mean over the heads, and the best head's number, in %."""
-    found = {}
+    found: dict[str, float] = {}
     for suffix, attribute in names.items():
         values = [100 * getattr(head, attribute) for head in heads]
         found |= {f"{prefix}{suffix}": float(np.mean(values)), f"{prefix}{suffix}_best": values[best]}

@@ -49,7 +49,8 @@ def discovery_targets(
         [V, H, B, L + U], rows sum to 1; no gradient.
 
     Raises:
-        InputError: the label of a labelled image is not one of 0 .. L-1 (looked for on the CPU only: elsewhere it would wait for the device).
+        InputError: the label of a labelled image is not one of 0 .. L-1 (looked for on the CPU only: elsewhere that would be
+            waiting for the device).
 
     Source: CrKD's released code, step 3; Fini et al. 2021 (UNO).
     """

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
-from stillroom.errors import InputError
+from stillroom.errors import InputError, near
 from stillroom.tasks.classification.novel import KnownClassifier, NovelClassifier, NovelHead, Prototypes
 
 
@@ -14,7 +16,6 @@ class DiscoveryNetwork(nn.Module):
 
     Args:
         supervised: backbone f and known head, from the pre-training.
-        features: D, width of the backbone's features.
         novel_classes: U.
         heads: H novel heads, which differ by their initial weights alone.
         hidden, projection, layers: see `NovelHead`.
@@ -31,7 +32,6 @@ class DiscoveryNetwork(nn.Module):
     def __init__(
         self,
         supervised: KnownClassifier,
-        features: int,
         novel_classes: int,
         *,
         heads: int = 4,
@@ -44,6 +44,7 @@ class DiscoveryNetwork(nn.Module):
             if number < 1:
                 raise InputError(name, number, "a whole number of at least 1")
         self.backbone, self.known, self.temperature = supervised.backbone, supervised.known, supervised.temperature
+        features = supervised.known.in_features
         self.novel = nn.ModuleList(
             NovelHead(features, novel_classes, hidden=hidden, projection=projection, layers=layers) for _ in range(heads)
         )
@@ -70,3 +71,25 @@ class DiscoveryNetwork(nn.Module):
         head = self.novel[int(self.head_losses.argmin())]
         assert isinstance(head, NovelHead)
         return NovelClassifier(self.backbone, self.known, head, temperature=self.temperature)
+
+
+def train_only(backbone: nn.Module, layers: Sequence[str], argument: str) -> None:
+    """Freezes the parameters of all modules but those at these paths. BatchNorm goes on counting its statistics everywhere.
+
+    Args:
+        backbone: with these modules.
+        layers: module paths; none freezes nothing.
+        argument: what the user calls the paths.
+
+    Raises:
+        InputError: a path that there is not.
+    """
+    if not layers:
+        return
+    modules = dict(backbone.named_modules())
+    for path in layers:
+        if path not in modules:
+            raise InputError(argument, path, f"a module of the backbone, such as {near(path, modules)}")
+    backbone.requires_grad_(False)
+    for path in layers:
+        modules[path].requires_grad_(True)

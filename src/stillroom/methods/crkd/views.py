@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any, Literal, get_args
+from collections.abc import Sequence
+from typing import Literal, get_args
 
 import numpy as np
 import torch
@@ -13,10 +13,10 @@ from torchvision.transforms import v2
 
 from stillroom.engine.loading import uniforms
 from stillroom.errors import InputError
-from stillroom.tasks.classification.transforms import Parameters, Transform
+from stillroom.tasks.classification.transforms import Parameters, Transform, eval_transform
+from stillroom.tasks.classification.views import View
 
 Style = Literal["cifar", "photographs", "small"]
-View = Transform | Callable[[Any], Tensor]
 
 
 def crops(style: Style, image_size: int, mean: Sequence[float], std: Sequence[float], *, large: int, small: int) -> tuple[View, ...]:
@@ -49,7 +49,8 @@ def crops(style: Style, image_size: int, mean: Sequence[float], std: Sequence[fl
     if style == "photographs":
         return (_photograph(image_size, mean, std),) * large
     if style == "small":
-        return (Transform(v2.PILToTensor(), mean, std, together=_MirrorShiftNoise()),) * large
+        fit = eval_transform("none", image_size, mean, std).each
+        return (Transform(fit, mean, std, together=_MirrorShiftNoise()),) * large
     return (_large(image_size, mean, std),) * large + (_small(round(image_size * 18 / 32), mean, std),) * small
 
 

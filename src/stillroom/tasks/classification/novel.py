@@ -1,17 +1,26 @@
 """Classifiers that know some classes by their labels and have found others: a backbone, a known head, a novel head.
 
-A run's `student.json` names such a network by its backbone (see `novel_spec`):
-``stillroom.tasks.classification.novel:novel_classifier,backbone=stillroom/resnet8,known=36,hidden=128,projection=32``
+A run's `student.json` names such a network by its backbone and its heads, see `NovelSpec`.
 """
 
 from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear, normalize
 
 from stillroom.errors import InputError, positive
-from stillroom.tasks.classification.models import build_classifier
+
+PREFIX = "novel:"
+_GRAMMAR = re.compile(
+    r"novel:(?P<backbone>.+),known=(?P<known>\d+),hidden=(?P<hidden>\d+),projection=(?P<projection>\d+),layers=(?P<layers>\d+)"
+    r",temperature=(?P<temperature>[\d.e-]+)"
+)
 
 
 class Prototypes(nn.Linear):
@@ -58,7 +67,7 @@ class NovelHead(nn.Module):
             if number < 1:
                 raise InputError(name, number, "a whole number of at least 1")
         widths = [features, *[hidden] * layers]
-        blocks = [(nn.Linear(a, b), nn.BatchNorm1d(b), nn.ReLU()) for a, b in zip(widths[:-1], widths[1:], strict=True)]
+        blocks = [(nn.Linear(a, b), nn.BatchNorm1d(b), nn.ReLU()) for a, b in pairwise(widths)]
         self.projector = nn.Sequential(*[module for block in blocks for module in block], nn.Linear(hidden, projection))
         self.prototypes = Prototypes(projection, classes)
         self.prototypes.normalise()
@@ -129,41 +138,54 @@ def headless(network: nn.Module, classes: int, argument: str) -> tuple[nn.Module
     return network, head.in_features
 
 
-def novel_spec(backbone: str, known: int, *, hidden: int, projection: int, layers: int, temperature: float) -> str:
-    """What `build_classifier` builds `novel_classifier` from."""
-    options = {"known": known, "hidden": hidden, "projection": projection, "layers": layers, "temperature": temperature}
-    listed = "".join(f",{name}={value}" for name, value in options.items())
-    return f"{novel_classifier.__module__}:{novel_classifier.__name__},backbone={backbone}{listed}"
-
-
-def novel_classifier(
-    num_classes: int,
-    image_size: int | None = None,
-    in_channels: int = 3,
-    *,
-    backbone: str,
-    known: int,
-    hidden: int = 2048,
-    projection: int = 256,
-    layers: int = 1,
-    temperature: float = 0.1,
-) -> NovelClassifier:
-    """An untrained network of `num_classes` classes, the first `known` of which are the known ones.
+@dataclass(frozen=True)
+class NovelSpec:
+    """What a `NovelClassifier` is built from again; as text ``novel:BACKBONE,known=L,hidden=M,projection=P,layers=K,temperature=TAU``.
 
     Args:
-        num_classes: L + U.
-        image_size, in_channels: of the images.
-        backbone: specification of a classifier, whose last linear layer is left out.
-        known: L.
+        backbone: specification of a classifier, without weights; its last linear layer is left out.
+        known: L, how many of the classes are known; they come first.
         hidden, projection, layers: see `NovelHead`.
         temperature: tau.
-
-    Raises:
-        InputError: the backbone cannot be built or cut, or there are not that many classes.
     """
-    if not 0 < known < num_classes:
-        raise InputError("known", known, f"a number from 1 to {num_classes - 1}, since there are {num_classes} classes")
-    built = build_classifier(backbone, num_classes=known, image_size=image_size, in_channels=in_channels, argument="backbone")
-    body, features = headless(built.network, known, "backbone")
-    head = NovelHead(features, num_classes - known, hidden=hidden, projection=projection, layers=layers)
-    return NovelClassifier(body, Prototypes(features, known), head, temperature=temperature)
+
+    backbone: str
+    known: int
+    hidden: int = 2048
+    projection: int = 256
+    layers: int = 1
+    temperature: float = 0.1
+
+    def __str__(self) -> str:
+        options = {name: value for name, value in vars(self).items() if name != "backbone"}
+        return f"{PREFIX}{self.backbone}" + "".join(f",{name}={value}" for name, value in options.items())
+
+    @classmethod
+    def parse(cls, text: str, argument: str) -> NovelSpec:
+        """The inverse of `str`.
+
+        Raises:
+            InputError: the text is not of this form.
+        """
+        found = _GRAMMAR.fullmatch(text)
+        if found is None:
+            raise InputError(argument, text, f"{PREFIX}BACKBONE,known=L,hidden=M,projection=P,layers=K,temperature=TAU")
+        known, hidden, projection, layers = (int(found[name]) for name in ("known", "hidden", "projection", "layers"))
+        return cls(found["backbone"], known, hidden, projection, layers, float(found["temperature"]))
+
+    def build(self, make: Callable[[str, int], nn.Module], num_classes: int, argument: str) -> NovelClassifier:
+        """An untrained network.
+
+        Args:
+            make: builds the classifier of a specification with so many classes.
+            num_classes: L + U.
+            argument: what the user calls the network.
+
+        Raises:
+            InputError: the backbone has no head to leave out, or there are not more than L classes.
+        """
+        if not 0 < self.known < num_classes:
+            raise InputError(argument, f"{self.known} known classes", f"from 1 to {num_classes - 1}, since there are {num_classes} classes")
+        backbone, features = headless(make(self.backbone, self.known), self.known, argument)
+        head = NovelHead(features, num_classes - self.known, hidden=self.hidden, projection=self.projection, layers=self.layers)
+        return NovelClassifier(backbone, Prototypes(features, self.known), head, temperature=self.temperature)

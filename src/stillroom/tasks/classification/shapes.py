@@ -40,7 +40,9 @@ def shape_images(per_class: int, *, val: bool = False) -> MemoryImages:
     number = np.tile(np.arange(per_class), len(names))
     seeds = sample_seeds(_VAL if val else _TRAIN, 0, number * len(names) + labels)
     split = "val" if val else "train"
-    return MemoryImages(_painted(_kinds()[labels], seeds), labels, [f"shapes/{split}/{names[c]}/{i}" for c, i in zip(labels, number, strict=True)])
+    return MemoryImages(
+        _painted(_kinds()[labels], seeds), labels, [f"shapes/{split}/{names[c]}/{i}" for c, i in zip(labels, number, strict=True)]
+    )
 
 
 def _kinds() -> np.ndarray:
