@@ -110,10 +110,12 @@ def relation_weight(logits_VHBK: Tensor, labelled_B: Tensor, known_classes: int,
 
     Source: CrKD's released code, step 5.
     """
-    eta_VHB = (_full(logits_VHBK) / softening).softmax(-1)[..., :known_classes].sum(-1)
-    counted_VHB = eta_VHB.masked_fill(labelled_B, 0)
-    mean = counted_VHB.sum((0, 2)).mean() / (len(eta_VHB) * _count(~labelled_B))
-    return eta_VHB, counted_VHB / mean.clamp_min(torch.finfo(mean.dtype).tiny)
+    log_eta_VHB = (_full(logits_VHBK) / softening).log_softmax(-1)[..., :known_classes].logsumexp(-1)
+    counted_VHB = log_eta_VHB.masked_fill(labelled_B, -torch.inf)
+    entries = counted_VHB.shape[0] * counted_VHB.shape[1] * _count(~labelled_B)
+    # With logarithms the ratio stays right, and its gradient finite, where eta itself underflows.
+    log_mean = counted_VHB.flatten().logsumexp(0).clamp_min(torch.finfo(torch.float32).min) - entries.log()
+    return log_eta_VHB.exp(), (counted_VHB - log_mean).exp()
 
 
 def relation_loss(

@@ -58,7 +58,7 @@ def clustering(predictions: np.ndarray, labels: np.ndarray) -> Clustering:
     """
     counts = _table(predictions, labels)
     nmi, ari = _information(predictions, labels)
-    return Clustering(_matched(counts, _assigned(counts)).sum() / counts.sum(), nmi, ari)
+    return Clustering(float(_matched(counts, _assigned(counts)).sum() / counts.sum()), nmi, ari)
 
 
 def split_clustering(predictions: np.ndarray, labels: np.ndarray, known_classes: int, matching: Matching = "all") -> SplitClustering:

@@ -147,8 +147,8 @@ def recipe(
     for name, epochs, warmup in (("", plan.epochs, plan.warmup_epochs), ("pretrain_", pretrain_epochs, pretrain_warmup_epochs)):
         if epochs < 1:
             raise InputError(f"{name}epochs", epochs, "a number of at least 1")
-        if not 0 <= warmup < epochs:
-            raise InputError(f"{name}warmup_epochs", warmup, f"fewer than the {epochs} epochs")
+        if not 0 <= warmup < epochs or (warmup % 1 and plan.schedule == "cosine"):
+            raise InputError(f"{name}warmup_epochs", warmup, f"a whole number below that of the epochs ({epochs})")
     before = replace(
         plan,
         epochs=pretrain_epochs,
