@@ -351,6 +351,11 @@ def test_batches_of_one_kind(of: str) -> None:
     assert (float(losses.distill["relation"].detach()) == 0) == (of == "known")
 
 
+def test_a_batch_of_one_image_is_refused() -> None:
+    with pytest.raises(InputError, match="batch_size: got 1"):
+        discovery().losses(shown(size=1))
+
+
 def test_a_loop_of_one_s_own_lowers_the_loss() -> None:
     distiller = discovery()
     optimizer = torch.optim.SGD(distiller.parameters(), lr=0.05, momentum=0.9)
@@ -507,6 +512,9 @@ def test_small_crops_are_mirrored_shifted_and_noisy() -> None:
     places = {(int(i) // 16, int(i) % 16) for i in changed.mean(1).flatten(1).argmax(1)}
     assert places == {(row, column) for row in (4, 5, 6) for column in (2, 3, 4, 11, 12, 13)}
     assert changed[:, :, 10:].std() == pytest.approx(0.08, rel=0.02)
+    plain = crops("digits", 16, (0.0,) * 3, (1.0,) * 3, large=2, small=0)[0]
+    changed = plain.batch(image.expand(200, -1, -1, -1), np.arange(200))  # type: ignore[union-attr]
+    assert {int(i) % 16 for i in changed.mean(1).flatten(1).argmax(1)} == {2, 3, 4}
 
 
 @pytest.mark.parametrize(

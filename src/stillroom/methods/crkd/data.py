@@ -26,6 +26,15 @@ class NovelClassData(ImageData):
         novel: names of the novel classes, where they are not the last ones; all others are known.
         clusters: how many novel classes to look for, where it is not known how many there are; by default as many as there are.
         batch_size: images in a batch, labelled and unlabelled, of all processes together.
+        workers: processes that read images ahead; by default none for images in memory, else up to 4.
+        image_size: height and width in pixels that the network is given; by default the data's own, or 224.
+        augment: which changes of training images suit the data (see `ImageData`); here it chooses the views where they are ``auto``.
+        subset: train on this many images only, drawn evenly from the classes; by default on all.
+        val_subset: validate on this many images only, drawn evenly from the classes; by default on all.
+        mean: of each channel, for pixels in [0, 1]; by default the data's own, or ImageNet's.
+        std: standard deviation of each channel, likewise.
+        subset_seed: which images the subsets, a long tail and wrong labels are.
+        strict: refuse data with image files that cannot be decoded, which are left out otherwise.
 
     Raises:
         InputError: no known or no novel class, a class that there is not; or see `ImageData`.

@@ -153,6 +153,8 @@ class Discovery(_Stage):
         if len(views) < large:
             raise InputError("large_views", large, f"at most the {len(views)} views of a batch")
         if self.training:
+            if len(batch.ids) < 2:
+                raise InputError("batch_size", len(batch.ids), "at least 2 images in each process: the heads' batch norm needs them")
             self.student.normalise_prototypes()
         known, novel = zip(*[self.student.cosines(view) for view in views], strict=True)  # batch norm sees each view by itself
         known_WBL, novel_WHBU = torch.stack(known), torch.stack(novel)

@@ -21,7 +21,13 @@ from stillroom.tasks.classification.views import View
 
 # One-cycle-like: the paper's schedule, shortened.
 SHORT = Training(epochs=16, lr=0.1, weight_decay=1.5e-4, schedule="cosine", warmup_epochs=4)
-_AUTOMATIC: dict[str, Style] = {"cifar": "cifar", "imagenet": "photographs", "tiny-imagenet": "cifar"}
+_AUTOMATIC: dict[str, Style] = {
+    "digits": "digits",
+    "shapes": "small",
+    "cifar": "cifar",
+    "imagenet": "photographs",
+    "tiny-imagenet": "cifar",
+}
 
 
 def pretrained_stage(lab: Lab, data: ImageData, plan: Training, student: str, views: Sequence[View], said: str, **options: Any) -> Trained:
@@ -118,7 +124,7 @@ def recipe(
         plan: how the discovery is trained. The schedule cosine is the paper's here: constant within an epoch, warm-up from `min_lr`.
         student: network, optionally with weights after ``@``; its head is replaced. It is its own teacher after the pre-training.
         views: how an image is changed for its crops: cifar, photographs (as for vision transformers), small (pictures of some 16
-            pixels), or auto: what suits the data.
+            pixels), digits (those, not mirrored), or auto: what suits the data.
         large_crops: V, views of an image that give targets.
         small_crops: S, views that only predict; for cifar's views.
         heads: H, novel heads; the one with the smallest training loss is shipped.
@@ -140,7 +146,7 @@ def recipe(
         pretrain_warmup_epochs: their warm-up.
         pretrain_trained_layers: module paths of the backbone that the pre-training trains; all by default.
     """
-    style = _AUTOMATIC.get(data.augment, "small") if views == "auto" else views
+    style = _AUTOMATIC.get(data.source.name, _AUTOMATIC.get(data.augment, "small")) if views == "auto" else views
     shown = crops(style, data.image_size, data.mean, data.std, large=large_crops, small=small_crops)
     said = f"crkd {style} {large_crops}+{small_crops}"
     known = data.supervised()

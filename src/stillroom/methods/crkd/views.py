@@ -16,7 +16,7 @@ from stillroom.errors import InputError
 from stillroom.tasks.classification.transforms import Parameters, Transform, eval_transform
 from stillroom.tasks.classification.views import View
 
-Style = Literal["cifar", "photographs", "small"]
+Style = Literal["cifar", "photographs", "small", "digits"]
 
 
 def crops(style: Style, image_size: int, mean: Sequence[float], std: Sequence[float], *, large: int, small: int) -> tuple[View, ...]:
@@ -25,7 +25,7 @@ def crops(style: Style, image_size: int, mean: Sequence[float], std: Sequence[fl
     - cifar: large crops are shifted by up to an eighth of the size or cut out of half of the area and more; small ones, 9/16 of the size,
       out of 30 to 80 % of it. Mirrored, colours jittered, at times solarised or equalised.
     - photographs: the shorter side brought to 256/224 of the size, a random window of the size, mirrored.
-    - small: of pictures of some 16 pixels, which a crop would destroy: mirrored, shifted by up to a pixel, noise.
+    - small: of pictures of some 16 pixels, which a crop would destroy: mirrored, shifted by up to a pixel, noise; digits: not mirrored.
 
     Args:
         style: which of these; small crops are there for cifar alone.
@@ -36,7 +36,7 @@ def crops(style: Style, image_size: int, mean: Sequence[float], std: Sequence[fl
     Raises:
         InputError: too few views, or small crops of a style that has none.
 
-    Source: CrKD's released code; "small" is the project's own, for its experiment.
+    Source: CrKD's released code; "small" and "digits" are the project's own, for its experiments.
     """
     if style not in get_args(Style):
         raise InputError("views", style, f"one of {', '.join(get_args(Style))}")
@@ -48,9 +48,9 @@ def crops(style: Style, image_size: int, mean: Sequence[float], std: Sequence[fl
         raise InputError("large_crops", large, "two or more views of an image, large and small ones together")
     if style == "photographs":
         return (_photograph(image_size, mean, std),) * large
-    if style == "small":
+    if style != "cifar":
         fit = eval_transform("none", image_size, mean, std).each
-        return (Transform(fit, mean, std, together=_MirrorShiftNoise()),) * large
+        return (Transform(fit, mean, std, together=_ShiftNoise(mirrored=style == "small")),) * large
     return (_large(image_size, mean, std),) * large + (_small(round(image_size * 18 / 32), mean, std),) * small
 
 
@@ -91,12 +91,15 @@ class _Solarise(nn.Module):
         return torch.where(image >= 256 * torch.rand(()), 255 - image, image)
 
 
-class _MirrorShiftNoise:
-    """Mirrored half of the time, shifted by -1, 0 or 1 pixels in both directions (the edge repeated), noise of deviation 0.08."""
+class _ShiftNoise:
+    """Shifted by -1, 0 or 1 pixels in both directions (the edge repeated), noise of deviation 0.08; half of them mirrored, if any are."""
+
+    def __init__(self, *, mirrored: bool) -> None:
+        self.mirrored = mirrored
 
     def draw(self, seeds: np.ndarray, size: Sequence[int]) -> Parameters:
         draws = uniforms(seeds, 3)
-        return {"roll": (3 * draws[:, :2]).astype(np.int64) - 1, "flip": draws[:, 2] < 0.5, "noise": seeds}
+        return {"roll": (3 * draws[:, :2]).astype(np.int64) - 1, "flip": self.mirrored & (draws[:, 2] < 0.5), "noise": seeds}
 
     def apply(self, images_BCHW: Tensor, drawn: Parameters) -> Tensor:
         """uint8 to float; values may leave [0, 1]."""
