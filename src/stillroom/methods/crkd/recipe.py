@@ -21,13 +21,7 @@ from stillroom.tasks.classification.views import View
 
 # One-cycle-like: the paper's schedule, shortened.
 SHORT = Training(epochs=16, lr=0.1, weight_decay=1.5e-4, schedule="cosine", warmup_epochs=4)
-_AUTOMATIC: dict[str, Style] = {
-    "digits": "digits",
-    "shapes": "small",
-    "cifar": "cifar",
-    "imagenet": "photographs",
-    "tiny-imagenet": "cifar",
-}
+_BY_AUGMENTATION: dict[str, Style] = {"cifar": "cifar", "tiny-imagenet": "cifar", "imagenet": "photographs"}
 
 
 def pretrained_stage(lab: Lab, data: ImageData, plan: Training, student: str, views: Sequence[View], said: str, **options: Any) -> Trained:
@@ -146,9 +140,10 @@ def recipe(
         pretrain_warmup_epochs: their warm-up.
         pretrain_trained_layers: module paths of the backbone that the pre-training trains; all by default.
     """
-    style = _AUTOMATIC.get(data.source.name, _AUTOMATIC.get(data.augment, "small")) if views == "auto" else views
-    shown = crops(style, data.image_size, data.mean, data.std, large=large_crops, small=small_crops)
-    said = f"crkd {style} {large_crops}+{small_crops}"
+    if views == "auto":
+        views = "digits" if data.source.name == "digits" else _BY_AUGMENTATION.get(data.augment, "small")
+    shown = crops(views, data.image_size, data.mean, data.std, large=large_crops, small=small_crops)
+    said = f"crkd {views} {large_crops}+{small_crops}"
     known = data.supervised()
     for name, epochs, warmup in (("", plan.epochs, plan.warmup_epochs), ("pretrain_", pretrain_epochs, pretrain_warmup_epochs)):
         if epochs < 1:
