@@ -24,7 +24,7 @@ from stillroom.engine.teacher import Renormalise
 from stillroom.errors import InputError, near
 from stillroom.tasks.classification.batches import Batches
 from stillroom.tasks.classification.folders import counted, warn_left_out
-from stillroom.tasks.classification.images import Images, MemoryImages, TakenImages, into_memory, stratified, unreadable
+from stillroom.tasks.classification.images import Images, MemoryImages, TakenImages, into_memory, joined, stratified, unreadable
 from stillroom.tasks.classification.loaded import ship
 from stillroom.tasks.classification.metrics import ClassificationEvaluator, agreement
 from stillroom.tasks.classification.pages import classification_sections
@@ -185,6 +185,18 @@ class ImageData:
         part._mark("restricted", str(given), str(classes))
         return part
 
+    def joined(self, images: Images, said: str) -> ImageData:
+        """The same data with more training images behind its own.
+
+        Args:
+            images: whose labels are classes of this data; any of them stands for images without labels, which a method must not read.
+            said: what tells these images from others in the data's fingerprint.
+        """
+        part = copy.copy(self)
+        part.__dict__.update(_train=joined(self._train, self._prepared(images)), _val=self._val)
+        part._mark("joined", said)
+        return part
+
     def in_views(self, *views: View, said: str) -> ImageData:
         """The same data, but that training batches show every image in each of these views (`ViewBatch`).
 
@@ -309,6 +321,10 @@ class ImageData:
         """A validation image for people to look at."""
         image = self._val.image(index)
         return image if isinstance(image, Image.Image) else to_pil_image(image)
+
+    def train_name(self, index: int) -> str:
+        """Where a training image comes from."""
+        return self._train.name(index)
 
     def val_name(self, index: int) -> str:
         """Where a validation image comes from."""
