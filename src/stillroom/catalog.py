@@ -57,7 +57,7 @@ METHODS: tuple[Method, ...] = (
     Method("kd3", "Distribution Shift Matters for Knowledge Distillation with Webly Collected Images", "classification"),
     Method("mtl-cs", "Multi-Task Learning with Knowledge Distillation for Dense Prediction", "dense prediction"),
     Method("adasim", "Adaptive Similarity Bootstrapping for Self-Distillation Based Representation Learning", "representation"),
-    Method("ferkd", "FerKD: Surgical Label Adaptation for Efficient Distillation", "classification"),
+    Method("ferkd", "FerKD: Surgical Label Adaptation for Efficient Distillation", "classification", "stillroom.methods.ferkd", _PAPER),
     Method(
         "mdcs",
         "MDCS: More Diverse Experts with Consistency Self-distillation for Long-tailed Recognition",
