@@ -50,7 +50,9 @@ METHODS: tuple[Method, ...] = (
     Method("rdd", "Representation Disparity-aware Distillation for 3D Object Detection", "points"),
     Method("sdd", "Not All Steps are Created Equal: Selective Diffusion Distillation for Image Manipulation", "image editing"),
     Method("daps-sam", "Dense 2D-3D Indoor Prediction with Sound via Aligned Cross-Modal Distillation", "dense prediction"),
-    Method("crkd", "Class-relation Knowledge Distillation for Novel Class Discovery", "classification"),
+    Method(
+        "crkd", "Class-relation Knowledge Distillation for Novel Class Discovery", "novel class discovery", "stillroom.methods.crkd", _PAPER
+    ),
     Method("upvl", "Unsupervised 3D Perception with 2D Vision-Language Distillation for Autonomous Driving", "points"),
     Method("kd3", "Distribution Shift Matters for Knowledge Distillation with Webly Collected Images", "classification"),
     Method("mtl-cs", "Multi-Task Learning with Knowledge Distillation for Dense Prediction", "dense prediction"),

@@ -2,7 +2,8 @@
 
 A spec is `SOURCE[@WEIGHTS]`, or the folder of a run:
 
-- SOURCE is `timm/NAME`, `torchvision/NAME`, `stillroom/NAME` (`networks.NETWORKS`), `package.module:function` or `file.py:function`;
+- SOURCE is `timm/NAME`, `torchvision/NAME`, `stillroom/NAME` (`networks.NETWORKS`), `package.module:function` or `file.py:function`, or
+  `novel:SOURCE,...`, a network that has found classes besides those it was taught (`novel`), which runs record;
 - WEIGHTS is a file or a folder of weights, or the word `pretrained`: what timm and torchvision publish under that name;
 - a run's folder holds `student.json`, which says what the student is, and `student.safetensors`.
 """
@@ -15,7 +16,7 @@ import inspect
 import json
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any, cast
@@ -25,6 +26,7 @@ from torch import Tensor, nn
 
 from stillroom.engine.weights import load_weights
 from stillroom.errors import InputError, near
+from stillroom.tasks.classification import novel
 from stillroom.tasks.classification.networks import NETWORKS
 
 GRAMMAR = (
@@ -117,7 +119,7 @@ def build_classifier(
 def _anywhere(source: str) -> str:
     """A specification that means the same in another working directory: the path of a Python file made absolute."""
     file, colon, name = source.rpartition(":")
-    return f"{Path(file).resolve()}{colon}{name}" if file.endswith(".py") else source
+    return f"{Path(file).resolve()}{colon}{name}" if file.endswith(".py") and not source.startswith(novel.PREFIX) else source
 
 
 def _from_run(folder: Path, wanted: _Wanted, trust_pickle: bool) -> BuiltModel:
@@ -139,8 +141,8 @@ def _from_run(folder: Path, wanted: _Wanted, trust_pickle: bool) -> BuiltModel:
         raise InputError(
             wanted.argument, f"{folder}, a student of {num_classes} classes", f"a network of {wanted.num_classes} classes, as the data has"
         )
-    file = source.rpartition(":")[0]
-    if file.endswith(".py") and Path(file).resolve().is_relative_to(folder.resolve()) and not trust_pickle:
+    file = _python_file(source, wanted)
+    if file is not None and file.resolve().is_relative_to(folder.resolve()) and not trust_pickle:
         raise InputError(
             wanted.argument, str(folder), f"a run whose network is not code of the folder itself ({file}); trust_pickle=True runs that code"
         )
@@ -151,7 +153,18 @@ def _from_run(folder: Path, wanted: _Wanted, trust_pickle: bool) -> BuiltModel:
     return BuiltModel(network, source, str(weights), classes)
 
 
+def _python_file(source: str, wanted: _Wanted) -> Path | None:
+    """The file whose code a specification without weights runs."""
+    if source.startswith(novel.PREFIX):
+        return _python_file(novel.NovelSpec.parse(source, wanted.argument).backbone, wanted)
+    file = source.rpartition(":")[0]
+    return Path(file) if file.endswith(".py") else None
+
+
 def _untrained(source: str, wanted: _Wanted) -> nn.Module:
+    if source.startswith(novel.PREFIX):
+        spec = novel.NovelSpec.parse(source, wanted.argument)
+        return spec.build(lambda part, classes: _untrained(part, replace(wanted, num_classes=classes)), wanted.num_classes, wanted.argument)
     library, _, name = source.partition("/")
     if library == "timm" and name:
         return _timm(name, wanted, pretrained=False)
