@@ -114,6 +114,21 @@ class Distiller(LightningModule):
         """The student's answer to bare inputs."""
         return self.student(inputs)
 
+    def shown(self, data: Any) -> Any:
+        """The task's data as this method trains on them: in several views, in stored crops, other images altogether.
+
+        By default as they are. Validation must stay what it is in `data`.
+        """
+        return data
+
+    def select(self) -> Tensor | None:
+        """Which training samples the coming epoch shows: their ids, int64 [M], the same in every process; None for all.
+
+        Asked before every epoch, with `progress` at its first step, in eval mode and without gradients. An epoch that was killed half way
+        goes on with its selection, which is kept in the checkpoint.
+        """
+        return None
+
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Parameter groups in torch.optim's form: by default one, of everything that learns."""
         return [{"params": [p for p in self.parameters() if p.requires_grad]}]

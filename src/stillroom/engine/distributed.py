@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -39,3 +40,15 @@ def average_gradients(gradients: Sequence[Tensor | None], parameters: Sequence[T
         for i, part in zip(group, flat.split([parameters[i].numel() for i in group]), strict=True):
             averaged[i] = part.view_as(parameters[i])
     return averaged
+
+
+def gather_rows(rows: Tensor) -> Tensor:
+    """The rows [M, ...] of all processes, M of each its own, one process after the other; on one process the rows themselves.
+
+    Without gradient: for scores and selections that must be equal everywhere. Every process must ask.
+    """
+    if world_size() == 1:
+        return rows
+    parts: list[Any] = [None] * world_size()
+    torch.distributed.all_gather_object(parts, rows.detach().cpu())
+    return torch.cat(parts).to(rows.device)

@@ -29,7 +29,7 @@ from stillroom.engine.recorder import Recorder, evaluate, seed_everything
 from stillroom.engine.report import Report, StageResult
 from stillroom.engine.run_folder import RunFolder
 from stillroom.engine.stage import StageFolder, digest, fingerprint
-from stillroom.engine.task import Feed, TaskData
+from stillroom.engine.task import Feed, TaskData, selects
 from stillroom.engine.teacher import Renormalise, Teacher
 from stillroom.engine.training import Training
 from stillroom.engine.weights import load_weights, save_weights
@@ -144,6 +144,7 @@ class Lab:
         if record is None or not record.get("finished"):
             if record is None and self.is_main:
                 folder.write({"fingerprint": parts, "finished": False})
+                folder.write_indices(data.indices)
             whole = copy.deepcopy(distiller.student) if self.options.strategy.startswith("fsdp") else None
             recorder = self._train(distiller, data, plan, folder, name)
             if whole is not None:  # the one that was trained is left in shards
@@ -243,6 +244,7 @@ class Lab:
                 limit_val_batches=0,  # the recorder evaluates: a killed run never has half an evaluation to go on from
                 accumulate_grad_batches=plan.accumulate if ours else 1,
                 gradient_clip_val=plan.clip_norm if ours else None,
+                reload_dataloaders_every_n_epochs=int(selects(distiller)),
                 callbacks=[recorder, checkpoints],
                 plugins=[AtomicCheckpointIO()],
                 logger=events,

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
@@ -79,14 +80,27 @@ class SeekableBatches(Sampler[list[Draw]]):
         seed: of the order and of every sample's randomness.
         shuffle: a new order in every epoch, else 0, 1, 2, ...
         drop_last: leave out a short last batch, so that every process has as many full ones.
+        least: leave out a short last batch of fewer samples than this, where `drop_last` keeps it (BatchNorm needs two).
         rank, world: this process and how many there are.
+
+    Attributes:
+        chosen: int64 [M], the samples that epochs are made of at present (see `choose`); None for all.
 
     Raises:
         InputError: `batch_size` below 1, or with `drop_last` not divisible by `world`; `rank` outside [0, world).
     """
 
     def __init__(
-        self, size: int, batch_size: int, *, seed: int = 0, shuffle: bool = True, drop_last: bool = True, rank: int = 0, world: int = 1
+        self,
+        size: int,
+        batch_size: int,
+        *,
+        seed: int = 0,
+        shuffle: bool = True,
+        drop_last: bool = True,
+        least: int = 1,
+        rank: int = 0,
+        world: int = 1,
     ) -> None:
         if batch_size < 1:
             raise InputError("batch_size", batch_size, "a whole number of at least 1")
@@ -95,18 +109,44 @@ class SeekableBatches(Sampler[list[Draw]]):
         if drop_last and batch_size % world:
             raise InputError("batch_size", batch_size, f"a multiple of {world}, since {world} processes share each batch")
         self.size, self.batch_size, self.seed, self.shuffle, self.drop_last = size, batch_size, seed, shuffle, drop_last
-        self.rank, self.world = rank, world
+        self.least, self.rank, self.world = least, rank, world
         self.epoch, self.start = 0, 0
+        self.chosen: np.ndarray | None = None
+
+    def choose(self, ids: np.ndarray | None) -> None:
+        """From the next iteration on, epochs are made of these samples only; None for all.
+
+        Args:
+            ids: int64 [M], each at most once; the same in every process.
+
+        Raises:
+            InputError: an id that the set does not have, or one that comes twice; too few to fill one batch.
+        """
+        if ids is not None:
+            ids = np.asarray(ids, np.int64)
+            if len(np.unique(ids)) != len(ids) or (len(ids) and not 0 <= ids.min() <= ids.max() < self.size):
+                raise InputError("ids", f"{len(ids)} ids", f"numbers from 0 to {self.size - 1}, none of them twice")
+            if not self._count(len(ids)):
+                raise InputError("ids", f"{len(ids)} samples", f"enough for one batch of {self.batch_size}")
+        self.chosen = ids
 
     def seek(self, epoch: int, start: int) -> None:
         """The next iteration gives the batches of `epoch` from number `start` on."""
         self.epoch, self.start = epoch, start
 
     def __len__(self) -> int:
-        """Batches of a whole epoch in this process, wherever the next iteration starts."""
-        full, rest = divmod(self.size, self.batch_size)
+        """Batches of an epoch in this process, wherever the next iteration starts."""
+        return self._count(self.size if self.chosen is None else len(self.chosen))
+
+    @property
+    def whole(self) -> int:
+        """Batches of an epoch of all samples in this process."""
+        return self._count(self.size)
+
+    def _count(self, samples: int) -> int:
+        full, rest = divmod(samples, self.batch_size)
         shares = full if self._share(self.batch_size) else 0
-        return shares + int(not self.drop_last and self._share(rest) > 0)
+        return shares + int(not self.drop_last and rest >= self.least and self._share(rest) > 0)
 
     def __iter__(self) -> Iterator[list[Draw]]:
         return self._batches(self.epoch, self.start)
@@ -119,7 +159,8 @@ class SeekableBatches(Sampler[list[Draw]]):
         return last - first
 
     def _batches(self, epoch: int, start: int) -> Iterator[list[Draw]]:
-        order = sample_order(self.seed, epoch, self.size) if self.shuffle else np.arange(self.size)
+        samples = np.arange(self.size) if self.chosen is None else self.chosen
+        order = samples[sample_order(self.seed, epoch, len(samples))] if self.shuffle else samples
         for batch in range(start, len(self)):
             ids = order[batch * self.batch_size : (batch + 1) * self.batch_size]
             first, last = self._bounds(len(ids))
@@ -188,17 +229,35 @@ class Loader(DataLoader[Any]):
         self._loaded = False
         self._passes = 0
 
-    def state_dict(self) -> dict[str, int]:
-        """The position: `epoch` (from 0) and `batch`, how many batches of it were delivered."""
-        return {"epoch": self._epoch, "batch": self._delivered}
+    @property
+    def place(self) -> tuple[int, int]:
+        """The epoch (from 0), and how many of its batches were delivered."""
+        return self._epoch, self._delivered
 
-    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+    @property
+    def whole(self) -> int:
+        """Batches of an epoch of all samples, whichever are chosen."""
+        return self.batches.whole
+
+    def choose(self, ids: np.ndarray | None) -> None:
+        """From the next pass on, show these samples only (see `SeekableBatches.choose`). To be called between two epochs."""
+        if self._delivered >= len(self):
+            self._epoch, self._delivered = self._epoch + 1, 0
+        self.batches.choose(ids)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The position: `epoch` and `batch` of `place`, and the ids `chosen`, if any are."""
+        chosen = {} if self.batches.chosen is None else {"chosen": torch.from_numpy(self.batches.chosen)}
+        return {"epoch": self._epoch, "batch": self._delivered, **chosen}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from a position at the next pass.
 
         Raises:
             InputError: the position is outside this loader's epochs (it was saved with other data or another batch size).
         """
         epoch, batch = state_dict["epoch"], state_dict["batch"]
+        self.batches.choose(state_dict["chosen"].numpy() if "chosen" in state_dict else None)
         if epoch < 0 or not 0 <= batch <= len(self):
             raise InputError("state_dict", f"epoch {epoch}, batch {batch}", f"a batch from 0 to {len(self)}: was the batch size changed?")
         self._epoch, self._delivered = epoch, batch
@@ -247,6 +306,79 @@ class Loader(DataLoader[Any]):
         running = self._iterator
         if isinstance(running, _MultiProcessingDataLoaderIter) and not all(worker.is_alive() for worker in running._workers):
             self.end_workers()  # Ctrl-C reaches the workers too
+
+
+class Together(dict[str, Any]):
+    """One batch of each of several loaders, by the loaders' names."""
+
+    @property
+    def ids(self) -> Tensor:
+        """The sample ids of all, one after the other, int64 [sum of B]."""
+        return torch.cat([batch.ids for batch in self.values()])
+
+    @property
+    def inputs(self) -> Any:
+        """What a network reads of the first."""
+        return next(iter(self.values())).inputs
+
+
+class Cycled:
+    """Several training loaders, each gone through again and again at its own pace; an epoch is a number of steps.
+
+    A step's batch is a `Together` of the next batch of each. Where each loader is follows from the number of steps alone, so this has the
+    position of a `Loader` and is continued like one.
+
+    Args:
+        loaders: by name; none of them chosen from, none of them empty.
+        steps: batches of an epoch.
+    """
+
+    def __init__(self, loaders: dict[str, Loader], steps: int) -> None:
+        if steps < 1:
+            raise InputError("steps", steps, "a whole number of at least 1")
+        for name, loader in loaders.items():
+            if not len(loader):
+                raise InputError(name, "no sample", "enough for one batch")
+        self.loaders, self.steps = loaders, steps
+        self._epoch, self._delivered = 0, 0
+
+    @property
+    def place(self) -> tuple[int, int]:
+        """The epoch (from 0), and how many of its batches were delivered."""
+        return self._epoch, self._delivered
+
+    @property
+    def whole(self) -> int:
+        """Batches of an epoch."""
+        return self.steps
+
+    def __len__(self) -> int:
+        return self.steps
+
+    def state_dict(self) -> dict[str, int]:
+        """The position: `epoch` and `batch` of `place`."""
+        return {"epoch": self._epoch, "batch": self._delivered}
+
+    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+        """Go on from a position at the next pass."""
+        self._epoch, self._delivered = state_dict["epoch"], state_dict["batch"]
+
+    def __iter__(self) -> Iterator[Together]:
+        if self._delivered >= self.steps:
+            self._epoch, self._delivered = self._epoch + 1, 0
+        streams = {name: _endless(loader, self._epoch * self.steps + self._delivered) for name, loader in self.loaders.items()}
+        while self._delivered < self.steps:
+            batch = Together({name: next(stream) for name, stream in streams.items()})
+            self._delivered += 1
+            yield batch
+
+
+def _endless(loader: Loader, start: int) -> Iterator[Any]:
+    """Pass after pass, from batch number `start` of all passes on."""
+    epoch, batch = divmod(start, len(loader))
+    loader.load_state_dict({"epoch": epoch, "batch": batch})
+    while True:
+        yield from loader
 
 
 @contextmanager

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 import random
 import time
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from stillroom.engine.console import StageDisplay
 from stillroom.engine.distiller import Distiller
 from stillroom.engine.distributed import world_size
-from stillroom.engine.loading import Loader
+from stillroom.engine.loading import Cycled, Loader
 from stillroom.engine.training import Progress
 from stillroom.engine.weights import save_weights
 
@@ -58,6 +58,19 @@ def seed_everything(*numbers: int) -> None:
         torch.cuda.manual_seed_all(int(state[1]))
 
 
+@contextmanager
+def looking_on(module: nn.Module) -> Iterator[None]:
+    """`module` in eval mode and no gradients; every part's mode is put back."""
+    modes = {child: child.training for child in module.modules()}
+    module.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for child, mode in modes.items():
+            child.training = mode
+
+
 def evaluate(
     predict: Callable[[Any], Any],
     module: nn.Module,
@@ -68,19 +81,13 @@ def evaluate(
     to_device: Callable[[Any], Any],
 ) -> dict[str, float]:
     """Scores `predict` over a loader with `module` in eval mode and without gradients; the module's mode is put back."""
-    modes = {child: child.training for child in module.modules()}
-    module.eval()
     evaluator.reset()
     evaluator.to(device)
-    try:
-        with torch.no_grad(), context():
-            for batch in loader:
-                if len(batch.ids):  # the last batch may leave a process of many without a share
-                    moved = to_device(batch)
-                    evaluator.update(predict(moved), moved)
-    finally:
-        for child, mode in modes.items():
-            child.training = mode
+    with looking_on(module), context():
+        for batch in loader:
+            if len(batch.ids):  # the last batch may leave a process of many without a share
+                moved = to_device(batch)
+                evaluator.update(predict(moved), moved)
     return evaluator.compute()
 
 
@@ -148,10 +155,11 @@ class Recorder(Callback):
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Sets the place and the seeds before anything of the step is computed."""
         assert isinstance(pl_module, Distiller)
-        length = int(trainer.num_training_batches)
-        place = trainer.train_dataloader.state_dict()  # type: ignore[union-attr]
-        if place != {"epoch": trainer.current_epoch, "batch": batch_idx + 1}:
-            raise RuntimeError(f"the loader is at {place}, the loop at epoch {trainer.current_epoch}, batch {batch_idx + 1}")
+        loader: Loader | Cycled = trainer.train_dataloader  # type: ignore[assignment]
+        if loader.place != (trainer.current_epoch, batch_idx + 1):
+            raise RuntimeError(f"the loader is at {loader.place}, the loop at {(trainer.current_epoch, batch_idx + 1)} (epoch, batch)")
+        # Counted as if every epoch showed every sample: an epoch of chosen ones leaves steps out.
+        length = loader.whole
         step = trainer.current_epoch * length + batch_idx
         pl_module.progress = Progress(trainer.current_epoch + 1, int(trainer.max_epochs or 1), step, length)
         seed_everything(self.seed, step, trainer.global_rank)

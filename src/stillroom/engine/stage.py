@@ -101,7 +101,8 @@ def _options(distiller: Distiller) -> dict[str, Any]:
 
 
 class StageFolder:
-    """The files of one stage: `stage.json`, `student.safetensors`, `best.safetensors`, `details.npz`, `last.ckpt`, TensorBoard events.
+    """The files of one stage: `stage.json`, `student.safetensors`, `best.safetensors`, `details.npz`, `last.ckpt`, TensorBoard events;
+    `indices.json` where only part of a set was trained on.
 
     A stage is finished when `stage.json` says so; it is written last.
 
@@ -140,6 +141,11 @@ class StageFolder:
         buffer = io.BytesIO()
         np.savez_compressed(buffer, **details)  # type: ignore[arg-type]  # its stub takes any name for allow_pickle
         write_atomic(self.details, buffer.getvalue())
+
+    def write_indices(self, indices: Mapping[str, np.ndarray]) -> None:
+        """Writes which samples of the whole set the stage was given, `indices.json`; nothing for all of them."""
+        if indices:
+            write_atomic(self.path / "indices.json", json.dumps({name: ids.tolist() for name, ids in indices.items()}))
 
     def read_details(self) -> dict[str, np.ndarray]:
         """The per-sample results, empty when the task keeps none."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -9,9 +10,11 @@ import numpy as np
 from lightning.pytorch import LightningDataModule
 from torch import Tensor, nn
 
-from stillroom.engine.loading import Loader
-from stillroom.engine.recorder import Evaluator
+from stillroom.engine.distiller import Distiller
+from stillroom.engine.loading import Cycled, Loader
+from stillroom.engine.recorder import Evaluator, looking_on, seed_everything
 from stillroom.engine.report import Report, Section
+from stillroom.engine.training import Progress
 
 
 class TaskData(Protocol):
@@ -22,10 +25,14 @@ class TaskData(Protocol):
         """Changes when the data do."""
 
     @property
+    def indices(self) -> Mapping[str, np.ndarray]:
+        """Which samples of the whole set these are, by what they are called; empty where all are there."""
+
+    @property
     def batch_size(self) -> int:
         """Samples in a batch, of all processes together."""
 
-    def train_loader(self, *, seed: int, rank: int = 0, world: int = 1) -> Loader:
+    def train_loader(self, *, seed: int, rank: int = 0, world: int = 1) -> Loader | Cycled:
         """Shuffled, augmented batches for one process of `world`."""
 
     def eval_loader(self, *, rank: int = 0, world: int = 1) -> Loader:
@@ -50,14 +57,15 @@ class TaskData(Protocol):
 class Feed(LightningDataModule):
     """The training loader, made once the processes know their ranks, at the place where a checkpoint left it.
 
-    Lightning restores a loader's place too, but not from a checkpoint of an epoch's end.
+    Lightning restores a loader's place too, but not from a checkpoint of an epoch's end. Before each epoch the distiller is asked for the
+    samples that it shows.
     """
 
     def __init__(self, data: TaskData, seed: int) -> None:
         super().__init__()
         self.data, self.seed = data, seed
-        self._loader: Loader | None = None
-        self._place: dict[str, int] | None = None
+        self._loader: Loader | Cycled | None = None
+        self._place: dict[str, Any] | None = None
 
     def state_dict(self) -> dict[str, Any]:
         """The loader's place."""
@@ -67,10 +75,27 @@ class Feed(LightningDataModule):
         """Remembers the place for the loader to come."""
         self._place = state_dict or None
 
-    def train_dataloader(self) -> Loader:
-        """The loader of this process."""
+    def train_dataloader(self) -> Loader | Cycled:
+        """The loader of this process, for the coming epoch."""
         assert self.trainer is not None
-        self._loader = self.data.train_loader(seed=self.seed, rank=self.trainer.global_rank, world=self.trainer.world_size)
-        if self._place is not None:
-            self._loader.load_state_dict(self._place)
+        distiller = self.trainer.lightning_module
+        assert isinstance(distiller, Distiller)
+        if self._loader is None:
+            self._loader = self.data.train_loader(seed=self.seed, rank=self.trainer.global_rank, world=self.trainer.world_size)
+            if self._place is not None:
+                self._loader.load_state_dict(self._place)
+        epoch, batch = self._loader.place
+        if selects(distiller) and batch in (0, len(self._loader)):
+            epoch = self.trainer.current_epoch
+            distiller.progress = Progress(epoch + 1, int(self.trainer.max_epochs or 1), epoch * self._loader.whole, self._loader.whole)
+            assert isinstance(self._loader, Loader)
+            seed_everything(self.seed, epoch)
+            with looking_on(distiller):
+                chosen = distiller.select()
+            self._loader.choose(None if chosen is None else chosen.cpu().numpy())
         return self._loader
+
+
+def selects(distiller: Distiller) -> bool:
+    """Whether the method chooses the samples of its epochs."""
+    return type(distiller).select is not Distiller.select

@@ -18,8 +18,8 @@ class Progress:
     Args:
         epoch: the current epoch, counted from 1.
         epochs: epochs in all.
-        step: batches seen before this one, over the whole stage.
-        steps_per_epoch: batches in one epoch.
+        step: batches seen before this one, over the whole stage. Epochs that show chosen samples only count as whole ones.
+        steps_per_epoch: batches in one epoch of all samples.
     """
 
     epoch: int = 1
@@ -39,10 +39,10 @@ class Training:
 
     Args:
         epochs: passes over the training set.
-        optimizer: sgd (with momentum) or adamw.
+        optimizer: sgd (with momentum), adam or adamw.
         lr: learning rate at the start (after warm-up).
-        momentum: SGD's momentum; beta1 of adamw.
-        weight_decay: L2 penalty (sgd) or decoupled decay (adamw).
+        momentum: SGD's momentum; beta1 of adam and adamw.
+        weight_decay: L2 penalty (sgd, adam) or decoupled decay (adamw).
         nesterov: Nesterov momentum for sgd.
         schedule: multistep (times `decay` after each milestone), cosine (to zero, per step) or constant.
         milestones: epochs after which multistep decays, as numbers above 1, or as fractions of the run below 1.
@@ -53,7 +53,7 @@ class Training:
     """
 
     epochs: int = 30
-    optimizer: Literal["sgd", "adamw"] = "sgd"
+    optimizer: Literal["sgd", "adam", "adamw"] = "sgd"
     lr: float = 0.05
     momentum: float = 0.9
     weight_decay: float = 5e-4
@@ -88,6 +88,7 @@ class Training:
 
     def build_optimizer(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
         """The optimiser over parameter groups (torch.optim's form)."""
-        if self.optimizer == "adamw":
-            return torch.optim.AdamW(groups, lr=self.lr, betas=(self.momentum, 0.999), weight_decay=self.weight_decay)
+        if self.optimizer != "sgd":
+            kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[self.optimizer]
+            return kind(groups, lr=self.lr, betas=(self.momentum, 0.999), weight_decay=self.weight_decay)
         return torch.optim.SGD(groups, lr=self.lr, momentum=self.momentum, weight_decay=self.weight_decay, nesterov=self.nesterov)

@@ -9,7 +9,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from stillroom.errors import InputError
-from stillroom.tasks.classification.data import Batch
+from stillroom.tasks.classification.batches import Batch
 from stillroom.tasks.classification.metrics import ClassificationEvaluator, agreement
 
 GENERATOR = torch.Generator().manual_seed(0)

@@ -58,6 +58,10 @@ class DOT(Distiller):
                 )
         return losses
 
+    def shown(self, data: Any) -> Any:
+        """What the host shows."""
+        return self.host.shown(data)
+
     def predict(self, batch: Any) -> Any:
         """The host's answer."""
         return self.host.predict(batch)

@@ -1,6 +1,7 @@
 """Classification of images: data, networks, metrics, and the experiment that most papers run on them."""
 
-from stillroom.tasks.classification.data import Batch, ImageData
+from stillroom.tasks.classification.batches import Batch
+from stillroom.tasks.classification.data import ImageData
 from stillroom.tasks.classification.experiment import (
     CIFAR100,
     DIGITS,
@@ -17,6 +18,7 @@ from stillroom.tasks.classification.layers import middle_layer, pooled_layer
 from stillroom.tasks.classification.loaded import Loaded, load
 from stillroom.tasks.classification.models import build_classifier
 from stillroom.tasks.classification.supervised import Supervised
+from stillroom.tasks.classification.views import ViewBatch
 
 __all__ = [
     "CIFAR100",
@@ -27,6 +29,7 @@ __all__ = [
     "ImageData",
     "Loaded",
     "Supervised",
+    "ViewBatch",
     "build_classifier",
     "distilled_stage",
     "load",

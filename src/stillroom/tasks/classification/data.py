@@ -8,58 +8,38 @@ import os
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from PIL import Image
 from torch import Tensor, nn
-from torch.utils.data import Dataset
 from torchvision.transforms.v2.functional import to_pil_image
 
 from stillroom.engine.cache import EveryView, ReplayedBatches, Views
-from stillroom.engine.loading import Draw, Loader, Seeded, SeekableBatches
+from stillroom.engine.loading import Loader, SeekableBatches
 from stillroom.engine.report import Report, Section
 from stillroom.engine.teacher import Renormalise
 from stillroom.errors import InputError, near
+from stillroom.tasks.classification.batches import Batches
 from stillroom.tasks.classification.folders import counted, warn_left_out
 from stillroom.tasks.classification.images import Images, MemoryImages, TakenImages, into_memory, stratified, unreadable
 from stillroom.tasks.classification.loaded import ship
 from stillroom.tasks.classification.metrics import ClassificationEvaluator, agreement
 from stillroom.tasks.classification.pages import classification_sections
 from stillroom.tasks.classification.sources import SMALL, open_source
+from stillroom.tasks.classification.subsets import make_harder, read_hardship, restricted
 from stillroom.tasks.classification.transforms import (
     AUGMENTATIONS,
-    Parameters,
     Transform,
     describe_transform,
     eval_transform,
     train_transform,
 )
+from stillroom.tasks.classification.views import View, ViewBatches
 
 _MEMORY = 1.5e9  # bytes of decoded images that are kept
-
-
-class Batch(NamedTuple):
-    """Classified images.
-
-    Attributes:
-        images: float32 [B, 3, H, W], normalised.
-        labels: int64 [B], classes 0 .. C-1.
-        ids: int64 [B], each sample's index in its data set.
-        views: int64 [B], which recorded view of its training sample each image is (see `ImageData.replaying`); None for others.
-    """
-
-    images: Tensor
-    labels: Tensor
-    ids: Tensor
-    views: Tensor | None = None
-
-    @property
-    def inputs(self) -> Tensor:
-        """What a network reads."""
-        return self.images
 
 
 class ImageData:
@@ -74,7 +54,8 @@ class ImageData:
     Args:
         data: where the images are: ``digits`` (small, comes with scikit-learn), ``imagefolder:PATH[,val=0.2]`` (folder or zip, one
             folder per class), ``cifar10:PATH``, ``cifar100:PATH``, ``tiny-imagenet:PATH``, ``imagenet:PATH``, or
-            ``package.module:function`` or ``file.py:function`` returning (train, val).
+            ``package.module:function`` or ``file.py:function`` returning (train, val). Behind any of them ``,imbalance=exp:100`` (or step,
+            reverse) trains on a long tail, with ``,largest=500`` images of its largest class, and ``,noise=0.2`` with wrong labels.
         batch_size: images in a batch, of all processes together.
         workers: processes that read images ahead; by default none for images in memory, else up to 4.
         image_size: height and width in pixels that the network is given; by default the data's own, or 224.
@@ -86,7 +67,7 @@ class ImageData:
         std: standard deviation of each channel, likewise.
         teacher_mean: the mean that the teacher was trained with, where it is another than the student's.
         teacher_std: the teacher's standard deviation, likewise.
-        subset_seed: which images the subsets are.
+        subset_seed: which images the subsets, a long tail and wrong labels are.
         strict: refuse data with image files that cannot be decoded, which are left out otherwise.
 
     Raises:
@@ -112,7 +93,8 @@ class ImageData:
     ) -> None:
         if augment is not None and augment not in AUGMENTATIONS:
             raise InputError("augment", augment, f"one of {near(augment, AUGMENTATIONS)}")
-        self.source = open_source(data)
+        spec, hardship = read_hardship(data)
+        self.source = open_source(spec)
         self.data = data
         self.batch_size = _at_least("batch_size", batch_size, 1)
         self.image_size = self.source.image_size if image_size is None else _at_least("image_size", image_size, 1)
@@ -133,7 +115,9 @@ class ImageData:
             _taken(self.source.train, "subset", subset, self.num_classes, subset_seed),
             _taken(self.source.val, "val_subset", val_subset, self.num_classes, subset_seed),
         )
-        self._listed, left_out = self._readable(listed)
+        listed, left_out = self._readable(listed)
+        images, self.indices = make_harder(listed[0], self.num_classes, hardship, seed=subset_seed)
+        self._listed = images, listed[1]
         content = self.source.fingerprint
         if left_out:
             content = hashlib.sha256(repr((content, left_out)).encode()).hexdigest()[:16]
@@ -144,6 +128,8 @@ class ImageData:
         self._eval_transform = eval_transform(self._style, self.image_size, *statistics)
         self.in_memory = self._fits_memory()
         self.workers = self._default_workers() if workers is None else _at_least("workers", workers, 0)
+        if hardship:
+            content = hashlib.sha256(repr((content, hardship)).encode()).hexdigest()[:16]
         parts = content, self.image_size, self.augment, subset, val_subset, *statistics, subset_seed
         self.fingerprint = hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
         self.cache_key: dict[str, Any] = {
@@ -159,6 +145,61 @@ class ImageData:
             "teacher_std": None if self.renormalise is None else list(self.renormalise.to_std),
         }
         self.views: Views | None = None
+        self.shown: tuple[View, ...] = ()
+
+    def restricted(
+        self,
+        *,
+        train: np.ndarray | Tensor | None = None,
+        val: np.ndarray | Tensor | None = None,
+        labels: np.ndarray | Tensor | None = None,
+        classes: Sequence[int] | None = None,
+        name: str = "train",
+    ) -> ImageData:
+        """The same data with fewer images, other training labels or fewer classes. Batch ids number the images that are left.
+
+        `classes` comes first: images of other classes are left out, and class k is `classes[k]` from then on. `train`, `val` and `labels`
+        are of what it leaves.
+
+        Args:
+            train, val: indices of the images to keep, int64 [M], in the order that they will be numbered in.
+            labels: of the training images that are kept, int64 [M]: pseudo-labels, for example.
+            classes: numbers of the classes to keep, in their new order.
+            name: what the kept training images are called in `indices`, which is written into the folder of each stage.
+
+        Raises:
+            InputError: an index or a class that there is not, or an image without a label of its own.
+        """
+        part = copy.copy(self)
+        (images, kept), (val_images, _) = restricted(
+            self._train, self._val, self.num_classes, train=train, val=val, labels=labels, classes=classes
+        )
+        if classes is not None:
+            part.classes = tuple(self.classes[number] for number in classes)
+            part.num_classes = len(part.classes)
+        part.__dict__.update(_train=images, _val=val_images)  # what the cached properties answer from now on
+        origin = self.indices.get(name)
+        part.indices = {**self.indices, name: kept if origin is None else origin[kept]}
+        given = [None if array is None else np.asarray(array).tobytes() for array in (train, val, labels)]
+        part._mark("restricted", str(given), str(classes))
+        return part
+
+    def in_views(self, *views: View, said: str) -> ImageData:
+        """The same data, but that training batches show every image in each of these views (`ViewBatch`).
+
+        Args:
+            views: how images are changed and prepared: transforms, or functions of one image to a normalised tensor.
+            said: what tells these views from others in the data's fingerprint.
+        """
+        part = copy.copy(self)
+        part.shown = views
+        part._mark("views", said)
+        return part
+
+    def _mark(self, *parts: str) -> None:
+        """Makes the fingerprints those of other data."""
+        self.fingerprint = hashlib.sha256(repr((self.fingerprint, *parts)).encode()).hexdigest()[:16]
+        self.cache_key = {**self.cache_key, "restricted": self.fingerprint}
 
     def replaying(self, views: Views) -> ImageData:
         """The same data, but that training shows these views of its images and no others; its batches say which."""
@@ -179,28 +220,37 @@ class ImageData:
         return torch.from_numpy(self._train.labels)
 
     @property
+    def class_counts(self) -> Tensor:
+        """Training images of each class, int64 [C]."""
+        return torch.bincount(self.train_labels, minlength=self.num_classes)
+
+    @property
     def val_labels(self) -> Tensor:
         """Label of each validation image, int64 [N]."""
         return torch.from_numpy(self._val.labels)
 
-    def train_loader(self, *, seed: int, rank: int = 0, world: int = 1) -> Loader:
-        """Shuffled, augmented batches of `batch_size / world` images, without a short last one.
+    def train_loader(self, *, seed: int, rank: int = 0, world: int = 1, drop_last: bool = True) -> Loader:
+        """Shuffled, augmented batches of `batch_size / world` images.
 
         A set smaller than one batch is one batch, of as many images as can be shared evenly by the processes.
 
         Args:
             seed: of the order and the augmentation.
             rank, world: this process and how many there are.
+            drop_last: leave out a short last batch; else one of two images or more is kept.
         """
         count = len(self._train)
         if count < world:
             raise InputError("data", f"{count} training images", f"at least one for each of the {world} processes")
         batch_size = self.batch_size if self.batch_size <= count else count // world * world
         batches = (
-            SeekableBatches(count, batch_size, seed=seed, rank=rank, world=world)
+            SeekableBatches(count, batch_size, seed=seed, drop_last=drop_last, least=2, rank=rank, world=world)
             if self.views is None
             else ReplayedBatches(count, batch_size, views=self.views, seed=seed, rank=rank, world=world)
         )
+        if self.shown:
+            fitted = self.in_memory and self._train_transform.fixed
+            return Loader(ViewBatches(self._train, self.shown, fitted=fitted), batches, workers=self.workers, collate=_as_it_is)
         return self._loader(self._train, self._train_transform, batches, training=True)
 
     def every_view(self, views: Views, *, batch_size: int, start: int = 0) -> Loader:
@@ -271,7 +321,7 @@ class ImageData:
     def _val(self) -> Images:
         return self._prepared(self._listed[1])
 
-    def _readable(self, listed: tuple[Images, ...]) -> tuple[tuple[Images, ...], list[str]]:
+    def _readable(self, listed: tuple[Images, Images]) -> tuple[tuple[Images, Images], list[str]]:
         """Training and validation images without the files that cannot be decoded, and the names of these."""
         damaged = [unreadable(images) for images in listed]
         names = [images.name(index) for images, indices in zip(listed, damaged, strict=True) for index in indices.tolist()]
@@ -281,7 +331,8 @@ class ImageData:
             raise InputError("data", counted(names), "none such, since strict was asked for")
         if int(getattr(rank_zero_only, "rank", 0)) == 0:
             warn_left_out(names)
-        kept = tuple(TakenImages(images, np.setdiff1d(np.arange(len(images)), i)) for images, i in zip(listed, damaged, strict=True))
+        train, val = (TakenImages(images, np.setdiff1d(np.arange(len(images)), i)) for images, i in zip(listed, damaged, strict=True))
+        kept: tuple[Images, Images] = train, val
         for images, split in zip(kept, ("training", "validation"), strict=True):
             counts = np.bincount(images.labels, minlength=self.num_classes)
             if empty := [name for name, count in zip(self.classes, counts, strict=True) if not count]:
@@ -308,59 +359,11 @@ class ImageData:
     def _loader(self, images: Images, transform: Transform, batches: SeekableBatches, *, training: bool) -> Loader:
         return Loader(self._samples(images, transform), batches, workers=self.workers, collate=_as_it_is, training=training)
 
-    def _samples(self, images: Images, transform: Transform, *, told: bool = False) -> _Batches:
-        return _Batches(images, transform, prepared=self.in_memory and transform.fixed, told=told)
+    def _samples(self, images: Images, transform: Transform, *, told: bool = False) -> Batches:
+        return Batches(images, transform, prepared=self.in_memory and transform.fixed, told=told)
 
 
-class _Batches(Dataset[Any]):
-    """Whole batches by their draws.
-
-    Args:
-        prepared: the images are in memory and need nothing done to each.
-        told: answer with what was drawn for the images as well.
-    """
-
-    def __init__(self, images: Images, transform: Transform, *, prepared: bool, told: bool) -> None:
-        self.images, self.transform, self.prepared, self.told = images, transform, prepared, told
-        self.labels = torch.from_numpy(images.labels)
-        self.samples = Seeded(_Pictures(images), transform.prepare)
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def __getitem__(self, draw: Draw) -> Batch | tuple[Batch, Parameters]:
-        return self.__getitems__([draw])
-
-    def __getitems__(self, draws: Sequence[Draw]) -> Batch | tuple[Batch, Parameters]:
-        ids, seeds, views = np.array(draws, np.int64).T
-        ids_B, views_B = torch.from_numpy(ids.copy()), torch.from_numpy(views.copy())
-        drawn: Parameters = {}
-        if self.prepared and isinstance(self.images, MemoryImages):
-            images_BCHW = self.images.pixels[ids_B]
-        else:
-            pictures, drawn_each = zip(*self.samples.__getitems__(draws), strict=True)
-            images_BCHW = torch.stack(pictures)
-            drawn = {name: np.stack([each[name] for each in drawn_each]) for name in drawn_each[0]}
-        drawn |= self.transform.draw(seeds, images_BCHW.shape[-2:])
-        inputs_BCHW = self.transform.apply(images_BCHW, drawn)
-        batch = Batch(inputs_BCHW, self.labels[ids_B], ids_B, None if draws[0].view < 0 else views_B)
-        return (batch, drawn) if self.told else batch
-
-
-class _Pictures(Dataset[Any]):
-    """The images alone, by index."""
-
-    def __init__(self, images: Images) -> None:
-        self.images = images
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def __getitem__(self, index: int) -> Tensor | Image.Image:
-        return self.images.image(index)
-
-
-def _as_it_is(batch: Batch) -> Batch:
+def _as_it_is(batch: Any) -> Any:
     return batch
 
 

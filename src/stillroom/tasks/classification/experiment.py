@@ -106,11 +106,11 @@ def distilled_stage(
 ) -> Trained:
     """The student, from the same initial weights as alone, under the distiller that is made around it.
 
-    With a cache as the teacher it is shown the views of its images that the cache has answers to.
+    With a cache as the teacher it is shown the views of its images that the cache has answers to; else what the method shows it.
     """
     built = network(spec, data, lab, "student")
     made = distiller(built.network)
-    seen = data.replaying(made.teacher.views) if isinstance(made.teacher, CachedTeacher) else data
+    seen = data.replaying(made.teacher.views) if isinstance(made.teacher, CachedTeacher) else made.shown(data)
     return lab.fit(made, seen, plan, name=name, model=built.spec)
 
 

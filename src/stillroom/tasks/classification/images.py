@@ -149,10 +149,11 @@ class DatasetImages:
 
 
 class TakenImages:
-    """Some images of a set, renumbered from 0."""
+    """Some images of a set, renumbered from 0; with labels of their own, if any are given."""
 
-    def __init__(self, images: Images, indices: np.ndarray) -> None:
-        self.images, self.indices, self.labels = images, indices, images.labels[indices]
+    def __init__(self, images: Images, indices: np.ndarray, labels: np.ndarray | None = None) -> None:
+        self.images, self.indices = images, indices
+        self.labels = images.labels[indices] if labels is None else labels
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -164,6 +165,14 @@ class TakenImages:
     def name(self, index: int) -> str:
         """For reports: what the whole set calls it."""
         return self.images.name(int(self.indices[index]))
+
+
+def relabelled(images: Images, indices: np.ndarray, labels: np.ndarray) -> Images:
+    """The images of the given indices, in that order, with these labels; in memory if they are now."""
+    if isinstance(images, MemoryImages):
+        taken = images.take(indices)
+        return MemoryImages(taken.pixels, labels, taken.names)
+    return TakenImages(images, indices, labels)
 
 
 def unreadable(images: Images) -> np.ndarray:
