@@ -16,17 +16,31 @@ from stillroom.tasks.classification.networks.convnet import ConvNet
 from stillroom.tasks.classification.networks.mobilenet import MobileNetV1, MobileNetV2Tiny
 from stillroom.tasks.classification.networks.parts import Taps
 from stillroom.tasks.classification.networks.resnet import ResNet
+from stillroom.tasks.classification.networks.resnet18 import ResNetSmallStem
 from stillroom.tasks.classification.networks.shufflenet import ShuffleNetV2
 from stillroom.tasks.classification.networks.vgg import CONVOLUTIONS, VGG
 from stillroom.tasks.classification.networks.wrn import WideResNet
 
-__all__ = ["NETWORKS", "VGG", "ConvNet", "MobileNetV1", "MobileNetV2Tiny", "ResNet", "ShuffleNetV2", "Taps", "WideResNet"]
+__all__ = [
+    "NETWORKS",
+    "VGG",
+    "ConvNet",
+    "MobileNetV1",
+    "MobileNetV2Tiny",
+    "ResNet",
+    "ResNetSmallStem",
+    "ShuffleNetV2",
+    "Taps",
+    "WideResNet",
+]
 
 X4 = (32, 64, 128, 256)
 
 NETWORKS: dict[str, Callable[..., nn.Module]] = {
     **{f"resnet{depth}": partial(ResNet, depth) for depth in (8, 14, 20, 32, 44, 56, 110)},
     **{f"resnet{depth}x4": partial(ResNet, depth, widths=X4) for depth in (8, 32)},
+    "resnet18": partial(ResNetSmallStem, (2, 2, 2, 2)),
+    "resnet34": partial(ResNetSmallStem, (3, 4, 6, 3)),
     **{f"vgg{depth}": partial(VGG, depth) for depth in CONVOLUTIONS},
     **{f"wrn_{depth}_{width}": partial(WideResNet, depth, width) for depth, width in ((16, 1), (16, 2), (40, 1), (40, 2))},
     "shufflenetv2": ShuffleNetV2,
