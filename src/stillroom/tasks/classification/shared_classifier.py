@@ -54,7 +54,7 @@ class Connector(nn.Module):
         for name, number in (("in_channels", in_channels), ("channels", channels), ("factor", factor)):
             if number < 1:
                 raise InputError(name, number, "a whole number of at least 1")
-        self.channels, self.factor = channels, factor
+        self.in_channels, self.channels, self.factor = in_channels, channels, factor
         middle = channels // factor
         if middle < 1:
             raise InputError("factor", factor, f"a number up to {channels}, the channels of the teacher's map")
