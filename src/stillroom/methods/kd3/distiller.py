@@ -186,10 +186,10 @@ class KD3(Distiller):
 
     def _note(self, alpha: float, found: Selection, labels_N: Tensor) -> None:
         """Keeps the choice in figures, `selection.json` in the stage's folder: one entry for each epoch."""
-        if not self.trainer.is_global_zero:
-            return
         if found.short:
             logger.warning("epoch %d: no web image was sure enough; the %d surest are shown", self.progress.epoch, len(found.kept))
+        if self._trainer is None or not self.trainer.is_global_zero:  # in a loop of one's own there is no folder
+            return
         classes = self._web.data.num_classes
         entry: dict[str, Any] = {
             "alpha": alpha,
