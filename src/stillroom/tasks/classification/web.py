@@ -196,7 +196,10 @@ def _collection(spec: str, size: int, strict: bool) -> tuple[Images, str]:
     """The images of a collection without labels, as far as they can be decoded, and a hash of its content."""
     kind, _, path = spec.partition(":")
     path = path if kind == "imagefolder" else spec
-    if kind == "imagefolder" or Path(path).expanduser().exists():
+    found = bool(path) and Path(path).expanduser().exists()
+    if not found and ":" not in spec and kind != "digits":
+        raise InputError("web", spec or "nothing", "a folder or a zip file that exists, or other data such as cifar100:PATH")
+    if kind == "imagefolder" or found:
         store, files, _ = list_files(path, "web")
         names = sorted(name for name in files if name.rpartition(".")[2].lower() in EXTENSIONS)
         images: Images = FileImages(store, names, np.full(len(names), _UNLABELLED))
