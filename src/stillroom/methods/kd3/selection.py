@@ -60,11 +60,12 @@ def blended_prediction(teacher_BK: Tensor, student_BK: Tensor, alpha: float) -> 
         raise InputError("student_BK", f"shape {list(student_BK.shape)}", f"logits [B, K] as the teacher's {list(teacher_BK.shape)}")
     if not 0 <= alpha <= 1:
         raise InputError("alpha", alpha, "a share from 0 to 1")
-    probabilities_BK = (alpha * teacher_BK.float() + (1 - alpha) * student_BK.float()).softmax(-1)
-    if not probabilities_BK.isfinite().all():
+    blended_BK = torch.lerp(student_BK.float(), teacher_BK.float(), alpha)
+    labels_B = blended_BK.argmax(-1)
+    confidence_B = (blended_BK.gather(1, labels_B[:, None])[:, 0] - blended_BK.logsumexp(-1)).exp()  # softmax, of one class
+    if not confidence_B.isfinite().all():
         raise InputError("student_BK", "logits that are infinite or not a number", "finite ones from both networks")
-    labels_B = probabilities_BK.argmax(-1)
-    return probabilities_BK.gather(1, labels_B[:, None])[:, 0], labels_B
+    return confidence_B, labels_B
 
 
 @dataclass(frozen=True)
