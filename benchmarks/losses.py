@@ -201,7 +201,7 @@ def plain_step(of: Setting) -> Step:
 
 
 def reading(rows: int = 40_000) -> float:
-    """Crops' labels a second from a bank on disk (1000 classes, the 5 largest, 100 images of 500 crops), box and dense label, 4 at a time."""
+    """Crops' labels a second from a bank (1000 classes, 100 images of 500 crops): boxes and dense labels, 4 crops of an image."""
     form = LabelFormat.of("marginal_smoothing_k5", 1000)
     random_ = np.random.default_rng(0)
 

@@ -54,7 +54,13 @@ METHODS: tuple[Method, ...] = (
         "crkd", "Class-relation Knowledge Distillation for Novel Class Discovery", "novel class discovery", "stillroom.methods.crkd", _PAPER
     ),
     Method("upvl", "Unsupervised 3D Perception with 2D Vision-Language Distillation for Autonomous Driving", "points"),
-    Method("kd3", "Distribution Shift Matters for Knowledge Distillation with Webly Collected Images", "classification"),
+    Method(
+        "kd3",
+        "Distribution Shift Matters for Knowledge Distillation with Webly Collected Images",
+        "classification",
+        "stillroom.methods.kd3",
+        _PAPER,
+    ),
     Method("mtl-cs", "Multi-Task Learning with Knowledge Distillation for Dense Prediction", "dense prediction"),
     Method("adasim", "Adaptive Similarity Bootstrapping for Self-Distillation Based Representation Learning", "representation"),
     Method("ferkd", "FerKD: Surgical Label Adaptation for Efficient Distillation", "classification", "stillroom.methods.ferkd", _PAPER),
