@@ -2,9 +2,9 @@
 
 A spec is `SOURCE[@WEIGHTS]`, or the folder of a run:
 
-- SOURCE is `timm/NAME`, `torchvision/NAME`, `stillroom/NAME` (`networks.NETWORKS`), `package.module:function` or `file.py:function`, or
-  `novel:SOURCE,...`, a network that has found classes besides those it was taught (`novel`), which runs record;
-  `shared:SOURCE,...`, a network that ends in another's classifier (`shared_classifier`), which runs record;
+- SOURCE is `timm/NAME`, `torchvision/NAME`, `stillroom/NAME` (`networks.NETWORKS`), `package.module:function` or `file.py:function`;
+  runs record two more: `novel:SOURCE,...`, a network that has found classes besides those it was taught (`novel`), and
+  `shared:SOURCE,...`, one that ends in another's classifier (`shared_classifier`);
 - WEIGHTS is a file or a folder of weights, or the word `pretrained`: what timm and torchvision publish under that name;
 - a run's folder holds `student.json`, which says what the student is, and `student.safetensors`.
 """
