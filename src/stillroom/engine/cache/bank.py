@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import time
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -41,8 +42,9 @@ from stillroom.errors import InputError
 SCHEMA = "stillroom.labels/1"
 Rows = Mapping[str, np.ndarray]
 
-_LANES, _LEAST = 256, 16  # at most so many lanes, of at least so many images
+_LANES = 256  # at most; fewer where there are few images, since each takes a moment to begin and to end
 _BLOCK = 2**20  # crops that are looked at at a time
+_SOUND = "classes that there are, probabilities with a sum of 1, boxes within the image"
 
 
 class BankFolder(CacheFolder):
@@ -174,7 +176,7 @@ class BankPlan:
             "crops": self.crops,
             "images": len(self.names),
             "arrays": {name: [list(shape), np.lib.format.dtype_to_descr(np.dtype(dtype))] for name, (shape, dtype) in arrays.items()},
-            "lanes": max(1, min(_LANES, len(self.names) // _LEAST)),
+            "lanes": max(1, min(_LANES, math.isqrt(len(self.names)) // 2)),
             "about": dict(self.about),
         }
 
@@ -275,8 +277,8 @@ def _fill(
 def _refuse_unsound(form: LabelFormat, block: Rows, first: int) -> None:
     wrong = unsound_rows(form, block)
     if len(wrong):
-        got = f"labels of image number {first + int(wrong[0, 0])} that are no probabilities (crop {int(wrong[0, 1])})"
-        raise InputError("labels", got, "finite numbers from 0 with a sum of 1, of classes that there are")
+        got = f"a label or a box of image number {first + int(wrong[0, 0])} (crop {int(wrong[0, 1])}) that cannot be"
+        raise InputError("labels", got, _SOUND)
 
 
 def unsound_rows(form: LabelFormat, block: Rows) -> np.ndarray:
@@ -432,9 +434,7 @@ class LabelBank:
             if len(wrong):
                 image, crop = self.names[first + int(wrong[0, 0])], int(wrong[0, 1])
                 got = f"{self.path} with a label or a box of {image} (crop {crop}) that cannot be"
-                raise InputError(
-                    self._folder.argument, got, "classes that there are, probabilities with a sum of 1, boxes within the image"
-                )
+                raise InputError(self._folder.argument, got, _SOUND)
         with suppress(OSError):  # a bank that may only be read is looked at every time
             write_atomic(self.path / "checked.json", json.dumps({"state": state, "digest": digest}))
         return digest
