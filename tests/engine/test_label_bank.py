@@ -17,7 +17,9 @@ import numpy as np
 import pytest
 import torch
 
-from stillroom.engine.cache.bank import BankFolder, BankPlan, LabelBank, Rows, write_bank
+from stillroom.engine.cache.bank import LabelBank
+from stillroom.engine.cache.bank_folder import BankFolder, Rows
+from stillroom.engine.cache.bank_writer import BankPlan, write_bank
 from stillroom.engine.cache.labels import LabelFormat
 from stillroom.errors import InputError
 

@@ -9,7 +9,8 @@ import numpy as np
 from torch import nn
 
 from stillroom.engine import Lab, Report, Teacher, Trained, Training
-from stillroom.engine.cache.bank import BankFolder, LabelBank
+from stillroom.engine.cache.bank import LabelBank
+from stillroom.engine.cache.bank_folder import BankFolder
 from stillroom.engine.cache.labels import DEFAULT_TYPE, LabelFormat
 from stillroom.engine.console import StageDisplay
 from stillroom.errors import InputError
