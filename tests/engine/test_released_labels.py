@@ -32,7 +32,7 @@ def content(image: int, label_type: str = "marginal_smoothing_k5", crops: int = 
     numbers = torch.Generator().manual_seed(image)
     probabilities = (2 * torch.randn(crops, len(CLASSES), generator=numbers)).softmax(1)
     kind = form(label_type)
-    coords = torch.rand(crops, 4, generator=numbers) / 2 + 0.01
+    coords = torch.rand(crops, 4, generator=numbers) / 2.1 + 0.01
     return [coords, torch.rand(crops, generator=numbers) < 0.5, kind.to_released(kind.encode(probabilities))]
 
 
@@ -108,8 +108,12 @@ def test_a_malicious_pickle_is_refused_and_does_not_run(tmp_path: Path, how: str
         (lambda c: [c[0][:, :3], c[1], c[2]], "records: got .*which holds something else"),
         (lambda c: [c[0], c[1][:2], c[2]], "records: got .*which holds something else"),
         (lambda c: [c[0], c[1], c[2][:, :, :3]], "label_type: got .*dog/b.tar with labels of shape"),
-        (lambda c: [c[0], c[1], c[2].clone().index_fill_(1, torch.tensor([0]), 7)], "records: got .*dog/b.tar with a label that cannot be"),
-        (lambda c: [c[0], c[1], c[2] * torch.nan], "records: got .*dog/b.tar with a label that cannot be"),
+        (
+            lambda c: [c[0], c[1], c[2].clone().index_fill_(1, torch.tensor([0]), 7)],
+            "records: got .*dog/b.tar with a label or a box that cannot be",
+        ),
+        (lambda c: [c[0], c[1], c[2] * torch.nan], "records: got .*dog/b.tar with a label or a box that cannot be"),
+        (lambda c: [c[0] + 1, c[1], c[2]], "records: got .*dog/b.tar with a label or a box that cannot be"),
         (lambda c: [torch.cat([x] * 2) for x in c], "crops: got 4, fewer than the 8 of"),
     ],
 )

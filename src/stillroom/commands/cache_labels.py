@@ -8,7 +8,8 @@ from typing import Any
 from stillroom.commands.options import read_options
 from stillroom.commands.parser import named_as_typed
 from stillroom.engine import Lab, LabOptions, Training
-from stillroom.engine.cache.bank import BankFolder, LabelBank
+from stillroom.engine.cache.bank import LabelBank
+from stillroom.engine.cache.bank_folder import BankFolder
 from stillroom.engine.cache.labels import DEFAULT_TYPE, LabelDtype, LabelFormat
 from stillroom.engine.cache.released import ReleasedImages, export_released, import_released
 from stillroom.engine.console import StageDisplay, console

@@ -20,7 +20,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from stillroom.engine.cache.bank import BankPlan, LabelBank, Rows, write_bank
+from stillroom.engine.cache.bank import LabelBank
+from stillroom.engine.cache.bank_folder import Rows, unsound_rows
+from stillroom.engine.cache.bank_writer import BankPlan, write_bank
 from stillroom.engine.cache.labels import LabelDtype, LabelFormat, SoftLabels
 from stillroom.engine.stage import write_atomic
 from stillroom.errors import InputError
@@ -157,16 +159,18 @@ def import_released(
             found = len(record.coords)
             if found > crops:
                 raise InputError("crops", f"{crops}, fewer than the {found} of {paths[number]}", "at least as many")
-            wrong = form.unsound(record.labels)
-            if bool(wrong.any()):
-                got = f"{paths[number]} with a label that cannot be (crop {int(wrong.nonzero()[0, 0])})"
-                raise InputError("records", got, f"classes below {len(images.classes)} and probabilities with a sum of 1")
             row = {name: np.zeros((1, *shape), np.dtype(kind)) for name, (shape, kind) in shapes.items()}
             row["coords"][0, :found], row["flips"][0, :found] = record.coords.numpy(), record.flips.numpy()
             for name, values in zip(("classes", "values"), record.labels, strict=True):
                 if values is not None:
                     row[name][0, :found] = values.numpy()
             row["targets"][0], row["kept"][0, :found] = images.targets[number], True
+            wrong = unsound_rows(form, row)
+            if len(wrong):
+                got = f"{paths[number]} with a label or a box that cannot be (crop {int(wrong[0, 1])})"
+                raise InputError(
+                    "records", got, f"classes below {len(images.classes)}, probabilities with a sum of 1, boxes within the image"
+                )
             yield row
 
     key = {"records": str(root.resolve())}

@@ -13,7 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from stillroom.engine.cache.bank import BankPlan, LabelBank, Rows, write_bank
+from stillroom.engine.cache.bank import LabelBank
+from stillroom.engine.cache.bank_folder import Rows
+from stillroom.engine.cache.bank_writer import BankPlan, write_bank
 from stillroom.engine.cache.labels import LabelFormat, SoftLabels
 from stillroom.errors import InputError
 from stillroom.methods.ferkd.adaptation import HARD, IMPORTANT, UNINFORMATIVE, Score, Thresholds, adapt, confidence

@@ -27,7 +27,7 @@ class FerKD(Distiller):
 
     Args:
         student: network from images [R, 3, H, W] to logits [R, C].
-        bank: the stored crops and labels.
+        bank: the stored crops and labels; without them nothing can be trained, but the other arguments are looked at.
         num_crops: K, crops of an image in a step; the passes of the training are counted by it.
         single_first: epochs at the start that show one crop of each image.
         mix: ``selfmix`` mixes crops of one image (section 6), ``cross`` any two rows (section 7, the usual MixUp and CutMix).
@@ -46,7 +46,7 @@ class FerKD(Distiller):
     def __init__(
         self,
         student: nn.Module,
-        bank: LabelBank,
+        bank: LabelBank | None,
         *,
         num_crops: int = 4,
         single_first: int = 0,
@@ -76,10 +76,12 @@ class FerKD(Distiller):
 
     def shown(self, data: Any) -> BankData:
         """The stored crops, passed over as the plan's number of epochs asks for."""
+        assert self.bank is not None
         return BankData(data, self.bank, CropEpochs(self.plan.epochs, self.num_crops, self.single_first), missing=self.missing)
 
     def losses(self, batch: CropBatch) -> Losses:
         """The soft cross-entropy, averaged over the rows."""
+        assert self.bank is not None
         labels_RC = self.bank.format.dense(batch.soft)
         images_R3HW, labels_RC = self.mixed(batch.images, labels_RC, batch.num_crops)
         loss = soft_cross_entropy(self.student(images_R3HW), labels_RC, self.temperature)

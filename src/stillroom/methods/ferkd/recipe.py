@@ -9,8 +9,9 @@ import numpy as np
 from torch import nn
 
 from stillroom.engine import Lab, Report, Teacher, Trained, Training
-from stillroom.engine.cache.bank import BankFolder, LabelBank
-from stillroom.engine.cache.labels import DEFAULT_TYPE
+from stillroom.engine.cache.bank import LabelBank
+from stillroom.engine.cache.bank_folder import BankFolder
+from stillroom.engine.cache.labels import DEFAULT_TYPE, LabelFormat
 from stillroom.engine.console import StageDisplay
 from stillroom.errors import InputError
 from stillroom.methods.ferkd.adaptation import Score
@@ -130,16 +131,18 @@ def recipe(
     mixing: dict[str, Any] = {"mix": mix, "mix_probability": mix_probability, "partner": partner}
     labelling = Labelling(crops, label_type, rule=crop_rule(data, crop_area, flip), seed=lab.options.seed)
     epochs = CropEpochs(plan.epochs, num_crops, single_first)
+    LabelFormat.of(label_type, data.num_classes)
     with lab.shared():  # what is wrong with an argument is said now
-        network(student, data, lab, "student")
-        if labels is not None:
-            BankData(data, LabelBank(labels), epochs, missing=missing)
-    if labels is None:
+        given = None if labels is None else LabelBank(labels)
+        FerKD(network(student, data, lab, "student").network, given, **mixing, **options)
+        if given is not None:
+            BankData(data, given, epochs, missing=missing)
+    if given is None:
         labeller = teacher_stage(lab, data, plan, teacher, teacher_epochs)
         bank = own_bank(lab, data, labeller, labelling)
         taught: Trained | None = labeller
     else:
-        bank = LabelBank(labels)
+        bank = given
         taught = _labeller(lab, data, bank)
     calibrated = adapted_bank(bank, calibration)
     alone = supervised_stage(lab, data, plan, student)

@@ -23,7 +23,6 @@ Interpolation = Literal["bilinear", "bicubic"]
 
 _ATTEMPTS = 10
 _PILLOW = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
-_SUPPORT = {"bilinear": 1.0, "bicubic": 2.0}  # of the filters, in pixels
 _A = -0.5  # Pillow's bicubic
 
 
@@ -142,20 +141,20 @@ def cut_together(images_N3HW: Tensor, boxes_N4: np.ndarray, flips_N: np.ndarray,
 
 def _weights(start_N: Tensor, length_N: Tensor, pixels: int, size: int, interpolation: Interpolation) -> Tensor:
     """How much each of an axis's pixels adds to each of the results, float32 [N, size, pixels]; rows sum to 1."""
-    scale_N11 = (length_N.double() / size)[:, None, None]
+    scale_N11 = (length_N.float() / size)[:, None, None]
     stretch_N11 = scale_N11.clamp(min=1)  # reduced crops are filtered as wide as they are reduced
-    centres_1S1 = (torch.arange(size, dtype=torch.float64) + 0.5)[None, :, None]
-    places_N1P = torch.arange(pixels)[None, None] - start_N[:, None, None]
-    distance_NSP = ((places_N1P + 0.5 - centres_1S1 * scale_N11) / stretch_N11).abs()
+    centres_1S1 = (torch.arange(size) + 0.5)[None, :, None]
+    places_N1P = (torch.arange(pixels)[None] - start_N[:, None])[:, None].float()
+    distance_NSP = ((places_N1P + 0.5) / stretch_N11 - centres_1S1 * (scale_N11 / stretch_N11)).abs_()
     inside_N1P = (places_N1P >= 0) & (places_N1P < length_N[:, None, None])
-    weights_NSP = torch.where(inside_N1P & (distance_NSP < _SUPPORT[interpolation]), _filter(distance_NSP, interpolation), 0.0)
-    return (weights_NSP / weights_NSP.sum(2, keepdim=True)).float()
+    weights_NSP = _filter(distance_NSP, interpolation).mul_(inside_N1P)
+    return weights_NSP / weights_NSP.sum(2, keepdim=True)
 
 
 def _filter(x: Tensor, interpolation: Interpolation) -> Tensor:
-    """The filter at distances x >= 0 within its support."""
+    """The filter at distances x >= 0; 0 outside its support of one pixel (bilinear) or two."""
     if interpolation == "bilinear":
-        return 1 - x
+        return (1 - x).clamp_(min=0)
     near = ((_A + 2) * x - (_A + 3)) * x * x + 1
     far = (((x - 5) * x + 8) * x - 4) * _A
-    return torch.where(x < 1, near, far)
+    return torch.where(x < 1, near, torch.where(x < 2, far, 0.0))

@@ -14,7 +14,9 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from stillroom.engine.cache.bank import BankPlan, LabelBank, Rows, write_bank
+from stillroom.engine.cache.bank import LabelBank
+from stillroom.engine.cache.bank_folder import Rows
+from stillroom.engine.cache.bank_writer import BankPlan, write_bank
 from stillroom.engine.cache.labels import DEFAULT_TYPE, LabelDtype, LabelFormat
 from stillroom.engine.cache.views import Views
 from stillroom.engine.loading import Draw, Loader, SeekableBatches
