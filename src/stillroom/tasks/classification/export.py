@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -13,6 +14,7 @@ from torchvision.transforms.v2.functional import to_pil_image
 
 from stillroom._version import __version__
 from stillroom.engine.export import SUFFIXES, Exported, check_format, export
+from stillroom.tasks.classification.shared_classifier import PREFIX, Shared
 from stillroom.tasks.students import load
 
 # The run's own student.safetensors is what `load` and a continued run read; it is left alone.
@@ -65,6 +67,10 @@ def export_student(
 
 def _without_folders(spec: str) -> str:
     """A Python file is named without the folders that it lies in on this machine."""
+    if spec.startswith(PREFIX):
+        shared = Shared.parse(spec, "model")
+        classifier = None if shared.classifier is None else (_without_folders(shared.classifier[0]), shared.classifier[1])
+        return str(replace(shared, backbone=_without_folders(shared.backbone), classifier=classifier))
     file, colon, function = spec.rpartition(":")
     return f"{Path(file).name}{colon}{function}" if file.endswith(".py") else spec
 
