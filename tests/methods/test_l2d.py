@@ -382,32 +382,17 @@ def test_a_step_of_each_preset_on_the_sets_formats(tmp_path: Path) -> None:
         "paper:voc2007": f"voc:{voc(tmp_path / 'voc', count=12)}",
         "paper:nus-wide": f"csv:{table},val={test}",
     }
-    smaller = (
-        "--teacher",
-        "torchvision/resnet18",
-        "--student",
-        "torchvision/mobilenet_v3_small",
-        "--image-size",
-        "64",
-        "--embed-dim",
-        "32",
-    )
+    networks = ("--teacher", "torchvision/resnet18", "--student", "torchvision/mobilenet_v3_small", "--image-size", "64")
     for preset, place in data.items():
-        # the paper's own networks and sizes once
-        chosen = ("--teacher", "torchvision/resnet101", "--student", "torchvision/resnet34") if preset == "paper" else smaller
-        given = ["--data", place, *chosen, *SMALL, "--batch-size", "4", "--teacher-stop", "1"]
+        given = ["--data", place, *networks, "--embed-dim", "32", *SMALL, "--batch-size", "4", "--teacher-stop", "1"]
         out = tmp_path / "runs" / preset.replace(":", "-")
         assert main(["run", "l2d", "--preset", preset, *given, "--out", str(out)]) == 0
         card = json.loads((out / "student.json").read_text())
         assert card["classes"] == ["cat", "dog", "sea"]
-        assert card["head"]["embed_dim"] == (768 if preset == "paper" else 32)
+        assert card["head"] == {"embed_dim": 32, "heads": 8, "feedforward": 2048, "dropout": 0.1, "groups": None}
         for stage in out.rglob("stage.json"):
             for line in json.loads(stage.read_text())["result"]["history"]:
                 assert all(np.isfinite(value) for value in line.values())
-        for file in out.rglob("*.safetensors"):
-            file.unlink()
-        for file in out.rglob("*.ckpt"):
-            file.unlink()
 
 
 @pytest.mark.parametrize(

@@ -31,7 +31,7 @@ def build(spec: str, classes: int = 5, size: int = 32, head: HeadOptions = HEAD)
         ("torchvision/resnet18", 512),
         ("torchvision/resnet18#layer2", 128),
         ("torchvision/mobilenet_v2", 1280),
-        ("timm/test_resnet", 256),
+        ("timm/test_resnet", 96),
         ("timm/test_vit", 64),
         ("timm/test_convnext", 64),
     ],

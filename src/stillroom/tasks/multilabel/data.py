@@ -61,7 +61,8 @@ class MultiLabelData:
     warning.
 
     Args:
-        data: where the images are: ``mosaics`` (made up of scikit-learn's digits) or ``mosaics:SOURCE`` (of any classified images),
+        data: where the images are: ``mosaics`` (made up of scikit-learn's digits; those of the default are coarse enough that a small
+            student has something left to learn) or ``mosaics:SOURCE`` (of any classified images),
             ``coco:IMAGES,ANNOTATIONS.json``, ``voc:ROOT`` (folder or zip) or ``csv:FILE`` (rows ``file,tag;tag``); options follow after
             commas, e.g. ``voc:bccd.zip,counts=RBC:10:15+Platelets``.
         batch_size: images in a batch, of all processes together.
@@ -84,7 +85,7 @@ class MultiLabelData:
 
     def __init__(
         self,
-        data: str = "mosaics",
+        data: str = "mosaics,grid=3,tile=4",
         *,
         batch_size: int = 64,
         workers: int | None = None,

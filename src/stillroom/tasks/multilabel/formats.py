@@ -14,7 +14,7 @@ from typing import Any
 from xml.etree import ElementTree
 
 from stillroom.errors import InputError
-from stillroom.tasks.classification.folders import EXTENSIONS, Folder, Zip, list_files, single_top
+from stillroom.tasks.classification.folders import EXTENSIONS, Folder, Zip, list_files
 
 _HEADS = ("file", "filename", "image", "path")  # of a table's first column, where it has a head
 
@@ -62,8 +62,8 @@ def read_coco(images: str, annotations: str, argument: str) -> tuple[tuple[str, 
     objects: dict[Any, Counter[str]] = {number: Counter() for number in files}
     for image, category in pairs:
         objects[image][names[category]] += 1
-    store, sizes, folders = list_files(images, argument)
-    found = _located(files.values(), sizes, single_top(sizes, folders), annotations, argument)
+    store, sizes, _ = list_files(images, argument)
+    found = _located(files.values(), sizes, annotations, argument)
     return classes, Annotated(store, found, list(objects.values()), sizes)
 
 
@@ -133,13 +133,15 @@ def read_tags(table: str, images: str | None, argument: str) -> Annotated:
         if name in tags:
             raise InputError(argument, f"{table}, row {number}: {name}", "each file once")
         tags[name] = Counter({tag.strip(): 1 for cell in row[1:] for tag in cell.split(";") if tag.strip()})
-    store, sizes, folders = list_files(str(path.parent) if images is None else images, argument)
-    found = _located(tags, sizes, single_top(sizes, folders), table, argument)
+    store, sizes, _ = list_files(str(path.parent) if images is None else images, argument)
+    found = _located(tags, sizes, table, argument)
     return Annotated(store, found, list(tags.values()), sizes)
 
 
-def _located(names: Iterable[str], sizes: Mapping[str, int], top: str, source: str, argument: str) -> list[str]:
+def _located(names: Iterable[str], sizes: Mapping[str, int], source: str, argument: str) -> list[str]:
     """The paths in the store, where all may lie in one top folder that the names leave out."""
+    tops = {name.partition("/")[0] for name in sizes}
+    top = f"{tops.pop()}/" if len(tops) == 1 else ""
     plain = [name.replace("\\", "/").removeprefix("./") for name in names]
     found = [name if name in sizes else f"{top}{name}" for name in plain]
     if missing := [name for name in found if name not in sizes]:
