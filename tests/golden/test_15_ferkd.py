@@ -44,7 +44,7 @@ def crop_replay(inputs: dict[str, Tensor], params: dict[str, Any]) -> dict[str, 
 def cross_image(inputs: dict[str, Tensor], params: dict[str, Any]) -> dict[str, Tensor]:
     images, labels, partners = inputs["images"], inputs["soft_label"], inputs["perm"]
     box = None
-    if params["mode"] == "cutmix":
+    if params.get("mode", "cutmix" if "center_dim2" in params else "mixup") == "cutmix":
         box = cutmix_box((images.shape[2], images.shape[3]), params["lam"], (params["center_dim2"], params["center_dim3"]))
     images, labels = mixed(images, labels, partners, Mix(params["lam"], box))
     return {"mixed_images": images, "mixed_label": labels}
