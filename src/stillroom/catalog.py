@@ -50,12 +50,20 @@ METHODS: tuple[Method, ...] = (
     Method("rdd", "Representation Disparity-aware Distillation for 3D Object Detection", "points"),
     Method("sdd", "Not All Steps are Created Equal: Selective Diffusion Distillation for Image Manipulation", "image editing"),
     Method("daps-sam", "Dense 2D-3D Indoor Prediction with Sound via Aligned Cross-Modal Distillation", "dense prediction"),
-    Method("crkd", "Class-relation Knowledge Distillation for Novel Class Discovery", "classification"),
+    Method(
+        "crkd", "Class-relation Knowledge Distillation for Novel Class Discovery", "novel class discovery", "stillroom.methods.crkd", _PAPER
+    ),
     Method("upvl", "Unsupervised 3D Perception with 2D Vision-Language Distillation for Autonomous Driving", "points"),
-    Method("kd3", "Distribution Shift Matters for Knowledge Distillation with Webly Collected Images", "classification"),
+    Method(
+        "kd3",
+        "Distribution Shift Matters for Knowledge Distillation with Webly Collected Images",
+        "classification",
+        "stillroom.methods.kd3",
+        _PAPER,
+    ),
     Method("mtl-cs", "Multi-Task Learning with Knowledge Distillation for Dense Prediction", "dense prediction"),
     Method("adasim", "Adaptive Similarity Bootstrapping for Self-Distillation Based Representation Learning", "representation"),
-    Method("ferkd", "FerKD: Surgical Label Adaptation for Efficient Distillation", "classification"),
+    Method("ferkd", "FerKD: Surgical Label Adaptation for Efficient Distillation", "classification", "stillroom.methods.ferkd", _PAPER),
     Method(
         "mdcs",
         "MDCS: More Diverse Experts with Consistency Self-distillation for Long-tailed Recognition",
@@ -67,12 +75,24 @@ METHODS: tuple[Method, ...] = (
     Method("memkd", "Remembering Normality: Memory-guided Knowledge Distillation for Unsupervised Anomaly Detection", "anomaly detection"),
     Method("bckd", "Bridging Cross-task Protocol Inconsistency for Distillation in Dense Object Detection", "detection"),
     Method("mm-ego", "Multimodal Distillation for Egocentric Action Recognition", "video"),
-    Method("wad", "Semi-Supervised Learning via Weight-Aware Distillation under Class Distribution Mismatch", "classification"),
+    Method(
+        "wad",
+        "Semi-Supervised Learning via Weight-Aware Distillation under Class Distribution Mismatch",
+        "semi-supervised classification",
+        "stillroom.methods.wad",
+        _PAPER,
+    ),
     Method("boss", "Bayesian Optimization Meets Self-Distillation", "classification"),
     Method("unikd", "UniKD: Universal Knowledge Distillation for Mimicking Homogeneous or Heterogeneous Object Detectors", "detection"),
-    Method("l2d", "Multi-Label Knowledge Distillation", "multi-label classification"),
+    Method("l2d", "Multi-Label Knowledge Distillation", "multi-label classification", "stillroom.methods.l2d", _PAPER),
     Method("distillbev", "DistillBEV: Boosting Multi-Camera 3D Object Detection with Cross-Modal Knowledge Distillation", "points"),
-    Method("orc", "ORC: Network Group-based Knowledge Distillation using Online Role Change", "classification"),
+    Method(
+        "orc",
+        "ORC: Network Group-based Knowledge Distillation using Online Role Change",
+        "classification",
+        "stillroom.methods.orc",
+        "reference vectors of the specification",
+    ),
     Method("pointdc", "PointDC: Unsupervised Semantic Segmentation of 3D Point Clouds via Cross-Modal Distillation", "points"),
 )
 

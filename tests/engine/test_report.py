@@ -10,7 +10,8 @@ from rich.console import Console
 
 from stillroom.engine.measure import Footprint
 from stillroom.engine.report import SCHEMA, Report, Section, Spread, StageResult
-from stillroom.engine.report_page import COMMON_METRICS, Metric, count, duration, headline, render
+from stillroom.engine.report_page import render
+from stillroom.engine.report_text import COMMON_METRICS, Metric, count, duration, headline
 from stillroom.errors import InputError
 
 LARGE = Footprint(parameters=20_000_000, macs=1_000_000_000, latency_ms=10.0, bytes=80_000_000)

@@ -99,8 +99,23 @@ def test_nt_xent_of_one_sample_is_zero_and_zero_rows_are_finite() -> None:
     assert torch.isfinite(nothing.grad).all()
 
 
+def test_nt_xent_epsilon_stands_in_all_three_places_and_bounds_the_loss() -> None:
+    first, second = rows(5)
+    both, epsilon = torch.cat((first, second)).double(), 1e-3
+    unit = both / (both.norm(dim=1, keepdim=True) + epsilon)
+    powers = (unit @ unit.T / 0.1).exp().fill_diagonal_(0)
+    shares = powers / (powers.sum(1, keepdim=True) + epsilon) + epsilon
+    expected = -shares[torch.arange(10), torch.arange(10).roll(5)].log().mean()
+    torch.testing.assert_close(nt_xent(first, second, 0.1, epsilon=epsilon).double(), expected, rtol=1e-5, atol=0)
+    opposite = torch.eye(4)[:2].repeat(2, 1)
+    assert float(nt_xent(opposite[:2], -opposite[:2], 1e-3, epsilon=1e-8)) == pytest.approx(-math.log(1e-8), rel=1e-5)
+    assert float(nt_xent(opposite[:2], -opposite[:2], 1e-3)) == pytest.approx(1000, rel=1e-3)
+
+
 def test_nt_xent_refuses_other_shapes() -> None:
     with pytest.raises(InputError, match="second_BD"):
         nt_xent(torch.zeros(3, 4), torch.zeros(2, 4), 0.3)
     with pytest.raises(InputError, match="temperature"):
         nt_xent(torch.zeros(3, 4), torch.zeros(3, 4), 0)
+    with pytest.raises(InputError, match="epsilon"):
+        nt_xent(torch.zeros(3, 4), torch.zeros(3, 4), 1, epsilon=-1.0)

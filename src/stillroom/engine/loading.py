@@ -329,7 +329,7 @@ class Cycled:
     position of a `Loader` and is continued like one.
 
     Args:
-        loaders: by name; none of them chosen from, none of them empty.
+        loaders: by name, none of them empty; one that shows chosen samples goes on showing these.
         steps: batches of an epoch.
     """
 
@@ -376,7 +376,7 @@ class Cycled:
 def _endless(loader: Loader, start: int) -> Iterator[Any]:
     """Pass after pass, from batch number `start` of all passes on."""
     epoch, batch = divmod(start, len(loader))
-    loader.load_state_dict({"epoch": epoch, "batch": batch})
+    loader.load_state_dict({**loader.state_dict(), "epoch": epoch, "batch": batch})
     while True:
         yield from loader
 

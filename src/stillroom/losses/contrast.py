@@ -6,9 +6,9 @@ import math
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy, normalize, softplus
+from torch.nn.functional import softplus
 
-from stillroom.errors import InputError, positive
+from stillroom.errors import InputError, at_least_zero, positive
 
 
 def crd_loss(scores_BK1: Tensor, num_samples: int) -> Tensor:
@@ -44,7 +44,7 @@ def crd_loss(scores_BK1: Tensor, num_samples: int) -> Tensor:
     return (softplus(-log_odds_BK1[:, 0]) + softplus(log_odds_BK1[:, 1:]).sum(1)).mean()
 
 
-def nt_xent(first_BD: Tensor, second_BD: Tensor, temperature: float) -> Tensor:
+def nt_xent(first_BD: Tensor, second_BD: Tensor, temperature: float, *, epsilon: float = 0.0) -> Tensor:
     """Normalised-temperature cross-entropy: of all other rows, each of the 2B is to find the other view of its own sample.
 
     With u the L2-normalised rows of both views stacked, and i' the other view of row i:
@@ -54,22 +54,29 @@ def nt_xent(first_BD: Tensor, second_BD: Tensor, temperature: float) -> Tensor:
     Args:
         first_BD, second_BD: embeddings of two views of the same B samples, of any length; a row of zeros stays zero. Gradients reach both.
         temperature: t > 0.
+        epsilon: added to each row's length, to the sum over j and to the probability whose logarithm is taken, as some published code
+            does (WAD: 1e-8). It bounds the loss by -log(epsilon), which is felt at temperatures of about 0.1 and below.
 
     Returns:
         A float32 scalar, the mean over rows; exactly 0 for one sample, whose only other row is its positive.
 
     Raises:
-        InputError: the shapes differ or are not [B, D]; the temperature is not above 0.
+        InputError: the shapes differ or are not [B, D]; the temperature is not above 0; epsilon is below 0.
 
     Source: Chen et al. 2020 (SimCLR), eq. 1.
     """
     if first_BD.ndim != 2 or first_BD.shape != second_BD.shape:
         raise InputError("second_BD", f"a tensor of shape {tuple(second_BD.shape)}", f"[B, D], as first_BD {tuple(first_BD.shape)}")
     positive("temperature", temperature)
+    at_least_zero("epsilon", epsilon)
     count = len(first_BD)
     with torch.autocast(first_BD.device.type, enabled=False):
-        rows_ND = normalize(torch.cat((first_BD, second_BD)).float(), dim=1)
+        rows_ND = torch.cat((first_BD, second_BD)).float()
+        rows_ND = rows_ND / (rows_ND.norm(dim=1, keepdim=True) + epsilon).clamp_min(1e-12)
         similarity_NN = rows_ND @ rows_ND.T / temperature
     itself_NN = torch.eye(2 * count, dtype=torch.bool, device=rows_ND.device)
     other_N = torch.arange(2 * count, device=rows_ND.device).roll(count)
-    return cross_entropy(similarity_NN.masked_fill(itself_NN, -torch.inf), other_N)
+    log_epsilon = rows_ND.new_full((), epsilon).log()  # -inf, which adds nothing, for 0
+    log_sums_N = similarity_NN.masked_fill(itself_NN, -torch.inf).logsumexp(1).logaddexp(log_epsilon)
+    log_found_N = similarity_NN.gather(1, other_N[:, None])[:, 0] - log_sums_N
+    return -log_found_N.logaddexp(log_epsilon).mean()

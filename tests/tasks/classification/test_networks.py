@@ -46,6 +46,8 @@ def tapped(network: nn.Module, images: Tensor) -> tuple[Tensor, dict[str, Tensor
         ("resnet32", 472_756),
         ("resnet56", 861_620),
         ("resnet110", 1_736_564),
+        ("resnet18", 11_220_132),
+        ("resnet34", 21_328_292),
         ("resnet8x4", 1_233_540),
         ("resnet32x4", 7_433_860),
         ("wrn_16_2", 703_284),

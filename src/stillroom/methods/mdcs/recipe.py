@@ -9,7 +9,7 @@ from torch import nn
 
 from stillroom.engine import Lab, Report, Teacher, Trained, Training
 from stillroom.engine.recorder import looking_on
-from stillroom.engine.report_page import Metric
+from stillroom.engine.report_text import Metric
 from stillroom.errors import InputError
 from stillroom.methods.mdcs.data import LongTailedImages
 from stillroom.methods.mdcs.distiller import MDCS

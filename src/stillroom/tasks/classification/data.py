@@ -24,7 +24,7 @@ from stillroom.engine.teacher import Renormalise
 from stillroom.errors import InputError, near
 from stillroom.tasks.classification.batches import Batches
 from stillroom.tasks.classification.folders import counted, warn_left_out
-from stillroom.tasks.classification.images import Images, MemoryImages, TakenImages, into_memory, stratified, unreadable
+from stillroom.tasks.classification.images import Images, MemoryImages, TakenImages, into_memory, joined, stratified, unreadable
 from stillroom.tasks.classification.loaded import ship
 from stillroom.tasks.classification.metrics import ClassificationEvaluator, agreement
 from stillroom.tasks.classification.pages import classification_sections
@@ -52,10 +52,11 @@ class ImageData:
     warning; the others are numbered without them, and the fingerprint tells sets with other files left out apart.
 
     Args:
-        data: where the images are: ``digits`` (small, comes with scikit-learn), ``imagefolder:PATH[,val=0.2]`` (folder or zip, one
-            folder per class), ``cifar10:PATH``, ``cifar100:PATH``, ``tiny-imagenet:PATH``, ``imagenet:PATH``, or
-            ``package.module:function`` or ``file.py:function`` returning (train, val). Behind any of them ``,imbalance=exp:100`` (or step,
-            reverse) trains on a long tail, with ``,largest=500`` images of its largest class, and ``,noise=0.2`` with wrong labels.
+        data: where the images are: ``digits`` (small, comes with scikit-learn), ``shapes`` (60 classes of drawn pictures),
+            ``imagefolder:PATH[,val=0.2]`` (folder or zip, one folder per class), ``cifar10:PATH``, ``cifar100:PATH``,
+            ``tiny-imagenet:PATH``, ``imagenet:PATH``, or ``package.module:function`` or ``file.py:function`` returning (train, val).
+            Behind any of them ``,imbalance=exp:100`` (or step, reverse) trains on a long tail, with ``,largest=500`` images of its largest
+            class, and ``,noise=0.2`` with wrong labels.
         batch_size: images in a batch, of all processes together.
         workers: processes that read images ahead; by default none for images in memory, else up to 4.
         image_size: height and width in pixels that the network is given; by default the data's own, or 224.
@@ -184,6 +185,18 @@ class ImageData:
         part._mark("restricted", str(given), str(classes))
         return part
 
+    def joined(self, images: Images, said: str) -> ImageData:
+        """The same data with more training images behind its own.
+
+        Args:
+            images: whose labels are classes of this data; any of them stands for images without labels, which a method must not read.
+            said: what tells these images from others in the data's fingerprint.
+        """
+        part = copy.copy(self)
+        part.__dict__.update(_train=joined(self._train, self._prepared(images)), _val=self._val)
+        part._mark("joined", said)
+        return part
+
     def in_views(self, *views: View, said: str) -> ImageData:
         """The same data, but that training batches show every image in each of these views (`ViewBatch`).
 
@@ -308,6 +321,10 @@ class ImageData:
         """A validation image for people to look at."""
         image = self._val.image(index)
         return image if isinstance(image, Image.Image) else to_pil_image(image)
+
+    def train_name(self, index: int) -> str:
+        """Where a training image comes from."""
+        return self._train.name(index)
 
     def val_name(self, index: int) -> str:
         """Where a validation image comes from."""

@@ -167,6 +167,38 @@ class TakenImages:
         return self.images.name(int(self.indices[index]))
 
 
+class JoinedImages:
+    """Two sets of images as one, the second's numbered behind the first's."""
+
+    def __init__(self, first: Images, second: Images) -> None:
+        self.first, self.second = first, second
+        self.labels = np.concatenate([first.labels, second.labels])
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def image(self, index: int) -> Tensor | Image.Image:
+        """One image, read now: RGB, PIL or uint8 [3, H, W]."""
+        images, place = self._of(index)
+        return images.image(place)
+
+    def name(self, index: int) -> str:
+        """For reports: what its own set calls it."""
+        images, place = self._of(index)
+        return images.name(place)
+
+    def _of(self, index: int) -> tuple[Images, int]:
+        return (self.first, index) if index < len(self.first) else (self.second, index - len(self.first))
+
+
+def joined(first: Images, second: Images) -> Images:
+    """Two sets of images as one; in memory if both are, in one size."""
+    if isinstance(first, MemoryImages) and isinstance(second, MemoryImages) and first.pixels.shape[1:] == second.pixels.shape[1:]:
+        labels = np.concatenate([first.labels, second.labels])
+        return MemoryImages(torch.cat((first.pixels, second.pixels)), labels, [*first.names, *second.names])
+    return JoinedImages(first, second)
+
+
 def relabelled(images: Images, indices: np.ndarray, labels: np.ndarray) -> Images:
     """The images of the given indices, in that order, with these labels; in memory if they are now."""
     if isinstance(images, MemoryImages):

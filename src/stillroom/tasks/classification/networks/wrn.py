@@ -9,18 +9,18 @@ from stillroom.tasks.classification.networks.parts import Taps, global_average_p
 
 
 class PreActivationBlock(nn.Module):
-    """Batch norm and ReLU come before each 3x3 convolution.
+    """Batch norm and ReLU (leaky with a `slope` above 0) come before each 3x3 convolution.
 
     Where the number of channels changes, the shortcut is a 1x1 convolution of the activated input; else it is the input itself.
     """
 
-    def __init__(self, in_channels: int, channels: int, stride: int) -> None:
+    def __init__(self, in_channels: int, channels: int, stride: int, slope: float = 0.0) -> None:
         super().__init__()
         self.bn1 = nn.BatchNorm2d(in_channels)
-        self.relu1 = nn.ReLU()
+        self.relu1 = _activation(slope)
         self.conv1 = nn.Conv2d(in_channels, channels, 3, stride, 1, bias=False)
         self.bn2 = nn.BatchNorm2d(channels)
-        self.relu2 = nn.ReLU()
+        self.relu2 = _activation(slope)
         self.conv2 = nn.Conv2d(channels, channels, 3, 1, 1, bias=False)
         same_shape = stride == 1 and in_channels == channels
         self.projection = None if same_shape else nn.Conv2d(in_channels, channels, 1, stride, bias=False)
@@ -40,6 +40,7 @@ class WideResNet(nn.Module):
         width: k, the factor on every stage's channels.
         num_classes: C.
         in_channels: channels of the images.
+        slope: of every activation below zero. Semi-supervised learning's WRN-28-2 has 0.1, and Xavier-normal weights in its linear layer.
 
     Raises:
         InputError: when the depth is not 6n + 4.
@@ -47,21 +48,23 @@ class WideResNet(nn.Module):
     Source: Zagoruyko, Komodakis, "Wide Residual Networks", 2016, table 1, without dropout.
     """
 
-    def __init__(self, depth: int, width: int, *, num_classes: int, in_channels: int = 3) -> None:
+    def __init__(self, depth: int, width: int, *, num_classes: int, in_channels: int = 3, slope: float = 0.0) -> None:
         super().__init__()
         if depth < 10 or (depth - 4) % 6:
             raise InputError("depth", depth, "6n + 4 with n of at least 1 (10, 16, 22, 28, 40, ...)")
         blocks = (depth - 4) // 6
         self.stem = nn.Conv2d(in_channels, 16, 3, 1, 1, bias=False)
-        self.layer1 = _stage(16, 16 * width, blocks, stride=1)
-        self.layer2 = _stage(16 * width, 32 * width, blocks, stride=2)
-        self.layer3 = _stage(32 * width, 64 * width, blocks, stride=2)
+        self.layer1 = _stage(16, 16 * width, blocks, stride=1, slope=slope)
+        self.layer2 = _stage(16 * width, 32 * width, blocks, stride=2, slope=slope)
+        self.layer3 = _stage(32 * width, 64 * width, blocks, stride=2, slope=slope)
         self.bn = nn.BatchNorm2d(64 * width)
-        self.relu = nn.ReLU()
+        self.relu = _activation(slope)
         self.pool = global_average_pool()
         self.fc = nn.Linear(64 * width, num_classes)
         initialise_convolutions(self)
         nn.init.zeros_(self.fc.bias)
+        if slope:
+            nn.init.xavier_normal_(self.fc.weight)
 
     def forward(self, images: Tensor) -> Tensor:
         """[B, in_channels, H, W] -> [B, num_classes]."""
@@ -74,6 +77,10 @@ class WideResNet(nn.Module):
         return Taps((*(f"{block}.relu1" for block in following), "relu"), (*(f"{block}.bn1" for block in following), "bn"), "pool")
 
 
-def _stage(in_channels: int, channels: int, blocks: int, *, stride: int) -> nn.Sequential:
-    first = PreActivationBlock(in_channels, channels, stride)
-    return nn.Sequential(first, *(PreActivationBlock(channels, channels, 1) for _ in range(blocks - 1)))
+def _stage(in_channels: int, channels: int, blocks: int, *, stride: int, slope: float) -> nn.Sequential:
+    first = PreActivationBlock(in_channels, channels, stride, slope)
+    return nn.Sequential(first, *(PreActivationBlock(channels, channels, 1, slope) for _ in range(blocks - 1)))
+
+
+def _activation(slope: float) -> nn.Module:
+    return nn.LeakyReLU(slope) if slope else nn.ReLU()
