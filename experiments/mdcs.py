@@ -141,6 +141,9 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=25)
     parser.add_argument("--runs", type=Path, default=Path("runs/experiments/mdcs"), help="where the trained stages are kept")
     parser.add_argument("--out", type=Path, default=Path("results/mdcs.json"))
+    parser.add_argument(
+        "--note", action="append", default=[], help="what a reader of the numbers should know, e.g. that the machine was shared"
+    )
     arguments = parser.parse_args()
     seeds = list(range(arguments.seeds))
     plan = Training(epochs=arguments.epochs, lr=0.1, momentum=0.9, weight_decay=5e-4, nesterov=True, schedule="cosine")
@@ -155,7 +158,7 @@ def main() -> None:
         "majority's error, %": majority,
     }
     command = "python experiments/mdcs.py --cifar10 cifar10.zip" + (f" --seeds {len(seeds)}" if len(seeds) != 5 else "")
-    write(arguments.out, "mdcs", command, seeds, found, verdict(found, majority) + ".", setting)
+    write(arguments.out, "mdcs", command, seeds, found, verdict(found, majority) + ".", setting, notes=arguments.note)
     print(arguments.out.read_text())
 
 
