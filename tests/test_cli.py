@@ -207,7 +207,7 @@ class Unpickled:
 # Each: method, what is wrong, what the line must say besides, in order.
 BAD: list[tuple[str, list[str], list[str]]] = [
     ("nonsense", [], ["method: got nonsense", "kd"]),
-    ("orc", [], ["method: got orc", "planned"]),
+    ("boss", [], ["method: got boss", "planned"]),
     ("dkdd", [], ["method: got dkdd", "dkd"]),
     ("kd", ["--temperatur", "3"], ["--temperatur", "--help", "--temperature"]),
     ("kd", ["--host-options", "{}"], ["--host-options", "--help"]),
@@ -229,10 +229,10 @@ BAD: list[tuple[str, list[str], list[str]]] = [
     ("kd", ["--epochs", "1.5"], ["--epochs: got 1.5", "a whole number"]),
     ("kd", ["--subset", "100000"], ["--subset: got 100000", "900"]),
     ("kd", ["--milestones", "soon"], ["--milestones: got soon", "a list of numbers"]),
-    ("kd", ["--optimizer", "lion"], ["--optimizer: got lion", "one of sgd, adamw"]),
+    ("kd", ["--optimizer", "lion"], ["--optimizer: got lion", "one of sgd, adam, adamw"]),
     ("kd", ["--nesterov", "maybe"], ["--nesterov: got maybe", "true or false"]),
     ("dot", ["--delta", "0.2"], ["--delta: got 0.2", "momentum is 0.9"]),
-    ("dot", ["--host", "orc"], ["--host: got orc", "one of kd, dkd, crd, fitnets"]),
+    ("dot", ["--host", "boss"], ["--host: got boss", "one of kd, dkd, crd, fitnets"]),
     ("dot", ["--host", "supervised"], ["--host: got supervised", "one of kd, dkd, crd, fitnets"]),
     ("dot", ["--host-options", '{"temprature": 2}'], ["--host-options: got temprature", "temperature"]),
     ("dot", ["--host-options", '{"temperature": 0}'], ["temperature: got 0", "above 0"]),

@@ -12,11 +12,13 @@ from stillroom._version import __version__
 from stillroom.commands.parser import Parser
 from stillroom.errors import StillroomError, explained
 
-# Each is a module of `stillroom.commands` with a function `run(arguments, command)`; it is imported when it is asked for.
+# Each is a module of `stillroom.commands`, underscores for dashes, with a function `run(arguments, command)`; it is imported when it is
+# asked for.
 COMMANDS = {
     "run": "a method's whole experiment: teacher, student alone, student distilled, report",
     "compare": "several methods on equal terms: one teacher, the same students, data and budget",
     "cache": "store a teacher's answers, to train from without the teacher",
+    "cache-labels": "store a teacher's soft labels of many crops of each image",
     "export": "a run's student as ONNX, torch.export or described safetensors, checked",
     "predict": "what a run's student says about images",
 }
@@ -27,7 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
         if arguments[:1] and arguments[0] in COMMANDS:
-            command = importlib.import_module(f"stillroom.commands.{arguments[0]}")
+            command = importlib.import_module(f"stillroom.commands.{arguments[0].replace('-', '_')}")
             command.run(arguments[1:], f"stillroom {shlex.join(arguments)}")
         else:
             _parser().parse_args(arguments)

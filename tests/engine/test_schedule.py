@@ -5,9 +5,11 @@ from __future__ import annotations
 import math
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from stillroom.engine import Progress, Training
 from stillroom.engine.schedule import Schedule, multistep_lr, warmup_factor
 from stillroom.errors import InputError
 
@@ -34,6 +36,24 @@ def test_fractions_are_of_the_run() -> None:
     assert rates(Schedule("multistep", (0.57,)), 100, 1) == rates(Schedule("multistep", (57,)), 100, 1)
     # the shortest runs have a first epoch at the full rate, too
     assert rates(Schedule("multistep", (0.1,)), 2, 1) == [1.0, pytest.approx(0.1)]
+
+
+@pytest.mark.parametrize(("epochs", "steps"), [(1, 1), (1, 2), (2, 3), (5, 7)])
+@pytest.mark.parametrize("peak", [0.2, 0.3])
+def test_one_cycle_is_torchs(epochs: int, steps: int, peak: float) -> None:
+    plan = Training(epochs=epochs, optimizer="adam", lr=1e-3, momentum=0.95, schedule="onecycle", peak=peak)
+    optimizer = torch.optim.Adam([torch.zeros(1, requires_grad=True)], lr=1e-3)
+    theirs = torch.optim.lr_scheduler.OneCycleLR(optimizer, 1e-3, epochs * steps, pct_start=peak)
+    for step in range(epochs * steps):
+        progress = Progress(step // steps + 1, epochs, step, steps)
+        assert plan.rate(plan.lr, progress) == pytest.approx(optimizer.param_groups[0]["lr"], rel=1e-6)
+        assert plan.momentum_at(progress) == pytest.approx(optimizer.param_groups[0]["betas"][0], rel=1e-6)
+        optimizer.step()
+        if step + 1 < epochs * steps:
+            theirs.step()
+    assert Training().momentum_at(Progress()) is None
+    with pytest.raises(InputError, match="warmup_epochs"):
+        Training(schedule="onecycle", warmup_epochs=1)
 
 
 def test_cosine_falls_from_the_full_rate_to_zero() -> None:

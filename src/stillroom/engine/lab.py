@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
@@ -23,6 +23,7 @@ from stillroom.engine.checkpoints import AtomicCheckpointIO, Checkpoints
 from stillroom.engine.console import StageDisplay, quiet_libraries
 from stillroom.engine.distiller import Distiller
 from stillroom.engine.distributed import world_size
+from stillroom.engine.layout import channels_last
 from stillroom.engine.measure import measure, versions
 from stillroom.engine.options import LabOptions, check_port
 from stillroom.engine.recorder import Recorder, evaluate, seed_everything
@@ -90,6 +91,11 @@ class Lab:
         """Where work of one process is done."""
         return _device(self.options.accelerator)
 
+    def begin(self) -> None:
+        """Makes the run's folder and writes its arguments there, as the first stage does; for work that is no stage."""
+        if self.is_main:
+            self._run_folder.begin()
+
     @contextmanager
     def shared(self) -> Iterator[None]:
         """Stages inside serve all seeds of the run: they have the first seed, and a folder of their own."""
@@ -146,7 +152,8 @@ class Lab:
                 folder.write({"fingerprint": parts, "finished": False})
                 folder.write_indices(data.indices)
             whole = copy.deepcopy(distiller.student) if self.options.strategy.startswith("fsdp") else None
-            recorder = self._train(distiller, data, plan, folder, name)
+            with self._layout(distiller, data):
+                recorder = self._train(distiller, data, plan, folder, name)
             if whole is not None:  # the one that was trained is left in shards
                 distiller.student = whole
                 distiller.student.load_state_dict(recorder.weights)
@@ -224,6 +231,11 @@ class Lab:
     def finished(self, name: str) -> bool:
         """Whether the folder holds a finished stage of that name, of these arguments or of others: `fit` tells."""
         return bool((StageFolder(self.folder / f"{self._prefix}{name}").read() or {}).get("finished"))
+
+    def _layout(self, distiller: Distiller, data: TaskData) -> AbstractContextManager[Any]:
+        """The student's layout while it is trained. FSDP keeps weights flat, and Apple's GPUs gain nothing by another one."""
+        ordinary = self.options.layout == "contiguous" or self.options.strategy.startswith("fsdp") or self.device.type == "mps"
+        return nullcontext() if ordinary else channels_last(distiller.student, data.example_inputs())
 
     def _train(self, distiller: Distiller, data: TaskData, plan: Training, folder: StageFolder, name: str) -> Recorder:
         """Lightning's loop, with our callbacks."""

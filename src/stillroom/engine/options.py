@@ -6,6 +6,7 @@ import os
 import socket
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 from lightning.pytorch.strategies import StrategyRegistry
@@ -29,6 +30,8 @@ class LabOptions:
         precision: of the student's training: 32-true, bf16-mixed or 16-mixed.
         teacher_precision: bf16, fp16, fp32, or auto, which is bf16 where the device is fast at it.
         teacher_compile: compile the teacher's forward pass with torch.compile.
+        layout: of a student's convolution weights while it is trained: auto, which is channels last where the student can be trained so, or
+            contiguous. Speed, and the last bits of the numbers; files are the same.
         checkpoint_seconds: time between two checkpoints within an epoch; there is always one after each epoch.
         checkpoint_steps: if given, a checkpoint also after every so many batches.
         trust_pickle: allow weights files that need unpickling of arbitrary objects, which can run code of whoever made them.
@@ -45,6 +48,7 @@ class LabOptions:
     precision: str = "32-true"
     teacher_precision: Precision = "auto"
     teacher_compile: bool = False
+    layout: Literal["auto", "contiguous"] = "auto"
     checkpoint_seconds: float = 60.0
     checkpoint_steps: int | None = None
     trust_pickle: bool = False
@@ -61,6 +65,7 @@ class LabOptions:
         if not self.checkpoint_seconds >= 0:
             raise InputError("checkpoint_seconds", self.checkpoint_seconds, "a number of at least 0")
         for name, known in (
+            ("layout", ("auto", "contiguous")),
             ("accelerator", ("auto", "cpu", "gpu", "cuda", "mps")),
             ("strategy", ("auto", *StrategyRegistry.available_strategies())),
             ("precision", ("32-true", "bf16-mixed", "16-mixed", "bf16-true", "16-true", "64-true")),

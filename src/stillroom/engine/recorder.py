@@ -116,6 +116,7 @@ class Recorder(Callback):
         self.continued = 0
         self.weights: dict[str, Tensor] = {}
         self._sums: dict[str, Tensor] = {}
+        self._figures: set[str] = set()  # which of them are no losses, and in no total
         self._count = 0
         self._mark = 0.0
         self._eval_loader: Loader | None = None
@@ -165,14 +166,16 @@ class Recorder(Callback):
         seed_everything(self.seed, step, trainer.global_rank)
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Adds the step's terms to the epoch's sums, on the device."""
+        """Adds the step's terms to the epoch's sums, on the device; and its `figures`, where a method has some that are no losses."""
         assert isinstance(pl_module, Distiller)
-        for name, term in outputs["terms"].items():
+        self._figures |= outputs.get("figures", {}).keys()
+        recorded = {**outputs["terms"], **outputs.get("figures", {})}
+        for name, term in recorded.items():
             self._sums[name] = self._sums.get(name, torch.zeros((), dtype=torch.float64, device=term.device)) + term.reshape(()).double()
         self._count += 1
         self.samples += len(batch.ids) * trainer.world_size
         if self._count % LOG_EVERY == 0 and trainer.logger is not None:
-            figures = {f"train/{name}": float(term) for name, term in outputs["terms"].items()}
+            figures = {f"train/{name}": float(term) for name, term in recorded.items()}
             figures |= {"lr": _learning_rate(trainer), "samples_per_second": self.samples / self._tick()}
             trainer.logger.log_metrics(figures, pl_module.progress.step)
         self.display.step(batch_idx + 1)
@@ -184,8 +187,9 @@ class Recorder(Callback):
         means = torch.stack(list(self._sums.values())) / self._count
         means = trainer.strategy.reduce(means, reduce_op="mean")
         figures = {f"train/{name}": value for name, value in zip(self._sums, means.tolist(), strict=True)}
-        if len(figures) > 1:
-            figures["train/total"] = float(means.sum())
+        terms = [value for name, value in zip(self._sums, means, strict=True) if name not in self._figures]
+        if len(terms) > 1:
+            figures["train/total"] = float(torch.stack(terms).sum())
         self._sums, self._count = {}, 0
         scores = self.score(trainer, pl_module)
         epoch = trainer.current_epoch + 1

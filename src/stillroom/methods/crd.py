@@ -88,8 +88,8 @@ class CRD(Distiller):
 
     def losses(self, batch: Batch) -> Losses:
         """Cross-entropy, and the contrast in both directions. In train mode the memory takes in the batch afterwards."""
+        _, teacher_features = self._teacher_with_features(batch)  # first: its working memory is free again
         logits_BC, student_features = self._student_with_features(batch.inputs)
-        _, teacher_features = self._teacher_with_features(batch)
         student_BE = self.student_embedding(_pooled(student_features[self.student_layer], "student_layer"))
         teacher_BE = self.teacher_embedding(_pooled(teacher_features[self.teacher_layer], "teacher_layer"))
         by_student_BK1, by_teacher_BK1 = self.memory(student_BE, teacher_BE, batch.ids)

@@ -56,8 +56,8 @@ class DKD(Distiller):
 
     def losses(self, batch: Batch) -> Losses:
         """Cross-entropy and the decoupled divergences, each averaged over the batch."""
+        teacher_BC = self.teacher(batch)  # first: its working memory is free again
         logits_BC = self.student(batch.images)
-        teacher_BC = self.teacher(batch)
         dkd = dkd_loss(logits_BC, teacher_BC, batch.labels, alpha=self.alpha, beta=self.beta, temperature=self.temperature)
         return Losses(
             task={"ce": self.task_weight * cross_entropy(logits_BC.float(), batch.labels)},

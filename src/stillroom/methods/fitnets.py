@@ -73,8 +73,8 @@ class FitNets(Distiller):
 
     def losses(self, batch: Batch) -> Losses:
         """Cross-entropy, and the distance of the regressed guided layer to the hint."""
+        _, hint = self._teacher_with_hint(batch)  # first: its working memory is free again
         logits_BC, guided = self._student_with_guided(batch.inputs)
-        _, hint = self._teacher_with_hint(batch)
         regressed_BCHW = self.regressor(guided[self.student_layer])
         return Losses(
             task={"ce": self.task_weight * cross_entropy(logits_BC.float(), batch.labels)},

@@ -49,8 +49,8 @@ class KD(Distiller):
 
     def losses(self, batch: Batch) -> Losses:
         """Cross-entropy and the divergence from the teacher, each averaged over the batch."""
+        teacher_BC = self.teacher(batch)  # first: its working memory is free again
         logits_BC = self.student(batch.images)
-        teacher_BC = self.teacher(batch)
         return Losses(
             task={"ce": self.task_weight * cross_entropy(logits_BC.float(), batch.labels)},
             distill={"kd": self.kd_weight * kd_loss(logits_BC, teacher_BC, self.temperature)},

@@ -20,8 +20,8 @@ def batch(labels, ids=None):
     return Batch(torch.empty(len(labels), 0), labels, torch.arange(len(labels)) if ids is None else ids)
 
 
-def evaluated(logits, labels, classes=8, ids=None, size=25):
-    evaluator = ClassificationEvaluator(classes)
+def evaluated(logits, labels, classes=8, ids=None, size=25, groups=None):
+    evaluator = ClassificationEvaluator(classes, groups)
     ids = torch.arange(len(labels)) if ids is None else ids
     for start in range(0, len(labels), size):
         part = slice(start, start + size)
@@ -100,17 +100,64 @@ def test_half_precision_is_scored_in_single():
     assert evaluated(half, LABELS).compute() == pytest.approx(evaluated(half.float(), LABELS).compute())
 
 
+GROUPS = {"many": torch.arange(8) < 3, "few": torch.arange(8) >= 6}
+
+
+def test_a_groups_accuracy_is_the_mean_over_its_classes_of_the_accuracy_within_each():
+    figures = evaluated(LOGITS, LABELS, groups=GROUPS).compute()
+    hits = LOGITS.argmax(1) == LABELS
+    for name, classes in (("many", (0, 1, 2)), ("few", (6, 7))):
+        assert figures[name] == pytest.approx(100 * np.mean([hits[c == LABELS].float().mean().item() for c in classes]))
+    assert {name: figures[name] for name in evaluated(LOGITS, LABELS).compute()} == evaluated(LOGITS, LABELS).compute()
+
+
+def test_a_class_counts_in_its_group_however_few_samples_it_has():
+    labels = torch.tensor([0] * 9 + [1])
+    figures = evaluated(torch.eye(8)[torch.zeros(10, dtype=torch.int64)], labels, groups=GROUPS).compute()
+    assert figures["top1"] == pytest.approx(90)
+    assert figures["many"] == pytest.approx(50)  # classes 0 and 1; class 2 has no sample
+    assert math.isnan(figures["few"])
+
+
+def test_a_broken_answer_is_wrong_in_its_group():
+    logits = torch.eye(8)
+    logits[0] = float("nan")
+    figures = evaluated(logits, torch.arange(8), groups=GROUPS).compute()
+    assert figures["many"] == pytest.approx(100 * 2 / 3)
+    assert figures["few"] == 100
+
+
+def test_groups_are_forgotten_with_the_rest():
+    evaluator = evaluated(LOGITS, LABELS, groups=GROUPS)
+    evaluator.reset()
+    evaluator.update(torch.eye(8), batch(torch.arange(8)))
+    assert evaluator.compute()["many"] == 100
+
+
+@pytest.mark.parametrize(
+    "groups", [{"few": torch.zeros(8, dtype=torch.bool)}, {"few": torch.ones(7, dtype=torch.bool)}, {"few": torch.ones(8)}]
+)
+def test_a_group_must_be_a_mask_of_the_classes(groups):
+    with pytest.raises(InputError, match="groups: got few"):
+        ClassificationEvaluator(8, groups)
+
+
+def test_a_group_cannot_take_a_figures_name():
+    with pytest.raises(InputError, match="another name"):
+        ClassificationEvaluator(8, {"top1": torch.ones(8, dtype=torch.bool)})
+
+
 def _share(rank, folder):
     dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
     mine = torch.arange(0, 45) if rank == 0 else torch.arange(45, 60)
-    evaluator = evaluated(LOGITS[mine], LABELS[mine], ids=mine)
+    evaluator = evaluated(LOGITS[mine], LABELS[mine], ids=mine, groups=GROUPS)
     torch.save((evaluator.compute(), evaluator.details()), folder / f"{rank}.pt")
     dist.destroy_process_group()
 
 
 def test_two_processes_report_as_one(tmp_path):
     mp.start_processes(_share, (tmp_path,), 2, start_method="fork")  # spawned ones would import everything again
-    alone = evaluated(LOGITS, LABELS)
+    alone = evaluated(LOGITS, LABELS, groups=GROUPS)
     for rank in range(2):
         figures, details = torch.load(tmp_path / f"{rank}.pt", weights_only=False)
         assert figures == pytest.approx(alone.compute())

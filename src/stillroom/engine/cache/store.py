@@ -20,7 +20,7 @@ import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Protocol
 
 import numpy as np
 from filelock import FileLock, Timeout
@@ -39,9 +39,13 @@ class CacheFolder:
         argument: what the user calls it, for messages.
     """
 
+    schema, what, smaller = SCHEMA, "cache", "fewer views, or --top, take less"
+    files: tuple[str, ...] = ("cache.json", "example.npz", "teacher.json", "details.npz")  # the record first
+    folders: tuple[str, ...] = ("rows",)
+
     def __init__(self, path: Path, argument: str = "out") -> None:
         self.path, self.argument = path, argument
-        self._record_file = path / "cache.json"
+        self._record_file = path / self.files[0]
 
     def __str__(self) -> str:
         return str(self.path)
@@ -58,24 +62,28 @@ class CacheFolder:
             record: dict[str, Any] = json.loads(self._record_file.read_text(encoding="utf-8"))
             schema = record["schema"]
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise InputError(self.argument, f"{self._record_file} that cannot be read ({error})", "a cache that is not damaged") from None
-        if schema != SCHEMA:
-            raise InputError(self.argument, f"{self}, a cache of the form {schema}", f"one of the form {SCHEMA}; build it anew")
+            raise InputError(self.argument, f"{self._record_file} that cannot be read ({error})", self._sound) from None
+        if schema != self.schema:
+            raise InputError(self.argument, f"{self}, a {self.what} of the form {schema}", f"one of the form {self.schema}; build it anew")
         return record
 
     def clear(self) -> None:
         """Removes the cache, the record first."""
-        for name in ("cache.json", "example.npz", "teacher.json", "details.npz"):
+        for name in self.files:
             (self.path / name).unlink(missing_ok=True)
-        shutil.rmtree(self.path / "rows", ignore_errors=True)
+        for name in self.folders:
+            shutil.rmtree(self.path / name, ignore_errors=True)
 
     def write(self, record: Mapping[str, Any]) -> None:
         """Writes the record, whole or not at all."""
-        write_atomic(self._record_file, json.dumps({"schema": SCHEMA, **record}, indent=1))
+        write_atomic(self._record_file, json.dumps({"schema": self.schema, **record}, indent=1))
 
     @contextmanager
-    def locked(self) -> Iterator[None]:
+    def locked(self, *, wait: bool = False) -> Iterator[None]:
         """Nobody else builds here meanwhile; a process that dies holds no lock.
+
+        Args:
+            wait: until nobody does, however long that takes.
 
         Raises:
             InputError: somebody does, or the folder cannot be made.
@@ -83,7 +91,7 @@ class CacheFolder:
         lock = FileLock(self.path / ".lock")
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            lock.acquire(timeout=0)
+            lock.acquire(timeout=-1 if wait else 0)
         except Timeout:
             raise InputError(self.argument, f"{self}, which another process is building", "another folder, or a little patience") from None
         except OSError as error:
@@ -107,8 +115,17 @@ class CacheFolder:
         kept = record["key"]
         differs = [f"{name} was {kept.get(name)!r}, now {key[name]!r}" for name in key if kept.get(name) != key[name]]
         if differs:
-            got = f"{self}, a cache of something else ({'; '.join(differs[:4])})"
+            got = f"{self}, a {self.what} of something else ({'; '.join(differs[:4])})"
             raise InputError(self.argument, got, expected)
+
+    def rows(self, record: Mapping[str, Any]) -> int:
+        """Rows that are written one after the other: of a cache, samples times views."""
+        return int(record["samples"] * record["views"]["count"])
+
+    def shapes(self, record: Mapping[str, Any]) -> dict[str, tuple[tuple[int, ...], np.dtype[Any]]]:
+        """Shape and type of every array; of a cache [N, V, ...]."""
+        leading = record["samples"], record["views"]["count"]
+        return {name: ((*leading, *shape), np.dtype(dtype)) for name, (shape, dtype) in record["arrays"].items()}
 
     def open(self, record: Mapping[str, Any]) -> dict[str, np.ndarray]:
         """All arrays, mapped into memory: what is read of them is read from the disk when it is needed.
@@ -119,15 +136,15 @@ class CacheFolder:
             InputError: an array is missing or damaged.
         """
         arrays = {}
-        for name, (shape, dtype) in _arrays(record).items():
+        for name, (shape, dtype) in self.shapes(record).items():
             file = self._array_file(name)
             try:
                 array = np.load(file, mmap_mode="c", allow_pickle=False)
             except (OSError, ValueError, EOFError) as error:
-                raise InputError(self.argument, f"{file}, which cannot be read ({error})", "a cache that is not damaged") from None
+                raise InputError(self.argument, f"{file}, which cannot be read ({error})", self._sound) from None
             if array.shape != shape or array.dtype != dtype:
                 got = f"{file} with {array.dtype} {list(array.shape)}"
-                raise InputError(self.argument, got, f"{dtype} {list(shape)}: a cache that is not damaged")
+                raise InputError(self.argument, got, f"{dtype} {list(shape)}: {self._sound}")
             arrays[name] = array
         return arrays
 
@@ -151,7 +168,7 @@ class CacheFolder:
             with np.load(self.path / name, allow_pickle=False) as file:
                 return dict(file)
         except (OSError, ValueError, EOFError) as error:
-            raise InputError(self.argument, f"{self.path / name}, which cannot be read ({error})", "a cache that is not damaged") from None
+            raise InputError(self.argument, f"{self.path / name}, which cannot be read ({error})", self._sound) from None
 
     @contextmanager
     def writer(self, record: Mapping[str, Any]) -> Iterator[Writer]:
@@ -160,26 +177,44 @@ class CacheFolder:
         Raises:
             InputError: they do not fit on the disk.
         """
+        self.make_room(record)
+        with self.opened(record, fresh=not record["done"]) as files:
+            yield Writer(self, record, files)
+
+    def make_room(self, record: Mapping[str, Any]) -> None:
+        """Makes the folder of the arrays.
+
+        Raises:
+            InputError: they do not fit on the disk.
+        """
         (self.path / "rows").mkdir(exist_ok=True)
-        needed = sum(math.prod(shape) * dtype.itemsize for shape, dtype in _arrays(record).values())
+        needed = sum(math.prod(shape) * dtype.itemsize for shape, dtype in self.shapes(record).values())
         free = shutil.disk_usage(self.path).free
         present = sum(file.stat().st_blocks * 512 for file in (self.path / "rows").iterdir()) if os.name == "posix" else 0
         if needed > free + present:
             got = f"{self} with {free / 1e9:.2f} GB free"
-            raise InputError(self.argument, got, f"room for {needed / 1e9:.2f} GB; fewer views, or --top, take less")
-        with ExitStack() as stack:
-            files = {}
-            for name, (shape, dtype) in _arrays(record).items():
-                files[name] = stack.enter_context(self._opened(name, shape, dtype, fresh=not record["done"]))
-            yield Writer(self, record, files)
+            raise InputError(self.argument, got, f"room for {needed / 1e9:.2f} GB; {self.smaller}")
 
     @contextmanager
-    def _opened(self, name: str, shape: tuple[int, ...], dtype: np.dtype[Any], *, fresh: bool) -> Iterator[tuple[IO[bytes], int, int]]:
-        """An array's file, the place of its first row, and the bytes of a row.
+    def opened(self, record: Mapping[str, Any], *, fresh: bool) -> Iterator[dict[str, tuple[IO[bytes], int, int]]]:
+        """Every array's file, the place of its first row, and the bytes of a row.
 
-        Written as a file, not through a memory map: there a full disk is an error, here it would be the end of the process.
+        Args:
+            record: the folder's.
+            fresh: make the files anew.
         """
-        path, row = self._array_file(name), math.prod(shape[2:]) * dtype.itemsize
+        with ExitStack() as stack:
+            yield {
+                name: stack.enter_context(self._opened(name, shape, dtype, self.rows(record), fresh=fresh))
+                for name, (shape, dtype) in self.shapes(record).items()
+            }
+
+    @contextmanager
+    def _opened(
+        self, name: str, shape: tuple[int, ...], dtype: np.dtype[Any], rows: int, *, fresh: bool
+    ) -> Iterator[tuple[IO[bytes], int, int]]:
+        """Written as a file, not through a memory map: there a full disk is an error, here it would be the end of the process."""
+        path, whole = self._array_file(name), math.prod(shape) * dtype.itemsize
         header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
         start = io.BytesIO()
         np.lib.format.write_array_header_1_0(start, header)
@@ -187,19 +222,30 @@ class CacheFolder:
         with path.open("wb" if fresh else "r+b", buffering=0) as file:
             if fresh:
                 file.write(start.getvalue())
-                file.truncate(size + shape[0] * shape[1] * row)
+                file.truncate(size + whole)
             elif file.read(size) != start.getvalue():
-                raise InputError(self.argument, f"{path} with another header", "a cache that is not damaged")
-            yield file, size, row
+                raise InputError(self.argument, f"{path} with another header", self._sound)
+            yield file, size, whole // rows
+
+    @property
+    def _sound(self) -> str:
+        return f"a {self.what} that is not damaged"
 
     def _array_file(self, name: str) -> Path:
         return self.path / "rows" / f"{name}.npy"
 
 
+class Recorded(Protocol):
+    """What keeps the count of the rows that are done."""
+
+    def write(self, record: Mapping[str, Any]) -> None:
+        """Writes the record, whole or not at all."""
+
+
 class Writer:
     """Writes rows in their order."""
 
-    def __init__(self, folder: CacheFolder, record: Mapping[str, Any], files: Mapping[str, tuple[IO[bytes], int, int]]) -> None:
+    def __init__(self, folder: Recorded, record: Mapping[str, Any], files: Mapping[str, tuple[IO[bytes], int, int]]) -> None:
         self.folder, self.record, self.files = folder, dict(record), files
         self.done: int = record["done"]
         for file, start, row in files.values():
@@ -239,9 +285,3 @@ class Writer:
 
     def _failed(self, error: OSError) -> StillroomError:
         return StillroomError(f"{self.folder}: cannot be written ({error.strerror}); the same command goes on from what is done")
-
-
-def _arrays(record: Mapping[str, Any]) -> dict[str, tuple[tuple[int, ...], np.dtype[Any]]]:
-    """Shape [N, V, ...] and type of every array of a cache."""
-    rows = record["samples"], record["views"]["count"]
-    return {name: ((*rows, *shape), np.dtype(dtype)) for name, (shape, dtype) in record["arrays"].items()}

@@ -52,10 +52,11 @@ class ImageData:
     warning; the others are numbered without them, and the fingerprint tells sets with other files left out apart.
 
     Args:
-        data: where the images are: ``digits`` (small, comes with scikit-learn), ``imagefolder:PATH[,val=0.2]`` (folder or zip, one
-            folder per class), ``cifar10:PATH``, ``cifar100:PATH``, ``tiny-imagenet:PATH``, ``imagenet:PATH``, or
-            ``package.module:function`` or ``file.py:function`` returning (train, val). Behind any of them ``,imbalance=exp:100`` (or step,
-            reverse) trains on a long tail, with ``,largest=500`` images of its largest class, and ``,noise=0.2`` with wrong labels.
+        data: where the images are: ``digits`` (small, comes with scikit-learn), ``shapes`` (60 classes of drawn pictures),
+            ``imagefolder:PATH[,val=0.2]`` (folder or zip, one folder per class), ``cifar10:PATH``, ``cifar100:PATH``,
+            ``tiny-imagenet:PATH``, ``imagenet:PATH``, or ``package.module:function`` or ``file.py:function`` returning (train, val).
+            Behind any of them ``,imbalance=exp:100`` (or step, reverse) trains on a long tail, with ``,largest=500`` images of its largest
+            class, and ``,noise=0.2`` with wrong labels.
         batch_size: images in a batch, of all processes together.
         workers: processes that read images ahead; by default none for images in memory, else up to 4.
         image_size: height and width in pixels that the network is given; by default the data's own, or 224.

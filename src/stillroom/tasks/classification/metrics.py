@@ -43,23 +43,59 @@ class NegativeLogLikelihood(Metric):
         return self.total / self.count
 
 
+class ClassAccuracy(Metric):
+    """The share of right answers within each class, from predicted classes [B] (-1: none) and labels [B]."""
+
+    full_state_update = False
+    higher_is_better = True
+    right: Tensor
+    count: Tensor
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        for name in ("right", "count"):
+            self.add_state(name, torch.zeros(num_classes, dtype=torch.int64), dist_reduce_fx="sum")
+
+    def update(self, predicted_B: Tensor, labels_B: Tensor) -> None:
+        """Add a batch."""
+        self.count.index_add_(0, labels_B, torch.ones_like(labels_B))
+        self.right.index_add_(0, labels_B, (predicted_B == labels_B).to(labels_B.dtype))
+
+    def compute(self) -> Tensor:
+        """[C]; NaN for a class without samples."""
+        return self.right / self.count
+
+
 class ClassificationEvaluator:
     """Collects logits over a validation set, in one process or many.
 
-    Figures: `top1`, `top5` (with more than 5 classes) and `ece` (expected calibration error, 15 bins) in %, `nll` in nats.
+    Figures: `top1`, `top5` (with more than 5 classes) and `ece` (expected calibration error, 15 bins) in %, `nll` in nats; and for each
+    group of classes, by the group's name, the mean over its classes of the accuracy within the class, in %. A class without samples
+    does not count; a group of such classes is NaN.
 
     A sample whose logits give no probabilities (NaN, +inf) counts as wrong, its predicted class is -1 and its confidence NaN; `nll` and
     `ece` of a set with such a sample are NaN.
 
     Args:
         num_classes: C >= 2.
+        groups: name -> bool [C], which classes it has; they may overlap.
+
+    Raises:
+        InputError: a group without a class or of another length than C, or named like another figure.
     """
 
     primary = "top1"
     higher_is_better = True
 
-    def __init__(self, num_classes: int) -> None:
+    def __init__(self, num_classes: int, groups: Mapping[str, Tensor] | None = None) -> None:
         self.num_classes = num_classes
+        self.groups = {name: mask_C.detach().cpu() for name, mask_C in (groups or {}).items()}
+        for name, mask_C in self.groups.items():
+            if name in (*_PERCENT, "nll"):
+                raise InputError("groups", f"a group named {name}", "another name: that is a figure of the whole set")
+            if mask_C.dtype != torch.bool or mask_C.shape != (num_classes,) or not mask_C.any():
+                got = f"{name}: {mask_C.dtype} of shape {list(mask_C.shape)} with {int(mask_C.sum())} classes"
+                raise InputError("groups", got, f"at least one class, as bool of shape [{num_classes}]")
         # Groups would share one state between top1 and top5 whenever they agree on the first batch.
         self.accuracy = MetricCollection(
             {f"top{k}": MulticlassAccuracy(num_classes, top_k=k, average="micro") for k in (1, 5) if k == 1 or num_classes > 5},
@@ -67,11 +103,12 @@ class ClassificationEvaluator:
         )
         self.likelihood = NegativeLogLikelihood()
         self.calibration = MulticlassCalibrationError(num_classes, n_bins=15, norm="l1")
+        self.within_class = ClassAccuracy(num_classes)
         self._rows: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
 
     def to(self, device: torch.device | str) -> ClassificationEvaluator:
         """Move to where the logits will be."""
-        for metric in (self.accuracy, self.likelihood, self.calibration):
+        for metric in self._metrics:
             metric.to(device)
         return self
 
@@ -85,7 +122,10 @@ class ClassificationEvaluator:
         self.accuracy.update(torch.where(broken_B[:, None], worst_BC, logits_BC), labels_B)
         self.likelihood.update(logits_BC, labels_B)
         self.calibration.update(torch.where(broken_B[:, None], 1 / self.num_classes, probabilities_BC), labels_B)
-        self._rows.append((batch.ids, labels_B, torch.where(broken_B, -1, predicted_B), confidence_B))
+        answered_B = torch.where(broken_B, -1, predicted_B)
+        if self.groups:
+            self.within_class.update(answered_B, labels_B)
+        self._rows.append((batch.ids, labels_B, answered_B, confidence_B))
 
     def compute(self) -> dict[str, float]:
         """The figures, over all processes."""
@@ -93,6 +133,9 @@ class ClassificationEvaluator:
         figures = {name: float(value) * (100 if name in _PERCENT else 1) for name, value in values.items()}
         if np.isnan(figures["nll"]):
             figures["ece"] = float("nan")
+        if self.groups:
+            accuracy_C = self.within_class.compute().cpu().double()
+            figures |= {name: 100 * float(accuracy_C[mask_C].nanmean()) for name, mask_C in self.groups.items()}
         return figures
 
     def details(self) -> Details:
@@ -110,9 +153,14 @@ class ClassificationEvaluator:
 
     def reset(self) -> None:
         """Forget everything, for the next pass."""
-        for metric in (self.accuracy, self.likelihood, self.calibration):
+        for metric in self._metrics:
             metric.reset()
         self._rows = []
+
+    @property
+    def _metrics(self) -> tuple[Metric | MetricCollection, ...]:
+        groups = (self.within_class,) if self.groups else ()
+        return (self.accuracy, self.likelihood, self.calibration, *groups)
 
 
 def agreement(details_a: Mapping[str, np.ndarray], details_b: Mapping[str, np.ndarray]) -> float:

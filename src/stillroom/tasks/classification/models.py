@@ -3,6 +3,8 @@
 A spec is `SOURCE[@WEIGHTS]`, or the folder of a run:
 
 - SOURCE is `timm/NAME`, `torchvision/NAME`, `stillroom/NAME` (`networks.NETWORKS`), `package.module:function` or `file.py:function`;
+  runs record two more: `novel:SOURCE,...`, a network that has found classes besides those it was taught (`novel`), and
+  `shared:SOURCE,...`, one that ends in another's classifier (`shared_classifier`);
 - WEIGHTS is a file or a folder of weights, or the word `pretrained`: what timm and torchvision publish under that name;
 - a run's folder holds `student.json`, which says what the student is, and `student.safetensors`.
 """
@@ -14,8 +16,8 @@ import importlib.util
 import inspect
 import json
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any, cast
@@ -25,7 +27,9 @@ from torch import Tensor, nn
 
 from stillroom.engine.weights import load_weights
 from stillroom.errors import InputError, near
+from stillroom.tasks.classification import novel
 from stillroom.tasks.classification.networks import NETWORKS
+from stillroom.tasks.classification.shared_classifier import PREFIX, Shared
 
 GRAMMAR = (
     "timm/NAME, torchvision/NAME, stillroom/NAME, package.module:function or file.py:function, each with @weights if wanted, "
@@ -35,6 +39,7 @@ LIBRARIES = ("timm/", "torchvision/", "stillroom/")
 PRETRAINED = "pretrained"
 # these two return three logits in training unless they are told not to
 _AUXILIARY_HEADS = ("googlenet", "inception_v3")
+_SIDE = 224  # pixels of an image to learn shapes from, where the data's are not known
 
 
 @dataclass(frozen=True)
@@ -117,7 +122,8 @@ def build_classifier(
 def _anywhere(source: str) -> str:
     """A specification that means the same in another working directory: the path of a Python file made absolute."""
     file, colon, name = source.rpartition(":")
-    return f"{Path(file).resolve()}{colon}{name}" if file.endswith(".py") else source
+    composed = source.startswith((novel.PREFIX, PREFIX))
+    return f"{Path(file).resolve()}{colon}{name}" if file.endswith(".py") and not composed else source
 
 
 def _from_run(folder: Path, wanted: _Wanted, trust_pickle: bool) -> BuiltModel:
@@ -127,28 +133,51 @@ def _from_run(folder: Path, wanted: _Wanted, trust_pickle: bool) -> BuiltModel:
         raise InputError(wanted.argument, str(folder), "the folder of a finished run, which holds student.json and student.safetensors")
     try:
         card = json.loads(card_path.read_text(encoding="utf-8"))
+        task = card.get("task", "classification")
         source, num_classes = str(card["model"]).partition("@")[0], int(card["num_classes"])
         image_size = int(card["image_size"]) if "image_size" in card else wanted.image_size
         classes = tuple(str(name) for name in card["classes"]) if "classes" in card else None
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(wanted.argument, str(card_path), "JSON with the student's model and num_classes") from error
+    if task != "classification":
+        raise InputError(wanted.argument, f"{folder}, a student of the task {task}", "a student that classifies")
     if num_classes != wanted.num_classes:
         raise InputError(
             wanted.argument, f"{folder}, a student of {num_classes} classes", f"a network of {wanted.num_classes} classes, as the data has"
         )
-    file = source.rpartition(":")[0]
-    if file.endswith(".py") and Path(file).resolve().is_relative_to(folder.resolve()) and not trust_pickle:
-        raise InputError(
-            wanted.argument, str(folder), f"a run whose network is not code of the folder itself ({file}); trust_pickle=True runs that code"
-        )
     as_recorded = _Wanted(num_classes, image_size, wanted.in_channels, wanted.argument)
+    for file in _python_files(source, as_recorded):
+        if file.resolve().is_relative_to(folder.resolve()) and not trust_pickle:
+            expected = f"a run whose network is not code of the folder itself ({file}); trust_pickle=True runs that code"
+            raise InputError(wanted.argument, str(folder), expected)
     network = _untrained(source, as_recorded)
     weights = folder / "student.safetensors"
     load_weights(network, weights, trust_pickle=trust_pickle, argument=wanted.argument)
     return BuiltModel(network, source, str(weights), classes)
 
 
+def _python_files(source: str, wanted: _Wanted) -> list[Path]:
+    """The files whose code a specification without weights runs."""
+    parts: Sequence[str] = ()
+    if source.startswith(novel.PREFIX):
+        parts = [novel.NovelSpec.parse(source, wanted.argument).backbone]
+    elif source.startswith(PREFIX):
+        parts = Shared.parse(source, wanted.argument).parts()
+    if parts:
+        return [file for part in parts for file in _python_files(part, wanted)]
+    file = source.rpartition(":")[0]
+    return [Path(file)] if file.endswith(".py") else []
+
+
 def _untrained(source: str, wanted: _Wanted) -> nn.Module:
+    if source.startswith(novel.PREFIX):
+        spec = novel.NovelSpec.parse(source, wanted.argument)
+        return spec.build(lambda part, classes: _untrained(part, replace(wanted, num_classes=classes)), wanted.num_classes, wanted.argument)
+    if source.startswith(PREFIX):
+        example = torch.zeros(1, wanted.in_channels, *[wanted.image_size or _SIDE] * 2)
+        return Shared.parse(source, wanted.argument).build(
+            lambda part: _untrained(part, wanted), wanted.num_classes, example, wanted.argument
+        )
     library, _, name = source.partition("/")
     if library == "timm" and name:
         return _timm(name, wanted, pretrained=False)

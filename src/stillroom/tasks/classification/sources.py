@@ -27,6 +27,7 @@ from PIL import Image
 from stillroom.errors import InputError, near
 from stillroom.tasks.classification.folders import check_same, find_splits, list_classes, list_files, single_top
 from stillroom.tasks.classification.images import DatasetImages, FileImages, Images, MemoryImages, UnreadableImage, hold_out, stratified
+from stillroom.tasks.classification.shapes import SIZE, class_names, shape_images
 
 logger = logging.getLogger(__name__)
 
@@ -72,6 +73,8 @@ def open_source(spec: str, *, argument: str = "data") -> Source:
     Args:
         spec: one of
             ``digits``: scikit-learn's 8x8 scans, 900 for training and 897 for validation;
+            ``shapes``: 60 classes of 16x16 pictures, each a shape, a hue and a texture, drawn when asked for; 50 of each class for training
+            and 20 for validation, or ``,train=N,val=N``;
             ``imagefolder:PATH``: a folder or zip of ``train/CLASS/*.jpg`` and ``val/`` or ``test/``, or of ``CLASS/*.jpg``, of which the
             share ``,val=0.2`` (stratified, always the same images) is held out;
             ``cifar10:PATH``, ``cifar100:PATH``: the Python version of the sets as torchvision keeps it, downloaded where missing;
@@ -88,7 +91,7 @@ def open_source(spec: str, *, argument: str = "data") -> Source:
     if not colon:
         kind, options = _split_options(spec, argument)
     if kind in _OPENERS:
-        if kind != "digits" and not path:
+        if kind not in _EMBEDDED and not path:
             raise InputError(argument, spec, f"{kind}:PATH")
         return _OPENERS[kind](path, options, argument)
     if path and (kind.endswith(".py") or (re.fullmatch(r"[\w.]+", kind) and _module_exists(kind))):
@@ -118,6 +121,16 @@ def _open_digits(path: str, options: dict[str, str], argument: str) -> Source:
     classes = tuple(str(digit) for digit in range(10))
     # the digits' own mean and standard deviation (all 900 training scans), rounded
     return _source("digits", classes, images.take(taken), images.take(left), {}, 8, ((0.306,) * 3, (0.376,) * 3), "digits")
+
+
+def _open_shapes(path: str, options: dict[str, str], argument: str) -> Source:
+    if path:
+        raise InputError(argument, f"shapes:{path}", "shapes alone, or with options: it needs no path")
+    _no_options("shapes", options, argument, known=("train", "val"))
+    train, val = (_count(options.get(name, str(default)), f"{name}=", argument) for name, default in (("train", 50), ("val", 20)))
+    # the mean and standard deviation of all 3 000 training pictures, rounded
+    images = shape_images(train), shape_images(val, val=True)
+    return _source("shapes", class_names(), *images, {}, SIZE, ((0.47,) * 3, (0.29,) * 3), "digits")
 
 
 def _open_imagefolder(path: str, options: dict[str, str], argument: str) -> Source:
@@ -194,12 +207,14 @@ def _open_cifar100(path: str, options: dict[str, str], argument: str) -> Source:
 
 _OPENERS: dict[str, Callable[[str, dict[str, str], str], Source]] = {
     "digits": _open_digits,
+    "shapes": _open_shapes,
     "imagefolder": _open_imagefolder,
     "cifar10": _open_cifar10,
     "cifar100": _open_cifar100,
     "tiny-imagenet": _open_tiny_imagenet,
     "imagenet": _open_imagenet,
 }
+_EMBEDDED = ("digits", "shapes")  # these need no path
 
 
 def _from_function(place: str, function: str, options: dict[str, str], argument: str) -> Source:
@@ -383,6 +398,12 @@ def _fraction(text: str, argument: str) -> float:
     if not 0 < value < 1:
         raise InputError(argument, f"val={text}", "a share between 0 and 1, e.g. val=0.2")
     return value
+
+
+def _count(text: str, option: str, argument: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise InputError(argument, f"{option}{text}", "a whole number of at least 1")
+    return int(text)
 
 
 def _literal(text: str) -> Any:

@@ -6,6 +6,7 @@ The statistics are buffers of the network: what is shipped whitens new images wi
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -105,7 +106,8 @@ class Whitening(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """[B, in_channels, S, S] -> the same shape."""
-        with torch.autocast(images.device.type, enabled=False):
+        device = images.device.type  # shapes alone are worked out on "meta", which autocast does not know
+        with torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext():
             return ((self.contrast_normalised(images) - self.mean) @ self.matrix).view_as(images)
 
 

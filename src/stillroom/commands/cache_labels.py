@@ -1,0 +1,161 @@
+"""`stillroom cache-labels`: a teacher's soft labels of many crops of each image; `stillroom run ferkd --labels FOLDER` trains from them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from stillroom.commands.options import read_options
+from stillroom.commands.parser import named_as_typed
+from stillroom.engine import Lab, LabOptions, Training
+from stillroom.engine.cache.bank import LabelBank
+from stillroom.engine.cache.bank_folder import BankFolder
+from stillroom.engine.cache.labels import DEFAULT_TYPE, LabelDtype, LabelFormat
+from stillroom.engine.cache.released import ReleasedImages, export_released, import_released
+from stillroom.engine.console import StageDisplay, console
+from stillroom.errors import InputError
+from stillroom.tasks.classification import DIGITS, ImageData, network, teacher_stage
+from stillroom.tasks.classification.crops import Interpolation
+from stillroom.tasks.classification.labelling import Labelling, crop_rule, label_images, original_images
+
+PROG = "stillroom cache-labels"
+# FKD's best labeller of those that timm has; crops as it was trained with them (FerKD specification, "Hyper-parameters").
+PRESETS: dict[str, dict[str, Any]] = {
+    "paper": {
+        "data": "imagenet:data/imagenet",
+        "teacher": "timm/tf_efficientnet_l2.ns_jft_in1k_475@pretrained",
+        "image_size": 475,
+        "batch_size": 50,
+        "crops": 500,
+        "crop_area": [0.08, 0.936],
+        "flip": 0.5,
+        "label_type": DEFAULT_TYPE,
+        "temperature": 1.0,
+    }
+}
+
+
+def run(arguments: list[str], command: str) -> None:
+    """Writes a bank, goes on with one that was begun, or helps the processes that write it; prints where it is and how to use it.
+
+    Args:
+        arguments: what follows `stillroom cache-labels`.
+        command: the whole line that was typed.
+    """
+    given = read_options(PROG, cache_labels, arguments, data=ImageData, plan=DIGITS, presets=PRESETS, out="runs/labels")
+    with named_as_typed(*given.settings):
+        options = LabOptions(**{**given.lab, "out": Path(given.lab["out"])})
+        for name in ("devices", "num_nodes", "seeds"):
+            if getattr(options, name) != 1:
+                raise InputError(name, getattr(options, name), "1: start the command several times, and the processes share the images")
+        plan, data = Training(**given.plan), ImageData(**given.data)
+        # Where the bank is exported to is no part of what it is: that may be asked for once it is finished.
+        settings = {name: value for name, value in given.settings.items() if name != "export"}
+        bank = cache_labels(Lab(options, settings=settings), data, plan, **given.own)
+    _tell(bank)
+
+
+def cache_labels(
+    lab: Lab,
+    data: ImageData,
+    plan: Training = DIGITS,
+    teacher: str = "stillroom/convnet24",
+    teacher_epochs: int | None = None,
+    crops: int = 500,
+    label_type: str = DEFAULT_TYPE,
+    dtype: LabelDtype = "fp16",
+    temperature: float = 1.0,
+    crop_area: tuple[float, float] | None = None,
+    flip: float | None = None,
+    interpolation: Interpolation = "bicubic",
+    reference: str | None = None,
+    records: str | None = None,
+    export: str | None = None,
+) -> LabelBank:
+    """Label many random crops of each training image once, and store crops and labels; any number of processes may do it together.
+
+    Args:
+        lab: where and how to run.
+        data: the images, in the size and with the statistics that the teacher expects.
+        plan: how the teacher is trained, if it has to be.
+        teacher: network, optionally with weights after ``@``; without weights it is trained first. Or the folder of an earlier run.
+        teacher_epochs: epochs for a teacher that has to be trained; by default as many as the plan's.
+        crops: stored crops of each image; of imported records the most that one has.
+        label_type: what is stored of a label: ``ori`` everything, ``hard`` the class, ``smoothing`` the class and its probability,
+            ``marginal_smoothing_k5`` or ``marginal_renorm_k5`` the five largest probabilities (or another number).
+        dtype: of the stored probabilities: fp16 or fp32.
+        temperature: of the teacher's softmax.
+        crop_area: smallest and largest area of a crop, as fractions of the image's; by default 0.08 and 1, for digits 0.5 and 1.
+        flip: probability of a mirrored crop; by default 0.5, for digits 0.
+        interpolation: in resizing crops for the teacher: bilinear or bicubic.
+        reference: folder of a bank whose crops are labelled again, instead of new ones.
+        records: folder of released records (``train/CLASS/IMAGE.tar``) to import, instead of asking a teacher.
+        export: folder that the finished bank is also written to, as such records.
+    """
+    labelling = Labelling(crops, label_type, dtype, temperature, crop_rule(data, crop_area, flip), interpolation, lab.options.seed)
+    LabelFormat.of(label_type, data.num_classes, dtype)
+    again = None if reference is None else LabelBank(reference, argument="reference")
+    if records is None:
+        with lab.shared():
+            network(teacher, data, lab, "teacher")
+    elif not (Path(records) / "train").is_dir():
+        raise InputError("records", records, "a folder that holds a folder train of .tar files")
+    folder = BankFolder(lab.folder)
+    display = StageDisplay("labels")
+    with folder.locked(wait=True):  # one process trains the teacher, the others find it trained
+        if lab.options.overwrite:
+            _clear(folder)
+        lab.begin()
+        taught = teacher_stage(lab, data, plan, teacher, teacher_epochs) if records is None else None
+    display.start(1, data.train_size, [], 0)
+    try:
+        if taught is None:
+            bank = _imported(lab, data, Path(str(records)), labelling, display)
+        else:
+            bank = label_images(
+                lab.folder,
+                lab.teach(taught),
+                data,
+                labelling,
+                result=taught.result,
+                reference=again,
+                device=lab.device,
+                progress=lambda done, _: display.step(done),
+            )
+        if export is not None:
+            export_released(bank, Path(export))
+    finally:
+        display.stop()
+    return bank
+
+
+def _imported(lab: Lab, data: ImageData, root: Path, labelling: Labelling, display: StageDisplay) -> LabelBank:
+    """A bank of released records of the data's training images."""
+    images = original_images(data)
+    names = [images.name(index) for index in range(len(images))]
+    return import_released(
+        root,
+        lab.folder,
+        ReleasedImages(names, images.labels, data.classes),
+        label_type=labelling.label_type,
+        crops=labelling.crops,
+        dtype=labelling.dtype,
+        progress=lambda done, _: display.step(done),
+    )
+
+
+def _clear(folder: BankFolder) -> None:
+    """Removes the bank, unless somebody is writing it."""
+    record = folder.read()
+    for lane in folder.lanes(record) if record else []:
+        with lane.taken() as mine:
+            if not mine:
+                raise InputError("overwrite", f"{folder}, which another process is writing", "another folder, or a little patience")
+    folder.clear()
+
+
+def _tell(bank: LabelBank) -> None:
+    size = sum(file.stat().st_size for file in (bank.path / "rows").glob("*.npy"))
+    amount = f"{size / 1e6:.1f} MB" if size < 1e9 else f"{size / 1e9:.2f} GB"
+    console.print(f"labels: {len(bank)} images, {bank.crops} crops each, {bank.format.label_type}, {amount}", markup=False)
+    console.print(f"use it: stillroom run ferkd --labels {bank.path} with the same data", markup=False)

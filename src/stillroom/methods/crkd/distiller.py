@@ -1,0 +1,200 @@
+"""CrKD's two stages as distillers: supervised pre-training on the known classes, and discovery under the supervised model's relations."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple, get_args
+
+import torch
+from torch import Tensor, distributed, nn
+from torch.nn.functional import cross_entropy
+
+from stillroom.engine import Distiller, Losses, Teacher
+from stillroom.engine.distributed import world_size
+from stillroom.errors import InputError, at_least_zero, positive
+from stillroom.methods.crkd.loss import Divergence, Weighting, discovery_targets, joint_logits, relation_loss, swapped_prediction
+from stillroom.methods.crkd.networks import DiscoveryNetwork, train_only
+from stillroom.methods.crkd.schedule import learning_rate
+from stillroom.tasks.classification.novel import KnownClassifier
+from stillroom.tasks.classification.views import ViewBatch
+
+
+class Answers(NamedTuple):
+    """A discovery network's answer at evaluation.
+
+    Attributes:
+        logits: [H, B, L + U] of every head.
+        head_losses: S [H], the smallest of which says which head is best.
+    """
+
+    logits: Tensor
+    head_losses: Tensor
+
+
+class _Stage(Distiller):
+    """What both stages share: the paper's schedule, where the plan's is cosine (see `learning_rate`), and layers that are left as they are.
+
+    Args:
+        student: with a `backbone`.
+        teacher: if any.
+        min_lr: of the cosine schedule.
+        trained_layers: module paths of the backbone that are trained, besides the heads; all if none is named.
+    """
+
+    def __init__(
+        self,
+        student: KnownClassifier | DiscoveryNetwork,
+        teacher: Teacher | nn.Module | None = None,
+        *,
+        min_lr: float = 0.0,
+        trained_layers: Sequence[str] = (),
+    ) -> None:
+        super().__init__(student, teacher)
+        self.min_lr, self.trained_layers = at_least_zero("min_lr", min_lr), tuple(trained_layers)
+        train_only(student.backbone, self.trained_layers, "trained_layers")
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        """Sets the learning rate of the epoch."""
+        super().on_train_batch_start(batch, batch_idx)
+        if self.plan.schedule != "cosine":
+            return
+        optimizers = self.optimizers()
+        for optimizer in optimizers if isinstance(optimizers, list) else [optimizers]:
+            for group in optimizer.param_groups:
+                group["lr"] = self.rate(self.progress.epoch - 1, group["initial_lr"])
+
+    def rate(self, epoch: int, lr: float) -> float:
+        """The cosine schedule's rate of an epoch, counted from 0, for a full rate of `lr`."""
+        return learning_rate(epoch, lr=lr, min_lr=self.min_lr, warmup_epochs=int(self.plan.warmup_epochs), epochs=self.plan.epochs)
+
+
+class Pretraining(_Stage):
+    """Stage 1: backbone and known head learn the known classes from their labels.
+
+        L = mean over all views of CE(l / tau, label)
+
+    Args:
+        student: backbone and known head.
+        min_lr: learning rate at both ends of the cosine schedule.
+        trained_layers: module paths of the backbone that are trained, besides the head; all if none is named.
+    """
+
+    student: KnownClassifier
+
+    def __init__(self, student: KnownClassifier, *, min_lr: float = 0.0, trained_layers: Sequence[str] = ()) -> None:
+        super().__init__(student, min_lr=min_lr, trained_layers=trained_layers)
+
+    def losses(self, batch: ViewBatch) -> Losses:
+        """Cross-entropy, averaged over the batch and over the views, each of which is a forward pass of its own."""
+        if self.training:
+            self.student.known.normalise()
+        by_view = [cross_entropy(self.student(view).float(), batch.labels) for view in batch.views]
+        return Losses(task={"ce": torch.stack(by_view).mean()})
+
+
+class Discovery(_Stage):
+    """Stage 2: known classes are kept, novel ones found, and what the novel resemble among the known is what the supervised model says.
+
+        L = mean over heads of L_cl + alpha * mean over heads of L_rel
+
+    An image whose label is a known class (0 .. L-1) is labelled; every other label means unlabelled, and is not looked at.
+
+    Over several processes the pseudo-labels are balanced over the images of all of them, and the heads' sums are averaged. The means of
+    L_rel and of its weight are those of each process: an inference, as the released code runs in one.
+
+    Args:
+        student: the discovery network.
+        teacher: the supervised network; answers with its known logits divided by its temperature.
+        large_views: V, how many of a batch's views are large crops; they come first.
+        alpha: weight of L_rel; with 0 this is UNO, and the teacher is not asked.
+        temperature, kd_temperature, weighting, divergence: see `relation_loss`.
+        epsilon, iterations: of Sinkhorn.
+        min_lr: learning rate at both ends of the cosine schedule.
+        trained_layers: module paths of the backbone that are trained, besides the heads; all if none is named.
+
+    Raises:
+        InputError: a number is out of its range.
+    """
+
+    student: DiscoveryNetwork
+    teacher: Teacher
+
+    def __init__(
+        self,
+        student: DiscoveryNetwork,
+        teacher: Teacher | nn.Module,
+        *,
+        large_views: int = 2,
+        alpha: float = 0.1,
+        kd_temperature: float = 4.0,
+        weighting: Weighting = "learnable",
+        divergence: Divergence = "cross-entropy",
+        epsilon: float = 0.05,
+        iterations: int = 3,
+        min_lr: float = 0.0,
+        trained_layers: Sequence[str] = (),
+    ) -> None:
+        super().__init__(student, teacher, min_lr=min_lr, trained_layers=trained_layers)
+        if large_views < 1:
+            raise InputError("large_views", large_views, "a whole number of at least 1")
+        self.large_views, self.alpha = large_views, at_least_zero("alpha", alpha)
+        self.temperature, self.kd_temperature = student.temperature, positive("kd_temperature", kd_temperature)
+        for name, choice, known in (("weighting", weighting, Weighting), ("divergence", divergence, Divergence)):
+            if choice not in get_args(known):
+                raise InputError(name, choice, f"one of {', '.join(get_args(known))}")
+        if iterations < 1:
+            raise InputError("iterations", iterations, "a whole number of at least 1")
+        self.weighting, self.divergence = weighting, divergence
+        self.epsilon, self.iterations = positive("epsilon", epsilon), iterations
+
+    def losses(self, batch: ViewBatch) -> Losses:
+        """Swapped predictions and class relations, averaged over the heads; in train mode the heads' losses enter their sums."""
+        views, large = batch.views, self.large_views
+        if len(views) < large:
+            raise InputError("large_views", large, f"at most the {len(views)} views of a batch")
+        if self.training:
+            if len(batch.ids) < 2:
+                raise InputError("batch_size", len(batch.ids), "at least 2 images in each process: the heads' batch norm needs them")
+            self.student.normalise_prototypes()
+        known, novel = zip(*[self.student.cosines(view) for view in views], strict=True)  # batch norm sees each view by itself
+        known_WBL, novel_WHBU = torch.stack(known), torch.stack(novel)
+        logits_WHBK = joint_logits(known_WBL, novel_WHBU)
+        known_classes = known_WBL.shape[-1]
+        labelled_B = (batch.labels >= 0) & (batch.labels < known_classes)
+        targets_VHBK = discovery_targets(
+            novel_WHBU[:large],
+            batch.labels,
+            labelled_B,
+            known_classes,
+            epsilon=self.epsilon,
+            iterations=self.iterations,
+            over_processes=True,
+        )
+        cluster_H = swapped_prediction(logits_WHBK, targets_VHBK, self.temperature)
+        if self.training:
+            self._track(cluster_H.detach().clone())
+        task = {"cluster": cluster_H.mean()}
+        if not self.alpha:
+            return Losses(task)
+        answers_NL = self.teacher(torch.cat(views[:large])) * self.temperature
+        relation_H = relation_loss(
+            logits_WHBK[:large],
+            answers_NL.view(large, 1, -1, known_classes),
+            labelled_B,
+            temperature=self.temperature,
+            kd_temperature=self.kd_temperature,
+            weighting=self.weighting,
+            divergence=self.divergence,
+        )
+        return Losses(task, distill={"relation": self.alpha * relation_H.mean()})
+
+    def predict(self, batch: Any) -> Answers:
+        """Every head's logits, and what says which head is best."""
+        return Answers(self.student(batch.inputs), self.student.head_losses)
+
+    def _track(self, cluster_H: Tensor) -> None:
+        """S += L_cl(h): over the whole training, as the released code does, and equal in all processes."""
+        if world_size() > 1:
+            distributed.all_reduce(cluster_H)
+            cluster_H = cluster_H / world_size()
+        self.student.head_losses += cluster_H

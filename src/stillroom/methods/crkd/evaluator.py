@@ -1,0 +1,96 @@
+"""Scores a discovery network: the novel training images among themselves, and the validation images of all classes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, distributed
+
+from stillroom.engine.distributed import world_size
+from stillroom.methods.crkd.distiller import Answers
+from stillroom.methods.crkd.metrics import Clustering, Matching, SplitClustering, clustering, match, split_clustering
+
+
+class DiscoveryEvaluator:
+    """Collects every head's answers on two sets of images, which their ids tell apart.
+
+    Figures, in %; each is the mean over the heads, and under the name with `_best` that of the head with the smallest training loss:
+
+    - `aware`, the headline: task-aware accuracy on the unlabelled training images, argmax among the novel classes, with `aware_nmi` and
+      `aware_ari`;
+    - `v2_all`, `v2_known`, `v2_novel`: task-agnostic accuracy on the validation images, argmax among all classes, one matching of all
+      classes (the released code's default); `v3_...`: known classes stand for themselves and the novel ones alone are matched.
+
+    Args:
+        known_classes: L.
+        validation: images of the validation set, whose ids are below this number; larger ones are unlabelled training images.
+    """
+
+    primary = "aware"
+    higher_is_better = True
+
+    def __init__(self, known_classes: int, validation: int) -> None:
+        self.known_classes, self.validation = known_classes, validation
+        self._rows: list[tuple[Tensor, ...]] = []
+        self._head_losses = torch.zeros(1)
+
+    def reset(self) -> None:
+        """Forgets everything, for the next pass."""
+        self._rows = []
+
+    def to(self, device: torch.device | str) -> DiscoveryEvaluator:
+        """Nothing to move: answers stay where they are given."""
+        return self
+
+    def update(self, answers: Answers, batch: Any) -> None:
+        """Takes in a batch with its `labels` and `ids`."""
+        logits_HBK = answers.logits.detach().float()
+        confidence_HB, joint_HB = logits_HBK.softmax(-1).max(-1)
+        novel_HB = logits_HBK[..., self.known_classes :].argmax(-1)
+        self._rows.append((batch.ids, batch.labels, joint_HB.T, novel_HB.T, confidence_HB.T))
+        self._head_losses = answers.head_losses
+
+    def compute(self) -> dict[str, float]:
+        """The figures, over all processes; all of them must call."""
+        ids, labels, joint, novel, _ = self._columns()
+        shown, best = ids < self.validation, self._best()
+        heads = range(joint.shape[1])
+        aware = [clustering(novel[~shown, h], labels[~shown]) for h in heads]
+        figures = _figures("aware", aware, best, {"": "accuracy", "_nmi": "nmi", "_ari": "ari"})
+        matchings: dict[str, Matching] = {"v2": "all", "v3": "novel"}
+        for name, matching in matchings.items():
+            split = [split_clustering(joint[shown, h], labels[shown], self.known_classes, matching) for h in heads]
+            figures |= _figures(name, split, best, {"_all": "all", "_known": "known", "_novel": "novel"})
+        return figures
+
+    def details(self) -> dict[str, np.ndarray]:
+        """The best head on every validation image: `ids`, `labels`, `predicted` (the class that its answer is matched with, as in v2)
+        int64 [N] and `confidence` float32 [N]."""
+        ids, labels, joint, _, confidence = self._columns()
+        shown, best = ids < self.validation, self._best()
+        predicted = match(joint[shown, best], labels[shown])[joint[shown, best]]
+        return {"ids": ids[shown], "labels": labels[shown], "predicted": predicted, "confidence": confidence[shown, best]}
+
+    def _best(self) -> int:
+        return int(self._head_losses.argmin())
+
+    def _columns(self) -> list[np.ndarray]:
+        """What `update` collected, of all processes, each image once and in the order of ids."""
+        columns = [torch.cat(column).cpu().numpy() for column in zip(*self._rows, strict=True)]
+        if world_size() > 1:
+            gathered: list[Any] = [None] * world_size()
+            distributed.all_gather_object(gathered, columns)
+            columns = [np.concatenate(parts) for parts in zip(*[one for one in gathered if one], strict=True)]
+        _, first = np.unique(columns[0], return_index=True)
+        return [column[first] for column in columns]
+
+
+def _figures(prefix: str, heads: list[Clustering] | list[SplitClustering], best: int, names: dict[str, str]) -> dict[str, float]:
+    """Mean over the heads, and the best head's number, in %."""
+    found: dict[str, float] = {}
+    for suffix, attribute in names.items():
+        values = [100 * getattr(head, attribute) for head in heads]
+        found |= {f"{prefix}{suffix}": float(np.mean(values)), f"{prefix}{suffix}_best": values[best]}
+    return found

@@ -1,0 +1,235 @@
+"""CrKD's experiment: supervised pre-training on the known classes, then discovery from there without and with class relations."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, Literal
+
+from stillroom.engine import Lab, Report, Trained, Training
+from stillroom.engine.measure import measure
+from stillroom.errors import InputError
+from stillroom.methods.crkd.data import NovelClassData
+from stillroom.methods.crkd.distiller import Discovery, Pretraining
+from stillroom.methods.crkd.loss import Divergence, Weighting
+from stillroom.methods.crkd.networks import DiscoveryNetwork, train_only
+from stillroom.methods.crkd.views import Style, crops
+from stillroom.tasks.classification import ImageData, network
+from stillroom.tasks.classification.novel import KnownClassifier, NovelSpec, Prototypes, headless
+from stillroom.tasks.classification.views import View
+
+# One-cycle-like: the paper's schedule, shortened.
+SHORT = Training(epochs=16, lr=0.1, weight_decay=1.5e-4, schedule="cosine", warmup_epochs=4)
+_BY_AUGMENTATION: dict[str, Style] = {"cifar": "cifar", "tiny-imagenet": "cifar", "imagenet": "photographs"}
+
+
+def pretrained_stage(lab: Lab, data: ImageData, plan: Training, student: str, views: Sequence[View], said: str, **options: Any) -> Trained:
+    """Stage 1: the supervised network.
+
+    Args:
+        lab: where to run.
+        data: of the known classes.
+        plan: how to train.
+        student: specification of a classifier, whose head is replaced.
+        views, said: how images are shown.
+        options: of `Pretraining`, and `temperature`.
+    """
+    supervised, spec = _fresh(lab, data, student, options.pop("temperature"))
+    return lab.fit(Pretraining(supervised, **options), data.in_views(*views, said=said), plan, name="supervised", model=spec)
+
+
+def _fresh(lab: Lab, data: ImageData, student: str, temperature: float) -> tuple[KnownClassifier, str]:
+    """The network of stage 1, and the specification of its backbone."""
+    built = network(student, data, lab, "student")
+    backbone, features = headless(built.network, data.num_classes, "student")
+    return KnownClassifier(backbone, Prototypes(features, data.num_classes), temperature=temperature), built.spec
+
+
+def discovery_stage(
+    lab: Lab,
+    data: NovelClassData,
+    plan: Training,
+    supervised: Trained,
+    name: str,
+    views: Sequence[View],
+    said: str,
+    *,
+    heads: int,
+    hidden: int,
+    projection: int,
+    layers: int,
+    **options: Any,
+) -> Trained:
+    """Stage 2, from a copy of the supervised network's weights and under its relations; what it ships is the best head's network.
+
+    Args:
+        lab, data, plan: where, on what and how to train.
+        supervised: stage 1.
+        name: of the stage.
+        views, said: how images are shown.
+        heads, hidden, projection, layers: see `DiscoveryNetwork`.
+        options: of `Discovery`.
+    """
+    assert isinstance(supervised.network, KnownClassifier)
+    taught = copy.deepcopy(supervised.network)
+    student = DiscoveryNetwork(taught, data.clusters, heads=heads, hidden=hidden, projection=projection, layers=layers)
+    known, temperature = data.known_classes, taught.temperature
+    spec = NovelSpec(supervised.result.model, known, hidden=hidden, projection=projection, layers=layers, temperature=temperature)
+    distiller = Discovery(student, lab.teach(supervised), **options)
+    trained = lab.fit(distiller, data.in_views(*views, said=said), plan, name=name, model=str(spec))
+    shipped = student.best()
+    result = replace(trained.result, footprint=measure(shipped, data.example_inputs()))
+    return replace(trained, network=shipped, result=result)
+
+
+def recipe(
+    lab: Lab,
+    data: NovelClassData,
+    plan: Training = SHORT,
+    student: str = "stillroom/resnet8",
+    views: Style | Literal["auto"] = "auto",
+    large_crops: int = 2,
+    small_crops: int = 0,
+    heads: int = 2,
+    hidden: int = 128,
+    projection: int = 32,
+    projection_layers: int = 1,
+    alpha: float = 0.1,
+    temperature: float = 0.1,
+    kd_temperature: float = 4.0,
+    weighting: Weighting = "learnable",
+    divergence: Divergence = "cross-entropy",
+    epsilon: float = 0.05,
+    sinkhorn_iterations: int = 3,
+    min_lr: float = 0.0,
+    trained_layers: tuple[str, ...] = (),
+    pretrain_epochs: int = 10,
+    pretrain_lr: float = 0.1,
+    pretrain_optimizer: Literal["sgd", "adam", "adamw"] | None = None,
+    pretrain_warmup_epochs: int = 0,
+    pretrain_trained_layers: tuple[str, ...] = (),
+) -> Report:
+    """Learn the known classes with labels, then find the novel ones with UNO and with class-relation distillation; compare the two.
+
+    Args:
+        lab: where and how to run.
+        data: the images, and which classes are known.
+        plan: how the discovery is trained. The schedule cosine is the paper's here: constant within an epoch, warm-up from `min_lr`.
+        student: network, optionally with weights after ``@``; its head is replaced. It is its own teacher after the pre-training.
+        views: how an image is changed for its crops: cifar, photographs (as for vision transformers), small (pictures of some 16
+            pixels), digits (those, not mirrored), or auto: what suits the data.
+        large_crops: V, views of an image that give targets.
+        small_crops: S, views that only predict; for cifar's views.
+        heads: H, novel heads; the one with the smallest training loss is shipped.
+        hidden: M, hidden width of the novel heads' projectors.
+        projection: P, width of the space in which novel classes are found.
+        projection_layers: K, hidden layers of the projectors.
+        alpha: weight of the class-relation distillation.
+        temperature: tau > 0 of all softmaxes over cosines.
+        kd_temperature: T > 0, on top of tau for the class relations.
+        weighting: of the unlabelled images in the distillation: learnable (the paper's) or constant.
+        divergence: cross-entropy (the released code's) or kl (the paper's).
+        epsilon: of Sinkhorn; smaller makes harder pseudo-labels.
+        sinkhorn_iterations: of its two normalisations.
+        min_lr: learning rate at both ends of the schedule, of both stages.
+        trained_layers: module paths of the backbone that discovery trains, e.g. ``[blocks.11]``; all by default.
+        pretrain_epochs: epochs on the known classes.
+        pretrain_lr: their learning rate.
+        pretrain_optimizer: by default that of the discovery.
+        pretrain_warmup_epochs: their warm-up.
+        pretrain_trained_layers: module paths of the backbone that the pre-training trains; all by default.
+    """
+    if views == "auto":
+        views = "digits" if data.source.name == "digits" else _BY_AUGMENTATION.get(data.augment, "small")
+    shown = crops(views, data.image_size, data.mean, data.std, large=large_crops, small=small_crops)
+    said = f"crkd {views} {large_crops}+{small_crops}"
+    known = data.supervised()
+    for name, epochs, warmup in (("", plan.epochs, plan.warmup_epochs), ("pretrain_", pretrain_epochs, pretrain_warmup_epochs)):
+        if epochs < 1:
+            raise InputError(f"{name}epochs", epochs, "a number of at least 1")
+        if not 0 <= warmup < epochs or (warmup % 1 and plan.schedule == "cosine"):
+            raise InputError(f"{name}warmup_epochs", warmup, f"a whole number below that of the epochs ({epochs})")
+    before = replace(
+        plan,
+        epochs=pretrain_epochs,
+        lr=pretrain_lr,
+        optimizer=pretrain_optimizer or plan.optimizer,
+        warmup_epochs=pretrain_warmup_epochs,
+    )
+    first: dict[str, Any] = {"temperature": temperature, "min_lr": min_lr, "trained_layers": pretrain_trained_layers}
+    shape = {"heads": heads, "hidden": hidden, "projection": projection, "layers": projection_layers}
+    second: dict[str, Any] = {
+        "large_views": large_crops,
+        "kd_temperature": kd_temperature,
+        "weighting": weighting,
+        "divergence": divergence,
+        "epsilon": epsilon,
+        "iterations": sinkhorn_iterations,
+        "min_lr": min_lr,
+        "trained_layers": trained_layers,
+    }
+    with lab.shared():  # everything is built once and thrown away: what is wrong with an argument is said before the pre-training
+        tried, _ = _fresh(lab, known, student, temperature)
+        Discovery(DiscoveryNetwork(tried, data.clusters, **shape), tried, **second, alpha=alpha)
+        train_only(tried.backbone, pretrain_trained_layers, "pretrain_trained_layers")
+    supervised = pretrained_stage(lab, known, before, student, shown, said, **first)
+    arms = {
+        name: discovery_stage(lab, data, plan, supervised, name, shown, said, **shape, **second, alpha=weight)
+        for name, weight in (("uno", 0.0), ("crkd", alpha))
+    }
+    return lab.report("crkd", data, arms, baseline="uno", ship="crkd")
+
+
+_SHARED: dict[str, Any] = {
+    "batch_size": 512,
+    "weight_decay": 1.5e-4,
+    "momentum": 0.9,
+    "schedule": "cosine",
+    "precision": "16-mixed",
+    "workers": 8,
+}
+_HEADS: dict[str, Any] = {"hidden": 2048, "projection": 256, "projection_layers": 1}
+_CIFAR: dict[str, Any] = {
+    **_SHARED,
+    **_HEADS,
+    "data": "cifar100:data/cifar100",
+    "student": "stillroom/resnet18",
+    "views": "cifar",
+    "small_crops": 2,
+    "heads": 4,
+    "optimizer": "sgd",
+    "lr": 0.4,
+    "min_lr": 0.001,
+    "warmup_epochs": 10,
+    "epochs": 500,
+    "pretrain_epochs": 500,
+    "pretrain_lr": 0.1,
+    "pretrain_warmup_epochs": 10,
+}
+_FINE_GRAINED: dict[str, Any] = {
+    **_SHARED,
+    **_HEADS,
+    "student": "timm/vit_base_patch16_224.dino@pretrained",
+    "views": "photographs",
+    "small_crops": 0,
+    "heads": 2,
+    "optimizer": "adamw",
+    "lr": 1e-3,
+    "min_lr": 1e-4,
+    "warmup_epochs": 10,
+    "epochs": 100,
+    "pretrain_epochs": 50,
+    "pretrain_lr": 1e-3,
+    "pretrain_warmup_epochs": 5,
+    "trained_layers": ["blocks.11"],
+    "pretrain_trained_layers": ["blocks.11"],
+}
+PRESETS = {
+    "paper": {**_CIFAR, "known": 50},
+    "paper:cifar100-80": {**_CIFAR, "known": 80},
+    "paper:cifar10": {**_CIFAR, "data": "cifar10:data/cifar10", "known": 5},
+    "paper:cub": {**_FINE_GRAINED, "data": "imagefolder:data/cub", "known": 100},
+    "paper:cars": {**_FINE_GRAINED, "data": "imagefolder:data/stanford-cars", "known": 98},
+    "paper:aircraft": {**_FINE_GRAINED, "data": "imagefolder:data/aircraft", "known": 50},
+}

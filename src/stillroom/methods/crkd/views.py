@@ -1,0 +1,116 @@
+"""The crops that one image is shown in: V large ones, which give targets, then S small ones, which only predict."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal, get_args
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import pad
+from torchvision.transforms import v2
+
+from stillroom.engine.loading import uniforms
+from stillroom.errors import InputError
+from stillroom.tasks.classification.transforms import Parameters, Transform, eval_transform
+from stillroom.tasks.classification.views import View
+
+Style = Literal["cifar", "photographs", "small", "digits"]
+
+
+def crops(style: Style, image_size: int, mean: Sequence[float], std: Sequence[float], *, large: int, small: int) -> tuple[View, ...]:
+    """The views of a training image.
+
+    - cifar: large crops are shifted by up to an eighth of the size or cut out of half of the area and more; small ones, 9/16 of the size,
+      out of 30 to 80 % of it. Mirrored, colours jittered, at times solarised or equalised.
+    - photographs: the shorter side brought to 256/224 of the size, a random window of the size, mirrored.
+    - small: of pictures of some 16 pixels, which a crop would destroy: mirrored, shifted by up to a pixel, noise; digits: not mirrored.
+
+    Args:
+        style: which of these; small crops are there for cifar alone.
+        image_size: side of the large crops, in pixels.
+        mean, std: of each channel, for pixels in [0, 1].
+        large, small: V and S, two or more together.
+
+    Raises:
+        InputError: too few views, or small crops of a style that has none.
+
+    Source: CrKD's released code; "small" and "digits" are the project's own, for its experiments.
+    """
+    if style not in get_args(Style):
+        raise InputError("views", style, f"one of {', '.join(get_args(Style))}")
+    if large < 1:
+        raise InputError("large_crops", large, "a whole number of at least 1")
+    if small < 0 or (small and style != "cifar"):
+        raise InputError("small_crops", small, "a whole number from 0" if style == "cifar" else f"0: {style} has no small crops")
+    if large + small < 2:
+        raise InputError("large_crops", large, "two or more views of an image, large and small ones together")
+    if style == "photographs":
+        return (_photograph(image_size, mean, std),) * large
+    if style != "cifar":
+        fit = eval_transform("none", image_size, mean, std).each
+        return (Transform(fit, mean, std, together=_ShiftNoise(mirrored=style == "small")),) * large
+    return (_large(image_size, mean, std),) * large + (_small(round(image_size * 18 / 32), mean, std),) * small
+
+
+def _large(size: int, mean: Sequence[float], std: Sequence[float]) -> v2.Transform:
+    window = v2.RandomChoice([v2.RandomCrop(size, padding=size // 8), v2.RandomResizedCrop(size, scale=(0.5, 1.0), antialias=True)])
+    return v2.Compose([v2.ToImage(), v2.RGB(), window, *_colours(0.6, 0.1), *_normalised(mean, std)])
+
+
+def _small(size: int, mean: Sequence[float], std: Sequence[float]) -> v2.Transform:
+    window = v2.RandomResizedCrop(size, scale=(0.3, 0.8), antialias=True)
+    return v2.Compose([v2.ToImage(), v2.RGB(), window, *_colours(0.8, 0.2), *_normalised(mean, std)])
+
+
+def _photograph(size: int, mean: Sequence[float], std: Sequence[float]) -> v2.Transform:
+    resized = v2.Resize(round(size * 256 / 224), interpolation=v2.InterpolationMode.BICUBIC, antialias=True)
+    return v2.Compose([v2.ToImage(), v2.RGB(), resized, v2.RandomCrop(size), v2.RandomHorizontalFlip(), *_normalised(mean, std)])
+
+
+def _colours(jitter: float, extreme: float) -> list[nn.Module]:
+    """Mirror, colour jitter, solarisation and equalisation, with these probabilities."""
+    return [
+        v2.RandomHorizontalFlip(),
+        v2.RandomApply([v2.ColorJitter(0.4, 0.4, 0.2, 0.1)], p=jitter),
+        v2.RandomApply([_Solarise()], p=extreme),
+        v2.RandomEqualize(p=extreme),
+    ]
+
+
+def _normalised(mean: Sequence[float], std: Sequence[float]) -> list[nn.Module]:
+    return [v2.ToDtype(torch.float32, scale=True), v2.Normalize(list(mean), list(std)), v2.ToPureTensor()]
+
+
+class _Solarise(nn.Module):
+    """Inverts what is as bright as a threshold or brighter, which is uniform in 0 .. 256."""
+
+    def forward(self, image: Tensor) -> Tensor:
+        """uint8 [3, H, W]."""
+        return torch.where(image >= 256 * torch.rand(()), 255 - image, image)
+
+
+class _ShiftNoise:
+    """Shifted by -1, 0 or 1 pixels in both directions (the edge repeated), noise of deviation 0.08; half of them mirrored, if any are."""
+
+    def __init__(self, *, mirrored: bool) -> None:
+        self.mirrored = mirrored
+
+    def draw(self, seeds: np.ndarray, size: Sequence[int]) -> Parameters:
+        draws = uniforms(seeds, 3)
+        return {"roll": (3 * draws[:, :2]).astype(np.int64) - 1, "flip": self.mirrored & (draws[:, 2] < 0.5), "noise": seeds}
+
+    def apply(self, images_BCHW: Tensor, drawn: Parameters) -> Tensor:
+        """uint8 to float; values may leave [0, 1]."""
+        batch, channels, height, width = images_BCHW.shape
+        padded = pad(images_BCHW.float() / 255, (1, 1, 1, 1), mode="replicate")
+        windows = padded.unfold(2, height, 1).unfold(3, width, 1)  # [B, C, top, left, H, W]
+        top_B, left_B = torch.from_numpy(1 - drawn["roll"]).T
+        shifted = windows[torch.arange(batch), :, top_B, left_B]
+        flipped_B = torch.from_numpy(drawn["flip"])
+        shifted = torch.where(flipped_B[:, None, None, None], shifted.flip(-1), shifted)
+        draws = uniforms(drawn["noise"], 3 + 2 * channels * height * width)[:, 3:]
+        radius, turn = np.split(draws, 2, axis=1)
+        normal = np.sqrt(-2 * np.log1p(-radius)) * np.cos(2 * np.pi * turn)
+        return shifted + 0.08 * torch.from_numpy(normal.astype(np.float32)).view_as(shifted)

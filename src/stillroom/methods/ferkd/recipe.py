@@ -1,0 +1,220 @@
+"""FerKD's experiment: a teacher's label bank, the student alone, the student on the bank as it is (FKD), and on the adapted bank."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any, Literal
+
+import numpy as np
+from torch import nn
+
+from stillroom.engine import Lab, Report, Teacher, Trained, Training
+from stillroom.engine.cache.bank import LabelBank
+from stillroom.engine.cache.bank_folder import BankFolder
+from stillroom.engine.cache.labels import DEFAULT_TYPE, LabelFormat
+from stillroom.engine.console import StageDisplay
+from stillroom.errors import InputError
+from stillroom.methods.ferkd.adaptation import Score
+from stillroom.methods.ferkd.calibration import Calibration, adapted_bank
+from stillroom.methods.ferkd.distiller import FerKD, Mixing, Partner
+from stillroom.tasks.classification import ImageData, distilled_stage, network, supervised_stage, teacher_stage
+from stillroom.tasks.classification.bank import BankData, CropEpochs
+from stillroom.tasks.classification.labelling import Labelling, crop_rule, label_images
+
+# Like the other methods' digits, but for the schedule, which is the method's own.
+DIGITS = Training(epochs=100, lr=0.05, weight_decay=5e-4, schedule="cosine")
+
+Missing = Literal["error", "skip"]
+
+
+def build(
+    student: nn.Module,
+    teacher: Teacher,
+    data: ImageData,
+    *,
+    labels: str | None = None,
+    num_crops: int = 4,
+    single_first: int = 0,
+    thresholds: tuple[float, float, float] = (0.03, 0.2, 0.97),
+    absolute: bool = False,
+    epsilon: float = 0.1,
+    score: Score = "max",
+    mix: Mixing = "selfmix",
+    mix_probability: float = 1.0,
+    partner: Partner = "shift",
+    temperature: float = 1.0,
+    lr_floor: float = 0.0,
+    missing: Missing = "error",
+) -> FerKD:
+    """The distiller for `data`, trained from the bank `labels`, which is adapted first; the teacher is not asked anything."""
+    if labels is None:
+        raise InputError("labels", "nothing", "the folder of a bank that `stillroom cache-labels` wrote")
+    bank = LabelBank(labels)
+    CropEpochs(1, num_crops, single_first)  # what is wrong with them is said before a bank is adapted
+    calibrated = adapted_bank(bank, Calibration(thresholds, absolute, epsilon, score))
+    return FerKD(
+        student,
+        calibrated,
+        num_crops=num_crops,
+        single_first=single_first,
+        mix=mix,
+        mix_probability=mix_probability,
+        partner=partner,
+        temperature=temperature,
+        lr_floor=lr_floor,
+        missing=missing,
+    )
+
+
+def recipe(
+    lab: Lab,
+    data: ImageData,
+    plan: Training = DIGITS,
+    labels: str | None = None,
+    teacher: str = "stillroom/convnet24",
+    student: str = "stillroom/convnet4",
+    teacher_epochs: int | None = None,
+    crops: int = 64,
+    label_type: str = DEFAULT_TYPE,
+    crop_area: tuple[float, float] | None = None,
+    flip: float | None = None,
+    num_crops: int = 4,
+    single_first: int = 0,
+    thresholds: tuple[float, float, float] = (0.03, 0.2, 0.97),
+    absolute: bool = False,
+    epsilon: float = 0.1,
+    score: Score = "max",
+    mix: Mixing = "selfmix",
+    mix_probability: float = 1.0,
+    partner: Partner = "shift",
+    temperature: float = 1.0,
+    lr_floor: float = 0.0,
+    missing: Missing = "error",
+) -> Report:
+    """Train a student from a bank of stored labels, as they are (FKD) and adapted (FerKD); compare both with the student alone.
+
+    Args:
+        lab: where and how to run.
+        data: the images.
+        plan: how the networks are trained; one pass with `num_crops` crops of each image counts as so many epochs.
+        labels: folder of a bank that `stillroom cache-labels` wrote. Without one the teacher writes it first, into the run's folder; with
+            one no teacher is needed, and the options from `teacher` to `flip` say nothing.
+        teacher: network that labels, optionally with weights after ``@``; without weights it is trained first. Or a run's folder.
+        student: network, as above.
+        teacher_epochs: epochs for a teacher that has to be trained; by default as many as the student's.
+        crops: stored crops of each image.
+        label_type: how their labels are stored: ``ori``, ``hard``, ``smoothing``, ``marginal_smoothing_k5`` or ``marginal_renorm_k5``.
+        crop_area: smallest and largest area of a crop, as fractions of the image's; by default 0.08 and 1, for digits 0.5 and 1.
+        flip: probability of a mirrored crop; by default 0.5, for digits 0.
+        num_crops: crops of an image in a step.
+        single_first: epochs at the start that show one crop of each image, as the paper's warm-up does.
+        thresholds: below the first crops are discarded as too hard, below the second they are given smoothed ground truth, above the third
+            they are discarded as too easy; as shares of all crops.
+        absolute: the thresholds are confidences instead of shares.
+        epsilon: how much the ground truth is smoothed.
+        score: a crop's confidence: ``max`` probability, or probability of the ``truth``.
+        mix: ``selfmix`` mixes crops of one image, ``cross`` crops of any, ``none`` does not.
+        mix_probability: how often a step is mixed.
+        partner: with which other crop of the image SelfMix mixes: by a random ``shift``, or the most ``similar`` label.
+        temperature: of the student's softmax.
+        lr_floor: the rate that the schedule ends at.
+        missing: training images without labels are an ``error``, or ``skip``.
+    """
+    calibration = Calibration(thresholds, absolute, epsilon, score)
+    options: dict[str, Any] = {
+        "num_crops": num_crops,
+        "single_first": single_first,
+        "temperature": temperature,
+        "lr_floor": lr_floor,
+        "missing": missing,
+    }
+    mixing: dict[str, Any] = {"mix": mix, "mix_probability": mix_probability, "partner": partner}
+    labelling = Labelling(crops, label_type, rule=crop_rule(data, crop_area, flip), seed=lab.options.seed)
+    epochs = CropEpochs(plan.epochs, num_crops, single_first)
+    LabelFormat.of(label_type, data.num_classes)
+    with lab.shared():  # what is wrong with an argument is said now
+        given = None if labels is None else LabelBank(labels)
+        FerKD(network(student, data, lab, "student").network, given, **mixing, **options)
+        if given is not None:
+            BankData(data, given, epochs, missing=missing)
+    if given is None:
+        labeller = teacher_stage(lab, data, plan, teacher, teacher_epochs)
+        bank = own_bank(lab, data, labeller, labelling)
+        taught: Trained | None = labeller
+    else:
+        bank = given
+        taught = _labeller(lab, data, bank)
+    calibrated = adapted_bank(bank, calibration)
+    alone = supervised_stage(lab, data, plan, student)
+    fkd = distilled_stage(lab, data, plan, student, "fkd", lambda fresh: FerKD(fresh, bank, mix="none", **options))
+    ferkd = distilled_stage(lab, data, plan, student, "ferkd", lambda fresh: FerKD(fresh, calibrated, **mixing, **options))
+    arms = {**({} if taught is None else {"teacher": taught}), "alone": alone, "fkd": fkd, "ferkd": ferkd}
+    report = lab.report("ferkd", data, arms, ship="ferkd")
+    report.notes.append(said_of(calibrated))
+    return report
+
+
+def own_bank(lab: Lab, data: ImageData, taught: Trained, labelling: Labelling) -> LabelBank:
+    """The bank of a run that was given none, in its folder; written by all of its processes together."""
+    folder = lab.folder / "labels"
+    if lab.options.overwrite and lab.is_main:
+        BankFolder(folder).clear()
+    display = StageDisplay("labels", silent=not lab.is_main)
+    display.start(1, data.train_size, [], 0)
+    try:
+        teacher = lab.teach(taught)
+        return label_images(
+            folder, teacher, data, labelling, result=taught.result, device=lab.device, progress=lambda n, _: display.step(n)
+        )
+    finally:
+        display.stop()
+
+
+def said_of(bank: LabelBank) -> str:
+    """An adapted bank in words, for the report."""
+    found = bank.about["adaptation"]
+    discarded, hard, important = (f"{100 * found['shares'][kind]:.1f} %" for kind in ("discarded", "hard", "important"))
+    right = [
+        f"{100 * part['right']:.0f} % from {part['from']:g} to {part['to']:g}" for part in found["teacher"] if part["right"] is not None
+    ]
+    return (
+        f"Of {len(bank)} x {bank.crops} stored crops {discarded} are discarded, {hard} have the smoothed ground truth, {important} the "
+        f"teacher's label. The teacher's first choice is right for, by its confidence: {', '.join(right)}."
+    )
+
+
+def _labeller(lab: Lab, data: ImageData, bank: LabelBank) -> Trained | None:
+    """The teacher that wrote a bank, if it was measured on these validation images."""
+    result = bank.result
+    if result is None or not np.array_equal(result.details.get("labels", np.empty(0)), data.val_labels.numpy()):
+        return None
+    return Trained("teacher", None, replace(result, seed=lab.seed), bank.path)
+
+
+# The paper's setting (section "Hyper-parameters"): FKD's recipe on ImageNet, from a bank that was written or imported before.
+_IMAGENET: dict[str, Any] = {
+    "data": "imagenet:data/imagenet",
+    "labels": "labels/imagenet",
+    "student": "torchvision/resnet50",
+    "batch_size": 1024,
+    "num_crops": 4,
+    "epochs": 300,
+    "optimizer": "sgd",
+    "lr": 0.1,
+    "momentum": 0.9,
+    "weight_decay": 1e-4,
+    "schedule": "cosine",
+}
+PRESETS = {
+    "paper": _IMAGENET,
+    "paper:step": {**_IMAGENET, "schedule": "multistep", "milestones": [120, 240], "decay": 0.1},
+    "paper:adamw": {
+        **_IMAGENET,
+        "optimizer": "adamw",
+        "lr": 2e-3,
+        "weight_decay": 0.05,
+        "warmup_epochs": 5,
+        "single_first": 5,
+        "lr_floor": 1e-5,
+    },
+}

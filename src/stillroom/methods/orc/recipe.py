@@ -1,0 +1,278 @@
+"""ORC's experiment: the pivot, the student alone, with KD from the frozen pivot, and in ORC's group of networks."""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections.abc import Sequence
+from statistics import fmean
+from typing import Any
+
+import torch
+from torch import nn
+from torchvision.models.resnet import BasicBlock, ResNet
+
+from stillroom import catalog
+from stillroom.engine import Distiller, Lab, Report, Teacher, Trained, Training
+from stillroom.engine.report_text import Metric
+from stillroom.engine.weights import load_weights
+from stillroom.errors import InputError
+from stillroom.methods.orc.distiller import ORC, Mixing, Promotion
+from stillroom.methods.orc.loss import Teaching
+from stillroom.tasks.classification import (
+    CIFAR100,
+    DIGITS,
+    IMAGENET,
+    ImageData,
+    build_classifier,
+    distilled_stage,
+    network,
+    rehearse,
+    supervised_stage,
+    teacher_stage,
+)
+
+GROUP = "stillroom/convnet12,stillroom/convnet9"
+
+
+def build(
+    student: nn.Module,
+    teacher: Teacher,
+    data: ImageData,
+    *,
+    group: list[str] | str = GROUP,
+    beta: float = 0.9,
+    temperature: float = 4.0,
+    promotion: Promotion = "dynamic",
+    num_promoted: int = 1,
+    fixed_index: int = 0,
+    teaching: Teaching = "individual",
+    intensive: bool = True,
+    private: bool = True,
+    mixing: Mixing = "mix",
+    mixup_alpha: float = 1.0,
+    feedback_temperature: float = 1.0,
+    pivot_lr_factor: float = 0.01,
+) -> ORC:
+    """The distiller for `data`; its pivot is a copy of the teacher's network.
+
+    Raises:
+        InputError: as `ORC`; the teacher is an ensemble or a cache, or a network of the group has other classes than the data.
+    """
+    specs, members = specs_of(group), []
+    for spec in specs:
+        built = build_classifier(spec, num_classes=data.num_classes, image_size=data.image_size, argument="group")
+        if built.classes is not None and tuple(built.classes) != tuple(data.classes):
+            raise InputError("group", f"{spec}, whose classes are not those of the data", "networks of the same classes in the same order")
+        members.append(built.network)
+    return _around(
+        student,
+        teacher,
+        data,
+        specs,
+        members,
+        beta=beta,
+        temperature=temperature,
+        promotion=promotion,
+        num_promoted=num_promoted,
+        fixed_index=fixed_index,
+        teaching=teaching,
+        intensive=intensive,
+        private=private,
+        mixing=mixing,
+        mixup_alpha=mixup_alpha,
+        feedback_temperature=feedback_temperature,
+        pivot_lr_factor=pivot_lr_factor,
+    )
+
+
+def recipe(
+    lab: Lab,
+    data: ImageData,
+    plan: Training = DIGITS,
+    teacher: str = "stillroom/convnet16",
+    student: str = "stillroom/convnet6",
+    group: list[str] | str = GROUP,
+    teacher_epochs: int | None = None,
+    beta: float = 0.9,
+    temperature: float = 4.0,
+    promotion: Promotion = "dynamic",
+    num_promoted: int = 1,
+    fixed_index: int = 0,
+    teaching: Teaching = "individual",
+    intensive: bool = True,
+    private: bool = True,
+    mixing: Mixing = "mix",
+    mixup_alpha: float = 1.0,
+    feedback_temperature: float = 1.0,
+    pivot_lr_factor: float = 0.01,
+) -> Report:
+    """Train (or load) a pivot teacher, a student alone, the student with KD from the frozen pivot, and the student in ORC's group.
+
+    Args:
+        lab: where and how to run.
+        data: the images.
+        plan: how the networks are trained; the pivot is trained further with a smaller learning rate, see `pivot_lr_factor`.
+        teacher: the pivot, a network, optionally with weights after ``@``; without weights it is trained first. Or a run's folder.
+        student: the target, as above: the network that is delivered.
+        group: the other networks of the student group, of sizes between the two: ``stillroom/convnet12,stillroom/convnet9`` or a list.
+        teacher_epochs: epochs for a pivot that has to be trained; by default as many as the student's.
+        beta: balance of the labels (1 - beta) and the teachers (beta), from 0 to 1; KD's, too.
+        temperature: T > 0; KD's, too.
+        promotion: dynamic: the best networks of the group on each batch become temporary teachers; fixed: always the network
+            `fixed_index`; none: the pivot teaches alone.
+        num_promoted: temporary teachers in each iteration; the paper's best is 1.
+        fixed_index: for `promotion` fixed: which network of the group, from 0.
+        teaching: individual: one term for each teacher; ensemble: one for the mean of their logits.
+        intensive: refine the pivot on what the student group gets wrong; false leaves it frozen.
+        private: let the pivot correct the temporary teachers; without, they learn from the labels only.
+        mixing: what the pivot is refined on: mix (training images mixed with feedback samples), feedback or train alone.
+        mixup_alpha: a > 0 of the mixing ratio's Beta(a, a).
+        feedback_temperature: above 0; a smaller one takes more feedback samples from the worst network.
+        pivot_lr_factor: the pivot's learning rate over the students': 0.1 for full schedules, 0.01 below some 10 000 iterations.
+    """
+    specs = specs_of(group)
+    options: dict[str, Any] = {
+        "beta": beta,
+        "temperature": temperature,
+        "promotion": promotion,
+        "num_promoted": num_promoted,
+        "fixed_index": fixed_index,
+        "teaching": teaching,
+        "intensive": intensive,
+        "private": private,
+        "mixing": mixing,
+        "mixup_alpha": mixup_alpha,
+        "feedback_temperature": feedback_temperature,
+        "pivot_lr_factor": pivot_lr_factor,
+    }
+
+    def kd(fresh: nn.Module, taught: Teacher) -> Distiller:
+        made: Distiller = catalog.load("kd").build(fresh, taught, data, temperature=temperature, task_weight=1 - beta, kd_weight=beta)
+        return made
+
+    def orc(fresh: nn.Module, taught: Teacher) -> ORC:
+        made = _around(fresh, taught, data, specs, [network(spec, data, lab, "group").network for spec in specs], **options)
+        made.plan = plan
+        made.configure_optimizers()  # refuses a plan that ORC is not defined for
+        return made
+
+    rehearse(lab, data, teacher, student, orc)
+    taught = teacher_stage(lab, data, plan, teacher, teacher_epochs)
+    alone = supervised_stage(lab, data, plan, student)
+    by_kd = distilled_stage(lab, data, plan, student, "kd", lambda fresh: kd(fresh, lab.teach(taught)))
+    trained: list[ORC] = []
+
+    def remembered(fresh: nn.Module) -> ORC:
+        trained.append(orc(fresh, lab.teach(taught)))
+        return trained[-1]
+
+    by_orc = distilled_stage(lab, data, plan, student, "orc", remembered)
+    scored = _score_group(lab, data, by_orc, trained[-1], [*specs, taught.result.model])
+    report = lab.report("orc", data, {"teacher": taught, "alone": alone, "kd": by_kd, "orc": by_orc}, baseline="kd", ship="orc")
+    report.shown |= {name: Metric(name, "%", 1, True if "top-1" in name else None) for name in by_orc.result.metrics if " of " in name}
+    report.notes.append(_note(lab, data, by_orc, trained[-1], scored))
+    return report
+
+
+def specs_of(group: list[str] | str) -> list[str]:
+    """The specifications in a list, or in words with commas between them."""
+    return [spec.strip() for spec in group.split(",") if spec.strip()] if isinstance(group, str) else list(group)
+
+
+def resnet26(num_classes: int) -> nn.Module:
+    """ResNet34's blocks, 3, 3, 3 and 3 of them."""
+    return ResNet(BasicBlock, [3, 3, 3, 3], num_classes=num_classes)
+
+
+def resnet22(num_classes: int) -> nn.Module:
+    """ResNet34's blocks, 2, 3, 3 and 2 of them."""
+    return ResNet(BasicBlock, [2, 3, 3, 2], num_classes=num_classes)
+
+
+def _around(
+    student: nn.Module, teacher: Teacher, data: ImageData, specs: Sequence[str], members: Sequence[nn.Module], **options: Any
+) -> ORC:
+    pivot = copy.deepcopy(teacher.networks[0])  # a cache says here that it has none
+    if len(teacher.networks) > 1:
+        raise InputError("teacher", f"an ensemble of {len(teacher.networks)} networks", "a single network: ORC trains it further")
+    return ORC(student, pivot, members, names=[*_names(specs), "target"], renormalise=data.renormalise, **options)
+
+
+def _names(specs: Sequence[str]) -> list[str]:
+    """A short name for each, different from the others' and fit for a folder."""
+    names: list[str] = []
+    for spec in specs:
+        short = re.sub(r"[^\w.+-]", "_", spec.partition("@")[0].rstrip("/").rpartition("/")[2])
+        taken = {*names, "target", "pivot"}
+        names.append(next(name for i in range(1, len(taken) + 2) if (name := f"{short}-{i}" if i > 1 else short) not in taken))
+    return names
+
+
+def _score_group(lab: Lab, data: ImageData, stage: Trained, distiller: ORC, specs: Sequence[str]) -> dict[str, Trained]:
+    """The networks beside the target as the stage left them, each scored, and kept as a stage of its own.
+
+    Their accuracies, and how often each network was promoted, join the stage's metrics.
+    """
+    networks = dict(zip([*distiller.names[:-1], "pivot"], [*distiller.group, distiller.pivot], strict=True))
+    folders = {name: stage.folder.with_name(f"orc-{name}") for name in networks}
+    if all(lab.finished(folder.name) for folder in folders.values()):
+        for name, member in networks.items():
+            load_weights(member, folders[name] / "student.safetensors")
+    else:
+        checkpoint = stage.folder / "last.ckpt"
+        if not checkpoint.exists():
+            raise InputError("out", f"{stage.folder} without last.ckpt", "the folder as the run left it: the group's networks are in there")
+        distiller.load_state_dict(torch.load(checkpoint, map_location="cpu", weights_only=True)["state_dict"])
+    scored = {}
+    for (name, member), spec in zip(networks.items(), specs, strict=True):
+        renormalise = distiller.renormalise if name == "pivot" else None
+        scored[name] = lab.evaluate(member, data, name=folders[name].name, model=spec, renormalise=renormalise)
+        stage.result.metrics[f"top-1 of {name}"] = scored[name].result.metrics["top1"]
+    for name in distiller.names:
+        stage.result.metrics[f"promotions of {name}"] = 100 * fmean(row[f"train/promoted/{name}"] for row in stage.result.history)
+    return scored
+
+
+def _note(lab: Lab, data: ImageData, stage: Trained, distiller: ORC, scored: dict[str, Trained]) -> str:
+    """Who was promoted, which network came out best, and what became of the pivot."""
+    metrics, history = stage.result.metrics, stage.result.history
+    steps = len(history) * len(data.train_loader(seed=lab.seed))
+    promoted = ", ".join(f"{name} {round(metrics[f'promotions of {name}'] / 100 * steps)}" for name in distiller.names)
+    top1 = {name: trained.result.metrics["top1"] for name, trained in scored.items() if name != "pivot"} | {"target": metrics["top1"]}
+    best = max(top1, key=top1.__getitem__)
+    folder = stage.folder if best == "target" else scored[best].folder
+    first, last = (history[i]["train/confidence/pivot"] for i in (0, -1))
+    return (
+        f"Seed {lab.seed}: temporary teacher in {steps} iterations: {promoted}. Best of the student group: {best}, {top1[best]:.1f} % "
+        f"({folder.relative_to(lab.folder)}/student.safetensors). The pivot ended at {metrics['top-1 of pivot']:.1f} %, its mean "
+        f"confidence on training images at the temperature of the distillation at {last:.2f} (in the first epoch {first:.2f})."
+    )
+
+
+PRESETS = {
+    "paper": {
+        **CIFAR100,
+        "data": "cifar10:data/cifar10",
+        "teacher": "stillroom/resnet26",
+        "student": "stillroom/resnet8",
+        "group": "stillroom/resnet20,stillroom/resnet14",
+        "pivot_lr_factor": 0.1,
+    },
+    "paper:cifar100": {
+        **CIFAR100,
+        "teacher": "stillroom/resnet56",
+        "student": "stillroom/resnet20",
+        "group": "stillroom/resnet44,stillroom/resnet32",
+        "pivot_lr_factor": 0.1,
+    },
+    "paper:imagenet": {
+        **IMAGENET,
+        "group": "stillroom.methods.orc.recipe:resnet26,stillroom.methods.orc.recipe:resnet22",  # torchvision has no depth between the two
+        "batch_size": 256,
+        "lr": 0.1,
+        "beta": 0.5,
+        "temperature": 1.0,
+        "pivot_lr_factor": 0.1,
+    },
+}
