@@ -1,6 +1,6 @@
 """WAD's small-scale experiment on scikit-learn's digits: classes 0 .. 4 are to be learned, 5 .. 9 lie among the unlabelled.
 
-    python experiments/wad.py                                         # some 20 minutes on one core
+    python experiments/wad.py                                         # some 15 minutes on one core
 
 Every seed has its own split, teacher and initial weights. Arms with the same number of steps and the same first weights of the student:
 labels only; classical self-training (each round on the student's own pseudo-labels, w = 1); the teacher's pseudo-labels with w = 1; WAD's
@@ -124,7 +124,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=10, help="with one label for each class")
     parser.add_argument("--more_seeds", type=int, default=5, help="with four labels for each class")
     parser.add_argument("--teacher_epochs", type=int, default=40, help="of 28 steps")
-    parser.add_argument("--iterations", type=int, default=150, help="steps of each of the six rounds")
+    parser.add_argument("--iterations", type=int, default=100, help="steps of each of the six rounds")
     parser.add_argument("--runs", type=Path, default=Path("runs/experiments/wad"), help="where the trained stages are kept")
     parser.add_argument("--out", type=Path, default=Path("results/wad.json"))
     arguments = parser.parse_args()
@@ -141,7 +141,8 @@ def main() -> None:
         "teacher": f"NT-Xent, {arguments.teacher_epochs} epochs of 28 steps of 32 images, Adam 2e-3",
         "student": f"6 rounds of {arguments.iterations} steps of 32 + 32 images, Adam 2e-3, renewed in each round (labels only: once)",
     }
-    write(arguments.out, "wad", "python experiments/wad.py", list(range(arguments.seeds)), found, ". ".join(said) + ".", setting)
+    command = f"python experiments/wad.py --seeds {arguments.seeds} --more_seeds {arguments.more_seeds}"
+    write(arguments.out, "wad", command, list(range(arguments.seeds)), found, ". ".join(said) + ".", setting)
     print(arguments.out.read_text())
 
 
