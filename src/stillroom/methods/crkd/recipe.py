@@ -12,6 +12,7 @@ from stillroom.engine.measure import measure
 from stillroom.errors import InputError
 from stillroom.methods.crkd.data import NovelClassData
 from stillroom.methods.crkd.distiller import Discovery, Pretraining
+from stillroom.methods.crkd.evaluator import SHOWN
 from stillroom.methods.crkd.loss import Divergence, Weighting
 from stillroom.methods.crkd.networks import DiscoveryNetwork, train_only
 from stillroom.methods.crkd.views import Style, crops
@@ -178,7 +179,9 @@ def recipe(
         name: discovery_stage(lab, data, plan, supervised, name, shown, said, **shape, **second, alpha=weight)
         for name, weight in (("uno", 0.0), ("crkd", alpha))
     }
-    return lab.report("crkd", data, arms, baseline="uno", ship="crkd")
+    report = lab.report("crkd", data, arms, baseline="uno", ship="crkd")
+    report.shown |= SHOWN
+    return report
 
 
 _SHARED: dict[str, Any] = {
