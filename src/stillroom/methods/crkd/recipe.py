@@ -20,7 +20,7 @@ from stillroom.tasks.classification import ImageData, network
 from stillroom.tasks.classification.novel import KnownClassifier, NovelSpec, Prototypes, headless
 from stillroom.tasks.classification.views import View
 
-# One-cycle-like: the paper's schedule, shortened.
+# The default job: the paper's schedule, shortened.
 SHORT = Training(epochs=16, lr=0.1, weight_decay=1.5e-4, schedule="cosine", warmup_epochs=4)
 _BY_AUGMENTATION: dict[str, Style] = {"cifar": "cifar", "tiny-imagenet": "cifar", "imagenet": "photographs"}
 
@@ -73,7 +73,7 @@ def discovery_stage(
         options: of `Discovery`.
     """
     assert isinstance(supervised.network, KnownClassifier)
-    taught = copy.deepcopy(supervised.network)
+    taught = copy.deepcopy(supervised.network).requires_grad_(True)  # whatever the pre-training left as it was
     student = DiscoveryNetwork(taught, data.clusters, heads=heads, hidden=hidden, projection=projection, layers=layers)
     known, temperature = data.known_classes, taught.temperature
     spec = NovelSpec(supervised.result.model, known, hidden=hidden, projection=projection, layers=layers, temperature=temperature)
@@ -105,7 +105,7 @@ def recipe(
     sinkhorn_iterations: int = 3,
     min_lr: float = 0.0,
     trained_layers: tuple[str, ...] = (),
-    pretrain_epochs: int = 10,
+    pretrain_epochs: int = 20,
     pretrain_lr: float = 0.1,
     pretrain_optimizer: Literal["sgd", "adam", "adamw"] | None = None,
     pretrain_warmup_epochs: int = 0,
