@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import argparse
 import copy
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -119,42 +119,46 @@ def discovered(lab: Lab, data: NovelClassData, regime: str, arm: str, supervised
     return lab.fit(distiller, data.in_views(*shown, said="small 2"), plan, name=name, model="resnet8 with heads"), student
 
 
-def experiment(seeds: Mapping[str, list[int]], out: Path) -> tuple[dict[str, Numbers], dict[str, list[float]]]:
-    """Every arm of every regime with its seeds, and the mean divergence after each epoch."""
+Found = dict[str, dict[str, dict[int, float]]]
+Curves = dict[str, list[Tensor]]
+
+
+def measured(seeds: Mapping[str, list[int]], out: Path) -> Iterator[tuple[Found, Curves]]:
+    """Every arm of every regime with its seeds; after each seed, all that was found so far."""
     data = NovelClassData("shapes", known=KNOWN, batch_size=128)
     sets = {"last stage": few_novel(data), "everything": data}
     options = LabOptions(out=out, seeds=max(map(len, seeds.values())), teacher_precision="fp32", accelerator="cpu")
-    found: dict[str, dict[str, dict[int, float]]] = {}
-    curves: dict[str, list[Tensor]] = {}
+    shown = crops("small", data.image_size, data.mean, data.std, large=2, small=0)
+    found: Found = {}
+    curves: Curves = {}
 
     def note(arm: str, metric: str, seed: int, value: float) -> None:
         found.setdefault(arm, {}).setdefault(metric, {})[seed] = value
 
-    for seed in sorted({seed for each in seeds.values() for seed in each}):
-        lab = Lab(options, seed)
-        shown = crops("small", data.image_size, data.mean, data.std, large=2, small=0)
-        supervised = pretrained_stage(
-            lab, data.supervised(), PRETRAINING, STUDENT, shown, "small 2", temperature=0.1, min_lr=MIN_LR, trained_layers=()
-        )
-        note("supervised", "test accuracy, known classes, %", seed, supervised.result.metrics["top1"])
-        for regime, chosen in seeds.items():
-            for arm in ARMS if seed in chosen else ():
+    for regime, chosen in seeds.items():
+        for seed in chosen:
+            lab = Lab(options, seed)
+            supervised = pretrained_stage(
+                lab, data.supervised(), PRETRAINING, STUDENT, shown, "small 2", temperature=0.1, min_lr=MIN_LR, trained_layers=()
+            )
+            assert isinstance(supervised.network, KnownClassifier)
+            note("supervised", "test accuracy, known classes, %", seed, supervised.result.metrics["top1"])
+            for arm in ARMS:
                 trained, student = discovered(lab, sets[regime], regime, arm, supervised)
                 whole = f"{regime}: {arm}"
-                for metric, shown_as in METRICS.items():
-                    note(whole, shown_as, seed, trained.result.metrics[metric])
-                assert isinstance(supervised.network, KnownClassifier)
+                for metric, words in METRICS.items():
+                    note(whole, words, seed, trained.result.metrics[metric])
                 note(whole, DIVERGENCE, seed, float(student.divergence[-1]))
                 note(whole, "cosine of mean relations", seed, likeness(supervised.network.eval(), student.eval(), sets[regime]))
                 note(whole, "seconds", seed, trained.result.seconds)
                 curves.setdefault(whole, []).append(student.divergence)
-    return found, {arm: [round(value, 4) for value in torch.stack(each).mean(0).tolist()] for arm, each in curves.items()}
+            yield found, curves
 
 
 def verdict(found: Mapping[str, Numbers]) -> str:
     """What the numbers say, in words made from the numbers alone."""
     said = []
-    for regime in REGIMES:
+    for regime in [regime for regime in REGIMES if len(found.get(f"{regime}: CrKD", {}).get(HEADLINE, {})) > 1]:
         for arm, over in (("CrKD", "UNO"), ("CrKD", "relation, w = 1"), ("relation, w = 1", "UNO")):
             one, other = found[f"{regime}: {arm}"], found[f"{regime}: {over}"]
             change, spread = paired(one[HEADLINE], other[HEADLINE])
@@ -174,15 +178,18 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("results/crkd.json"))
     arguments = parser.parse_args()
     seeds = {"last stage": list(range(arguments.seeds)), "everything": list(range(arguments.seeds_of_everything))}
-    found, curves = experiment(seeds, arguments.runs)
-    setting = {
-        "data": f"shapes: {KNOWN} known classes of 50 training images, 24 novel of {FEW} (last stage) or 50 (everything); 20 test images",
-        "network": f"{STUDENT} (64 features), 2 novel heads of 128 hidden and 32 projected features, 2 views",
-        "training": "batch 128, SGD 0.1, pre-training 20 epochs, discovery 16 (last stage) or 12 (everything)",
-        "seeds of everything": seeds["everything"],
-        "KL of relations after each epoch, mean of the seeds": curves,
-    }
-    write(arguments.out, "crkd", "python experiments/crkd.py", seeds["last stage"], found, verdict(found), setting)
+    for found, curves in measured(seeds, arguments.runs):
+        setting = {
+            "data": f"shapes: {KNOWN} known classes of 50 images, 24 novel of {FEW} (last stage) or 50 (everything); 20 test images",
+            "network": f"{STUDENT} (64 features), 2 novel heads of 128 hidden and 32 projected features, 2 views",
+            "training": "batch 128, SGD 0.1, pre-training 20 epochs, discovery 16 (last stage) or 12 (everything)",
+            "seeds of each regime": {regime: len(found.get(f"{regime}: CrKD", {}).get(HEADLINE, {})) for regime in REGIMES},
+            "KL of relations after each epoch, mean of the seeds": {
+                arm: [round(value, 4) for value in torch.stack(each).mean(0).tolist()] for arm, each in curves.items()
+            },
+        }
+        done = list(found[f"{next(iter(REGIMES))}: CrKD"][HEADLINE])
+        write(arguments.out, "crkd", "python experiments/crkd.py", done, found, verdict(found), setting)  # what a kill leaves is a result
     print(arguments.out.read_text())
 
 

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 import stillroom
 from stillroom.cli import main
 from stillroom.engine import Lab, LabOptions, Losses, Progress, Training
+from stillroom.engine.weights import read_weights
 from stillroom.errors import InputError
 from stillroom.methods.crkd import Discovery, NovelClassData, Pretraining
 from stillroom.methods.crkd.distiller import Answers
@@ -556,6 +557,13 @@ def test_the_command_compares_uno_and_crkd_and_ships_a_network(finished: Path) -
     uno, crkd = (json.loads((finished / f"seed0/{arm}/stage.json").read_text())["result"] for arm in ("uno", "crkd"))
     assert set(crkd["history"][0]) - set(uno["history"][0]) == {"train/relation", "train/total"}
     assert crkd["model"].startswith("novel:stillroom/convnet4,known=40,hidden=16")
+
+
+def test_discovery_trains_what_the_pre_training_left_alone(tmp_path: Path) -> None:
+    layers = ["--pretrain-trained-layers", "[layer4]"]
+    assert main(["run", "crkd", *SMALL, *layers, "--known", "40", "--out", str(tmp_path / "run")]) == 0
+    before, after = (read_weights(tmp_path / f"run/seed0/{stage}") for stage in ("supervised", "crkd"))
+    assert (before["backbone.layer1.conv.weight"] - after["backbone.layer1.conv.weight"]).abs().max() > 1e-4
 
 
 def test_predict_and_export(finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

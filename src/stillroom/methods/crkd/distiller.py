@@ -107,7 +107,7 @@ class Discovery(_Stage):
         teacher: the supervised network; answers with its known logits divided by its temperature.
         large_views: V, how many of a batch's views are large crops; they come first.
         alpha: weight of L_rel; with 0 this is UNO, and the teacher is not asked.
-        temperature, kd_temperature, weighting, divergence: see `relation_loss`.
+        kd_temperature, weighting, divergence: see `relation_loss`; tau is the student's.
         epsilon, iterations: of Sinkhorn.
         min_lr: learning rate at both ends of the cosine schedule.
         trained_layers: module paths of the backbone that are trained, besides the heads; all if none is named.

@@ -9,8 +9,19 @@ import torch
 from torch import Tensor, distributed
 
 from stillroom.engine.distributed import world_size
+from stillroom.engine.report_text import Metric
 from stillroom.methods.crkd.distiller import Answers
 from stillroom.methods.crkd.metrics import Clustering, Matching, SplitClustering, clustering, match, split_clustering
+
+_AGNOSTIC = {"all": "all classes", "known": "known classes", "novel": "novel classes"}
+_SHOWN = {"aware": "novel accuracy, task-aware", "aware_nmi": "novel NMI", "aware_ari": "novel ARI"}
+_SHOWN |= {f"{protocol}_{split}": f"{words}, task-agnostic {protocol}" for protocol in ("v2", "v3") for split, words in _AGNOSTIC.items()}
+# How a report writes the figures.
+SHOWN = {
+    f"{name}{suffix}": Metric(f"{words}{said}", "%", 1, True)
+    for name, words in _SHOWN.items()
+    for suffix, said in (("", ""), ("_best", ", best head"))
+}
 
 
 class DiscoveryEvaluator:
