@@ -17,6 +17,7 @@ from pathlib import Path
 
 import torch
 from record import Numbers, paired, write
+from scipy.stats import t
 from sklearn.metrics import roc_auc_score
 from torch import nn
 
@@ -113,7 +114,7 @@ def verdict(labelled: int, found: dict[str, Numbers]) -> str:
     for arm, over in pairs:
         numbers = found[f"{labelled} labels: {arm}"][ACCURACY]
         change, spread = paired(numbers, found[f"{labelled} labels: {over}"][ACCURACY])
-        clear = abs(change) > 2 * spread / len(numbers) ** 0.5
+        clear = abs(change) > t.ppf(0.975, len(numbers) - 1) * spread / len(numbers) ** 0.5  # 95 % of the paired difference
         word = ("above" if change > 0 else "below") if clear else "equal within noise to"
         lines.append(f"{arm} is {word} {over} ({change:+.2f} +- {spread:.2f} points)")
     return f"{labelled} labels: " + "; ".join(lines)
