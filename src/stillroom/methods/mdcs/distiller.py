@@ -119,8 +119,9 @@ class MDCS(Distiller):
         return self.plan.rate(base_lr, replace(place, step=place.epoch - 1, steps_per_epoch=1))
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
-        """Sets every group's learning rate, a pure function of the epoch."""
+        """As in every distiller, but that the learning rate is a function of the epoch."""
+        super().on_train_batch_start(batch, batch_idx)
         optimizer = self.optimizers()
         assert not isinstance(optimizer, list)
         for group in optimizer.param_groups:
-            group["lr"] = self.epoch_rate(group.setdefault("initial_lr", group["lr"]), self.progress)
+            group["lr"] = self.epoch_rate(group["initial_lr"], self.progress)
