@@ -13,18 +13,14 @@ import argparse
 import copy
 import math
 import time
-import weakref
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any
 
 import matplotlib
 import torch
-from measuring import RESULTS, Turns, keep, setting, show, verdict
+from measuring import RESULTS, Allocated, Turns, keep, setting, show, verdict
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from stillroom.engine import Teacher, Training, tap
 from stillroom.losses.features import hint_loss
@@ -139,32 +135,6 @@ SWEEPS = [
     Sweep("taps, forward and backward, batch 16", "taps", TAPS, lambda size: tapped_step(size, train=True), 1,
           lambda: tapped_step(0, train=True)),
 ]  # fmt: skip
-
-
-class Allocated(TorchDispatchMode):
-    """Counts the bytes of every storage that an operation makes, until it is freed."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.now, self.peak = 0, 0
-        self.known: set[int] = set()
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        old = {leaf.untyped_storage()._cdata for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)}
-        result = func(*args, **(kwargs or {}))
-        for leaf in tree_leaves(result):
-            if isinstance(leaf, Tensor):
-                storage = leaf.untyped_storage()
-                if storage._cdata not in self.known and storage._cdata not in old:  # made here, and no view of what came in
-                    self.known.add(storage._cdata)
-                    self.now += storage.nbytes()
-                    weakref.finalize(storage, self.freed, storage._cdata, storage.nbytes())
-        self.peak = max(self.peak, self.now)
-        return result
-
-    def freed(self, key: int, size: int) -> None:
-        self.known.discard(key)
-        self.now -= size
 
 
 def peak_bytes(step: Step) -> int:

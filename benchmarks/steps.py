@@ -26,7 +26,7 @@ from typing import Any
 
 import timm
 import torch
-from measuring import Turns, keep, setting, show, verdict
+from measuring import Allocated, Turns, keep, setting, show, verdict
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, kl_div, log_softmax
 
@@ -231,8 +231,17 @@ class Bench:
 class InTurn:
     """The Lab's training loader: one batch again and again, and between two of the Lab's steps a step of everyone else."""
 
-    def __init__(self, batch: Batch, others: dict[str, Callable[[], Any]], turns: Turns, rounds: int, seconds: float) -> None:
+    def __init__(
+        self,
+        batch: Batch,
+        others: dict[str, Callable[[], Any]],
+        turns: Turns,
+        rounds: int,
+        seconds: float,
+        counted: Allocated | None = None,
+    ) -> None:
         self.batch, self.others, self.turns, self.rounds, self.seconds = batch, others, turns, rounds, seconds
+        self.counted = counted
         self.place = 0
 
     def __len__(self) -> int:
@@ -253,7 +262,8 @@ class InTurn:
             if measuring and self.others:
                 self.turns.round(self.others, number)
             started = time.perf_counter()
-            yield self.batch
+            with self.counted if self.counted and number == self.rounds - 1 else contextlib.nullcontext():
+                yield self.batch
             if measuring:
                 self.turns.note(LAB, time.perf_counter() - started)
             else:
@@ -285,15 +295,17 @@ class OneBatch:
         return self.bench.data.example_inputs()
 
 
-def take_turns(bench: Bench, steps: dict[str, Step], rounds: int, seconds: float, *, lab: bool = True) -> Turns:
-    """Rounds of everyone, after a warm-up that is thrown away."""
+def take_turns(
+    bench: Bench, steps: dict[str, Step], rounds: int, seconds: float, *, lab: bool = True, counted: Allocated | None = None
+) -> Turns:
+    """Rounds of everyone, after a warm-up that is thrown away; if asked for, the Lab's last step with its tensors counted."""
     batch, turns = bench.batch(), Turns()
     others = {name: partial(step, batch) for name, step in steps.items()}
     for step in others.values():
         step()
     if lab:
         with tempfile.TemporaryDirectory() as folder:
-            loader = InTurn(batch, others, turns, rounds + WARMUP, seconds)
+            loader = InTurn(batch, others, turns, rounds + WARMUP, seconds, counted)
             options = LabOptions(out=Path(folder), accelerator="cpu")
             with contextlib.suppress(_Enough):
                 Lab(options).fit(bench.kd(), OneBatch(bench, loader), PLAN, name="kd")  # type: ignore[arg-type]
@@ -309,30 +321,34 @@ def take_turns(bench: Bench, steps: dict[str, Step], rounds: int, seconds: float
     return turns
 
 
-def peak_memory(pair: str, names: Sequence[str], threads: int, processes: int) -> dict[str, list[float]]:
+def peak_memory(pair: str, names: Sequence[str], threads: int, processes: int) -> dict[str, list[dict[str, float]]]:
     """MiB that the steps of each contender add to a process that has the networks and the batch; several processes of each, in turns."""
-    found: dict[str, list[float]] = {name: [] for name in names}
+    found: dict[str, list[dict[str, float]]] = {name: [] for name in names}
     for _ in range(processes):
         for name in names:
             command = [sys.executable, __file__, "--pair", pair, "--threads", str(threads), "--memory-of", name]
             done = subprocess.run(command, check=True, capture_output=True, text=True)
-            found[name].append(float(json.loads(done.stdout.strip().splitlines()[-1])))
+            found[name].append(json.loads(done.stdout.strip().splitlines()[-1]))
     return found
 
 
-def memory_of(bench: Bench, name: str) -> float:
-    """In a process of its own: the peak above what the networks and the batch take."""
-    batch = bench.batch()
+def memory_of(bench: Bench, name: str) -> dict[str, float]:
+    """In a process of its own: the peak above what the networks and the batch take, and the most that a step's tensors hold at once."""
+    batch, counted = bench.batch(), Allocated()
     bench.student(batch.images[:2])  # the kernels' own buffers
     before = resident("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")  # Linux: the peak is counted from here on
     if name == LAB:
-        take_turns(bench, {}, MEMORY_STEPS, 600.0)
+        take_turns(bench, {}, MEMORY_STEPS, 600.0, counted=counted)
+        peak = resident("VmHWM")
     else:
         step = bench.step(name)
         for _ in range(MEMORY_STEPS):
             step(batch)
-    return (resident("VmHWM") - before) / 1024
+        peak = resident("VmHWM")
+        with counted:
+            step(batch)
+    return {"resident": (peak - before) / 1024, "tensors": counted.peak / 2**20}
 
 
 def resident(which: str) -> int:
@@ -360,7 +376,8 @@ def compare(key: str, options: argparse.Namespace) -> None:
         if options.no_memory or not Path("/proc/self/clear_refs").exists()
         else peak_memory(key, (HAND, PREPARED, BARE, LAB, TIMM), options.threads, options.processes)
     )
-    memory = {name: statistics.median(values) for name, values in peaks.items()}
+    memory = {name: statistics.median(each["resident"] for each in values) for name, values in peaks.items()}
+    tensors = {name: values[0]["tensors"] for name, values in peaks.items()}  # the same in every process
     targets = {
         BARE: [("time to prepared loop", turns.ratio(BARE, PREPARED), 1.05, True)],
         LAB: [
@@ -374,29 +391,29 @@ def compare(key: str, options: argparse.Namespace) -> None:
         targets[LAB].append(("faster than timm", turns.ratio(TIMM, LAB), 2.3, False))
         targets[BARE].append(("faster than timm", turns.ratio(TIMM, BARE), 2.3, False))
         targets[CACHED].append(("faster than timm", turns.ratio(TIMM, CACHED), 3.0, False))
-    if memory:
-        targets[LAB].append(("memory to prepared loop", memory[LAB] / memory[PREPARED], 1.1, True))
-        targets[BARE].append(("memory to prepared loop", memory[BARE] / memory[PREPARED], 1.1, True))
+    for name in (LAB, BARE) if memory else ():
+        targets[name].append(("peak memory to prepared loop", memory[name] / memory[PREPARED], 1.1, True))
+        targets[name].append(("tensors to prepared loop", tensors[name] / tensors[PREPARED], 1.1, True))
     about = setting(options.note)
     rows, lines = [], []
     for name in names:
         low, high = turns.spread(name, PREPARED)
         checks = [f"{what} {value:.2f} ({verdict(value, target, at_most=most)})" for what, value, target, most in targets.get(name, [])]
         faster = f"{turns.ratio(TIMM, name):.2f}x" if TIMM in turns.seconds else "-"
-        mib = f"{memory[name]:.0f}" if name in memory else "-"
+        mib = f"{memory[name]:.0f} ({tensors[name]:.0f})" if name in memory else "-"
         ratio = f"{turns.ratio(name, PREPARED):.2f} [{low:.2f}, {high:.2f}]"
         rows.append([name, f"{1e3 * turns.median(name):.0f}", ratio, faster, mib, "\n".join(checks)])
         lines.append({
             "benchmark": "steps", "pair": key, "contender": name, "batch": bench.pair.batch_size, "rounds": turns.rounds,
             "ms": 1e3 * turns.median(name), "to_prepared_loop": turns.ratio(name, PREPARED), "quartiles": [low, high],
             "timm_over_this": turns.ratio(TIMM, name) if TIMM in turns.seconds else None, "peak_mib": memory.get(name),
-            "peaks_mib": peaks.get(name),
+            "peaks_mib": [each["resident"] for each in peaks.get(name, [])], "tensors_mib": tensors.get(name),
             "targets": {what: {"value": value, "target": target, "at_most": most} for what, value, target, most in targets.get(name, [])},
         })  # fmt: skip
     for name, reason in absent.items():
         rows.append([name, "-", "-", "-", "-", reason[:60]])
         lines.append({"benchmark": "steps", "pair": key, "contender": name, "absent": reason})
-    columns = ["contender", "ms/step", "to prepared loop [quartiles]", "timm / this", "peak MiB", "targets"]
+    columns = ["contender", "ms/step", "to prepared loop [quartiles]", "timm / this", "peak MiB (tensors)", "targets"]
     show(f"{bench.pair.title}, batch {bench.pair.batch_size}, {turns.rounds} rounds", columns, rows, about)
     keep("steps", lines, about)
 
