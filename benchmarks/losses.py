@@ -24,7 +24,7 @@ from measuring import Turns, keep, setting, show, verdict
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from stillroom.engine.cache.bank import BankPlan, write_bank
+from stillroom.engine.cache.bank_writer import BankPlan, write_bank
 from stillroom.engine.cache.labels import LabelFormat
 from stillroom.losses.contrast import nt_xent
 from stillroom.methods.crkd.loss import discovery_targets, relation_loss, swapped_prediction
