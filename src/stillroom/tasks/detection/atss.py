@@ -85,9 +85,7 @@ def valuable_region(anchors_A4: Tensor, boxes_G4: Tensor, assignment: Assignment
     """
     if not len(boxes_G4):
         return anchors_A4.new_zeros(len(anchors_A4))
-    inner = (
-        torch.minimum(anchors_A4[:, None, 2:], boxes_G4[:, 2:]) - torch.maximum(anchors_A4[:, None, :2], boxes_G4[:, :2])
-    ).clamp_min(0)
+    inner = (torch.minimum(anchors_A4[:, None, 2:], boxes_G4[:, 2:]) - torch.maximum(anchors_A4[:, None, :2], boxes_G4[:, :2])).clamp_min(0)
     outer = torch.maximum(anchors_A4[:, None, 2:], boxes_G4[:, 2:]) - torch.minimum(anchors_A4[:, None, :2], boxes_G4[:, :2])
     areas_A = (anchors_A4[:, 2:] - anchors_A4[:, :2]).prod(-1)
     apart_AG = (_centres(anchors_A4)[:, None] - _centres(boxes_G4)).square().sum(-1)
