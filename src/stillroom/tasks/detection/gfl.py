@@ -29,6 +29,7 @@ class Scale(nn.Module):
         self.factor = nn.Parameter(torch.ones(()))
 
     def forward(self, x: Tensor) -> Tensor:
+        """x times the factor."""
         return x * self.factor
 
 
@@ -101,7 +102,10 @@ def gfl_outputs(
     """
     rows = [_rows(level) for level in logits]
     sides = [_rows(level) for level in bins]
-    anchors = [square_anchors(*m.shape[-2:], s, anchor_scale * s, m.device) for m, s in zip(logits, strides, strict=True)]
+    anchors = [
+        square_anchors(level.shape[-2], level.shape[-1], stride, anchor_scale * stride, level.device)
+        for level, stride in zip(logits, strides, strict=True)
+    ]
     boxes = [
         boxes_from_distances(_centres(anchor), expected_distances(side) * stride)
         for anchor, side, stride in zip(anchors, sides, strides, strict=True)
