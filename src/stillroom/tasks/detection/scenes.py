@@ -14,6 +14,7 @@ import numpy as np
 from stillroom.errors import InputError
 
 CLASSES = ("disc", "rectangle", "triangle", "hollow disc", "hollow rectangle", "hollow triangle")
+PRIOR = tuple(1 / (1 + rank) for rank in range(len(CLASSES)))
 _TRIES = 20
 
 
@@ -40,7 +41,7 @@ def make_scenes(
     objects: tuple[int, int] = (1, 4),
     sides: tuple[int, int] = (8, 24),
     max_overlap: float = 0.25,
-    prior: Sequence[float] = tuple(1 / (1 + k) for k in range(len(CLASSES))),
+    prior: Sequence[float] = PRIOR,
 ) -> list[Scene]:
     """Draws scenes; scene i depends on (seed, i) alone.
 
