@@ -17,8 +17,10 @@ from torch import Tensor, nn
 
 from stillroom.losses.detection import distribution_focal_loss, quality_focal_loss
 from stillroom.tasks.detection.atss import atss, valuable_region
+from stillroom.tasks.detection.backbones import Pyramid, strides_of
 from stillroom.tasks.detection.boxes import boxes_from_distances, distances_to_boxes, expected_distances, paired_iou
 from stillroom.tasks.detection.dense import Assigner, DenseOutputs, DenseTargets, ImageTargets, averaged
+from stillroom.tasks.detection.detector import DenseDetector
 
 
 class Scale(nn.Module):
@@ -175,6 +177,56 @@ def gfl_losses(outputs: DenseOutputs, targets: DenseTargets, weights: GFLWeights
     total = averaged(torch.stack(shares).sum())
     divisor = total.clamp_min(1) if weights.clamp_normaliser else total + 1e-6
     return {"qfl": found["qfl"], "giou": [t / divisor for t in found["giou"]], "dfl": [t / divisor for t in found["dfl"]]}
+
+
+class GFL(DenseDetector):
+    """A backbone, a pyramid and a GFL head.
+
+    Args:
+        backbone: images -> a list of maps; has `channels` and `strides`.
+        num_classes: C.
+        width: D of the pyramid and the towers.
+        extra: levels of the pyramid beyond the backbone's.
+        reg_max, convs, groups: see `GFLHead`.
+        anchor_scale: side of an anchor, in strides.
+        topk: candidates of ATSS on each level.
+        weights: of the losses.
+    """
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        num_classes: int,
+        *,
+        width: int = 256,
+        extra: int = 2,
+        reg_max: int = 16,
+        convs: int = 4,
+        groups: int = 32,
+        anchor_scale: float = 8,
+        topk: int = 9,
+        weights: GFLWeights | None = None,
+    ) -> None:
+        super().__init__()
+        channels, strides = tuple(backbone.channels), tuple(backbone.strides)  # type: ignore[arg-type]
+        self.num_classes, self.strides = num_classes, strides_of(strides, extra)
+        self.anchor_scale, self.topk, self.weights = anchor_scale, topk, weights or GFLWeights()
+        self.backbone, self.pyramid = backbone, Pyramid(channels, width, extra)
+        self.head = GFLHead(width, num_classes, len(self.strides), reg_max=reg_max, convs=convs, groups=groups)
+
+    def raw(self, images: Tensor, image_sizes: Tensor) -> DenseOutputs:
+        """See `DenseDetector`; with `bins`."""
+        features = self.pyramid(self.backbone(images))
+        logits, bins = self.head(features)
+        return gfl_outputs(logits, bins, self.strides, image_sizes, anchor_scale=self.anchor_scale, features=features)
+
+    def assigner(self, *, regions: bool = False) -> Assigner:
+        """ATSS."""
+        return assign_atss(self.topk, regions=regions)
+
+    def task_losses(self, outputs: DenseOutputs, targets: DenseTargets) -> dict[str, Tensor]:
+        """``qfl``, ``giou`` and ``dfl``, each summed over levels."""
+        return {name: torch.stack(levels).sum() for name, levels in gfl_losses(outputs, targets, self.weights).items()}
 
 
 def _rows(level: Tensor) -> Tensor:
