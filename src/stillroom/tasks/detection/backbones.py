@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -58,12 +59,14 @@ class TimmBackbone(nn.Module):
         import timm
 
         whole = timm.create_model(name, features_only=True, pretrained=False)
-        found = list(whole.feature_info.reduction())
+        info: Any = whole.feature_info
+        found = list(info.reduction())
         self.strides = tuple(strides)
         self.network = timm.create_model(
             name, features_only=True, pretrained=pretrained, out_indices=tuple(found.index(stride) for stride in strides)
         )
-        self.channels = tuple(self.network.feature_info.channels())
+        chosen: Any = self.network.feature_info
+        self.channels = tuple(chosen.channels())
         self.frozen = frozen
         if frozen:
             children = [child for child in self.network.children() if any(True for _ in child.parameters())]

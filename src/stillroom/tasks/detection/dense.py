@@ -5,7 +5,7 @@ Labels are 0 .. C-1 and C is background, in every detector; a wrapped one that c
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -24,9 +24,11 @@ class DenseOutputs:
         anchors: per level [N_l, 4], absolute; for detectors of points the square that stands for one.
         strides: pixels from a cell to the next, per level.
         image_sizes: int64 [B, 2], height and width of each image in the batch before padding.
+        valid: per level bool [B, N_l], the positions that take part; those on an image's padding may not.
         features: the pyramid's maps [B, D, h, w], per level.
         bins: per level [B, N_l, 4 * (n + 1)], logits over the distances of the sides; empty where the detector has none.
         centerness: per level [B, N_l]; empty where the detector has none.
+        head: what a wrapped detector's own head answered, for its own loss.
     """
 
     logits: tuple[Tensor, ...]
@@ -34,20 +36,23 @@ class DenseOutputs:
     anchors: tuple[Tensor, ...]
     strides: tuple[int, ...]
     image_sizes: Tensor
+    valid: tuple[Tensor, ...]
     features: tuple[Tensor, ...] = ()
     bins: tuple[Tensor, ...] = field(default=())
     centerness: tuple[Tensor, ...] = field(default=())
+    head: Mapping[str, Tensor] = field(default_factory=dict)
 
     @property
     def level_sizes(self) -> tuple[int, ...]:
         """N_l of each level."""
         return tuple(anchors.shape[0] for anchors in self.anchors)
 
-    def valid(self) -> tuple[Tensor, ...]:
-        """Which positions lie on their image, not on its padding; per level bool [B, N_l]."""
-        height_B1, width_B1 = self.image_sizes[:, :1], self.image_sizes[:, 1:]
-        corners = [(anchors[:, :2] + anchors[:, 2:]) / 2 for anchors in self.anchors]
-        return tuple((centre[:, 1] < height_B1) & (centre[:, 0] < width_B1) for centre in corners)
+
+def on_image(anchors: Sequence[Tensor], image_sizes: Tensor) -> tuple[Tensor, ...]:
+    """Which positions have their centre on their image, not on its padding; per level bool [B, N_l]."""
+    height_B1, width_B1 = image_sizes[:, :1], image_sizes[:, 1:]
+    centres = [(level[:, :2] + level[:, 2:]) / 2 for level in anchors]
+    return tuple((centre[:, 1] < height_B1) & (centre[:, 0] < width_B1) for centre in centres)
 
 
 @dataclass(frozen=True)
@@ -60,13 +65,17 @@ class DenseTargets:
         weights: per level float [B, N_l], m: 1 for every position that took part in the assignment, 0 for padding and the ignored.
         positives: scalar, N_pos_total: at least one for each image, averaged over processes.
         regions: per level float [B, N_l], weight in LD's valuable localisation region.
+        matched: int64 [B, A] over all levels: index of the image's object, -1 for background, -2 for ignored.
+        objects: of each image, boxes [G, 4] and labels [G].
     """
 
     labels: tuple[Tensor, ...]
     boxes: tuple[Tensor, ...]
     weights: tuple[Tensor, ...]
     positives: Tensor
-    regions: tuple[Tensor, ...] = ()
+    regions: tuple[Tensor, ...]
+    matched: Tensor
+    objects: tuple[tuple[Tensor, Tensor], ...]
 
 
 @dataclass(frozen=True)
@@ -98,18 +107,16 @@ def dense_targets(
         num_classes: C.
     """
     anchors_A4, sizes = torch.cat(outputs.anchors), outputs.level_sizes
-    valid_BA = torch.cat(outputs.valid(), 1)
+    valid_BA = torch.cat(outputs.valid, 1)
     batch, count = valid_BA.shape
     labels_BA = torch.full((batch, count), num_classes, dtype=torch.long, device=anchors_A4.device)
-    boxes_BA4, weights_BA, regions_BA = (
-        anchors_A4.new_zeros(batch, count, 4),
-        valid_BA.to(anchors_A4.dtype),
-        anchors_A4.new_zeros(batch, count),
-    )
+    boxes_BA4, regions_BA = anchors_A4.new_zeros(batch, count, 4), anchors_A4.new_zeros(batch, count)
+    weights_BA, matched_BA = valid_BA.to(anchors_A4.dtype), torch.full_like(labels_BA, -2)
     for image, (boxes_G4, labels_G) in enumerate(zip(boxes, labels, strict=True)):
         at = valid_BA[image].nonzero().flatten()
         counts = [int(part.sum()) for part in valid_BA[image].split(sizes)]
         found = assign(anchors_A4[at], counts, boxes_G4)
+        matched_BA[image, at] = found.matched
         positive = found.matched >= 0
         which, objects = at[positive], found.matched[positive]
         labels_BA[image, which] = labels_G[objects]
@@ -118,7 +125,13 @@ def dense_targets(
         regions_BA[image, at] = found.regions.to(regions_BA.dtype)
     positives = (labels_BA < num_classes).sum(1).clamp_min(1).sum().to(anchors_A4.dtype)
     return DenseTargets(
-        labels_BA.split(sizes, 1), boxes_BA4.split(sizes, 1), weights_BA.split(sizes, 1), averaged(positives), regions_BA.split(sizes, 1)
+        labels_BA.split(sizes, 1),
+        boxes_BA4.split(sizes, 1),
+        weights_BA.split(sizes, 1),
+        averaged(positives),
+        regions_BA.split(sizes, 1),
+        matched_BA,
+        tuple(zip(boxes, labels, strict=True)),
     )
 
 

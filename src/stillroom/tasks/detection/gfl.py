@@ -19,7 +19,7 @@ from stillroom.losses.detection import distribution_focal_loss, quality_focal_lo
 from stillroom.tasks.detection.atss import atss, valuable_region
 from stillroom.tasks.detection.backbones import Pyramid, strides_of
 from stillroom.tasks.detection.boxes import boxes_from_distances, distances_to_boxes, expected_distances, paired_iou
-from stillroom.tasks.detection.dense import Assigner, DenseOutputs, DenseTargets, ImageTargets, averaged
+from stillroom.tasks.detection.dense import Assigner, DenseOutputs, DenseTargets, ImageTargets, averaged, on_image
 from stillroom.tasks.detection.detector import DenseDetector
 
 
@@ -112,7 +112,16 @@ def gfl_outputs(
         boxes_from_distances(_centres(anchor), expected_distances(side) * stride)
         for anchor, side, stride in zip(anchors, sides, strides, strict=True)
     ]
-    return DenseOutputs(tuple(rows), tuple(boxes), tuple(anchors), tuple(strides), image_sizes, features=tuple(features), bins=tuple(sides))
+    return DenseOutputs(
+        tuple(rows),
+        tuple(boxes),
+        tuple(anchors),
+        tuple(strides),
+        image_sizes,
+        on_image(anchors, image_sizes),
+        features=tuple(features),
+        bins=tuple(sides),
+    )
 
 
 def assign_atss(topk: int = 9, *, regions: bool = False) -> Assigner:
