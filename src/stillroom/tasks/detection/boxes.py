@@ -76,4 +76,5 @@ def expected_distances(bins: Tensor) -> Tensor:
     Source: Li et al. 2020 (Generalized Focal Loss), eq. 4: sum over k of k * softmax(bins)_k.
     """
     shares = bins.float().reshape(*bins.shape[:-1], 4, -1).softmax(-1)
-    return shares @ torch.arange(shares.shape[-1], dtype=shares.dtype, device=shares.device)
+    # A sum and not a matrix product, which autocast would compute in reduced precision.
+    return (shares * torch.arange(shares.shape[-1], dtype=shares.dtype, device=shares.device)).sum(-1)

@@ -17,8 +17,8 @@ class DenseDetector(nn.Module, ABC):
     """Base of detectors that answer at every position of a pyramid.
 
     Images come as one batch, float [B, 3, H, W], normalised, padded at the right and the bottom; `image_sizes` int64 [B, 2] says how much
-    of each is image. Called with images alone (`detector(images)`), it answers with its raw maps, one tensor after the other, which is what
-    is measured and exported.
+    of each is image. Called with images alone (`detector(images)`), it answers with its scores and boxes at every position: what a frozen
+    teacher is asked for, and what is measured.
 
     Attributes:
         num_classes: C.
@@ -74,8 +74,9 @@ class DenseDetector(nn.Module, ABC):
             found.append(Detections(clipped[keep], all_values[keep], all_labels[keep]))
         return found
 
-    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        """The raw answers to images without padding: logits of every level, then boxes of every level."""
+    def forward(self, images: Tensor) -> dict[str, list[Tensor]]:
+        """The raw answers alone, each per level: ``logits``, ``boxes`` and, where there are, ``bins``; padding counts as image."""
         sizes = torch.tensor(images.shape[-2:], device=images.device).expand(len(images), 2)
         outputs = self.raw(images, sizes)
-        return (*outputs.logits, *outputs.boxes)
+        answers = {"logits": list(outputs.logits), "boxes": list(outputs.boxes)}
+        return answers | ({"bins": list(outputs.bins)} if outputs.bins else {})
