@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Any
 from stillroom._version import __version__ as __version__
 
 if TYPE_CHECKING:
-    from stillroom.tasks.classification.loaded import load as load
+    from stillroom.tasks.students import load as load
 
 __all__ = ["__version__", "load"]
 
 
 def __getattr__(name: str) -> Any:
     if name == "load":
-        from stillroom.tasks.classification.loaded import load
+        from stillroom.tasks.students import load
 
         return load
     raise AttributeError(f"module 'stillroom' has no attribute {name!r}")

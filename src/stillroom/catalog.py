@@ -70,7 +70,7 @@ METHODS: tuple[Method, ...] = (
     Method("wad", "Semi-Supervised Learning via Weight-Aware Distillation under Class Distribution Mismatch", "classification"),
     Method("boss", "Bayesian Optimization Meets Self-Distillation", "classification"),
     Method("unikd", "UniKD: Universal Knowledge Distillation for Mimicking Homogeneous or Heterogeneous Object Detectors", "detection"),
-    Method("l2d", "Multi-Label Knowledge Distillation", "multi-label classification"),
+    Method("l2d", "Multi-Label Knowledge Distillation", "multi-label classification", "stillroom.methods.l2d", _PAPER),
     Method("distillbev", "DistillBEV: Boosting Multi-Camera 3D Object Detection with Cross-Modal Knowledge Distillation", "points"),
     Method("orc", "ORC: Network Group-based Knowledge Distillation using Online Role Change", "classification"),
     Method("pointdc", "PointDC: Unsupervised Semantic Segmentation of 3D Point Clouds via Cross-Modal Distillation", "points"),

@@ -28,7 +28,7 @@ def run(arguments: list[str], command: str) -> None:
     Raises:
         NotAllAnswered: at the end, when something could not be read.
     """
-    parser = Parser("stillroom predict", "The classes that a run's student gives to images.")
+    parser = Parser("stillroom predict", "The classes, or labels, that a run's student gives to images.")
     parser.add_argument("run", metavar="RUN", help="the folder that `stillroom run` wrote")
     parser.add_argument(
         "images", metavar="IMAGE", nargs="+", help="image files, folders (with all images below them) or patterns such as 'photos/**/*.jpg'"
@@ -42,8 +42,8 @@ def run(arguments: list[str], command: str) -> None:
     if given.top < 1:
         raise InputError("--top", given.top, "a whole number of at least 1")
 
-    from stillroom.tasks.classification.loaded import load
     from stillroom.tasks.classification.predict import find_images, predict_files
+    from stillroom.tasks.students import load
 
     student = load(given.run, trust_pickle=given.trust_pickle)
     files, empty = find_images(given.images)
@@ -57,37 +57,55 @@ def run(arguments: list[str], command: str) -> None:
         problems.append(" ".join(str(error).split()))
         print(f"stillroom: {problems[-1]}", file=sys.stderr)
 
-    predictions = predict_files(student, files, top=given.top, unreadable=unreadable)
+    top = given.top if student.exclusive else len(student.classes)
+    predictions = predict_files(student, files, top=top, unreadable=unreadable)
     if given.json:
-        _print_lines(predictions)
-    else:
+        _print_lines(predictions, given.top, exclusive=student.exclusive)
+    elif student.exclusive:
         _print_table(predictions, given.top)
+    else:
+        _print_labels(predictions, given.top)
     if problems:
         raise NotAllAnswered(f"{len(problems)} of {len(files) + len(empty)} could not be read")
 
 
-def _print_lines(predictions: Iterable[Prediction]) -> None:
+def _print_lines(predictions: Iterable[Prediction], count: int, *, exclusive: bool) -> None:
     for prediction in predictions:
-        top = [{"class": name, "confidence": probability} for name, probability in prediction.ranking]
-        print(json.dumps({"file": str(prediction.file), **top[0], "top": top}), flush=True)
+        top = [{"class": name, "confidence": probability} for name, probability in prediction.ranking[:count]]
+        said = top[0] if exclusive else {"labels": [name for name, probability in prediction.ranking if probability > 0.5]}
+        print(json.dumps({"file": str(prediction.file), **said, "top": top}), flush=True)
+
+
+def _print_labels(predictions: Iterable[Prediction], top: int) -> None:
+    """Labels above one half, and the `top` most probable of the others."""
+    rows = []
+    for prediction in predictions:
+        said = [f"{name} {probability:.1%}" for name, probability in prediction.ranking]
+        count = sum(probability > 0.5 for _, probability in prediction.ranking)
+        rows.append([str(prediction.file), ", ".join(said[:count]) or "none", ", ".join(said[count : count + top])])
+    _show(["file", "labels", "next"], rows)
 
 
 def _print_table(predictions: Iterable[Prediction], top: int) -> None:
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column("file", overflow="fold")
-    table.add_column("class", overflow="fold")
-    table.add_column("confidence", justify="right")
-    if top > 1:
-        table.add_column("runner-up" if top == 2 else "runners-up", overflow="fold")
+    rows = []
     for prediction in predictions:
         (name, probability), *others = prediction.ranking
         cells = [str(prediction.file), name, f"{probability:.1%}"]
         if top > 1:
             cells.append(", ".join(f"{other} {value:.1%}" for other, value in others))
-        table.add_row(*map(Text, cells))  # as Text: brackets in a name are no markup
-    if table.row_count:
+        rows.append(cells)
+    _show(["file", "class", "confidence", *(["runner-up" if top == 2 else "runners-up"] if top > 1 else [])], rows)
+
+
+def _show(columns: list[str], rows: list[list[str]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in columns:
+        table.add_column(column, overflow="fold", justify="right" if column == "confidence" else "left")
+    for row in rows:
+        table.add_row(*map(Text, row))  # as Text: brackets in a name are no markup
+    if rows:
         Console(width=None if sys.stdout.isatty() else 10_000).print(table)  # in a file or a pipe no name is folded

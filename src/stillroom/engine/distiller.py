@@ -153,9 +153,12 @@ class Distiller(LightningModule):
         return self.predict(batch)
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
-        """Sets every group's learning rate: a pure function of the step, so that resuming needs no scheduler state."""
-        optimizers = self.optimizers()
+        """Sets every group's learning rate, and its momentum where that is scheduled: pure functions of the step, so that resuming needs no
+        scheduler's state."""
+        optimizers, momentum = self.optimizers(), self.plan.momentum_at(self.progress)
         for optimizer in optimizers if isinstance(optimizers, list) else [optimizers]:
             for group in optimizer.param_groups:
                 base = group.setdefault("initial_lr", group["lr"])
                 group["lr"] = self.plan.rate(base, self.progress)
+                if momentum is not None:
+                    group |= {"betas": (momentum, *group["betas"][1:])} if "betas" in group else {"momentum": momentum}

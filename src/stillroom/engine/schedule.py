@@ -9,7 +9,9 @@ from typing import Literal, get_args
 
 from stillroom.errors import InputError
 
-Kind = Literal["multistep", "cosine", "constant"]
+Kind = Literal["multistep", "cosine", "onecycle", "constant"]
+
+_START, _END = 25.0, 1e4  # onecycle starts at 1/25 of its full rate and ends at 1/10 000 of that
 
 
 def multistep_lr(epoch: int, lr: float, stages: Iterable[float], decay: float) -> float:
@@ -49,12 +51,14 @@ class Schedule:
     """The learning rate over a run.
 
     Args:
-        kind: multistep (times `factor` after each milestone), cosine (to zero at the end of the run, per step) or constant.
+        kind: multistep (times `factor` after each milestone), cosine (to zero at the end of the run, per step), onecycle (up to the full
+            rate and down to next to nothing, per step) or constant.
         milestones: read by multistep: the last epoch, counted from 1, before each decay. A number in (0, 1) is a fraction of the run
             and means the nearest end of an epoch, the first at the earliest.
         factor: multistep's decay, in (0, 1].
         warmup_epochs: the rate first rises linearly over so many epochs, per step, and the first step already has a share of it.
-            Cosine spans what is left of the run; multistep counts its epochs from the start of the run.
+            Cosine spans what is left of the run; multistep counts its epochs from the start of the run; onecycle has a rise of its own.
+        peak: share of the run, in (0, 1), after which onecycle has its full rate.
 
     Raises:
         InputError: an argument is out of its range.
@@ -64,6 +68,7 @@ class Schedule:
     milestones: tuple[float, ...] = ()
     factor: float = 0.1
     warmup_epochs: float = 0
+    peak: float = 0.3
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "milestones", tuple(self.milestones))
@@ -78,6 +83,10 @@ class Schedule:
             raise InputError("factor", self.factor, "a number above 0 and up to 1")
         if not (self.warmup_epochs >= 0 and math.isfinite(self.warmup_epochs)):
             raise InputError("warmup_epochs", self.warmup_epochs, "a number of epochs from 0")
+        if self.kind == "onecycle" and self.warmup_epochs:
+            raise InputError("warmup_epochs", self.warmup_epochs, "0 with the schedule onecycle, which rises by itself")
+        if not 0 < self.peak < 1:
+            raise InputError("peak", self.peak, "a share of the run between 0 and 1")
 
     def rate(self, base_lr: float, *, step: int, steps_per_epoch: int, epochs: int) -> float:
         """The learning rate of one step.
@@ -105,7 +114,24 @@ class Schedule:
         if self.kind == "cosine":
             done = (step - warmup_steps) / (epochs * steps_per_epoch - warmup_steps)
             return base_lr * 0.5 * (1 + math.cos(math.pi * min(max(done, 0.0), 1.0)))
+        if self.kind == "onecycle":
+            return self.cycle(step, epochs * steps_per_epoch, (base_lr / _START, base_lr, base_lr / _START / _END))
         return base_lr
+
+    def cycle(self, step: int, steps: int, values: tuple[float, float, float]) -> float:
+        """Half a cosine from the first value to the second, which is reached at `peak`, and another one to the third at the last step.
+
+        As `torch.optim.lr_scheduler.OneCycleLR` (Smith and Topin 2018).
+        """
+        start, full, end = values
+        top, last = self.peak * steps - 1, steps - 1
+        if step <= top:
+            return _between(start, full, step / top if top > 0 else 1.0)
+        return _between(full, end, (step - top) / (last - top))
 
     def _stages(self, epochs: int) -> list[float]:
         return [max(1, round(m * epochs)) if m < 1 else m for m in self.milestones]
+
+
+def _between(start: float, end: float, done: float) -> float:
+    return end + (start - end) * 0.5 * (1 + math.cos(math.pi * done))

@@ -44,9 +44,11 @@ class Training:
         momentum: SGD's momentum; beta1 of adam and adamw.
         weight_decay: L2 penalty (sgd, adam) or decoupled decay (adamw).
         nesterov: Nesterov momentum for sgd.
-        schedule: multistep (times `decay` after each milestone), cosine (to zero, per step) or constant.
+        schedule: multistep (times `decay` after each milestone), cosine (to zero, per step), onecycle (per step up to `lr` and down to next
+            to nothing, the momentum down by 0.1 and up again) or constant.
         milestones: epochs after which multistep decays, as numbers above 1, or as fractions of the run below 1.
         decay: multistep's factor.
+        peak: share of the run after which onecycle has its full rate.
         warmup_epochs: length of a linear warm-up of the learning rate; 0 for none.
         clip_norm: largest norm of the whole gradient; larger ones are scaled down. None for no clipping.
         accumulate: batches whose gradients make one optimiser step.
@@ -58,9 +60,10 @@ class Training:
     momentum: float = 0.9
     weight_decay: float = 5e-4
     nesterov: bool = False
-    schedule: Literal["multistep", "cosine", "constant"] = "multistep"
+    schedule: Literal["multistep", "cosine", "onecycle", "constant"] = "multistep"
     milestones: tuple[float, ...] = field(default=(0.62, 0.85))
     decay: float = 0.1
+    peak: float = 0.3
     warmup_epochs: float = 0.0
     clip_norm: float | None = None
     accumulate: int = 1
@@ -80,11 +83,17 @@ class Training:
 
     @property
     def _schedule(self) -> Schedule:
-        return Schedule(kind=self.schedule, milestones=self.milestones, factor=self.decay, warmup_epochs=self.warmup_epochs)
+        return Schedule(self.schedule, self.milestones, self.decay, self.warmup_epochs, self.peak)
 
     def rate(self, base_lr: float, progress: Progress) -> float:
         """The learning rate at `progress` of a parameter group that starts at `base_lr`."""
         return self._schedule.rate(base_lr, step=progress.step, steps_per_epoch=progress.steps_per_epoch, epochs=progress.epochs)
+
+    def momentum_at(self, progress: Progress) -> float | None:
+        """The momentum (or beta1) at `progress`; None where the schedule leaves it alone."""
+        if self.schedule != "onecycle":
+            return None
+        return self._schedule.cycle(progress.step, progress.steps, (self.momentum, max(self.momentum - 0.1, 0.0), self.momentum))
 
     def build_optimizer(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
         """The optimiser over parameter groups (torch.optim's form)."""

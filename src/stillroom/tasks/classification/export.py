@@ -13,7 +13,7 @@ from torchvision.transforms.v2.functional import to_pil_image
 
 from stillroom._version import __version__
 from stillroom.engine.export import SUFFIXES, Exported, check_format, export
-from stillroom.tasks.classification.loaded import load
+from stillroom.tasks.students import load
 
 # The run's own student.safetensors is what `load` and a continued run read; it is left alone.
 _NAMES = {format: f"student{'_described' if format == 'safetensors' else ''}{suffix}" for format, suffix in SUFFIXES.items()}
@@ -27,7 +27,8 @@ def export_student(
 
     The file reads ``images`` float32 [batch, 3, S, S] and answers with ``logits`` [batch, C]. Its metadata are strings: ``task``;
     ``classes``, a JSON list in the order of the logits; ``transform``, a JSON object that says how images are prepared (`resize` of the
-    shorter side, `interpolation`, central `crop`, `mean` and `std` for pixels in [0, 1]); ``model``, the student's specification;
+    shorter side, `interpolation`, central `crop`, `mean` and `std` for pixels in [0, 1]; of a multi-label student `resize` is of both sides
+    and there is no crop); ``model``, the student's specification;
     ``stillroom``, the version.
 
     Args:
@@ -46,7 +47,7 @@ def export_student(
     student = load(folder, trust_pickle=trust_pickle)
     card = json.loads((folder / "student.json").read_text(encoding="utf-8"))
     metadata = {
-        "task": "classification",
+        "task": card.get("task", "classification"),
         "classes": json.dumps(list(student.classes)),
         "transform": json.dumps(card["transform"]),
         "model": _without_folders(str(card["model"])),
@@ -55,7 +56,9 @@ def export_student(
     path = folder if out is None else Path(out)
     if path.is_dir():
         path = path / _NAMES[format]
-    images_BCHW = torch.stack([student.transform(picture) for picture in _pictures(_CHECKED, card["transform"]["resize"])])
+    resize = card["transform"]["resize"]  # of the shorter side, or [height, width]
+    pictures = _pictures(_CHECKED, resize if isinstance(resize, int) else min(resize))
+    images_BCHW = torch.stack([student.transform(picture) for picture in pictures])
     names = ("images", "logits")
     return export(student.network, images_BCHW, path, format=format, metadata=metadata, tolerance=tolerance, names=names)
 

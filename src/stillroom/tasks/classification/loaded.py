@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from PIL import Image
@@ -33,6 +33,12 @@ class Loaded:
     transform: Callable[[Image.Image], Tensor]
     classes: tuple[str, ...]
 
+    exclusive: ClassVar[bool] = True  # one class an image
+
+    def activation(self, logits_BC: Tensor) -> Tensor:
+        """Logits to probabilities, [B, C]."""
+        return logits_BC.softmax(-1)
+
     @torch.no_grad()
     def probabilities(self, *images: Image.Image | str | Path) -> Tensor:
         """Class probabilities [B, C] of images or image files, each turned upright as its EXIF orientation says.
@@ -45,7 +51,7 @@ class Loaded:
             raise InputError("images", "none", "at least one image or image file")
         batch = torch.stack([self.transform(read_image(image)) for image in images])
         weight = next(self.network.parameters(), batch)
-        return self.network(batch.to(weight.device, weight.dtype)).float().softmax(-1)
+        return self.activation(self.network(batch.to(weight.device, weight.dtype)).float())
 
     def classify(self, *images: Image.Image | str | Path) -> list[str]:
         """The most probable class of each image or image file.

@@ -127,11 +127,14 @@ def _from_run(folder: Path, wanted: _Wanted, trust_pickle: bool) -> BuiltModel:
         raise InputError(wanted.argument, str(folder), "the folder of a finished run, which holds student.json and student.safetensors")
     try:
         card = json.loads(card_path.read_text(encoding="utf-8"))
+        task = card.get("task", "classification")
         source, num_classes = str(card["model"]).partition("@")[0], int(card["num_classes"])
         image_size = int(card["image_size"]) if "image_size" in card else wanted.image_size
         classes = tuple(str(name) for name in card["classes"]) if "classes" in card else None
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(wanted.argument, str(card_path), "JSON with the student's model and num_classes") from error
+    if task != "classification":
+        raise InputError(wanted.argument, f"{folder}, a student of the task {task}", "a student that classifies")
     if num_classes != wanted.num_classes:
         raise InputError(
             wanted.argument, f"{folder}, a student of {num_classes} classes", f"a network of {wanted.num_classes} classes, as the data has"

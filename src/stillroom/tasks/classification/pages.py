@@ -77,9 +77,9 @@ def _per_class(arms: Mapping[str, _Arm], classes: Sequence[str]) -> Section:
     for c in order[:_ROWS].tolist():
         places = {role: 100 * (accuracy[role][c] - low) / (100 - low) for role in marks if np.isfinite(accuracy[role][c])}
         strip = "".join(f'<i class="{_STYLE[role]}" style="left:{place:.1f}%"></i>' for role, place in places.items())
-        cells = [f"<td>{_figure(accuracy[role][c])}</td>" for role in arms]
+        cells = [f"<td>{figure(accuracy[role][c])}</td>" for role in arms]
         if changes_SC is not None:
-            cells.append(_change(change_C[c], changes_SC[:, c]))
+            cells.append(change_cell(change_C[c], changes_SC[:, c]))
         rows.append(
             f'<tr><th scope="row">{escape(classes[c])}</th><td>{images_C[c]}</td>'
             f'<td aria-hidden="true"><div class="strip">{strip}</div></td>{"".join(cells)}</tr>'
@@ -128,11 +128,12 @@ def _mean(values: list[np.ndarray]) -> np.ndarray:
     return np.divide(np.nansum(stacked_SC, 0), known_C, out=np.full(stacked_SC.shape[1], np.nan), where=known_C > 0)
 
 
-def _figure(value: float) -> str:
+def figure(value: float) -> str:
+    """A number of a table's cell; a dash for none."""
     return f"{value:.1f}" if np.isfinite(value) else "–"
 
 
-def _change(mean: float, by_seed: np.ndarray) -> str:
+def change_cell(mean: float, by_seed: np.ndarray) -> str:
     """A cell with the change in points and its standard deviation over seeds."""
     if not np.isfinite(mean):
         return '<td class="first">–</td>'
@@ -192,7 +193,7 @@ def _card(
     tiny = ' class="tiny"' if max(image.size) <= _TINY else ""
     name = escape(classes[label])
     return (
-        f'<figure><img{tiny} src="{_data_uri(image)}" alt="validation image {sample}, {name}" loading="lazy">'
+        f'<figure><img{tiny} src="{data_uri(image)}" alt="validation image {sample}, {name}" loading="lazy">'
         f"<figcaption><b>{name}</b> · no. {sample}<dl>{''.join(lines)}</dl></figcaption></figure>"
     )
 
@@ -229,7 +230,7 @@ def _rows(answers: dict[str, np.ndarray], ids: np.ndarray) -> dict[str, np.ndarr
     return {name: column[places] for name, column in answers.items()}
 
 
-def _data_uri(image: Image.Image) -> str:
+def data_uri(image: Image.Image) -> str:
     """The image as a PNG inside the page."""
     shown = image if image.mode in ("L", "RGB") else image.convert("RGB")
     if max(shown.size) > _LARGE:

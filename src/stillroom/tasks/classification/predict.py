@@ -76,7 +76,7 @@ def predict_files(
         read = [(file, image) for file in files[start : start + batch_size] if (image := _read(student, file, unreadable)) is not None]
         if not read:
             continue
-        probabilities_BC = network(torch.stack([image for _, image in read]).to(device)).float().softmax(-1)
+        probabilities_BC = student.activation(network(torch.stack([image for _, image in read]).to(device)).float())
         best_BK, classes_BK = probabilities_BC.topk(min(top, len(student.classes)))
         for (file, _), best, classes in zip(read, best_BK.tolist(), classes_BK.tolist(), strict=True):
             yield Prediction(file, tuple((student.classes[index], value) for index, value in zip(classes, best, strict=True)))
