@@ -43,12 +43,14 @@ class Annotated:
         names: their paths in it.
         things: of each image.
         sizes: bytes of each file.
+        shapes: (height, width) of each image as its annotation says; None where it does not.
     """
 
     store: Folder | Zip
     names: list[str]
     things: list[list[Thing]]
     sizes: dict[str, int]
+    shapes: list[tuple[int, int] | None]
 
     @property
     def objects(self) -> list[Counter[str]]:
@@ -71,6 +73,7 @@ def read_coco(images: str, annotations: str, argument: str) -> tuple[tuple[str, 
     try:
         names = {category["id"]: str(category["name"]) for category in content["categories"]}
         files = {image["id"]: str(image["file_name"]) for image in content["images"]}
+        shapes = [(int(i["height"]), int(i["width"])) if i.get("height") and i.get("width") else None for i in content["images"]]
         marks = [(mark["image_id"], mark["category_id"], mark) for mark in content["annotations"]]
     except (KeyError, TypeError) as error:
         raise InputError(argument, annotations, f"COCO's images, categories and annotations ({error} is missing)") from None
@@ -84,7 +87,7 @@ def read_coco(images: str, annotations: str, argument: str) -> tuple[tuple[str, 
         things[image].append(Thing(names[category], _coco_box(mark, annotations, argument), bool(mark.get("iscrowd", 0))))
     store, sizes, folders = list_files(images, argument)
     found = _located(files.values(), sizes, single_top(sizes, folders), annotations, argument)
-    return classes, Annotated(store, found, list(things.values()), sizes)
+    return classes, Annotated(store, found, list(things.values()), sizes, shapes)
 
 
 def _coco_box(mark: Mapping[str, Any], annotations: str, argument: str) -> tuple[float, float, float, float] | None:
@@ -166,7 +169,7 @@ def read_tags(table: str, images: str | None, argument: str) -> Annotated:
         tags[name] = [Thing(tag) for tag in dict.fromkeys(words) if tag]
     store, sizes, folders = list_files(str(path.parent) if images is None else images, argument)
     found = _located(tags, sizes, single_top(sizes, folders), table, argument)
-    return Annotated(store, found, list(tags.values()), sizes)
+    return Annotated(store, found, list(tags.values()), sizes, [None] * len(found))
 
 
 def _located(names: Iterable[str], sizes: Mapping[str, int], top: str, source: str, argument: str) -> list[str]:
@@ -210,15 +213,17 @@ def _voc_images(
         raise InputError(
             argument, f"no image or no annotation of {', '.join(missing[:5])}", "JPEGImages and Annotations of every listed id"
         )
-    things = []
+    things, shapes = [], []
     for number in ids:
         name = f"{top}Annotations/{number}.xml"
         try:
-            found = ElementTree.fromstring(store.read(name)).findall("object")
+            root = ElementTree.fromstring(store.read(name))
         except ElementTree.ParseError as error:
             raise InputError(argument, name, f"XML ({error})") from None
-        things.append([_voc_thing(thing, name, argument) for thing in found])
-    return Annotated(store, [pictures[number] for number in ids], things, sizes)
+        things.append([_voc_thing(thing, name, argument) for thing in root.findall("object")])
+        height, width = (int(root.findtext(f"size/{side}") or 0) for side in ("height", "width"))
+        shapes.append((height, width) if height and width else None)
+    return Annotated(store, [pictures[number] for number in ids], things, sizes, shapes)
 
 
 def _voc_thing(thing: ElementTree.Element, source: str, argument: str) -> Thing:

@@ -22,6 +22,8 @@ from stillroom.tasks.detection.backbones import pad_batch
 from stillroom.tasks.detection.metrics import DetectionEvaluator
 from stillroom.tasks.detection.sources import Annotated, open_source
 
+_MEMORY = 1_000_000_000
+
 
 class DetectionBatch(NamedTuple):
     """Images and their objects.
@@ -57,7 +59,8 @@ class DetectionData:
     """A training and a validation set of images with boxes.
 
     Args:
-        data: where the images are: ``scenes`` (drawn from a seed; ``scenes:size=64,train=300`` and more, see `sources.open_source`).
+        data: where the images are: ``scenes`` (drawn from a seed; ``scenes:size=64,train=300``), ``coco:IMAGES,ANNOTATIONS.json`` or
+            ``voc:ROOT`` (folder or zip); options follow after commas, see `sources.open_source`.
         batch_size: images in a batch, of all processes together.
         workers: processes that read images ahead; none by default.
         image_size: pixels that the shorter side of an image is brought to; by default the data's own.
@@ -141,6 +144,15 @@ class DetectionData:
 
     def prepare(self, image: Image.Image | Tensor) -> tuple[Tensor, float]:
         """An image brought to its size and normalised, float32 [3, h, w], and by how much it was scaled."""
+        pixels, scale = self.fit(image)
+        return self.normalise(pixels), scale
+
+    def normalise(self, pixels: Tensor) -> Tensor:
+        """uint8 [3, h, w] -> float32, by the data's mean and standard deviation."""
+        return normalize(pixels.float() / 255, list(self.mean), list(self.std))
+
+    def fit(self, image: Image.Image | Tensor) -> tuple[Tensor, float]:
+        """An image brought to its size, uint8 [3, h, w], and by how much it was scaled."""
         pixels = image if isinstance(image, Tensor) else pil_to_tensor(image.convert("RGB"))
         short, long = sorted(pixels.shape[-2:])
         scale = 1.0 if self.image_size is None else self.image_size / short
@@ -149,7 +161,7 @@ class DetectionData:
         if scale != 1:
             height, width = (max(1, round(scale * side)) for side in pixels.shape[-2:])
             pixels = resize(pixels, [height, width], antialias=True)
-        return normalize(pixels.float() / 255, list(self.mean), list(self.std)), scale
+        return pixels, scale
 
     def describe(self) -> dict[str, Any]:
         """What must be known to use a detector that was trained on this data."""
@@ -183,10 +195,12 @@ class DetectionData:
 
 
 class _Batches(Dataset[Any]):
-    """Whole batches by their draws."""
+    """Whole batches by their draws. Images are decoded and resized once and kept, up to `_MEMORY` bytes of them."""
 
     def __init__(self, annotated: Annotated, data: DetectionData, *, flip: bool) -> None:
         self.annotated, self.data, self.flip = annotated, data, flip
+        self._kept: dict[int, tuple[Tensor, float]] = {}
+        self._room = _MEMORY
 
     def __len__(self) -> int:
         return len(self.annotated)
@@ -196,7 +210,8 @@ class _Batches(Dataset[Any]):
         mirrored = (uniforms(seeds, 1)[:, 0] < 0.5) & self.flip
         images, boxes = [], []
         for index, mirror in zip(ids.tolist(), mirrored.tolist(), strict=True):
-            image, scale = self.data.prepare(self.annotated.images.image(index))
+            pixels, scale = self._fitted(index)
+            image = self.data.normalise(pixels)
             boxes_G4 = torch.from_numpy(self.annotated.boxes[index]).float() * scale
             if mirror:
                 image, width = image.flip(-1), image.shape[-1]
@@ -208,6 +223,25 @@ class _Batches(Dataset[Any]):
             [torch.from_numpy(which[index]) for index in ids.tolist()] for which in (self.annotated.labels, self.annotated.crowd)
         )
         return DetectionBatch(padded_BCHW, sizes_B2, boxes, labels, crowd, torch.from_numpy(ids.copy()))
+
+    def _fitted(self, index: int) -> tuple[Tensor, float]:
+        if index in self._kept:
+            return self._kept[index]
+        picture = self.annotated.images.image(index)
+        self._check(index, picture)
+        fitted = self.data.fit(picture)
+        if fitted[0].nbytes <= self._room:
+            self._kept[index] = fitted
+            self._room -= fitted[0].nbytes
+        return fitted
+
+    def _check(self, index: int, picture: Image.Image | Tensor) -> None:
+        """An image whose annotation says another size was turned, or replaced: its boxes would lie elsewhere."""
+        said = self.annotated.shapes[index]
+        shape = tuple(picture.shape[-2:]) if isinstance(picture, Tensor) else (picture.height, picture.width)
+        if said is not None and said != shape:
+            name = self.annotated.images.name(index)
+            raise InputError("data", f"{name} of {shape[1]} x {shape[0]} pixels", f"{said[1]} x {said[0]}, as its annotation says")
 
 
 def _as_it_is(batch: Any) -> Any:

@@ -38,6 +38,10 @@ def detection_sections(report: Report, data: DetectionData) -> list[Section]:
     legend = " ".join(
         f'<span style="color:{_COLOURS[k % len(_COLOURS)]}">■</span>&nbsp;{escape(name)}' for k, name in enumerate(data.classes[:24])
     )
+    met = {**data.source.train.counts, **{f"{name} (validation)": count for name, count in data.source.val.counts.items()}}
+    told = [f"{count} {escape(name)}" for name, count in met.items() if count]
+    if told:
+        rows.append(f"<p>Met in the annotations: {'; '.join(told)}.</p>")
     return [Section(f"Objects found (score above {_SHOWN:g}, first seed)", f"<p>{legend}</p>{''.join(rows)}")]
 
 
