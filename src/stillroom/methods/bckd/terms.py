@@ -37,16 +37,17 @@ def bckd_terms(
         beta: exponent of the gap in the classification term.
         iou_kind: overlap of the localisation term.
         detach_gap: see `binary_classification_distillation`.
-        skip_levels_without_positives: as the release does (section 4); the paper sums over all positions.
+        skip_levels_without_positives: as the release does (section 4); the paper sums over all positions. The release looks at each
+            process by itself; here a positive on any process counts, so that several processes train as one does.
     """
     divisor = targets.positives + EPS
     terms: dict[str, list[Tensor]] = {"cls": [], "loc": []}
-    for level, labels in enumerate(targets.labels):
+    for level in range(len(targets.labels)):
         z_s, z_t = student.logits[level].flatten(0, 1), teacher.logits[level].flatten(0, 1)
         b_s, b_t = (outputs.boxes[level].flatten(0, 1) / outputs.strides[level] for outputs in (student, teacher))
         m_N = targets.weights[level].flatten()
         if skip_levels_without_positives:  # a factor, not a branch: the graph and the clock stay the same
-            m_N = m_N * (labels < z_s.shape[-1]).any()
+            m_N = m_N * targets.present[level]
         rows = binary_classification_distillation(z_s, z_t, beta=beta, detach_gap=detach_gap)
         terms["cls"].append(cls_weight * (m_N * rows).sum() / divisor)
         omega_N = m_N * gap_weights(z_s, z_t)
@@ -77,7 +78,7 @@ def softmax_terms(
         if region == "all":
             m_N, divisor = targets.weights[level].flatten(), targets.positives
         if skip_levels_without_positives:
-            m_N = m_N * positive_N.amax()
+            m_N = m_N * targets.present[level]
         terms.append(weight * (m_N * mean_kl(z_s, z_t, temperature)).sum() / (divisor + EPS))
     return terms
 

@@ -64,6 +64,7 @@ class DenseTargets:
         boxes: per level [B, N_l, 4], absolute, of the object that a positive answers for; zeros elsewhere.
         weights: per level float [B, N_l], m: 1 for every position that took part in the assignment, 0 for padding and the ignored.
         positives: scalar, N_pos_total: at least one for each image, averaged over processes.
+        present: bool [L], whether a level has a positive anywhere in the batch, on whatever process.
         regions: per level float [B, N_l], weight in LD's valuable localisation region.
         matched: int64 [B, A] over all levels: index of the image's object, -1 for background, -2 for ignored.
         objects: of each image, boxes [G, 4] and labels [G].
@@ -73,6 +74,7 @@ class DenseTargets:
     boxes: tuple[Tensor, ...]
     weights: tuple[Tensor, ...]
     positives: Tensor
+    present: Tensor
     regions: tuple[Tensor, ...]
     matched: Tensor
     objects: tuple[tuple[Tensor, Tensor], ...]
@@ -114,8 +116,7 @@ def dense_targets(
     weights_BA, matched_BA = valid_BA.to(anchors_A4.dtype), torch.full_like(labels_BA, -2)
     for image, (boxes_G4, labels_G) in enumerate(zip(boxes, labels, strict=True)):
         at = valid_BA[image].nonzero().flatten()
-        counts = [int(part.sum()) for part in valid_BA[image].split(sizes)]
-        found = assign(anchors_A4[at], counts, boxes_G4)
+        found = assign(anchors_A4[at], [int(part.sum()) for part in valid_BA[image].split(sizes)], boxes_G4)
         matched_BA[image, at] = found.matched
         positive = found.matched >= 0
         which, objects = at[positive], found.matched[positive]
@@ -123,12 +124,15 @@ def dense_targets(
         boxes_BA4[image, which] = boxes_G4[objects].to(boxes_BA4.dtype)
         weights_BA[image, at[found.matched == -2]] = 0
         regions_BA[image, at] = found.regions.to(regions_BA.dtype)
-    positives = (labels_BA < num_classes).sum(1).clamp_min(1).sum().to(anchors_A4.dtype)
+    positive_BA = labels_BA < num_classes
+    counts = [positive_BA.sum(1).clamp_min(1).sum(), *(level.sum() for level in positive_BA.split(sizes, 1))]
+    normalisers = averaged(torch.stack(counts).to(anchors_A4.dtype))
     return DenseTargets(
         labels_BA.split(sizes, 1),
         boxes_BA4.split(sizes, 1),
         weights_BA.split(sizes, 1),
-        averaged(positives),
+        normalisers[0],
+        normalisers[1:] > 0,
         regions_BA.split(sizes, 1),
         matched_BA,
         tuple(zip(boxes, labels, strict=True)),
@@ -136,7 +140,7 @@ def dense_targets(
 
 
 def averaged(normaliser: Tensor) -> Tensor:
-    """A number to divide by: its mean over the processes, without gradient, so that what is divided by it adds up as in one process."""
+    """Numbers to divide by: their mean over the processes, without gradient, so that what is divided by them adds up as in one process."""
     normaliser = normaliser.detach().clone()
     if world_size() > 1:
         torch.distributed.all_reduce(normaliser)

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from stillroom.engine.distributed import world_size
 from stillroom.losses.detection import distribution_focal_loss, quality_focal_loss
 from stillroom.tasks.detection.atss import atss, valuable_region
 from stillroom.tasks.detection.backbones import Pyramid, strides_of
@@ -184,7 +185,8 @@ def gfl_losses(outputs: DenseOutputs, targets: DenseTargets, weights: GFLWeights
         found["dfl"].append(weights.dfl * (share_P * dfl_P).sum() + nothing)
         shares.append(share_P.sum())
     total = averaged(torch.stack(shares).sum())
-    divisor = total.clamp_min(1) if weights.clamp_normaliser else total + 1e-6
+    # The least divisor is that of all processes together, so that they train as one does.
+    divisor = total.clamp_min(1 / world_size()) if weights.clamp_normaliser else total + 1e-6
     return {"qfl": found["qfl"], "giou": [t / divisor for t in found["giou"]], "dfl": [t / divisor for t in found["dfl"]]}
 
 
