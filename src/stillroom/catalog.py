@@ -73,7 +73,13 @@ METHODS: tuple[Method, ...] = (
     ),
     Method("giftnet", "Deep Image Harmonization with Globally Guided Feature Transformation and Relation Distillation", "image editing"),
     Method("memkd", "Remembering Normality: Memory-guided Knowledge Distillation for Unsupervised Anomaly Detection", "anomaly detection"),
-    Method("bckd", "Bridging Cross-task Protocol Inconsistency for Distillation in Dense Object Detection", "detection"),
+    Method(
+        "bckd",
+        "Bridging Cross-task Protocol Inconsistency for Distillation in Dense Object Detection",
+        "detection",
+        "stillroom.methods.bckd",
+        _PAPER,
+    ),
     Method("mm-ego", "Multimodal Distillation for Egocentric Action Recognition", "video"),
     Method(
         "wad",

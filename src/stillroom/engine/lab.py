@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
@@ -165,7 +165,14 @@ class Lab:
         return Trained(name, distiller.student, _result(record, folder), folder.path)
 
     def evaluate(
-        self, network: nn.Module, data: TaskData, *, name: str, model: str = "", renormalise: Renormalise | None = None
+        self,
+        network: nn.Module,
+        data: TaskData,
+        *,
+        name: str,
+        model: str = "",
+        renormalise: Renormalise | None = None,
+        around: Callable[[Any], Distiller] = Distiller,
     ) -> Trained:
         """Scores a network that needs no training; a stage like any other, on disk and in the report.
 
@@ -175,6 +182,7 @@ class Lab:
             name: of the stage.
             model: the network's specification, for the report.
             renormalise: applied to the inputs, for a network that was trained with other statistics than the data have.
+            around: makes the distiller whose `predict` answers, for tasks whose networks do not answer in the form that is scored.
         """
         folder = self._stage_folder(name)
         parts = {
@@ -185,7 +193,7 @@ class Lab:
         }
         record = folder.open(parts)
         if record is None or not record.get("finished"):
-            scored = Distiller(network) if renormalise is None else _Renormalised(network, renormalise)
+            scored = around(network) if renormalise is None else _Renormalised(network, renormalise)
             record = self._conclude(scored, data, folder, name, model, parts, None)
         seed_everything(self.seed)
         return Trained(name, network, _result(record, folder), folder.path, renormalise)

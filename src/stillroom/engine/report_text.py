@@ -52,6 +52,9 @@ COMMON_METRICS = {
     "top5": Metric("top-5", "%", 1, True),
     "nll": Metric("NLL", "nats", 3, False),
     "ece": Metric("calibration error", "%", 1, False),
+    "AP": Metric("AP", "%", 1, True),
+    "AP50": Metric("AP50", "%", 1, True),
+    "AP75": Metric("AP75", "%", 1, True),
     "agreement": Metric("agreement with teacher", "%", 1),
 }
 

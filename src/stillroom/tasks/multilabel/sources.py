@@ -12,9 +12,9 @@ import numpy as np
 
 from stillroom.engine.loading import sample_order
 from stillroom.errors import InputError, near
+from stillroom.tasks.annotations import Annotated, read_coco, read_tags, read_voc, voc_splits
 from stillroom.tasks.classification.folders import check_same
 from stillroom.tasks.classification.images import FileImages, Images
-from stillroom.tasks.multilabel.formats import Annotated, read_coco, read_tags, read_voc, voc_splits
 from stillroom.tasks.multilabel.mosaics import Mosaics
 
 _DEFAULT_VAL = "0.2"
@@ -172,8 +172,9 @@ def _source(
 
 def _labelled(part: Annotated, conditions: Sequence[Condition], *, drop: bool) -> FileImages:
     """Labels uint8 [N, K] of each image; `drop` leaves out images without any object."""
-    kept = [i for i, objects in enumerate(part.objects) if objects or not drop]
-    labels = np.array([[part.objects[i][kind] >= least for kind, least in conditions] for i in kept], np.uint8)
+    objects = part.objects
+    kept = [i for i, counted in enumerate(objects) if counted or not drop]
+    labels = np.array([[objects[i][kind] >= least for kind, least in conditions] for i in kept], np.uint8)
     return FileImages(part.store, [part.names[i] for i in kept], labels.reshape(len(kept), len(conditions)))
 
 

@@ -20,20 +20,42 @@ _HEADS = ("file", "filename", "image", "path")  # of a table's first column, whe
 
 
 @dataclass(frozen=True)
+class Thing:
+    """One annotated object, or a tag of the whole image.
+
+    Attributes:
+        name: of its class.
+        box: (x1, y1, x2, y2) in pixels from the image's left upper corner; None where the annotation has none.
+        crowd: it stands for many (COCO's iscrowd), or is too hard to be asked for (Pascal VOC's difficult).
+    """
+
+    name: str
+    box: tuple[float, float, float, float] | None = None
+    crowd: bool = False
+
+
+@dataclass(frozen=True)
 class Annotated:
-    """The images of one split, and how many objects of which class each of them shows.
+    """The images of one split, and the objects that each of them shows.
 
     Attributes:
         store: where the files are.
         names: their paths in it.
-        objects: of each image; 1 where objects are not counted.
+        things: of each image.
         sizes: bytes of each file.
+        shapes: (height, width) of each image as its annotation says; None where it does not.
     """
 
     store: Folder | Zip
     names: list[str]
-    objects: list[Counter[str]]
+    things: list[list[Thing]]
     sizes: dict[str, int]
+    shapes: list[tuple[int, int] | None]
+
+    @property
+    def objects(self) -> list[Counter[str]]:
+        """How many objects of which class each image shows."""
+        return [Counter(thing.name for thing in things) for things in self.things]
 
 
 def read_coco(images: str, annotations: str, argument: str) -> tuple[tuple[str, ...], Annotated]:
@@ -51,20 +73,31 @@ def read_coco(images: str, annotations: str, argument: str) -> tuple[tuple[str, 
     try:
         names = {category["id"]: str(category["name"]) for category in content["categories"]}
         files = {image["id"]: str(image["file_name"]) for image in content["images"]}
-        pairs = [(annotation["image_id"], annotation["category_id"]) for annotation in content["annotations"]]
+        shapes = [(int(i["height"]), int(i["width"])) if i.get("height") and i.get("width") else None for i in content["images"]]
+        marks = [(mark["image_id"], mark["category_id"], mark) for mark in content["annotations"]]
     except (KeyError, TypeError) as error:
         raise InputError(argument, annotations, f"COCO's images, categories and annotations ({error} is missing)") from None
     classes = tuple(names[number] for number in sorted(names))
     if len(set(classes)) < len(content["categories"]):
         raise InputError(argument, annotations, "categories of different ids and names")
-    if strange := [pair for pair in pairs if pair[0] not in files or pair[1] not in names]:
+    if strange := [mark for mark in marks if mark[0] not in files or mark[1] not in names]:
         raise InputError(argument, f"{annotations}, whose annotations name image {strange[0][0]} of category {strange[0][1]}", "known ids")
-    objects: dict[Any, Counter[str]] = {number: Counter() for number in files}
-    for image, category in pairs:
-        objects[image][names[category]] += 1
+    things: dict[Any, list[Thing]] = {number: [] for number in files}
+    for image, category, mark in marks:
+        things[image].append(Thing(names[category], _coco_box(mark, annotations, argument), bool(mark.get("iscrowd", 0))))
     store, sizes, _ = list_files(images, argument)
     found = _located(files.values(), sizes, annotations, argument)
-    return classes, Annotated(store, found, list(objects.values()), sizes)
+    return classes, Annotated(store, found, list(things.values()), sizes, shapes)
+
+
+def _coco_box(mark: Mapping[str, Any], annotations: str, argument: str) -> tuple[float, float, float, float] | None:
+    if mark.get("bbox") is None:
+        return None
+    try:
+        x, y, width, height = map(float, mark["bbox"])
+    except (TypeError, ValueError):
+        raise InputError(argument, f"{annotations} with the bbox {mark['bbox']!r}", "[x, y, width, height], four numbers") from None
+    return x, y, x + width, y + height
 
 
 def read_voc(root: str, splits: Sequence[str], argument: str) -> list[Annotated]:
@@ -125,17 +158,18 @@ def read_tags(table: str, images: str | None, argument: str) -> Annotated:
         numbered = numbered[1:]
     if not numbered:
         raise InputError(argument, table, "a row for each image: file,tag;tag")
-    tags: dict[str, Counter[str]] = {}
+    tags: dict[str, list[Thing]] = {}
     for number, row in numbered:
         name = row[0].strip()
         if not name or len(row) > 2:
             raise InputError(argument, f"{table}, row {number}: {','.join(row)}", "file,tag;tag (a name with a comma in quotes)")
         if name in tags:
             raise InputError(argument, f"{table}, row {number}: {name}", "each file once")
-        tags[name] = Counter({tag.strip(): 1 for cell in row[1:] for tag in cell.split(";") if tag.strip()})
+        words = (tag.strip() for cell in row[1:] for tag in cell.split(";"))
+        tags[name] = [Thing(tag) for tag in dict.fromkeys(words) if tag]
     store, sizes, _ = list_files(str(path.parent) if images is None else images, argument)
     found = _located(tags, sizes, table, argument)
-    return Annotated(store, found, list(tags.values()), sizes)
+    return Annotated(store, found, list(tags.values()), sizes, [None] * len(found))
 
 
 def _located(names: Iterable[str], sizes: Mapping[str, int], source: str, argument: str) -> list[str]:
@@ -181,14 +215,29 @@ def _voc_images(
         raise InputError(
             argument, f"no image or no annotation of {', '.join(missing[:5])}", "JPEGImages and Annotations of every listed id"
         )
-    objects = []
+    things, shapes = [], []
     for number in ids:
         name = f"{top}Annotations/{number}.xml"
         try:
-            found = ElementTree.fromstring(store.read(name)).findall("object")
+            root = ElementTree.fromstring(store.read(name))
         except ElementTree.ParseError as error:
             raise InputError(argument, name, f"XML ({error})") from None
-        objects.append(Counter((thing.findtext("name") or "").strip() for thing in found))
-    if any("" in counted for counted in objects):
-        raise InputError(argument, f"{top}Annotations with an object without a name", "a name of each object")
-    return Annotated(store, [pictures[number] for number in ids], objects, sizes)
+        things.append([_voc_thing(thing, name, argument) for thing in root.findall("object")])
+        height, width = (int(root.findtext(f"size/{side}") or 0) for side in ("height", "width"))
+        shapes.append((height, width) if height and width else None)
+    return Annotated(store, [pictures[number] for number in ids], things, sizes, shapes)
+
+
+def _voc_thing(thing: ElementTree.Element, source: str, argument: str) -> Thing:
+    """Pixels count from 1 and the box's last ones belong to it: 1 is taken from its left and upper side alone."""
+    name = (thing.findtext("name") or "").strip()
+    if not name:
+        raise InputError(argument, f"{source} with an object without a name", "a name of each object")
+    box = None
+    if (corners := thing.find("bndbox")) is not None:
+        try:
+            x1, y1, x2, y2 = (float(corners.findtext(side) or "") for side in ("xmin", "ymin", "xmax", "ymax"))
+        except ValueError:
+            raise InputError(argument, f"{source} with a bndbox that lacks a number", "xmin, ymin, xmax and ymax") from None
+        box = x1 - 1, y1 - 1, x2, y2
+    return Thing(name, box, (thing.findtext("difficult") or "0").strip() == "1")

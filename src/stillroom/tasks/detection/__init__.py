@@ -1,0 +1,1 @@
+"""Detection of objects: boxes, dense detectors, their targets."""

@@ -1,0 +1,98 @@
+"""A finished detection run's student, ready to use."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torchvision.transforms.v2.functional import normalize, pil_to_tensor, resize
+
+from stillroom.engine.stage import write_atomic
+from stillroom.errors import InputError
+from stillroom.tasks.classification.images import read_image
+from stillroom.tasks.detection.backbones import pad_batch
+from stillroom.tasks.detection.detector import DenseDetector
+from stillroom.tasks.detection.models import TASK, build_detector
+
+
+@dataclass(frozen=True)
+class Found:
+    """One object in an image.
+
+    Attributes:
+        label: name of its class.
+        score: in [0, 1].
+        box: (x1, y1, x2, y2) in pixels of the image.
+    """
+
+    label: str
+    score: float
+    box: tuple[float, float, float, float]
+
+
+@dataclass(frozen=True)
+class LoadedDetector:
+    """A trained detector.
+
+    Args:
+        network: in eval mode.
+        transform: image_size, max_size, mean, std, divisor, as in `student.json`.
+        classes: their names, in the order of the logits.
+    """
+
+    network: DenseDetector
+    transform: dict[str, Any]
+    classes: tuple[str, ...]
+
+    @torch.no_grad()
+    def detect(self, image: Image.Image | str | Path, *, threshold: float = 0.3) -> list[Found]:
+        """The objects of an image or image file whose score is above a threshold, best first.
+
+        Raises:
+            UnreadableImage: the image cannot be decoded.
+        """
+        pixels = pil_to_tensor(read_image(image))
+        short, long = sorted(pixels.shape[-2:])
+        scale = 1.0 if self.transform["image_size"] is None else self.transform["image_size"] / short
+        if self.transform["max_size"] is not None:
+            scale = min(scale, self.transform["max_size"] / long)
+        if scale != 1:
+            pixels = resize(pixels, [max(1, round(scale * side)) for side in pixels.shape[-2:]], antialias=True)
+        inputs = normalize(pixels.float() / 255, self.transform["mean"], self.transform["std"])
+        batch, sizes = pad_batch([inputs], self.transform["divisor"])
+        found = self.network.detect(batch, sizes)[0]
+        rows = zip(found.labels.tolist(), found.scores.tolist(), (found.boxes / scale).tolist(), strict=True)
+        return [Found(self.classes[label], score, (x1, y1, x2, y2)) for label, score, (x1, y1, x2, y2) in rows if score > threshold]
+
+
+def load(run: str | Path, *, trust_pickle: bool = False) -> LoadedDetector:
+    """The student that a detection run shipped.
+
+    Args:
+        run: the folder that `stillroom run` wrote.
+        trust_pickle: read weights that are pickles.
+
+    Raises:
+        InputError: the folder holds no finished detection run, or a damaged one.
+    """
+    card = Path(run) / "student.json"
+    if not card.is_file():
+        raise InputError("run", str(run), "the folder of a finished run, which holds student.json and student.safetensors")
+    try:
+        described = json.loads(card.read_text(encoding="utf-8"))
+        classes, transform = tuple(map(str, described["classes"])), dict(described["transform"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError("run", str(card), "JSON with the student's classes and transform") from error
+    built = build_detector(str(run), num_classes=len(classes), trust_pickle=trust_pickle, argument="run")
+    built.network.eval()
+    return LoadedDetector(built.network, transform, classes)
+
+
+def ship(folder: Path, model: str, described: dict[str, Any]) -> None:
+    """Writes `student.json`: the model, its classes, and how images are prepared."""
+    card = {"task": TASK, "model": model.partition("@")[0], "num_classes": len(described["classes"]), **described}
+    write_atomic(folder / "student.json", json.dumps(card, indent=1))

@@ -1,0 +1,157 @@
+"""How well a detector does: COCO's average precision, and Pascal VOC's."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from stillroom.errors import InputError
+
+Details = dict[str, np.ndarray]
+_AP = {"AP": "map", "AP50": "map_50", "AP75": "map_75"}
+
+
+class Detections(NamedTuple):
+    """What a detector found in one image, best first.
+
+    Attributes:
+        boxes: float [D, 4], absolute (x1, y1, x2, y2) in pixels of the image as the detector was given it.
+        scores: float [D], in [0, 1].
+        labels: int64 [D], 0 .. C-1.
+    """
+
+    boxes: Tensor
+    scores: Tensor
+    labels: Tensor
+
+
+class DetectionEvaluator:
+    """Collects detections over a validation set, in one process or many.
+
+    Figures, in %: ``AP`` (mean over IoU thresholds 0.5, 0.55, ..., 0.95 and over classes, 101-point interpolation, at most 100 detections
+    of an image), ``AP50``, ``AP75``. Crowd boxes neither count as missed nor make a detection wrong. With no detection at all they are 0.
+
+    Args:
+        num_classes: C.
+    """
+
+    primary = "AP"
+    higher_is_better = True
+
+    def __init__(self, num_classes: int) -> None:
+        self.num_classes = num_classes
+        self._rows: dict[int, dict[str, np.ndarray]] = {}
+
+    def to(self, device: torch.device | str) -> DetectionEvaluator:
+        """Sums are kept on the CPU."""
+        return self
+
+    def reset(self) -> None:
+        """Forget everything, for the next pass."""
+        self._rows = {}
+
+    def update(self, answers: Sequence[Detections], batch: Any) -> None:
+        """Add a batch: one `Detections` for each image, and its `boxes`, `labels`, `crowd` and `ids`."""
+        for number, (found, image) in enumerate(zip(answers, batch.ids.tolist(), strict=True)):
+            self._rows[image] = {
+                "boxes": _array(found.boxes.float()),
+                "scores": _array(found.scores.float()),
+                "labels": _array(found.labels),
+                "true_boxes": _array(batch.boxes[number].float()),
+                "true_labels": _array(batch.labels[number]),
+                "crowd": _array(batch.crowd[number]),
+            }
+
+    def compute(self) -> dict[str, float]:
+        """The figures, over all processes."""
+        rows = [row for _, row in sorted(self._all().items())]
+        return {name: 100 * value for name, value in average_precision(rows).items()}
+
+    def details(self) -> Details:
+        """Every detection's image `ids` [D], `boxes` [D, 4], `scores` and `labels`, image by image, of all processes."""
+        rows = self._all()
+        ids = [np.full(len(row["scores"]), image, np.int64) for image, row in sorted(rows.items())]
+        columns = {name: [row[name] for _, row in sorted(rows.items())] for name in ("boxes", "scores", "labels")}
+        if not ids:
+            return {}
+        return {"ids": np.concatenate(ids), **{name: np.concatenate(parts) for name, parts in columns.items()}}
+
+    def _all(self) -> dict[int, dict[str, np.ndarray]]:
+        if not (dist.is_available() and dist.is_initialized()):
+            return self._rows
+        gathered: list[Any] = [None] * dist.get_world_size()
+        dist.all_gather_object(gathered, self._rows)
+        return {image: row for part in gathered for image, row in part.items()}
+
+
+def average_precision(rows: Sequence[Mapping[str, np.ndarray]]) -> dict[str, float]:
+    """COCO's ``AP``, ``AP50`` and ``AP75`` in [0, 1] of images with true and found boxes (see `DetectionEvaluator`); 0 without a find.
+
+    Raises:
+        InputError: no image has an object.
+    """
+    if not sum(len(row["true_labels"]) for row in rows):
+        raise InputError("data", "validation images without any object", "at least one box to find")
+    if not sum(len(row["scores"]) for row in rows):
+        return dict.fromkeys(_AP, 0.0)
+    from torchmetrics.detection import MeanAveragePrecision
+
+    metric = MeanAveragePrecision(backend="faster_coco_eval")
+    metric.warn_on_many_detections = False
+    for row in rows:
+        found = {name: torch.from_numpy(row[name]) for name in ("boxes", "scores", "labels")}
+        true = {"boxes": torch.from_numpy(row["true_boxes"]), "labels": torch.from_numpy(row["true_labels"])}
+        metric.update([found], [{**true, "iscrowd": torch.from_numpy(row["crowd"].astype(np.int64))}])
+    computed = metric.compute()
+    return {name: max(float(computed[key]), 0.0) for name, key in _AP.items()}
+
+
+def voc_average_precision(rows: Sequence[Mapping[str, np.ndarray]], *, eleven_points: bool = False) -> dict[int, float]:
+    """Pascal VOC's AP at IoU 0.5 of each class that has an object, in [0, 1]; crowd ("difficult") boxes count for nothing.
+
+    Args:
+        rows: images with true and found boxes (see `DetectionEvaluator`).
+        eleven_points: mean precision at recalls 0, 0.1, ..., 1 as until 2009; else the area under the curve.
+
+    Source: Everingham et al. 2010, section 4.2; the development kit of 2010 for the area.
+    """
+    from torchvision.ops import box_iou
+
+    true_labels = np.concatenate([row["true_labels"][row["crowd"] == 0] for row in rows])
+    found: dict[int, float] = {}
+    for label in np.unique(true_labels).tolist():
+        scores, right, counted = [], [], []
+        for row in rows:
+            mine, theirs = row["labels"] == label, row["true_labels"] == label
+            order = np.argsort(-row["scores"][mine], kind="stable")
+            boxes, crowd = torch.from_numpy(row["boxes"][mine][order]), row["crowd"][theirs].astype(bool)
+            iou = box_iou(boxes, torch.from_numpy(row["true_boxes"][theirs])).numpy()
+            taken = np.zeros(len(crowd), bool)
+            for d in range(len(boxes)):
+                best = int(iou[d].argmax()) if iou.shape[1] else -1
+                hit = best >= 0 and iou[d, best] >= 0.5
+                right.append(hit and not taken[best])
+                counted.append(not (hit and crowd[best]))
+                if hit:
+                    taken[best] = True
+            scores.append(row["scores"][mine][order])
+        keep = np.array(counted, bool)
+        order = np.argsort(-np.concatenate(scores)[keep], kind="stable")
+        hits = np.array(right, bool)[keep][order]
+        recall = hits.cumsum() / (true_labels == label).sum()
+        precision = hits.cumsum() / np.arange(1, len(hits) + 1)
+        if eleven_points:
+            found[label] = float(np.mean([precision[recall >= at].max(initial=0) for at in np.arange(11) / 10]))
+            continue
+        envelope = np.maximum.accumulate(precision[::-1])[::-1]
+        found[label] = float((np.diff(recall, prepend=0) * envelope).sum())
+    return found
+
+
+def _array(tensor: Tensor) -> np.ndarray:
+    return tensor.detach().cpu().numpy()

@@ -1,0 +1,163 @@
+"""Detectors by name: `stillroom/gfl_24`, `gfl/resnet50@teacher.safetensors`, `torchvision/retinanet_resnet50_fpn`, `nets.py:build`.
+
+A spec is `SOURCE[@WEIGHTS]`, or the folder of a run:
+
+- `stillroom/NAME`: small detectors for small images (`SMALL`);
+- `gfl/BACKBONE`: GFL over any timm backbone, as the papers build it (strides 8 to 128, 256 channels);
+- `torchvision/retinanet_resnet50_fpn`, `torchvision/fcos_resnet50_fpn`;
+- `package.module:function` or `file.py:function`, called with the number of classes, returning a `DenseDetector`, or torchvision's
+  RetinaNet or FCOS;
+- WEIGHTS: a file or folder of weights.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import json
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torchvision
+from torchvision.models.detection import FCOS, RetinaNet
+
+from stillroom.engine.weights import load_weights
+from stillroom.errors import InputError, near
+from stillroom.tasks.detection.backbones import SmallBackbone, TimmBackbone
+from stillroom.tasks.detection.detector import DenseDetector
+from stillroom.tasks.detection.gfl import GFL
+from stillroom.tasks.detection.wrapped import FCOSDetector, RetinaNetDetector
+
+TASK = "detection"
+_TORCHVISION = ("retinanet_resnet50_fpn", "fcos_resnet50_fpn")
+_STRIDES = (8, 16, 32, 64, 128)
+
+
+def _small(num_classes: int, stem: int, stages: tuple[int, ...], width: int, extra: int) -> GFL:
+    """Strides 4 and 8, one convolution in each tower, n = 8, anchors of 4 strides."""
+    backbone = SmallBackbone(stem, stages, extra)
+    return GFL(backbone, num_classes, width=width, extra=0, reg_max=8, convs=1, groups=8, anchor_scale=4)
+
+
+# The pair of the procedural scenes, by the width of the pyramid.
+SMALL: dict[str, Callable[[int], DenseDetector]] = {
+    "gfl_32": partial(_small, stem=16, stages=(32, 48), width=32, extra=1),
+    "gfl_24": partial(_small, stem=12, stages=(24, 36), width=24, extra=0),
+}
+
+
+@dataclass(frozen=True)
+class BuiltDetector:
+    """A detector and where it came from.
+
+    Args:
+        network: the detector.
+        spec: what builds the same architecture again, without its weights.
+        weights: the file or folder that was loaded; None when it starts from random numbers.
+        classes: their names, when a run's folder recorded them.
+    """
+
+    network: DenseDetector
+    spec: str
+    weights: str | None
+    classes: tuple[str, ...] | None = None
+
+
+def build_detector(spec: str, *, num_classes: int, trust_pickle: bool = False, argument: str = "model") -> BuiltDetector:
+    """Build the detector that a spec names (see the module's docstring), and load its weights if the spec gives some.
+
+    Args:
+        spec: what to build.
+        num_classes: C, the classes of the data.
+        trust_pickle: read weights that are pickles, which can run code as they are read.
+        argument: what the user calls this argument; named in errors.
+
+    Raises:
+        InputError: the spec is none of these, a name is unknown, or weights are missing or do not fit.
+    """
+    if num_classes < 1:
+        raise InputError("num_classes", num_classes, "a whole number of at least 1")
+    source, at, weights = spec.partition("@")
+    if at and not weights:
+        raise InputError(argument, spec, "after @ a file or folder of weights")
+    classes = None
+    if (card := Path(spec) / "student.json").is_file():
+        source, weights, classes = _recorded(card, num_classes, argument)
+    network = _untrained(source, num_classes, argument)
+    if weights:
+        load_weights(network, weights, trust_pickle=trust_pickle, argument=argument)
+    return BuiltDetector(network, source, weights or None, classes)
+
+
+def _untrained(source: str, num_classes: int, argument: str) -> DenseDetector:
+    library, _, name = source.partition("/")
+    if library == "stillroom" and name in SMALL:
+        return SMALL[name](num_classes)
+    if library == "stillroom":
+        raise InputError(argument, source, f"a detector of Stillroom, such as {near(name, SMALL)}")
+    if library == "gfl":
+        return GFL(_timm(name, argument), num_classes)
+    if library == "torchvision":
+        if name not in _TORCHVISION:
+            raise InputError(argument, source, f"a dense detector of torchvision: {', '.join(_TORCHVISION)}")
+        made = torchvision.models.get_model(name, weights=None, weights_backbone=None, num_classes=num_classes)
+        return _wrapped(made, source, argument)
+    if ":" in source:
+        return _wrapped(_called(source, num_classes, argument), source, argument)
+    raise InputError(argument, source, "stillroom/NAME, gfl/BACKBONE, torchvision/NAME, file.py:function, or the folder of a run")
+
+
+def _timm(name: str, argument: str) -> TimmBackbone:
+    import timm
+
+    if not timm.is_model(name):
+        raise InputError(argument, f"gfl/{name}", f"a backbone of timm, such as {near(name, timm.list_models())}")
+    return TimmBackbone(name, frozen=2 if name.startswith("resnet") else 0)
+
+
+def _wrapped(made: Any, source: str, argument: str) -> DenseDetector:
+    if isinstance(made, DenseDetector):
+        return made
+    strides = tuple(int(s) for s in getattr(made, "strides", _STRIDES))
+    if isinstance(made, RetinaNet):
+        return RetinaNetDetector(made, strides)
+    if isinstance(made, FCOS):
+        return FCOSDetector(made, strides)
+    raise InputError(argument, f"{source}, which gives {type(made).__name__}", "a DenseDetector, or torchvision's RetinaNet or FCOS")
+
+
+def _called(source: str, num_classes: int, argument: str) -> Any:
+    file, _, name = source.rpartition(":")
+    try:
+        if file.endswith(".py"):
+            found = importlib.util.spec_from_file_location(Path(file).stem, Path(file))
+            if found is None or found.loader is None or not Path(file).is_file():
+                raise InputError(argument, file, "a Python file that exists")
+            module = importlib.util.module_from_spec(found)
+            sys.modules.setdefault(found.name, module)
+            found.loader.exec_module(module)
+        else:
+            module = importlib.import_module(file)
+    except ImportError as error:
+        raise InputError(argument, source, f"a module that can be imported ({error})") from None
+    if not callable(function := getattr(module, name, None)):
+        raise InputError(argument, source, f"a function {name} in {file}")
+    return function(num_classes)
+
+
+def _recorded(card: Path, num_classes: int, argument: str) -> tuple[str, str, tuple[str, ...]]:
+    """Source, weights and classes of the student in a run's folder."""
+    try:
+        described = json.loads(card.read_text(encoding="utf-8"))
+        task, model, classes = described["task"], str(described["model"]), tuple(map(str, described["classes"]))
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(argument, str(card), "the student.json of a finished detection run") from error
+    if task != TASK:
+        raise InputError(argument, str(card.parent), f"the folder of a detection run; this one is of {task}")
+    if len(classes) != num_classes:
+        raise InputError(argument, f"{card.parent} with {len(classes)} classes", f"a run of {num_classes} classes")
+    return model, str(card.parent / "student.safetensors"), classes
