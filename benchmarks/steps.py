@@ -18,12 +18,13 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import timm
 import torch
 from measuring import Allocated, Turns, keep, setting, show, verdict
@@ -242,22 +243,23 @@ class InTurn:
     ) -> None:
         self.batch, self.others, self.turns, self.rounds, self.seconds = batch, others, turns, rounds, seconds
         self.counted = counted
-        self.place = 0
+        self.whole = rounds
+        self.place = (0, 0)
 
     def __len__(self) -> int:
         return self.rounds
 
     def state_dict(self) -> dict[str, int]:
-        return {"epoch": 0, "batch": self.place}
+        return {"epoch": 0, "batch": self.place[1]}
 
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
-        self.place = state_dict["batch"]
+        self.place = (0, state_dict["batch"])
 
     def __iter__(self) -> Iterator[Batch]:
         end = time.monotonic() + self.seconds
         measuring = True
         for number in range(self.rounds):
-            self.place += 1
+            self.place = (0, number + 1)
             measuring = measuring and (time.monotonic() < end or number < WARMUP + 3)
             if measuring and self.others:
                 self.turns.round(self.others, number)
@@ -278,6 +280,7 @@ class OneBatch:
     """Data of one batch, as the Lab reads data."""
 
     fingerprint = "benchmark"
+    indices: Mapping[str, np.ndarray] = {}
 
     def __init__(self, bench: Bench, loader: InTurn) -> None:
         self.bench, self.loader, self.batch_size = bench, loader, bench.pair.batch_size
