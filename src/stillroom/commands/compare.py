@@ -17,34 +17,21 @@ from functools import cached_property
 from itertools import takewhile
 from pathlib import Path
 from types import ModuleType
-from typing import Any, get_type_hints
+from typing import Any
 
 from torch import nn
 
 from stillroom import catalog
-from stillroom.commands.options import Options, check_object, read_options
+from stillroom.commands.options import Options, check_object, choice, read_options
 from stillroom.commands.parser import named_as_typed
-from stillroom.engine import Distiller, Lab, LabOptions, Teacher, Trained, Training
+from stillroom.engine import Distiller, Lab, LabOptions, TaskData, Teacher, Trained, Training
 from stillroom.engine.comparison import Outcome, Piece, merge, now, reason_of, run_at_once, run_here
 from stillroom.engine.console import console
 from stillroom.engine.report import StageResult
 from stillroom.errors import InputError, StillroomError, near
-from stillroom.tasks.classification import (
-    CIFAR100,
-    DIGITS,
-    IMAGENET,
-    TINY_IMAGENET,
-    ImageData,
-    Supervised,
-    distilled_stage,
-    network,
-    rehearse,
-    supervised_stage,
-    teacher_stage,
-)
+from stillroom.tasks.experiments import Experiment, experiment_of
 
 PROG = "stillroom compare"
-PRESETS = {"paper": CIFAR100, "paper:tiny-imagenet": TINY_IMAGENET, "paper:imagenet": IMAGENET}
 _ALONE, _TEACHER = "alone", "teacher"
 _GIVEN = {"student", "teacher", "data"}  # parameters of a room's `build` that are no options
 
@@ -66,8 +53,8 @@ class Compare:
 
     methods: list[str] | None = None
     options: dict[str, dict[str, Any]] | None = None
-    teacher: str = "stillroom/convnet24"
-    student: str = "stillroom/convnet4"
+    teacher: str = ""
+    student: str = ""
     teacher_epochs: int | None = None
     jobs: int = 1
 
@@ -90,15 +77,20 @@ class Arm:
     stage: str
     typed: dict[str, Any]
 
-    def distiller(self, student: nn.Module, teacher: Teacher, data: ImageData, plan: Training) -> Distiller:
+    @property
+    def task(self) -> str:
+        """What it works on; a method that trains another's losses: what that one works on."""
+        return catalog.find(self.options.get("host", self.method), "METHODS").task
+
+    def distiller(self, student: nn.Module, teacher: Teacher, data: TaskData, plan: Training) -> Distiller:
         """The method's distiller around a fresh student.
 
         Raises:
             InputError: an option that does not suit the networks or the data, or a plan that the method is not defined for.
         """
         room = catalog.load(self.method)
-        if not hasattr(room, "build") or not issubclass(get_type_hints(room.build)["data"], ImageData):
-            raise InputError("METHODS", self.method, "a method that distils image classifiers; plain training is the arm `alone`")
+        if not hasattr(room, "build"):
+            raise InputError("METHODS", self.method, "a method that distils one network into another; plain training is the arm `alone`")
         made: Distiller = room.build(student, teacher, data, **self.options)
         made.plan = plan
         made.configure_optimizers()
@@ -119,21 +111,32 @@ def run(arguments: list[str], command: str) -> None:
     """
     words = list(takewhile(lambda word: not word.startswith("-"), arguments))
     given = [f"--methods={json.dumps(words)}"] if words else []
+    experiment = experiment_of(_task(words, arguments), "METHODS")
     options = read_options(
-        PROG, Compare, [*given, *arguments[len(words) :]], data=ImageData, plan=DIGITS, presets=PRESETS, out="runs/compare"
+        PROG,
+        Compare,
+        [*given, *arguments[len(words) :]],
+        data=experiment.data,
+        plan=experiment.plan,
+        presets=experiment.presets_of(Compare),
+        out="runs/compare",
+        defaults={"teacher": experiment.teacher, "student": experiment.student},
     )
     with named_as_typed(*options.settings):
-        _compare(options, command)
+        _compare(experiment, options, command)
 
 
-def _compare(options: Options, command: str) -> None:
+def _compare(experiment: Experiment, options: Options, command: str) -> None:
     started = now()
     asked = Compare(**options.own)
     arms = arms_of(asked.methods or [], asked.options or {}, options.preset)
+    for arm in arms:
+        if arm.task != arms[0].task:
+            raise InputError("METHODS", f"{arms[0].name} ({arms[0].task}) and {arm.name} ({arm.task})", "methods of one task")
     out = Path(options.lab["out"])
     lab = LabOptions(**{**options.lab, "out": out})
     _check_jobs(asked.jobs, lab)
-    bench = Bench(lab, options.data, Training(**options.plan), asked, {arm.name: arm for arm in arms}, options.settings)
+    bench = Bench(experiment, lab, options.data, Training(**options.plan), asked, {arm.name: arm for arm in arms}, options.settings)
     refused = bench.rehearse()
     if len(refused) == len(arms):
         raise StillroomError("nothing to compare, no method can be run: " + "; ".join(f"{name}: {why}" for name, why in refused.items()))
@@ -160,6 +163,16 @@ def _compare(options: Options, command: str) -> None:
     console.print(f"report: {page}", markup=False)
     if not any(outcome.result for piece, outcome in outcomes.items() if piece.arm != _ALONE):
         raise StillroomError("no method succeeded: " + "; ".join(f"{name}: {why}" for name, why in report.failed.items()))
+
+
+def _task(words: Sequence[str], arguments: Sequence[str]) -> str:
+    """The task of the first method, which says what data and networks there are; whether it is that of all is seen later."""
+    first = words[0] if words else choice(list(arguments), "methods", "kd").strip("[]\"' ").partition(",")[0]
+    method, _, host = first.rpartition("=")[2].partition(":")
+    room = catalog.load(method, "METHODS")
+    if not host and hasattr(room, "build"):
+        host = str(_options_of(room).get("host", ""))
+    return catalog.find(host or method, "METHODS").task
 
 
 def arms_of(words: Sequence[str], options: Mapping[str, Mapping[str, Any]], preset: str = "default") -> list[Arm]:
@@ -262,6 +275,7 @@ class Bench:
     """Where the arms are trained: all that one of them needs, and that can be sent to another process.
 
     Args:
+        experiment: of the task that all arms share.
         lab: where and how to run.
         described: arguments of the data.
         plan: how every student is trained.
@@ -270,6 +284,7 @@ class Bench:
         settings: every argument of the run.
     """
 
+    experiment: Experiment
     lab: LabOptions
     described: dict[str, Any]
     plan: Training
@@ -279,9 +294,9 @@ class Bench:
     _taught: Trained | None = field(default=None, init=False)
 
     @cached_property
-    def data(self) -> ImageData:
-        """The images."""
-        return ImageData(**self.described)
+    def data(self) -> Any:
+        """The task's data."""
+        return self.experiment.data(**self.described)
 
     @property
     def is_main(self) -> bool:
@@ -297,13 +312,9 @@ class Bench:
         lab, refused = self._lab(self.lab.seed), {}
         taught: list[Teacher] = []
 
-        def plain(student: nn.Module, teacher: Teacher) -> Distiller:
-            taught.append(teacher)
-            return Supervised(student)
-
-        rehearse(lab, self.data, self.asked.teacher, self.asked.student, plain)
+        self.experiment.rehearse(lab, self.data, self.asked.teacher, self.asked.student, lambda student, teacher: taught.append(teacher))
         for name, arm in self.arms.items():
-            student = network(self.asked.student, self.data, lab, "student").network
+            student = self.experiment.network(self.asked.student, self.data, lab, "student").network
             try:
                 arm.distiller(student, taught[0], self.data, self.plan)
             except Exception as error:
@@ -312,7 +323,9 @@ class Bench:
 
     def teach(self) -> Trained:
         """The teacher, trained or read; the first stage, after which nothing that is there is overwritten."""
-        self._taught = teacher_stage(self._lab(self.lab.seed), self.data, self.plan, self.asked.teacher, self.asked.teacher_epochs)
+        self._taught = self.experiment.teacher_stage(
+            self._lab(self.lab.seed), self.data, self.plan, self.asked.teacher, self.asked.teacher_epochs
+        )
         self.lab = replace(self.lab, overwrite=False)
         return self._taught
 
@@ -325,9 +338,9 @@ class Bench:
         taught = self._taught or self.teach()
         lab = self._lab(piece.seed)  # seeds everything: each student of a seed starts from the same weights, whatever ran before
         if piece.arm == _ALONE:
-            return supervised_stage(lab, self.data, self.plan, self.asked.student).result
+            return self.experiment.supervised_stage(lab, self.data, self.plan, self.asked.student).result
         arm = self.arms[piece.arm]
-        trained = distilled_stage(
+        trained = self.experiment.distilled_stage(
             lab,
             self.data,
             self.plan,
@@ -353,7 +366,7 @@ def _notes(bench: Bench, asked: Compare, teacher: Trained) -> list[str]:
     plan = bench.plan
     notes = [
         f"Equal terms: one teacher for all; within a seed, students of one architecture with the same initial weights, which see the same "
-        f"{len(bench.data.train_labels)} images in the same order; {plan.epochs} epoch{'s' if plan.epochs > 1 else ''} for each, with the "
+        f"{bench.data.train_size} images in the same order; {plan.epochs} epoch{'s' if plan.epochs > 1 else ''} for each, with the "
         f"same {plan.optimizer} and learning rates as far as the method leaves them alone. Training time is not made equal: see below.",
         "Nothing was tuned for this comparison: each method has the defaults of its own experiment, except where this says otherwise"
         + "".join(f"; {name}: {_told(arm)}" for name, arm in bench.arms.items() if arm.typed or name != arm.method)

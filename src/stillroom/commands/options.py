@@ -50,6 +50,7 @@ def read_options(
     plan: Training,
     presets: Mapping[str, Mapping[str, Any]],
     out: str,
+    defaults: Mapping[str, Any] | None = None,
 ) -> Options:
     """Parses a command line; prints and leaves for `--help` and `--print_config`.
 
@@ -61,13 +62,14 @@ def read_options(
         plan: how to train by default.
         presets: other defaults, by name.
         out: the run's folder by default.
+        defaults: of the command's own options, where they depend on others.
 
     Raises:
         InputError, UsageError: an option that there is not, or a value that it cannot have.
     """
     arguments = [_underscored(argument) for argument in arguments]
-    preset = _preset(arguments)
-    parser, kinds = _parser(prog, own, data, plan, presets, preset)
+    preset = choice(arguments, "preset", "default")
+    parser, kinds = _parser(prog, own, data, {**asdict(plan), **(defaults or {})}, presets, preset)
     values = _parse(prog, parser, arguments)
     values["out"] = str(Path(values["out"] or out))
     parts = {name: {field: values.pop(field) for field in fields} for name, fields in kinds.items()}
@@ -101,7 +103,12 @@ def check_object(prog: str, function: Callable[..., Any], skip: set[str], values
 
 
 def _parser(
-    prog: str, own: Callable[..., Any], data: type, plan: Training, presets: Mapping[str, Mapping[str, Any]], preset: str
+    prog: str,
+    own: Callable[..., Any],
+    data: type,
+    defaults: dict[str, Any],
+    presets: Mapping[str, Mapping[str, Any]],
+    preset: str,
 ) -> tuple[jsonargparse.ArgumentParser, dict[str, list[str]]]:
     """The parser, and which option belongs to the lab, the data and the training plan; the rest are the command's own."""
     import inspect
@@ -135,7 +142,7 @@ def _parser(
     kinds = {}
     for name, kind in (("data", data), ("plan", Training), ("lab", LabOptions)):
         kinds[name] = list(parser.add_class_arguments(kind, None, as_group=True))
-    parser.set_defaults(asdict(plan))
+    parser.set_defaults(defaults)
     if preset != "default":
         if preset not in presets:
             raise InputError("--preset", preset, f"one of {', '.join(names)}")
@@ -213,16 +220,17 @@ def _dashed(text: str) -> str:
     return re.sub(r"--[a-z_]+", lambda match: match.group().replace("_", "-"), text)
 
 
-def _preset(arguments: list[str]) -> str:
-    """The preset that the command line names, or else the configuration file."""
-    chosen, config = _last(arguments, "--preset"), _last(arguments, "--config")
+def choice(arguments: list[str], option: str, default: str) -> str:
+    """What the command line, or else the configuration file, says for an option that others depend on; looked at before all is parsed."""
+    name = f"--{option}"
+    chosen, config = _last(arguments, name), _last(arguments, "--config")
     if chosen is None and config is not None and Path(config).is_file():
         import yaml  # type: ignore[import-untyped]
 
         with contextlib.suppress(yaml.YAMLError, UnicodeDecodeError):  # the parser says what is wrong with the file
             loaded = yaml.safe_load(Path(config).read_text())
-            chosen = loaded.get("preset") if isinstance(loaded, dict) else None
-    return "default" if chosen is None else str(chosen)
+            chosen = loaded.get(option) if isinstance(loaded, dict) else None
+    return default if chosen is None else str(chosen)
 
 
 def _last(arguments: list[str], name: str) -> str | None:

@@ -28,14 +28,18 @@ def run(arguments: list[str], command: str) -> None:
     method, options = arguments[0], arguments[1:]
     catalog.find(method)
 
-    from stillroom.commands.options import read_options
+    from stillroom.commands.options import choice, read_options
     from stillroom.engine import LabOptions, Training, run_seeds
 
     room = catalog.load(method)
-    data, plan = get_type_hints(room.recipe)["data"], inspect.signature(room.recipe).parameters["plan"].default
+    recipe, presets = room.recipe, room.PRESETS
+    if hasattr(room, "CHOICE"):  # an option that says on which task the method works, and with it which options there are
+        default = inspect.signature(recipe).parameters[room.CHOICE].default
+        recipe, presets = room.chosen(choice(options, room.CHOICE, default))
+    data, plan = get_type_hints(recipe)["data"], inspect.signature(recipe).parameters["plan"].default
     prog = f"stillroom run {method}"
-    given = read_options(prog, room.recipe, options, data=data, plan=plan, presets=room.PRESETS, out=f"runs/{method}")
+    given = read_options(prog, recipe, options, data=data, plan=plan, presets=presets, out=f"runs/{method}")
     with named_as_typed(*given.settings):
         lab = LabOptions(**{**given.lab, "out": Path(given.lab["out"])})
         own = {"plan": Training(**given.plan), **given.own}
-        run_seeds(room.recipe, lab, data(**given.data), own, command=command, settings=given.settings)
+        run_seeds(recipe, lab, data(**given.data), own, command=command, settings=given.settings)

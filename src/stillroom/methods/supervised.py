@@ -2,29 +2,46 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from typing import Any
+
 from stillroom.engine import Lab, Report, Training
-from stillroom.tasks.classification import CIFAR100, DIGITS, IMAGENET, TINY_IMAGENET, ImageData, supervised_stage
+from stillroom.tasks.experiments import Experiment, experiment_of
 
 
-def recipe(lab: Lab, data: ImageData, plan: Training = DIGITS, student: str = "stillroom/convnet4") -> Report:
-    """Train one network on labels alone.
+def training(experiment: Experiment, task: str) -> Callable[..., Report]:
+    """The recipe for one task: its data, networks and stages."""
+    of = task
 
-    Args:
-        lab: where and how to run.
-        data: the images.
-        plan: how the network is trained.
-        student: network, optionally with weights after ``@`` to start from.
+    def recipe(lab: Lab, data: Any, plan: Training = experiment.plan, student: str = experiment.student, task: str = of) -> Report:
+        """Train one network on labels alone.
+
+        Args:
+            lab: where and how to run.
+            data: of the task.
+            plan: how the network is trained.
+            student: network, optionally with weights after ``@`` to start from.
+            task: what the network is to learn: classification or detection.
+        """
+        alone = experiment.supervised_stage(lab, data, plan, student)
+        return lab.report("supervised", data, {"alone": alone}, ship="alone")
+
+    recipe.__annotations__["data"] = experiment.data  # whose options the command shows
+    return recipe
+
+
+CHOICE = "task"
+
+
+def chosen(task: str) -> tuple[Callable[..., Report], Mapping[str, Mapping[str, Any]]]:
+    """The recipe and the presets for a task.
+
+    Raises:
+        InputError: no such task.
     """
-    alone = supervised_stage(lab, data, plan, student)
-    return lab.report("supervised", data, {"alone": alone}, ship="alone")
+    experiment = experiment_of(task)
+    made = training(experiment, task)
+    return made, experiment.presets_of(made)
 
 
-def _without_teacher(preset: dict[str, object]) -> dict[str, object]:
-    return {name: value for name, value in preset.items() if name != "teacher"}
-
-
-PRESETS = {
-    "paper": _without_teacher(CIFAR100),
-    "paper:tiny-imagenet": _without_teacher(TINY_IMAGENET),
-    "paper:imagenet": _without_teacher(IMAGENET),
-}
+recipe, PRESETS = chosen("classification")

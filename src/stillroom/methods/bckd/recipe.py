@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Literal
 
 from stillroom.engine import Distiller, Lab, Report, Teacher, Training
 from stillroom.errors import InputError
@@ -11,7 +11,7 @@ from stillroom.methods.bckd.distiller import BCKD, LD, SoftmaxKD
 from stillroom.tasks.detection.boxes import IoUKind
 from stillroom.tasks.detection.data import DetectionData
 from stillroom.tasks.detection.detector import DenseDetector
-from stillroom.tasks.detection.experiment import SCENES, detection_arms
+from stillroom.tasks.detection.experiment import COCO, SCENES, detection_arms
 
 Baseline = Literal["softmax", "softmax-scaled", "ld"]
 _PAPER_CLASSES = 80
@@ -104,25 +104,4 @@ def recipe(
     return detection_arms("bckd", lab, data, plan, teacher, student, arms, teacher_epochs=teacher_epochs, teacher_lr=teacher_lr)
 
 
-PAPER: dict[str, Any] = {
-    "data": "coco:data/coco/train2017,data/coco/annotations/instances_train2017.json",
-    "teacher": "gfl/resnet101",
-    "student": "gfl/resnet50",
-    "batch_size": 16,
-    "image_size": 800,
-    "max_size": 1333,
-    "mean": [0.485, 0.456, 0.406],
-    "std": [0.229, 0.224, 0.225],
-    "epochs": 12,
-    "teacher_epochs": 24,
-    "teacher_lr": 0.01,
-    "optimizer": "sgd",
-    "lr": 0.01,
-    "momentum": 0.9,
-    "weight_decay": 1e-4,
-    "schedule": "multistep",
-    "milestones": [8, 11],
-    "clip_norm": None,
-}
-
-PRESETS = {"paper": PAPER}
+PRESETS = {"paper": COCO}

@@ -3,28 +3,20 @@
 from __future__ import annotations
 
 import inspect
-from typing import Any, Literal
+from collections.abc import Callable, Mapping
+from typing import Any
 
 from torch import nn
 
 from stillroom import catalog
-from stillroom.engine import Distiller, Lab, Report, Teacher, Training
+from stillroom.engine import Distiller, Lab, Report, TaskData, Teacher, Trained, Training
 from stillroom.errors import InputError, near
 from stillroom.methods.dot.distiller import DOT
-from stillroom.tasks.classification import (
-    CIFAR100,
-    DIGITS,
-    IMAGENET,
-    TINY_IMAGENET,
-    ImageData,
-    distilled_stage,
-    rehearse,
-    supervised_stage,
-    teacher_stage,
-)
+from stillroom.tasks.classification import IMAGENET
+from stillroom.tasks.experiments import Experiment, experiment_of
 
 
-def host_distiller(host: str, student: nn.Module, teacher: Teacher, data: ImageData, options: dict[str, Any]) -> Distiller:
+def host_distiller(host: str, student: nn.Module, teacher: Teacher, data: TaskData, options: dict[str, Any]) -> Distiller:
     """The host method's distiller, with its defaults but for `options`.
 
     Raises:
@@ -44,7 +36,7 @@ def host_distiller(host: str, student: nn.Module, teacher: Teacher, data: ImageD
 def build(
     student: nn.Module,
     teacher: Teacher,
-    data: ImageData,
+    data: TaskData,
     *,
     host: str = "kd",
     delta: float = 0.075,
@@ -54,52 +46,83 @@ def build(
     return DOT(host_distiller(host, student, teacher, data, host_options or {}), delta=delta)
 
 
-def recipe(
-    lab: Lab,
-    data: ImageData,
-    plan: Training = DIGITS,
-    teacher: str = "stillroom/convnet24",
-    student: str = "stillroom/convnet4",
-    teacher_epochs: int | None = None,
-    host: Literal["kd", "dkd", "crd", "fitnets"] = "kd",
-    host_options: dict[str, Any] | None = None,
-    delta: float = 0.05,
-) -> Report:
-    """Compare a host method under plain SGD and under DOT, besides the teacher and the student alone.
+def hosting(experiment: Experiment, host: str, delta: float) -> Callable[..., Report]:
+    """The recipe for the hosts of one task.
 
     Args:
-        lab: where and how to run.
-        data: the images.
-        plan: how the networks are trained; sgd only.
-        teacher: network, optionally with weights after ``@``; without weights it is trained first. Or a run's folder, or cache:FOLDER.
-        student: network, as above.
-        teacher_epochs: epochs for a teacher that has to be trained; by default as many as the student's.
-        host: the method whose losses are optimised.
-        host_options: arguments of the host that differ from its defaults, e.g. ``{"temperature": 2}``.
-        delta: the momentum gap; momentum + delta must stay below 1. The paper's 0.075 (ImageNet 0.09) needs some 3 000 steps or more.
+        experiment: of the task: its data, networks and stages.
+        host: the default host.
+        delta: the default momentum gap.
     """
-    options = host_options or {}
+    default_host, default_delta = host, delta
 
-    def plain(fresh: nn.Module, taught: Teacher) -> Distiller:
-        return host_distiller(host, fresh, taught, data, options)
+    def recipe(
+        lab: Lab,
+        data: Any,
+        plan: Training = experiment.sgd,
+        teacher: str = experiment.teacher,
+        student: str = experiment.student,
+        teacher_epochs: int | None = None,
+        host: str = default_host,
+        host_options: dict[str, Any] | None = None,
+        delta: float = default_delta,
+    ) -> Report:
+        """Compare a host method under plain SGD and under DOT, besides the teacher and the student alone.
 
-    def dotted(fresh: nn.Module, taught: Teacher) -> Distiller:
-        made = build(fresh, taught, data, host=host, delta=delta, host_options=options)
-        made.plan = plan
-        made.configure_optimizers()  # refuses a plan that DOT is not defined for
-        return made
+        Args:
+            lab: where and how to run.
+            data: of the host's task.
+            plan: how the networks are trained; sgd only.
+            teacher: network, optionally with weights after ``@``; without weights it is trained first. Or a run's folder, or cache:FOLDER.
+            student: network, as above.
+            teacher_epochs: epochs for a teacher that has to be trained; by default as many as the student's.
+            host: the method whose losses are optimised: one with a task and a distillation loss, such as kd, dkd, fitnets, crd or bckd.
+            host_options: arguments of the host that differ from its defaults, e.g. ``{"temperature": 2}``.
+            delta: the momentum gap; momentum + delta must stay below 1. The paper's 0.075 (ImageNet 0.09) needs some 3 000 steps or more.
+        """
+        options = host_options or {}
 
-    rehearse(lab, data, teacher, student, dotted)
-    taught = teacher_stage(lab, data, plan, teacher, teacher_epochs)
-    alone = supervised_stage(lab, data, plan, student)
-    under_sgd = distilled_stage(lab, data, plan, student, host, lambda fresh: plain(fresh, lab.teach(taught)))
-    under_dot = distilled_stage(lab, data, plan, student, f"{host}+dot", lambda fresh: dotted(fresh, lab.teach(taught)))
-    arms = {"teacher": taught, "alone": alone, host: under_sgd, f"{host}+dot": under_dot}
-    return lab.report("dot", data, arms, baseline=host, ship=f"{host}+dot")
+        def plain(fresh: nn.Module, taught: Teacher) -> Distiller:
+            return host_distiller(host, fresh, taught, data, options)
 
+        def dotted(fresh: nn.Module, taught: Teacher) -> Distiller:
+            made = build(fresh, taught, data, host=host, delta=delta, host_options=options)
+            made.plan = plan
+            made.configure_optimizers()  # refuses a plan that DOT is not defined for
+            return made
+
+        def distilled(name: str, make: Callable[[nn.Module, Teacher], Distiller]) -> Trained:
+            return experiment.distilled_stage(lab, data, plan, student, name, lambda fresh: make(fresh, lab.teach(taught)))
+
+        experiment.rehearse(lab, data, teacher, student, dotted)
+        taught = experiment.teacher_stage(lab, data, plan, teacher, teacher_epochs)
+        alone = experiment.supervised_stage(lab, data, plan, student)
+        arms = {"teacher": taught, "alone": alone, host: distilled(host, plain), f"{host}+dot": distilled(f"{host}+dot", dotted)}
+        return lab.report("dot", data, arms, baseline=host, ship=f"{host}+dot")
+
+    recipe.__annotations__["data"] = experiment.data  # whose options the command shows
+    return recipe
+
+
+recipe = hosting(experiment_of("classification"), "kd", 0.05)
 
 PRESETS = {
-    "paper": {**CIFAR100, "delta": 0.075},
-    "paper:tiny-imagenet": {**TINY_IMAGENET, "delta": 0.075},
+    **{name: {**preset, "delta": 0.075} for name, preset in experiment_of("classification").presets.items()},
     "paper:imagenet": {**IMAGENET, "delta": 0.09, "host_options": {"temperature": 1.0, "task_weight": 0.5, "kd_weight": 0.5}},
 }
+
+CHOICE = "host"
+
+
+def chosen(host: str) -> tuple[Callable[..., Report], Mapping[str, Mapping[str, Any]]]:
+    """The recipe and the presets for a host, by its task.
+
+    Raises:
+        InputError: no such method, or one of a task that DOT has no experiment for.
+    """
+    task = catalog.find(host, "host").task
+    if task == "classification":
+        return recipe, PRESETS
+    experiment = experiment_of(task, "host")
+    made = hosting(experiment, host, 0.05)
+    return made, {name: {**preset, "delta": 0.075} for name, preset in experiment.presets_of(made).items()}

@@ -15,6 +15,7 @@ from stillroom.tasks.classification.cached import CACHE, cached_teacher, check_v
 from stillroom.tasks.classification.data import ImageData
 from stillroom.tasks.classification.models import BuiltModel, build_classifier
 from stillroom.tasks.classification.supervised import Supervised
+from stillroom.tasks.experiments import Experiment
 
 # The default job: scikit-learn's digits, some 1 500 steps. The paper of DOT sees its effect only once the longer memory has filled.
 DIGITS = Training(epochs=100, lr=0.05, weight_decay=5e-4, milestones=(0.62, 0.85))
@@ -115,7 +116,7 @@ def distilled_stage(
     return lab.fit(made, seen, plan, name=name, model=built.spec)
 
 
-def rehearse(lab: Lab, data: ImageData, teacher: str, student: str, distiller: Callable[[nn.Module, Teacher], Distiller]) -> None:
+def rehearse(lab: Lab, data: ImageData, teacher: str, student: str, distiller: Callable[[nn.Module, Teacher], object]) -> None:
     """Builds everything once and throws it away: what is wrong with an argument is said now, not after hours of training a teacher."""
     with lab.shared():
         cached = teacher.startswith(CACHE)
@@ -148,3 +149,18 @@ def three_arms(
     alone = supervised_stage(lab, data, plan, student)
     distilled = distilled_stage(lab, data, plan, student, "distilled", lambda fresh: distiller(fresh, lab.teach(taught)))
     return lab.report(method, data, {"teacher": taught, "alone": alone, "distilled": distilled})
+
+
+EXPERIMENT = Experiment(
+    data=ImageData,
+    plan=DIGITS,
+    sgd=DIGITS,
+    teacher="stillroom/convnet24",
+    student="stillroom/convnet4",
+    presets={"paper": CIFAR100, "paper:tiny-imagenet": TINY_IMAGENET, "paper:imagenet": IMAGENET},
+    network=network,
+    rehearse=rehearse,
+    teacher_stage=teacher_stage,
+    supervised_stage=supervised_stage,
+    distilled_stage=distilled_stage,
+)

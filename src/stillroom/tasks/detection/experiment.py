@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from typing import Any
 
 from stillroom.engine import Distiller, Lab, Report, Teacher, Trained, Training
 from stillroom.errors import InputError
@@ -11,9 +12,33 @@ from stillroom.tasks.detection.data import DetectionData
 from stillroom.tasks.detection.detector import DenseDetector
 from stillroom.tasks.detection.models import BuiltDetector, build_detector
 from stillroom.tasks.detection.supervised import DetectionDistiller
+from stillroom.tasks.experiments import Experiment
 
 # The default job: procedural scenes, 19 steps an epoch.
 SCENES = Training(epochs=27, optimizer="adamw", lr=4e-3, weight_decay=1e-4, schedule="cosine", warmup_epochs=2.6, clip_norm=10.0)
+SCENES_SGD = replace(SCENES, optimizer="sgd", lr=0.02)
+
+# What most papers on dense detectors train with: GFL's schedule on COCO, once for students and twice for the teacher.
+COCO: dict[str, Any] = {
+    "data": "coco:data/coco/train2017,data/coco/annotations/instances_train2017.json",
+    "teacher": "gfl/resnet101",
+    "student": "gfl/resnet50",
+    "batch_size": 16,
+    "image_size": 800,
+    "max_size": 1333,
+    "mean": [0.485, 0.456, 0.406],
+    "std": [0.229, 0.224, 0.225],
+    "epochs": 12,
+    "teacher_epochs": 24,
+    "teacher_lr": 0.01,
+    "optimizer": "sgd",
+    "lr": 0.01,
+    "momentum": 0.9,
+    "weight_decay": 1e-4,
+    "schedule": "multistep",
+    "milestones": [8, 11],
+    "clip_norm": None,
+}
 
 
 def detector(spec: str, data: DetectionData, lab: Lab, argument: str) -> BuiltDetector:
@@ -28,6 +53,42 @@ def detector(spec: str, data: DetectionData, lab: Lab, argument: str) -> BuiltDe
             argument, f"{spec}, of the classes {', '.join(built.classes[:5])}", f"those of the data: {', '.join(data.classes[:5])}"
         )
     return built
+
+
+def rehearse(lab: Lab, data: DetectionData, teacher: str, student: str, distiller: Callable[[DenseDetector, Teacher], object]) -> None:
+    """Builds everything once and throws it away: what is wrong with an argument is said now, not after hours of training a teacher."""
+    with lab.shared():
+        taught = Teacher(detector(teacher, data, lab, "teacher").network)
+        distiller(detector(student, data, lab, "student").network, taught)
+
+
+def teacher_stage(lab: Lab, data: DetectionData, plan: Training, spec: str, epochs: int | None = None, lr: float | None = None) -> Trained:
+    """The teacher, one for all seeds: scored when the specification brings weights, else trained on boxes first."""
+    with lab.shared():
+        built = detector(spec, data, lab, "teacher")
+        if built.weights is not None:
+            return lab.evaluate(built.network, data, name="teacher", model=built.spec, around=DetectionDistiller)
+        if epochs is not None and epochs < 1:
+            raise InputError("teacher_epochs", epochs, "a number of at least 1")
+        plan = plan if epochs is None else replace(plan, epochs=epochs)
+        plan = plan if lr is None else replace(plan, lr=lr)
+        return lab.fit(DetectionDistiller(built.network), data.for_teacher(), plan, name="teacher", model=built.spec)
+
+
+def supervised_stage(lab: Lab, data: DetectionData, plan: Training, spec: str) -> Trained:
+    """The student alone: trained on boxes only."""
+    built = detector(spec, data, lab, "student")
+    return lab.fit(DetectionDistiller(built.network), data, plan, name="alone", model=built.spec)
+
+
+def distilled_stage(
+    lab: Lab, data: DetectionData, plan: Training, spec: str, name: str, distiller: Callable[[DenseDetector], Distiller]
+) -> Trained:
+    """The student, from the same initial weights as alone, under the distiller that is made around it."""
+    built = detector(spec, data, lab, "student")
+    made = distiller(built.network)
+    made.plan = plan
+    return lab.fit(made, made.shown(data), plan, name=name, model=built.spec)
 
 
 def detection_arms(
@@ -51,25 +112,25 @@ def detection_arms(
         distillers: by the arm's name: makes a distiller from a fresh student and the frozen teacher.
         teacher_epochs, teacher_lr: for a teacher that has to be trained, when other than the plan's.
     """
-    with lab.shared():  # what is wrong with an argument is said now, not after hours of training a teacher
-        rehearsed = Teacher(detector(teacher, data, lab, "teacher").network)
-        for make in distillers.values():
-            make(detector(student, data, lab, "student").network, rehearsed)
-    taught = _teacher_stage(lab, data, plan, teacher, teacher_epochs, teacher_lr)
-    built = detector(student, data, lab, "student")
-    arms = {"teacher": taught, "alone": lab.fit(DetectionDistiller(built.network), data, plan, name="alone", model=built.spec)}
+    for make in distillers.values():
+        rehearse(lab, data, teacher, student, make)
+    taught = teacher_stage(lab, data, plan, teacher, teacher_epochs, teacher_lr)
+    arms = {"teacher": taught, "alone": supervised_stage(lab, data, plan, student)}
     for name, make in distillers.items():
-        built = detector(student, data, lab, "student")
-        arms[name] = lab.fit(make(built.network, lab.teach(taught)), data, plan, name=name, model=built.spec)
+        arms[name] = distilled_stage(lab, data, plan, student, name, lambda fresh, make=make: make(fresh, lab.teach(taught)))  # type: ignore[misc]
     return lab.report(method, data, arms, ship=list(distillers)[-1])
 
 
-def _teacher_stage(lab: Lab, data: DetectionData, plan: Training, spec: str, epochs: int | None, lr: float | None) -> Trained:
-    """The teacher, one for all seeds: scored when the specification brings weights, else trained on boxes first."""
-    with lab.shared():
-        built = detector(spec, data, lab, "teacher")
-        if built.weights is not None:
-            return lab.evaluate(built.network, data, name="teacher", model=built.spec, around=DetectionDistiller)
-        plan = plan if epochs is None else replace(plan, epochs=epochs)
-        plan = plan if lr is None else replace(plan, lr=lr)
-        return lab.fit(DetectionDistiller(built.network), data.for_teacher(), plan, name="teacher", model=built.spec)
+EXPERIMENT = Experiment(
+    data=DetectionData,
+    plan=SCENES,
+    sgd=SCENES_SGD,
+    teacher="stillroom/gfl_32",
+    student="stillroom/gfl_24",
+    presets={"paper": COCO},
+    network=detector,
+    rehearse=rehearse,
+    teacher_stage=teacher_stage,
+    supervised_stage=supervised_stage,
+    distilled_stage=distilled_stage,
+)

@@ -1,0 +1,62 @@
+"""What an experiment is made of, task by task: for methods and commands that serve several tasks without knowing any."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from stillroom.engine import Distiller, Lab, Teacher, Trained, Training
+from stillroom.errors import InputError
+
+TASKS = ("classification", "detection")  # each with a room here whose `experiment` module holds EXPERIMENT
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """Teacher, student alone, and students distilled, on one task's data.
+
+    Args:
+        data: the class of the task's data; its parameters are the options of a command.
+        plan: the default job.
+        sgd: the same under plain SGD with momentum, for methods that are defined for it alone.
+        teacher, student: specifications of the default job's networks.
+        presets: the task's papers' settings, by name.
+        network: ``(spec, data, lab, argument)``: the network of a specification, with its weights; `argument` is what errors call it.
+        rehearse: ``(lab, data, teacher, student, distiller)``: builds everything once and throws it away, so that what is wrong with an
+            argument is said before hours of training.
+        teacher_stage: ``(lab, data, plan, spec, epochs)``: the teacher, one for all seeds: loaded, or trained first.
+        supervised_stage: ``(lab, data, plan, spec)``: a student trained without a teacher.
+        distilled_stage: ``(lab, data, plan, spec, name, distiller)``: the same student under the distiller that is made around it.
+    """
+
+    data: type[Any]
+    plan: Training
+    sgd: Training
+    teacher: str
+    student: str
+    presets: Mapping[str, Mapping[str, Any]]
+    network: Callable[[str, Any, Lab, str], Any]
+    rehearse: Callable[[Lab, Any, str, str, Callable[[Any, Teacher], object]], None]
+    teacher_stage: Callable[[Lab, Any, Training, str, int | None], Trained]
+    supervised_stage: Callable[[Lab, Any, Training, str], Trained]
+    distilled_stage: Callable[[Lab, Any, Training, str, str, Callable[[Any], Distiller]], Trained]
+
+    def presets_of(self, recipe: Callable[..., Any]) -> dict[str, dict[str, Any]]:
+        """The presets, without what a recipe has no option for."""
+        known = {name for of in (recipe, self.data, Training) for name in inspect.signature(of).parameters}
+        return {name: {option: value for option, value in preset.items() if option in known} for name, preset in self.presets.items()}
+
+
+def experiment_of(task: str, argument: str = "task") -> Experiment:
+    """A task's experiment.
+
+    Raises:
+        InputError: no such task, or one whose methods have experiments of their own kind.
+    """
+    if task not in TASKS:
+        raise InputError(argument, task, f"one of {', '.join(TASKS)}")
+    found: Experiment = importlib.import_module(f"stillroom.tasks.{task}.experiment").EXPERIMENT
+    return found
