@@ -28,6 +28,7 @@ from stillroom.engine import Distiller, Lab, LabOptions, TaskData, Teacher, Trai
 from stillroom.engine.comparison import Outcome, Piece, merge, now, reason_of, run_at_once, run_here
 from stillroom.engine.console import console
 from stillroom.engine.report import StageResult
+from stillroom.engine.task import selects
 from stillroom.errors import InputError, StillroomError, near
 from stillroom.tasks.experiments import Experiment, experiment_of
 
@@ -282,6 +283,7 @@ class Bench:
         asked: teacher, student, their epochs.
         arms: by name.
         settings: every argument of the run.
+        choosy: arms that show their students something else than the data's images in their order; known after `rehearse`.
     """
 
     experiment: Experiment
@@ -291,6 +293,7 @@ class Bench:
     asked: Compare
     arms: dict[str, Arm]
     settings: dict[str, Any]
+    choosy: list[str] = field(default_factory=list, init=False)
     _taught: Trained | None = field(default=None, init=False)
 
     @cached_property
@@ -316,7 +319,9 @@ class Bench:
         for name, arm in self.arms.items():
             student = self.experiment.network(self.asked.student, self.data, lab, "student").network
             try:
-                arm.distiller(student, taught[0], self.data, self.plan)
+                made = arm.distiller(student, taught[0], self.data, self.plan)
+                if selects(made) or made.shown(self.data) is not self.data:
+                    self.choosy.append(name)
             except Exception as error:
                 refused[name] = reason_of(error)
         return refused
@@ -372,6 +377,8 @@ def _notes(bench: Bench, asked: Compare, teacher: Trained) -> list[str]:
         + "".join(f"; {name}: {_told(arm)}" for name, arm in bench.arms.items() if arm.typed or name != arm.method)
         + ".",
     ]
+    if bench.choosy:
+        notes.append(f"Not the same images: {', '.join(bench.choosy)} shows its students views, a selection or images of its own.")
     if teacher.teacher is not None:
         notes.append(
             "The teacher is a cache: distilled students see the views of the images that it holds, the student alone sees fresh ones."
