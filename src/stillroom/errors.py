@@ -97,6 +97,17 @@ def positive(argument: str, value: float) -> float:
     return value
 
 
+def at_least(argument: str, value: int, least: int) -> int:
+    """The value, if it is `least` or more.
+
+    Raises:
+        InputError: it is less.
+    """
+    if value < least:
+        raise InputError(argument, value, f"a whole number of at least {least}")
+    return value
+
+
 def at_least_zero(argument: str, value: float) -> float:
     """`value`, if it is a finite number of at least 0."""
     if not 0 <= value < float("inf"):

@@ -121,7 +121,7 @@ def run(arguments: list[str], command: str) -> None:
         plan=experiment.plan,
         presets=experiment.presets_of(Compare),
         out="runs/compare",
-        defaults={"teacher": experiment.teacher, "student": experiment.student},
+        defaults={"teacher": experiment.teacher, "student": experiment.student, "teacher_epochs": experiment.teacher_epochs},
     )
     with named_as_typed(*options.settings):
         _compare(experiment, options, command)

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import platform
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from statistics import median
 
@@ -16,6 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from stillroom._version import __version__
 from stillroom.errors import InputError
+from stillroom.modules.projectors import probing
 
 _WARM_UP_SECONDS, _WARM_UP_PASSES = 0.1, 10
 _TIMED_SECONDS, _TIMED_PASSES = 0.35, 100
@@ -52,7 +51,7 @@ def measure(network: nn.Module, example_inputs: Tensor) -> Footprint:
     """
     if example_inputs.dim() == 0 or example_inputs.shape[0] != 1:
         raise InputError("example_inputs", f"shape {list(example_inputs.shape)}", "one sample, shape [1, ...]")
-    with _undisturbed(network, example_inputs.device):
+    with probing(network, example_inputs):
         macs = _macs(network, example_inputs)
         latency_ms = _latency_ms(network, example_inputs)
     stored = {id(value): value for value in network.state_dict(keep_vars=True).values() if isinstance(value, Tensor)}
@@ -62,20 +61,6 @@ def measure(network: nn.Module, example_inputs: Tensor) -> Footprint:
         latency_ms=latency_ms,
         bytes=sum(value.numel() * value.element_size() for value in stored.values()),
     )
-
-
-@contextmanager
-def _undisturbed(network: nn.Module, device: torch.device) -> Iterator[None]:
-    """Eval mode without gradients inside; afterwards every module's own mode and the generators' states are back."""
-    modes = [(module, module.training) for module in network.modules()]
-    # no_grad rather than inference_mode: a tensor that the network caches in this pass must stay usable in training
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), torch.no_grad():
-        try:
-            network.eval()
-            yield
-        finally:
-            for module, training in modes:
-                module.training = training
 
 
 def _macs(network: nn.Module, example: Tensor) -> int | None:

@@ -23,6 +23,7 @@ class Experiment:
         plan: the default job.
         sgd: the same under plain SGD with momentum, for methods that are defined for it alone.
         teacher, student: specifications of the default job's networks.
+        teacher_epochs: epochs for a teacher that has to be trained in the default job; None for as many as the plan's.
         presets: the task's papers' settings, by name.
         network: ``(spec, data, lab, argument)``: the network of a specification, with its weights; `argument` is what errors call it.
         rehearse: ``(lab, data, teacher, student, distiller)``: builds everything once and throws it away, so that what is wrong with an
@@ -37,6 +38,7 @@ class Experiment:
     sgd: Training
     teacher: str
     student: str
+    teacher_epochs: int | None
     presets: Mapping[str, Mapping[str, Any]]
     network: Callable[[str, Any, Lab, str], Any]
     rehearse: Callable[[Lab, Any, str, str, Callable[[Any, Teacher], object]], None]

@@ -62,7 +62,7 @@ def hosting(experiment: Experiment, host: str, delta: float) -> Callable[..., Re
         plan: Training = experiment.sgd,
         teacher: str = experiment.teacher,
         student: str = experiment.student,
-        teacher_epochs: int | None = None,
+        teacher_epochs: int | None = experiment.teacher_epochs,
         host: str = default_host,
         host_options: dict[str, Any] | None = None,
         delta: float = default_delta,
@@ -75,7 +75,7 @@ def hosting(experiment: Experiment, host: str, delta: float) -> Callable[..., Re
             plan: how the networks are trained; sgd only.
             teacher: network, optionally with weights after ``@``; without weights it is trained first. Or a run's folder, or cache:FOLDER.
             student: network, as above.
-            teacher_epochs: epochs for a teacher that has to be trained; by default as many as the student's.
+            teacher_epochs: epochs for a teacher that has to be trained; by default as many as the student's, for detection's scenes 6.
             host: the method whose losses are optimised: one with a task and a distillation loss, such as kd, dkd, fitnets, crd or bckd.
             host_options: arguments of the host that differ from its defaults, e.g. ``{"temperature": 2}``.
             delta: the momentum gap; momentum + delta must stay below 1. The paper's 0.075 (ImageNet 0.09) needs some 3 000 steps or more.

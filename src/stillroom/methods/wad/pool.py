@@ -5,21 +5,17 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-from torch import Tensor, nn
 
-from stillroom.engine import Report
 from stillroom.engine.loading import Cycled, Loader
-from stillroom.engine.recorder import Evaluator
-from stillroom.engine.report import Section
 from stillroom.errors import InputError, near
 from stillroom.methods.wad.split import mismatch_split
 from stillroom.tasks.classification import ImageData
 from stillroom.tasks.classification.folders import EXTENSIONS, list_files, warn_left_out
 from stillroom.tasks.classification.images import FileImages, TakenImages, unreadable
+from stillroom.tasks.classification.instead import Instead
 from stillroom.tasks.classification.transforms import transform_from
 
 logger = logging.getLogger(__name__)
@@ -94,7 +90,7 @@ def own_images(data: ImageData, folder: str) -> Pool:
     return Pool(data.joined(kept, said), np.arange(data.train_size), None)
 
 
-class RoundData:
+class RoundData(Instead):
     """What a round's student is shown: a batch of labelled and a batch of unlabelled images, each gone through at its own pace.
 
     Args:
@@ -123,30 +119,6 @@ class RoundData:
             loaders[name] = self.data.train_loader(seed=seed + 1_000_003 * self.number, rank=rank, world=world, drop_last=False)
             loaders[name].choose(ids)
         return Cycled(loaders, self.steps)
-
-    def eval_loader(self, *, rank: int = 0, world: int = 1) -> Loader:
-        """The pool's."""
-        return self.data.eval_loader(rank=rank, world=world)
-
-    def evaluator(self) -> Evaluator:
-        """The pool's."""
-        return self.data.evaluator()
-
-    def example_inputs(self) -> Tensor:
-        """The pool's."""
-        return self.data.example_inputs()
-
-    def compare(self, details: dict[str, np.ndarray], reference: dict[str, np.ndarray]) -> dict[str, float]:
-        """The pool's."""
-        return self.data.compare(details, reference)
-
-    def sections(self, report: Report) -> list[Section]:
-        """The pool's."""
-        return self.data.sections(report)
-
-    def ship(self, folder: Path, network: nn.Module, model: str) -> None:
-        """The pool's."""
-        self.data.ship(folder, network, model)
 
 
 def _number(name: Any, data: ImageData) -> int:

@@ -48,7 +48,7 @@ class Batches(Dataset[Any]):
     def __init__(self, images: Images, transform: Transform, *, prepared: bool, told: bool) -> None:
         self.images, self.transform, self.prepared, self.told = images, transform, prepared, told
         self.labels = torch.from_numpy(images.labels)
-        self.samples = Seeded(_Pictures(images), transform.prepare)
+        self.samples = Seeded(Pictures(images), transform.prepare)
 
     def __len__(self) -> int:
         return len(self.images)
@@ -72,7 +72,7 @@ class Batches(Dataset[Any]):
         return (batch, drawn) if self.told else batch
 
 
-class _Pictures(Dataset[Any]):
+class Pictures(Dataset[Any]):
     """The images alone, by index."""
 
     def __init__(self, images: Images) -> None:

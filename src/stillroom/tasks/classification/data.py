@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import hashlib
-import os
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -21,7 +20,8 @@ from stillroom.engine.cache import EveryView, ReplayedBatches, Views
 from stillroom.engine.loading import Loader, SeekableBatches
 from stillroom.engine.report import Report, Section
 from stillroom.engine.teacher import Renormalise
-from stillroom.errors import InputError, near
+from stillroom.errors import InputError, at_least, near
+from stillroom.tasks.arguments import cpus, per_channel
 from stillroom.tasks.classification.batches import Batches
 from stillroom.tasks.classification.folders import counted, warn_left_out
 from stillroom.tasks.classification.images import Images, MemoryImages, TakenImages, into_memory, joined, stratified, unreadable
@@ -97,16 +97,16 @@ class ImageData:
         spec, hardship = read_hardship(data)
         self.source = open_source(spec)
         self.data = data
-        self.batch_size = _at_least("batch_size", batch_size, 1)
-        self.image_size = self.source.image_size if image_size is None else _at_least("image_size", image_size, 1)
+        self.batch_size = at_least("batch_size", batch_size, 1)
+        self.image_size = self.source.image_size if image_size is None else at_least("image_size", image_size, 1)
         self.augment = augment or self.source.augment
-        self.mean = _per_channel("mean", mean, self.source.mean)
-        self.std = _per_channel("std", std, self.source.std)
+        self.mean = per_channel("mean", mean, self.source.mean)
+        self.std = per_channel("std", std, self.source.std)
         if min(self.std) <= 0:
             raise InputError("std", list(self.std), "numbers above 0")
         self.renormalise = None
         if teacher_mean is not None or teacher_std is not None:
-            expects = _per_channel("teacher_mean", teacher_mean, self.mean), _per_channel("teacher_std", teacher_std, self.std)
+            expects = per_channel("teacher_mean", teacher_mean, self.mean), per_channel("teacher_std", teacher_std, self.std)
             self.renormalise = Renormalise(self.mean, self.std, *expects)
         self.classes: tuple[str, ...] = self.source.classes
         self.num_classes = len(self.classes)
@@ -128,7 +128,7 @@ class ImageData:
         self._train_transform = train_transform(self.augment, self.image_size, *statistics)
         self._eval_transform = eval_transform(self._style, self.image_size, *statistics)
         self.in_memory = self._fits_memory()
-        self.workers = self._default_workers() if workers is None else _at_least("workers", workers, 0)
+        self.workers = self._default_workers() if workers is None else at_least("workers", workers, 0)
         if hardship:
             content = hashlib.sha256(repr((content, hardship)).encode()).hexdigest()[:16]
         parts = content, self.image_size, self.augment, subset, val_subset, *statistics, subset_seed
@@ -367,7 +367,7 @@ class ImageData:
         return small and self._style != "imagenet"  # whose crops are cut from the original image
 
     def _default_workers(self) -> int:
-        return 0 if self.in_memory and self._train_transform.fixed else min(4, _cpus())
+        return 0 if self.in_memory and self._train_transform.fixed else min(4, cpus())
 
     def _eval_loader(self, images: Images, rank: int, world: int) -> Loader:
         batches = SeekableBatches(len(images), self.batch_size, shuffle=False, drop_last=False, rank=rank, world=world)
@@ -391,20 +391,3 @@ def _taken(images: Images, argument: str, count: int | None, classes: int, seed:
         raise InputError(argument, count, f"a number from {classes} (one of each class) to {len(images)} (all there are)")
     indices = stratified(images.labels, count, seed=seed)
     return images.take(indices) if isinstance(images, MemoryImages) else TakenImages(images, indices)
-
-
-def _at_least(argument: str, value: int, least: int) -> int:
-    if value < least:
-        raise InputError(argument, value, f"a whole number of at least {least}")
-    return value
-
-
-def _per_channel(argument: str, given: Sequence[float] | None, default: Sequence[float]) -> tuple[float, ...]:
-    values = default if given is None else given
-    if len(values) != 3 or not np.isfinite(values).all():
-        raise InputError(argument, list(values), "three numbers, one per channel")
-    return tuple(float(value) for value in values)
-
-
-def _cpus() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

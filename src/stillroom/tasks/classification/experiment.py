@@ -157,6 +157,7 @@ EXPERIMENT = Experiment(
     sgd=DIGITS,
     teacher="stillroom/convnet24",
     student="stillroom/convnet4",
+    teacher_epochs=None,
     presets={"paper": CIFAR100, "paper:tiny-imagenet": TINY_IMAGENET, "paper:imagenet": IMAGENET},
     network=network,
     rehearse=rehearse,

@@ -25,6 +25,7 @@ import torch
 from PIL import Image
 
 from stillroom.errors import InputError, near
+from stillroom.tasks.arguments import fraction, split_options
 from stillroom.tasks.classification.folders import check_same, find_splits, list_classes, list_files, single_top
 from stillroom.tasks.classification.images import DatasetImages, FileImages, Images, MemoryImages, UnreadableImage, hold_out, stratified
 from stillroom.tasks.classification.shapes import SIZE, class_names, shape_images
@@ -87,9 +88,9 @@ def open_source(spec: str, *, argument: str = "data") -> Source:
         InputError: anything about it that cannot be used.
     """
     kind, colon, rest = spec.partition(":")
-    path, options = _split_options(rest, argument)
+    path, options = split_options(rest, argument)
     if not colon:
-        kind, options = _split_options(spec, argument)
+        kind, options = split_options(spec, argument)
     if kind in _OPENERS:
         if kind not in _EMBEDDED and not path:
             raise InputError(argument, spec, f"{kind}:PATH")
@@ -141,7 +142,7 @@ def _open_imagefolder(path: str, options: dict[str, str], argument: str) -> Sour
         raise InputError(argument, f"val={options['val']}", f"no such option, since {path} has a folder {val} of its own")
     classes, names, labels = list_classes(files, folders, train, path, argument)
     if val is None:
-        held_out = hold_out(labels, classes, _fraction(options.get("val", str(_DEFAULT_VAL)), argument), argument)
+        held_out = hold_out(labels, classes, fraction(options.get("val", str(_DEFAULT_VAL)), argument), argument)
         split = [FileImages(store, [names[i] for i in np.flatnonzero(part)], labels[part]) for part in (~held_out, held_out)]
     else:
         val_classes, val_names, val_labels = list_classes(files, folders, val, path, argument)
@@ -370,34 +371,12 @@ def _dataset_labels(dataset: Any, spec: str, argument: str) -> np.ndarray:
 # Reading a specification ----------------------------------------------------------------------------------------------------------------
 
 
-def _split_options(text: str, argument: str) -> tuple[str, dict[str, str]]:
-    """ "path,name=value" -> path and options. A comma belongs to the path unless "name=" follows it."""
-    main, *rest = re.split(r",(?=\s*[A-Za-z_]\w*=)", text)
-    options: dict[str, str] = {}
-    for part in rest:
-        name, _, value = part.strip().partition("=")
-        if name in options:
-            raise InputError(argument, part.strip(), f"the option {name} once")
-        options[name] = value.strip()
-    return main.strip(), options
-
-
 def _no_options(kind: str, options: dict[str, str], argument: str, known: Sequence[str] = ()) -> None:
     for name, value in options.items():
         if name not in known:
             raise InputError(
                 argument, f"{name}={value}", f"an option of {kind}: {near(name, known)}" if known else f"no options: {kind} takes none"
             )
-
-
-def _fraction(text: str, argument: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = float("nan")
-    if not 0 < value < 1:
-        raise InputError(argument, f"val={text}", "a share between 0 and 1, e.g. val=0.2")
-    return value
 
 
 def _count(text: str, option: str, argument: str) -> int:

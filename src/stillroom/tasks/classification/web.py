@@ -11,16 +11,14 @@ import numpy as np
 import torch
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from PIL import Image
-from torch import Tensor, nn
 
 from stillroom.engine.loading import Draw, Loader, SeekableBatches, sample_order, sample_seeds
-from stillroom.engine.report import Report, Section
 from stillroom.errors import InputError
 from stillroom.tasks.classification.batches import Batches
 from stillroom.tasks.classification.data import ImageData
 from stillroom.tasks.classification.folders import EXTENSIONS, counted, list_files, warn_left_out
 from stillroom.tasks.classification.images import FileImages, Images, MemoryImages, TakenImages, into_memory, relabelled, unreadable
-from stillroom.tasks.classification.metrics import ClassificationEvaluator
+from stillroom.tasks.classification.instead import Instead
 from stillroom.tasks.classification.restyle import patches, restyled
 from stillroom.tasks.classification.sources import SMALL, open_source
 from stillroom.tasks.classification.transforms import AUGMENTATIONS, Transform, eval_transform, train_transform
@@ -31,7 +29,7 @@ _UNLABELLED = -1
 _LAP = 2**32  # keeps the passes of one epoch apart from other epochs
 
 
-class WebData:
+class WebData(Instead):
     """Unlabelled images to train on, and a classification set's validation images to be measured on.
 
     Where networks are given small images (up to 64 pixels, up to 1.5 GB in all) the collection is decoded once, brought to that size, and
@@ -110,30 +108,6 @@ class WebData:
         """
         batches = SeekableBatches(len(self.images), self.batch_size, seed=seed, shuffle=False, drop_last=False, rank=rank, world=world)
         return self._loader(self._plain if plain else self._changed, batches, training=False)
-
-    def eval_loader(self, *, rank: int = 0, world: int = 1) -> Loader:
-        """The validation images of `data`."""
-        return self.data.eval_loader(rank=rank, world=world)
-
-    def evaluator(self) -> ClassificationEvaluator:
-        """What measures a network on the classes of `data`."""
-        return self.data.evaluator()
-
-    def example_inputs(self) -> Tensor:
-        """A batch of one, [1, 3, H, W]: the first validation image."""
-        return self.data.example_inputs()
-
-    def compare(self, details: dict[str, np.ndarray], reference: dict[str, np.ndarray]) -> dict[str, float]:
-        """As `data`."""
-        return self.data.compare(details, reference)
-
-    def sections(self, report: Report) -> list[Section]:
-        """As `data`."""
-        return self.data.sections(report)
-
-    def ship(self, folder: Path, network: nn.Module, model: str) -> None:
-        """As `data`."""
-        self.data.ship(folder, network, model)
 
     def _loader(self, transform: Transform, batches: SeekableBatches, *, training: bool) -> Loader:
         prepared = transform.fixed and isinstance(self.images, MemoryImages)

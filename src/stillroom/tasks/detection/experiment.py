@@ -127,6 +127,7 @@ EXPERIMENT = Experiment(
     sgd=SCENES_SGD,
     teacher="stillroom/gfl_32",
     student="stillroom/gfl_24",
+    teacher_epochs=6,
     presets={"paper": COCO},
     network=detector,
     rehearse=rehearse,

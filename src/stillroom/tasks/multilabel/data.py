@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import hashlib
-import os
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -21,7 +20,9 @@ from torchvision.transforms.v2.functional import to_pil_image
 from stillroom.engine.loading import Draw, Loader, Seeded, SeekableBatches, sample_order
 from stillroom.engine.report import Report, Section
 from stillroom.engine.teacher import Renormalise
-from stillroom.errors import InputError, near
+from stillroom.errors import InputError, at_least, near
+from stillroom.tasks.arguments import cpus, per_channel
+from stillroom.tasks.classification.batches import Pictures
 from stillroom.tasks.classification.folders import counted, warn_left_out
 from stillroom.tasks.classification.images import Images, MemoryImages, TakenImages, into_memory, unreadable
 from stillroom.tasks.classification.transforms import Transform
@@ -104,15 +105,15 @@ class MultiLabelData:
             raise InputError("augment", augment, f"one of {near(augment, AUGMENTATIONS)}")
         self.source = open_source(data)
         self.data = data
-        self.batch_size = _at_least("batch_size", batch_size, 1)
-        self.image_size = self.source.image_size if image_size is None else _at_least("image_size", image_size, 1)
+        self.batch_size = at_least("batch_size", batch_size, 1)
+        self.image_size = self.source.image_size if image_size is None else at_least("image_size", image_size, 1)
         self.augment = augment or self.source.augment
-        self.mean, self.std = _per_channel("mean", mean, (0.0,) * 3), _per_channel("std", std, (1.0,) * 3)
+        self.mean, self.std = per_channel("mean", mean, (0.0,) * 3), per_channel("std", std, (1.0,) * 3)
         if min(self.std) <= 0:
             raise InputError("std", list(self.std), "numbers above 0")
         self.renormalise = None
         if teacher_mean is not None or teacher_std is not None:
-            expects = _per_channel("teacher_mean", teacher_mean, self.mean), _per_channel("teacher_std", teacher_std, self.std)
+            expects = per_channel("teacher_mean", teacher_mean, self.mean), per_channel("teacher_std", teacher_std, self.std)
             self.renormalise = Renormalise(self.mean, self.std, *expects)
         self.classes: tuple[str, ...] = self.source.classes
         self.num_classes = len(self.classes)
@@ -127,7 +128,7 @@ class MultiLabelData:
         self._eval_transform = transform_from(self.describe()["transform"])
         sizes = len(self._train_listed) + len(self._val_listed)
         self.in_memory = 3 * self.image_size**2 * sizes <= _MEMORY
-        self._workers = None if workers is None else _at_least("workers", workers, 0)
+        self._workers = None if workers is None else at_least("workers", workers, 0)
         kept = len(self._train_listed), len(self._val_listed)
         parts = self.source.fingerprint, kept, self.image_size, self.augment, subset, val_subset, self.mean, self.std, subset_seed
         self.fingerprint = hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
@@ -149,7 +150,7 @@ class MultiLabelData:
         """Processes that read images ahead."""
         if self._workers is not None:
             return self._workers
-        return 0 if self.in_memory and self._train_transform.fixed else min(4, _cpus())
+        return 0 if self.in_memory and self._train_transform.fixed else min(4, cpus())
 
     @property
     def train_labels(self) -> Tensor:
@@ -267,7 +268,7 @@ class _Batches(Dataset[Any]):
     def __init__(self, images: Images, transform: Transform, *, prepared: bool) -> None:
         self.images, self.transform, self.prepared = images, transform, prepared
         self.labels = torch.from_numpy(images.labels)
-        self.samples = Seeded(_Pictures(images), transform.prepare)
+        self.samples = Seeded(Pictures(images), transform.prepare)
 
     def __len__(self) -> int:
         return len(self.images)
@@ -282,35 +283,5 @@ class _Batches(Dataset[Any]):
         return Batch(self.transform.batch(images_BCHW, seeds), self.labels[ids_B].long(), ids_B)
 
 
-class _Pictures(Dataset[Any]):
-    """The images alone, by index."""
-
-    def __init__(self, images: Images) -> None:
-        self.images = images
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def __getitem__(self, index: int) -> Tensor | Image.Image:
-        return self.images.image(index)
-
-
 def _as_it_is(batch: Batch) -> Batch:
     return batch
-
-
-def _at_least(argument: str, value: int, least: int) -> int:
-    if value < least:
-        raise InputError(argument, value, f"a whole number of at least {least}")
-    return value
-
-
-def _per_channel(argument: str, given: Sequence[float] | None, default: Sequence[float]) -> tuple[float, ...]:
-    values = default if given is None else given
-    if len(values) != 3 or not np.isfinite(values).all():
-        raise InputError(argument, list(values), "three numbers, one per channel")
-    return tuple(float(value) for value in values)
-
-
-def _cpus() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import re
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ import numpy as np
 from stillroom.engine.loading import sample_order
 from stillroom.errors import InputError, near
 from stillroom.tasks.annotations import Annotated, read_coco, read_tags, read_voc, voc_splits
+from stillroom.tasks.arguments import fraction, split_options
 from stillroom.tasks.classification.folders import check_same
 from stillroom.tasks.classification.images import FileImages, Images
 from stillroom.tasks.multilabel.mosaics import Mosaics
@@ -67,7 +67,7 @@ def open_source(spec: str, *, argument: str = "data") -> Source:
         InputError: anything about it that cannot be used.
     """
     kind, colon, rest = spec.partition(":")
-    path, options = _split_options(rest if colon else spec, argument)
+    path, options = split_options(rest if colon else spec, argument)
     kind = kind if colon else path
     if kind not in _OPENERS:
         raise InputError(argument, spec, f"one of {', '.join(_OPENERS)}, followed by where the images are, e.g. voc:VOCdevkit/VOC2007")
@@ -155,7 +155,7 @@ def _source(
         raise InputError(argument, f"{len(classes)} labels ({', '.join(classes)})", "at least two")
     split = [_labelled(part, conditions, drop=drop) for part in parts]
     if len(split) == 1:
-        held_out_N = hold_out(split[0].labels, _fraction(options.get("val", _DEFAULT_VAL), argument))
+        held_out_N = hold_out(split[0].labels, fraction(options.get("val", _DEFAULT_VAL), argument))
         split = [_taken(split[0], np.flatnonzero(part)) for part in (~held_out_N, held_out_N)]
     train, val = split
     for images, which in ((train, "training"), (val, "validation")):
@@ -212,18 +212,6 @@ def _conditions(text: str, found: Sequence[str], argument: str) -> list[Conditio
     return conditions
 
 
-def _split_options(text: str, argument: str) -> tuple[str, dict[str, str]]:
-    """ "path,name=value" -> path and options. A comma belongs to the path unless "name=" follows it."""
-    main, *rest = re.split(r",(?=\s*[A-Za-z_]\w*=)", text)
-    options: dict[str, str] = {}
-    for part in rest:
-        name, _, value = part.strip().partition("=")
-        if name in options:
-            raise InputError(argument, part.strip(), f"the option {name} once")
-        options[name] = value.strip()
-    return main.strip(), options
-
-
 def _not_both(name: str, options: dict[str, str], argument: str) -> None:
     if "val" in options:
         raise InputError(argument, f"val={options['val']}", f"either a share to hold out or {name}, not both")
@@ -247,10 +235,3 @@ def _whole(name: str, text: str, argument: str) -> int:
     if not text.isdecimal() or (name in ("train", "val", "teacher") and not int(text)):
         raise InputError(argument, f"{name}={text}", "a whole number" if name == "seed" else "a whole number of at least 1")
     return int(text)
-
-
-def _fraction(text: str, argument: str) -> float:
-    value = _number("val", text, argument)
-    if not 0 < value < 1:
-        raise InputError(argument, f"val={text}", "a share between 0 and 1, e.g. val=0.2")
-    return value
