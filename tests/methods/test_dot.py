@@ -73,7 +73,7 @@ def started(distiller: DOT, plan: Training = PLAN, scaler: torch.amp.GradScaler 
     distiller.progress = Progress(steps_per_epoch=1000)
     optimizer = distiller.configure_optimizers()
     distiller.optimizers = lambda use_pl_optimizer=True: optimizer  # type: ignore[method-assign, assignment]
-    distiller._scaler = lambda: scaler  # type: ignore[method-assign]
+    distiller.gradient_scaler = lambda: scaler  # type: ignore[method-assign]
     return optimizer
 
 

@@ -414,7 +414,7 @@ def test_the_scaler_of_mixed_precision_changes_nothing_that_is_finite() -> None:
     states = []
     for scaler in (None, torch.amp.GradScaler("cpu", init_scale=1024.0)):
         made = orc(kind=Fixed)
-        made._scaler = lambda scaler=scaler: scaler  # type: ignore[method-assign]
+        made.gradient_scaler = lambda scaler=scaler: scaler  # type: ignore[method-assign]
         optimizers = started(made, Training(lr=0.05, clip_norm=0.5))
         made.optimizers = lambda use_pl_optimizer=True, kept=optimizers: kept  # type: ignore[method-assign, assignment]
         for seed in range(3):

@@ -6,20 +6,19 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from lightning.pytorch.strategies import FSDPStrategy
 from torch import Tensor
-from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import get_total_norm
 
 from stillroom.engine import Distiller, Losses
 from stillroom.engine.distributed import average_gradients
+from stillroom.engine.own_gradients import OwnGradients
 from stillroom.errors import InputError
 from stillroom.methods.dot.optimizer import DOTOptimizer
 
 Gradients = list[Tensor | None]
 
 
-class DOT(Distiller):
+class DOT(OwnGradients):
     """Any distiller, trained by the Distillation-Oriented Trainer.
 
     The host's task terms and its distillation terms are each summed; each sum has its own gradient and its own momentum buffer
@@ -41,7 +40,6 @@ class DOT(Distiller):
 
     def __init__(self, host: Distiller, *, delta: float = 0.075, dampening: float = 0.0) -> None:
         super().__init__(host.student, host.teacher)
-        self.automatic_optimization = False
         self.host = host
         self.delta, self.dampening = delta, dampening
         self._task: Gradients = []
@@ -86,13 +84,6 @@ class DOT(Distiller):
             dampening=self.dampening,
         )
 
-    def on_train_start(self) -> None:
-        """Takes the averaging of gradients over from the strategy."""
-        if isinstance(self.trainer.strategy, FSDPStrategy):
-            raise InputError("strategy", "fsdp", "ddp or one device: DOT asks for two gradients, which sharded parameters do not give")
-        if isinstance(self.trainer.strategy.model, DistributedDataParallel):
-            self.trainer.strategy.model.require_backward_grad_sync = False
-
     def training_step(self, batch: Any, batch_idx: int) -> dict[str, Any]:
         """One forward pass, two gradient queries and, once `accumulate` batches are in, one step."""
         optimizer = self.optimizers(use_pl_optimizer=False)
@@ -109,7 +100,7 @@ class DOT(Distiller):
 
     def two_gradients(self, losses: Losses, parameters: Sequence[Tensor]) -> tuple[Gradients, Gradients]:
         """g_ce and g_kd, None where a loss does not reach a parameter; scaled for accumulation and mixed precision."""
-        scaler = self._scaler()
+        scaler = self.gradient_scaler()
         found: list[Gradients] = []
         for total, again in ((losses.distill_total, True), (losses.task_total, False)):
             assert total is not None
@@ -123,7 +114,7 @@ class DOT(Distiller):
     def _step(self, optimizer: DOTOptimizer) -> None:
         parameters = optimizer.parameters()
         task, distill = average_gradients(self._task, parameters), average_gradients(self._distill, parameters)
-        scaler = self._scaler()
+        scaler = self.gradient_scaler()
         finite = scaler is None or _unscale(scaler, parameters, task, distill)
         if finite:
             if self.plan.clip_norm is not None:
@@ -131,12 +122,6 @@ class DOT(Distiller):
             optimizer.step(task=task, distill=distill)
         if scaler is not None:
             scaler.update()
-
-    def _scaler(self) -> torch.amp.GradScaler | None:
-        if self._trainer is None:
-            return None
-        scaler: torch.amp.GradScaler | None = getattr(self._trainer.precision_plugin, "scaler", None)
-        return scaler
 
 
 def _add(sums: Gradients, more: Gradients) -> Gradients:

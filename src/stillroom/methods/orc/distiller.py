@@ -8,13 +8,12 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from lightning.pytorch.strategies import FSDPStrategy
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import clip_grad_norm_
 
-from stillroom.engine import Distiller, Losses
+from stillroom.engine import Losses
 from stillroom.engine.distributed import average_gradients, world_size
+from stillroom.engine.own_gradients import OwnGradients
 from stillroom.engine.recorder import looking_on
 from stillroom.engine.teacher import Renormalise
 from stillroom.errors import InputError, at_least_zero, positive
@@ -46,7 +45,7 @@ class Iteration:
     group: dict[int, Tensor]
 
 
-class ORC(Distiller):
+class ORC(OwnGradients):
     """A student among networks of intermediate size, a pivot teacher that goes on learning, and roles that change with every batch.
 
     The networks learn together, each with an optimiser of its own that it keeps across its roles: see `configure_optimizers`.
@@ -101,7 +100,6 @@ class ORC(Distiller):
         renormalise: Renormalise | None = None,
     ) -> None:
         super().__init__(student)
-        self.automatic_optimization = False
         self.pivot = pivot.train().requires_grad_(intensive)
         self.group = nn.ModuleList(group)
         size = len(self.group) + 1
@@ -165,20 +163,11 @@ class ORC(Distiller):
             for network, rate in learning
         ]
 
-    def on_train_start(self) -> None:
-        """Takes the averaging of gradients over from the strategy: each network has a backward pass of its own."""
-        if isinstance(self.trainer.strategy, FSDPStrategy):
-            raise InputError(
-                "strategy", "fsdp", "ddp or one device: ORC's networks are updated one by one, which sharded parameters are not"
-            )
-        if isinstance(self.trainer.strategy.model, DistributedDataParallel):
-            self.trainer.strategy.model.require_backward_grad_sync = False
-
     def training_step(self, batch: Any, batch_idx: int) -> dict[str, Any]:
         """One iteration, and its figures for the record."""
         optimizers = self.optimizers(use_pl_optimizer=False)
         done = self.iterate(batch, optimizers if isinstance(optimizers, list) else [optimizers])
-        scaler = self._scaler()
+        scaler = self.gradient_scaler()
         if scaler is not None:
             scaler.update()
         losses = self._losses_of(done)
@@ -269,7 +258,7 @@ class ORC(Distiller):
     def _update(self, optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
         """One step of one network on its own loss."""
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
-        scaler = self._scaler()
+        scaler = self.gradient_scaler()
         scaled = loss if scaler is None else scaler.scale(loss)
         gradients = torch.autograd.grad(scaled, parameters, allow_unused=True)
         for p, gradient in zip(parameters, average_gradients(gradients, parameters), strict=True):
@@ -284,12 +273,6 @@ class ORC(Distiller):
             scaler.step(optimizer)
         optimizer.zero_grad()
         torch.clear_autocast_cache()  # it holds the weights of before the step in reduced precision, and this network answers again
-
-    def _scaler(self) -> torch.amp.GradScaler | None:
-        if self._trainer is None:
-            return None
-        scaler: torch.amp.GradScaler | None = getattr(self._trainer.precision_plugin, "scaler", None)
-        return scaler
 
     def _losses_of(self, done: Iteration) -> dict[str, Tensor]:
         """L_I, the sum of L_P, and L_T, as far as there are any."""
