@@ -16,7 +16,7 @@ from stillroom.tasks.experiments import Experiment
 
 # The default job: procedural scenes, 19 steps an epoch.
 SCENES = Training(epochs=27, optimizer="adamw", lr=4e-3, weight_decay=1e-4, schedule="cosine", warmup_epochs=2.6, clip_norm=10.0)
-SCENES_SGD = replace(SCENES, optimizer="sgd", lr=0.02)
+SCENES_SGD = replace(SCENES, optimizer="sgd", lr=0.06)
 
 # What most papers on dense detectors train with: GFL's schedule on COCO, once for students and twice for the teacher.
 COCO: dict[str, Any] = {
