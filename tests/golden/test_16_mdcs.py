@@ -77,7 +77,10 @@ def lr(inputs: dict[str, Tensor], params: dict[str, Any]) -> dict[str, Tensor]:
     plan = Training(epochs=1000, milestones=milestones, decay=params["gamma"], warmup_epochs=params["warmup_epoch"])
     distiller = MDCS(Answers(torch.zeros(2, 3, 2)), class_counts=[1, 1])
     distiller.plan = plan
-    rates = [distiller.epoch_rate(1.0, Progress(epoch=epoch + 1, epochs=plan.epochs)) for epoch in inputs["epochs"].tolist()]
+    rates = []
+    for epoch in inputs["epochs"].tolist():
+        distiller.progress = Progress(epoch=epoch + 1, epochs=plan.epochs)
+        rates.append(distiller.rate(1.0))
     return {"multiplier": torch.tensor(rates)}
 
 

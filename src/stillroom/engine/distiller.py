@@ -152,6 +152,10 @@ class Distiller(LightningModule):
         """`predict`, by the name under which Lightning's strategies redirect sharded modules."""
         return self.predict(batch)
 
+    def rate(self, base_lr: float) -> float:
+        """The learning rate now of a parameter group that starts at `base_lr`: the plan's. For methods whose schedule is another."""
+        return self.plan.rate(base_lr, self.progress)
+
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Sets every group's learning rate, and its momentum where that is scheduled: pure functions of the step, so that resuming needs no
         scheduler's state.
@@ -164,6 +168,6 @@ class Distiller(LightningModule):
                 optimizer.zero_grad()
             for group in optimizer.param_groups:
                 base = group.setdefault("initial_lr", group["lr"])
-                group["lr"] = self.plan.rate(base, self.progress)
+                group["lr"] = self.rate(base)
                 if momentum is not None:
                     group |= {"betas": (momentum, *group["betas"][1:])} if "betas" in group else {"momentum": momentum}

@@ -53,19 +53,12 @@ class _Stage(Distiller):
         self.min_lr, self.trained_layers = at_least_zero("min_lr", min_lr), tuple(trained_layers)
         train_only(student.backbone, self.trained_layers, "trained_layers")
 
-    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
-        """Sets the learning rate of the epoch."""
-        super().on_train_batch_start(batch, batch_idx)
+    def rate(self, base_lr: float) -> float:
+        """Of the epoch, where the plan's schedule is cosine."""
         if self.plan.schedule != "cosine":
-            return
-        optimizers = self.optimizers()
-        for optimizer in optimizers if isinstance(optimizers, list) else [optimizers]:
-            for group in optimizer.param_groups:
-                group["lr"] = self.rate(self.progress.epoch - 1, group["initial_lr"])
-
-    def rate(self, epoch: int, lr: float) -> float:
-        """The cosine schedule's rate of an epoch, counted from 0, for a full rate of `lr`."""
-        return learning_rate(epoch, lr=lr, min_lr=self.min_lr, warmup_epochs=int(self.plan.warmup_epochs), epochs=self.plan.epochs)
+            return super().rate(base_lr)
+        plan, epoch = self.plan, self.progress.epoch - 1
+        return learning_rate(epoch, lr=base_lr, min_lr=self.min_lr, warmup_epochs=int(plan.warmup_epochs), epochs=plan.epochs)
 
 
 class Pretraining(_Stage):

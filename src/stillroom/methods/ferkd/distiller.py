@@ -100,15 +100,11 @@ class FerKD(Distiller):
             partners_R = draw_partners(num_crops, rows // num_crops, labels_RC if self.partner == "similar" else None)
         return mixed(images_R3HW, labels_RC, partners_R.to(images_R3HW.device, non_blocking=True), mix)
 
-    def on_train_batch_start(self, batch: CropBatch, batch_idx: int) -> None:
-        """Sets every group's learning rate, which changes where a pass over the images begins."""
+    def rate(self, base_lr: float) -> float:
+        """The plan's learning rate, which changes where a pass over the images begins."""
         place = self.progress
         visit = CropEpochs(place.epochs, self.num_crops, self.single_first).at(place.epoch - 1)
-        optimizers = self.optimizers()
-        for optimizer in optimizers if isinstance(optimizers, list) else [optimizers]:
-            for group in optimizer.param_groups:
-                base = group.setdefault("initial_lr", group["lr"])
-                group["lr"] = epoch_rate(self.plan, base, visit.epoch, place.steps_per_epoch, floor=self.lr_floor)
+        return epoch_rate(self.plan, base_lr, visit.epoch, place.steps_per_epoch, floor=self.lr_floor)
 
 
 def epoch_rate(plan: Training, base_lr: float, epoch: int, steps_per_epoch: int, *, floor: float = 0.0) -> float:

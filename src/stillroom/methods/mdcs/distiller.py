@@ -9,7 +9,7 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from stillroom.engine import Distiller, Losses, Progress
+from stillroom.engine import Distiller, Losses
 from stillroom.engine.schedule import warmup_factor
 from stillroom.errors import InputError, at_least_zero, positive
 from stillroom.methods.mdcs.loss import mdcs_terms, prior_shift
@@ -114,14 +114,7 @@ class MDCS(Distiller):
             {"params": [p for p in others if p.requires_grad], "lr": self.backbone_lr},
         ]
 
-    def epoch_rate(self, base_lr: float, place: Progress) -> float:
-        """The learning rate throughout an epoch of a parameter group that starts at `base_lr`: the plan's, one step to an epoch."""
+    def rate(self, base_lr: float) -> float:
+        """The plan's learning rate, one step to an epoch."""
+        place = self.progress
         return self.plan.rate(base_lr, replace(place, step=place.epoch - 1, steps_per_epoch=1))
-
-    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
-        """As in every distiller, but that the learning rate is a function of the epoch."""
-        super().on_train_batch_start(batch, batch_idx)
-        optimizer = self.optimizers()
-        assert not isinstance(optimizer, list)
-        for group in optimizer.param_groups:
-            group["lr"] = self.epoch_rate(group["initial_lr"], self.progress)
