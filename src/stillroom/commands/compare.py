@@ -168,7 +168,8 @@ def _compare(experiment: Experiment, options: Options, command: str) -> None:
 
 def _task(words: Sequence[str], arguments: Sequence[str]) -> str:
     """The task of the first method, which says what data and networks there are; whether it is that of all is seen later."""
-    first = words[0] if words else choice(list(arguments), "methods", "kd").strip("[]\"' ").partition(",")[0]
+    typed = words or re.findall(r"[^\s\[\],'\"]+", choice(list(arguments), "methods", ""))
+    first = typed[0] if typed else "kd"
     method, _, host = first.rpartition("=")[2].partition(":")
     room = catalog.load(method, "METHODS")
     if not host and hasattr(room, "build"):

@@ -35,7 +35,8 @@ def run(arguments: list[str], command: str) -> None:
     recipe, presets = room.recipe, room.PRESETS
     if hasattr(room, "CHOICE"):  # an option that says on which task the method works, and with it which options there are
         default = inspect.signature(recipe).parameters[room.CHOICE].default
-        recipe, presets = room.chosen(choice(options, room.CHOICE, default))
+        with named_as_typed(room.CHOICE):
+            recipe, presets = room.chosen(choice(options, room.CHOICE, default))
     data, plan = get_type_hints(recipe)["data"], inspect.signature(recipe).parameters["plan"].default
     prog = f"stillroom run {method}"
     given = read_options(prog, recipe, options, data=data, plan=plan, presets=presets, out=f"runs/{method}")
