@@ -115,7 +115,7 @@ def verdict(name: str, found: dict[str, Numbers]) -> str:
     lines = [f"{name}: the teacher's mAP is {differs('teacher', PLAIN)} against labels only"]
     lines += [
         f"{arm} against labels only: {differs(arm, PLAIN)}"
-        for arm in (found_arm.partition(": ")[2] for found_arm in found)
+        for arm in (found_arm.removeprefix(f"{name}: ") for found_arm in found if found_arm.startswith(f"{name}: "))
         if arm not in ("teacher", PLAIN)
     ]
     lines.append(f"{FULL} against MLD: {differs(FULL, 'MLD')}")
