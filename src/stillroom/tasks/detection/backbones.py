@@ -134,11 +134,11 @@ def padded_size(size: int, divisor: int) -> int:
     return -(-size // divisor) * divisor
 
 
-def pad_batch(images: Sequence[Tensor], divisor: int = 32) -> tuple[Tensor, Tensor]:
-    """Images [3, h, w] of any sizes as one batch [B, 3, H, W], zeros at the right and the bottom, H and W multiples of `divisor`; and
-    their sizes int64 [B, 2]."""
+def pad_batch(images: Sequence[Tensor], divisor: int = 32, canvas: tuple[int, int] | None = None) -> tuple[Tensor, Tensor]:
+    """Images [3, h, w] of any sizes as one batch [B, 3, H, W], zeros at the right and the bottom, H and W multiples of `divisor` that the
+    largest fits into, or those of the `canvas`; and their sizes int64 [B, 2]."""
     sizes = torch.tensor([image.shape[-2:] for image in images])
-    height, width = (padded_size(int(most), divisor) for most in sizes.amax(0))
+    height, width = canvas or (padded_size(int(most), divisor) for most in sizes.amax(0))
     batch = images[0].new_zeros(len(images), 3, height, width)
     for place, image in zip(batch, images, strict=True):
         place[:, : image.shape[-2], : image.shape[-1]] = image

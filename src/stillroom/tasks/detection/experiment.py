@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from stillroom.engine import Distiller, Lab, Report, Teacher, Trained, Training
 from stillroom.errors import InputError
+from stillroom.tasks.detection.cached import CACHE, cached_teacher, seen
 from stillroom.tasks.detection.data import DetectionData
 from stillroom.tasks.detection.detector import DenseDetector
 from stillroom.tasks.detection.models import BuiltDetector, build_detector
@@ -47,26 +48,31 @@ def detection_arms(
     Args:
         method: its name in the catalog.
         lab, data, plan: where, on what and how to train.
-        teacher, student: specifications of the detectors.
+        teacher, student: specifications of the detectors; the teacher's may be ``cache:FOLDER``.
         distillers: by the arm's name: makes a distiller from a fresh student and the frozen teacher.
         teacher_epochs, teacher_lr: for a teacher that has to be trained, when other than the plan's.
     """
     with lab.shared():  # what is wrong with an argument is said now, not after hours of training a teacher
-        rehearsed = Teacher(detector(teacher, data, lab, "teacher").network)
+        cached = teacher.startswith(CACHE)
+        rehearsed = cached_teacher(teacher, data) if cached else Teacher(detector(teacher, data, lab, "teacher").network)
         for make in distillers.values():
-            make(detector(student, data, lab, "student").network, rehearsed)
-    taught = _teacher_stage(lab, data, plan, teacher, teacher_epochs, teacher_lr)
+            seen(make(detector(student, data, lab, "student").network, rehearsed), data)
+    taught = teacher_stage(lab, data, plan, teacher, teacher_epochs, teacher_lr)
     built = detector(student, data, lab, "student")
     arms = {"teacher": taught, "alone": lab.fit(DetectionDistiller(built.network), data, plan, name="alone", model=built.spec)}
     for name, make in distillers.items():
         built = detector(student, data, lab, "student")
-        arms[name] = lab.fit(make(built.network, lab.teach(taught)), data, plan, name=name, model=built.spec)
+        made = make(built.network, lab.teach(taught))
+        arms[name] = lab.fit(made, seen(made, data), plan, name=name, model=built.spec)
     return lab.report(method, data, arms, ship=list(distillers)[-1])
 
 
-def _teacher_stage(lab: Lab, data: DetectionData, plan: Training, spec: str, epochs: int | None, lr: float | None) -> Trained:
-    """The teacher, one for all seeds: scored when the specification brings weights, else trained on boxes first."""
+def teacher_stage(lab: Lab, data: DetectionData, plan: Training, spec: str, epochs: int | None = None, lr: float | None = None) -> Trained:
+    """The teacher, one for all seeds: read from a cache; scored when the specification brings weights; else trained on boxes first."""
     with lab.shared():
+        if spec.startswith(CACHE):
+            cached = cached_teacher(spec, data)
+            return Trained("teacher", None, replace(cached.result, seed=lab.seed), cached.folder, teacher=cached)
         built = detector(spec, data, lab, "teacher")
         if built.weights is not None:
             return lab.evaluate(built.network, data, name="teacher", model=built.spec, around=DetectionDistiller)
