@@ -106,8 +106,8 @@ def recipe(
 
 PAPER: dict[str, Any] = {
     "data": "coco:data/coco/train2017,data/coco/annotations/instances_train2017.json",
-    "teacher": "gfl/resnet101",
-    "student": "gfl/resnet50",
+    "teacher": "gfl/resnet101,backbone=pretrained",
+    "student": "gfl/resnet50,backbone=pretrained",
     "batch_size": 16,
     "image_size": 800,
     "max_size": 1333,

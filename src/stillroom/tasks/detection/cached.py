@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import torch
+
 from stillroom.engine.cache import CACHE, CachedTeacher
 from stillroom.engine.distiller import Distiller
-from stillroom.engine.recorder import looking_on
 from stillroom.errors import InputError
 from stillroom.tasks.detection.data import DetectionData
-from stillroom.tasks.detection.supervised import check_answers
 
 EXACT = ("boxes",)  # half precision would place a box in a large image to the pixel, or worse
 
@@ -27,18 +27,23 @@ def cached_teacher(spec: str, data: DetectionData) -> CachedTeacher:
 
 
 def seen(distiller: Distiller, data: DetectionData) -> DetectionData:
-    """The data as the distiller trains on them: what its teacher's cache has answers to, or what the method shows.
+    """The data as the distiller trains on them: what its teacher's cache has answers to, or what the method shows."""
+    if isinstance(distiller.teacher, CachedTeacher):
+        return data.replaying(distiller.teacher.views)
+    shown: DetectionData = distiller.shown(data)
+    return shown
+
+
+def try_cache(distiller: Distiller, data: DetectionData) -> None:
+    """The losses of one image: a network shows its layout when a distiller is made, a cache of its answers only here.
 
     Raises:
-        InputError: the cache is of a detector with other positions or classes than the student.
+        InputError: the cache is of a detector with other positions or classes than the student, or lacks what the method reads.
     """
-    if not isinstance(distiller.teacher, CachedTeacher):
-        shown: DetectionData = distiller.shown(data)
-        return shown
-    example = data.example_inputs()
-    with looking_on(distiller.student):
-        check_answers(distiller.student(example), distiller.teacher(example))
-    return data.replaying(distiller.teacher.views)
+    if isinstance(distiller.teacher, CachedTeacher):
+        batch, _ = next(iter(data.every_view(distiller.teacher.views, batch_size=1)))
+        with torch.no_grad():
+            distiller.losses(batch)
 
 
 def views_of(data: DetectionData, asked: int | None) -> int:

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from stillroom.engine import Distiller, Lab, Report, Teacher, Trained, Training
 from stillroom.errors import InputError
-from stillroom.tasks.detection.cached import CACHE, cached_teacher, seen
+from stillroom.tasks.detection.cached import CACHE, cached_teacher, seen, try_cache
 from stillroom.tasks.detection.data import DetectionData
 from stillroom.tasks.detection.detector import DenseDetector
 from stillroom.tasks.detection.models import BuiltDetector, build_detector
@@ -56,7 +56,7 @@ def detection_arms(
         cached = teacher.startswith(CACHE)
         rehearsed = cached_teacher(teacher, data) if cached else Teacher(detector(teacher, data, lab, "teacher").network)
         for make in distillers.values():
-            seen(make(detector(student, data, lab, "student").network, rehearsed), data)
+            try_cache(make(detector(student, data, lab, "student").network, rehearsed), data)
     taught = teacher_stage(lab, data, plan, teacher, teacher_epochs, teacher_lr)
     built = detector(student, data, lab, "student")
     arms = {"teacher": taught, "alone": lab.fit(DetectionDistiller(built.network), data, plan, name="alone", model=built.spec)}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 from torch import Tensor, nn
@@ -54,24 +54,17 @@ class DetectionDistiller(Distiller):
         """
         assert self.teacher is not None
         told = self.teacher(batch)
-        check_answers({"logits": outputs.logits, "boxes": outputs.boxes}, told)
+        for name in ("logits", "boxes"):
+            mine, theirs = ([tuple(level.shape) for level in levels] for levels in (getattr(outputs, name), told[name]))
+            if mine != theirs:
+                raise InputError(
+                    "teacher", f"a detector with {name} of shapes {theirs}", f"the student's, {mine}: levels, positions, classes"
+                )
         return replace(outputs, logits=tuple(told["logits"]), boxes=tuple(told["boxes"]), bins=tuple(told.get("bins", ())), head={})
 
     def predict(self, batch: DetectionBatch) -> list[Detections]:
         """The student's detections of each image."""
         return self.student.detect(batch.images, batch.sizes)
-
-
-def check_answers(student: Mapping[str, Sequence[Tensor]], teacher: Mapping[str, Sequence[Tensor]]) -> None:
-    """Refuses a teacher's answers that do not stand at the student's positions.
-
-    Raises:
-        InputError: their levels, positions or classes are others.
-    """
-    for name in ("logits", "boxes"):
-        mine, theirs = ([tuple(level.shape) for level in answers[name]] for answers in (student, teacher))
-        if mine != theirs:
-            raise InputError("teacher", f"a detector with {name} of shapes {theirs}", f"the student's, {mine}: levels, positions, classes")
 
 
 def check_layout(student: DenseDetector, teacher: nn.Module) -> None:
