@@ -15,7 +15,6 @@ from torch import Tensor
 from stillroom.cli import main
 from stillroom.engine import Teacher
 from stillroom.engine.cache import CachedTeacher, Storage, Views, build_cache
-from stillroom.engine.cache.answers import names_in, put_together, take_apart
 from stillroom.engine.measure import Footprint
 from stillroom.engine.report import StageResult
 from stillroom.errors import InputError
@@ -134,19 +133,6 @@ def test_boxes_keep_their_precision(finished: Path, tmp_path: Path) -> None:
     assert all(map(torch.equal, told["boxes"], expected["boxes"]))
     assert not torch.equal(told["logits"][0], expected["logits"][0])
     torch.testing.assert_close(told["logits"], expected["logits"], rtol=2**-8, atol=1e-6)
-
-
-def test_answers_are_taken_apart_and_put_together() -> None:
-    answer = {"logits": [torch.zeros(2, 3), torch.ones(2, 1)], "more": {"boxes": torch.ones(2)}, "bins": []}
-    form, parts = take_apart(answer)
-    assert list(parts) == list(names_in(form)) == ["logits[0]", "logits[1]", "more.boxes"]
-    again = put_together(json.loads(json.dumps(form)), parts)
-    assert again["bins"] == []
-    assert again["logits"][1] is answer["logits"][1]
-    assert again["more"]["boxes"] is answer["more"]["boxes"]
-    assert take_apart(torch.zeros(2))[0] == "logits"
-    with pytest.raises(InputError, match=r"two parts a\.b"):
-        take_apart({"a.b": torch.zeros(1), "a": {"b": torch.zeros(1)}})
 
 
 # Kills, and what is refused
