@@ -132,8 +132,10 @@ def test_torchvisions_detectors_take_a_classifiers_weights(tmp_path: Path, kind:
     ("spec", "says"),
     [
         ("gfl/resnet9000", "student: got resnet9000, expected a backbone of timm, such as resnet"),
-        ("gfl/vit_tiny_patch16_224", "student: got vit_tiny_patch16_224, whose maps have the strides"),
-        ("gfl/maxvit_tiny_tf_224", "student: got maxvit_tiny_tf_224, expected a network with maps of images of any size"),
+        (
+            "gfl/vit_tiny_patch16_224",
+            "student: got vit_tiny_patch16_224, expected a network of timm that answers with maps, to images of any size",
+        ),
         ("gfl/resnet18,backbone=nowhere.pth", "student: got 'nowhere.pth', which does not exist"),
         ("gfl/resnet18,backbone=FILE", "which lacks"),
         ("stillroom/gfl_24,backbone=FILE", "student: got weights for the backbone of GFL, expected gfl/BACKBONE or torchvision/NAME"),
@@ -145,6 +147,11 @@ def test_what_cannot_be_a_backbone_is_said_in_one_line(tmp_path: Path, spec: str
         build_detector(spec.replace("FILE", str(tmp_path / "other.pth")), num_classes=3, argument="student")
     assert says in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_strides_that_a_network_does_not_have_are_refused() -> None:
+    with pytest.raises(InputError, match=r"^backbone: got resnet18, whose maps have the strides \[2, 4, 8, 16, 32\], expected"):
+        TimmBackbone("resnet18", (8, 64))
 
 
 def test_a_classifier_of_another_width_is_refused(tmp_path: Path) -> None:

@@ -78,7 +78,7 @@ class TimmBackbone(nn.Module):
             try:
                 return timm.create_model(name, features_only=True, pretrained=False, **options, **more)
             except (TypeError, RuntimeError, AssertionError) as error:
-                raise InputError(argument, name, f"a network with maps of images of any size ({_line(error)})") from error
+                raise InputError(argument, name, "a network of timm that answers with maps, to images of any size") from error
 
         with torch.device("meta"):  # nothing of it is computed
             listed = create().feature_info
