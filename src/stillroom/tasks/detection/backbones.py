@@ -72,7 +72,7 @@ class TimmBackbone(nn.Module):
             raise InputError(argument, name, f"a backbone of timm, such as {near(name, timm.list_models())}")
         self.name, self.strides, self.frozen = name, tuple(strides), False
         config = timm.get_pretrained_cfg(name)
-        options = {"strict_img_size": False} if config is not None and config.fixed_input_size else {}
+        options: dict[str, Any] = {"strict_img_size": False} if config is not None and config.fixed_input_size else {}
 
         def create(**more: Any) -> Any:
             try:
@@ -180,7 +180,7 @@ def _published(name: str, of_timm: bool, argument: str) -> Mapping[str, Tensor]:
             return found
         import torchvision
 
-        return torchvision.models.get_model_weights(name).DEFAULT.get_state_dict(progress=False)  # type: ignore[no-any-return]
+        return torchvision.models.get_model_weights(name).DEFAULT.get_state_dict(progress=False)
     except (OSError, RuntimeError) as error:
         expected = f"a network connection on the first use and published weights ({_line(error)}); or a file: backbone=FILE"
         raise InputError(argument, f"{name} with published weights", expected) from error
