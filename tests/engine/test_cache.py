@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from stillroom.engine import Distiller, Lab, LabOptions, Teacher, Training
 from stillroom.engine.cache import CachedTeacher, CacheFolder, EveryView, ReplayedBatches, Storage, Views, build_cache
 from stillroom.engine.cache import store as store_module
+from stillroom.engine.cache.answers import names_in, put_together, take_apart
 from stillroom.engine.cache.formats import Format
 from stillroom.engine.loading import SeekableBatches
 from stillroom.engine.measure import Footprint
@@ -292,6 +293,57 @@ def test_it_travels_to_other_processes_and_knows_itself(finished: Path, tmp_path
     assert build(tmp_path, storage=Storage("fp16")).fingerprint() != cached.fingerprint()
     assert cached.result.metrics == {"top1": 50.0}
     assert cached.result.details["ids"].tolist() == [0, 1, 2]
+
+
+# Answers of several tensors
+
+
+class Levels(nn.Module):
+    """Answers with a mapping of lists."""
+
+    def __init__(self, rows: int | None = None) -> None:
+        super().__init__()
+        torch.manual_seed(3)
+        self.first, self.second = nn.Conv2d(3, 4, 3, 2), nn.Conv2d(4, 5, 3)
+        self.rows = rows
+
+    def forward(self, images: Tensor) -> dict[str, Any]:
+        fine = self.first(images)
+        levels = [fine.flatten(2), self.second(fine).flatten(1)]
+        return {"scores": levels, "places": (100 * levels[0][: self.rows],)}
+
+
+def test_several_tensors_come_back_in_their_form(tmp_path: Path) -> None:
+    data, teacher = digits(), Teacher(Levels(), precision="fp32")
+    cached = build(tmp_path, data, teacher, storage=Storage("bf16"), exact=("places",), taps=("second",))
+    assert (cached.answer, cached.stored) == (("scores", "places"), ("second",))
+    batch = next(iter(data.replaying(cached.views).train_loader(seed=2)))
+    told, features = cached.tap("second")(batch)
+    expected = teacher(batch)
+    assert torch.equal(cached(batch)["scores"][1], told["scores"][1])
+    for mine, theirs in zip(told["scores"], expected["scores"], strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=2**-8, atol=1e-6)
+    torch.testing.assert_close(features["second"].flatten(1), told["scores"][1], rtol=2**-7, atol=1e-6)
+    torch.testing.assert_close(told["places"][0], expected["places"][0], rtol=1e-5, atol=1e-4)
+    torch.testing.assert_close(cached(data.example_inputs())["places"][0], teacher(data.example_inputs())["places"][0])
+
+
+def test_answers_are_taken_apart_and_put_together() -> None:
+    answer = {"logits": [torch.zeros(2, 3), torch.ones(2, 1)], "more": {"boxes": torch.ones(2)}, "bins": []}
+    form, parts = take_apart(answer)
+    assert list(parts) == list(names_in(form)) == ["logits[0]", "logits[1]", "more.boxes"]
+    again = put_together(json.loads(json.dumps(form)), parts)
+    assert again["bins"] == []
+    assert again["logits"][1] is answer["logits"][1]
+    assert again["more"]["boxes"] is answer["more"]["boxes"]
+    assert take_apart(torch.zeros(2))[0] == "logits"
+    with pytest.raises(InputError, match=r"two parts a\.b"):
+        take_apart({"a.b": torch.zeros(1), "a": {"b": torch.zeros(1)}})
+
+
+def test_answers_need_a_row_for_each_sample(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"^teacher: got places\[0\] of shape \[1, 4, 9\], expected \[32, 4, 9\]"):
+        build(tmp_path, teacher=Teacher(Levels(rows=1), precision="fp32"), taps=())
 
 
 # Kills, second builders, and what is refused

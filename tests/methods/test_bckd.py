@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -24,7 +26,7 @@ from stillroom.methods.bckd.loss import binary_classification_distillation, gap_
 from stillroom.methods.bckd.terms import bckd_terms
 from stillroom.tasks.detection.data import DetectionBatch, DetectionData
 from stillroom.tasks.detection.models import build_detector
-from tests.methods.bckd_job import network
+from tests.methods.bckd_job import network, train
 
 TINY = "scenes:train=32,val=12,teacher=32"
 
@@ -201,15 +203,33 @@ def test_killed_and_continued_ends_with_the_same_numbers(data: DetectionData, tm
     assert all(torch.equal(whole[name], continued[name]) for name in whole)
 
 
-def test_two_processes_equal_one(tmp_path: Path) -> None:
-    weights = []
-    for devices in (1, 2):
-        command = [sys.executable, "-m", "tests.methods.bckd_job", str(tmp_path / str(devices)), str(devices)]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
-        assert done.returncode == 0, done.stderr
-        weights.append(read_weights(tmp_path / str(devices) / "seed0/distilled"))
-    for name, value in weights[0].items():
-        torch.testing.assert_close(weights[1][name], value, rtol=1e-4, atol=1e-5)
+def test_two_processes_equal_one_and_share_their_normalisers(tmp_path: Path) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    known = {name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE", "NODE_RANK")}
+    # Both are started at once; Lightning would start the second one when the first has imported everything.
+    started = [
+        subprocess.Popen(
+            [sys.executable, "-m", "tests.methods.bckd_job", str(tmp_path / "two"), "2"],
+            env={**known, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "LOCAL_RANK": rank, "OMP_NUM_THREADS": "1"},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in "01"
+    ]
+    alone = train(tmp_path / "one", 1)
+    for process in started:
+        _, errors = process.communicate(timeout=240)
+        assert process.returncode == 0, errors[-3000:]
+    one, two = (read_weights(tmp_path / name / "seed0/distilled") for name in ("one", "two"))
+    for name, value in one.items():
+        torch.testing.assert_close(two[name], value, rtol=1e-4, atol=1e-5)
+    noted = [json.loads((tmp_path / f"two/noted{rank}.json").read_text()) for rank in "01"]
+    assert any(first["own"] != second["own"] for first, second in zip(*noted, strict=True))
+    for whole, first, second in zip(alone, *noted, strict=True):
+        assert first["positives"] == second["positives"] == (first["own"] + second["own"]) / 2 == whole["positives"] / 2
+        assert first["present"] == second["present"] == whole["present"]
 
 
 def test_the_command_ends_with_a_report_and_a_student(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -232,8 +252,6 @@ def test_the_papers_numbers() -> None:
     paper = PRESETS["paper"]
     assert (paper["lr"], paper["momentum"], paper["weight_decay"], paper["batch_size"]) == (0.01, 0.9, 1e-4, 16)
     assert (paper["epochs"], paper["milestones"], paper["image_size"], paper["max_size"]) == (12, [8, 11], 800, 1333)
-    assert (paper["teacher"], paper["student"], paper["teacher_epochs"]) == ("gfl/resnet101", "gfl/resnet50", 24)
-    built = build_detector("gfl/resnet18", num_classes=80).network
-    assert built.strides == (8, 16, 32, 64, 128)
-    assert not any(p.requires_grad for name, p in built.named_parameters() if ".layer1." in name or "backbone.network.conv1" in name)
-    assert any(p.requires_grad for name, p in built.named_parameters() if ".layer2." in name)
+    assert (paper["teacher"], paper["teacher_epochs"]) == ("gfl/resnet101,backbone=pretrained", 24)
+    assert paper["student"] == "gfl/resnet50,backbone=pretrained"
+    assert build_detector("gfl/resnet18", num_classes=80).network.strides == (8, 16, 32, 64, 128)

@@ -2,36 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
-from stillroom.commands.options import read_options
+from stillroom.commands.options import early, read_options
 from stillroom.commands.parser import named_as_typed
 from stillroom.engine import Lab, LabOptions, Training, tap
-from stillroom.engine.cache import CachedTeacher, CacheFolder, Dtype, Rest, Storage, Views, build_cache
+from stillroom.engine.cache import CACHE, CachedTeacher, CacheFolder, Dtype, Rest, Storage, Views, build_cache
 from stillroom.engine.console import StageDisplay, console
 from stillroom.errors import InputError
-from stillroom.tasks.classification import (
-    CIFAR100,
-    DIGITS,
-    IMAGENET,
-    TINY_IMAGENET,
-    ImageData,
-    middle_layer,
-    network,
-    pooled_layer,
-    teacher_stage,
-)
-from stillroom.tasks.classification.cached import CACHE
+from stillroom.tasks.experiments import TASKS, experiment_of
+from stillroom.tasks.students import task_of
 
 PROG = "stillroom cache"
-_VIEWS = 8
-_LAYERS = {"middle": middle_layer, "pooled": pooled_layer}
-_RECIPES = {"paper": CIFAR100, "paper:tiny-imagenet": TINY_IMAGENET, "paper:imagenet": IMAGENET}
-PRESETS = {name: {option: value for option, value in preset.items() if option != "student"} for name, preset in _RECIPES.items()}
 
 
 def run(arguments: list[str], command: str) -> None:
@@ -41,22 +27,52 @@ def run(arguments: list[str], command: str) -> None:
         arguments: what follows `stillroom cache`.
         command: the whole line that was typed.
     """
-    given = read_options(PROG, cache, arguments, data=ImageData, plan=DIGITS, presets=PRESETS, out="runs/cache")
+    name = _task(arguments)
+    experiment = experiment_of(name)
+    given = read_options(
+        PROG,
+        cache,
+        arguments,
+        data=experiment.data,
+        plan=experiment.plan,
+        presets=experiment.presets_of(cache),
+        out="runs/cache",
+        defaults={"teacher": experiment.teacher, "teacher_epochs": experiment.teacher_epochs},
+    )
     with named_as_typed(*given.settings):
         options = LabOptions(**{**given.lab, "out": Path(given.lab["out"])})
-        for name in ("devices", "num_nodes", "seeds"):
-            if getattr(options, name) != 1:
-                raise InputError(name, getattr(options, name), "1: a cache is built once, by one process")
-        plan, data = Training(**given.plan), ImageData(**given.data)
-        built = cache(Lab(options, settings=given.settings), data, plan, **given.own)
+        for option in ("devices", "num_nodes", "seeds"):
+            if getattr(options, option) != 1:
+                raise InputError(option, getattr(options, option), "1: a cache is built once, by one process")
+        plan, data = Training(**given.plan), experiment.data(**given.data)
+        built = cache(Lab(options, settings=given.settings), data, plan, **{**given.own, "task": name})
     _tell(built)
+
+
+def _task(arguments: list[str]) -> str:
+    """The task: the one that is named, or the one of the teacher's run, or the only one that reads such data; else classification.
+
+    Raises:
+        InputError: its teachers cannot be cached.
+    """
+    if (named := early(arguments, "task")) is not None:
+        if named not in TASKS:
+            raise InputError("--task", named, f"one of {', '.join(TASKS)}")
+        return named
+    teacher, kind = early(arguments, "teacher") or "", (early(arguments, "data") or "").partition(":")[0]
+    if (Path(teacher) / "student.json").is_file():
+        if (found := task_of(teacher)) not in TASKS:
+            raise InputError("--teacher", f"{teacher}, a run of the task {found}", f"a teacher of {' or '.join(TASKS)}")
+        return found
+    return next((name for name in TASKS if kind in experiment_of(name).kinds), "classification")
 
 
 def cache(
     lab: Lab,
-    data: ImageData,
-    plan: Training = DIGITS,
-    teacher: str = "stillroom/convnet24",
+    data: Any,
+    plan: Training,
+    task: str | None = None,
+    teacher: str = "",
     teacher_epochs: int | None = None,
     views: int | None = None,
     dtype: Dtype = "fp16",
@@ -70,31 +86,30 @@ def cache(
         lab: where and how to run.
         data: the images.
         plan: how the teacher is trained, if it has to be.
+        task: what the teacher does; by default the task of the run that it comes from, or the one that the data are made for.
         teacher: network, optionally with weights after ``@``; without weights it is trained first. Or the folder of an earlier run.
         teacher_epochs: epochs for a teacher that has to be trained; by default as many as the plan's.
         views: random versions of each image that are stored, which training then shows in turn; by default 8, without augmentation 1. With
-            as many as there are epochs, and the same seed, training sees the very images that it would see without a cache.
-        dtype: of the stored numbers: fp32, fp16 or bf16.
+            as many as there are epochs, and the same seed, training sees the very images that it would see without a cache. For detection
+            2, an image and its mirror image, or 1 without flips: training then always sees what it would see without.
+        dtype: of the stored numbers: fp32, fp16 or bf16; boxes are always fp32.
         top: of the logits keep this many of the largest only; by default all.
         rest: what the other classes are given then: ``spread`` the probability that is left, or ``drop`` them.
-        taps: module paths whose outputs are stored besides the logits, with commas between; or ``middle`` (for fitnets), ``pooled`` (crd).
+        taps: module paths whose outputs are stored besides the answers, with commas between; or ``middle`` (for fitnets), ``pooled`` (crd).
     """
+    of = experiment_of(task or "classification")
     if teacher.startswith(CACHE):
         raise InputError("teacher", teacher, "a network: what it answered is in a cache already")
-    if views is None:
-        views = 1 if data.augment == "none" else _VIEWS
-    if views > 1 and data.augment == "none":
-        raise InputError("views", views, "1: without augmentation all views of an image are the same")
-    seen, storage = Views(views, lab.options.seed), Storage(dtype, top, rest)
+    seen, storage = Views(of.views(data, views), lab.options.seed), Storage(dtype, top, rest)
     with lab.shared():
-        paths = _paths(taps, network(teacher, data, lab, "teacher").network)
+        paths = _paths(taps, of.network(teacher, data, lab, "teacher").network, of.layers)
     folder = CacheFolder(lab.folder)
     with folder.locked():  # before anything is trained
         if lab.options.overwrite:
             folder.clear()
-    taught = teacher_stage(lab, data, plan, teacher, teacher_epochs)
+    taught = of.teacher_stage(lab, data, plan, teacher, teacher_epochs)
     display = StageDisplay("cache")
-    rows = data.train_size * views
+    rows = data.train_size * seen.count
     begun = (folder.read() or {}).get("done", 0)
     if begun:
         display.say("done before" if begun == rows else f"goes on after {begun} of {rows} answers")
@@ -108,6 +123,7 @@ def cache(
             views=seen,
             storage=storage,
             taps=paths,
+            exact=of.exact,
             about=data.describe(),
             device=lab.device,
             progress=lambda done, _: display.step(done),
@@ -116,11 +132,11 @@ def cache(
         display.stop()
 
 
-def _paths(taps: str | None, teacher: nn.Module) -> list[str]:
+def _paths(taps: str | None, teacher: nn.Module, layers: Mapping[str, Callable[[nn.Module, str], str]]) -> list[str]:
     """The module paths that were asked for, checked."""
     modules: Mapping[str, Any] = dict(teacher.named_modules())
     words = [word.strip() for word in taps.split(",")] if taps else []
-    paths = [_LAYERS[word](teacher, "taps") if word in _LAYERS and word not in modules else word for word in words]
+    paths = [layers[word](teacher, "taps") if word in layers and word not in modules else word for word in words]
     if len(set(paths)) < len(paths):
         raise InputError("taps", str(taps), "each path once")
     if paths:
@@ -133,5 +149,5 @@ def _tell(built: CachedTeacher) -> None:
     amount = f"{size / 1e6:.1f} MB" if size < 1e9 else f"{size / 1e9:.2f} GB"
     views = f"{built.views.count} views each" if built.views.count > 1 else "one view each"
     features = "".join(f", {path}" for path in built.stored)
-    console.print(f"cache: logits{features} of {built.samples} images, {views}, {amount}", markup=False)
+    console.print(f"cache: {', '.join(built.answer)}{features} of {built.samples} images, {views}, {amount}", markup=False)
     console.print(f"use it: stillroom run METHOD --teacher {CACHE}{built.folder} with the same data", markup=False)

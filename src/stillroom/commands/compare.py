@@ -22,7 +22,7 @@ from typing import Any
 from torch import nn
 
 from stillroom import catalog
-from stillroom.commands.options import Options, check_object, choice, read_options
+from stillroom.commands.options import Options, check_object, early, read_options
 from stillroom.commands.parser import named_as_typed
 from stillroom.engine import Distiller, Lab, LabOptions, TaskData, Teacher, Trained, Training
 from stillroom.engine.comparison import Outcome, Piece, merge, now, reason_of, run_at_once, run_here
@@ -168,7 +168,7 @@ def _compare(experiment: Experiment, options: Options, command: str) -> None:
 
 def _task(words: Sequence[str], arguments: Sequence[str]) -> str:
     """The task of the first method, which says what data and networks there are; whether it is that of all is seen later."""
-    typed = words or re.findall(r"[^\s\[\],'\"]+", choice(list(arguments), "methods", ""))
+    typed = words or re.findall(r"[^\s\[\],'\"]+", early(list(arguments), "methods") or "")
     first = typed[0] if typed else "kd"
     method, _, host = first.rpartition("=")[2].partition(":")
     room = catalog.load(method, "METHODS")

@@ -68,7 +68,7 @@ def read_options(
         InputError, UsageError: an option that there is not, or a value that it cannot have.
     """
     arguments = [_underscored(argument) for argument in arguments]
-    preset = choice(arguments, "preset", "default")
+    preset = early(arguments, "preset") or "default"
     parser, kinds = _parser(prog, own, data, {**asdict(plan), **(defaults or {})}, presets, preset)
     values = _parse(prog, parser, arguments)
     values["out"] = str(Path(values["out"] or out))
@@ -220,17 +220,16 @@ def _dashed(text: str) -> str:
     return re.sub(r"--[a-z_]+", lambda match: match.group().replace("_", "-"), text)
 
 
-def choice(arguments: list[str], option: str, default: str) -> str:
-    """What the command line, or else the configuration file, says for an option that others depend on; looked at before all is parsed."""
-    name = f"--{option}"
-    chosen, config = _last(arguments, name), _last(arguments, "--config")
+def early(arguments: list[str], option: str) -> str | None:
+    """What the command line gives an option, or else the configuration file, before a parser is made; None where neither does."""
+    chosen, config = _last(arguments, f"--{option}"), _last(arguments, "--config")
     if chosen is None and config is not None and Path(config).is_file():
         import yaml  # type: ignore[import-untyped]
 
         with contextlib.suppress(yaml.YAMLError, UnicodeDecodeError):  # the parser says what is wrong with the file
             loaded = yaml.safe_load(Path(config).read_text())
             chosen = loaded.get(option) if isinstance(loaded, dict) else None
-    return default if chosen is None else str(chosen)
+    return None if chosen is None else str(chosen)
 
 
 def _last(arguments: list[str], name: str) -> str | None:

@@ -28,7 +28,7 @@ def run(arguments: list[str], command: str) -> None:
     method, options = arguments[0], arguments[1:]
     catalog.find(method)
 
-    from stillroom.commands.options import choice, read_options
+    from stillroom.commands.options import early, read_options
     from stillroom.engine import LabOptions, Training, run_seeds
 
     room = catalog.load(method)
@@ -36,7 +36,7 @@ def run(arguments: list[str], command: str) -> None:
     if hasattr(room, "CHOICE"):  # an option that says on which task the method works, and with it which options there are
         default = inspect.signature(recipe).parameters[room.CHOICE].default
         with named_as_typed(room.CHOICE):
-            recipe, presets = room.chosen(choice(options, room.CHOICE, default))
+            recipe, presets = room.chosen(early(options, room.CHOICE) or default)
     data, plan = get_type_hints(recipe)["data"], inspect.signature(recipe).parameters["plan"].default
     prog = f"stillroom run {method}"
     given = read_options(prog, recipe, options, data=data, plan=plan, presets=presets, out=f"runs/{method}")

@@ -5,8 +5,10 @@ from __future__ import annotations
 import importlib
 import inspect
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
+
+from torch import nn
 
 from stillroom.engine import Distiller, Lab, Teacher, Trained, Training
 from stillroom.errors import InputError
@@ -25,12 +27,16 @@ class Experiment:
         teacher, student: specifications of the default job's networks.
         teacher_epochs: epochs for a teacher that has to be trained in the default job; None for as many as the plan's.
         presets: the task's papers' settings, by name.
+        kinds: of data that only this task reads, as they are typed before the colon.
+        views: ``(data, asked)``: how many views of an image a cache of a teacher's answers holds.
         network: ``(spec, data, lab, argument)``: the network of a specification, with its weights; `argument` is what errors call it.
         rehearse: ``(lab, data, teacher, student, distiller)``: builds everything once and throws it away, so that what is wrong with an
             argument is said before hours of training.
         teacher_stage: ``(lab, data, plan, spec, epochs)``: the teacher, one for all seeds: loaded, or trained first.
         supervised_stage: ``(lab, data, plan, spec)``: a student trained without a teacher.
         distilled_stage: ``(lab, data, plan, spec, name, distiller)``: the same student under the distiller that is made around it.
+        layers: module paths by a word, for a cache's taps: ``(network, argument)``.
+        exact: parts of a teacher's answer that a cache stores in fp32 whatever it is asked for.
     """
 
     data: type[Any]
@@ -40,11 +46,15 @@ class Experiment:
     student: str
     teacher_epochs: int | None
     presets: Mapping[str, Mapping[str, Any]]
+    kinds: tuple[str, ...]
+    views: Callable[[Any, int | None], int]
     network: Callable[[str, Any, Lab, str], Any]
     rehearse: Callable[[Lab, Any, str, str, Callable[[Any, Teacher], object]], None]
     teacher_stage: Callable[[Lab, Any, Training, str, int | None], Trained]
     supervised_stage: Callable[[Lab, Any, Training, str], Trained]
     distilled_stage: Callable[[Lab, Any, Training, str, str, Callable[[Any], Distiller]], Trained]
+    layers: Mapping[str, Callable[[nn.Module, str], str]] = field(default_factory=dict)
+    exact: tuple[str, ...] = ()
 
     def presets_of(self, recipe: Callable[..., Any]) -> dict[str, dict[str, Any]]:
         """The presets, without what a recipe has no option for."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
@@ -13,16 +13,17 @@ import torch
 from lightning.fabric.utilities import move_data_to_device
 from torch import Tensor
 
+from stillroom.engine.cache.answers import LOGITS, Form, names_in, output_files, take_apart
 from stillroom.engine.cache.formats import Format, Storage
 from stillroom.engine.cache.store import CacheFolder, Writer
-from stillroom.engine.cache.teacher import CachedTeacher, output_files
+from stillroom.engine.cache.teacher import CachedTeacher
 from stillroom.engine.cache.views import Views
 from stillroom.engine.loading import Loader
 from stillroom.engine.report import StageResult
 from stillroom.engine.teacher import Teacher
 from stillroom.errors import InputError
 
-Answer = Callable[[Any], dict[str, Tensor]]  # batch -> outputs by their names, the logits first
+Answer = Callable[[Any], tuple[Form, dict[str, Tensor]]]  # batch -> the answer's form; its tensors by their names, then the features
 
 
 class CacheableData(Protocol):
@@ -56,6 +57,7 @@ def build_cache(
     views: Views | None = None,
     storage: Storage | None = None,
     taps: Sequence[str] = (),
+    exact: Collection[str] = (),
     about: Mapping[str, Any] | None = None,
     device: torch.device | str = "cpu",
     progress: Callable[[int, int], None] = lambda done, rows: None,
@@ -65,12 +67,14 @@ def build_cache(
 
     Args:
         folder: of the cache; made when missing.
-        teacher: the network or ensemble to ask.
+        teacher: the network or ensemble to ask. It answers with logits, or with lists and mappings of tensors [B, ...]; every sample's
+            tensors have the same shapes.
         data: whose training set.
         result: what was measured of the teacher, with its details; whoever uses the cache reports it.
         views: by default one. Without random augmentation more are copies of it.
         storage: how the answers are written down.
-        taps: module paths whose outputs are stored besides the logits.
+        taps: module paths whose outputs are stored besides the answer.
+        exact: keys of an answer that is a mapping, whose tensors are stored in fp32 whatever the storage: coordinates, say.
         about: kept with the cache, plain data.
         device: where the teacher runs.
         progress: called with the rows done and the rows there are.
@@ -98,12 +102,13 @@ def build_cache(
         "top": storage.top,
         "rest": storage.rest,
         "taps": list(taps),
+        "exact": sorted(exact),
     }
     answer = _answers(teacher, taps)
     with cache.locked():
         record = cache.read()
         if record is None:
-            record = _begin(cache, key, data, result, views, storage, answer, device, dict(about or {}))
+            record = _begin(cache, key, data, result, views, storage, exact, answer, device, dict(about or {}))
         else:
             cache.check(key, record, "another folder, or --overwrite")
         rows = record["samples"] * views.count
@@ -117,13 +122,14 @@ def _answers(teacher: Teacher, taps: Sequence[str]) -> Answer:
     """What to ask of the teacher."""
     if len(set(taps)) < len(taps):
         raise InputError("taps", list(taps), "each path once")
-    if not taps:
-        return lambda inputs: {"logits": teacher(inputs)}
-    tapped = teacher.tap(*taps)
+    tapped = teacher.tap(*taps) if taps else lambda inputs: (teacher(inputs), {})
 
-    def answer(inputs: Any) -> dict[str, Tensor]:
-        logits, features = tapped(inputs)
-        return {"logits": logits, **{path: features[path] for path in taps}}
+    def answer(inputs: Any) -> tuple[Form, dict[str, Tensor]]:
+        told, features = tapped(inputs)
+        form, parts = take_apart(told)
+        if both := parts.keys() & set(taps):
+            raise InputError("taps", f"{both.pop()}, as a part of the teacher's answer is called", "other paths")
+        return form, {**parts, **{path: features[path] for path in taps}}
 
     return answer
 
@@ -135,20 +141,21 @@ def _begin(
     result: StageResult,
     views: Views,
     storage: Storage,
+    exact: Collection[str],
     answer: Answer,
     device: torch.device,
     about: dict[str, Any],
 ) -> dict[str, Any]:
     """Everything but the rows, with the record last."""
-    example = data.example_inputs()
-    answers = answer(example.to(device))
-    formats = {name: _format(name, values, storage) for name, values in answers.items()}
-    files = output_files(len(formats))
-    _, drawn = next(iter(data.every_view(views, batch_size=1)))
+    first, drawn = next(iter(data.every_view(views, batch_size=1)))
+    form, answers = answer(move_data_to_device(first, device))
+    formats = _formats(form, answers, storage, exact)
+    files = output_files(form, list(formats))
     arrays = {f"view.{name}": (values.shape[1:], values.dtype) for name, values in drawn.items()}
-    for file, layout in zip(files, formats.values(), strict=True):
-        arrays |= {file + suffix: spec for suffix, spec in layout.arrays.items()}
-    kept = {file: values.float().cpu().numpy() for file, values in zip(files, answers.values(), strict=True)}
+    for name, layout in formats.items():
+        arrays |= {files[name] + suffix: spec for suffix, spec in layout.arrays.items()}
+    example = data.example_inputs()
+    kept = {files[name]: values.float().cpu().numpy() for name, values in answer(example.to(device))[1].items()}
     cache.save("example.npz", {"inputs": example.numpy(), **kept})
     cache.save("details.npz", result.details)
     cache.save_json("teacher.json", result.to_json())
@@ -156,6 +163,7 @@ def _begin(
         "key": dict(key),
         "samples": data.train_size,
         "views": {"count": views.count, "seed": views.seed},
+        "answer": form,
         "outputs": {name: layout.to_json() for name, layout in formats.items()},
         "arrays": {name: [list(shape), np.lib.format.dtype_to_descr(dtype)] for name, (shape, dtype) in arrays.items()},
         "batch_size": data.batch_size,
@@ -166,13 +174,22 @@ def _begin(
     return record
 
 
-def _format(name: str, values: Any, storage: Storage) -> Format:
-    if not isinstance(values, Tensor) or not values.is_floating_point():
-        raise InputError(
-            "taps" if name != "logits" else "teacher", f"{name}, a {type(values).__name__}", "outputs that are tensors of numbers"
-        )
-    shape = tuple(values.shape[1:])
-    return Format.of_logits(shape, storage) if name == "logits" else Format(shape, storage.dtype)
+def _formats(form: Form, answers: Mapping[str, Any], storage: Storage, exact: Collection[str]) -> dict[str, Format]:
+    parts, mapping = set(names_in(form)), form if isinstance(form, dict) else {}
+    if form != LOGITS and storage.top is not None:
+        raise InputError("top", f"{storage.top} for an answer of {len(parts)} tensors", "a teacher that answers with logits [B, C]")
+    precise = {name for key in exact if key in mapping for name in names_in(mapping[key])}
+    formats = {}
+    for name, values in answers.items():
+        if not isinstance(values, Tensor) or not values.is_floating_point():
+            got = f"{name}, a {type(values).__name__}"
+            raise InputError("teacher" if name in parts else "taps", got, "outputs that are tensors of numbers")
+        shape = tuple(values.shape[1:])
+        if name == form:
+            formats[name] = Format.of_logits(shape, storage)
+        else:
+            formats[name] = Format(shape, "fp32" if name in precise else storage.dtype)
+    return formats
 
 
 def _fill(
@@ -186,19 +203,23 @@ def _fill(
     mark_seconds: float,
 ) -> None:
     """The rows that are missing. The batches are those of whoever began, so that their answers are the same to the last bit."""
-    outputs = writer.record["outputs"]
-    formats = [Format.from_json(described) for described in outputs.values()]
+    formats = {name: Format.from_json(described) for name, described in writer.record["outputs"].items()}
+    files = output_files(writer.record["answer"], list(formats))
     batch_size = writer.record["batch_size"]
     loader = data.every_view(views, batch_size=batch_size, start=writer.done // batch_size)
     marked = time.monotonic()
     pending: Callable[[], None] | None = None
     for batch, drawn in loader:
-        answers = answer(move_data_to_device(batch, device))
+        form, answers = answer(move_data_to_device(batch, device))
+        if form != writer.record["answer"]:
+            raise InputError("teacher", "answers of several forms", "the same tensors for every sample")
         encoded: list[tuple[str, Format, dict[str, Tensor]]] = []
-        for file, layout, (name, values) in zip(output_files(len(formats)), formats, answers.items(), strict=True):
-            if values.shape[1:] != layout.shape:
-                raise InputError("taps", f"{name} of shape {list(values.shape[1:])} after {list(layout.shape)}", "outputs of one shape")
-            encoded.append((file, layout, layout.encode(values)))
+        for name, layout in formats.items():
+            values = answers[name]
+            if values.shape != (len(batch.ids), *layout.shape):
+                expected = f"{[len(batch.ids), *layout.shape]}: outputs of one shape, a row for each sample"
+                raise InputError("teacher" if name in names_in(form) else "taps", f"{name} of shape {list(values.shape)}", expected)
+            encoded.append((files[name], layout, layout.encode(values)))
         if pending is not None:
             pending()  # while an accelerator computes the answers above
         pending = partial(_write, writer, batch.ids, encoded, drawn)

@@ -1,8 +1,10 @@
 """A cache's folder: rows of numbers in plain ``.npy`` files, and a record of whose they are and how many are done.
 
-    cache.json      schema, key (what the answers depend on), views, outputs and their formats, arrays, batch_size, about, rows, done
-    rows/*.npy      one array [N, V, ...] each: ``logits.npy`` (or ``logits.top.npy``, ``.classes.npy``, ``.rest.npy``), ``tap0.npy``, ...,
-                    and what was drawn for each view: ``view.crop.npy``, ``view.flip.npy``, ...
+    cache.json      schema, key (what the answers depend on), views, the answer's form, outputs and their formats, arrays, batch_size,
+                    about, rows, done
+    rows/*.npy      one array [N, V, ...] each: ``logits.npy`` (or ``logits.top.npy``, ``.classes.npy``, ``.rest.npy``), or of an answer of
+                    several tensors ``answer0.npy``, ``answer1.npy``, ... in the order of the outputs; ``tap0.npy``, ...; and what was drawn
+                    for each view: ``view.crop.npy``, ``view.flip.npy``, ...
     example.npz     one input, and the answers to it
     teacher.json    what was measured of the teacher; details.npz: what it answered on the validation set
 

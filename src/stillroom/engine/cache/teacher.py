@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from stillroom.engine.cache.answers import LOGITS, Form, names_in, output_files, put_together
 from stillroom.engine.cache.formats import Format
 from stillroom.engine.cache.store import CacheFolder
 from stillroom.engine.cache.views import Views
@@ -18,6 +19,7 @@ from stillroom.engine.report import StageResult
 from stillroom.engine.teacher import Teacher
 from stillroom.errors import InputError
 
+CACHE = "cache:"  # before a folder, in the place of a teacher: the answers in it teach
 _RESIDENT = 2**30  # bytes of answers that are copied to an accelerator, where they are then found without waiting for it
 
 
@@ -56,7 +58,9 @@ class CachedTeacher(Teacher):
         self.about: dict[str, Any] = record["about"]
         self.result = self._result()
         self._formats = {name: Format.from_json(described) for name, described in record["outputs"].items()}
-        self._files = dict(zip(self._formats, output_files(len(self._formats)), strict=True))
+        self._form: Form = record.get("answer", LOGITS)
+        self._parts = tuple(names_in(self._form))
+        self._files = output_files(self._form, list(self._formats))
         self._example = {name: torch.from_numpy(value) for name, value in self._folder.load("example.npz").items()}
         self._arrays: dict[torch.device, dict[str, Tensor]] = {}
         self._on(torch.device("cpu"))  # damage is found now rather than at the first step
@@ -73,8 +77,13 @@ class CachedTeacher(Teacher):
 
     @property
     def stored(self) -> tuple[str, ...]:
-        """The module paths whose outputs are stored besides the logits."""
-        return tuple(self._formats)[1:]
+        """The module paths whose outputs are stored besides the answer."""
+        return tuple(self._formats)[len(self._parts) :]
+
+    @property
+    def answer(self) -> tuple[str, ...]:
+        """What an answer consists of: its keys, or logits alone."""
+        return tuple(self._form) if isinstance(self._form, dict) else (LOGITS,)
 
     @property
     def networks(self) -> tuple[nn.Module, ...]:
@@ -83,15 +92,16 @@ class CachedTeacher(Teacher):
 
     @torch.compiler.disable
     def __call__(self, batch_or_tensor: Any) -> Tensor:
-        """The stored logits [B, C, ...] of a batch, float32, on its device.
+        """The stored logits [B, C, ...] of a batch, float32, on its device; or what else the network answered with, in its form.
 
         Raises:
             InputError: the batch shows no recorded views.
         """
-        return self._answers(batch_or_tensor, ("logits",))["logits"]
+        told: Tensor = put_together(self._form, self._answers(batch_or_tensor, self._parts))
+        return told
 
     def tap(self, *paths: str, argument: str = "paths") -> Callable[[Any], tuple[Any, dict[str, Any]]]:
-        """A callable ``batch -> (logits, {path: feature})`` of stored outputs.
+        """A callable ``batch -> (answer, {path: feature})`` of stored outputs.
 
         Args:
             *paths: module paths of the network that answered.
@@ -106,9 +116,9 @@ class CachedTeacher(Teacher):
                 raise InputError(argument, repr(path), f"{features}; `stillroom cache --taps` stores more")
 
         @torch.compiler.disable
-        def answer(batch_or_tensor: Any) -> tuple[Tensor, dict[str, Tensor]]:
-            found = self._answers(batch_or_tensor, ("logits", *paths))
-            return found["logits"], {path: found[path] for path in paths}
+        def answer(batch_or_tensor: Any) -> tuple[Any, dict[str, Tensor]]:
+            found = self._answers(batch_or_tensor, (*self._parts, *paths))
+            return put_together(self._form, found), {path: found[path] for path in paths}
 
         return answer
 
@@ -171,11 +181,6 @@ class CachedTeacher(Teacher):
             raise InputError(self._folder.argument, got, "a cache that is not damaged") from None
         result.details = self._folder.load("details.npz")
         return result
-
-
-def output_files(count: int) -> list[str]:
-    """The names of the first `count` outputs' arrays: the logits, then the taps."""
-    return ["logits", *(f"tap{number}" for number in range(count - 1))]
 
 
 class _NoNetworks(tuple[nn.Module, ...]):

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import numpy as np
 
-from stillroom.engine.cache import CachedTeacher
+from stillroom.engine.cache import CACHE, CachedTeacher
 from stillroom.errors import InputError
 from stillroom.tasks.classification.data import ImageData
 
-CACHE = "cache:"  # before a folder: the answers in it teach
 _COMPARED = 8
+_VIEWS = 8
 
 
 def cached_teacher(spec: str, data: ImageData) -> CachedTeacher:
@@ -37,3 +37,14 @@ def check_views(teacher: CachedTeacher, data: ImageData) -> None:
         if not np.allclose(values, recorded[name].flatten(0, 1)[: len(values)].numpy(), atol=1e-6):
             got = f"{teacher.folder}, whose random views ({name}) this version of the libraries draws otherwise"
             raise InputError("teacher", got, "a cache that is built anew")
+
+
+def views_of(data: ImageData, asked: int | None) -> int:
+    """How many random views of an image a cache has answers to: as many as are asked for, by default 8; without augmentation one.
+
+    Raises:
+        InputError: more, without augmentation.
+    """
+    if data.augment == "none" and (asked or 1) > 1:
+        raise InputError("views", asked, "1: without augmentation all views of an image are the same")
+    return asked if asked is not None else 1 if data.augment == "none" else _VIEWS

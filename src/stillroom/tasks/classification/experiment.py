@@ -11,8 +11,9 @@ from torch import nn
 from stillroom.engine import Distiller, Lab, Report, Teacher, Trained, Training
 from stillroom.engine.cache import CachedTeacher
 from stillroom.errors import InputError
-from stillroom.tasks.classification.cached import CACHE, cached_teacher, check_views
+from stillroom.tasks.classification.cached import CACHE, cached_teacher, check_views, views_of
 from stillroom.tasks.classification.data import ImageData
+from stillroom.tasks.classification.layers import middle_layer, pooled_layer
 from stillroom.tasks.classification.models import BuiltModel, build_classifier
 from stillroom.tasks.classification.supervised import Supervised
 from stillroom.tasks.experiments import Experiment
@@ -159,6 +160,9 @@ EXPERIMENT = Experiment(
     student="stillroom/convnet4",
     teacher_epochs=None,
     presets={"paper": CIFAR100, "paper:tiny-imagenet": TINY_IMAGENET, "paper:imagenet": IMAGENET},
+    kinds=(),
+    views=views_of,
+    layers={"middle": middle_layer, "pooled": pooled_layer},
     network=network,
     rehearse=rehearse,
     teacher_stage=teacher_stage,

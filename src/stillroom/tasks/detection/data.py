@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,10 +16,11 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 from torchvision.transforms.v2.functional import normalize, pil_to_tensor, resize, to_pil_image
 
+from stillroom.engine.cache import EveryView, Views
 from stillroom.engine.loading import Draw, Loader, SeekableBatches, uniforms
 from stillroom.engine.report import Report, Section
 from stillroom.errors import InputError
-from stillroom.tasks.detection.backbones import pad_batch
+from stillroom.tasks.detection.backbones import pad_batch, padded_size
 from stillroom.tasks.detection.metrics import DetectionEvaluator
 from stillroom.tasks.detection.sources import Annotated, open_source
 
@@ -35,6 +37,7 @@ class DetectionBatch(NamedTuple):
         labels: of each image int64 [G], 0 .. C-1.
         crowd: of each image int64 [G]; 1 for a box that stands for many, or that is too hard: no target, and no mistake to find.
         ids: int64 [B], each sample's index in its data set.
+        views: int64 [B], of data that a teacher's cache has answers to: 0 for an image as it is, 1 for its mirror image; None for others.
     """
 
     images: Tensor
@@ -43,6 +46,7 @@ class DetectionBatch(NamedTuple):
     labels: list[Tensor]
     crowd: list[Tensor]
     ids: Tensor
+    views: Tensor | None = None
 
     @property
     def inputs(self) -> Tensor:
@@ -103,6 +107,15 @@ class DetectionData:
         self.num_classes = len(self.classes)
         self.indices: Mapping[str, np.ndarray] = {}
         self._train, self._val = self.source.train, self.source.val
+        self.views: Views | None = None
+        self.cache_key: dict[str, Any] = {
+            "data": self.source.fingerprint,
+            "image_size": image_size,
+            "max_size": max_size,
+            "flip": flip,
+            "mean": list(self.mean),
+            "std": list(self.std),
+        }
         parts = self.source.fingerprint, image_size, max_size, flip, self.mean, self.std
         self.fingerprint = hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
 
@@ -112,8 +125,31 @@ class DetectionData:
             return self
         theirs = copy.copy(self)
         theirs._train = self.source.teacher
+        theirs.cache_key = {**self.cache_key, "data": f"{self.source.fingerprint}, the teacher's"}
         theirs.fingerprint = hashlib.sha256(f"{self.fingerprint} teacher".encode()).hexdigest()[:16]
         return theirs
+
+    def replaying(self, views: Views) -> DetectionData:
+        """The same data for a teacher whose answers to these views are in a cache: training batches say which view each image is, and are
+        padded to one size, that of the cache's.
+
+        There are two views of an image, itself and its mirror image, so that training sees what it sees without a cache.
+        """
+        replaying = copy.copy(self)
+        replaying.views = views
+        replaying.fingerprint = hashlib.sha256(repr((self.fingerprint, views)).encode()).hexdigest()[:16]
+        return replaying
+
+    def every_view(self, views: Views, *, batch_size: int, start: int = 0) -> Loader:
+        """Every view of every training image once, in the order of `EveryView`, from batch number `start` on.
+
+        Its batches are pairs: a `DetectionBatch`, and whether its images are mirrored (``flip``, bool [B]).
+        """
+        batches = EveryView(len(self._train), batch_size, views=views)
+        shown = _Batches(self._train, self, flip=False, recorded=True, told=True)
+        loader = Loader(shown, batches, workers=self.workers, collate=_as_it_is, training=False)
+        loader.load_state_dict({"epoch": 0, "batch": start})
+        return loader
 
     @property
     def train_size(self) -> int:
@@ -127,7 +163,8 @@ class DetectionData:
             raise InputError("data", f"{count} training images", f"at least one for each of the {world} processes")
         batch_size = self.batch_size if self.batch_size <= count else count // world * world
         batches = SeekableBatches(count, batch_size, seed=seed, rank=rank, world=world)
-        return Loader(_Batches(self._train, self, flip=self.flip), batches, workers=self.workers, collate=_as_it_is)
+        shown = _Batches(self._train, self, flip=self.flip, recorded=self.views is not None)
+        return Loader(shown, batches, workers=self.workers, collate=_as_it_is)
 
     def eval_loader(self, *, rank: int = 0, world: int = 1) -> Loader:
         """The validation images in order, each exactly once over all processes."""
@@ -154,14 +191,15 @@ class DetectionData:
     def fit(self, image: Image.Image | Tensor) -> tuple[Tensor, float]:
         """An image brought to its size, uint8 [3, h, w], and by how much it was scaled."""
         pixels = image if isinstance(image, Tensor) else pil_to_tensor(image.convert("RGB"))
-        short, long = sorted(pixels.shape[-2:])
-        scale = 1.0 if self.image_size is None else self.image_size / short
+        fitted, scale = self.fitted_size(pixels.shape[-2], pixels.shape[-1])
+        return (pixels if scale == 1 else resize(pixels, list(fitted), antialias=True)), scale
+
+    def fitted_size(self, height: int, width: int) -> tuple[tuple[int, int], float]:
+        """Height and width that an image of this size is brought to, and by how much it is scaled."""
+        scale = 1.0 if self.image_size is None else self.image_size / min(height, width)
         if self.max_size is not None:
-            scale = min(scale, self.max_size / long)
-        if scale != 1:
-            height, width = (max(1, round(scale * side)) for side in pixels.shape[-2:])
-            pixels = resize(pixels, [height, width], antialias=True)
-        return pixels, scale
+            scale = min(scale, self.max_size / max(height, width))
+        return (max(1, round(scale * height)), max(1, round(scale * width))), scale
 
     def describe(self) -> dict[str, Any]:
         """What must be known to use a detector that was trained on this data."""
@@ -195,19 +233,25 @@ class DetectionData:
 
 
 class _Batches(Dataset[Any]):
-    """Whole batches by their draws. Images are decoded and resized once and kept, up to `_MEMORY` bytes of them."""
+    """Whole batches by their draws. Images are decoded and resized once and kept, up to `_MEMORY` bytes of them.
 
-    def __init__(self, annotated: Annotated, data: DetectionData, *, flip: bool) -> None:
-        self.annotated, self.data, self.flip = annotated, data, flip
+    Args:
+        flip: mirror half of the images, unless a draw says which view it is.
+        recorded: say which view each image is, and pad all batches to one size: a detector's answer depends on the padding.
+        told: answer with what was drawn for the images as well.
+    """
+
+    def __init__(self, annotated: Annotated, data: DetectionData, *, flip: bool, recorded: bool = False, told: bool = False) -> None:
+        self.annotated, self.data, self.flip, self.recorded, self.told = annotated, data, flip, recorded, told
         self._kept: dict[int, tuple[Tensor, float]] = {}
         self._room = _MEMORY
 
     def __len__(self) -> int:
         return len(self.annotated)
 
-    def __getitems__(self, draws: Sequence[Draw]) -> DetectionBatch:
-        ids, seeds, _ = np.array(draws, np.int64).T
-        mirrored = (uniforms(seeds, 1)[:, 0] < 0.5) & self.flip
+    def __getitems__(self, draws: Sequence[Draw]) -> DetectionBatch | tuple[DetectionBatch, dict[str, np.ndarray]]:
+        ids, seeds, views = np.array(draws, np.int64).T
+        mirrored = np.where(views < 0, (uniforms(seeds, 1)[:, 0] < 0.5) & self.flip, views == 1)
         images, boxes = [], []
         for index, mirror in zip(ids.tolist(), mirrored.tolist(), strict=True):
             pixels, scale = self._fitted(index)
@@ -218,11 +262,20 @@ class _Batches(Dataset[Any]):
                 boxes_G4 = torch.stack((width - boxes_G4[:, 2], boxes_G4[:, 1], width - boxes_G4[:, 0], boxes_G4[:, 3]), 1)
             images.append(image)
             boxes.append(boxes_G4)
-        padded_BCHW, sizes_B2 = pad_batch(images, self.data.source.divisor)
+        padded_BCHW, sizes_B2 = pad_batch(images, self.data.source.divisor, self._canvas if self.recorded else None)
         labels, crowd = (
             [torch.from_numpy(which[index]) for index in ids.tolist()] for which in (self.annotated.labels, self.annotated.crowd)
         )
-        return DetectionBatch(padded_BCHW, sizes_B2, boxes, labels, crowd, torch.from_numpy(ids.copy()))
+        views_B = torch.from_numpy(mirrored.astype(np.int64)) if self.recorded else None
+        batch = DetectionBatch(padded_BCHW, sizes_B2, boxes, labels, crowd, torch.from_numpy(ids.copy()), views_B)
+        return (batch, {"flip": mirrored}) if self.told else batch
+
+    @cached_property
+    def _canvas(self) -> tuple[int, int]:
+        """Height and width that every image fits into."""
+        sizes = [self.data.fitted_size(*(said or self._fitted(index)[0].shape[-2:]))[0] for index, said in enumerate(self.annotated.shapes)]
+        height, width = (padded_size(max(sides), self.data.source.divisor) for sides in zip(*sizes, strict=True))
+        return height, width
 
     def _fitted(self, index: int) -> tuple[Tensor, float]:
         if index in self._kept:

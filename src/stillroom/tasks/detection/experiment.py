@@ -8,8 +8,8 @@ from typing import Any
 
 from stillroom.engine import Distiller, Lab, Report, Teacher, Trained, Training
 from stillroom.errors import InputError
+from stillroom.tasks.detection.cached import CACHE, EXACT, cached_teacher, seen, try_cache, views_of
 from stillroom.tasks.detection.data import DetectionData
-from stillroom.tasks.detection.detector import DenseDetector
 from stillroom.tasks.detection.models import BuiltDetector, build_detector
 from stillroom.tasks.detection.supervised import DetectionDistiller
 from stillroom.tasks.experiments import Experiment
@@ -21,8 +21,8 @@ SCENES_SGD = replace(SCENES, optimizer="sgd", lr=0.06)
 # What most papers on dense detectors train with: GFL's schedule on COCO, once for students and twice for the teacher.
 COCO: dict[str, Any] = {
     "data": "coco:data/coco/train2017,data/coco/annotations/instances_train2017.json",
-    "teacher": "gfl/resnet101",
-    "student": "gfl/resnet50",
+    "teacher": "gfl/resnet101,backbone=pretrained",
+    "student": "gfl/resnet50,backbone=pretrained",
     "batch_size": 16,
     "image_size": 800,
     "max_size": 1333,
@@ -55,16 +55,22 @@ def detector(spec: str, data: DetectionData, lab: Lab, argument: str) -> BuiltDe
     return built
 
 
-def rehearse(lab: Lab, data: DetectionData, teacher: str, student: str, distiller: Callable[[DenseDetector, Teacher], object]) -> None:
+def rehearse(lab: Lab, data: DetectionData, teacher: str, student: str, distiller: Callable[[Any, Teacher], object]) -> None:
     """Builds everything once and throws it away: what is wrong with an argument is said now, not after hours of training a teacher."""
     with lab.shared():
-        taught = Teacher(detector(teacher, data, lab, "teacher").network)
-        distiller(detector(student, data, lab, "student").network, taught)
+        cached = teacher.startswith(CACHE)
+        taught = cached_teacher(teacher, data) if cached else Teacher(detector(teacher, data, lab, "teacher").network)
+        made = distiller(detector(student, data, lab, "student").network, taught)
+        if isinstance(made, Distiller):
+            try_cache(made, data)
 
 
 def teacher_stage(lab: Lab, data: DetectionData, plan: Training, spec: str, epochs: int | None = None, lr: float | None = None) -> Trained:
-    """The teacher, one for all seeds: scored when the specification brings weights, else trained on boxes first."""
+    """The teacher, one for all seeds: read from a cache; scored when the specification brings weights; else trained on boxes first."""
     with lab.shared():
+        if spec.startswith(CACHE):
+            cached = cached_teacher(spec, data)
+            return Trained("teacher", None, replace(cached.result, seed=lab.seed), cached.folder, teacher=cached)
         built = detector(spec, data, lab, "teacher")
         if built.weights is not None:
             return lab.evaluate(built.network, data, name="teacher", model=built.spec, around=DetectionDistiller)
@@ -81,14 +87,12 @@ def supervised_stage(lab: Lab, data: DetectionData, plan: Training, spec: str) -
     return lab.fit(DetectionDistiller(built.network), data, plan, name="alone", model=built.spec)
 
 
-def distilled_stage(
-    lab: Lab, data: DetectionData, plan: Training, spec: str, name: str, distiller: Callable[[DenseDetector], Distiller]
-) -> Trained:
+def distilled_stage(lab: Lab, data: DetectionData, plan: Training, spec: str, name: str, distiller: Callable[[Any], Distiller]) -> Trained:
     """The student, from the same initial weights as alone, under the distiller that is made around it."""
     built = detector(spec, data, lab, "student")
     made = distiller(built.network)
     made.plan = plan
-    return lab.fit(made, made.shown(data), plan, name=name, model=built.spec)
+    return lab.fit(made, seen(made, data), plan, name=name, model=built.spec)
 
 
 def detection_arms(
@@ -98,7 +102,7 @@ def detection_arms(
     plan: Training,
     teacher: str,
     student: str,
-    distillers: Mapping[str, Callable[[DenseDetector, Teacher], Distiller]],
+    distillers: Mapping[str, Callable[[Any, Teacher], Distiller]],
     *,
     teacher_epochs: int | None = None,
     teacher_lr: float | None = None,
@@ -108,7 +112,7 @@ def detection_arms(
     Args:
         method: its name in the catalog.
         lab, data, plan: where, on what and how to train.
-        teacher, student: specifications of the detectors.
+        teacher, student: specifications of the detectors; the teacher's may be ``cache:FOLDER``.
         distillers: by the arm's name: makes a distiller from a fresh student and the frozen teacher.
         teacher_epochs, teacher_lr: for a teacher that has to be trained, when other than the plan's.
     """
@@ -129,6 +133,9 @@ EXPERIMENT = Experiment(
     student="stillroom/gfl_24",
     teacher_epochs=6,
     presets={"paper": COCO},
+    kinds=("scenes", "coco", "voc"),
+    views=views_of,
+    exact=EXACT,
     network=detector,
     rehearse=rehearse,
     teacher_stage=teacher_stage,

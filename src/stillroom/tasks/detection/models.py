@@ -1,13 +1,14 @@
 """Detectors by name: `stillroom/gfl_24`, `gfl/resnet50@teacher.safetensors`, `torchvision/retinanet_resnet50_fpn`, `nets.py:build`.
 
-A spec is `SOURCE[@WEIGHTS]`, or the folder of a run:
+A spec is `SOURCE[,backbone=WEIGHTS][@WEIGHTS]`, or the folder of a run:
 
 - `stillroom/NAME`: small detectors for small images (`SMALL`);
 - `gfl/BACKBONE`: GFL over any timm backbone, as the papers build it (strides 8 to 128, 256 channels);
 - `torchvision/retinanet_resnet50_fpn`, `torchvision/fcos_resnet50_fpn`;
 - `package.module:function` or `file.py:function`, called with the number of classes, returning a `DenseDetector`, or torchvision's
   RetinaNet or FCOS;
-- WEIGHTS: a file or folder of weights.
+- WEIGHTS: a file or folder of weights; for the backbone of `gfl/` and `torchvision/` a classifier's, or the word `pretrained` for those
+  that its library publishes: its first stages are then frozen (`backbones.adopt_backbone`).
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from torchvision.models.detection import FCOS, RetinaNet
 
 from stillroom.engine.weights import load_weights
 from stillroom.errors import InputError, near
-from stillroom.tasks.detection.backbones import SmallBackbone, TimmBackbone
+from stillroom.tasks.detection.backbones import SmallBackbone, TimmBackbone, adopt_backbone
 from stillroom.tasks.detection.detector import DenseDetector
 from stillroom.tasks.detection.gfl import GFL
 from stillroom.tasks.detection.wrapped import FCOSDetector, RetinaNetDetector
@@ -87,7 +88,10 @@ def build_detector(spec: str, *, num_classes: int, trust_pickle: bool = False, a
     classes = None
     if (card := Path(spec) / "student.json").is_file():
         source, weights, classes = _recorded(card, num_classes, argument)
+    source, given, backbone = source.partition(",backbone=")
     network = _untrained(source, num_classes, argument)
+    if given:
+        adopt_backbone(network, backbone, trust_pickle=trust_pickle, argument=argument)
     if weights:
         load_weights(network, weights, trust_pickle=trust_pickle, argument=argument)
     return BuiltDetector(network, source, weights or None, classes)
@@ -100,7 +104,7 @@ def _untrained(source: str, num_classes: int, argument: str) -> DenseDetector:
     if library == "stillroom":
         raise InputError(argument, source, f"a detector of Stillroom, such as {near(name, SMALL)}")
     if library == "gfl":
-        return GFL(_timm(name, argument), num_classes)
+        return GFL(TimmBackbone(name, argument=argument), num_classes)
     if library == "torchvision":
         if name not in _TORCHVISION:
             raise InputError(argument, source, f"a dense detector of torchvision: {', '.join(_TORCHVISION)}")
@@ -109,14 +113,6 @@ def _untrained(source: str, num_classes: int, argument: str) -> DenseDetector:
     if ":" in source:
         return _wrapped(_called(source, num_classes, argument), source, argument)
     raise InputError(argument, source, "stillroom/NAME, gfl/BACKBONE, torchvision/NAME, file.py:function, or the folder of a run")
-
-
-def _timm(name: str, argument: str) -> TimmBackbone:
-    import timm
-
-    if not timm.is_model(name):
-        raise InputError(argument, f"gfl/{name}", f"a backbone of timm, such as {near(name, timm.list_models())}")
-    return TimmBackbone(name, frozen=2 if name.startswith("resnet") else 0)
 
 
 def _wrapped(made: Any, source: str, argument: str) -> DenseDetector:

@@ -1,0 +1,254 @@
+"""What detection costs: distillation terms beside a training step, adapters beside torchvision's own step, memory over boxes and classes.
+
+    python benchmarks/detection.py [--threads 1] [--rounds 5] [--only terms|adapters|memory] [--height 800] [--width 1333] [--note "..."]
+
+*Terms*: the paper's student (GFL with ResNet-50, 80 classes) makes whole training steps on one image; each term is timed forward and
+backward from the head's maps on, the decoding of all boxes included, which a plain step has too: an upper bound. *Adapters*: a step of
+torchvision's RetinaNet and FCOS through Stillroom against `model(images, targets)`, from the same uint8 images on; whole steps, and, since
+the networks' own time is the same and varies by more than an adapter costs, both again with the answers of backbone and head given: what
+is left differs by what the adapter costs, which is added to torchvision's whole step. *Memory*: the most that
+the tensors of assignment and losses hold at once; what grows with boxes times positions times classes would show as an interaction.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from measuring import Allocated, Turns, keep, setting, show, verdict
+from torch import Tensor, nn
+from torchvision.transforms.v2.functional import normalize
+
+from stillroom.methods.bckd.terms import bckd_terms, ld_terms, softmax_terms
+from stillroom.tasks.detection.backbones import TimmBackbone, pad_batch
+from stillroom.tasks.detection.dense import DenseOutputs, dense_targets
+from stillroom.tasks.detection.gfl import GFL, assign_atss, gfl_losses, gfl_outputs
+from stillroom.tasks.detection.models import build_detector
+
+STRIDES, BINS = (8, 16, 32, 64, 128), 17
+MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
+OBJECTS = 7  # COCO's mean
+Step = Callable[[], Any]
+
+
+def some_boxes(count: int, height: int, width: int) -> Tensor:
+    """Boxes [G, 4] of 3 to 60 % of the image's sides."""
+    size = torch.rand(count, 2) ** 2 * 0.57 + 0.03
+    corner = torch.rand(count, 2) * (1 - size)
+    return torch.cat((corner, corner + size), 1) * torch.tensor([width, height, width, height])
+
+
+def head_maps(height: int, width: int, classes: int) -> tuple[list[Tensor], list[Tensor]]:
+    """What a GFL head answers to one image: class and bin logits of each level."""
+    sizes = [(-(-height // stride), -(-width // stride)) for stride in STRIDES]
+    return [torch.randn(1, classes, *s) - 3 for s in sizes], [torch.randn(1, 4 * BINS, *s) for s in sizes]
+
+
+def outputs_of(maps: tuple[list[Tensor], list[Tensor]], height: int, width: int) -> DenseOutputs:
+    return gfl_outputs(*maps, STRIDES, torch.tensor([[height, width]]))
+
+
+def terms(height: int, width: int, rounds: int) -> tuple[list[dict[str, Any]], list[list[str]]]:
+    """Each term's share of the paper's student's step."""
+    padded_height, padded_width = (-(-side // 32) * 32 for side in (height, width))
+    backbone = TimmBackbone("resnet50")
+    backbone.freeze()
+    student = GFL(backbone, 80).train()
+    optimizer = torch.optim.SGD([p for p in student.parameters() if p.requires_grad], lr=0.001, momentum=0.9)
+    images, sizes = torch.randn(1, 3, padded_height, padded_width), torch.tensor([[height, width]])
+    objects = [some_boxes(OBJECTS, height, width)], [torch.randint(80, (OBJECTS,))]
+
+    def plain() -> None:
+        optimizer.zero_grad()
+        outputs = student.raw(images, sizes)
+        losses = student.task_losses(outputs, student.targets(outputs, *objects))
+        torch.stack(list(losses.values())).sum().backward()
+        optimizer.step()
+
+    leaves = tuple([m.requires_grad_() for m in maps] for maps in head_maps(padded_height, padded_width, 80))
+    teacher = outputs_of(head_maps(padded_height, padded_width, 80), height, width)
+    targets = dense_targets(teacher, *objects, assign_atss(regions=True), 80)
+
+    def there_and_back(loss: Callable[[DenseOutputs], Mapping[str, list[Tensor]]]) -> Step:
+        def step() -> None:
+            found = loss(outputs_of(leaves, height, width))
+            total = torch.stack([level for levels in found.values() for level in levels]).sum()
+            torch.autograd.grad(total, [*leaves[0], *leaves[1]], allow_unused=True)
+
+        return step
+
+    timed = {
+        "plain step": plain,
+        "BCKD, both terms": there_and_back(lambda outputs: bckd_terms(outputs, teacher, targets)),
+        "LD with its region": there_and_back(lambda outputs: ld_terms(outputs, teacher, targets)),
+        "softmax": there_and_back(lambda outputs: {"kd": softmax_terms(outputs, teacher, targets)}),
+        "GFL's own losses": there_and_back(lambda outputs: gfl_losses(outputs, targets)),
+        "ATSS": lambda: dense_targets(teacher, *objects, assign_atss(), 80),
+        "ATSS with LD's region": lambda: dense_targets(teacher, *objects, assign_atss(regions=True), 80),
+    }
+    turns = in_turns(timed, rounds)
+    lines, rows = [], []
+    for name in timed:
+        share = turns.ratio(name, "plain step")
+        judged = name in ("BCKD, both terms", "LD with its region", "softmax")
+        said = verdict(share, 0.1, at_most=True) if judged else ""
+        lines.append({"what": name, "image": [height, width], "seconds": turns.median(name), "share": share, "verdict": said})
+        rows.append([name, f"{1e3 * turns.median(name):.1f}", f"{100 * share:.2f} %", said])
+    return lines, rows
+
+
+def adapters(side: int, rounds: int) -> tuple[list[dict[str, Any]], list[list[str]]]:
+    """A step through the adapter over torchvision's own, with the same weights, images and boxes."""
+    lines, rows = [], []
+    pixels = [torch.randint(256, (3, side, side), dtype=torch.uint8) for _ in range(2)]
+    boxes = [some_boxes(OBJECTS, side, side) for _ in pixels]
+    labels = [torch.randint(20, (OBJECTS,)) for _ in pixels]
+    for name in ("retinanet", "fcos"):
+        adapter: Any = build_detector(f"torchvision/{name}_resnet50_fpn", num_classes=20).network.train()
+        theirs = copy.deepcopy(adapter.model).train()
+        theirs.transform.min_size, theirs.transform.max_size = (side,), side
+
+        def ours(adapter: Any = adapter) -> dict[str, Tensor]:
+            images, sizes = pad_batch([normalize(image.float() / 255, MEAN, STD) for image in pixels])
+            outputs = adapter.raw(images, sizes)
+            found: dict[str, Tensor] = adapter.task_losses(outputs, adapter.targets(outputs, boxes, labels))
+            return found
+
+        def plain(model: Any = theirs) -> dict[str, Tensor]:
+            objects = [{"boxes": b, "labels": y} for b, y in zip(boxes, labels, strict=True)]
+            found: dict[str, Tensor] = model([image.float() / 255 for image in pixels], objects)
+            return found
+
+        timed = {"ours": trained(ours, adapter), "torchvision": trained(plain, theirs)}
+        whole = in_turns(timed, rounds)
+        for model in (adapter.model, theirs):
+            answer_with_what_was_answered(model, side)
+        rest = in_turns(timed, 10 * rounds)
+        ratio, (low, high) = whole.ratio("ours", "torchvision"), whole.spread("ours", "torchvision")
+        added = 1 + (rest.median("ours") - rest.median("torchvision")) / whole.median("torchvision")
+        said = verdict(added, 1.05, at_most=True)
+        seconds = {f"{part}, {which}": turns.median(which) for part, turns in (("step", whole), ("rest", rest)) for which in timed}
+        measured = {"seconds": seconds, "steps": ratio, "quartiles": [low, high], "ratio": added, "verdict": said}
+        lines.append({"what": f"adapter, {name}", "side": side, **measured})
+        times = [f"{1e3 * turns.median(which):.0f}" for turns in (whole, rest) for which in timed]
+        rows.append([name, *times, f"{ratio:.3f} [{low:.3f}, {high:.3f}]", f"{added:.3f}", said])
+    return lines, rows
+
+
+class Given(nn.Module):
+    """A backbone that answers with maps that are there."""
+
+    def __init__(self, maps: dict[str, Tensor]) -> None:
+        super().__init__()
+        self.maps = maps
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        return self.maps
+
+
+def answer_with_what_was_answered(model: Any, side: int) -> None:
+    """Puts stored answers in the place of a detector's backbone and head; its losses stay."""
+    with torch.no_grad():
+        maps = dict(model.backbone(torch.rand(2, 3, side, side)))
+        answers = model.head(list(maps.values()))
+    leaves = {name: answer.requires_grad_() for name, answer in answers.items()}
+    model.backbone, model.head.forward = Given(maps), lambda features: leaves
+
+
+def in_turns(timed: Mapping[str, Step], rounds: int) -> Turns:
+    turns = Turns()
+    for step in timed.values():
+        step()  # warm-up
+    for number in range(rounds):
+        turns.round(timed, number)
+    return turns
+
+
+def trained(losses: Callable[[], Mapping[str, Tensor]], network: nn.Module) -> Step:
+    optimizer = torch.optim.SGD(network.parameters(), lr=1e-4, momentum=0.9)
+
+    def step() -> None:
+        optimizer.zero_grad()
+        torch.stack(list(losses().values())).sum().backward()
+        optimizer.step()
+
+    return step
+
+
+def memory() -> tuple[list[dict[str, Any]], list[list[str]]]:
+    """Peak bytes of assignment, GFL's losses and every distillation term together, over boxes and classes, on a 256 x 256 image."""
+    side, peaks = 256, {}
+    counts, classes = (16, 128), (20, 320)
+    for boxes in counts:
+        for number in classes:
+            teacher = outputs_of(head_maps(side, side, number), side, side)
+            leaves = tuple([m.requires_grad_() for m in maps] for maps in head_maps(side, side, number))
+            objects = [some_boxes(boxes, side, side)], [torch.randint(number, (boxes,))]
+            with Allocated() as counted:
+                outputs = outputs_of(leaves, side, side)
+                targets = dense_targets(outputs, *objects, assign_atss(regions=True), number)
+                found = {
+                    **gfl_losses(outputs, targets),
+                    **bckd_terms(outputs, teacher, targets),
+                    **ld_terms(outputs, teacher, targets),
+                    "kd": softmax_terms(outputs, teacher, targets),
+                }
+                torch.stack([level for levels in found.values() for level in levels]).sum().backward()
+            peaks[boxes, number] = counted.peak
+    positions = sum(level.shape[0] for level in outputs.anchors)
+    few, many = counts
+    small, large = classes
+    interaction = peaks[many, large] - peaks[many, small] - peaks[few, large] + peaks[few, small]
+    cube = 4 * positions * (many - few) * (large - small)  # what one float of boxes x positions x classes would add
+    # Below zero where the peaks of assignment (boxes) and losses (classes) are not at the same time.
+    share = max(interaction, 0) / cube
+    said = verdict(share, 0.01, at_most=True)
+    lines = [{"what": "memory", "boxes": b, "classes": c, "bytes": peak} for (b, c), peak in peaks.items()]
+    lines.append(
+        {"what": "memory, interaction of boxes and classes", "bytes": interaction, "of boxes x positions x classes": share, "verdict": said}
+    )
+    rows = [[f"{b} boxes, {c} classes", f"{peak / 2**20:.1f}", "", ""] for (b, c), peak in peaks.items()]
+    rows.append(["interaction", f"{interaction / 2**20:.1f}", f"{100 * share:.2f} % of a cube of {cube / 2**20:.0f}", said])
+    return lines, rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--height", type=int, default=800)
+    parser.add_argument("--width", type=int, default=1333)
+    parser.add_argument("--side", type=int, default=256, help="of the adapters' images")
+    parser.add_argument("--only", choices=("terms", "adapters", "memory"))
+    parser.add_argument("--note", default="")
+    parser.add_argument("--no-keep", action="store_true", help="append nothing to results/")
+    given = parser.parse_args()
+    torch.set_num_threads(given.threads)
+    torch.manual_seed(0)
+    about = setting(given.note)
+    parts: dict[str, tuple[str, list[str], Callable[[], tuple[list[dict[str, Any]], list[list[str]]]]]] = {
+        "memory": ("Memory of assignment and losses", ["what", "MiB", "", "target"], memory),
+        "adapters": (
+            f"A training step of two {given.side} x {given.side} images, ResNet-50",
+            ["detector", "step, ms", "torchvision's", "rest, ms", "torchvision's", "steps", "ratio", "target"],
+            lambda: adapters(given.side, given.rounds),
+        ),
+        "terms": (
+            f"Beside a step of GFL ResNet-50, 80 classes, one image of {given.height} x {given.width}",
+            ["what", "ms", "of a step", "target"],
+            lambda: terms(given.height, given.width, given.rounds),
+        ),
+    }
+    for name, (title, columns, measure) in parts.items():
+        if given.only in (None, name):
+            lines, rows = measure()
+            show(title, columns, rows, about)
+            if not given.no_keep:
+                keep("detection", lines, about)
+
+
+if __name__ == "__main__":
+    main()
