@@ -31,8 +31,8 @@ class _Torchvision(DenseDetector):
         """See `DenseDetector`; with `head`, and `centerness` where there is one."""
         features = list(self.model.backbone(images).values())
         head: dict[str, Tensor] = self.model.head(features)
-        listed = ImageList(images, [(int(h), int(w)) for h, w in image_sizes.tolist()])
-        anchors_A4 = self.model.anchor_generator(listed, features)[0]  # the same for every image of a padded batch
+        listed = ImageList(images, [(images.shape[-2], images.shape[-1])])  # one stands for all: in a padded batch they have one grid
+        anchors_A4 = self.model.anchor_generator(listed, features)[0]
         per_cell = anchors_A4.shape[0] // sum(f.shape[-2] * f.shape[-1] for f in features)
         sizes = [f.shape[-2] * f.shape[-1] * per_cell for f in features]
         logits, deltas = head["cls_logits"].split(sizes, 1), head["bbox_regression"].split(sizes, 1)
