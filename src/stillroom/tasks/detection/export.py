@@ -17,6 +17,7 @@ from stillroom.tasks.detection.loaded import load
 from stillroom.tasks.detection.preparation import as_pixels
 
 _CHECKED, _LEAST, _CELLS = 5, 64, 3
+_RULES = ("score_threshold", "nms_threshold", "most")
 
 
 def export_detector(
@@ -26,7 +27,8 @@ def export_detector(
 
     The file reads ``images`` float32 [batch, 3, H, W], H and W any multiples of the description's `divisor`, and answers with ``scores``
     [batch, N, C] in [0, 1] and ``boxes`` [batch, N, 4], absolute (x1, y1, x2, y2) in pixels of the input, of the N positions of all levels.
-    Its metadata are those of `classification.export.export_student`, with the `Preparation` as ``transform``.
+    Its metadata are those of `classification.export.export_student`, with the `Preparation` as ``transform``; and ``detections``, a JSON
+    object that says what is one of these answers: `score_threshold`, `nms_threshold` (IoU, within a class) and `most` of an image.
 
     Args:
         run: the folder that `stillroom run` wrote.
@@ -56,7 +58,7 @@ def export_detector(
         images_BCHW,
         place_of(folder, out, format),
         format=format,
-        metadata=description(card),
+        metadata={**description(card), "detections": json.dumps({name: getattr(student.network, name) for name in _RULES})},
         tolerance=tolerance,
         names=("images", "scores", "boxes"),
         ask=answers,
@@ -68,6 +70,7 @@ def export_detector(
 def answers(detector: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
     """[B, 3, H, W] -> scores [B, N, C] and boxes [B, N, 4] of all levels, fine to coarse."""
     assert isinstance(detector, DenseDetector)
-    sizes = torch.zeros(len(images), 2, dtype=torch.long, device=images.device)  # what is padding is for the caller to know
+    # What is padding is for the caller to know; .shape rather than len(), which torch.export takes for a constant.
+    sizes = torch.zeros(images.shape[0], 2, dtype=torch.long, device=images.device)
     outputs = detector.raw(images, sizes)
     return torch.cat(detector.scores(outputs), 1), torch.cat([level.float() for level in outputs.boxes], 1)

@@ -22,13 +22,12 @@ if TYPE_CHECKING:
     from stillroom.tasks.detection.data import DetectionData
 
 _IMAGES, _CLASSES, _LARGE, _SMALL = 8, 30, 480, 192
-_NOTHING = {"boxes": np.zeros((0, 4), np.float32), "scores": np.zeros(0, np.float32), "labels": np.zeros(0, np.int64)}
 _COLOURS = ("#e6194b", "#3cb44b", "#4363d8", "#f58231", "#911eb4", "#008080", "#9a6324", "#808000")
 
 
 def detection_sections(report: Report, data: DetectionData) -> list[Section]:
     """AP of each class, the data, and the first validation images; as far as the stages of `report` kept their detections (`details`)."""
-    kept = {name: [result for result in results if result.epochs or result.details] for name, results in report.arms.items()}
+    kept = {name: [result for result in results if "ids" in result.details] for name, results in report.arms.items()}
     arms = {name: results for name, results in kept.items() if results}
     return [_by_class(report, arms, data), _met(data), *_pictures(arms, data)]
 
@@ -69,12 +68,12 @@ def _by_class(report: Report, arms: Mapping[str, list[StageResult]], data: Detec
 def _precision(result: StageResult, data: DetectionData) -> np.ndarray:
     """AP of each class in [0, 1], [C]."""
     truth, details = data.truth, result.details
-    order = np.argsort(details["ids"], kind="stable") if details else np.zeros(0, np.int64)
-    ids = details["ids"][order] if details else np.zeros(0, np.int64)
+    order = np.argsort(details["ids"], kind="stable")
+    ids = details["ids"][order]
     rows: list[dict[str, np.ndarray]] = []
     for index in range(len(truth)):
         mine = order[np.searchsorted(ids, index) : np.searchsorted(ids, index, side="right")]
-        found: dict[str, np.ndarray] = {name: details[name][mine] if details else none for name, none in _NOTHING.items()}
+        found = {name: details[name][mine] for name in ("boxes", "scores", "labels")}
         boxes = torch.from_numpy(truth.boxes[index])
         there = rescaled(boxes, truth.shapes[index], data.preparation.size(*truth.shapes[index])).numpy()
         rows.append({**found, "true_boxes": there, "true_labels": truth.labels[index], "crowd": truth.crowd[index]})
@@ -117,8 +116,6 @@ def _pictures(arms: Mapping[str, list[StageResult]], data: DetectionData) -> lis
 
 def _found(details: Mapping[str, np.ndarray], index: int, size: tuple[int, int], shape: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
     """Boxes [D, 4] in the image's own pixels, and labels [D]."""
-    if not details:
-        return np.zeros((0, 4), np.float32), np.zeros(0, np.int64)
     shown = (details["ids"] == index) & (details["scores"] > THRESHOLD)
     return rescaled(torch.from_numpy(details["boxes"][shown]), size, shape).numpy(), details["labels"][shown]
 

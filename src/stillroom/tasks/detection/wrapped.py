@@ -54,7 +54,7 @@ class _Torchvision(DenseDetector):
 
     def decode(self, deltas_BN4: Tensor, anchors_N4: Tensor) -> Tensor:
         """A level's boxes [B, N, 4]."""
-        batch = len(deltas_BN4)
+        batch = deltas_BN4.shape[0]  # not len(), which torch.export takes for a constant
         every = anchors_N4.repeat(batch, 1)
         decoded: Tensor = self.model.box_coder.decode_single(deltas_BN4.reshape(-1, 4), every)
         return decoded.view(batch, -1, 4)
@@ -87,7 +87,7 @@ class FCOSDetector(_Torchvision):
 
     def decode(self, deltas_BN4: Tensor, anchors_N4: Tensor) -> Tensor:
         """A level's boxes [B, N, 4] from distances in strides."""
-        decoded: Tensor = self.model.box_coder.decode(deltas_BN4, anchors_N4.expand(len(deltas_BN4), -1, -1))
+        decoded: Tensor = self.model.box_coder.decode(deltas_BN4, anchors_N4.expand(deltas_BN4.shape[0], -1, -1))
         return decoded
 
     def assigner(self, *, regions: bool = False) -> Assigner:
