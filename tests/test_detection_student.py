@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import shutil
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from PIL import Image
 from torch import nn
 
 import stillroom
+from stillroom.cli import main
 from stillroom.commands import export, predict
 from stillroom.engine.export import SUFFIXES
 from stillroom.engine.weights import save_weights
@@ -23,6 +25,7 @@ from stillroom.tasks.detection.models import build_detector
 
 PAGE = Path(__file__).parents[1] / "docs" / "detection.md"
 (WITH_ONNX,) = re.findall(r"<!-- a test runs this block -->\n```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
+((OWN_FILE, OWN),) = re.findall(r"<!-- a test runs this block: (\S+) -->\n```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
 NETS = """
 from torch import nn
 from torchvision.models.detection import FCOS, RetinaNet
@@ -190,3 +193,19 @@ def test_the_page_tells_how_to_get_boxes_from_onnx(
         assert " ".join(label) == one.label
         assert float(score) == pytest.approx(one.score, abs=apart)
         assert [float(side) for side in (x1, y1, x2, y2)] == pytest.approx(list(one.box), abs=1 if image_size else 0.06)
+
+
+def test_the_pages_own_detector_is_distilled_and_its_folder_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path(OWN_FILE).write_text(OWN)
+    (command,) = re.findall(r"stillroom (run bckd .*--out runs/own-detector)", PAGE.read_text())
+    assert main(shlex.split(command)) == 0
+    report = Path("runs/own-detector/report.html").read_text()
+    assert "Class by class" in report
+    assert "4 to measure with; 48 × 48 pixels" in report
+    DetectionData("scenes:train=1,val=1,teacher=1").val_image(0).save("photo.png")
+    capsys.readouterr()
+    assert main(["predict", "runs/own-detector", "photo.png", "--json", "--threshold", "0"]) == 0
+    assert json.loads(capsys.readouterr().out)["objects"]
