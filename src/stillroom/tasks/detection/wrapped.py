@@ -31,8 +31,8 @@ class _Torchvision(DenseDetector):
         """See `DenseDetector`; with `head`, and `centerness` where there is one."""
         features = list(self.model.backbone(images).values())
         head: dict[str, Tensor] = self.model.head(features)
-        listed = ImageList(images, [(int(h), int(w)) for h, w in image_sizes.tolist()])
-        anchors_A4 = self.model.anchor_generator(listed, features)[0]  # the same for every image of a padded batch
+        listed = ImageList(images, [(images.shape[-2], images.shape[-1])])  # one stands for all: in a padded batch they have one grid
+        anchors_A4 = self.model.anchor_generator(listed, features)[0]
         per_cell = anchors_A4.shape[0] // sum(f.shape[-2] * f.shape[-1] for f in features)
         sizes = [f.shape[-2] * f.shape[-1] * per_cell for f in features]
         logits, deltas = head["cls_logits"].split(sizes, 1), head["bbox_regression"].split(sizes, 1)
@@ -54,7 +54,7 @@ class _Torchvision(DenseDetector):
 
     def decode(self, deltas_BN4: Tensor, anchors_N4: Tensor) -> Tensor:
         """A level's boxes [B, N, 4]."""
-        batch = len(deltas_BN4)
+        batch = deltas_BN4.shape[0]  # not len(), which torch.export takes for a constant
         every = anchors_N4.repeat(batch, 1)
         decoded: Tensor = self.model.box_coder.decode_single(deltas_BN4.reshape(-1, 4), every)
         return decoded.view(batch, -1, 4)
@@ -87,7 +87,7 @@ class FCOSDetector(_Torchvision):
 
     def decode(self, deltas_BN4: Tensor, anchors_N4: Tensor) -> Tensor:
         """A level's boxes [B, N, 4] from distances in strides."""
-        decoded: Tensor = self.model.box_coder.decode(deltas_BN4, anchors_N4.expand(len(deltas_BN4), -1, -1))
+        decoded: Tensor = self.model.box_coder.decode(deltas_BN4, anchors_N4.expand(deltas_BN4.shape[0], -1, -1))
         return decoded
 
     def assigner(self, *, regions: bool = False) -> Assigner:
