@@ -95,12 +95,13 @@ class QueryDetector(Detector[QueryOutputs, QueryTargets]):
         model: transformers' ``...ForObjectDetection``.
     """
 
+    model: Any
     most = 100
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: Any) -> None:
         super().__init__()
-        self.model: Any = model
-        self.num_classes = int(self.model.config.num_labels)
+        self.model = model
+        self.num_classes = int(model.config.num_labels)
         self.strides = self.levels()
 
     @abstractmethod
@@ -145,7 +146,7 @@ class QueryDetector(Detector[QueryOutputs, QueryTargets]):
 
     def task_losses(self, outputs: QueryOutputs, targets: QueryTargets) -> dict[str, Tensor]:
         """The wrapped model's own, under its own names, times its own weights: what it sums."""
-        losses = {}
+        losses: dict[str, Tensor] = {}
         for suffix, (logits, boxes) in self.layers(outputs).items():
             losses |= self.layer_losses(suffix, logits, boxes, targets.matches[suffix], targets.labels, targets.boxes, targets.count)
         return losses
