@@ -72,7 +72,7 @@ class DenseDistiller(DetectionDistiller):
     teacher: Teacher
 
     def __init__(self, student: DenseDetector, teacher: Teacher | nn.Module, *, regions: bool = False) -> None:
-        super().__init__(student, teacher)
+        super().__init__(_dense(student, "student"), teacher)
         self.regions = regions
         # A network is looked at now; a cache of answers shows itself at the first step.
         for network in getattr(self.teacher, "networks", ()):
