@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from typing import Any
 
 from stillroom.engine import Distiller, Lab, Report, Teacher, Trained, Training
 from stillroom.errors import InputError
 from stillroom.tasks.detection.cached import CACHE, cached_teacher, seen, try_cache
 from stillroom.tasks.detection.data import DetectionData
-from stillroom.tasks.detection.detector import DenseDetector
 from stillroom.tasks.detection.models import BuiltDetector, build_detector
 from stillroom.tasks.detection.supervised import DetectionDistiller
 
@@ -38,7 +38,7 @@ def detection_arms(
     plan: Training,
     teacher: str,
     student: str,
-    distillers: Mapping[str, Callable[[DenseDetector, Teacher], Distiller]],
+    distillers: Mapping[str, Callable[[Any, Teacher], Distiller]],
     *,
     teacher_epochs: int | None = None,
     teacher_lr: float | None = None,

@@ -14,7 +14,7 @@ from stillroom.engine.stage import write_atomic
 from stillroom.errors import InputError
 from stillroom.tasks.classification.images import read_image
 from stillroom.tasks.detection.backbones import pad_batch
-from stillroom.tasks.detection.detector import DenseDetector
+from stillroom.tasks.detection.detector import Detector
 from stillroom.tasks.detection.models import TASK, build_detector
 from stillroom.tasks.detection.preparation import Preparation, rescaled
 
@@ -46,7 +46,7 @@ class LoadedDetector:
         classes: their names, in the order of the logits.
     """
 
-    network: DenseDetector
+    network: Detector[Any, Any]
     preparation: Preparation
     classes: tuple[str, ...]
 

@@ -15,21 +15,22 @@ from torchvision.models.detection.image_list import ImageList
 from torchvision.ops import box_iou
 
 from stillroom.tasks.detection.dense import Assigner, DenseOutputs, DenseTargets, ImageTargets
-from stillroom.tasks.detection.detector import DenseDetector
+from stillroom.tasks.detection.detector import DenseDetector, maps_of, strides_of_maps
+from stillroom.tasks.detection.outputs import Objects
 
 
 class _Torchvision(DenseDetector):
     """What both have in common."""
 
-    def __init__(self, model: RetinaNet | FCOS, strides: Sequence[int]) -> None:
+    def __init__(self, model: RetinaNet | FCOS) -> None:
         super().__init__()
         self.model: Any = model
         self.num_classes = int(model.head.classification_head.num_classes)
-        self.strides = tuple(strides)
+        self.strides = tuple(strides_of_maps(self.model.backbone).values())
 
-    def raw(self, images: Tensor, image_sizes: Tensor) -> DenseOutputs:
+    def raw(self, images: Tensor, image_sizes: Tensor, objects: Objects | None = None) -> DenseOutputs:
         """See `DenseDetector`; with `head`, and `centerness` where there is one."""
-        features = list(self.model.backbone(images).values())
+        features = list(maps_of(self.model.backbone, images).values())
         head: dict[str, Tensor] = self.model.head(features)
         listed = ImageList(images, [(images.shape[-2], images.shape[-1])])  # one stands for all: in a padded batch they have one grid
         anchors_A4 = self.model.anchor_generator(listed, features)[0]
@@ -41,13 +42,13 @@ class _Torchvision(DenseDetector):
         centerness = head["bbox_ctrness"].squeeze(-1).split(sizes, 1) if "bbox_ctrness" in head else ()
         valid = [torch.ones(level.shape[:2], dtype=torch.bool, device=level.device) for level in logits]
         return DenseOutputs(
-            tuple(logits),
-            tuple(boxes),
-            tuple(anchors),
-            self.strides,
-            image_sizes,
-            tuple(valid),
             features=tuple(features),
+            strides=self.strides,
+            image_sizes=image_sizes,
+            logits=tuple(logits),
+            boxes=tuple(boxes),
+            anchors=tuple(anchors),
+            valid=tuple(valid),
             centerness=tuple(centerness),
             head=head,
         )
