@@ -72,7 +72,7 @@ class TimmBackbone(nn.Module):
             raise InputError(argument, name, f"a backbone of timm, such as {near(name, timm.list_models())}")
         self.name, self.strides, self.frozen = name, tuple(strides), False
         config = timm.get_pretrained_cfg(name)
-        options = {"strict_img_size": False} if config is not None and config.fixed_input_size else {}
+        options: dict[str, Any] = {"strict_img_size": False} if config is not None and config.fixed_input_size else {}
 
         def create(**more: Any) -> Any:
             try:
@@ -89,7 +89,7 @@ class TimmBackbone(nn.Module):
         chosen: Any = self.network.feature_info
         self.channels = tuple(chosen.channels())
         self.channels_last = getattr(self.network, "output_fmt", None) == "NHWC"
-        path = listed.module_name()[max(i for i, stride in enumerate(found) if stride <= 4)]
+        path = listed.module_name()[max((i for i, stride in enumerate(found) if stride <= 4), default=0)]
         self.first = path if path in dict(self.network.named_modules()) else path.replace(".", "_")
 
     def freeze(self) -> None:
@@ -180,10 +180,10 @@ def _published(name: str, of_timm: bool, argument: str) -> Mapping[str, Tensor]:
             return found
         import torchvision
 
-        return torchvision.models.get_model_weights(name).DEFAULT.get_state_dict(progress=False)  # type: ignore[no-any-return]
+        return torchvision.models.get_model_weights(name).DEFAULT.get_state_dict(progress=False)
     except (OSError, RuntimeError) as error:
-        expected = f"a network connection on the first use and published weights ({_line(error)}); or a file: backbone=FILE"
-        raise InputError(argument, f"{name} with published weights", expected) from error
+        got = f"{name}, whose published weights could not be had ({' '.join(str(error).split())[:200]})"
+        raise InputError(argument, got, "a network connection on the first use; or a file of weights: backbone=FILE") from error
 
 
 def _freeze_norms(network: nn.Module) -> None:
@@ -194,10 +194,6 @@ def _freeze_norms(network: nn.Module) -> None:
                 frozen = FrozenBatchNorm2d(child.num_features, child.eps)
                 frozen.load_state_dict({key: value for key, value in child.state_dict().items() if key != "num_batches_tracked"})
                 setattr(parent, name, frozen)
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200]
 
 
 class Pyramid(nn.Module):
