@@ -4,9 +4,7 @@
 
 *Terms*: the paper's student (GFL with ResNet-50, 80 classes) makes whole training steps on one image; each term is timed forward and
 backward from the head's maps on, the decoding of all boxes included, which a plain step has too: an upper bound. *Adapters*: a step of
-torchvision's RetinaNet and FCOS through Stillroom against `model(images, targets)`, from the same uint8 images on; whole steps, and, since
-the networks' own time is the same and varies by more than an adapter costs, both again with the answers of backbone and head given: what
-is left differs by what the adapter costs, which is added to torchvision's whole step. *Memory*: the most that
+torchvision's RetinaNet and FCOS through Stillroom against `model(images, targets)`, from the same uint8 images on. *Memory*: the most that
 the tensors of assignment and losses hold at once; what grows with boxes times positions times classes would show as an interaction.
 """
 
@@ -89,7 +87,11 @@ def terms(height: int, width: int, rounds: int) -> tuple[list[dict[str, Any]], l
         "ATSS": lambda: dense_targets(teacher, *objects, assign_atss(), 80),
         "ATSS with LD's region": lambda: dense_targets(teacher, *objects, assign_atss(regions=True), 80),
     }
-    turns = in_turns(timed, rounds)
+    turns = Turns()
+    for step in timed.values():
+        step()  # warm-up
+    for number in range(rounds):
+        turns.round(timed, number)
     lines, rows = [], []
     for name in timed:
         share = turns.ratio(name, "plain step")
@@ -123,48 +125,18 @@ def adapters(side: int, rounds: int) -> tuple[list[dict[str, Any]], list[list[st
             return found
 
         timed = {"ours": trained(ours, adapter), "torchvision": trained(plain, theirs)}
-        whole = in_turns(timed, rounds)
-        for model in (adapter.model, theirs):
-            answer_with_what_was_answered(model, side)
-        rest = in_turns(timed, 10 * rounds)
-        ratio, (low, high) = whole.ratio("ours", "torchvision"), whole.spread("ours", "torchvision")
-        added = 1 + (rest.median("ours") - rest.median("torchvision")) / whole.median("torchvision")
-        said = verdict(added, 1.05, at_most=True)
-        seconds = {f"{part}, {which}": turns.median(which) for part, turns in (("step", whole), ("rest", rest)) for which in timed}
-        measured = {"seconds": seconds, "steps": ratio, "quartiles": [low, high], "ratio": added, "verdict": said}
-        lines.append({"what": f"adapter, {name}", "side": side, **measured})
-        times = [f"{1e3 * turns.median(which):.0f}" for turns in (whole, rest) for which in timed]
-        rows.append([name, *times, f"{ratio:.3f} [{low:.3f}, {high:.3f}]", f"{added:.3f}", said])
+        for step in timed.values():
+            step()
+        turns = Turns()
+        for number in range(rounds):
+            turns.round(timed, number)
+        ratio, (low, high) = turns.ratio("ours", "torchvision"), turns.spread("ours", "torchvision")
+        said = verdict(ratio, 1.05, at_most=True)
+        seconds = {f"{which} seconds": turns.median(which) for which in timed}
+        lines.append({"what": f"adapter, {name}", "side": side, **seconds, "ratio": ratio, "quartiles": [low, high], "verdict": said})
+        times = [f"{1e3 * turns.median(which):.0f}" for which in timed]
+        rows.append([name, *times, f"{ratio:.3f} [{low:.3f}, {high:.3f}]", said])
     return lines, rows
-
-
-class Given(nn.Module):
-    """A backbone that answers with maps that are there."""
-
-    def __init__(self, maps: dict[str, Tensor]) -> None:
-        super().__init__()
-        self.maps = maps
-
-    def forward(self, images: Tensor) -> dict[str, Tensor]:
-        return self.maps
-
-
-def answer_with_what_was_answered(model: Any, side: int) -> None:
-    """Puts stored answers in the place of a detector's backbone and head; its losses stay."""
-    with torch.no_grad():
-        maps = dict(model.backbone(torch.rand(2, 3, side, side)))
-        answers = model.head(list(maps.values()))
-    leaves = {name: answer.requires_grad_() for name, answer in answers.items()}
-    model.backbone, model.head.forward = Given(maps), lambda features: leaves
-
-
-def in_turns(timed: Mapping[str, Step], rounds: int) -> Turns:
-    turns = Turns()
-    for step in timed.values():
-        step()  # warm-up
-    for number in range(rounds):
-        turns.round(timed, number)
-    return turns
 
 
 def trained(losses: Callable[[], Mapping[str, Tensor]], network: nn.Module) -> Step:
@@ -233,7 +205,7 @@ def main() -> None:
         "memory": ("Memory of assignment and losses", ["what", "MiB", "", "target"], memory),
         "adapters": (
             f"A training step of two {given.side} x {given.side} images, ResNet-50",
-            ["detector", "step, ms", "torchvision's", "rest, ms", "torchvision's", "steps", "ratio", "target"],
+            ["detector", "ours, ms", "torchvision, ms", "ratio", "target"],
             lambda: adapters(given.side, given.rounds),
         ),
         "terms": (

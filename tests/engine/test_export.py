@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from stillroom.engine import export as module
-from stillroom.engine.export import SUFFIXES, ExportFailed, export
+from stillroom.engine.export import SUFFIXES, Exported, ExportFailed, export
 from stillroom.errors import InputError
 
 METADATA = {"classes": '["Käse", "[b]rot"]', "model": "a/b"}
@@ -70,8 +70,10 @@ def test_a_file_answers_as_the_network_for_any_batch(
     assert capfd.readouterr() == ("", "")
     assert [file.name for file in path.parent.iterdir()] == [path.name]
     assert done.path == path
-    assert (done.bytes, done.batches) == (path.stat().st_size, (1, 5))
-    assert done.difference <= 1e-5 < done.largest
+    assert (done.bytes, done.batches) == (path.stat().st_size, ((1, 3, 8, 8), (5, 3, 8, 8)))
+    (output,) = done.outputs
+    assert output.name == "logits"
+    assert output.difference <= 1e-5 < output.largest
     assert network.training
     assert all(parameter.requires_grad for parameter in network.parameters())
     assert all(torch.equal(value, before[key]) for key, value in network.state_dict().items())
@@ -123,7 +125,34 @@ def test_a_file_that_answers_differently_is_not_kept(format: str, something: flo
     assert path.read_text() == "from before"
     assert list(tmp_path.iterdir()) == [path]
     if something < 1:
-        assert export(Adds(something), batch(), path, format=format, metadata={}, tolerance=0.01).difference == pytest.approx(1e-3, 0.1)
+        (output,) = export(Adds(something), batch(), path, format=format, metadata={}, tolerance=0.01).outputs
+        assert output.difference == pytest.approx(1e-3, 0.1)
+
+
+class Doubles(nn.Module):
+    """Answers with its input, and with a hundred times its input, a little more while it is exported."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(()))
+
+    def forward(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
+        return self.scale * inputs, 100 * self.scale * (inputs + 1e-5 if torch.compiler.is_compiling() else inputs)
+
+
+def test_several_outputs_have_tolerances_of_their_own_and_images_any_size(tmp_path: Path) -> None:
+    def attempt(units: tuple[float, float], path: Path) -> Exported:
+        names = ("images", "small", "large")
+        ask = lambda network, images: network(images)  # noqa: E731
+        return export(Doubles(), batch(), path, format="torch", metadata={}, names=names, ask=ask, units=units, cell=2)
+
+    with pytest.raises(ExportFailed, match=r"its large differ from the network's by up to 0\.001 .* tolerance of 0\.0001"):
+        attempt((1.0, 1.0), tmp_path / "net")
+    done = attempt((1.0, 100.0), tmp_path / "net")
+    assert [(output.name, output.difference > 0) for output in done.outputs] == [("small", False), ("large", True)]
+    assert done.batches[-1] == (2, 3, 6, 8)
+    answered = torch.export.load(done.path).module()(torch.zeros(4, 3, 2, 10))
+    assert [tuple(output.shape) for output in answered] == [(4, 3, 2, 10)] * 2
 
 
 def test_weights_that_are_not_in_the_file_are_missed(network: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

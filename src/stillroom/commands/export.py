@@ -25,22 +25,29 @@ def run(arguments: list[str], command: str) -> None:
     )
     parser.add_argument("--out", metavar="FILE", help="the file to write, or a folder for it (default: in RUN)")
     parser.add_argument(
-        "--tolerance", type=float, default=1e-4, help="largest allowed absolute difference of a logit from the student's (default: 1e-4)"
+        "--tolerance",
+        type=float,
+        default=1e-4,
+        help="largest allowed absolute difference of a logit from the student's; of a detector's scores, and of its boxes in parts of the "
+        "image's longer side (default: 1e-4)",
     )
     parser.add_argument(
         "--trust-pickle", action="store_true", help="run the Python file inside RUN that the network is built by, if there is one"
     )
     given = parser.parse_args(arguments)
 
-    from stillroom.tasks.classification.export import export_student
+    from stillroom.tasks.students import export_student
 
     with named_as_typed("format", "out", "tolerance"):
         done = export_student(given.run, format=given.format, out=given.out, tolerance=given.tolerance, trust_pickle=given.trust_pickle)
     print(f"{done.path}: {_size(done.bytes)}")
-    print(
-        f"largest difference from the student's logits: {done.difference:.2g} "
-        f"(batches of {' and '.join(map(str, done.batches))}; logits up to {done.largest:.3g}; tolerance {given.tolerance:g})"
-    )
+    sizes = [f"{shape[0]}{' of another size' if shape[1:] != done.batches[0][1:] else ''}" for shape in done.batches]
+    checked = f"batches of {', '.join(sizes[:-1])} and {sizes[-1]}"
+    for output in done.outputs:
+        print(
+            f"largest difference from the student's {output.name}: {output.difference:.2g} "
+            f"({checked}; {output.name} up to {output.largest:.3g}; tolerance {given.tolerance * output.unit:g})"
+        )
 
 
 def _size(count: int) -> str:

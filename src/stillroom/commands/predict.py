@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
 
 from stillroom.commands.parser import Parser
 from stillroom.errors import InputError, StillroomError
 
 if TYPE_CHECKING:
+    from stillroom.tasks.classification.loaded import Loaded
     from stillroom.tasks.classification.predict import Prediction
+    from stillroom.tasks.detection.loaded import LoadedDetector
 
 
 class NotAllAnswered(StillroomError):
@@ -28,24 +31,33 @@ def run(arguments: list[str], command: str) -> None:
     Raises:
         NotAllAnswered: at the end, when something could not be read.
     """
-    parser = Parser("stillroom predict", "The classes, or labels, that a run's student gives to images.")
+    parser = Parser(
+        "stillroom predict", "The classes or labels that a run's student gives to images, or the objects that it finds in them."
+    )
     parser.add_argument("run", metavar="RUN", help="the folder that `stillroom run` wrote")
     parser.add_argument(
         "images", metavar="IMAGE", nargs="+", help="image files, folders (with all images below them) or patterns such as 'photos/**/*.jpg'"
     )
     parser.add_argument("--json", action="store_true", help="one JSON object per image and line instead of a table")
-    parser.add_argument("--top", type=int, default=2, metavar="K", help="how many classes to name, the most probable first (default: 2)")
+    parser.add_argument("--top", type=int, metavar="K", help="how many classes to name, the most probable first (default: 2)")
+    parser.add_argument("--threshold", type=float, metavar="SCORE", help="of a detector: the least score of an object (default: 0.3)")
     parser.add_argument(
         "--trust-pickle", action="store_true", help="run the Python file inside RUN that the network is built by, if there is one"
     )
     given = parser.parse_args(arguments)
-    if given.top < 1:
+    if given.top is not None and given.top < 1:
         raise InputError("--top", given.top, "a whole number of at least 1")
+    if given.threshold is not None and not 0 <= given.threshold <= 1:
+        raise InputError("--threshold", given.threshold, "a number from 0 to 1")
 
-    from stillroom.tasks.classification.predict import find_images, predict_files
-    from stillroom.tasks.students import load
+    from stillroom.tasks.classification.predict import find_images
+    from stillroom.tasks.students import load, task_of
 
     student = load(given.run, trust_pickle=given.trust_pickle)
+    detects = task_of(given.run) == "detection"
+    for option, value, fits in (("--top", given.top, not detects), ("--threshold", given.threshold, detects)):
+        if value is not None and not fits:
+            raise InputError(option, value, f"none, since this run's student is {'a detector' if detects else 'no detector'}")
     files, empty = find_images(given.images)
     if not files:
         raise InputError("IMAGE", ", ".join(given.images), "image files, folders with images in them or patterns that match some")
@@ -57,16 +69,42 @@ def run(arguments: list[str], command: str) -> None:
         problems.append(" ".join(str(error).split()))
         print(f"stillroom: {problems[-1]}", file=sys.stderr)
 
-    top = given.top if student.exclusive else len(student.classes)
-    predictions = predict_files(student, files, top=top, unreadable=unreadable)
-    if given.json:
-        _print_lines(predictions, given.top, exclusive=student.exclusive)
-    elif student.exclusive:
-        _print_table(predictions, given.top)
+    if detects:
+        _detect(cast("LoadedDetector", student), files, given.threshold, as_json=given.json, unreadable=unreadable)
     else:
-        _print_labels(predictions, given.top)
+        _classify(cast("Loaded", student), files, given.top or 2, as_json=given.json, unreadable=unreadable)
     if problems:
         raise NotAllAnswered(f"{len(problems)} of {len(files) + len(empty)} could not be read")
+
+
+def _classify(student: Loaded, files: list[Path], top: int, *, as_json: bool, unreadable: Callable[[StillroomError], None]) -> None:
+    from stillroom.tasks.classification.predict import predict_files
+
+    predictions = predict_files(student, files, top=top if student.exclusive else len(student.classes), unreadable=unreadable)
+    if as_json:
+        _print_lines(predictions, top, exclusive=student.exclusive)
+    elif student.exclusive:
+        _print_table(predictions, top)
+    else:
+        _print_labels(predictions, top)
+
+
+def _detect(
+    student: LoadedDetector, files: list[Path], threshold: float | None, *, as_json: bool, unreadable: Callable[[StillroomError], None]
+) -> None:
+    """A row for each object; boxes are x1, y1, x2, y2 in pixels of the upright image."""
+    from stillroom.tasks.detection.loaded import THRESHOLD
+    from stillroom.tasks.detection.predict import detect_files
+
+    rows = []
+    for image in detect_files(student, files, threshold=THRESHOLD if threshold is None else threshold, unreadable=unreadable):
+        if as_json:
+            found = [{"class": one.label, "score": one.score, "box": list(one.box)} for one in image.objects]
+            print(json.dumps({"file": str(image.file), "objects": found}), flush=True)
+            continue
+        rows += [[str(image.file), one.label, f"{one.score:.2f}", ", ".join(f"{side:.1f}" for side in one.box)] for one in image.objects]
+        rows += [] if image.objects else [[str(image.file), "nothing", "", ""]]
+    _show(["file", "class", "score", "box (x1, y1, x2, y2)"], rows)
 
 
 def _print_lines(predictions: Iterable[Prediction], count: int, *, exclusive: bool) -> None:
@@ -104,7 +142,7 @@ def _show(columns: list[str], rows: list[list[str]]) -> None:
 
     table = Table(box=None, pad_edge=False, header_style="bold")
     for column in columns:
-        table.add_column(column, overflow="fold", justify="right" if column == "confidence" else "left")
+        table.add_column(column, overflow="fold", justify="right" if column in ("confidence", "score") else "left")
     for row in rows:
         table.add_row(*map(Text, row))  # as Text: brackets in a name are no markup
     if rows:

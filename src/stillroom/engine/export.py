@@ -10,7 +10,7 @@ import os
 import shutil
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -31,11 +31,30 @@ _ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 _ONNX_BYTES = 2**31 - 2**24  # what protobuf allows in one file, less room for the graph
 _TALKATIVE = ("torch.onnx", "torch.export", "torch.fx", "onnxscript", "onnx_ir", "onnxruntime")
 
-Answer = Callable[[Tensor], Tensor]
+Outputs = tuple[Tensor, ...]
+Answer = Callable[[Tensor], Outputs]
+Ask = Callable[[nn.Module, Tensor], Outputs]
 
 
 class ExportFailed(StillroomError):
     """The network cannot be written in the format, or the file answers differently; no file is left."""
+
+
+@dataclass(frozen=True)
+class Compared:
+    """An output of the file beside the network's.
+
+    Attributes:
+        name: of the output.
+        difference: the largest absolute difference.
+        largest: the largest absolute value of the network's, which the difference is to be seen against.
+        unit: what the tolerance of this output counts in.
+    """
+
+    name: str
+    difference: float
+    largest: float
+    unit: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -46,17 +65,15 @@ class Exported:
         path: the file.
         format: one of `SUFFIXES`.
         bytes: its size.
-        batches: how many samples the batches had that it was checked on.
-        difference: the largest absolute difference between its answers and the network's.
-        largest: the largest absolute value among the network's answers, which the difference is to be seen against.
+        batches: the shapes of the batches that it was checked on.
+        outputs: how far its answers are from the network's.
     """
 
     path: Path
     format: str
     bytes: int
-    batches: tuple[int, ...]
-    difference: float
-    largest: float
+    batches: tuple[tuple[int, ...], ...]
+    outputs: tuple[Compared, ...]
 
 
 def check_format(format: str) -> None:
@@ -76,7 +93,10 @@ def export(
     format: str,
     metadata: Mapping[str, str],
     tolerance: float = 1e-4,
-    names: tuple[str, str] = ("inputs", "outputs"),
+    names: Sequence[str] = ("inputs", "outputs"),
+    ask: Ask | None = None,
+    units: Sequence[float] | None = None,
+    cell: int | None = None,
 ) -> Exported:
     """Write a network in eval mode to one file, for batches of any size, and check what the file answers.
 
@@ -91,7 +111,10 @@ def export(
         format: ``onnx``; ``torch``: a program of `torch.export`; ``safetensors``: weights alone.
         metadata: goes into the file: ONNX's metadata_props, the program's extra files, the header of safetensors.
         tolerance: the largest absolute difference that is allowed, in units of the answers.
-        names: of the input and the output, for ONNX.
+        names: of the input and the outputs, for ONNX.
+        ask: how the network is asked for its outputs, where it has several; else it is called.
+        units: what the tolerance counts in, for each output; 1 by default.
+        cell: for inputs [B, 3, H, W] of any height and width that are multiples of it; else theirs are those of `inputs_BX`.
 
     Raises:
         InputError: unknown format, a missing package, a negative tolerance, or a place that cannot be written.
@@ -102,23 +125,50 @@ def export(
     if len(inputs_BX) < 2:  # torch.export takes a batch of one for a constant
         raise InputError("inputs_BX", f"shape {list(inputs_BX.shape)}", "at least two samples")
     network = copy.deepcopy(unwrap(network)).eval().cpu().requires_grad_(False)
+    asked = network if ask is None else _Asked(network, ask)
     write, read = _FORMATS[format]
-    batches = (inputs_BX[:1].cpu(), inputs_BX.cpu())
+    batches = [inputs_BX[:1].cpu(), inputs_BX.cpu()]
+    if cell is not None:
+        batches.append(batches[-1][:2, :, :-cell].contiguous())
     with _temporary(path) as file, torch.no_grad(), _quiet():
-        write(network, batches[-1][:2], file, metadata, names)
-        answer, found = read(file, network, metadata)
+        write(asked, batches[1][:2], file, metadata, names, cell)
+        answer, found = read(file, asked, metadata)
         if found != dict(metadata):
             raise ExportFailed(f"{path}: the description read back from the file is not the one that was written; nothing was kept")
-        expected = [network(inputs) for inputs in batches]
-        difference = max(_difference(answer(inputs), wanted) for inputs, wanted in zip(batches, expected, strict=True))
-        largest = max(float(wanted.abs().max()) for wanted in expected)
-        if not difference <= tolerance:  # not a number is no agreement either
-            raise ExportFailed(
-                f"{path}: its answers differ from the network's by up to {difference:.2g} (these reach {largest:.3g}), more than the "
-                f"tolerance of {tolerance:.2g}; nothing was written"
+        pairs = [(_several(answer(inputs)), _several(asked(inputs))) for inputs in batches]
+        compared = tuple(
+            Compared(
+                name,
+                float(torch.tensor([_difference(got[i], wanted[i]) for got, wanted in pairs]).max()),  # keeps what is not a number
+                max(float(wanted[i].abs().max()) for _, wanted in pairs),
+                1.0 if units is None else units[i],
             )
+            for i, name in enumerate(names[1:])
+        )
+        for output in compared:
+            if not output.difference <= tolerance * output.unit:  # not a number is no agreement either
+                raise ExportFailed(
+                    f"{path}: its {'answers' if len(compared) == 1 else output.name} differ from the network's by up to "
+                    f"{output.difference:.2g} (these reach {output.largest:.3g}), more than the tolerance of "
+                    f"{tolerance * output.unit:.2g}; nothing was written"
+                )
         size = file.stat().st_size
-    return Exported(path, format, size, tuple(len(inputs) for inputs in batches), difference, largest)
+    return Exported(path, format, size, tuple(tuple(inputs.shape) for inputs in batches), compared)
+
+
+class _Asked(nn.Module):
+    """A network that is called by a function; its weights are the network's own."""
+
+    def __init__(self, network: nn.Module, ask: Ask) -> None:
+        super().__init__()
+        self.network, self.ask = network, ask
+
+    def forward(self, inputs: Tensor) -> Outputs:
+        return self.ask(self.network, inputs)
+
+
+def _several(outputs: Tensor | Sequence[Tensor]) -> Outputs:
+    return (outputs,) if isinstance(outputs, Tensor) else tuple(outputs)
 
 
 def _difference(answer: Tensor, wanted: Tensor) -> float:
@@ -166,15 +216,19 @@ def _quiet() -> Iterator[None]:
             logger.setLevel(level)
 
 
-def _program(network: nn.Module, inputs_BX: Tensor) -> tuple[torch.export.ExportedProgram, tuple[dict[int, Any]]]:
-    """The network as a graph in which the batch has any size, and that dimension's description."""
-    shapes = ({0: torch.export.Dim("batch")},)
+def _program(network: nn.Module, inputs_BX: Tensor, cell: int | None) -> tuple[torch.export.ExportedProgram, tuple[dict[int, Any]]]:
+    """The network as a graph in which the batch (and height and width, given a `cell`) has any size, and these dimensions' description."""
+    sizes: dict[int, Any] = {0: torch.export.Dim("batch")}
+    if cell is not None:
+        sizes |= {2: cell * torch.export.Dim("rows"), 3: cell * torch.export.Dim("columns")}
+    shapes = (sizes,)
     fast_path = torch.backends.mha.get_fastpath_enabled()
     try:
         torch.backends.mha.set_fastpath_enabled(False)  # one fused operation, which no other runtime has
         program = torch.export.export(network, (inputs_BX,), dynamic_shapes=shapes, strict=False)
     except Exception as error:  # whatever the network does that cannot be traced
-        raise ExportFailed(f"{type(network).__name__} cannot be exported for batches of any size: {_first_line(error)}") from error
+        named = network.network if isinstance(network, _Asked) else network
+        raise ExportFailed(f"{type(named).__name__} cannot be exported for batches of any size: {_first_line(error)}") from error
     finally:
         torch.backends.mha.set_fastpath_enabled(fast_path)
     for module in program.graph_module.modules():
@@ -189,16 +243,24 @@ def _first_line(error: Exception) -> str:
     return f"{type(error).__name__}: {lines[0][:300]}" if lines else type(error).__name__
 
 
-def _write_onnx(network: nn.Module, inputs_BX: Tensor, file: Path, metadata: Mapping[str, str], names: tuple[str, str]) -> None:
+def _write_onnx(
+    network: nn.Module, inputs_BX: Tensor, file: Path, metadata: Mapping[str, str], names: Sequence[str], cell: int | None
+) -> None:
     stored = sum(value.nbytes for value in network.state_dict().values() if isinstance(value, Tensor))
     if stored > _ONNX_BYTES:
         raise ExportFailed(
             f"{stored / 1e9:.1f} GB of weights do not fit into one ONNX file, which holds 2 GB; the format torch has no limit"
         )
-    program, shapes = _program(network, inputs_BX)
+    program, shapes = _program(network, inputs_BX, cell)
     try:
         converted = torch.onnx.export(
-            program, dynamo=True, verbose=False, dynamic_shapes=shapes, input_names=names[:1], output_names=names[1:], external_data=False
+            program,
+            dynamo=True,
+            verbose=False,
+            dynamic_shapes=shapes,
+            input_names=list(names[:1]),
+            output_names=list(names[1:]),
+            external_data=False,
         )
     except Exception as error:  # an operation that ONNX does not have, mostly
         raise ExportFailed(f"{type(network).__name__} cannot be written as ONNX: {_first_line(error)}") from error
@@ -217,11 +279,17 @@ def _read_onnx(file: Path, network: nn.Module, metadata: Mapping[str, str]) -> t
     options.intra_op_num_threads = torch.get_num_threads()
     session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
     name = session.get_inputs()[0].name
-    return lambda inputs: torch.from_numpy(session.run(None, {name: inputs.numpy()})[0]), session.get_modelmeta().custom_metadata_map
+
+    def answer(inputs: Tensor) -> Outputs:
+        return tuple(torch.from_numpy(output) for output in session.run(None, {name: inputs.numpy()}))
+
+    return answer, session.get_modelmeta().custom_metadata_map
 
 
-def _write_torch(network: nn.Module, inputs_BX: Tensor, file: Path, metadata: Mapping[str, str], names: tuple[str, str]) -> None:
-    program, _ = _program(network, inputs_BX)
+def _write_torch(
+    network: nn.Module, inputs_BX: Tensor, file: Path, metadata: Mapping[str, str], names: Sequence[str], cell: int | None
+) -> None:
+    program, _ = _program(network, inputs_BX, cell)
     content = io.BytesIO()  # written by us: of a full disk torch's own writer says nothing that could be recognised
     torch.export.save(program, content, extra_files=dict(metadata))
     file.write_bytes(content.getbuffer())
@@ -232,9 +300,11 @@ def _read_torch(file: Path, network: nn.Module, metadata: Mapping[str, str]) -> 
     return torch.export.load(file, extra_files=found).module(), found
 
 
-def _write_safetensors(network: nn.Module, inputs_BX: Tensor, file: Path, metadata: Mapping[str, str], names: tuple[str, str]) -> None:
+def _write_safetensors(
+    network: nn.Module, inputs_BX: Tensor, file: Path, metadata: Mapping[str, str], names: Sequence[str], cell: int | None
+) -> None:
     weights = file.with_name(f"weights{file.suffix}")
-    save_weights(network, weights)
+    save_weights(network.network if isinstance(network, _Asked) else network, weights)
     save_file(load_file(weights), file, metadata={"format": "pt", **metadata})
 
 
@@ -244,7 +314,7 @@ def _read_safetensors(file: Path, network: nn.Module, metadata: Mapping[str, str
     for value in emptied.state_dict().values():
         if isinstance(value, Tensor) and value.is_floating_point():
             value.fill_(math.nan)
-    load_weights(emptied, file)
+    load_weights(emptied.network if isinstance(emptied, _Asked) else emptied, file)
     with safe_open(file, "pt") as opened:
         found = opened.metadata()
     return emptied, {name: value for name, value in found.items() if name != "format"}

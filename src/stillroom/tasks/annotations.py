@@ -73,10 +73,13 @@ def read_coco(images: str, annotations: str, argument: str) -> tuple[tuple[str, 
     try:
         names = {category["id"]: str(category["name"]) for category in content["categories"]}
         files = {image["id"]: str(image["file_name"]) for image in content["images"]}
-        shapes = [(int(i["height"]), int(i["width"])) if i.get("height") and i.get("width") else None for i in content["images"]]
+        shapes = {image["id"]: _coco_shape(image) for image in content["images"]}
         marks = [(mark["image_id"], mark["category_id"], mark) for mark in content["annotations"]]
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise InputError(argument, annotations, f"COCO's images, categories and annotations ({error} is missing)") from None
+    if len(set(files.values())) < len(content["images"]):
+        twice = Counter(str(image["file_name"]) for image in content["images"]).most_common(1)[0][0]
+        raise InputError(argument, f"{annotations} with images of one id, or with {twice} twice", "each image once, with an id of its own")
     classes = tuple(names[number] for number in sorted(names))
     if len(set(classes)) < len(content["categories"]):
         raise InputError(argument, annotations, "categories of different ids and names")
@@ -87,7 +90,11 @@ def read_coco(images: str, annotations: str, argument: str) -> tuple[tuple[str, 
         things[image].append(Thing(names[category], _coco_box(mark, annotations, argument), bool(mark.get("iscrowd", 0))))
     store, sizes, _ = list_files(images, argument)
     found = _located(files.values(), sizes, annotations, argument)
-    return classes, Annotated(store, found, list(things.values()), sizes, shapes)
+    return classes, Annotated(store, found, list(things.values()), sizes, list(shapes.values()))
+
+
+def _coco_shape(image: Mapping[str, Any]) -> tuple[int, int] | None:
+    return (int(image["height"]), int(image["width"])) if image.get("height") and image.get("width") else None
 
 
 def _coco_box(mark: Mapping[str, Any], annotations: str, argument: str) -> tuple[float, float, float, float] | None:
@@ -223,9 +230,16 @@ def _voc_images(
         except ElementTree.ParseError as error:
             raise InputError(argument, name, f"XML ({error})") from None
         things.append([_voc_thing(thing, name, argument) for thing in root.findall("object")])
-        height, width = (int(root.findtext(f"size/{side}") or 0) for side in ("height", "width"))
-        shapes.append((height, width) if height and width else None)
+        shapes.append(_voc_shape(root, name, argument))
     return Annotated(store, [pictures[number] for number in ids], things, sizes, shapes)
+
+
+def _voc_shape(root: ElementTree.Element, source: str, argument: str) -> tuple[int, int] | None:
+    try:
+        height, width = (int(float(root.findtext(f"size/{side}") or 0)) for side in ("height", "width"))
+    except ValueError:
+        raise InputError(argument, f"{source} with a size that is no number", "width and height in pixels") from None
+    return (height, width) if height and width else None
 
 
 def _voc_thing(thing: ElementTree.Element, source: str, argument: str) -> Thing:

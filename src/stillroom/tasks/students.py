@@ -10,12 +10,14 @@ from typing import TYPE_CHECKING
 from stillroom.errors import InputError
 
 if TYPE_CHECKING:
+    from stillroom.engine.export import Exported
     from stillroom.tasks.classification.loaded import Loaded
+    from stillroom.tasks.detection.loaded import LoadedDetector
 
-_ROOMS = ("classification", "multilabel")
+_ROOMS = ("classification", "multilabel", "detection")
 
 
-def load(run: str | Path, *, trust_pickle: bool = False) -> Loaded:
+def load(run: str | Path, *, trust_pickle: bool = False) -> Loaded | LoadedDetector:
     """The student that a run shipped.
 
     Args:
@@ -28,8 +30,19 @@ def load(run: str | Path, *, trust_pickle: bool = False) -> Loaded:
     task = task_of(run)
     if task not in _ROOMS:
         raise InputError("run", f"{run}, a student of the task {task}", f"one of {', '.join(_ROOMS)}")
-    loaded: Loaded = importlib.import_module(f"stillroom.tasks.{task}.loaded").load(run, trust_pickle=trust_pickle)
+    loaded: Loaded | LoadedDetector = importlib.import_module(f"stillroom.tasks.{task}.loaded").load(run, trust_pickle=trust_pickle)
     return loaded
+
+
+def export_student(run: str | Path, *, format: str, out: str | Path | None, tolerance: float, trust_pickle: bool) -> Exported:
+    """Write a run's student, whatever its task, to one file; see `classification.export.export_student` and `detection.export`."""
+    if task_of(run) == "detection":
+        from stillroom.tasks.detection.export import export_detector
+
+        return export_detector(run, format=format, out=out, tolerance=tolerance, trust_pickle=trust_pickle)
+    from stillroom.tasks.classification.export import export_student
+
+    return export_student(run, format=format, out=out, tolerance=tolerance, trust_pickle=trust_pickle)
 
 
 def task_of(run: str | Path) -> str:

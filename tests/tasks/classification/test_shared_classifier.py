@@ -161,7 +161,7 @@ def test_code_that_lies_in_a_runs_folder_is_not_run(inside: str, tmp_path: Path)
 def test_it_is_exported(format: str, tmp_path: Path) -> None:
     made, _, _ = shared("stillroom/convnet4", "stillroom/resnet8")
     exported = export(made, torch.randn(3, 3, SIZE, SIZE), tmp_path / f"student.{format}", format=format, metadata={"a": "b"})
-    assert exported.difference < 1e-4
+    assert exported.outputs[0].difference < 1e-4
 
 
 def test_a_copy_is_its_own() -> None:

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from stillroom.errors import InputError
-from stillroom.tasks.detection.metrics import DetectionEvaluator, Detections, average_precision, voc_average_precision
+from stillroom.tasks.detection.metrics import DetectionEvaluator, Detections, average_precision, class_precision, voc_average_precision
 
 
 def image(boxes: Any, scores: Any, labels: Any, true_boxes: Any, true_labels: Any, crowd: Any = None) -> dict[str, np.ndarray]:
@@ -108,3 +108,29 @@ def test_the_evaluator_joins_batches() -> None:
     assert evaluator.details()["ids"].tolist() == [0, 1, 2]
     evaluator.reset()
     assert evaluator.details() == {}
+
+
+def test_one_evaluation_gives_pascal_vocs_figures_too() -> None:
+    rows = random_images(30)
+    evaluator = DetectionEvaluator(3, voc=True)
+    evaluator._rows = dict(enumerate(rows))
+    figures = evaluator.compute()
+    assert list(figures) == ["AP", "AP50", "AP75", "vocAP50", "vocAP50-11"]
+    area, points = (np.mean(list(voc_average_precision(rows, eleven_points=eleven).values())) for eleven in (False, True))
+    assert (figures["vocAP50"], figures["vocAP50-11"]) == (pytest.approx(100 * area), pytest.approx(100 * points))
+    assert abs(figures["vocAP50"] - figures["AP50"]) < 3
+
+
+def test_each_class_has_its_share_of_the_mean() -> None:
+    rows = random_images(30)
+    by_class = class_precision(rows, 4)
+    assert by_class[:3].mean() == pytest.approx(average_precision(rows)["AP"])
+    assert np.isnan(by_class[3])
+    nothing = [{**row, "boxes": row["boxes"][:0], "scores": row["scores"][:0], "labels": row["labels"][:0]} for row in rows]
+    assert class_precision(nothing, 4)[:3].tolist() == [0, 0, 0]
+
+
+def test_the_second_hit_of_an_object_is_wrong() -> None:
+    """And so is a hit of an object that is taken, even if a free one lies beside it with a smaller overlap: as Pascal VOC's kit."""
+    twice = [image([[0, 0, 10, 10], [0, 0, 10, 9]], [0.9, 0.8], [0, 0], [[0, 0, 10, 10], [0, 3, 10, 13]], [0, 0])]
+    assert voc_average_precision(twice) == {0: pytest.approx(0.5)}

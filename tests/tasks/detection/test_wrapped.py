@@ -33,9 +33,9 @@ def detector(kind: str) -> RetinaNetDetector | FCOSDetector:
     same = {"min_size": 64, "max_size": 64, "image_mean": [0.0] * 3, "image_std": [1.0] * 3}
     if kind == "fcos":
         anchors = AnchorGenerator(tuple((s,) for s in STRIDES), ((1.0,),) * 2)
-        return FCOSDetector(FCOS(Backbone(), 5, anchor_generator=anchors, **same), STRIDES)
+        return FCOSDetector(FCOS(Backbone(), 5, anchor_generator=anchors, **same))
     anchors = AnchorGenerator(((8, 12), (16, 24)), ((0.5, 1.0, 2.0),) * 2)
-    return RetinaNetDetector(RetinaNet(Backbone(), 5, anchor_generator=anchors, **same), STRIDES)
+    return RetinaNetDetector(RetinaNet(Backbone(), 5, anchor_generator=anchors, **same))
 
 
 IMAGES = torch.rand(3, 3, 64, 64, generator=torch.Generator().manual_seed(1))

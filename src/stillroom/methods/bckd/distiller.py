@@ -11,10 +11,10 @@ from stillroom.methods.bckd.terms import Region, bckd_terms, ld_terms, softmax_t
 from stillroom.tasks.detection.boxes import IoUKind
 from stillroom.tasks.detection.dense import DenseOutputs, DenseTargets
 from stillroom.tasks.detection.detector import DenseDetector
-from stillroom.tasks.detection.supervised import DetectionDistiller, check_layout
+from stillroom.tasks.detection.supervised import DenseDistiller
 
 
-class BCKD(DetectionDistiller):
+class BCKD(DenseDistiller):
     """A dense student taught inside the protocol of its task: scores as binary problems, boxes by their overlap.
 
         L = L_task + alpha1 * sum_i m_i sum_c |p_t - p_s|^beta BCE(z_s, p_t) / N_pos
@@ -46,7 +46,6 @@ class BCKD(DetectionDistiller):
         skip_levels_without_positives: bool = True,
     ) -> None:
         super().__init__(student, teacher)
-        _check(self.student, self.teacher)
         self.cls_weight, self.loc_weight = at_least_zero("cls_weight", cls_weight), at_least_zero("loc_weight", loc_weight)
         self.beta, self.detach_gap = at_least_zero("beta", beta), detach_gap
         self.iou_kind: IoUKind = iou_kind
@@ -68,7 +67,7 @@ class BCKD(DetectionDistiller):
         return {"bcd": torch.stack(terms["cls"]).sum(), "iou_ld": torch.stack(terms["loc"]).sum()}
 
 
-class SoftmaxKD(DetectionDistiller):
+class SoftmaxKD(DenseDistiller):
     """The baseline: class logits distilled under a softmax, which forgives a constant added to all of them.
 
     Args:
@@ -88,7 +87,6 @@ class SoftmaxKD(DetectionDistiller):
         region: Region = "all",
     ) -> None:
         super().__init__(student, teacher)
-        _check(self.student, self.teacher)
         self.kd_weight, self.temperature = at_least_zero("kd_weight", kd_weight), positive("temperature", temperature)
         if region not in ("all", "positives"):
             raise InputError("region", region, "all or positives")
@@ -100,7 +98,7 @@ class SoftmaxKD(DetectionDistiller):
         return {"kd": torch.stack(terms).sum()}
 
 
-class LD(DetectionDistiller):
+class LD(DenseDistiller):
     """The baseline: localisation distillation of the sides' distributions, at positives and in the valuable region around objects.
 
     Args:
@@ -119,7 +117,6 @@ class LD(DetectionDistiller):
         temperature: float = 10.0,
     ) -> None:
         super().__init__(student, teacher, regions=True)
-        _check(self.student, self.teacher)
         self.ld_weight, self.region_weight = at_least_zero("ld_weight", ld_weight), at_least_zero("region_weight", region_weight)
         self.temperature = positive("temperature", temperature)
 
@@ -129,9 +126,3 @@ class LD(DetectionDistiller):
             raise InputError("student", "a detector without distributions over distances", "GFL: LD distils them")
         terms = ld_terms(student, teacher, targets, weight=self.ld_weight, region_weight=self.region_weight, temperature=self.temperature)
         return {name: torch.stack(levels).sum() for name, levels in terms.items()}
-
-
-def _check(student: DenseDetector, teacher: Teacher | None) -> None:
-    """A network as the teacher is looked at now; a cache of answers shows itself at the first step."""
-    for network in getattr(teacher, "networks", ()):
-        check_layout(student, network)

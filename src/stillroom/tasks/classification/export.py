@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image
@@ -14,6 +16,8 @@ from torchvision.transforms.v2.functional import to_pil_image
 
 from stillroom._version import __version__
 from stillroom.engine.export import SUFFIXES, Exported, check_format, export
+from stillroom.errors import InputError
+from stillroom.tasks.classification.loaded import Loaded
 from stillroom.tasks.classification.shared_classifier import PREFIX, Shared
 from stillroom.tasks.students import load
 
@@ -47,22 +51,32 @@ def export_student(
     check_format(format)
     folder = Path(run)
     student = load(folder, trust_pickle=trust_pickle)
+    if not isinstance(student, Loaded):
+        raise InputError("run", f"{run}, whose student is a {type(student).__name__}", "a run of classification")
     card = json.loads((folder / "student.json").read_text(encoding="utf-8"))
-    metadata = {
+    path = place_of(folder, out, format)
+    resize = card["transform"]["resize"]  # of the shorter side, or [height, width]
+    pictures = made_up_pictures(_CHECKED, resize if isinstance(resize, int) else min(resize))
+    images_BCHW = torch.stack([student.transform(picture) for picture in pictures])
+    names = ("images", "logits")
+    return export(student.network, images_BCHW, path, format=format, metadata=description(card), tolerance=tolerance, names=names)
+
+
+def description(card: Mapping[str, Any]) -> dict[str, str]:
+    """What a file says about the student of a `student.json`."""
+    return {
         "task": card.get("task", "classification"),
-        "classes": json.dumps(list(student.classes)),
+        "classes": json.dumps(list(card["classes"])),
         "transform": json.dumps(card["transform"]),
         "model": _without_folders(str(card["model"])),
         "stillroom": __version__,
     }
-    path = folder if out is None else Path(out)
-    if path.is_dir():
-        path = path / _NAMES[format]
-    resize = card["transform"]["resize"]  # of the shorter side, or [height, width]
-    pictures = _pictures(_CHECKED, resize if isinstance(resize, int) else min(resize))
-    images_BCHW = torch.stack([student.transform(picture) for picture in pictures])
-    names = ("images", "logits")
-    return export(student.network, images_BCHW, path, format=format, metadata=metadata, tolerance=tolerance, names=names)
+
+
+def place_of(run: Path, out: str | Path | None, format: str) -> Path:
+    """The file to write: `out`, or the usual name in the folder `out` or the run's."""
+    path = run if out is None else Path(out)
+    return path / _NAMES[format] if path.is_dir() else path
 
 
 def _without_folders(spec: str) -> str:
@@ -75,7 +89,7 @@ def _without_folders(spec: str) -> str:
     return f"{Path(file).name}{colon}{function}" if file.endswith(".py") else spec
 
 
-def _pictures(count: int, side: int) -> list[Image.Image]:
+def made_up_pictures(count: int, side: int) -> list[Image.Image]:
     """Always the same pictures with the statistics of photographs: as much contrast in each octave of scale. The run's data may be gone."""
     height, width = side, round(side * 4 / 3)
     generator = torch.Generator().manual_seed(0)

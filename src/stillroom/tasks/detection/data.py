@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import Dataset
-from torchvision.transforms.v2.functional import normalize, pil_to_tensor, resize, to_pil_image
+from torchvision.transforms.v2.functional import horizontal_flip, resize, to_pil_image
 
 from stillroom.engine.cache import EveryView, Views
 from stillroom.engine.loading import Draw, Loader, SeekableBatches, uniforms
@@ -22,9 +22,12 @@ from stillroom.engine.report import Report, Section
 from stillroom.errors import InputError
 from stillroom.tasks.detection.backbones import pad_batch, padded_size
 from stillroom.tasks.detection.metrics import DetectionEvaluator
+from stillroom.tasks.detection.preparation import Preparation, as_pixels, boxes_on
 from stillroom.tasks.detection.sources import Annotated, open_source
 
 _MEMORY = 1_000_000_000
+
+Range = tuple[int, int]
 
 
 class DetectionBatch(NamedTuple):
@@ -70,8 +73,11 @@ class DetectionData:
         image_size: pixels that the shorter side of an image is brought to; by default the data's own.
         max_size: pixels that the longer side may have; by default no limit.
         flip: show half of the training images mirrored.
+        teacher_scales: while a teacher is trained, the shorter side of each image is drawn anew from this range of pixels, e.g.
+            ``[480, 800]`` as the papers do; by default it is `image_size`.
         mean: of each channel, for pixels in [0, 1]; by default the data's own.
         std: standard deviation of each channel, likewise.
+        strict: refuse data with image files that cannot be decoded, which are left out otherwise.
 
     Raises:
         InputError: an argument that cannot be used; it is named.
@@ -86,23 +92,29 @@ class DetectionData:
         image_size: int | None = None,
         max_size: int | None = None,
         flip: bool = True,
+        teacher_scales: Range | None = None,
         mean: tuple[float, float, float] | None = None,
         std: tuple[float, float, float] | None = None,
+        strict: bool = False,
     ) -> None:
         for name, value, least in (("batch_size", batch_size, 1), ("workers", workers, 0), ("image_size", image_size, 8)):
             if value is not None and value < least:
                 raise InputError(name, value, f"a whole number of at least {least}")
         if max_size is not None and max_size < (image_size or 8):
             raise InputError("max_size", max_size, "at least the image size")
-        self.source = open_source(data)
+        if teacher_scales is not None and not 8 <= teacher_scales[0] <= teacher_scales[1]:
+            raise InputError("teacher_scales", list(teacher_scales), "two numbers of pixels of at least 8, the smaller first")
+        self.source = open_source(data, strict=strict)
         self.data, self.batch_size, self.workers, self.flip = data, batch_size, workers, flip
-        self.image_size, self.max_size = image_size, max_size
-        self.mean, self.std = (tuple(given or own) for given, own in ((mean, self.source.mean), (std, self.source.std)))
-        for name, numbers in (("mean", self.mean), ("std", self.std)):
+        self.teacher_scales = teacher_scales
+        self.scales: Range | None = None  # of the images that are trained on at present
+        means, stds = (tuple(given or own) for given, own in ((mean, self.source.mean), (std, self.source.std)))
+        for name, numbers in (("mean", means), ("std", stds)):
             if len(numbers) != 3 or not np.isfinite(numbers).all():
                 raise InputError(name, list(numbers), "three numbers, one per channel")
-        if min(self.std) <= 0:
-            raise InputError("std", list(self.std), "numbers above 0")
+        if min(stds) <= 0:
+            raise InputError("std", list(stds), "numbers above 0")
+        self.preparation = Preparation(image_size, max_size, means, stds, self.source.divisor)
         self.classes: tuple[str, ...] = self.source.classes
         self.num_classes = len(self.classes)
         self.indices: Mapping[str, np.ndarray] = {}
@@ -113,20 +125,22 @@ class DetectionData:
             "image_size": image_size,
             "max_size": max_size,
             "flip": flip,
-            "mean": list(self.mean),
-            "std": list(self.std),
+            "mean": list(means),
+            "std": list(stds),
         }
-        parts = self.source.fingerprint, image_size, max_size, flip, self.mean, self.std
+        parts = self.source.fingerprint, image_size, max_size, flip, means, stds
         self.fingerprint = hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
 
     def for_teacher(self) -> DetectionData:
-        """The same data with the images that the source has for training a teacher, where it has more."""
-        if self.source.teacher is None:
+        """The same data for training a teacher: the source's images for that, where it has others, in `teacher_scales`."""
+        if self.source.teacher is None and self.teacher_scales is None:
             return self
         theirs = copy.copy(self)
-        theirs._train = self.source.teacher
+        theirs._train = self.source.train if self.source.teacher is None else self.source.teacher
+        theirs.scales = self.teacher_scales
         theirs.cache_key = {**self.cache_key, "data": f"{self.source.fingerprint}, the teacher's"}
-        theirs.fingerprint = hashlib.sha256(f"{self.fingerprint} teacher".encode()).hexdigest()[:16]
+        scales = "" if self.teacher_scales is None else f" {self.teacher_scales}"
+        theirs.fingerprint = hashlib.sha256(f"{self.fingerprint} teacher{scales}".encode()).hexdigest()[:16]
         return theirs
 
     def replaying(self, views: Views) -> DetectionData:
@@ -157,13 +171,13 @@ class DetectionData:
         return len(self._train)
 
     def train_loader(self, *, seed: int, rank: int = 0, world: int = 1) -> Loader:
-        """Shuffled batches of `batch_size / world` images, half of them mirrored, without a short last one."""
+        """Shuffled batches of `batch_size / world` images, half of them mirrored (`flip`), without a short last one."""
         count = len(self._train)
         if count < world:
             raise InputError("data", f"{count} training images", f"at least one for each of the {world} processes")
         batch_size = self.batch_size if self.batch_size <= count else count // world * world
         batches = SeekableBatches(count, batch_size, seed=seed, rank=rank, world=world)
-        shown = _Batches(self._train, self, flip=self.flip, recorded=self.views is not None)
+        shown = _Batches(self._train, self, flip=self.flip, scales=self.scales, recorded=self.views is not None)
         return Loader(shown, batches, workers=self.workers, collate=_as_it_is)
 
     def eval_loader(self, *, rank: int = 0, world: int = 1) -> Loader:
@@ -172,39 +186,16 @@ class DetectionData:
         return Loader(_Batches(self._val, self, flip=False), batches, workers=self.workers, collate=_as_it_is, training=False)
 
     def evaluator(self) -> DetectionEvaluator:
-        """COCO's average precision."""
-        return DetectionEvaluator(self.num_classes)
+        """COCO's average precision; of data in Pascal VOC's layout that set's own, too."""
+        return DetectionEvaluator(self.num_classes, voc=self.source.name == "voc")
 
     def example_inputs(self) -> Tensor:
         """A batch of one: the first validation image, padded."""
-        return pad_batch([self.prepare(self._val.images.image(0))[0]], self.source.divisor)[0]
-
-    def prepare(self, image: Image.Image | Tensor) -> tuple[Tensor, float]:
-        """An image brought to its size and normalised, float32 [3, h, w], and by how much it was scaled."""
-        pixels, scale = self.fit(image)
-        return self.normalise(pixels), scale
-
-    def normalise(self, pixels: Tensor) -> Tensor:
-        """uint8 [3, h, w] -> float32, by the data's mean and standard deviation."""
-        return normalize(pixels.float() / 255, list(self.mean), list(self.std))
-
-    def fit(self, image: Image.Image | Tensor) -> tuple[Tensor, float]:
-        """An image brought to its size, uint8 [3, h, w], and by how much it was scaled."""
-        pixels = image if isinstance(image, Tensor) else pil_to_tensor(image.convert("RGB"))
-        fitted, scale = self.fitted_size(pixels.shape[-2], pixels.shape[-1])
-        return (pixels if scale == 1 else resize(pixels, list(fitted), antialias=True)), scale
-
-    def fitted_size(self, height: int, width: int) -> tuple[tuple[int, int], float]:
-        """Height and width that an image of this size is brought to, and by how much it is scaled."""
-        scale = 1.0 if self.image_size is None else self.image_size / min(height, width)
-        if self.max_size is not None:
-            scale = min(scale, self.max_size / max(height, width))
-        return (max(1, round(scale * height)), max(1, round(scale * width))), scale
+        return pad_batch([self.preparation(self._val.images.image(0))], self.preparation.divisor)[0]
 
     def describe(self) -> dict[str, Any]:
         """What must be known to use a detector that was trained on this data."""
-        transform = {"image_size": self.image_size, "max_size": self.max_size, "mean": list(self.mean), "std": list(self.std)}
-        return {"source": self.data, "classes": list(self.classes), "transform": {**transform, "divisor": self.source.divisor}}
+        return {"source": self.data, "classes": list(self.classes), "transform": self.preparation.to_json()}
 
     def compare(self, details: dict[str, np.ndarray], reference: dict[str, np.ndarray]) -> dict[str, float]:
         """Nothing yet: detections of two models are compared by their AP."""
@@ -227,23 +218,35 @@ class DetectionData:
         image = self._val.images.image(index)
         return image if isinstance(image, Image.Image) else to_pil_image(image)
 
-    def val_objects(self, index: int) -> tuple[np.ndarray, np.ndarray]:
-        """Its boxes [G, 4] and labels [G], in its own pixels."""
-        return self._val.boxes[index], self._val.labels[index]
+    @property
+    def truth(self) -> Annotated:
+        """The validation images and their objects, in their own pixels."""
+        return self._val
 
 
 class _Batches(Dataset[Any]):
-    """Whole batches by their draws. Images are decoded and resized once and kept, up to `_MEMORY` bytes of them.
+    """Whole batches by their draws. Images are decoded once (and resized, where that is always alike) and kept, up to `_MEMORY` bytes.
 
     Args:
         flip: mirror half of the images, unless a draw says which view it is.
+        scales: of the shorter sides, drawn for each image; by default the data's own size.
         recorded: say which view each image is, and pad all batches to one size: a detector's answer depends on the padding.
         told: answer with what was drawn for the images as well.
     """
 
-    def __init__(self, annotated: Annotated, data: DetectionData, *, flip: bool, recorded: bool = False, told: bool = False) -> None:
-        self.annotated, self.data, self.flip, self.recorded, self.told = annotated, data, flip, recorded, told
-        self._kept: dict[int, tuple[Tensor, float]] = {}
+    def __init__(
+        self,
+        annotated: Annotated,
+        data: DetectionData,
+        *,
+        flip: bool,
+        scales: Range | None = None,
+        recorded: bool = False,
+        told: bool = False,
+    ) -> None:
+        self.annotated, self.preparation, self.flip, self.scales = annotated, data.preparation, flip, scales
+        self.recorded, self.told = recorded, told
+        self._kept: dict[int, Tensor] = {}
         self._room = _MEMORY
 
     def __len__(self) -> int:
@@ -251,50 +254,51 @@ class _Batches(Dataset[Any]):
 
     def __getitems__(self, draws: Sequence[Draw]) -> DetectionBatch | tuple[DetectionBatch, dict[str, np.ndarray]]:
         ids, seeds, views = np.array(draws, np.int64).T
-        mirrored = np.where(views < 0, (uniforms(seeds, 1)[:, 0] < 0.5) & self.flip, views == 1)
-        images, boxes = [], []
-        for index, mirror in zip(ids.tolist(), mirrored.tolist(), strict=True):
-            pixels, scale = self._fitted(index)
-            image = self.data.normalise(pixels)
-            boxes_G4 = torch.from_numpy(self.annotated.boxes[index]).float() * scale
-            if mirror:
-                image, width = image.flip(-1), image.shape[-1]
-                boxes_G4 = torch.stack((width - boxes_G4[:, 2], boxes_G4[:, 1], width - boxes_G4[:, 0], boxes_G4[:, 3]), 1)
-            images.append(image)
-            boxes.append(boxes_G4)
-        padded_BCHW, sizes_B2 = pad_batch(images, self.data.source.divisor, self._canvas if self.recorded else None)
+        chances_B2 = uniforms(seeds, 2)
+        mirrored_B = np.where(views < 0, (chances_B2[:, 0] < 0.5) & self.flip, views == 1)
+        sides: list[int | None] = [None] * len(ids)
+        if self.scales is not None:
+            least, most = self.scales
+            sides = (least + chances_B2[:, 1] * (most - least + 1)).astype(np.int64).tolist()
+        seen = [self._seen(*one) for one in zip(ids.tolist(), mirrored_B.tolist(), sides, strict=True)]
+        images_BCHW, sizes_B2 = pad_batch([image for image, _ in seen], self.preparation.divisor, self._canvas if self.recorded else None)
         labels, crowd = (
             [torch.from_numpy(which[index]) for index in ids.tolist()] for which in (self.annotated.labels, self.annotated.crowd)
         )
-        views_B = torch.from_numpy(mirrored.astype(np.int64)) if self.recorded else None
-        batch = DetectionBatch(padded_BCHW, sizes_B2, boxes, labels, crowd, torch.from_numpy(ids.copy()), views_B)
-        return (batch, {"flip": mirrored}) if self.told else batch
+        boxes, ids_B = [boxes for _, boxes in seen], torch.from_numpy(ids.copy())
+        views_B = torch.from_numpy(mirrored_B.astype(np.int64)) if self.recorded else None
+        batch = DetectionBatch(images_BCHW, sizes_B2, boxes, labels, crowd, ids_B, views_B)
+        return (batch, {"flip": mirrored_B}) if self.told else batch
 
     @cached_property
     def _canvas(self) -> tuple[int, int]:
         """Height and width that every image fits into."""
-        sizes = [self.data.fitted_size(*(said or self._fitted(index)[0].shape[-2:]))[0] for index, said in enumerate(self.annotated.shapes)]
-        height, width = (padded_size(max(sides), self.data.source.divisor) for sides in zip(*sizes, strict=True))
+        sizes = [self.preparation.size(*shape) for shape in self.annotated.shapes]
+        height, width = (padded_size(max(sides), self.preparation.divisor) for sides in zip(*sizes, strict=True))
         return height, width
 
-    def _fitted(self, index: int) -> tuple[Tensor, float]:
+    def _seen(self, index: int, mirror: bool, side: int | None) -> tuple[Tensor, Tensor]:
+        """An image as the detector reads it, its shorter side brought to `side` pixels if that is given, and its boxes there."""
+        pixels = self._pixels(index)
+        boxes = boxes_on(torch.from_numpy(self.annotated.boxes[index]).float(), self.annotated.shapes[index])
+        if side is not None:
+            pixels = self.preparation.fit(pixels, image_size=side)
+        if boxes.canvas_size != tuple(pixels.shape[-2:]):
+            boxes = resize(boxes, list(pixels.shape[-2:]))
+        if mirror:
+            pixels, boxes = horizontal_flip(pixels), horizontal_flip(boxes)
+        return self.preparation.normalise(pixels), boxes.as_subclass(Tensor)
+
+    def _pixels(self, index: int) -> Tensor:
         if index in self._kept:
             return self._kept[index]
-        picture = self.annotated.images.image(index)
-        self._check(index, picture)
-        fitted = self.data.fit(picture)
-        if fitted[0].nbytes <= self._room:
-            self._kept[index] = fitted
-            self._room -= fitted[0].nbytes
-        return fitted
-
-    def _check(self, index: int, picture: Image.Image | Tensor) -> None:
-        """An image whose annotation says another size was turned, or replaced: its boxes would lie elsewhere."""
-        said = self.annotated.shapes[index]
-        shape = tuple(picture.shape[-2:]) if isinstance(picture, Tensor) else (picture.height, picture.width)
-        if said is not None and said != shape:
-            name = self.annotated.images.name(index)
-            raise InputError("data", f"{name} of {shape[1]} x {shape[0]} pixels", f"{said[1]} x {said[0]}, as its annotation says")
+        pixels = as_pixels(self.annotated.images.image(index))
+        if self.scales is None:
+            pixels = self.preparation.fit(pixels)
+        if pixels.nbytes <= self._room:
+            self._kept[index] = pixels
+            self._room -= pixels.nbytes
+        return pixels
 
 
 def _as_it_is(batch: Any) -> Any:

@@ -12,20 +12,18 @@ import torch
 from torch import Tensor
 
 from stillroom.engine.distributed import world_size
+from stillroom.tasks.detection.outputs import Outputs
 
 
-@dataclass(frozen=True)
-class DenseOutputs:
+@dataclass(frozen=True, kw_only=True)
+class DenseOutputs(Outputs):
     """Raw answers of a dense detector to a batch of B images, level after level; a level has N_l positions (row, column, anchor).
 
     Attributes:
         logits: per level float [B, N_l, C], before the sigmoid.
         boxes: per level float [B, N_l, 4], decoded, absolute (x1, y1, x2, y2) in pixels of the padded batch.
         anchors: per level [N_l, 4], absolute; for detectors of points the square that stands for one.
-        strides: pixels from a cell to the next, per level.
-        image_sizes: int64 [B, 2], height and width of each image in the batch before padding.
         valid: per level bool [B, N_l], the positions that take part; those on an image's padding may not.
-        features: the pyramid's maps [B, D, h, w], per level.
         bins: per level [B, N_l, 4 * (n + 1)], logits over the distances of the sides; empty where the detector has none.
         centerness: per level [B, N_l]; empty where the detector has none.
         head: what a wrapped detector's own head answered, for its own loss.
@@ -34,10 +32,7 @@ class DenseOutputs:
     logits: tuple[Tensor, ...]
     boxes: tuple[Tensor, ...]
     anchors: tuple[Tensor, ...]
-    strides: tuple[int, ...]
-    image_sizes: Tensor
     valid: tuple[Tensor, ...]
-    features: tuple[Tensor, ...] = ()
     bins: tuple[Tensor, ...] = field(default=())
     centerness: tuple[Tensor, ...] = field(default=())
     head: Mapping[str, Tensor] = field(default_factory=dict)

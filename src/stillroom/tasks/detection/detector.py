@@ -1,9 +1,13 @@
-"""A detector as the rest of the library sees it: raw outputs for distillation, its own task loss, and detections."""
+"""A detector as the rest of the library sees it: raw outputs for distillation, its own task loss, and detections.
+
+`DenseDetector` is the kind that answers at every position of a pyramid; `two_stage` and `queries` hold the others.
+"""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -11,35 +15,79 @@ from torchvision.ops import batched_nms, clip_boxes_to_image
 
 from stillroom.tasks.detection.dense import Assigner, DenseOutputs, DenseTargets, dense_targets
 from stillroom.tasks.detection.metrics import Detections
+from stillroom.tasks.detection.outputs import Objects, Outputs
+
+OutputsT = TypeVar("OutputsT", bound=Outputs)
+TargetsT = TypeVar("TargetsT")
 
 
-class DenseDetector(nn.Module, ABC):
-    """Base of detectors that answer at every position of a pyramid.
+class Detector(nn.Module, ABC, Generic[OutputsT, TargetsT]):
+    """Base of all detectors.
 
     Images come as one batch, float [B, 3, H, W], normalised, padded at the right and the bottom; `image_sizes` int64 [B, 2] says how much
-    of each is image. Called with images alone (`detector(images)`), it answers with its scores and boxes at every position: what a frozen
-    teacher is asked for, and what is measured.
+    of each is image. Labels are 0 .. C-1 and C is background. A training step is
+
+        outputs = detector.raw(images, image_sizes, objects)
+        targets = detector.targets(outputs, boxes, labels)
+        losses = detector.task_losses(outputs, targets)
+
+    so that a method may look at the outputs before it says what the boxes are.
 
     Attributes:
         num_classes: C.
-        strides: of the pyramid's levels.
+        strides: of `raw`'s features.
     """
 
     num_classes: int
     strides: tuple[int, ...]
-    score_threshold, nms_threshold, most_of_level, most = 0.05, 0.6, 1000, 100
 
     @abstractmethod
-    def raw(self, images: Tensor, image_sizes: Tensor) -> DenseOutputs:
-        """Scores and boxes at each position of each level."""
+    def raw(self, images: Tensor, image_sizes: Tensor, objects: Objects | None = None) -> OutputsT:
+        """All that the detector answers.
+
+        Args:
+            images, image_sizes: see the class.
+            objects: the images' boxes and labels, for a detector that learns from noised copies of them too (RT-DETR); others, and all
+                in eval mode, answer the same with and without.
+        """
+
+    @abstractmethod
+    def targets(self, outputs: OutputsT, boxes: Sequence[Tensor], labels: Sequence[Tensor]) -> TargetsT:
+        """What the detector is to answer, by its own rule.
+
+        Args:
+            outputs: of `raw`.
+            boxes, labels: of each image's objects, [G, 4] absolute and int64 [G]; G may be 0.
+        """
+
+    @abstractmethod
+    def task_losses(self, outputs: OutputsT, targets: TargetsT) -> dict[str, Tensor]:
+        """What plain training minimises: scalars by name, whose sum is the detector's own loss."""
+
+    @abstractmethod
+    def detect(self, images: Tensor, image_sizes: Tensor) -> list[Detections]:
+        """Detections of each image, at most 100, best first; in eval mode."""
+
+    @abstractmethod
+    def answers(self, outputs: OutputsT) -> dict[str, list[Tensor]]:
+        """What a frozen teacher is asked for, and what is measured: the scores and boxes of `raw`, by name."""
+
+    def forward(self, images: Tensor | tuple[Tensor, Tensor]) -> dict[str, list[Tensor]]:
+        """`answers` to images, or to (images, image sizes); without sizes padding counts as image."""
+        pixels, sizes = images if isinstance(images, tuple) else (images, None)
+        if sizes is None:
+            sizes = torch.tensor(pixels.shape[-2:], device=pixels.device).expand(len(pixels), 2)
+        return self.answers(self.raw(pixels, sizes))
+
+
+class DenseDetector(Detector[DenseOutputs, DenseTargets]):
+    """Base of detectors that answer at every position of a pyramid."""
+
+    score_threshold, nms_threshold, most_of_level, most = 0.05, 0.6, 1000, 100
 
     @abstractmethod
     def assigner(self, *, regions: bool = False) -> Assigner:
         """The rule that gives positions their objects; with LD's regions if they are asked for."""
-
-    @abstractmethod
-    def task_losses(self, outputs: DenseOutputs, targets: DenseTargets) -> dict[str, Tensor]:
-        """What plain training minimises: scalars by name."""
 
     def targets(self, outputs: DenseOutputs, boxes: Sequence[Tensor], labels: Sequence[Tensor], *, regions: bool = False) -> DenseTargets:
         """What the positions are to answer, by this detector's own assigner."""
@@ -74,9 +122,22 @@ class DenseDetector(nn.Module, ABC):
             found.append(Detections(clipped[keep], all_values[keep], all_labels[keep]))
         return found
 
-    def forward(self, images: Tensor) -> dict[str, list[Tensor]]:
-        """The raw answers alone, each per level: ``logits``, ``boxes`` and, where there are, ``bins``; padding counts as image."""
-        sizes = torch.tensor(images.shape[-2:], device=images.device).expand(len(images), 2)
-        outputs = self.raw(images, sizes)
-        answers = {"logits": list(outputs.logits), "boxes": list(outputs.boxes)}
-        return answers | ({"bins": list(outputs.bins)} if outputs.bins else {})
+    def answers(self, outputs: DenseOutputs) -> dict[str, list[Tensor]]:
+        """Each per level: ``logits``, ``boxes`` and, where there are, ``bins``."""
+        told = {"logits": list(outputs.logits), "boxes": list(outputs.boxes)}
+        return told | ({"bins": list(outputs.bins)} if outputs.bins else {})
+
+
+def maps_of(backbone: nn.Module, images: Tensor) -> dict[str, Tensor]:
+    """The maps of a backbone in torchvision's manner, by name; it may answer with a single one."""
+    maps: dict[str, Tensor] | Tensor = backbone(images)
+    return {"0": maps} if isinstance(maps, Tensor) else maps
+
+
+def strides_of_maps(backbone: nn.Module) -> dict[str, int]:
+    """Names and strides of a backbone's maps, by asking it once."""
+    side, training = 128, backbone.training
+    with torch.no_grad():
+        maps = maps_of(backbone.eval(), next(backbone.parameters()).new_zeros(1, 3, side, side))
+    backbone.train(training)
+    return {name: round(side / level.shape[-1]) for name, level in maps.items()}

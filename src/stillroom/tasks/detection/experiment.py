@@ -26,6 +26,7 @@ COCO: dict[str, Any] = {
     "batch_size": 16,
     "image_size": 800,
     "max_size": 1333,
+    "teacher_scales": [480, 800],
     "mean": [0.485, 0.456, 0.406],
     "std": [0.229, 0.224, 0.225],
     "epochs": 12,

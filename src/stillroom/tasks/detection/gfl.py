@@ -22,6 +22,7 @@ from stillroom.tasks.detection.backbones import Pyramid, strides_of
 from stillroom.tasks.detection.boxes import boxes_from_distances, distances_to_boxes, expected_distances, paired_iou
 from stillroom.tasks.detection.dense import Assigner, DenseOutputs, DenseTargets, ImageTargets, averaged, on_image
 from stillroom.tasks.detection.detector import DenseDetector
+from stillroom.tasks.detection.outputs import Objects
 
 
 class Scale(nn.Module):
@@ -114,13 +115,13 @@ def gfl_outputs(
         for anchor, side, stride in zip(anchors, sides, strides, strict=True)
     ]
     return DenseOutputs(
-        tuple(rows),
-        tuple(boxes),
-        tuple(anchors),
-        tuple(strides),
-        image_sizes,
-        on_image(anchors, image_sizes),
         features=tuple(features),
+        strides=tuple(strides),
+        image_sizes=image_sizes,
+        logits=tuple(rows),
+        boxes=tuple(boxes),
+        anchors=tuple(anchors),
+        valid=on_image(anchors, image_sizes),
         bins=tuple(sides),
     )
 
@@ -225,7 +226,7 @@ class GFL(DenseDetector):
         self.backbone, self.pyramid = backbone, Pyramid(channels, width, extra)
         self.head = GFLHead(width, num_classes, len(self.strides), reg_max=reg_max, convs=convs, groups=groups)
 
-    def raw(self, images: Tensor, image_sizes: Tensor) -> DenseOutputs:
+    def raw(self, images: Tensor, image_sizes: Tensor, objects: Objects | None = None) -> DenseOutputs:
         """See `DenseDetector`; with `bins`."""
         features = self.pyramid(self.backbone(images))
         logits, bins = self.head(features)

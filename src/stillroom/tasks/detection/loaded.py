@@ -9,14 +9,16 @@ from typing import Any
 
 import torch
 from PIL import Image
-from torchvision.transforms.v2.functional import normalize, pil_to_tensor, resize
 
 from stillroom.engine.stage import write_atomic
 from stillroom.errors import InputError
 from stillroom.tasks.classification.images import read_image
 from stillroom.tasks.detection.backbones import pad_batch
-from stillroom.tasks.detection.detector import DenseDetector
+from stillroom.tasks.detection.detector import Detector
 from stillroom.tasks.detection.models import TASK, build_detector
+from stillroom.tasks.detection.preparation import Preparation, rescaled
+
+THRESHOLD = 0.3  # of a score, for people to look at
 
 
 @dataclass(frozen=True)
@@ -40,32 +42,30 @@ class LoadedDetector:
 
     Args:
         network: in eval mode.
-        transform: image_size, max_size, mean, std, divisor, as in `student.json`.
+        preparation: how an image becomes its input.
         classes: their names, in the order of the logits.
     """
 
-    network: DenseDetector
-    transform: dict[str, Any]
+    network: Detector[Any, Any]
+    preparation: Preparation
     classes: tuple[str, ...]
 
     @torch.no_grad()
-    def detect(self, image: Image.Image | str | Path, *, threshold: float = 0.3) -> list[Found]:
+    def detect(self, image: Image.Image | str | Path, *, threshold: float = THRESHOLD) -> list[Found]:
         """The objects of an image or image file whose score is above a threshold, best first.
+
+        The image is turned upright as its EXIF orientation says; boxes are in the pixels of the upright image.
 
         Raises:
             UnreadableImage: the image cannot be decoded.
         """
-        pixels = pil_to_tensor(read_image(image))
-        short, long = sorted(pixels.shape[-2:])
-        scale = 1.0 if self.transform["image_size"] is None else self.transform["image_size"] / short
-        if self.transform["max_size"] is not None:
-            scale = min(scale, self.transform["max_size"] / long)
-        if scale != 1:
-            pixels = resize(pixels, [max(1, round(scale * side)) for side in pixels.shape[-2:]], antialias=True)
-        inputs = normalize(pixels.float() / 255, self.transform["mean"], self.transform["std"])
-        batch, sizes = pad_batch([inputs], self.transform["divisor"])
-        found = self.network.detect(batch, sizes)[0]
-        rows = zip(found.labels.tolist(), found.scores.tolist(), (found.boxes / scale).tolist(), strict=True)
+        upright = read_image(image)
+        inputs = self.preparation(upright)
+        weight = next(self.network.parameters(), inputs)
+        batch, sizes = pad_batch([inputs.to(weight.device, weight.dtype)], self.preparation.divisor)
+        found = self.network.detect(batch, sizes.to(weight.device))[0]
+        boxes = rescaled(found.boxes, inputs.shape[-2:], (upright.height, upright.width))
+        rows = zip(found.labels.tolist(), found.scores.tolist(), boxes.tolist(), strict=True)
         return [Found(self.classes[label], score, (x1, y1, x2, y2)) for label, score, (x1, y1, x2, y2) in rows if score > threshold]
 
 
@@ -84,12 +84,12 @@ def load(run: str | Path, *, trust_pickle: bool = False) -> LoadedDetector:
         raise InputError("run", str(run), "the folder of a finished run, which holds student.json and student.safetensors")
     try:
         described = json.loads(card.read_text(encoding="utf-8"))
-        classes, transform = tuple(map(str, described["classes"])), dict(described["transform"])
+        classes, preparation = tuple(map(str, described["classes"])), Preparation.from_json(described["transform"])
     except (ValueError, KeyError, TypeError) as error:
         raise InputError("run", str(card), "JSON with the student's classes and transform") from error
     built = build_detector(str(run), num_classes=len(classes), trust_pickle=trust_pickle, argument="run")
     built.network.eval()
-    return LoadedDetector(built.network, transform, classes)
+    return LoadedDetector(built.network, preparation, classes)
 
 
 def ship(folder: Path, model: str, described: dict[str, Any]) -> None:

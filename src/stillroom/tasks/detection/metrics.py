@@ -34,17 +34,20 @@ class DetectionEvaluator:
     """Collects detections over a validation set, in one process or many.
 
     Figures, in %: ``AP`` (mean over IoU thresholds 0.5, 0.55, ..., 0.95 and over classes, 101-point interpolation, at most 100 detections
-    of an image), ``AP50``, ``AP75``. Crowd boxes neither count as missed nor make a detection wrong. With no detection at all they are 0.
+    of an image), ``AP50``, ``AP75``; with `voc` also Pascal VOC's AP50, mean over classes: ``vocAP50`` (area under the curve) and
+    ``vocAP50-11`` (mean precision at 11 recalls). Crowd boxes neither count as missed nor make a detection wrong. With no detection at all
+    they are 0.
 
     Args:
         num_classes: C.
+        voc: give Pascal VOC's figures, too.
     """
 
     primary = "AP"
     higher_is_better = True
 
-    def __init__(self, num_classes: int) -> None:
-        self.num_classes = num_classes
+    def __init__(self, num_classes: int, *, voc: bool = False) -> None:
+        self.num_classes, self.voc = num_classes, voc
         self._rows: dict[int, dict[str, np.ndarray]] = {}
 
     def to(self, device: torch.device | str) -> DetectionEvaluator:
@@ -70,7 +73,11 @@ class DetectionEvaluator:
     def compute(self) -> dict[str, float]:
         """The figures, over all processes."""
         rows = [row for _, row in sorted(self._all().items())]
-        return {name: 100 * value for name, value in average_precision(rows).items()}
+        found = average_precision(rows)
+        if self.voc:
+            for name, eleven_points in (("vocAP50", False), ("vocAP50-11", True)):
+                found[name] = float(np.mean(list(voc_average_precision(rows, eleven_points=eleven_points).values())))
+        return {name: 100 * value for name, value in found.items()}
 
     def details(self) -> Details:
         """Every detection's image `ids` [D], `boxes` [D, 4], `scores` and `labels`, image by image, of all processes."""
@@ -99,16 +106,36 @@ def average_precision(rows: Sequence[Mapping[str, np.ndarray]]) -> dict[str, flo
         raise InputError("data", "validation images without any object", "at least one box to find")
     if not sum(len(row["scores"]) for row in rows):
         return dict.fromkeys(_AP, 0.0)
+    computed = _collected(rows).compute()
+    return {name: max(float(computed[key]), 0.0) for name, key in _AP.items()}
+
+
+def class_precision(rows: Sequence[Mapping[str, np.ndarray]], num_classes: int) -> np.ndarray:
+    """COCO's AP of each class in [0, 1], float64 [C]; NaN for a class without an object to find."""
+    asked = [row["true_labels"][row["crowd"] == 0] for row in rows]
+    found_C = np.where(np.bincount(np.concatenate(asked), minlength=num_classes) > 0, 0.0, np.nan)
+    if not sum(len(row["scores"]) for row in rows):
+        return found_C
+    metric = _collected(rows, extended_summary=True)
+    precision_TRKAM = metric.compute()["precision"].double().numpy()  # IoU thresholds, recalls, classes, areas, most detections
+    seen = np.unique(np.concatenate([row[name] for row in rows for name in ("labels", "true_labels")]))
+    for k, label in enumerate(seen.tolist()):
+        known = precision_TRKAM[:, :, k, 0, -1]
+        if np.isfinite(found_C[label]) and (known > -1).any():
+            found_C[label] = known[known > -1].mean()
+    return found_C
+
+
+def _collected(rows: Sequence[Mapping[str, np.ndarray]], **options: Any) -> Any:
     from torchmetrics.detection import MeanAveragePrecision
 
-    metric = MeanAveragePrecision(backend="faster_coco_eval")
+    metric = MeanAveragePrecision(backend="faster_coco_eval", **options)
     metric.warn_on_many_detections = False
     for row in rows:
         found = {name: torch.from_numpy(row[name]) for name in ("boxes", "scores", "labels")}
         true = {"boxes": torch.from_numpy(row["true_boxes"]), "labels": torch.from_numpy(row["true_labels"])}
         metric.update([found], [{**true, "iscrowd": torch.from_numpy(row["crowd"].astype(np.int64))}])
-    computed = metric.compute()
-    return {name: max(float(computed[key]), 0.0) for name, key in _AP.items()}
+    return metric
 
 
 def voc_average_precision(rows: Sequence[Mapping[str, np.ndarray]], *, eleven_points: bool = False) -> dict[int, float]:
@@ -131,18 +158,15 @@ def voc_average_precision(rows: Sequence[Mapping[str, np.ndarray]], *, eleven_po
             order = np.argsort(-row["scores"][mine], kind="stable")
             boxes, crowd = torch.from_numpy(row["boxes"][mine][order]), row["crowd"][theirs].astype(bool)
             iou = box_iou(boxes, torch.from_numpy(row["true_boxes"][theirs])).numpy()
-            taken = np.zeros(len(crowd), bool)
-            for d in range(len(boxes)):
-                best = int(iou[d].argmax()) if iou.shape[1] else -1
-                hit = best >= 0 and iou[d, best] >= 0.5
-                right.append(hit and not taken[best])
-                counted.append(not (hit and crowd[best]))
-                if hit:
-                    taken[best] = True
+            best = iou.argmax(1) if len(crowd) else np.zeros(len(boxes), np.int64)
+            hit = np.flatnonzero(iou.max(1, initial=0) >= 0.5)
+            first = hit[np.unique(best[hit], return_index=True)[1]]  # an object is found once; whatever else hits it is wrong
+            right.append(np.isin(np.arange(len(boxes)), first))
+            counted.append(~np.isin(np.arange(len(boxes)), hit[crowd[best[hit]]]))
             scores.append(row["scores"][mine][order])
-        keep = np.array(counted, bool)
+        keep = np.concatenate(counted)
         order = np.argsort(-np.concatenate(scores)[keep], kind="stable")
-        hits = np.array(right, bool)[keep][order]
+        hits = np.concatenate(right)[keep][order]
         recall = hits.cumsum() / (true_labels == label).sum()
         precision = hits.cumsum() / np.arange(1, len(hits) + 1)
         if eleven_points:

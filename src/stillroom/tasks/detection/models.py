@@ -4,9 +4,11 @@ A spec is `SOURCE[,backbone=WEIGHTS][@WEIGHTS]`, or the folder of a run:
 
 - `stillroom/NAME`: small detectors for small images (`SMALL`);
 - `gfl/BACKBONE`: GFL over any timm backbone, as the papers build it (strides 8 to 128, 256 channels);
-- `torchvision/retinanet_resnet50_fpn`, `torchvision/fcos_resnet50_fpn`;
-- `package.module:function` or `file.py:function`, called with the number of classes, returning a `DenseDetector`, or torchvision's
-  RetinaNet or FCOS;
+- `torchvision/retinanet_resnet50_fpn`, `torchvision/fcos_resnet50_fpn`, `torchvision/fasterrcnn_resnet50_fpn`;
+- `transformers/detr`, `transformers/deformable-detr`, `transformers/rt-detr`, with a ResNet after an underscore (`rt-detr_r18`), and random
+  weights; `transformers/FOLDER`, a folder that `save_pretrained` wrote, with its weights;
+- `package.module:function` or `file.py:function`, called with the number of classes, returning a `Detector`, torchvision's Faster R-CNN,
+  RetinaNet or FCOS, or transformers' DETR, Deformable DETR or RT-DETR;
 - WEIGHTS: a file or folder of weights; for the backbone of `gfl/` and `torchvision/` a classifier's, or the word `pretrained` for those
   that its library publishes: its first stages are then frozen (`backbones.adopt_backbone`).
 """
@@ -17,38 +19,27 @@ import importlib
 import importlib.util
 import json
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torchvision
-from torchvision.models.detection import FCOS, RetinaNet
+from torchvision.models.detection import FCOS, FasterRCNN, RetinaNet
 
 from stillroom.engine.weights import load_weights
 from stillroom.errors import InputError, near
-from stillroom.tasks.detection.backbones import SmallBackbone, TimmBackbone, adopt_backbone
-from stillroom.tasks.detection.detector import DenseDetector
+from stillroom.tasks.detection import detr_models
+from stillroom.tasks.detection.backbones import TimmBackbone, adopt_backbone
+from stillroom.tasks.detection.detector import Detector
+from stillroom.tasks.detection.detr import ADAPTERS
 from stillroom.tasks.detection.gfl import GFL
+from stillroom.tasks.detection.small import SMALL
+from stillroom.tasks.detection.two_stage import TwoStageDetector
 from stillroom.tasks.detection.wrapped import FCOSDetector, RetinaNetDetector
 
 TASK = "detection"
-_TORCHVISION = ("retinanet_resnet50_fpn", "fcos_resnet50_fpn")
-_STRIDES = (8, 16, 32, 64, 128)
-
-
-def _small(num_classes: int, stem: int, stages: tuple[int, ...], width: int, extra: int) -> GFL:
-    """Strides 4 and 8, one convolution in each tower, n = 8, anchors of 4 strides."""
-    backbone = SmallBackbone(stem, stages, extra)
-    return GFL(backbone, num_classes, width=width, extra=0, reg_max=8, convs=1, groups=8, anchor_scale=4)
-
-
-# The pair of the procedural scenes, by the width of the pyramid.
-SMALL: dict[str, Callable[[int], DenseDetector]] = {
-    "gfl_32": partial(_small, stem=16, stages=(32, 48), width=32, extra=1),
-    "gfl_24": partial(_small, stem=12, stages=(24, 36), width=24, extra=0),
-}
+_KINDS = "stillroom/NAME, gfl/BACKBONE, torchvision/NAME, transformers/NAME or FOLDER, file.py:function, or the folder of a run"
+_TORCHVISION = ("retinanet_resnet50_fpn", "fcos_resnet50_fpn", "fasterrcnn_resnet50_fpn")
 
 
 @dataclass(frozen=True)
@@ -62,7 +53,7 @@ class BuiltDetector:
         classes: their names, when a run's folder recorded them.
     """
 
-    network: DenseDetector
+    network: Detector[Any, Any]
     spec: str
     weights: str | None
     classes: tuple[str, ...] | None = None
@@ -93,11 +84,15 @@ def build_detector(spec: str, *, num_classes: int, trust_pickle: bool = False, a
     if given:
         adopt_backbone(network, backbone, trust_pickle=trust_pickle, argument=argument)
     if weights:
-        load_weights(network, weights, trust_pickle=trust_pickle, argument=argument)
+        # A wrapped model is looked at without its adapter: so fit its own checkpoints, and ours, whose keys begin with "model.".
+        load_weights(getattr(network, "model", network), weights, trust_pickle=trust_pickle, argument=argument)
+    library, _, name = source.partition("/")
+    if library == "transformers" and detr_models.is_folder(name):
+        weights = weights or name
     return BuiltDetector(network, source, weights or None, classes)
 
 
-def _untrained(source: str, num_classes: int, argument: str) -> DenseDetector:
+def _untrained(source: str, num_classes: int, argument: str) -> Detector[Any, Any]:
     library, _, name = source.partition("/")
     if library == "stillroom" and name in SMALL:
         return SMALL[name](num_classes)
@@ -107,23 +102,31 @@ def _untrained(source: str, num_classes: int, argument: str) -> DenseDetector:
         return GFL(TimmBackbone(name, argument=argument), num_classes)
     if library == "torchvision":
         if name not in _TORCHVISION:
-            raise InputError(argument, source, f"a dense detector of torchvision: {', '.join(_TORCHVISION)}")
-        made = torchvision.models.get_model(name, weights=None, weights_backbone=None, num_classes=num_classes)
+            raise InputError(argument, source, f"a detector of torchvision: {', '.join(_TORCHVISION)}")
+        background = int(name.startswith("fasterrcnn"))  # which torchvision counts as a class
+        made = torchvision.models.get_model(name, weights=None, weights_backbone=None, num_classes=num_classes + background)
         return _wrapped(made, source, argument)
+    if library == "transformers":
+        return detr_models.build(name, num_classes, argument)
     if ":" in source:
         return _wrapped(_called(source, num_classes, argument), source, argument)
-    raise InputError(argument, source, "stillroom/NAME, gfl/BACKBONE, torchvision/NAME, file.py:function, or the folder of a run")
+    raise InputError(argument, source, _KINDS)
 
 
-def _wrapped(made: Any, source: str, argument: str) -> DenseDetector:
-    if isinstance(made, DenseDetector):
+def _wrapped(made: Any, source: str, argument: str) -> Detector[Any, Any]:
+    if isinstance(made, Detector):
         return made
-    strides = tuple(int(s) for s in getattr(made, "strides", _STRIDES))
     if isinstance(made, RetinaNet):
-        return RetinaNetDetector(made, strides)
+        return RetinaNetDetector(made)
     if isinstance(made, FCOS):
-        return FCOSDetector(made, strides)
-    raise InputError(argument, f"{source}, which gives {type(made).__name__}", "a DenseDetector, or torchvision's RetinaNet or FCOS")
+        return FCOSDetector(made)
+    if isinstance(made, FasterRCNN):
+        return TwoStageDetector(made)
+    for kind in type(made).__mro__:
+        if kind.__name__ in ADAPTERS:
+            return ADAPTERS[kind.__name__](made)
+    expected = f"a Detector, torchvision's FasterRCNN, RetinaNet or FCOS, or transformers' {', '.join(ADAPTERS)}"
+    raise InputError(argument, f"{source}, which gives {type(made).__name__}", expected)
 
 
 def _called(source: str, num_classes: int, argument: str) -> Any:

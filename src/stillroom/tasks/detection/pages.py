@@ -1,59 +1,139 @@
-"""The report's own part of detection: images with true boxes and with what each arm found, side by side."""
+"""The report's own part of detection: AP by class, what was met in the data, and images with true and found boxes side by side."""
 
 from __future__ import annotations
 
 import base64
+from collections.abc import Mapping
 from html import escape
 from io import BytesIO
 from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
 from PIL import Image, ImageDraw
 
-from stillroom.engine.report import Report, Section
+from stillroom.engine.report import Report, Section, StageResult
+from stillroom.tasks.classification.pages import change_cell, figure
+from stillroom.tasks.detection.loaded import THRESHOLD
+from stillroom.tasks.detection.metrics import class_precision
+from stillroom.tasks.detection.preparation import rescaled
 
 if TYPE_CHECKING:
     from stillroom.tasks.detection.data import DetectionData
 
-_IMAGES, _LARGE, _SMALL, _SHOWN = 8, 480, 144, 0.3
+_IMAGES, _CLASSES, _LARGE, _SMALL = 8, 30, 480, 192
 _COLOURS = ("#e6194b", "#3cb44b", "#4363d8", "#f58231", "#911eb4", "#008080", "#9a6324", "#808000")
 
 
 def detection_sections(report: Report, data: DetectionData) -> list[Section]:
-    """The first validation images with an object: true boxes, and of the first seed those of every arm with a score above 0.3."""
-    arms = {name: results[0].details for name, results in report.arms.items() if len(results[0].details.get("ids", ()))}
-    if not arms:
-        return []
-    ids = sorted(set().union(*(details["ids"].tolist() for details in arms.values())))[:_IMAGES]
-    rows = []
-    for index in ids:
-        image = data.val_image(index)
-        boxes, labels = data.val_objects(index)
-        cells = [_figure(image, boxes, labels, data.classes, "truth")]
-        for name, details in arms.items():
-            shown = (details["ids"] == index) & (details["scores"] > _SHOWN)
-            scale = data.prepare(image)[1]
-            cells.append(_figure(image, details["boxes"][shown] / scale, details["labels"][shown], data.classes, name))
-        rows.append(f'<div class="examples">{"".join(cells)}</div>')
-    legend = " ".join(
-        f'<span style="color:{_COLOURS[k % len(_COLOURS)]}">■</span>&nbsp;{escape(name)}' for k, name in enumerate(data.classes[:24])
+    """AP of each class, the data, and the first validation images; as far as the stages of `report` kept their detections (`details`)."""
+    kept = {name: [result for result in results if "ids" in result.details] for name, results in report.arms.items()}
+    arms = {name: results for name, results in kept.items() if results}
+    return [_by_class(report, arms, data), _met(data), *_pictures(arms, data)]
+
+
+# Tables ---------------------------------------------------------------------------------------------------------------------------------
+
+
+def _by_class(report: Report, arms: Mapping[str, list[StageResult]], data: DetectionData) -> Section:
+    """A row for each class, in the order of the data; the largest classes where there are many."""
+    found = {name: {result.seed: 100 * _precision(result, data) for result in results} for name, results in arms.items()}
+    seeds = sorted(set(found.get(report.baseline or "", ())) & set(found.get(report.leading or "", ())))
+    changes_SC = np.array([found[report.leading or ""][seed] - found[report.baseline or ""][seed] for seed in seeds])
+    train_C, val_C = (images.objects(data.num_classes) for images in (data.source.train, data.truth))
+    shown = np.sort(np.argsort(-val_C, kind="stable")[:_CLASSES])
+    heads = "".join(f'<th scope="col">{escape(name)}</th>' for name in arms) + (
+        '<th scope="col" class="first">change</th>' if seeds else ""
     )
-    met = {**data.source.train.counts, **{f"{name} (validation)": count for name, count in data.source.val.counts.items()}}
-    told = [f"{count} {escape(name)}" for name, count in met.items() if count]
-    if told:
-        rows.append(f"<p>Met in the annotations: {'; '.join(told)}.</p>")
-    return [Section(f"Objects found (score above {_SHOWN:g}, first seed)", f"<p>{legend}</p>{''.join(rows)}")]
+    rows = []
+    for k in shown.tolist():
+        cells = [f"<td>{figure(float(np.mean([by_class[k] for by_class in by_seed.values()])))}</td>" for by_seed in found.values()]
+        if seeds:
+            cells.append(change_cell(float(changes_SC[:, k].mean()), changes_SC[:, k]))
+        rows.append(f'<tr><th scope="row">{escape(data.classes[k])}</th><td>{train_C[k]}</td><td>{val_C[k]}</td>{"".join(cells)}</tr>')
+    notes = [f"The change is that of {escape(report.leading or '')} over {escape(report.baseline or '')}."] if seeds else []
+    notes += ["Means over seeds; the change with its standard deviation over seeds."] if len(seeds) > 1 else []
+    notes += (
+        [f"The {data.num_classes - len(shown)} classes with the fewest validation boxes are left out."] if len(shown) < len(val_C) else []
+    )
+    html = (
+        "<p>AP of each class, %, and the boxes that students were trained on and measured with</p>"
+        '<div class="wide" tabindex="0" role="region" aria-label="AP by class"><table class="numbers" aria-label="AP by class">'
+        f'<thead><tr><th scope="col">class</th><th scope="col">training</th><th scope="col">validation</th>{heads}</tr></thead>'
+        f'<tbody>{"".join(rows)}</tbody></table></div><p class="note">{" ".join(notes)}</p>'
+    )
+    return Section("Class by class", html)
 
 
-def _figure(image: Image.Image, boxes: np.ndarray, labels: np.ndarray, classes: tuple[str, ...], name: str) -> str:
+def _precision(result: StageResult, data: DetectionData) -> np.ndarray:
+    """AP of each class in [0, 1], [C]."""
+    truth, details = data.truth, result.details
+    order = np.argsort(details["ids"], kind="stable")
+    ids = details["ids"][order]
+    rows: list[dict[str, np.ndarray]] = []
+    for index in range(len(truth)):
+        mine = order[np.searchsorted(ids, index) : np.searchsorted(ids, index, side="right")]
+        found = {name: details[name][mine] for name in ("boxes", "scores", "labels")}
+        boxes = torch.from_numpy(truth.boxes[index])
+        there = rescaled(boxes, truth.shapes[index], data.preparation.size(*truth.shapes[index])).numpy()
+        rows.append({**found, "true_boxes": there, "true_labels": truth.labels[index], "crowd": truth.crowd[index]})
+    return class_precision(rows, data.num_classes)
+
+
+def _met(data: DetectionData) -> Section:
+    """How many images there are, how large they are, and what was found on the way."""
+    source = data.source
+    shapes = sorted({shape for images in (source.train, source.val) for shape in images.shapes}, key=lambda shape: shape[0] * shape[1])
+    sizes = " to ".join(f"{width} × {height}" for height, width in dict.fromkeys((shapes[0], shapes[-1])))
+    told = [f"{len(source.train)} images to train on", f"{len(source.val)} to measure with"]
+    if source.teacher is not None:
+        told.append(f"{len(source.teacher)} for a teacher that is trained")
+    lines = [f"<li>{escape(name)}: {count}</li>" for name, count in source.counts.items()]
+    met = f"<p>Met in the files and annotations:</p><ul>{''.join(lines)}</ul>" if lines else ""
+    return Section("The data", f"<p>{', '.join(told)}; {sizes} pixels.</p>{met}")
+
+
+# Pictures -------------------------------------------------------------------------------------------------------------------------------
+
+
+def _pictures(arms: Mapping[str, list[StageResult]], data: DetectionData) -> list[Section]:
+    """The first validation images with an object: true boxes, and of the first seed those of every arm above the threshold."""
+    truth = data.truth
+    with_object = [index for index in range(len(truth)) if len(truth.labels[index])][:_IMAGES]
+    rows = []
+    for index in with_object:
+        image, shape = data.val_image(index), truth.shapes[index]
+        cells = [_figure(image, truth.boxes[index], truth.labels[index], data.classes, "truth", index)]
+        for name, results in arms.items():
+            boxes, labels = _found(results[0].details, index, data.preparation.size(*shape), shape)
+            cells.append(_figure(image, boxes, labels, data.classes, name, index))
+        rows.append(f'<div class="gallery" style="grid-template-columns:repeat({len(cells)},minmax(0,1fr))">{"".join(cells)}</div>')
+    here = sorted({int(label) for index in with_object for label in truth.labels[index]})
+    legend = " &emsp;".join(f'<span style="color:{_colour(k)}">■</span>&nbsp;{escape(data.classes[k])}' for k in here)
+    note = f"Scores above {THRESHOLD:g}, of the first seed. The first validation images with an object, not picked by eye."
+    return [Section("Objects found", f'<p class="note">{note}</p><p>{legend}</p>{"".join(rows)}')]
+
+
+def _found(details: Mapping[str, np.ndarray], index: int, size: tuple[int, int], shape: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+    """Boxes [D, 4] in the image's own pixels, and labels [D]."""
+    shown = (details["ids"] == index) & (details["scores"] > THRESHOLD)
+    return rescaled(torch.from_numpy(details["boxes"][shown]), size, shape).numpy(), details["labels"][shown]
+
+
+def _figure(image: Image.Image, boxes: np.ndarray, labels: np.ndarray, classes: tuple[str, ...], name: str, index: int) -> str:
     scale = _LARGE / max(image.size) if max(image.size) > _LARGE else max(1, _SMALL // max(image.size))
     shown = image.convert("RGB").resize([max(1, round(side * scale)) for side in image.size], Image.Resampling.BILINEAR)
     draw = ImageDraw.Draw(shown)
     for box, label in zip(boxes, labels, strict=True):
-        draw.rectangle([float(side) * scale for side in box], outline=_COLOURS[int(label) % len(_COLOURS)], width=2)
+        draw.rectangle([float(side) * scale for side in box], outline=_colour(int(label)), width=2)
+    said = f"validation image {index}, {name}: {', '.join(classes[int(label)] for label in labels) or 'nothing'}"
+    boxes_said = f"{len(labels)} box{'' if len(labels) == 1 else 'es'}"
     file = BytesIO()
     shown.save(file, format="JPEG", quality=80)
-    told = f"{name}: {', '.join(classes[int(label)] for label in labels) or 'nothing'}"
     source = base64.b64encode(file.getvalue()).decode()
-    picture = f'<img src="data:image/jpeg;base64,{source}" alt="{escape(told)}" loading="lazy">'
-    return f"<figure>{picture}<figcaption><b>{escape(name)}</b> {len(labels)} boxes</figcaption></figure>"
+    picture = f'<img src="data:image/jpeg;base64,{source}" alt="{escape(said)}" loading="lazy">'
+    return f"<figure>{picture}<figcaption><b>{escape(name)}</b> · {boxes_said}</figcaption></figure>"
+
+
+def _colour(label: int) -> str:
+    return _COLOURS[label % len(_COLOURS)]

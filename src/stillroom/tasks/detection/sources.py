@@ -10,12 +10,14 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
+from lightning.fabric.utilities.rank_zero import rank_zero_only
 
 from stillroom.engine.loading import sample_order
 from stillroom.errors import InputError, near
 from stillroom.tasks import annotations as read
-from stillroom.tasks.classification.folders import check_same
-from stillroom.tasks.classification.images import FileImages, Images, MemoryImages
+from stillroom.tasks.classification.folders import check_same, counted, warn_left_out
+from stillroom.tasks.classification.images import FileImages, Images, MemoryImages, unreadable
+from stillroom.tasks.detection.files import look_at, told, upright
 from stillroom.tasks.detection.scenes import CLASSES, Scene, make_scenes
 
 _SCENES = {"size": 48, "train": 300, "val": 300, "teacher": 3000, "seed": 0}
@@ -33,16 +35,14 @@ class Annotated:
         boxes: of each image float32 [G, 4], absolute (x1, y1, x2, y2).
         labels: of each image int64 [G].
         crowd: of each image int64 [G], see `DetectionBatch`.
-        shapes: (height, width) of each image as its annotation says; None where it does not.
-        counts: what was met on the way: boxes that were clipped or left out, images without any.
+        shapes: (height, width) of each image.
     """
 
     images: Images
     boxes: list[np.ndarray]
     labels: list[np.ndarray]
     crowd: list[np.ndarray]
-    shapes: list[tuple[int, int] | None]
-    counts: Mapping[str, int] = field(default_factory=dict)
+    shapes: list[tuple[int, int]]
 
     def __len__(self) -> int:
         return len(self.boxes)
@@ -55,7 +55,12 @@ class Annotated:
         elif isinstance(images, FileImages):
             images = FileImages(images.store, [images.names[i] for i in indices], images.labels[list(indices)])
         boxes, labels, crowd = ([column[i] for i in indices] for column in (self.boxes, self.labels, self.crowd))
-        return Annotated(images, boxes, labels, crowd, [self.shapes[i] for i in indices], self.counts)
+        return Annotated(images, boxes, labels, crowd, [self.shapes[i] for i in indices])
+
+    def objects(self, num_classes: int) -> np.ndarray:
+        """How many boxes there are of each class, int64 [C]; crowds are not counted."""
+        labels = [label[crowd == 0] for label, crowd in zip(self.labels, self.crowd, strict=True)]
+        return np.bincount(np.concatenate(labels), minlength=num_classes)
 
 
 @dataclass(frozen=True)
@@ -70,6 +75,7 @@ class Source:
         fingerprint: changes when the data do.
         divisor: of the padded height and width of a batch.
         teacher: images that a teacher is trained on, where they are others.
+        counts: what was met in the files, and how often: boxes that were clipped, images that were left out, ...
     """
 
     name: str
@@ -81,9 +87,10 @@ class Source:
     fingerprint: str
     divisor: int = 32
     teacher: Annotated | None = None
+    counts: Mapping[str, int] = field(default_factory=dict)
 
 
-def open_source(spec: str, *, argument: str = "data") -> Source:
+def open_source(spec: str, *, strict: bool = False, argument: str = "data") -> Source:
     """Find and list the images that a specification names.
 
     Args:
@@ -93,6 +100,7 @@ def open_source(spec: str, *, argument: str = "data") -> Source:
             ``coco:IMAGES,ANNOTATIONS.json``: COCO's format, with ``,val_images=...,val_annotations=...``, or ``,val=0.2`` held out;
             ``voc:ROOT``: a folder or zip in Pascal VOC's layout, with ``,train=trainval,val=test`` (names of splits, ``train+val`` for
             two), or ``,val=0.2``. Training leaves out images without a box; ``,empty=keep`` keeps them.
+        strict: refuse image files that cannot be decoded, which are left out otherwise, with one warning.
         argument: what error messages call it.
 
     Raises:
@@ -101,15 +109,19 @@ def open_source(spec: str, *, argument: str = "data") -> Source:
     kind, colon, rest = spec.partition(":")
     path, options = _split_options(rest if colon else spec, argument)
     kind = kind if colon else path
-    if kind not in _OPENERS:
-        raise InputError(argument, spec, f"one of {', '.join(_OPENERS)}, followed by where the images are, e.g. voc:VOCdevkit/VOC2007")
-    opener, known = _OPENERS[kind]
+    if kind not in _OPTIONS:
+        raise InputError(argument, spec, f"one of {', '.join(_OPTIONS)}, followed by where the images are, e.g. voc:VOCdevkit/VOC2007")
+    known = _OPTIONS[kind]
     if kind == "scenes" and colon and "=" in path:  # options alone: no path comes before them
         path, options = "", dict(part.strip().partition("=")[::2] for part in rest.split(","))
     for name, value in options.items():
         if name not in known:
             raise InputError(argument, f"{name}={value}", f"an option of {kind}: {near(name, known)}")
-    return opener(path if colon else "", options, argument)
+    path = path if colon else ""
+    if kind == "scenes":
+        return _open_scenes(path, options, argument)
+    classes, parts = _LISTED[kind](path, options, argument)
+    return _source(kind, classes, parts, options, argument, strict=strict)
 
 
 def _open_scenes(path: str, options: dict[str, str], argument: str) -> Source:
@@ -135,11 +147,14 @@ def _drawn(scenes: list[Scene], split: str) -> Annotated:
     pixels = torch.from_numpy(np.stack([scene.image for scene in scenes])).permute(0, 3, 1, 2).contiguous()
     images = MemoryImages(pixels, np.zeros(len(scenes), np.int64), [f"scenes/{split}/{i}" for i in range(len(scenes))])
     crowd = [np.zeros(len(scene.labels), np.int64) for scene in scenes]
-    shapes: list[tuple[int, int] | None] = [(len(scene.image), len(scene.image)) for scene in scenes]
+    shapes = [(len(scene.image), len(scene.image)) for scene in scenes]
     return Annotated(images, [scene.boxes for scene in scenes], [scene.labels for scene in scenes], crowd, shapes)
 
 
-def _open_coco(path: str, options: dict[str, str], argument: str) -> Source:
+Listed = tuple[tuple[str, ...], list[read.Annotated]]
+
+
+def _list_coco(path: str, options: dict[str, str], argument: str) -> Listed:
     images, comma, annotations = path.rpartition(",")
     if not comma:
         raise InputError(argument, f"coco:{path}", "coco:IMAGES,ANNOTATIONS.json")
@@ -149,10 +164,10 @@ def _open_coco(path: str, options: dict[str, str], argument: str) -> Source:
         other, val = read.read_coco(options.get("val_images", images), options.get("val_annotations", annotations), argument)
         check_same(classes, other, argument)
         parts.append(val)
-    return _source("coco", classes, parts, options, argument)
+    return classes, parts
 
 
-def _open_voc(path: str, options: dict[str, str], argument: str) -> Source:
+def _list_voc(path: str, options: dict[str, str], argument: str) -> Listed:
     if not path:
         raise InputError(argument, "voc:", "voc:ROOT")
     known = read.voc_splits(path, argument)
@@ -164,23 +179,24 @@ def _open_voc(path: str, options: dict[str, str], argument: str) -> Source:
     else:
         names = [options.get("train", "train"), options.get("val", "val")]
     parts = read.read_voc(path, names, argument)
-    classes = tuple(sorted({thing.name for part in parts for things in part.things for thing in things}))
-    return _source("voc", classes, parts, options, argument)
+    return tuple(sorted({thing.name for part in parts for things in part.things for thing in things})), parts
 
 
-_OPENERS: dict[str, tuple[Callable[[str, dict[str, str], str], Source], tuple[str, ...]]] = {
-    "scenes": (_open_scenes, tuple(_SCENES)),
-    "coco": (_open_coco, ("val_images", "val_annotations", "val", "empty")),
-    "voc": (_open_voc, ("train", "val", "empty")),
-}
+_LISTED: dict[str, Callable[[str, dict[str, str], str], Listed]] = {"coco": _list_coco, "voc": _list_voc}
+_OPTIONS = {"scenes": tuple(_SCENES), "coco": ("val_images", "val_annotations", "val", "empty"), "voc": ("train", "val", "empty")}
 
 
-def _source(name: str, classes: tuple[str, ...], parts: Sequence[read.Annotated], options: dict[str, str], argument: str) -> Source:
+def _source(
+    name: str, classes: tuple[str, ...], parts: Sequence[read.Annotated], options: dict[str, str], argument: str, *, strict: bool
+) -> Source:
     """A source of one or two annotated splits; of one, a share is held out."""
     empty = options.get("empty", "drop")
     if empty not in ("drop", "keep"):
         raise InputError(argument, f"empty={empty}", "drop or keep: training images without a box")
-    found = [_with_boxes(part, classes, argument) for part in parts]
+    if len(parts) == 2 and (both := set(parts[0].names) & set(parts[1].names)):
+        raise InputError(argument, f"{len(both)} images in both splits", "splits that share none")
+    counts: Counter[str] = Counter()
+    found = [_with_boxes(part, classes, argument, counts) for part in _decodable(parts, argument, counts, strict=strict)]
     if len(found) == 1:
         share = _share(options.get("val", _DEFAULT_VAL))
         if share is None:
@@ -188,54 +204,79 @@ def _source(name: str, classes: tuple[str, ...], parts: Sequence[read.Annotated]
         order = sample_order(0, 0, len(found[0]))
         held_out = max(1, round(share * len(order)))
         found = [found[0].take(np.sort(order[held_out:]).tolist()), found[0].take(np.sort(order[:held_out]).tolist())]
-    elif both := set(parts[0].names) & set(parts[1].names):
-        raise InputError(argument, f"{len(both)} images in both splits", "splits that share none")
     train, val = found
     with_target = [i for i, crowd in enumerate(train.crowd) if (crowd == 0).any()]
-    counts = {**train.counts, "training images without a box": len(train) - len(with_target)}
+    counts[f"training images without a box, {'left out' if empty == 'drop' else 'kept'}"] = len(train) - len(with_target)
+    counts["validation images without a box, kept"] = sum(not (crowd == 0).any() for crowd in val.crowd)
     if empty == "drop":
         train = train.take(with_target)
     for images, which in ((train, "training"), (val, "validation")):
-        if not sum(int((crowd == 0).sum()) for crowd in images.crowd):
+        if not len(images) or not images.objects(len(classes)).any():
             raise InputError(argument, f"no {which} image with a box", "at least one")
-    train = Annotated(train.images, train.boxes, train.labels, train.crowd, train.shapes, {k: v for k, v in counts.items() if v})
+    unseen = [classes[k] for k in np.flatnonzero(train.objects(len(classes)) == 0)]
+    counts[f"classes without a training box: {', '.join(unseen[:5])}{', ...' if len(unseen) > 5 else ''}"] = len(unseen)
     digest = hashlib.sha256(repr((name, classes)).encode())
     for annotated, part in zip((train, val), (parts[0], parts[-1]), strict=True):
         for index in range(len(annotated)):
             path = annotated.images.name(index)
             digest.update(f"{path} {part.sizes[path]}".encode() + annotated.boxes[index].tobytes() + annotated.labels[index].tobytes())
             digest.update(annotated.crowd[index].tobytes())
-    return Source(name, classes, train, val, *_IMAGENET, digest.hexdigest()[:16])
+    return Source(name, classes, train, val, *_IMAGENET, digest.hexdigest()[:16], counts=+counts)
 
 
-def _with_boxes(part: read.Annotated, classes: tuple[str, ...], argument: str) -> Annotated:
-    """Boxes clipped to their image where its size is known; those of less than a pixel are left out."""
+def _decodable(parts: Sequence[read.Annotated], argument: str, counts: Counter[str], *, strict: bool) -> list[read.Annotated]:
+    """The splits without the image files that cannot be decoded, as classification does it."""
+    kept: list[read.Annotated] = []
+    names: list[str] = []
+    for part in parts:
+        damaged = set(unreadable(_files(part)).tolist())
+        names += [part.names[i] for i in sorted(damaged)]
+        good = [i for i in range(len(part.names)) if i not in damaged]
+        if not good:
+            raise InputError(argument, f"{len(part.names)} images, none of which can be decoded", "at least one")
+        kept.append(
+            read.Annotated(
+                part.store, [part.names[i] for i in good], [part.things[i] for i in good], part.sizes, [part.shapes[i] for i in good]
+            )
+        )
+    if names and strict:
+        raise InputError(argument, counted(names), "none such, since strict was asked for")
+    if names and int(getattr(rank_zero_only, "rank", 0)) == 0:
+        warn_left_out(names)
+    counts["image files that cannot be decoded, left out"] = len(names)
+    return kept
+
+
+def _files(part: read.Annotated) -> FileImages:
+    return FileImages(part.store, part.names, np.zeros(len(part.names), np.int64))
+
+
+def _with_boxes(part: read.Annotated, classes: tuple[str, ...], argument: str, counts: Counter[str]) -> Annotated:
+    """Boxes in the upright image, clipped to it; those of less than a pixel in it are left out."""
     number = {name: k for k, name in enumerate(classes)}
-    counts: Counter[str] = Counter()
-    all_boxes: list[np.ndarray] = []
-    all_labels: list[np.ndarray] = []
-    all_crowd: list[np.ndarray] = []
-    for path, things, shape in zip(part.names, part.things, part.shapes, strict=True):
+    images = _files(part)
+    looks = look_at(images)
+    counts.update(told(looks))
+    made = Annotated(images, [], [], [], [look.shape for look in looks])
+    for path, things, said, look in zip(part.names, part.things, part.shapes, looks, strict=True):
         if missing := [thing.name for thing in things if thing.box is None]:
             raise InputError(argument, f"{path} with an object {missing[0]} without a box", "a box for each object")
         boxes = np.array([thing.box for thing in things], np.float32).reshape(-1, 4)
         if not np.isfinite(boxes).all():
             raise InputError(argument, f"{path} with a box of numbers that are not finite", "numbers of pixels")
-        if shape is not None:
-            inside = boxes.copy()
-            inside[:, 0::2] = inside[:, 0::2].clip(0, shape[1])
-            inside[:, 1::2] = inside[:, 1::2].clip(0, shape[0])
-            counts["boxes that reached out of their image"] += int((inside != boxes).any(1).sum())
-            boxes = inside
-        large = ((boxes[:, 2:] - boxes[:, :2]) >= _LEAST).all(1)
-        counts["boxes of less than a pixel"] += int((~large).sum())
+        boxes, turned = upright(boxes, look, said, path, argument)
+        inside = boxes.clip(0, np.array(look.shape[::-1] * 2, np.float32))
+        large = ((inside[:, 2:] - inside[:, :2]) >= _LEAST).all(1)
         crowd = np.array([thing.crowd for thing in things], np.int64)
-        counts["crowd or difficult boxes"] += int(crowd[large].sum())
-        all_boxes.append(boxes[large])
-        all_labels.append(np.array([number[thing.name] for thing in things], np.int64)[large])
-        all_crowd.append(crowd[large])
-    images = FileImages(part.store, part.names, np.zeros(len(part.names), np.int64))
-    return Annotated(images, all_boxes, all_labels, all_crowd, part.shapes, counts)
+        counts["images whose boxes were turned with them"] += turned
+        counts["boxes that reached out of their image, clipped"] += int((inside != boxes)[large].any(1).sum())
+        counts["boxes of less than a pixel in their image, left out"] += int((~large).sum())
+        counts["crowd or difficult boxes, neither asked for nor wrong"] += int(crowd[large].sum())
+        labels = np.array([number[thing.name] for thing in things], np.int64)
+        made.boxes.append(inside[large])
+        made.labels.append(labels[large])
+        made.crowd.append(crowd[large])
+    return made
 
 
 def _split_options(text: str, argument: str) -> tuple[str, dict[str, str]]:

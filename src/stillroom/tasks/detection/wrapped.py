@@ -15,24 +15,25 @@ from torchvision.models.detection.image_list import ImageList
 from torchvision.ops import box_iou
 
 from stillroom.tasks.detection.dense import Assigner, DenseOutputs, DenseTargets, ImageTargets
-from stillroom.tasks.detection.detector import DenseDetector
+from stillroom.tasks.detection.detector import DenseDetector, maps_of, strides_of_maps
+from stillroom.tasks.detection.outputs import Objects
 
 
 class _Torchvision(DenseDetector):
     """What both have in common."""
 
-    def __init__(self, model: RetinaNet | FCOS, strides: Sequence[int]) -> None:
+    def __init__(self, model: RetinaNet | FCOS) -> None:
         super().__init__()
         self.model: Any = model
         self.num_classes = int(model.head.classification_head.num_classes)
-        self.strides = tuple(strides)
+        self.strides = tuple(strides_of_maps(self.model.backbone).values())
 
-    def raw(self, images: Tensor, image_sizes: Tensor) -> DenseOutputs:
+    def raw(self, images: Tensor, image_sizes: Tensor, objects: Objects | None = None) -> DenseOutputs:
         """See `DenseDetector`; with `head`, and `centerness` where there is one."""
-        features = list(self.model.backbone(images).values())
+        features = list(maps_of(self.model.backbone, images).values())
         head: dict[str, Tensor] = self.model.head(features)
-        listed = ImageList(images, [(int(h), int(w)) for h, w in image_sizes.tolist()])
-        anchors_A4 = self.model.anchor_generator(listed, features)[0]  # the same for every image of a padded batch
+        listed = ImageList(images, [(images.shape[-2], images.shape[-1])])  # one stands for all: in a padded batch they have one grid
+        anchors_A4 = self.model.anchor_generator(listed, features)[0]
         per_cell = anchors_A4.shape[0] // sum(f.shape[-2] * f.shape[-1] for f in features)
         sizes = [f.shape[-2] * f.shape[-1] * per_cell for f in features]
         logits, deltas = head["cls_logits"].split(sizes, 1), head["bbox_regression"].split(sizes, 1)
@@ -41,20 +42,20 @@ class _Torchvision(DenseDetector):
         centerness = head["bbox_ctrness"].squeeze(-1).split(sizes, 1) if "bbox_ctrness" in head else ()
         valid = [torch.ones(level.shape[:2], dtype=torch.bool, device=level.device) for level in logits]
         return DenseOutputs(
-            tuple(logits),
-            tuple(boxes),
-            tuple(anchors),
-            self.strides,
-            image_sizes,
-            tuple(valid),
             features=tuple(features),
+            strides=self.strides,
+            image_sizes=image_sizes,
+            logits=tuple(logits),
+            boxes=tuple(boxes),
+            anchors=tuple(anchors),
+            valid=tuple(valid),
             centerness=tuple(centerness),
             head=head,
         )
 
     def decode(self, deltas_BN4: Tensor, anchors_N4: Tensor) -> Tensor:
         """A level's boxes [B, N, 4]."""
-        batch = len(deltas_BN4)
+        batch = deltas_BN4.shape[0]  # not len(), which torch.export takes for a constant
         every = anchors_N4.repeat(batch, 1)
         decoded: Tensor = self.model.box_coder.decode_single(deltas_BN4.reshape(-1, 4), every)
         return decoded.view(batch, -1, 4)
@@ -87,7 +88,7 @@ class FCOSDetector(_Torchvision):
 
     def decode(self, deltas_BN4: Tensor, anchors_N4: Tensor) -> Tensor:
         """A level's boxes [B, N, 4] from distances in strides."""
-        decoded: Tensor = self.model.box_coder.decode(deltas_BN4, anchors_N4.expand(len(deltas_BN4), -1, -1))
+        decoded: Tensor = self.model.box_coder.decode(deltas_BN4, anchors_N4.expand(deltas_BN4.shape[0], -1, -1))
         return decoded
 
     def assigner(self, *, regions: bool = False) -> Assigner:

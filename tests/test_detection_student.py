@@ -1,0 +1,211 @@
+"""A detection run's student afterwards: loaded, asked on the command line, exported; and the page that tells how to use the file."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+import stillroom
+from stillroom.cli import main
+from stillroom.commands import export, predict
+from stillroom.engine.export import SUFFIXES
+from stillroom.engine.weights import save_weights
+from stillroom.errors import StillroomError
+from stillroom.tasks.detection.data import DetectionData
+from stillroom.tasks.detection.loaded import LoadedDetector, ship
+from stillroom.tasks.detection.models import build_detector
+
+PAGE = Path(__file__).parents[1] / "docs" / "detection.md"
+(WITH_ONNX,) = re.findall(r"<!-- a test runs this block -->\n```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
+((OWN_FILE, OWN),) = re.findall(r"<!-- a test runs this block: (\S+) -->\n```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
+NETS = """
+from torch import nn
+from torchvision.models.detection import FCOS, RetinaNet
+from torchvision.models.detection.anchor_utils import AnchorGenerator
+from torchvision.ops import FeaturePyramidNetwork
+
+STRIDES = (4, 8)
+
+
+class Backbone(nn.Module):
+    out_channels = 32
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 8, 3, 4, 1), nn.Conv2d(8, 12, 3, 2, 1)
+        self.pyramid = FeaturePyramidNetwork([8, 12], self.out_channels)
+
+    def forward(self, images):
+        first = self.first(images).relu()
+        return self.pyramid({"0": first, "1": self.second(first).relu()})
+
+
+def fcos(num_classes):
+    made = FCOS(Backbone(), num_classes, anchor_generator=AnchorGenerator(((4,), (8,)), ((1.0,),) * 2))
+    made.strides = STRIDES
+    return made
+
+
+def retinanet(num_classes):
+    made = RetinaNet(Backbone(), num_classes, anchor_generator=AnchorGenerator(((8, 12), (16, 24)), ((0.5, 1.0, 2.0),) * 2))
+    made.strides = STRIDES
+    return made
+"""
+
+
+def finished_run(folder: Path, model: str, image_size: int | None = None) -> Path:
+    """What a run leaves of its student, without the training: random weights that make scores differ."""
+    torch.manual_seed(0)
+    data = DetectionData("scenes:train=4,val=4,teacher=4", image_size=image_size)
+    network = build_detector(model, num_classes=6).network
+    for name, parameter in network.named_parameters():
+        if name.endswith(("gfl_cls.weight", "cls_logits.weight")):
+            nn.init.normal_(parameter, std=0.2)
+        if name.endswith(("gfl_cls.bias", "cls_logits.bias")):
+            nn.init.constant_(parameter, -1)
+    save_weights(network, folder / "student.safetensors")
+    ship(folder, model, data.describe())
+    return folder
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return finished_run(tmp_path_factory.mktemp("runs") / "bckd", "stillroom/gfl_24")
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    """Two scenes, one of them on its side by EXIF, and a file that is no image."""
+    data, root = DetectionData("scenes:train=4,val=4,teacher=4"), tmp_path / "photos"
+    root.mkdir()
+    data.val_image(0).save(root / "0.png")
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    data.val_image(1).resize((80, 48)).save(root / "1.png", exif=exif)
+    (root / "2.jpg").write_bytes(b"no image")
+    return root
+
+
+def detector(run: Path) -> LoadedDetector:
+    loaded = stillroom.load(run)
+    assert isinstance(loaded, LoadedDetector)
+    return loaded
+
+
+def test_objects_are_printed_as_lines_of_json(finished: Path, photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(StillroomError, match="1 of 3 could not be read"):
+        predict.run([str(finished), str(photos), "--json", "--threshold", "0.4"], "")
+    out, err = capsys.readouterr()
+    lines = [json.loads(line) for line in out.splitlines()]
+    assert [Path(line["file"]).name for line in lines] == ["0.png", "1.png"]
+    for line in lines:
+        found = detector(finished).detect(line["file"], threshold=0.4)
+        assert len(found) == len(line["objects"]) > 1
+        for one, told in zip(found, line["objects"], strict=True):
+            assert (one.label, one.score, list(one.box)) == (told["class"], pytest.approx(told["score"]), pytest.approx(told["box"]))
+        scores = [told["score"] for told in line["objects"]]
+        assert scores == sorted(scores, reverse=True)
+        assert min(scores) > 0.4
+    assert max(told["box"][3] for told in lines[1]["objects"]) > 48, "boxes are in the upright image, 48 x 80"
+    assert err.startswith(f"stillroom: {photos / '2.jpg'}: ")
+
+
+def test_objects_are_printed_in_a_table(finished: Path, photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    predict.run([str(finished), str(photos / "0.png")], "")
+    head, *rows = capsys.readouterr().out.splitlines()
+    assert head.split() == ["file", "class", "score", "box", "(x1,", "y1,", "x2,", "y2)"]
+    assert len(rows) == len(detector(finished).detect(photos / "0.png")) > 1
+    assert re.fullmatch(r"\S+0\.png +(hollow )?\w+ +0\.\d\d +(\d+\.\d, ){3}\d+\.\d *", rows[0])
+    predict.run([str(finished), str(photos / "0.png"), "--threshold", "1"], "")
+    assert capsys.readouterr().out.splitlines()[1].split() == [str(photos / "0.png"), "nothing"]
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        (["--threshold", "1.5"], "--threshold: got 1.5, expected a number from 0 to 1"),
+        (["--top", "3"], "--top: got 3, expected none, since this run's student is a detector"),
+    ],
+)
+def test_options_that_do_not_fit(option: list[str], message: str, finished: Path, photos: Path) -> None:
+    with pytest.raises(StillroomError, match=re.escape(message)):
+        predict.run([str(finished), str(photos), *option], "")
+
+
+@pytest.mark.parametrize("model", ["stillroom/gfl_24", "nets.py:fcos", "nets.py:retinanet"])
+def test_dense_detectors_are_exported_to_onnx(
+    model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("nets.py").write_text(NETS)
+    run = finished_run(Path("run"), model)
+    export.run([str(run)], "")
+    out, err = capfd.readouterr()
+    assert err == ""
+    scores, boxes = out.splitlines()[1:]
+    told = r"largest difference from the student's (\w+): (\S+) \(batches of 1, 5 and 2 of another size; \w+ up to (\S+); tolerance (\S+)\)"
+    for line, name, unit in ((scores, "scores", 1), (boxes, "boxes", 96)):
+        found = re.fullmatch(told, line)
+        assert found is not None, line
+        assert found[1] == name
+        assert float(found[2]) <= 1e-4 * unit == pytest.approx(float(found[4]))
+        assert float(found[3]) > 0.3, "answers so small that every tolerance is kept"
+
+
+def test_every_format_says_what_it_is(finished: Path, tmp_path: Path) -> None:
+    run = shutil.copytree(finished, tmp_path / "run")
+    for format in ("torch", "safetensors"):
+        export.run([str(run), "--format", format], "")
+    assert {file.suffix for file in run.iterdir()} == {".json", ".safetensors", SUFFIXES["torch"]}
+    about = dict.fromkeys(("task", "classes", "transform", "model", "detections"), "")
+    program = torch.export.load(run / "student.pt2", extra_files=about).module()
+    assert (about["task"], about["model"]) == ("detection", "stillroom/gfl_24")
+    assert json.loads(about["transform"]) == detector(run).preparation.to_json()
+    assert json.loads(about["detections"]) == {"score_threshold": 0.05, "nms_threshold": 0.6, "most": 100}
+    assert [tuple(answer.shape) for answer in program(torch.zeros(3, 3, 48, 80))] == [(3, 300, 6), (3, 300, 4)]
+    described = build_detector(f"stillroom/gfl_24@{run / 'student_described.safetensors'}", num_classes=6)
+    assert all(torch.equal(a, b) for a, b in zip(described.network.parameters(), detector(run).network.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("image_size", [None, 40])
+def test_the_page_tells_how_to_get_boxes_from_onnx(
+    image_size: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = finished_run(tmp_path / "runs" / "bckd", "stillroom/gfl_24", image_size)
+    DetectionData("scenes:train=1,val=1,teacher=1").val_image(0).resize((100, 60)).save(tmp_path / "photo.jpg", quality=95)
+    export.run([str(run)], "")
+    monkeypatch.chdir(tmp_path)
+    capsys.readouterr()
+    exec(compile(WITH_ONNX, str(PAGE), "exec"), {})
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    expected = detector(run).detect("photo.jpg")
+    assert len(lines) == len(expected) > 1
+    apart = 0.02 if image_size else 0.006  # resized by another library, and rounded to two places
+    for (*label, score, x1, y1, x2, y2), one in zip(lines, expected, strict=True):
+        assert " ".join(label) == one.label
+        assert float(score) == pytest.approx(one.score, abs=apart)
+        assert [float(side) for side in (x1, y1, x2, y2)] == pytest.approx(list(one.box), abs=1 if image_size else 0.06)
+
+
+def test_the_pages_own_detector_is_distilled_and_its_folder_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path(OWN_FILE).write_text(OWN)
+    (command,) = re.findall(r"stillroom (run bckd .*--out runs/own-detector)", PAGE.read_text())
+    assert main(shlex.split(command)) == 0
+    report = Path("runs/own-detector/report.html").read_text()
+    assert "Class by class" in report
+    assert "4 to measure with; 48 × 48 pixels" in report
+    DetectionData("scenes:train=1,val=1,teacher=1").val_image(0).save("photo.png")
+    capsys.readouterr()
+    assert main(["predict", "runs/own-detector", "photo.png", "--json", "--threshold", "0"]) == 0
+    assert json.loads(capsys.readouterr().out)["objects"]
