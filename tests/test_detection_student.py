@@ -217,7 +217,7 @@ def test_the_pages_own_detector_is_distilled_and_its_folder_used(
     assert main(shlex.split(command)) == 0
     report = Path("runs/own-detector/report.html").read_text()
     assert "Class by class" in report
-    assert "4 to measure with; 48 × 48 pixels" in report
+    assert "16 images to train on, 4 to measure with, 16 for a teacher that is trained; 48 × 48 pixels" in report
     DetectionData("scenes:train=1,val=1,teacher=1").val_image(0).save("photo.png")
     capsys.readouterr()
     assert main(["predict", "runs/own-detector", "photo.png", "--json", "--threshold", "0"]) == 0
