@@ -105,14 +105,14 @@ def export(
     there before stays.
 
     Args:
-        network: from one tensor [B, ...] to one tensor [B, ...]; stays as it is.
+        network: from one tensor [B, ...] to one tensor [B, ...], or several; stays as it is.
         inputs_BX: a few samples [B, ...] such as the network is made for, at least two.
         path: the file; its folder is made when missing.
         format: ``onnx``; ``torch``: a program of `torch.export`; ``safetensors``: weights alone.
         metadata: goes into the file: ONNX's metadata_props, the program's extra files, the header of safetensors.
         tolerance: the largest absolute difference that is allowed, in units of the answers.
         names: of the input and the outputs, for ONNX.
-        ask: how the network is asked for its outputs, where it has several; else it is called.
+        ask: how the network is asked for its outputs, where it is not by calling it.
         units: what the tolerance counts in, for each output; 1 by default.
         cell: for inputs [B, 3, H, W] of any height and width that are multiples of it; else theirs are those of `inputs_BX`.
 

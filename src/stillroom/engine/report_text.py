@@ -55,8 +55,8 @@ COMMON_METRICS = {
     "AP": Metric("AP", "%", 1, True),
     "AP50": Metric("AP50", "%", 1, True),
     "AP75": Metric("AP75", "%", 1, True),
-    "vocAP50": Metric("Pascal VOC's AP50", "%", 1, True),
-    "vocAP50-11": Metric("Pascal VOC's AP50, 11 points", "%", 1, True),
+    "vocAP50": Metric("VOC AP50", "%", 1, True),
+    "vocAP50-11": Metric("VOC AP50, 11 points", "%", 1, True),
     "agreement": Metric("agreement with teacher", "%", 1),
 }
 

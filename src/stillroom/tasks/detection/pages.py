@@ -57,9 +57,9 @@ def _by_class(report: Report, arms: Mapping[str, list[StageResult]], data: Detec
         [f"The {data.num_classes - len(shown)} classes with the fewest validation boxes are left out."] if len(shown) < len(val_C) else []
     )
     html = (
-        "<p>AP of each class, %, and the boxes that students were trained on and measured with</p>"
+        "<p>AP of each class, %, and how many boxes students are trained on and measured with</p>"
         '<div class="wide" tabindex="0" role="region" aria-label="AP by class"><table class="numbers" aria-label="AP by class">'
-        f'<thead><tr><th scope="col">class</th><th scope="col">training</th><th scope="col">validation</th>{heads}</tr></thead>'
+        f'<thead><tr><th scope="col">class</th><th scope="col">training boxes</th><th scope="col">validation boxes</th>{heads}</tr></thead>'
         f'<tbody>{"".join(rows)}</tbody></table></div><p class="note">{" ".join(notes)}</p>'
     )
     return Section("Class by class", html)
@@ -88,9 +88,11 @@ def _met(data: DetectionData) -> Section:
     told = [f"{len(source.train)} images to train on", f"{len(source.val)} to measure with"]
     if source.teacher is not None:
         told.append(f"{len(source.teacher)} for a teacher that is trained")
+    size = data.preparation.image_size
+    read = f", read with a shorter side of {size}" if size else ""
     lines = [f"<li>{escape(name)}: {count}</li>" for name, count in source.counts.items()]
     met = f"<p>Met in the files and annotations:</p><ul>{''.join(lines)}</ul>" if lines else ""
-    return Section("The data", f"<p>{', '.join(told)}; {sizes} pixels.</p>{met}")
+    return Section("The data", f"<p>{', '.join(told)}; {sizes} pixels{read}.</p>{met}")
 
 
 # Pictures -------------------------------------------------------------------------------------------------------------------------------
@@ -100,18 +102,19 @@ def _pictures(arms: Mapping[str, list[StageResult]], data: DetectionData) -> lis
     """The first validation images with an object: true boxes, and of the first seed those of every arm above the threshold."""
     truth = data.truth
     with_object = [index for index in range(len(truth)) if len(truth.labels[index])][:_IMAGES]
-    rows = []
+    cells: list[str] = []
+    named: set[int] = set()
     for index in with_object:
         image, shape = data.val_image(index), truth.shapes[index]
-        cells = [_figure(image, truth.boxes[index], truth.labels[index], data.classes, "truth", index)]
-        for name, results in arms.items():
-            boxes, labels = _found(results[0].details, index, data.preparation.size(*shape), shape)
-            cells.append(_figure(image, boxes, labels, data.classes, name, index))
-        rows.append(f'<div class="gallery" style="grid-template-columns:repeat({len(cells)},minmax(0,1fr))">{"".join(cells)}</div>')
-    here = sorted({int(label) for index in with_object for label in truth.labels[index]})
-    legend = " &emsp;".join(f'<span style="color:{_colour(k)}">■</span>&nbsp;{escape(data.classes[k])}' for k in here)
+        shown = {"truth": (truth.boxes[index], truth.labels[index])}
+        shown |= {name: _found(results[0].details, index, data.preparation.size(*shape), shape) for name, results in arms.items()}
+        cells += [_figure(image, boxes, labels, data.classes, name, index) for name, (boxes, labels) in shown.items()]
+        named |= {int(label) for _, labels in shown.values() for label in labels}
+    legend = " &emsp;".join(f'<span style="color:{_colour(k)}">■</span>&nbsp;{escape(data.classes[k])}' for k in sorted(named))
     note = f"Scores above {THRESHOLD:g}, of the first seed. The first validation images with an object, not picked by eye."
-    return [Section("Objects found", f'<p class="note">{note}</p><p>{legend}</p>{"".join(rows)}')]
+    columns = f"grid-template-columns:repeat({1 + len(arms)},minmax(0,1fr))"
+    gallery = f'<div class="gallery" style="{columns}">{"".join(cells)}</div>'
+    return [Section("Objects found", f'<p class="note">{note}</p><p>{legend}</p>{gallery}')]
 
 
 def _found(details: Mapping[str, np.ndarray], index: int, size: tuple[int, int], shape: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
@@ -131,7 +134,7 @@ def _figure(image: Image.Image, boxes: np.ndarray, labels: np.ndarray, classes: 
     file = BytesIO()
     shown.save(file, format="JPEG", quality=80)
     source = base64.b64encode(file.getvalue()).decode()
-    picture = f'<img src="data:image/jpeg;base64,{source}" alt="{escape(said)}" loading="lazy">'
+    picture = f'<img src="data:image/jpeg;base64,{source}" alt="{escape(said)}" loading="lazy" style="aspect-ratio:auto">'
     return f"<figure>{picture}<figcaption><b>{escape(name)}</b> · {boxes_said}</figcaption></figure>"
 
 
