@@ -62,7 +62,7 @@ def small_rt_detr(num_classes: int, stages: Sequence[int], width: int, queries: 
     """Strides 4, 8 and 16, one encoder and two decoder layers of 4 heads."""
     library = needed("model", "stillroom/rt-detr")
     backbone = library.RTDetrResNetConfig(
-        embedding_size=stages[0] // 2,
+        embedding_size=stages[0],  # transformers' first stage of basic blocks cannot widen
         hidden_sizes=list(stages),
         depths=[1] * len(stages),
         layer_type="basic",
