@@ -68,7 +68,7 @@ class DetrDetector(_Masked):
     def class_loss(self, logits: Tensor, pairs: Pairs, count: Tensor) -> Tensor:
         """Cross-entropy of all queries, those of "no object" weighted 0.1 by default; divided by the sum of the weights."""
         labels_BQ = torch.full(logits.shape[:2], self.num_classes, device=logits.device)
-        labels_BQ[pairs.at] = pairs.labels_P
+        labels_BQ[pairs.at[:2]] = pairs.labels_P
         weights_C = logits.new_ones(self.num_classes + 1)
         weights_C[-1] = self.model.config.eos_coefficient
         total = F.cross_entropy(logits.flatten(0, 1), labels_BQ.flatten(), weights_C, reduction="sum")
@@ -208,10 +208,16 @@ class RTDetrDetector(QueryDetector):
         """Varifocal loss: a matched query's class is to score the box's overlap; summed, divided by the number of objects."""
         config, one_hot = self.model.config, pairs.one_hot(logits)
         quality = one_hot.clone()
-        quality[(*pairs.at, pairs.labels_P)] = pairs.overlap().detach()
+        quality[pairs.at] = pairs.overlap().detach()
         scores = logits.detach().sigmoid()
         weights = config.focal_loss_alpha * scores.pow(config.focal_loss_gamma) * (1 - one_hot) + quality
         return F.binary_cross_entropy_with_logits(logits, quality, weights, reduction="sum") / count
+
+    def ranked(self, logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The best of all queries times classes, as many as there are queries."""
+        scores_BN, queries_BN, labels_BN = super().ranked(logits)
+        most = logits.shape[1]
+        return scores_BN[:, :most], queries_BN[:, :most], labels_BN[:, :most]
 
     def task_losses(self, outputs: QueryOutputs, targets: QueryTargets) -> dict[str, Tensor]:
         """See `QueryDetector`; with those of the noised objects."""

@@ -37,7 +37,8 @@ def build(name: str, num_classes: int, argument: str) -> QueryDetector:
 
     Args:
         name: ``detr``, ``deformable-detr`` or ``rt-detr``, with a ResNet after an underscore (``rt-detr_r18``; by default ``_r50``),
-            random weights; or a folder that transformers' `save_pretrained` wrote.
+            random weights, all of them trained, though DETR's and Deformable DETR's batch norms stay as they are: these two want weights;
+            or a folder that transformers' `save_pretrained` wrote.
         num_classes: C.
         argument: named in errors.
 
@@ -58,7 +59,7 @@ def build(name: str, num_classes: int, argument: str) -> QueryDetector:
         return rt_detr(backbone, num_classes, **_RT_DETR[size])
     if family == "detr":
         backbone = library.ResNetConfig(**resnet, out_features=["stage4"])
-        return ADAPTERS["DetrForObjectDetection"](library.DetrForObjectDetection(library.DetrConfig(**_shared(backbone, num_classes))))
+        return _trained(library.DetrForObjectDetection(library.DetrConfig(**_shared(backbone, num_classes))))
     backbone = library.ResNetConfig(**resnet, out_features=["stage2", "stage3", "stage4"])
     return deformable_detr(backbone, num_classes)
 
@@ -85,7 +86,13 @@ def deformable_detr(backbone: Any, num_classes: int, **options: Any) -> QueryDet
     """Deformable DETR over a backbone's configuration, with random weights."""
     library = importlib.import_module("transformers")
     config = library.DeformableDetrConfig(**_shared(backbone, num_classes), **options)
-    return ADAPTERS["DeformableDetrForObjectDetection"](library.DeformableDetrForObjectDetection(config))
+    return _trained(library.DeformableDetrForObjectDetection(config))
+
+
+def _trained(made: Any) -> QueryDetector:
+    # transformers means to freeze the first stages, finds none of its own ResNets' names, and freezes them all.
+    made.model.backbone.requires_grad_(True)
+    return ADAPTERS[type(made).__name__](made)
 
 
 def is_folder(name: str) -> bool:

@@ -200,11 +200,12 @@ class Pairs:
     def __init__(self, boxes: Tensor, matches: Matches, labels: Sequence[Tensor], wanted: Sequence[Tensor]) -> None:
         device = boxes.device
         images_P = torch.cat([torch.full_like(queries, image) for image, (queries, _) in enumerate(matches)]).to(device)
-        self.at = (images_P, torch.cat([queries for queries, _ in matches]).to(device))
+        queries_P = torch.cat([queries for queries, _ in matches]).to(device)
         objects = [which.to(device) for _, which in matches]
         self.labels_P = torch.cat([label[which] for label, which in zip(labels, objects, strict=True)])
         self.wanted_P4 = torch.cat([box[which] for box, which in zip(wanted, objects, strict=True)])
-        self.boxes_P4 = boxes[self.at]
+        self.boxes_P4 = boxes[images_P, queries_P]
+        self.at = images_P, queries_P, self.labels_P  # where their labels stand among the logits
 
     def overlap(self, kind: Any = "iou") -> Tensor:
         """Of each answered box with the object's; [P]."""
@@ -214,7 +215,7 @@ class Pairs:
     def one_hot(self, logits: Tensor) -> Tensor:
         """1 at each pair's label, 0 elsewhere; of the logits' shape."""
         target = torch.zeros_like(logits)
-        target[(*self.at, self.labels_P)] = 1
+        target[self.at] = 1
         return target
 
 
