@@ -24,8 +24,15 @@ from stillroom.tasks.detection.models import build_detector
 from stillroom.tasks.detection.small import SMALL
 from stillroom.tasks.detection.supervised import DetectionDistiller
 from stillroom.tasks.detection.two_stage import TwoStageDetector
+from stillroom.tasks.detection.wrapped import ATSSDetector
 
-KINDS = {"gfl": GFL, "faster-rcnn": TwoStageDetector, "rt-detr": RTDetrDetector, "deformable-detr": DeformableDetrDetector}
+KINDS = {
+    "atss": ATSSDetector,
+    "gfl": GFL,
+    "faster-rcnn": TwoStageDetector,
+    "rt-detr": RTDetrDetector,
+    "deformable-detr": DeformableDetrDetector,
+}
 OWN = """
 import transformers
 from torch import nn

@@ -9,7 +9,10 @@ from torchvision.models.detection import FCOS, RetinaNet
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.ops import FeaturePyramidNetwork
 
-from stillroom.tasks.detection.wrapped import FCOSDetector, RetinaNetDetector
+from stillroom.errors import InputError
+from stillroom.tasks.detection.atss import atss
+from stillroom.tasks.detection.models import build_detector
+from stillroom.tasks.detection.wrapped import ATSSDetector, FCOSDetector, RetinaNetDetector, one_square
 
 STRIDES = (4, 8)
 
@@ -77,3 +80,29 @@ def test_rows_stand_for_the_same_place_in_every_record() -> None:
     assert outputs.level_sizes == (16 * 16 * 6, 8 * 8 * 6)
     assert [tuple(level.shape) for level in outputs.logits] == [(3, 1536, 5), (3, 384, 5)]
     assert all(bool(level.all()) for level in outputs.valid)
+
+
+def test_atss_is_retinanet_on_atss_s_positives() -> None:
+    torch.manual_seed(0)
+    made = ATSSDetector(RetinaNet(Backbone(), 5, anchor_generator=one_square(STRIDES, scale=4)))
+    outputs = made.raw(IMAGES, SIZES)
+    targets = made.targets(outputs, BOXES, LABELS)
+    expected = atss(torch.cat(outputs.anchors), outputs.level_sizes, BOXES[0], 9).matched
+    assert torch.equal(targets.matched[0], expected)
+    assert (expected >= 0).any()
+    objects = [{"boxes": boxes, "labels": labels} for boxes, labels in zip(BOXES, LABELS, strict=True)]
+    own = made.model.head.compute_loss(objects, dict(outputs.head), [torch.cat(outputs.anchors)] * 3, list(targets.matched))
+    assert made.task_losses(outputs, targets) == own
+    assert [level.shape[1] for level in outputs.logits] == [16 * 16, 8 * 8]
+
+
+def test_atss_wants_one_anchor_for_each_cell() -> None:
+    with pytest.raises(InputError, match=r"model: got .*6, 6.* anchors for each cell"):
+        ATSSDetector(detector("retinanet").model)
+
+
+@pytest.mark.parametrize(("spec", "strides"), [("stillroom/atss_24", (4, 8)), ("atss/resnet18", (8, 16, 32, 64, 128))])
+def test_atss_by_name(spec: str, strides: tuple[int, ...]) -> None:
+    built = build_detector(spec, num_classes=3).network
+    assert isinstance(built, ATSSDetector)
+    assert built.strides == strides

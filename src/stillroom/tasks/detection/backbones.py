@@ -142,13 +142,18 @@ def adopt_backbone(detector: nn.Module, weights: str, *, trust_pickle: bool = Fa
         InputError: a detector without such a backbone; weights that are missing, cannot be downloaded or do not fit.
     """
     backbone = getattr(getattr(detector, "model", detector), "backbone", None)
+    backbone = getattr(backbone, "backbone", backbone) if isinstance(backbone, PyramidMaps) else backbone
     if isinstance(backbone, TimmBackbone):
         network, name = backbone.network, backbone.name
     elif isinstance(body := getattr(backbone, "body", None), nn.Module):
         network, name = body, "resnet50"
         _freeze_norms(body)
     else:
-        raise InputError(argument, f"weights for the backbone of {type(detector).__name__}", "gfl/BACKBONE or torchvision/NAME before them")
+        raise InputError(
+            argument,
+            f"weights for the backbone of {type(detector).__name__}",
+            "gfl/BACKBONE, atss/BACKBONE or torchvision/NAME before them",
+        )
     if weights == "pretrained":
         given = _published(name, isinstance(backbone, TimmBackbone), argument)
     else:
@@ -249,3 +254,21 @@ def pad_batch(images: Sequence[Tensor], divisor: int = 32, canvas: tuple[int, in
     for place, image in zip(batch, images, strict=True):
         place[:, : image.shape[-2], : image.shape[-1]] = image
     return batch, sizes
+
+
+class PyramidMaps(nn.Module):
+    """A backbone and its pyramid in torchvision's manner: maps by name, the finest first.
+
+    Args:
+        backbone: images -> a list of maps; has `channels`.
+        width, extra: see `Pyramid`.
+    """
+
+    def __init__(self, backbone: nn.Module, width: int = 256, extra: int = 0) -> None:
+        super().__init__()
+        self.out_channels = width
+        self.backbone, self.pyramid = backbone, Pyramid(tuple(backbone.channels), width, extra)  # type: ignore[arg-type]
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        """float [B, 3, H, W] -> maps [B, width, h, w]."""
+        return {str(level): feature for level, feature in enumerate(self.pyramid(self.backbone(images)))}

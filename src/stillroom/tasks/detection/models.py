@@ -4,6 +4,7 @@ A spec is `SOURCE[,backbone=WEIGHTS][@WEIGHTS]`, or the folder of a run:
 
 - `stillroom/NAME`: small detectors for small images (`SMALL`);
 - `gfl/BACKBONE`: GFL over any timm backbone, as the papers build it (strides 8 to 128, 256 channels);
+- `atss/BACKBONE`: RetinaNet with one anchor for each cell and ATSS, over the same;
 - `torchvision/retinanet_resnet50_fpn`, `torchvision/fcos_resnet50_fpn`, `torchvision/fasterrcnn_resnet50_fpn`;
 - `transformers/detr`, `transformers/deformable-detr`, `transformers/rt-detr`, with a ResNet after an underscore (`rt-detr_r18`), and random
   weights; `transformers/FOLDER`, a folder that `save_pretrained` wrote, with its weights;
@@ -29,16 +30,18 @@ from torchvision.models.detection import FCOS, FasterRCNN, RetinaNet
 from stillroom.engine.weights import load_weights
 from stillroom.errors import InputError, near
 from stillroom.tasks.detection import detr_models
-from stillroom.tasks.detection.backbones import TimmBackbone, adopt_backbone
+from stillroom.tasks.detection.backbones import PyramidMaps, TimmBackbone, adopt_backbone
 from stillroom.tasks.detection.detector import Detector
 from stillroom.tasks.detection.detr import ADAPTERS
 from stillroom.tasks.detection.gfl import GFL
 from stillroom.tasks.detection.small import SMALL
 from stillroom.tasks.detection.two_stage import TwoStageDetector
-from stillroom.tasks.detection.wrapped import FCOSDetector, RetinaNetDetector
+from stillroom.tasks.detection.wrapped import ATSSDetector, FCOSDetector, RetinaNetDetector, one_square
 
 TASK = "detection"
-_KINDS = "stillroom/NAME, gfl/BACKBONE, torchvision/NAME, transformers/NAME or FOLDER, file.py:function, or the folder of a run"
+_KINDS = (
+    "stillroom/NAME, gfl/BACKBONE, atss/BACKBONE, torchvision/NAME, transformers/NAME or FOLDER, file.py:function, or the folder of a run"
+)
 _TORCHVISION = ("retinanet_resnet50_fpn", "fcos_resnet50_fpn", "fasterrcnn_resnet50_fpn")
 
 
@@ -100,6 +103,9 @@ def _untrained(source: str, num_classes: int, argument: str) -> Detector[Any, An
         raise InputError(argument, source, f"a detector of Stillroom, such as {near(name, SMALL)}")
     if library == "gfl":
         return GFL(TimmBackbone(name, argument=argument), num_classes)
+    if library == "atss":
+        maps = PyramidMaps(TimmBackbone(name, argument=argument), extra=2)
+        return ATSSDetector(RetinaNet(maps, num_classes, anchor_generator=one_square((8, 16, 32, 64, 128))))
     if library == "torchvision":
         if name not in _TORCHVISION:
             raise InputError(argument, source, f"a detector of torchvision: {', '.join(_TORCHVISION)}")

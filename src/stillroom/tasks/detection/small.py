@@ -7,16 +7,18 @@ from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
-from torchvision.models.detection import FasterRCNN
+from torchvision.models.detection import FasterRCNN, RetinaNet
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
+from torchvision.models.detection.retinanet import RetinaNetHead
 from torchvision.ops import MultiScaleRoIAlign
 
-from stillroom.tasks.detection.backbones import Pyramid, SmallBackbone
+from stillroom.tasks.detection.backbones import PyramidMaps, SmallBackbone
 from stillroom.tasks.detection.detector import Detector
 from stillroom.tasks.detection.detr_models import deformable_detr, needed, rt_detr
 from stillroom.tasks.detection.gfl import GFL
 from stillroom.tasks.detection.two_stage import TwoStageDetector
+from stillroom.tasks.detection.wrapped import ATSSDetector, one_square
 
 
 def gfl(num_classes: int, stem: int, stages: tuple[int, ...], width: int, extra: int) -> GFL:
@@ -25,21 +27,17 @@ def gfl(num_classes: int, stem: int, stages: tuple[int, ...], width: int, extra:
     return GFL(backbone, num_classes, width=width, extra=0, reg_max=8, convs=1, groups=8, anchor_scale=4)
 
 
-class _Maps(nn.Module):
-    """A backbone with a pyramid in torchvision's manner."""
-
-    def __init__(self, backbone: SmallBackbone, width: int) -> None:
-        super().__init__()
-        self.out_channels = width
-        self.backbone, self.pyramid = backbone, Pyramid(backbone.channels, width, extra=0)
-
-    def forward(self, images: Tensor) -> dict[str, Tensor]:
-        return {str(level): feature for level, feature in enumerate(self.pyramid(self.backbone(images)))}
+def atss(num_classes: int, stem: int, stages: tuple[int, ...], width: int, extra: int) -> ATSSDetector:
+    """Strides 4 and 8, anchors of 4 strides, RetinaNet's head."""
+    maps = PyramidMaps(SmallBackbone(stem, stages, extra), width)
+    anchors = one_square((4, 8), scale=4)
+    head = RetinaNetHead(width, 1, num_classes, norm_layer=partial(nn.GroupNorm, 8))
+    return ATSSDetector(RetinaNet(maps, num_classes, anchor_generator=anchors, head=head))
 
 
 def faster_rcnn(num_classes: int, stem: int, stages: tuple[int, ...], width: int, extra: int, hidden: int) -> TwoStageDetector:
     """Strides 4 and 8, anchors of 8 to 24 pixels, regions of 5 x 5 bins, those below 24 pixels from the finer map."""
-    maps = _Maps(SmallBackbone(stem, stages, extra), width)
+    maps = PyramidMaps(SmallBackbone(stem, stages, extra), width)
     names = [str(level) for level in range(len(stages))]
     return TwoStageDetector(
         FasterRCNN(
@@ -131,6 +129,8 @@ def small_deformable_detr(num_classes: int, stem: int, stages: tuple[int, ...], 
 SMALL: dict[str, Callable[[int], Detector[Any, Any]]] = {
     "gfl_32": partial(gfl, stem=16, stages=(32, 48), width=32, extra=1),
     "gfl_24": partial(gfl, stem=12, stages=(24, 36), width=24, extra=0),
+    "atss_32": partial(atss, stem=16, stages=(32, 48), width=32, extra=1),
+    "atss_24": partial(atss, stem=12, stages=(24, 36), width=24, extra=0),
     "faster-rcnn_32": partial(faster_rcnn, stem=16, stages=(32, 48), width=32, extra=1, hidden=96),
     "faster-rcnn_24": partial(faster_rcnn, stem=12, stages=(24, 36), width=24, extra=0, hidden=64),
     "rt-detr_48": partial(small_rt_detr, stages=(16, 24, 32), width=48),

@@ -11,11 +11,14 @@ from typing import Any
 import torch
 from torch import Tensor
 from torchvision.models.detection import FCOS, RetinaNet
+from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.image_list import ImageList
 from torchvision.ops import box_iou
 
+from stillroom.errors import InputError
 from stillroom.tasks.detection.dense import Assigner, DenseOutputs, DenseTargets, ImageTargets
 from stillroom.tasks.detection.detector import DenseDetector, maps_of, strides_of_maps
+from stillroom.tasks.detection.gfl import assign_atss
 from stillroom.tasks.detection.outputs import Objects
 
 
@@ -81,6 +84,35 @@ class RetinaNetDetector(_Torchvision):
             return ImageTargets(self.model.proposal_matcher(box_iou(boxes_G4, anchors_A4)), nothing)
 
         return assign
+
+
+class ATSSDetector(RetinaNetDetector):
+    """RetinaNet with one square anchor for each cell, which ATSS gives its objects; head and losses are RetinaNet's (no centre-ness).
+
+    Args:
+        model: with such anchors, see `one_square`.
+        topk: ATSS's candidates on each level.
+
+    Raises:
+        InputError: the model has several anchors for each cell.
+    """
+
+    def __init__(self, model: RetinaNet, topk: int = 9) -> None:
+        super().__init__(model)
+        self.topk = topk
+        if set(model.anchor_generator.num_anchors_per_location()) != {1}:
+            raise InputError(
+                "model", f"{model.anchor_generator.num_anchors_per_location()} anchors for each cell", "one on each level: ATSS"
+            )
+
+    def assigner(self, *, regions: bool = False) -> Assigner:
+        """ATSS."""
+        return assign_atss(self.topk, regions=regions)
+
+
+def one_square(strides: Sequence[int], scale: int = 8) -> AnchorGenerator:
+    """One square anchor for each cell, of `scale` strides; ATSS's are of 8."""
+    return AnchorGenerator(tuple((scale * stride,) for stride in strides), ((1.0,),) * len(strides))
 
 
 class FCOSDetector(_Torchvision):
