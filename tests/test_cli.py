@@ -232,6 +232,7 @@ BAD: list[tuple[str, list[str], list[str]]] = [
     ("kd", ["--optimizer", "lion"], ["--optimizer: got lion", "one of sgd, adam, adamw"]),
     ("kd", ["--nesterov", "maybe"], ["--nesterov: got maybe", "true or false"]),
     ("dot", ["--delta", "0.2"], ["--delta: got 0.2", "momentum is 0.9"]),
+    ("kd", ["--epochs", "2", "--warmup-epochs", "2"], ["--warmup-epochs: got 2", "fewer than the run's epochs (2)"]),
     ("dot", ["--host", "boss"], ["--host: got boss", "a method that is built"]),
     ("dot", ["--host", "supervised"], ["--host: got supervised", "such as kd, dkd or crd"]),
     ("dot", ["--host-options", '{"temprature": 2}'], ["--host-options: got temprature", "temperature"]),

@@ -80,6 +80,8 @@ class Training:
         if not 0 < self.decay <= 1:
             raise InputError("decay", self.decay, "a number above 0 and up to 1")
         _ = self._schedule  # validates milestones and warm-up
+        if self.warmup_epochs and not self.warmup_epochs < self.epochs:
+            raise InputError("warmup_epochs", self.warmup_epochs, f"fewer than the run's epochs ({self.epochs})")
 
     @property
     def _schedule(self) -> Schedule:

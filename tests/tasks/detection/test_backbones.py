@@ -138,7 +138,10 @@ def test_torchvisions_detectors_take_a_classifiers_weights(tmp_path: Path, kind:
         ),
         ("gfl/resnet18,backbone=nowhere.pth", "student: got 'nowhere.pth', which does not exist"),
         ("gfl/resnet18,backbone=FILE", "which lacks"),
-        ("stillroom/gfl_24,backbone=FILE", "student: got weights for the backbone of GFL, expected gfl/BACKBONE, atss/BACKBONE or torchvision/NAME"),
+        (
+            "stillroom/gfl_24,backbone=FILE",
+            "student: got weights for the backbone of GFL, expected gfl/BACKBONE, atss/BACKBONE or torchvision/NAME",
+        ),
     ],
 )
 def test_what_cannot_be_a_backbone_is_said_in_one_line(tmp_path: Path, spec: str, says: str) -> None:

@@ -48,7 +48,7 @@ def export_detector(
     card = json.loads((folder / "student.json").read_text(encoding="utf-8"))
     if not isinstance(student.network, DenseDetector):
         raise InputError(
-            "run", f"{run}, a {type(student.network).__name__}", "a detector with an answer at every position: GFL, RetinaNet, FCOS"
+            "run", f"{run}, a {type(student.network).__name__}", "a detector with an answer at every position: GFL, ATSS, RetinaNet, FCOS"
         )
     # Several cells of the coarsest level in each direction: torch.export takes a single one for a constant.
     pictures = made_up_pictures(_CHECKED, max(_LEAST, _CELLS * max(student.network.strides)))

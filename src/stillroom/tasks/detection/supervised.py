@@ -123,8 +123,5 @@ def check_layout(student: nn.Module, teacher: nn.Module) -> None:
 def _dense(network: nn.Module, argument: str) -> DenseDetector:
     if not isinstance(network, DenseDetector):
         kind = type(getattr(network, "model", network)).__name__
-        raise InputError(argument, kind, "a dense detector (GFL, RetinaNet, FCOS): this method compares answers at every position")
+        raise InputError(argument, kind, "a dense detector (GFL, ATSS, RetinaNet, FCOS): this method compares answers at every position")
     return network
-
-
-Supervised = DetectionDistiller
