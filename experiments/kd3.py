@@ -1,6 +1,6 @@
 """KD^3's small-scale experiment: what does each of its parts add, and does its selection find the images of the teacher's classes?
 
-    python experiments/kd3.py --cifar10 cifar10.zip                   # CIFAR-10 at 16 x 16 pixels, some 12 minutes on one core
+    python experiments/kd3.py --cifar10 cifar10.zip                   # CIFAR-10 at 16 x 16 pixels, some 30 minutes on one core
 
 Original domain: five classes of CIFAR-10, 8 000 training images for the teacher and the 5 000 test images. Web set: 4 000 unlabelled
 training images that the teacher never saw; 40 % of the same classes in another style, 20 % of them as they are, 40 % of the other five
@@ -143,7 +143,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cifar10", required=True, help="CIFAR-10 as image folders, in a folder or a zip")
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--epochs", type=int, default=6, help="of 31 updates each")
+    parser.add_argument("--epochs", type=int, default=20, help="of 31 updates each")
     parser.add_argument("--runs", type=Path, default=Path("runs/experiments/kd3"), help="where the trained stages are kept")
     parser.add_argument("--out", type=Path, default=Path("results/kd3.json"))
     arguments = parser.parse_args()
