@@ -15,6 +15,12 @@ torch.set_num_threads(1)
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    """Random weights and inputs of a test do not depend on which tests ran before it."""
+    torch.manual_seed(0)
+
+
 @pytest.fixture(scope="session")
 def digits() -> ImageData:
     """160 training and 80 validation digits in batches of 32: five steps make an epoch."""
