@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,6 +14,7 @@ from lightning.fabric.utilities.rank_zero import rank_zero_only
 from stillroom.engine.loading import sample_order
 from stillroom.errors import InputError, near
 from stillroom.tasks import annotations as read
+from stillroom.tasks.arguments import split_options
 from stillroom.tasks.classification.folders import check_same, counted, warn_left_out
 from stillroom.tasks.classification.images import FileImages, Images, MemoryImages, unreadable
 from stillroom.tasks.detection.files import look_at, told, upright
@@ -107,7 +107,7 @@ def open_source(spec: str, *, strict: bool = False, argument: str = "data") -> S
         InputError: anything about it that cannot be used.
     """
     kind, colon, rest = spec.partition(":")
-    path, options = _split_options(rest if colon else spec, argument)
+    path, options = split_options(rest if colon else spec, argument)
     kind = kind if colon else path
     if kind not in _OPTIONS:
         raise InputError(argument, spec, f"one of {', '.join(_OPTIONS)}, followed by where the images are, e.g. voc:VOCdevkit/VOC2007")
@@ -277,18 +277,6 @@ def _with_boxes(part: read.Annotated, classes: tuple[str, ...], argument: str, c
         made.labels.append(labels[large])
         made.crowd.append(crowd[large])
     return made
-
-
-def _split_options(text: str, argument: str) -> tuple[str, dict[str, str]]:
-    """ "path,name=value" -> path and options. A comma belongs to the path unless "name=" follows it."""
-    main, *rest = re.split(r",(?=\s*[A-Za-z_]\w*=)", text)
-    options: dict[str, str] = {}
-    for part in rest:
-        name, _, value = part.strip().partition("=")
-        if name in options:
-            raise InputError(argument, part.strip(), f"the option {name} once")
-        options[name] = value.strip()
-    return main.strip(), options
 
 
 def _share(text: str) -> float | None:
