@@ -1,7 +1,7 @@
 """DOT's small-scale experiment: is the trade-off between task and distillation loss there, and does DOT lift it?
 
     python experiments/dot.py                                         # scikit-learn's digits, some 3 minutes on two cores
-    python experiments/dot.py --cifar10 cifar10.zip                   # and CIFAR-10 at 16 x 16 pixels, some 40 minutes more
+    python experiments/dot.py --cifar10 cifar10.zip                   # and CIFAR-10 at 16 x 16 pixels, some 80 minutes more
 
 Arms, with the same seeds, initial weights and number of steps: labels only; KD; KD with its two weights multiplied by what DOT's
 momenta multiply them by in effect (a constant gradient piles up to 1 / (1 - momentum)), for each gap; DOT with that gap; DOT with a
@@ -123,7 +123,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cifar10", help="CIFAR-10 as image folders, in a folder or a zip")
     parser.add_argument("--seeds", type=int, default=6)
-    parser.add_argument("--cifar_seeds", type=int, default=3)
     parser.add_argument("--epochs", type=int, default=100, help="on digits: 14 steps each")
     parser.add_argument("--cifar_epochs", type=int, default=40, help="on CIFAR-10: 78 steps each")
     parser.add_argument("--runs", type=Path, default=Path("runs/experiments/dot"), help="where the trained stages are kept")
@@ -141,7 +140,7 @@ def main() -> None:
         plan = Training(epochs=arguments.cifar_epochs, lr=0.05, weight_decay=5e-4, milestones=(0.62, 0.85))
         data = ImageData(f"imagefolder:{arguments.cifar10}", image_size=16, subset=5000, val_subset=5000)
         deltas = (0.075, -0.05)
-        found |= experiment("CIFAR-10", data, plan, deltas, list(range(arguments.cifar_seeds)), arguments.runs)
+        found |= experiment("CIFAR-10", data, plan, deltas, seeds, arguments.runs)
         said.append(verdict("CIFAR-10", found, deltas))
         setting |= {"CIFAR-10": "convnet24 -> convnet4, 5 000 train / 5 000 test, 16 x 16, crops and flips"}
         setting["steps"] |= {"CIFAR-10": plan.epochs * 78}
