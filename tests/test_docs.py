@@ -52,6 +52,13 @@ def test_own_data_and_own_network_run(out: str, tmp_path: Path, monkeypatch: pyt
     assert (tmp_path / out / "report.html").exists()
 
 
+def test_the_readme_lists_every_method() -> None:
+    built = [method for method in catalog.METHODS if method.room]
+    listed = PAGES["README.md"].partition("\n## Methods")[2].partition("\n## ")[0]
+    assert set(re.findall(r"^\| `([\w-]+)` \|", listed, re.MULTILINE)) == {method.name for method in built}
+    assert f"the other {len(catalog.METHODS) - len(built)} are listed" in PAGES["README.md"]
+
+
 def test_commands_have_options_that_exist(capsys: pytest.CaptureFixture[str]) -> None:
     assert len(COMMANDS) > 20
     known: dict[str, set[str]] = {}
