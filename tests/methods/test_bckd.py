@@ -7,17 +7,19 @@ import os
 import socket
 import subprocess
 import sys
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
 from stillroom.cli import main
-from stillroom.engine import Lab, LabOptions, Losses, Teacher, Training
+from stillroom.engine import Lab, LabOptions, Losses, Progress, Teacher, Training
 from stillroom.engine.weights import read_weights
 from stillroom.errors import InputError
 from stillroom.losses.detection import mean_kl
@@ -84,9 +86,10 @@ def test_with_one_class_softmax_is_silent_and_bckd_teaches() -> None:
 # Edge cases -----------------------------------------------------------------------------------------------------------------------------
 
 
-def test_equal_answers_cost_nothing() -> None:
+@pytest.mark.parametrize("beta", [0.5, 1, 2])
+def test_equal_answers_cost_nothing(beta: float) -> None:
     same = logits(5).requires_grad_()
-    loss = binary_classification_distillation(same, same.detach().clone()).sum()
+    loss = binary_classification_distillation(same, same.detach().clone(), beta=beta).sum()
     assert float(loss.detach()) == 0
     assert float(torch.autograd.grad(loss, same)[0].abs().max()) == 0
     assert float(gap_weights(same, same).max()) == 0
@@ -98,6 +101,17 @@ def test_extreme_logits_have_finite_losses_and_gradients(dtype: torch.dtype) -> 
     loss = binary_classification_distillation(student, -student.detach()).sum()
     assert torch.isfinite(loss)
     assert torch.isfinite(torch.autograd.grad(loss, student)[0]).all()
+
+
+def test_rows_must_be_the_same() -> None:
+    with pytest.raises(InputError, match="teacher_NC"):
+        binary_classification_distillation(logits(1), logits(1)[:, :1])
+    with pytest.raises(InputError, match="teacher_NC"):
+        gap_weights(logits(1), logits(1)[:, :1])
+    with pytest.raises(InputError, match="beta"):
+        binary_classification_distillation(logits(1), logits(2), beta=-1)
+    with pytest.raises(InputError, match="weights_N"):
+        iou_localisation_distillation(torch.rand(3, 4), torch.rand(3, 4), torch.ones(1))
 
 
 def test_no_gradient_reaches_the_teacher_and_the_gap_can_be_a_constant() -> None:
@@ -251,7 +265,27 @@ def test_the_command_ends_with_a_report_and_a_student(tmp_path: Path, capsys: py
 def test_the_papers_numbers() -> None:
     paper = PRESETS["paper"]
     assert (paper["lr"], paper["momentum"], paper["weight_decay"], paper["batch_size"]) == (0.01, 0.9, 1e-4, 16)
-    assert (paper["epochs"], paper["milestones"], paper["image_size"], paper["max_size"]) == (12, [8, 11], 800, 1333)
+    assert (paper["epochs"], paper["image_size"], paper["max_size"]) == (12, 800, 1333)
+    assert "val_images=data/coco/val2017" in paper["data"]
     assert (paper["teacher"], paper["teacher_epochs"]) == ("gfl/resnet101,backbone=pretrained", 24)
     assert paper["student"] == "gfl/resnet50,backbone=pretrained"
     assert build_detector("gfl/resnet18", num_classes=80).network.strides == (8, 16, 32, 64, 128)
+
+
+@pytest.mark.parametrize(("epochs", "drops"), [(12, (8, 11)), (24, (16, 22))])
+def test_the_papers_rate(epochs: int, drops: tuple[int, int], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["run", "bckd", "--preset", "paper", "--print_config"])
+    values = yaml.safe_load(capsys.readouterr().out)
+    plan = Training(**{field.name: values[field.name] for field in fields(Training)})
+    steps = 117_266 // 16
+
+    def rate(step: int) -> float:
+        return plan.rate(plan.lr, Progress(step // steps + 1, epochs, step, steps))
+
+    assert rate(0) < 0.003 * plan.lr
+    assert rate(498) < plan.lr
+    assert rate(500) == plan.lr
+    for drop, before, after in zip(drops, (0.01, 0.001), (0.001, 0.0001), strict=True):
+        assert rate(drop * steps - 1) == pytest.approx(before)
+        assert rate(drop * steps) == pytest.approx(after)

@@ -213,9 +213,10 @@ def test_without_unlabelled_images_it_is_supervised() -> None:
     assert set(losses.terms) == {"labelled"}
 
 
-def test_weights_of_zero_give_zero_and_no_gradient() -> None:
-    logits = torch.randn(4, 3, requires_grad=True)
-    loss = weighted_cross_entropy(logits, torch.arange(4) % 3, torch.zeros(4))
+@pytest.mark.parametrize("images", [4, 0])
+def test_weights_of_zero_and_no_images_give_zero_and_no_gradient(images: int) -> None:
+    logits = torch.randn(images, 3, requires_grad=True)
+    loss = weighted_cross_entropy(logits, torch.arange(images) % 3, torch.zeros(images))
     loss.backward()
     assert loss.item() == 0
     assert logits.grad is not None

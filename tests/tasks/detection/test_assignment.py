@@ -59,6 +59,7 @@ def test_without_objects_everything_is_background() -> None:
     nothing = torch.zeros(0, 4)
     found = atss(ANCHORS, COUNTS, nothing)
     assert (found.matched == -1).all()
+    assert (found.overlaps == 0).all()
     assert (valuable_region(ANCHORS, nothing, found) == 0).all()
     assert (fcos_match(ANCHORS, COUNTS, nothing) == -1).all()
 

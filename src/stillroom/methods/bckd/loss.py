@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 
+from stillroom.errors import InputError, at_least_zero
 from stillroom.tasks.detection.boxes import IoUKind, paired_iou
 
 
@@ -21,16 +22,29 @@ def binary_classification_distillation(student_NC: Tensor, teacher_NC: Tensor, *
         student_NC, teacher_NC: class logits; no gradient reaches the teacher.
         beta: exponent of the gap, which weighs each binary problem.
         detach_gap: let no gradient through the gap. The released code lets it through, as the quality focal loss does.
+
+    Raises:
+        InputError: the shapes differ, or beta is below 0.
     """
+    _same("teacher_NC", teacher_NC, student_NC)
+    at_least_zero("beta", beta)
     logits_NC, soft_NC = student_NC.float(), teacher_NC.detach().float().sigmoid()
-    gap_NC = (soft_NC - logits_NC.sigmoid()).abs() ** beta
+    gap_NC = (soft_NC - logits_NC.sigmoid()).abs()
+    if beta != 1:
+        equal_NC = gap_NC == 0  # where the slope of a power below 1 is infinite, and the gradient would be NaN
+        gap_NC = (gap_NC.masked_fill(equal_NC, 1.0) ** beta).masked_fill(equal_NC, 0.0**beta)
     if detach_gap:
         gap_NC = gap_NC.detach()
     return (gap_NC * binary_cross_entropy_with_logits(logits_NC, soft_NC, reduction="none")).sum(1)
 
 
 def gap_weights(student_NC: Tensor, teacher_NC: Tensor) -> Tensor:
-    """omega: the largest difference of a position's scores, max over classes of |p_t - p_s|; [N], float32, without gradient."""
+    """omega: the largest difference of a position's scores, max over classes of |p_t - p_s|; [N], float32, without gradient.
+
+    Raises:
+        InputError: the shapes differ.
+    """
+    _same("teacher_NC", teacher_NC, student_NC)
     with torch.no_grad():
         return (teacher_NC.float().sigmoid() - student_NC.float().sigmoid()).abs().amax(1)
 
@@ -44,5 +58,14 @@ def iou_localisation_distillation(
         student_N4, teacher_N4: boxes decoded from the same point, in any common unit; no gradient reaches the teacher's.
         weights_N: `gap_weights`, 0 where a row does not count.
         kind, eps: see `paired_iou`.
+
+    Raises:
+        InputError: there is not one weight for each row; see also `paired_iou`.
     """
+    _same("weights_N", weights_N, student_N4[:, 0])
     return weights_N * (1 - paired_iou(student_N4, teacher_N4.detach(), kind, eps))
+
+
+def _same(argument: str, found: Tensor, wanted: Tensor) -> None:
+    if found.shape != wanted.shape:
+        raise InputError(argument, f"shape {list(found.shape)}", f"the student's, {list(wanted.shape)}")

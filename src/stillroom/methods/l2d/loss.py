@@ -49,20 +49,32 @@ def mld_loss(student_BK: Tensor, teacher_BK: Tensor, *, reduction: Reduction = "
     return total / {"batchmean": len(student_BK), "mean": student_BK.numel(), "sum": 1}[reduction]
 
 
-def distances(rows_SMD: Tensor, *, eps: float = 1e-12) -> Tensor:
+def distances(rows_SMD: Tensor, members_SM: Tensor | None = None, *, eps: float = 1e-12) -> Tensor:
     """Euclidean distances within each set of rows, [S, M, M]: sqrt(max(|a_j|^2 + |a_k|^2 - 2 <a_j, a_k>, eps)), exactly 0 for j = k.
 
     Neither the diagonal nor a clamped distance has a gradient.
 
+    Args:
+        rows_SMD: S sets of up to M rows.
+        members_SM: bool, which rows are in their set; None for all. A distance to any other is 0.
+        eps: the least squared distance.
+
     Source: specification, Method 3, step 1.
     """
+    if members_SM is None:
+        members_SM = torch.ones(rows_SMD.shape[:2], dtype=torch.bool, device=rows_SMD.device)
     with torch.autocast(rows_SMD.device.type, enabled=False):
-        rows_SMD = rows_SMD.to(full(rows_SMD))
-        squares_SM = rows_SMD.square().sum(2)
-        squared_SMM = squares_SM[:, :, None] + squares_SM[:, None, :] - 2 * rows_SMD @ rows_SMD.transpose(1, 2)
+        rows_SMD = rows_SMD.to(full(rows_SMD)).masked_fill(~members_SM[:, :, None], 0.0)
+        # Distances do not change when a set is moved as a whole, and around 0 the difference of squares keeps its digits.
+        rows_SMD = rows_SMD - rows_SMD.detach().sum(1, keepdim=True) / members_SM.sum(1).clamp_min(1)[:, None, None]
+        products_SMM = rows_SMD @ rows_SMD.transpose(1, 2)
+        # Of the same products, so that equal rows are not apart by rounding.
+        squares_SM = products_SMM.diagonal(dim1=1, dim2=2)
+        squared_SMM = squares_SM[:, :, None] + squares_SM[:, None, :] - 2 * products_SMM
         itself_MM = torch.eye(rows_SMD.shape[1], dtype=torch.bool, device=rows_SMD.device)
-        # 1 in the place of the diagonal: the root's gradient at 0 would be NaN times 0.
-        return squared_SMM.clamp_min(eps).masked_fill(itself_MM, 1.0).sqrt().masked_fill(itself_MM, 0.0)
+        nothing_SMM = itself_MM | ~(members_SM[:, :, None] & members_SM[:, None, :])
+        # 1 in their place: the root's gradient at 0 would be NaN times 0.
+        return squared_SMM.clamp_min(eps).masked_fill(nothing_SMM, 1.0).sqrt().masked_fill(nothing_SMM, 0.0)
 
 
 def structure_losses(
@@ -96,12 +108,7 @@ def structure_losses(
 
 def _relative(rows_SMD: Tensor, members_SM: Tensor, eps: float) -> Tensor:
     """The distances within each set, divided by their mean; 0 elsewhere."""
-    rows_SMD = rows_SMD.to(full(rows_SMD)).masked_fill(~members_SM[:, :, None], 0.0)
-    sizes_S = members_SM.sum(1).clamp_min(1)
-    # Distances do not change when a set is moved as a whole, and around 0 the difference of squares keeps its digits.
-    centres_SD = rows_SMD.detach().sum(1) / sizes_S[:, None]
-    pairs_SMM = members_SM[:, :, None] & members_SM[:, None, :]
-    distances_SMM = distances(rows_SMD - centres_SD[:, None], eps=eps).masked_fill(~pairs_SMM, 0.0)
+    distances_SMM = distances(rows_SMD, members_SM, eps=eps)
     counted_S = (distances_SMM > 0).sum((1, 2))
     mean_S = distances_SMM.sum((1, 2)) / counted_S.clamp_min(1)
     return distances_SMM / mean_S.masked_fill(counted_S == 0, 1.0)[:, None, None]

@@ -13,7 +13,7 @@ from stillroom.errors import InputError
 
 
 def weighted_cross_entropy(logits_BC: Tensor, labels_B: Tensor, weights_B: Tensor) -> Tensor:
-    """mean_u [ w_u CE(f(u), yhat_u) ]: averaged over the batch, not over the sum of weights; 0 where all weights are.
+    """mean_u [ w_u CE(f(u), yhat_u) ]: averaged over the batch, not over the sum of weights; 0 where all weights are, and for no image.
 
     Args:
         logits_BC: the student's, one row per unlabelled image.
@@ -25,7 +25,7 @@ def weighted_cross_entropy(logits_BC: Tensor, labels_B: Tensor, weights_B: Tenso
 
     Source: the specification's stage 3; half-precision logits are compared in float32.
     """
-    return (weights_B.detach() * cross_entropy(logits_BC.float(), labels_B, reduction="none")).mean()
+    return (weights_B.detach() * cross_entropy(logits_BC.float(), labels_B, reduction="none")).sum() / max(len(labels_B), 1)
 
 
 class WAD(Distiller):

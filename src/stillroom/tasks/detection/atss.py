@@ -19,7 +19,7 @@ class Assignment(NamedTuple):
 
     Attributes:
         matched: int64 [A], index of the object; -1 for background.
-        overlaps: float32 [A], IoU with that object; -1e8 for background.
+        overlaps: float32 [A], IoU with that object; -1e8 for background, but 0 in an image without objects, as MMDetection has it.
         thresholds: float32 [G], the IoU from which an anchor answers for an object.
         iou: float32 [A, G].
     """
@@ -53,9 +53,9 @@ def atss(anchors_A4: Tensor, level_sizes: Sequence[int], boxes_G4: Tensor, topk:
         raise InputError("topk", topk, "a whole number of at least 1")
     count, objects = len(anchors_A4), len(boxes_G4)
     iou_AG = box_iou(anchors_A4, boxes_G4)
-    matched_A, overlaps_A = anchors_A4.new_full((count,), -1, dtype=torch.long), iou_AG.new_full((count,), _NONE)
+    matched_A = anchors_A4.new_full((count,), -1, dtype=torch.long)
     if not objects:
-        return Assignment(matched_A, overlaps_A, iou_AG.new_zeros(0), iou_AG)
+        return Assignment(matched_A, iou_AG.new_zeros(count), iou_AG.new_zeros(0), iou_AG)
     centres_A2, middles_G2 = _centres(anchors_A4), _centres(boxes_G4)
     distances_AG = torch.cdist(centres_A2, middles_G2, compute_mode="donot_use_mm_for_euclid_dist")
     candidates, start = [], 0
@@ -70,7 +70,7 @@ def atss(anchors_A4: Tensor, level_sizes: Sequence[int], boxes_G4: Tensor, topk:
     inside_AG = torch.cat((centres_A2[:, None] - boxes_G4[:, :2], boxes_G4[:, 2:] - centres_A2[:, None]), -1).amin(-1) > 0.01
     best_A, which_A = iou_AG.masked_fill(~(near_AG & inside_AG), _NONE).max(1)
     positive_A = best_A > _NONE
-    return Assignment(torch.where(positive_A, which_A, matched_A), torch.where(positive_A, best_A, overlaps_A), thresholds_G, iou_AG)
+    return Assignment(torch.where(positive_A, which_A, matched_A), best_A, thresholds_G, iou_AG)
 
 
 @torch.no_grad()

@@ -42,6 +42,7 @@ COCO: dict[str, Any] = {
     "embed_dim": 768,
     "heads": 8,
     "feedforward": 2048,
+    "precision": "16-mixed",
 }
 
 
