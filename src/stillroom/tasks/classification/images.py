@@ -258,6 +258,8 @@ def read_image(file: str | Path | IO[bytes] | Image.Image, name: str | None = No
                 return Image.fromarray(eight_bits).convert("RGB")
             image.load()
             return image if image.mode == "RGB" else image.convert("RGB")
+    except FileNotFoundError:
+        raise UnreadableImage(f"{name}: no such file") from None
     except (OSError, SyntaxError, ValueError, EOFError, NotImplementedError, UnidentifiedImageError, Image.DecompressionBombError) as error:
         raise UnreadableImage(f"{name}: not a readable image ({error})") from None
 
