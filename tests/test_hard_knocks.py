@@ -277,6 +277,23 @@ def test_broken_photos_are_left_out_with_one_warning(
     assert json.loads(Path("out/metrics.json").read_text())["settings"]["strict"] is False
 
 
+@pytest.mark.parametrize("size", [16, 90], ids=["in memory", "from files"])
+def test_photos_that_pillow_warns_of_are_used_without_a_word(
+    tmp_path: Path, size: int, monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    photos(size)
+    picture = Image.open("photos/train/cat/0.jpg")
+    picture.convert("P").save("photos/train/cat/palette.png", transparency=bytes(range(200)))
+    picture.save("photos/train/dog/exif.jpg", exif=b"Exif\0\0II*\0\x08\0\0\0\x05\0\x12\x01\x03\0\x01\0\0\0\x06\0\0\0broken")
+    with pytest.warns(UserWarning, match="Palette images"):
+        Image.open("photos/train/cat/palette.png").convert("RGB")
+    recwarn.clear()
+    assert main(kd(*PHOTOS, "--image-size", "16", "--out", "out")) == 0
+    assert not [warning for warning in recwarn if "PIL" in warning.filename]
+    assert "left out" not in capsys.readouterr().err
+
+
 def test_links_that_lead_nowhere_or_in_a_circle_do_no_harm(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
