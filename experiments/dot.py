@@ -1,7 +1,8 @@
 """DOT's small-scale experiment: is the trade-off between task and distillation loss there, and does DOT lift it?
 
     python experiments/dot.py                                         # scikit-learn's digits, some 3 minutes on two cores
-    python experiments/dot.py --cifar10 cifar10.zip                   # and CIFAR-10 at 16 x 16 pixels, some 40 minutes more
+    python experiments/dot.py --cifar10 cifar10.zip                   # and CIFAR-10 at 16 x 16 pixels, also with a student of 78 000
+                                                                      # parameters, some two hours more
 
 Arms, with the same seeds, initial weights and number of steps: labels only; KD; KD with its two weights multiplied by what DOT's
 momenta multiply them by in effect (a constant gradient piles up to 1 / (1 - momentum)), for each gap; DOT with that gap; DOT with a
@@ -59,8 +60,10 @@ def train_losses(student: nn.Module, teacher: Teacher, data: ImageData) -> tuple
     return task / count, distill / count
 
 
-def experiment(name: str, data: ImageData, plan: Training, deltas: tuple[float, ...], seeds: list[int], out: Path) -> dict[str, Numbers]:
-    """Every arm with every seed."""
+def experiment(
+    name: str, data: ImageData, plan: Training, pair: tuple[str, str], deltas: tuple[float, ...], seeds: list[int], out: Path
+) -> dict[str, Numbers]:
+    """Every arm with every seed; `pair` are the specifications of teacher and student."""
     options = LabOptions(out=out / name, seeds=len(seeds), teacher_precision="fp32", accelerator="cpu")
     found: dict[str, dict[str, dict[int, float]]] = {}
 
@@ -78,12 +81,12 @@ def experiment(name: str, data: ImageData, plan: Training, deltas: tuple[float, 
 
     for seed in seeds:
         lab = Lab(options, seed)
-        taught = teacher_stage(lab, data, plan, "stillroom/convnet24")
+        taught = teacher_stage(lab, data, plan, pair[0])
         teacher = lab.teach(taught)
-        note("labels only", seed, supervised_stage(lab, data, plan, "stillroom/convnet4"), teacher)
+        note("labels only", seed, supervised_stage(lab, data, plan, pair[1]), teacher)
         for arm, make in arms(deltas).items():
-            student = network("stillroom/convnet4", data, lab, "student").network
-            note(arm, seed, lab.fit(make(student, teacher), data, plan, name=arm.replace(" ", ""), model="stillroom/convnet4"), teacher)
+            student = network(pair[1], data, lab, "student").network
+            note(arm, seed, lab.fit(make(student, teacher), data, plan, name=arm.replace(" ", ""), model=pair[1]), teacher)
     found[f"{name}: teacher"] = {"test accuracy, %": dict.fromkeys(seeds, taught.result.metrics["top1"])}
     return found
 
@@ -123,7 +126,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cifar10", help="CIFAR-10 as image folders, in a folder or a zip")
     parser.add_argument("--seeds", type=int, default=6)
-    parser.add_argument("--cifar_seeds", type=int, default=3)
+    parser.add_argument("--larger_seeds", type=int, default=3, help="with the larger networks on CIFAR-10")
     parser.add_argument("--epochs", type=int, default=100, help="on digits: 14 steps each")
     parser.add_argument("--cifar_epochs", type=int, default=40, help="on CIFAR-10: 78 steps each")
     parser.add_argument("--runs", type=Path, default=Path("runs/experiments/dot"), help="where the trained stages are kept")
@@ -133,7 +136,8 @@ def main() -> None:
     # Fewer than some 3 000 steps: the distillation buffer's memory of 1 / (1 - 0.975) = 40 steps and more is long for them, hence 0.05 too.
     deltas = (0.05, 0.075, -0.05)
     plan = Training(epochs=arguments.epochs, lr=0.05, weight_decay=5e-4, milestones=(0.62, 0.85))
-    found = experiment("digits", ImageData("digits"), plan, deltas, seeds, arguments.runs)
+    small = "stillroom/convnet24", "stillroom/convnet4"
+    found = experiment("digits", ImageData("digits"), plan, small, deltas, seeds, arguments.runs)
     said = [verdict("digits", found, deltas)]
     setting = {"digits": "convnet24 -> convnet4, 900 train / 897 test, 8 x 8", "steps": {"digits": plan.epochs * 14}}
     command = "python experiments/dot.py"
@@ -141,10 +145,14 @@ def main() -> None:
         plan = Training(epochs=arguments.cifar_epochs, lr=0.05, weight_decay=5e-4, milestones=(0.62, 0.85))
         data = ImageData(f"imagefolder:{arguments.cifar10}", image_size=16, subset=5000, val_subset=5000)
         deltas = (0.075, -0.05)
-        found |= experiment("CIFAR-10", data, plan, deltas, list(range(arguments.cifar_seeds)), arguments.runs)
+        found |= experiment("CIFAR-10", data, plan, small, deltas, seeds, arguments.runs)
         said.append(verdict("CIFAR-10", found, deltas))
+        name, deltas, seeds_of_larger = "CIFAR-10, larger", (0.075,), seeds[: arguments.larger_seeds]
+        found |= experiment(name, data, plan, ("stillroom/wrn_16_2", "stillroom/resnet8"), deltas, seeds_of_larger, arguments.runs)
+        said.append(verdict(name, found, deltas))
         setting |= {"CIFAR-10": "convnet24 -> convnet4, 5 000 train / 5 000 test, 16 x 16, crops and flips"}
-        setting["steps"] |= {"CIFAR-10": plan.epochs * 78}
+        setting |= {name: "the same, wrn_16_2 -> resnet8"}
+        setting["steps"] |= dict.fromkeys(("CIFAR-10", name), plan.epochs * 78)
         command += " --cifar10 cifar10.zip"
     write(arguments.out, "dot", command, seeds, found, ". ".join(said) + ".", setting)
     print(arguments.out.read_text())

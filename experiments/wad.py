@@ -1,6 +1,6 @@
 """WAD's small-scale experiment on scikit-learn's digits: classes 0 .. 4 are to be learned, 5 .. 9 lie among the unlabelled.
 
-    python experiments/wad.py                                         # some 15 minutes on one core
+    python experiments/wad.py                                         # some 25 minutes on one core
 
 Every seed has its own split, teacher and initial weights. Arms with the same number of steps and the same first weights of the student:
 labels only; classical self-training (each round on the student's own pseudo-labels, w = 1); the teacher's pseudo-labels with w = 1; WAD's

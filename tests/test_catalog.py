@@ -4,13 +4,16 @@ import ast
 import inspect
 from typing import Any, get_type_hints
 
+import jsonargparse
 import pytest
 
 from stillroom import catalog
 from stillroom.engine import LabOptions, Training
 from stillroom.errors import InputError
+from stillroom.tasks.experiments import options_of
 
 BASELINES = {"supervised", "kd", "dkd", "fitnets", "crd"}
+GIVEN = {"lab", "data", "plan"}  # parameters of a recipe that are no options of its own
 BUILT = [method for method in catalog.METHODS if method.room]
 
 
@@ -56,11 +59,20 @@ def test_room_has_a_documented_recipe_and_presets(name: str) -> None:
     hints = get_type_hints(room.recipe)
     assert set(parameters(room.recipe)) | {"return"} == set(hints)
     data = {name for kind in inspect.getmro(hints["data"]) if kind is not object for name in parameters(kind)}
-    known = {*parameters(room.recipe), *data, *parameters(Training), *parameters(LabOptions)}
+    known = {*options_of(room.recipe, GIVEN), *data, *parameters(Training), *parameters(LabOptions)}
     assert room.PRESETS
     for preset in room.PRESETS.values():
         assert preset.keys() <= known
         Training(**{option: value for option, value in preset.items() if option in parameters(Training)})
+
+
+@pytest.mark.parametrize("name", [method.name for method in BUILT])
+def test_every_option_says_what_it_means(name: str) -> None:
+    parser = jsonargparse.ArgumentParser()
+    parser.add_function_arguments(catalog.load(name).recipe, skip=GIVEN)
+    said = {action.dest: action.help for action in parser._actions}
+    assert len(said) > 2
+    assert {option for option, meaning in said.items() if not meaning or meaning.startswith("%")} == set()
 
 
 @pytest.mark.parametrize("name", [method.name for method in BUILT])
@@ -80,12 +92,10 @@ def test_there_are_hosts() -> None:
 @pytest.mark.parametrize("name", HOSTS)
 def test_hosts_are_built_with_the_options_that_their_recipe_has(name: str) -> None:
     room = catalog.load(name)
-    own = [p for p in inspect.signature(room.build).parameters.values() if p.kind is p.KEYWORD_ONLY]
+    own = options_of(room.build, {"student", "teacher", "data"})
     assert own
-    recipe = inspect.signature(room.recipe).parameters
-    for option in own:
-        if option.name in recipe:
-            assert recipe[option.name].default == option.default, option.name
+    recipe = options_of(room.recipe, GIVEN)
+    assert own == {option: recipe[option] for option in own}
 
 
 def test_unknown_and_planned_methods_are_told_apart() -> None:

@@ -34,8 +34,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-def test_list_shows_every_method_and_which_are_planned(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("COLUMNS", "300")
+def test_list_shows_every_method_and_which_are_planned(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["list"]) == 0
     rows = capsys.readouterr().out.splitlines()[1:]
     assert [row.split()[0] for row in rows] == [method.name for method in catalog.METHODS]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import json
 import re
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from stillroom import catalog, cli
+from stillroom.tasks.experiments import options_of
 
 ROOT = Path(__file__).parents[1]
 PAGES = {path.relative_to(ROOT / "docs").as_posix(): path.read_text(encoding="utf-8") for path in sorted((ROOT / "docs").rglob("*.md"))}
@@ -42,6 +44,14 @@ def test_python_runs(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         assert (tmp_path / "runs/at/report.html").exists()
 
 
+def test_the_worked_example_has_the_options_that_it_hands_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "own_at.py").write_text("\n".join(block for _, block in IN_DOCS["add-a-method.md"][:3]))
+    monkeypatch.syspath_prepend(tmp_path)
+    room = importlib.import_module("own_at")
+    assert options_of(room.recipe, {"lab", "data", "plan"})["beta"] == 1000.0
+    assert options_of(room.build, {"student", "teacher", "data"}) == {"beta": 1000.0}
+
+
 @pytest.mark.parametrize("out", ["runs/shapes", "runs/own-network"])
 def test_own_data_and_own_network_run(out: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
@@ -50,6 +60,13 @@ def test_own_data_and_own_network_run(out: str, tmp_path: Path, monkeypatch: pyt
     (command,) = [command for page, command in COMMANDS if page == "bring-your-own.md" and f"--out {out}" in command]
     assert cli.main(shlex.split(command)[1:]) == 0
     assert (tmp_path / out / "report.html").exists()
+
+
+def test_the_readme_lists_every_method() -> None:
+    built = [method for method in catalog.METHODS if method.room]
+    listed = PAGES["README.md"].partition("\n## Methods")[2].partition("\n## ")[0]
+    assert set(re.findall(r"^\| `([\w-]+)` \|", listed, re.MULTILINE)) == {method.name for method in built}
+    assert f"the other {len(catalog.METHODS) - len(built)} are listed" in PAGES["README.md"]
 
 
 def test_commands_have_options_that_exist(capsys: pytest.CaptureFixture[str]) -> None:

@@ -75,7 +75,10 @@ def _list() -> None:
         table.add_column(column, overflow="fold")
     for method in catalog.METHODS:
         table.add_row(method.name, method.paper, method.task, method.verified or "[dim]planned[/dim]", style=None if method.room else "dim")
-    Console().print(table)
+    console = Console()
+    if not console.is_terminal:
+        console.width = 1000  # a line for each method, whatever reads them
+    console.print(table)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Runs reference vectors against the library: ``python -m tests.golden.check FILE.npz [FILE.npz ...]``.
 
 Beside each npz (keys ``<case>/<tensor>``) lies a json of the same stem that lists its cases. A file ``22-dot.npz``, or any whose name
-starts so (``22-dot-more.npz``), is answered by ``tests/golden/test_22_dot.py``: its ``ADAPTERS`` maps each case's ``function`` to a
+holds that (``22-dot-more.npz``), is answered by ``tests/golden/test_22_dot.py``: its ``ADAPTERS`` maps each case's ``function`` to a
 callable that answers from the case's inputs and parameters.
 """
 
@@ -85,10 +85,10 @@ def load_cases(npz: Path) -> list[Case]:
 
 
 def adapters_for(stem: str) -> dict[str, Adapter]:
-    """The adapters of the longest known slug that `stem` starts with; none for an unknown one."""
+    """The adapters of the longest known slug in `stem`; none for an unknown one."""
     stem = stem.replace("-", "_")
     known = [path.stem.removeprefix("test_") for path in HERE.glob("test_*.py")]
-    matching = [slug for slug in known if stem.startswith(slug)]
+    matching = [slug for slug in known if slug in stem]
     if not matching:
         return {}
     module = importlib.import_module(f"tests.golden.test_{max(matching, key=len)}")

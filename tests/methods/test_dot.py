@@ -130,6 +130,35 @@ def test_losses_and_answers_are_the_host_s() -> None:
     assert [id(p) for group in distiller.parameter_groups() for p in group["params"]] == [id(p) for p in host.parameters()]
 
 
+class ByEpoch(KD):
+    """A host with a schedule and a selection of its own, both of which depend on where training stands."""
+
+    def rate(self, base_lr: float) -> float:
+        return base_lr * self.plan.epochs / self.progress.epoch
+
+    def select(self) -> Tensor:
+        return torch.arange(16 * self.progress.epoch * self.plan.epochs)
+
+
+def test_the_host_s_schedule_and_selection_rule(tmp_path: Path, digits: ImageData) -> None:
+    distiller = DOT(ByEpoch(net(norm=True), Teacher(net(12), precision="fp32")))
+    fit(tmp_path, digits, distiller)
+    saved = torch.load(tmp_path / "seed0/stage/last.ckpt", weights_only=False)
+    assert saved["optimizer_states"][0]["param_groups"][0]["lr"] == pytest.approx(0.05 * 2 / 2)
+    assert saved["state_dict"]["student.0.1.num_batches_tracked"] == 1 + 2  # 32 and 64 samples in batches of 32
+
+
+class StepsItself(KD):
+    def __init__(self, *networks: nn.Module) -> None:
+        super().__init__(*networks)
+        self.automatic_optimization = False
+
+
+def test_a_host_that_steps_by_itself_is_refused() -> None:
+    with pytest.raises(InputError, match=r"^host: got StepsItself, expected a distiller that one optimiser trains"):
+        DOT(StepsItself(net(), net(12)))
+
+
 @pytest.mark.parametrize(
     ("host", "missing"), [(lambda: Supervised(net()), "no distillation term"), (lambda: DistillOnly(net(), net(12)), "no task term")]
 )

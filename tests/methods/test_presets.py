@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import json
 import math
 import shutil
@@ -17,6 +16,7 @@ import yaml
 
 from stillroom import catalog
 from stillroom.cli import main
+from stillroom.tasks.experiments import options_of
 from tests.tasks.classification.miniatures import cifar100, imagenet, tiny_imagenet
 
 # The methods of the common setting; those with a setting of their own test their presets beside their other tests.
@@ -97,9 +97,8 @@ def test_the_numbers_are_the_papers(method: str, preset: str, capsys: pytest.Cap
 def test_a_host_has_the_defaults_of_its_own_recipe(method: str) -> None:
     """DOT's presets name its host's numbers only where they differ from these."""
     room = catalog.load(method)
-    hosted, alone = (inspect.signature(function).parameters for function in (room.build, room.recipe))
-    own = {name: parameter.default for name, parameter in hosted.items() if parameter.kind is parameter.KEYWORD_ONLY}
-    assert own == {name: alone[name].default for name in own}
+    own, alone = options_of(room.build, {"student", "teacher", "data"}), options_of(room.recipe, {"lab", "data", "plan"})
+    assert own == {name: alone[name] for name in own}
 
 
 @pytest.fixture(scope="module")

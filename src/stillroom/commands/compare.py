@@ -7,7 +7,6 @@ A word names an arm: a method (`kd`), a method with the method whose losses it t
 from __future__ import annotations
 
 import hashlib
-import inspect
 import json
 import os
 import re
@@ -30,7 +29,7 @@ from stillroom.engine.console import console
 from stillroom.engine.report import StageResult
 from stillroom.engine.task import selects
 from stillroom.errors import InputError, StillroomError, near
-from stillroom.tasks.experiments import Experiment, experiment_of
+from stillroom.tasks.experiments import Experiment, experiment_of, options_of
 
 PROG = "stillroom compare"
 _ALONE, _TEACHER = "alone", "teacher"
@@ -235,9 +234,8 @@ def _arm(word: str, options: Mapping[str, Mapping[str, Any]], preset: str) -> Ar
 
 def _options_of(room: ModuleType) -> dict[str, Any]:
     """A method's options with the values that they have in its own experiment."""
-    recipe = inspect.signature(room.recipe).parameters
-    build = inspect.signature(room.build).parameters
-    return {name: recipe.get(name, parameter).default for name, parameter in build.items() if name not in _GIVEN}
+    recipe = options_of(room.recipe, {"lab", "data", "plan"})
+    return {name: recipe.get(name, default) for name, default in options_of(room.build, _GIVEN).items()}
 
 
 def _preset_of(room: ModuleType, preset: str, known: Mapping[str, Any]) -> dict[str, Any]:

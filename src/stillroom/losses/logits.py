@@ -10,7 +10,7 @@ import math
 
 import torch
 from torch import Tensor
-from torch.nn.functional import kl_div
+from torch.nn.functional import kl_div, logsigmoid
 
 from stillroom.errors import InputError
 
@@ -97,11 +97,10 @@ def _kl(log_p: Tensor, log_q: Tensor) -> Tensor:
 
 
 def _log_target_or_not(logits_BC: Tensor, target_BC: Tensor) -> Tensor:
-    """[B, 2]: log p_y and log (1 - p_y). The latter is a log-sum-exp, because 1 - p_y itself rounds to 0."""
-    log_p_BC = logits_BC.log_softmax(-1)
-    log_target_B = log_p_BC.masked_fill(~target_BC, 0.0).sum(-1)
-    log_others_B = log_p_BC.masked_fill(target_BC, -torch.inf).logsumexp(-1)
-    return torch.stack((log_target_B, log_others_B), dim=-1)
+    """[B, 2]: log p_y and log (1 - p_y), from the target's margin over all others together: exact where one of the two rounds to 0."""
+    target_B = logits_BC.masked_fill(~target_BC, 0.0).sum(-1)
+    margin_B = target_B - logits_BC.masked_fill(target_BC, -torch.inf).logsumexp(-1)
+    return torch.stack((logsigmoid(margin_B), logsigmoid(-margin_B)), dim=-1)
 
 
 def _log_among_others(logits_BC: Tensor, target_BC: Tensor) -> Tensor:

@@ -19,6 +19,8 @@ first divided by a constant estimated on the first batch, one for each direction
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
@@ -43,12 +45,12 @@ class CRD(Distiller):
         train_labels: [M] class of each training image by id: negatives come from other classes. With ``torch.arange(M)`` every other
             image may be one.
         example: a few inputs [B, 3, H, W], run once through both networks in eval mode to learn the features' widths.
-        embed_dim: width of the embeddings.
-        temperature: tau > 0.
+        embed_dim: width of the embeddings in which the features meet.
+        temperature: tau > 0 of the critic.
         momentum: share of the old row when the memory moves on, in [0, 1).
         negatives: N for each image and direction.
-        task_weight: w_task.
-        weight: w.
+        task_weight: w_task, weight of the cross-entropy.
+        weight: w, weight of the contrast.
 
     Raises:
         InputError: a number is out of its range, or a layer does not answer with features of this form.
@@ -116,14 +118,20 @@ def build(
     *,
     student_layer: str | None = None,
     teacher_layer: str | None = None,
-    embed_dim: int = 128,
-    temperature: float = 0.07,
     momentum_of_memory: float = 0.5,
     negatives: int = 1024,
-    task_weight: float = 1.0,
-    weight: float = 0.8,
+    **options: Any,
 ) -> CRD:
-    """The distiller for `data`, for recipes that host other methods; layers by default those of the pooled features."""
+    """The distiller for `data`, for this recipe and those that host other methods.
+
+    Args:
+        student, teacher, data: what learns, what teaches, on what.
+        student_layer: module path of the student's features; by default its pooled features.
+        teacher_layer: the teacher's, likewise.
+        momentum_of_memory: share of the old embedding when the memory moves on, from 0 and below 1.
+        negatives: other images that each image is contrasted with, in each direction (the paper: 16384).
+        options: those of `CRD`.
+    """
     return CRD(
         student,
         teacher,
@@ -131,12 +139,9 @@ def build(
         teacher_layer=teacher_layer or pooled_layer(teacher.networks[0], "teacher_layer"),
         train_labels=data.train_labels,
         example=data.example_inputs(),
-        embed_dim=embed_dim,
-        temperature=temperature,
         momentum=momentum_of_memory,
         negatives=negatives,
-        task_weight=task_weight,
-        weight=weight,
+        **options,
     )
 
 
@@ -147,14 +152,7 @@ def recipe(
     teacher: str = "stillroom/convnet24",
     student: str = "stillroom/convnet4",
     teacher_epochs: int | None = None,
-    student_layer: str | None = None,
-    teacher_layer: str | None = None,
-    embed_dim: int = 128,
-    temperature: float = 0.07,
-    momentum_of_memory: float = 0.5,
-    negatives: int = 1024,
-    task_weight: float = 1.0,
-    weight: float = 0.8,
+    **options: Any,
 ) -> Report:
     """Train (or load) a teacher, a student alone, and the same student with CRD; compare them.
 
@@ -165,30 +163,11 @@ def recipe(
         teacher: network, optionally with weights after ``@``; without weights it is trained first. Or a run's folder, or cache:FOLDER.
         student: network, as above.
         teacher_epochs: epochs for a teacher that has to be trained; by default as many as the student's.
-        student_layer: module path of the student's features; by default its pooled features.
-        teacher_layer: the teacher's, likewise.
-        embed_dim: width of the embeddings in which the features meet.
-        temperature: tau > 0 of the critic.
-        momentum_of_memory: share of the old embedding when the memory moves on, from 0 and below 1.
-        negatives: other images that each image is contrasted with, in each direction (the paper: 16384).
-        task_weight: weight of the cross-entropy.
-        weight: weight of the contrast.
+        options: those of `build`.
     """
 
     def distiller(network: nn.Module, taught: Teacher) -> CRD:
-        return build(
-            network,
-            taught,
-            data,
-            student_layer=student_layer,
-            teacher_layer=teacher_layer,
-            embed_dim=embed_dim,
-            temperature=temperature,
-            momentum_of_memory=momentum_of_memory,
-            negatives=negatives,
-            task_weight=task_weight,
-            weight=weight,
-        )
+        return build(network, taught, data, **options)
 
     return three_arms("crd", lab, data, plan, teacher, student, distiller, teacher_epochs=teacher_epochs)
 

@@ -10,6 +10,8 @@ second to 1 - p_y, so it vanishes where the teacher is sure; DKD weighs the two 
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import nn
 from torch.nn.functional import cross_entropy
 
@@ -27,9 +29,10 @@ class DKD(Distiller):
         student: network from images [B, 3, H, W] to logits [B, C].
         teacher: the same signature; a network or a cache of its answers.
         alpha: weight of the target-class part.
-        beta: weight of the non-target part; larger for a teacher that is sure of its answers.
-        temperature: T > 0.
-        task_weight: w_task.
+        beta: weight of the non-target part; larger for a teacher that is sure of its answers (the paper: 8 by default; 2 for res56 to
+            res20 and res110 to res32, 6 for VGG and WRN pairs).
+        temperature: T > 0; larger shows more of the teacher's ranking of wrong classes.
+        task_weight: w_task, weight of the cross-entropy.
         warmup: epochs over which the distillation loss grows to its weight; 0 for none.
 
     Raises:
@@ -65,19 +68,9 @@ class DKD(Distiller):
         )
 
 
-def build(
-    student: nn.Module,
-    teacher: Teacher,
-    data: ImageData,
-    *,
-    alpha: float = 1.0,
-    beta: float = 8.0,
-    temperature: float = 4.0,
-    task_weight: float = 1.0,
-    warmup: float = 20,
-) -> DKD:
-    """The distiller for `data`, for recipes that host other methods."""
-    return DKD(student, teacher, alpha=alpha, beta=beta, temperature=temperature, task_weight=task_weight, warmup=warmup)
+def build(student: nn.Module, teacher: Teacher, data: ImageData, **options: Any) -> DKD:
+    """The distiller for `data`, for this recipe and those that host other methods; the options are those of `DKD`."""
+    return DKD(student, teacher, **options)
 
 
 def recipe(
@@ -87,11 +80,7 @@ def recipe(
     teacher: str = "stillroom/convnet24",
     student: str = "stillroom/convnet4",
     teacher_epochs: int | None = None,
-    alpha: float = 1.0,
-    beta: float = 8.0,
-    temperature: float = 4.0,
-    task_weight: float = 1.0,
-    warmup: float = 20,
+    **options: Any,
 ) -> Report:
     """Train (or load) a teacher, a student alone, and the same student with DKD; compare them.
 
@@ -102,15 +91,11 @@ def recipe(
         teacher: network, optionally with weights after ``@``; without weights it is trained first. Or a run's folder, or cache:FOLDER.
         student: network, as above.
         teacher_epochs: epochs for a teacher that has to be trained; by default as many as the student's.
-        alpha: weight of the target-class part.
-        beta: weight of the non-target part (the paper: 8 by default; 2 for res56 to res20 and res110 to res32, 6 for VGG and WRN pairs).
-        temperature: T > 0; larger shows more of the teacher's ranking of wrong classes.
-        task_weight: weight of the cross-entropy.
-        warmup: epochs over which the distillation loss grows to its weight; 0 for none.
+        options: those of `DKD`.
     """
 
     def distiller(network: nn.Module, taught: Teacher) -> DKD:
-        return build(network, taught, data, alpha=alpha, beta=beta, temperature=temperature, task_weight=task_weight, warmup=warmup)
+        return build(network, taught, data, **options)
 
     return three_arms("dkd", lab, data, plan, teacher, student, distiller, teacher_epochs=teacher_epochs)
 

@@ -15,6 +15,8 @@ For the paper's two stages train FitNets with ``task_weight=0`` first and then K
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
@@ -37,8 +39,8 @@ class FitNets(Distiller):
         teacher_layer: module path of the hint layer, a map [B, C', H', W'].
         example: a few inputs [B, 3, H, W], run once through both networks in eval mode to learn the maps' shapes.
         relu: True for a hint read behind a ReLU, False for one read before it; the regressor ends in the same non-linearity.
-        task_weight: w_task.
-        hint_weight: w_hint.
+        task_weight: w_task, weight of the cross-entropy.
+        hint_weight: w_hint, weight of the hint.
 
     Raises:
         InputError: a weight is out of its range, a layer does not answer with a map, or the two maps cannot be joined.
@@ -89,18 +91,23 @@ def build(
     *,
     student_layer: str | None = None,
     teacher_layer: str | None = None,
-    task_weight: float = 1.0,
-    hint_weight: float = 100.0,
+    **options: Any,
 ) -> FitNets:
-    """The distiller for `data`, for recipes that host other methods; layers by default the middle ones."""
+    """The distiller for `data`, for this recipe and those that host other methods.
+
+    Args:
+        student, teacher, data: what learns, what teaches, on what.
+        student_layer: module path of the guided layer; by default a middle one of the networks that come with Stillroom.
+        teacher_layer: module path of the hint layer, likewise.
+        options: those of `FitNets`.
+    """
     return FitNets(
         student,
         teacher,
         student_layer=student_layer or middle_layer(student, "student_layer"),
         teacher_layer=teacher_layer or middle_layer(teacher.networks[0], "teacher_layer"),
         example=data.example_inputs(),
-        task_weight=task_weight,
-        hint_weight=hint_weight,
+        **options,
     )
 
 
@@ -111,10 +118,7 @@ def recipe(
     teacher: str = "stillroom/convnet24",
     student: str = "stillroom/convnet4",
     teacher_epochs: int | None = None,
-    student_layer: str | None = None,
-    teacher_layer: str | None = None,
-    task_weight: float = 1.0,
-    hint_weight: float = 100.0,
+    **options: Any,
 ) -> Report:
     """Train (or load) a teacher, a student alone, and the same student with hints; compare them.
 
@@ -125,22 +129,11 @@ def recipe(
         teacher: network, optionally with weights after ``@``; without weights it is trained first. Or a run's folder, or cache:FOLDER.
         student: network, as above.
         teacher_epochs: epochs for a teacher that has to be trained; by default as many as the student's.
-        student_layer: module path of the guided layer; by default a middle one of the networks that come with Stillroom.
-        teacher_layer: module path of the hint layer, likewise.
-        task_weight: weight of the cross-entropy.
-        hint_weight: weight of the hint.
+        options: those of `build`.
     """
 
     def distiller(network: nn.Module, taught: Teacher) -> FitNets:
-        return build(
-            network,
-            taught,
-            data,
-            student_layer=student_layer,
-            teacher_layer=teacher_layer,
-            task_weight=task_weight,
-            hint_weight=hint_weight,
-        )
+        return build(network, taught, data, **options)
 
     return three_arms("fitnets", lab, data, plan, teacher, student, distiller, teacher_epochs=teacher_epochs)
 

@@ -9,6 +9,8 @@ T^2 keeps the gradient's size independent of the temperature (section 2 of the p
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import nn
 from torch.nn.functional import cross_entropy
 
@@ -25,8 +27,8 @@ class KD(Distiller):
         student: network from images [B, 3, H, W] to logits [B, C].
         teacher: the same signature; a network or a cache of its answers.
         temperature: T > 0; larger shows more of the teacher's ranking of wrong classes.
-        task_weight: w_task.
-        kd_weight: w_kd.
+        task_weight: w_task, weight of the cross-entropy.
+        kd_weight: w_kd, weight of the distillation loss.
 
     Raises:
         InputError: the temperature is not above 0, or a weight is below it.
@@ -57,11 +59,9 @@ class KD(Distiller):
         )
 
 
-def build(
-    student: nn.Module, teacher: Teacher, data: ImageData, *, temperature: float = 4.0, task_weight: float = 0.1, kd_weight: float = 0.9
-) -> KD:
-    """The distiller for `data`, for recipes that host other methods."""
-    return KD(student, teacher, temperature=temperature, task_weight=task_weight, kd_weight=kd_weight)
+def build(student: nn.Module, teacher: Teacher, data: ImageData, **options: Any) -> KD:
+    """The distiller for `data`, for this recipe and those that host other methods; the options are those of `KD`."""
+    return KD(student, teacher, **options)
 
 
 def recipe(
@@ -71,9 +71,7 @@ def recipe(
     teacher: str = "stillroom/convnet24",
     student: str = "stillroom/convnet4",
     teacher_epochs: int | None = None,
-    temperature: float = 4.0,
-    task_weight: float = 0.1,
-    kd_weight: float = 0.9,
+    **options: Any,
 ) -> Report:
     """Train (or load) a teacher, a student alone, and the same student with KD; compare them.
 
@@ -84,13 +82,11 @@ def recipe(
         teacher: network, optionally with weights after ``@``; without weights it is trained first. Or a run's folder, or cache:FOLDER.
         student: network, as above.
         teacher_epochs: epochs for a teacher that has to be trained; by default as many as the student's.
-        temperature: T > 0; larger shows more of the teacher's ranking of wrong classes.
-        task_weight: weight of the cross-entropy.
-        kd_weight: weight of the distillation loss.
+        options: those of `KD`.
     """
 
     def distiller(network: nn.Module, taught: Teacher) -> KD:
-        return build(network, taught, data, temperature=temperature, task_weight=task_weight, kd_weight=kd_weight)
+        return build(network, taught, data, **options)
 
     return three_arms("kd", lab, data, plan, teacher, student, distiller, teacher_epochs=teacher_epochs)
 

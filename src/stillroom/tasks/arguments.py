@@ -8,7 +8,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from stillroom.engine.teacher import Renormalise
 from stillroom.errors import InputError
+
+Statistics = tuple[tuple[float, ...], tuple[float, ...]]
 
 
 def split_options(text: str, argument: str) -> tuple[str, dict[str, str]]:
@@ -40,6 +43,21 @@ def per_channel(argument: str, given: Sequence[float] | None, default: Sequence[
     if len(values) != 3 or not np.isfinite(values).all():
         raise InputError(argument, list(values), "three numbers, one per channel")
     return tuple(float(value) for value in values)
+
+
+def statistics(mean: Sequence[float] | None, std: Sequence[float] | None, default: tuple[Sequence[float], Sequence[float]]) -> Statistics:
+    """What images are normalised with: the mean and the standard deviation that were given, or else the default's."""
+    found = per_channel("mean", mean, default[0]), per_channel("std", std, default[1])
+    if min(found[1]) <= 0:
+        raise InputError("std", list(found[1]), "numbers above 0")
+    return found
+
+
+def renormalisation(own: Statistics, teacher_mean: Sequence[float] | None, teacher_std: Sequence[float] | None) -> Renormalise | None:
+    """For a teacher that was trained with other statistics than the student's, `own`; None where neither is given."""
+    if teacher_mean is None and teacher_std is None:
+        return None
+    return Renormalise(*own, per_channel("teacher_mean", teacher_mean, own[0]), per_channel("teacher_std", teacher_std, own[1]))
 
 
 def cpus() -> int:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import importlib
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import jsonargparse
 from torch import nn
 
 from stillroom.engine import Distiller, Lab, Teacher, Trained, Training
@@ -58,8 +59,21 @@ class Experiment:
 
     def presets_of(self, recipe: Callable[..., Any]) -> dict[str, dict[str, Any]]:
         """The presets, without what a recipe has no option for."""
-        known = {name for of in (recipe, self.data, Training) for name in inspect.signature(of).parameters}
+        known = {*options_of(recipe, {"lab", "data", "plan"}), *options_of(self.data), *options_of(Training)}
         return {name: {option: value for option, value in preset.items() if option in known} for name, preset in self.presets.items()}
+
+
+def options_of(function: Callable[..., Any], given: Collection[str] = ()) -> dict[str, Any]:
+    """What can be said to a function or a class, with the defaults; through its ``**options`` also what it hands them on to can be told.
+
+    Args:
+        function: as the command line reads it.
+        given: its parameters that are no options.
+    """
+    parser = jsonargparse.ArgumentParser(default_env=False)
+    add = parser.add_class_arguments if inspect.isclass(function) else parser.add_function_arguments
+    names = add(function, skip=set(given))
+    return {name: parser.get_default(name) for name in names}
 
 
 def experiment_of(task: str, argument: str = "task") -> Experiment:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from stillroom.engine import Lab, LabOptions, Training
 from stillroom.errors import InputError
 from stillroom.tasks.classification import ImageData, Supervised, build_classifier
-from stillroom.tasks.classification.subsets import Hardship, long_tail, long_tailed_counts, noisy_labels
+from stillroom.tasks.classification.subsets import Hardship, Shape, long_tail, long_tailed_counts, noisy_labels
 
 
 def test_counts_of_the_benchmarks() -> None:
@@ -22,6 +22,12 @@ def test_counts_of_the_benchmarks() -> None:
     assert long_tailed_counts(500, 100, 100)[[0, 99]].tolist() == [500, 5]
     assert long_tailed_counts(1000, 5, 10, "step").tolist() == [1000, 1000, 100, 100, 100]
     assert long_tailed_counts(100, 3, 4, "reverse").tolist() == [25, 50, 100]
+
+
+@given(st.integers(1, 2000), st.integers(1, 2000), st.sampled_from(["exp", "reverse", "step"]))
+def test_a_ratio_that_divides_the_largest_class_leaves_the_smallest_the_quotient(smallest: int, ratio: int, shape: Shape) -> None:
+    counts = long_tailed_counts(smallest * ratio, 10, ratio, shape)
+    assert (counts.max(), counts.min()) == (smallest * ratio, smallest)
 
 
 @given(st.lists(st.integers(0, 4), min_size=60, max_size=120), st.integers(0, 5))

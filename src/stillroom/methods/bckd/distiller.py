@@ -23,7 +23,8 @@ class BCKD(DenseDistiller):
     Args:
         student: the detector that learns.
         teacher: a detector with the same strides, positions and classes.
-        cls_weight, loc_weight: alpha1, alpha2.
+        cls_weight: alpha1, of the classification term.
+        loc_weight: alpha2, of the localisation term.
         beta: exponent of the gap in the classification term, at least 0.
         iou_kind: overlap of the localisation term: giou as the release, iou as the paper writes, diou or ciou [inferred].
         detach_gap: let no gradient through the classification term's gap.

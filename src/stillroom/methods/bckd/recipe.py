@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal
+from typing import Any, Literal
 
 from stillroom.engine import Distiller, Lab, Report, Teacher, Training
 from stillroom.errors import InputError
 from stillroom.methods.bckd.distiller import BCKD, LD, SoftmaxKD
-from stillroom.tasks.detection.boxes import IoUKind
 from stillroom.tasks.detection.data import DetectionData
 from stillroom.tasks.detection.detector import DenseDetector
 from stillroom.tasks.detection.experiment import COCO, SCENES, detection_arms
@@ -17,29 +16,9 @@ Baseline = Literal["softmax", "softmax-scaled", "ld"]
 _PAPER_CLASSES = 80
 
 
-def build(
-    student: DenseDetector,
-    teacher: Teacher,
-    data: DetectionData,
-    *,
-    cls_weight: float = 1.0,
-    loc_weight: float = 4.0,
-    beta: float = 1.0,
-    iou_kind: IoUKind = "giou",
-    detach_gap: bool = False,
-    skip_levels_without_positives: bool = True,
-) -> BCKD:
-    """The distiller for `data`, for recipes that host other methods."""
-    return BCKD(
-        student,
-        teacher,
-        cls_weight=cls_weight,
-        loc_weight=loc_weight,
-        beta=beta,
-        iou_kind=iou_kind,
-        detach_gap=detach_gap,
-        skip_levels_without_positives=skip_levels_without_positives,
-    )
+def build(student: DenseDetector, teacher: Teacher, data: DetectionData, **options: Any) -> BCKD:
+    """The distiller for `data`, for this recipe and those that host other methods; the options are those of `BCKD`."""
+    return BCKD(student, teacher, **options)
 
 
 def recipe(
@@ -51,12 +30,7 @@ def recipe(
     teacher_epochs: int | None = 6,
     teacher_lr: float | None = 3e-3,
     baselines: list[Baseline] | None = None,
-    cls_weight: float = 1.0,
-    loc_weight: float = 4.0,
-    beta: float = 1.0,
-    iou_kind: IoUKind = "giou",
-    detach_gap: bool = False,
-    skip_levels_without_positives: bool = True,
+    **options: Any,
 ) -> Report:
     """Train (or load) a teacher, a student alone, and the same student with BCKD; compare them.
 
@@ -70,12 +44,7 @@ def recipe(
         teacher_lr: its learning rate.
         baselines: other arms: softmax (class logits under a softmax, weight 10), softmax-scaled (that weight times C / 80), ld
             (localisation distillation, for GFL).
-        cls_weight: alpha1, of the classification term.
-        loc_weight: alpha2, of the localisation term.
-        beta: exponent of the gap in the classification term.
-        iou_kind: overlap of the localisation term: giou (the release), iou (the paper), diou or ciou.
-        detach_gap: let no gradient through the gap.
-        skip_levels_without_positives: leave out levels of a batch in which nothing is, as the release does.
+        options: those of `BCKD`.
     """
     known: dict[str, Callable[[DenseDetector, Teacher], Distiller]] = {
         "softmax": lambda fresh, taught: SoftmaxKD(fresh, taught),
@@ -87,17 +56,7 @@ def recipe(
         raise InputError("baselines", list(wanted), f"some of {', '.join(known)}, each once")
 
     def distiller(fresh: DenseDetector, taught: Teacher) -> BCKD:
-        return build(
-            fresh,
-            taught,
-            data,
-            cls_weight=cls_weight,
-            loc_weight=loc_weight,
-            beta=beta,
-            iou_kind=iou_kind,
-            detach_gap=detach_gap,
-            skip_levels_without_positives=skip_levels_without_positives,
-        )
+        return build(fresh, taught, data, **options)
 
     arms: dict[str, Callable[[DenseDetector, Teacher], Distiller]] = {name: known[name] for name in wanted}
     arms["bckd"] = distiller

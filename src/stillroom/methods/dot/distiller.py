@@ -35,10 +35,13 @@ class DOT(OwnGradients):
         dampening: d of the optimiser.
 
     Raises:
-        InputError: in the first step, when the host has terms of one kind only; under FSDP; with an optimiser other than sgd.
+        InputError: the host steps by itself; in the first step, when the host has terms of one kind only; under FSDP; with an optimiser
+            other than sgd.
     """
 
     def __init__(self, host: Distiller, *, delta: float = 0.075, dampening: float = 0.0) -> None:
+        if not host.automatic_optimization:
+            raise InputError("host", type(host).__name__, "a distiller that one optimiser trains on the sum of its terms: DOT replaces it")
         super().__init__(host.student, host.teacher)
         self.host = host
         self.delta, self.dampening = delta, dampening
@@ -47,8 +50,7 @@ class DOT(OwnGradients):
 
     def losses(self, batch: Any) -> Losses:
         """The host's, of which each kind must have a gradient."""
-        self.host.progress = self.progress
-        losses = self.host.losses(batch)
+        losses = self._informed_host().losses(batch)
         for kind, total in (("task", losses.task_total), ("distillation", losses.distill_total)):
             if total is None:
                 raise InputError(
@@ -58,11 +60,19 @@ class DOT(OwnGradients):
 
     def shown(self, data: Any) -> Any:
         """What the host shows."""
-        return self.host.shown(data)
+        return self._informed_host().shown(data)
+
+    def select(self) -> Tensor | None:
+        """What the host selects."""
+        return self._informed_host().select()
 
     def predict(self, batch: Any) -> Any:
         """The host's answer."""
         return self.host.predict(batch)
+
+    def rate(self, base_lr: float) -> float:
+        """The host's learning rate."""
+        return self._informed_host().rate(base_lr)
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """The host's."""
@@ -110,6 +120,11 @@ class DOT(OwnGradients):
             # Two parameters may be given one and the same gradient tensor; unscaling in place needs each its own.
             found.append([g if g is None or scaler is None else g.clone() for g in gradients])
         return found[1], found[0]
+
+    def _informed_host(self) -> Distiller:
+        """The host, which alone is not told how and how far it is trained."""
+        self.host.plan, self.host.progress = self.plan, self.progress
+        return self.host
 
     def _step(self, optimizer: DOTOptimizer) -> None:
         parameters = optimizer.parameters()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -13,7 +12,7 @@ from stillroom.engine import Distiller, Lab, Report, TaskData, Teacher, Trained,
 from stillroom.errors import InputError, near
 from stillroom.methods.dot.distiller import DOT
 from stillroom.tasks.classification import IMAGENET
-from stillroom.tasks.experiments import Experiment, experiment_of
+from stillroom.tasks.experiments import Experiment, experiment_of, options_of
 
 
 def host_distiller(host: str, student: nn.Module, teacher: Teacher, data: TaskData, options: dict[str, Any]) -> Distiller:
@@ -25,7 +24,7 @@ def host_distiller(host: str, student: nn.Module, teacher: Teacher, data: TaskDa
     room = catalog.load(host, argument="host")
     if host == "dot" or not hasattr(room, "build"):
         raise InputError("host", host, "a method with a task and a distillation loss, such as kd, dkd or crd")
-    known = [name for name, p in inspect.signature(room.build).parameters.items() if p.kind is p.KEYWORD_ONLY]
+    known = options_of(room.build, {"student", "teacher", "data"})
     for name in options:
         if name not in known:
             raise InputError("host_options", name, f"an option of {host}, such as {near(name, known)}")

@@ -29,13 +29,13 @@ class FerKD(Distiller):
         student: network from images [R, 3, H, W] to logits [R, C].
         bank: the stored crops and labels; without them nothing can be trained, but the other arguments are looked at.
         num_crops: K, crops of an image in a step; the passes of the training are counted by it.
-        single_first: epochs at the start that show one crop of each image.
+        single_first: epochs at the start that show one crop of each image, as the paper's warm-up does.
         mix: ``selfmix`` mixes crops of one image (section 6), ``cross`` any two rows (section 7, the usual MixUp and CutMix).
         mix_probability: how often a step is mixed.
         mixup_alpha: of MixUp's Beta distribution [inferred for SelfMix].
         cutmix_alpha: of CutMix's.
         partner: of a crop in SelfMix: by a random cyclic ``shift``, or the one with the most ``similar`` label [both inferred].
-        temperature: tau_s > 0; the loss has no factor tau_s^2.
+        temperature: tau_s > 0 of the student's softmax; the loss has no factor tau_s^2.
         lr_floor: the learning rate that the schedule falls to, and that a warm-up rises from.
         missing: training images that the bank does not have are an ``error``, or ``skip``.
 

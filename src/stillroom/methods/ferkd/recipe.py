@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from torch import nn
@@ -16,15 +16,12 @@ from stillroom.engine.console import StageDisplay
 from stillroom.errors import InputError
 from stillroom.methods.ferkd.adaptation import Score
 from stillroom.methods.ferkd.calibration import Calibration, adapted_bank
-from stillroom.methods.ferkd.distiller import FerKD, Mixing, Partner
+from stillroom.methods.ferkd.distiller import FerKD, Mixing
 from stillroom.tasks.classification import ImageData, distilled_stage, network, supervised_stage, teacher_stage
-from stillroom.tasks.classification.bank import BankData, CropEpochs
 from stillroom.tasks.classification.labelling import Labelling, crop_rule, label_images
 
 # Like the other methods' digits, but for the schedule, which is the method's own.
 DIGITS = Training(epochs=100, lr=0.05, weight_decay=5e-4, schedule="cosine")
-
-Missing = Literal["error", "skip"]
 
 
 def build(
@@ -33,37 +30,22 @@ def build(
     data: ImageData,
     *,
     labels: str | None = None,
-    num_crops: int = 4,
-    single_first: int = 0,
     thresholds: tuple[float, float, float] = (0.03, 0.2, 0.97),
     absolute: bool = False,
     epsilon: float = 0.1,
     score: Score = "max",
-    mix: Mixing = "selfmix",
-    mix_probability: float = 1.0,
-    partner: Partner = "shift",
-    temperature: float = 1.0,
-    lr_floor: float = 0.0,
-    missing: Missing = "error",
+    **options: Any,
 ) -> FerKD:
-    """The distiller for `data`, trained from the bank `labels`, which is adapted first; the teacher is not asked anything."""
+    """The distiller for `data`, trained from the bank `labels`, which is adapted first as `recipe` says; the teacher is not asked anything.
+
+    The other options are those of `FerKD`.
+    """
     if labels is None:
         raise InputError("labels", "nothing", "the folder of a bank that `stillroom cache-labels` wrote")
     bank = LabelBank(labels)
-    CropEpochs(1, num_crops, single_first)  # what is wrong with them is said before a bank is adapted
-    calibrated = adapted_bank(bank, Calibration(thresholds, absolute, epsilon, score))
-    return FerKD(
-        student,
-        calibrated,
-        num_crops=num_crops,
-        single_first=single_first,
-        mix=mix,
-        mix_probability=mix_probability,
-        partner=partner,
-        temperature=temperature,
-        lr_floor=lr_floor,
-        missing=missing,
-    )
+    made = FerKD(student, bank, **options)  # refuses what is wrong before a bank is adapted
+    made.bank = adapted_bank(bank, Calibration(thresholds, absolute, epsilon, score))
+    return made
 
 
 def recipe(
@@ -78,18 +60,12 @@ def recipe(
     label_type: str = DEFAULT_TYPE,
     crop_area: tuple[float, float] | None = None,
     flip: float | None = None,
-    num_crops: int = 4,
-    single_first: int = 0,
     thresholds: tuple[float, float, float] = (0.03, 0.2, 0.97),
     absolute: bool = False,
     epsilon: float = 0.1,
     score: Score = "max",
     mix: Mixing = "selfmix",
-    mix_probability: float = 1.0,
-    partner: Partner = "shift",
-    temperature: float = 1.0,
-    lr_floor: float = 0.0,
-    missing: Missing = "error",
+    **options: Any,
 ) -> Report:
     """Train a student from a bank of stored labels, as they are (FKD) and adapted (FerKD); compare both with the student alone.
 
@@ -106,37 +82,27 @@ def recipe(
         label_type: how their labels are stored: ``ori``, ``hard``, ``smoothing``, ``marginal_smoothing_k5`` or ``marginal_renorm_k5``.
         crop_area: smallest and largest area of a crop, as fractions of the image's; by default 0.08 and 1, for digits 0.5 and 1.
         flip: probability of a mirrored crop; by default 0.5, for digits 0.
-        num_crops: crops of an image in a step.
-        single_first: epochs at the start that show one crop of each image, as the paper's warm-up does.
         thresholds: below the first crops are discarded as too hard, below the second they are given smoothed ground truth, above the third
             they are discarded as too easy; as shares of all crops.
         absolute: the thresholds are confidences instead of shares.
         epsilon: how much the ground truth is smoothed.
         score: a crop's confidence: ``max`` probability, or probability of the ``truth``.
-        mix: ``selfmix`` mixes crops of one image, ``cross`` crops of any, ``none`` does not.
-        mix_probability: how often a step is mixed.
-        partner: with which other crop of the image SelfMix mixes: by a random ``shift``, or the most ``similar`` label.
-        temperature: of the student's softmax.
-        lr_floor: the rate that the schedule ends at.
-        missing: training images without labels are an ``error``, or ``skip``.
+        mix: ``selfmix`` mixes crops of one image, ``cross`` crops of any, ``none`` does not. FKD's arm is never mixed.
+        options: those of `FerKD`.
     """
+
+    def distiller(fresh: nn.Module, stored: LabelBank | None, mixing: Mixing) -> FerKD:
+        return FerKD(fresh, stored, mix=mixing, **options)
+
     calibration = Calibration(thresholds, absolute, epsilon, score)
-    options: dict[str, Any] = {
-        "num_crops": num_crops,
-        "single_first": single_first,
-        "temperature": temperature,
-        "lr_floor": lr_floor,
-        "missing": missing,
-    }
-    mixing: dict[str, Any] = {"mix": mix, "mix_probability": mix_probability, "partner": partner}
     labelling = Labelling(crops, label_type, rule=crop_rule(data, crop_area, flip), seed=lab.options.seed)
-    epochs = CropEpochs(plan.epochs, num_crops, single_first)
     LabelFormat.of(label_type, data.num_classes)
     with lab.shared():  # what is wrong with an argument is said now
         given = None if labels is None else LabelBank(labels)
-        FerKD(network(student, data, lab, "student").network, given, **mixing, **options)
+        planned = distiller(network(student, data, lab, "student").network, given, mix)
+        planned.plan = plan
         if given is not None:
-            BankData(data, given, epochs, missing=missing)
+            planned.shown(data)
     if given is None:
         labeller = teacher_stage(lab, data, plan, teacher, teacher_epochs)
         bank = own_bank(lab, data, labeller, labelling)
@@ -146,8 +112,8 @@ def recipe(
         taught = _labeller(lab, data, bank)
     calibrated = adapted_bank(bank, calibration)
     alone = supervised_stage(lab, data, plan, student)
-    fkd = distilled_stage(lab, data, plan, student, "fkd", lambda fresh: FerKD(fresh, bank, mix="none", **options))
-    ferkd = distilled_stage(lab, data, plan, student, "ferkd", lambda fresh: FerKD(fresh, calibrated, **mixing, **options))
+    fkd = distilled_stage(lab, data, plan, student, "fkd", lambda fresh: distiller(fresh, bank, "none"))
+    ferkd = distilled_stage(lab, data, plan, student, "ferkd", lambda fresh: distiller(fresh, calibrated, mix))
     arms = {**({} if taught is None else {"teacher": taught}), "alone": alone, "fkd": fkd, "ferkd": ferkd}
     report = lab.report("ferkd", data, arms, ship="ferkd")
     report.notes.append(said_of(calibrated))

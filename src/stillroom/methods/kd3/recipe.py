@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
 from torch import nn
 
@@ -29,63 +29,38 @@ def build(
     web_mean: tuple[float, float, float] | None = None,
     web_std: tuple[float, float, float] | None = None,
     equal_updates: bool = True,
+    **options: Any,
+) -> KD3:
+    """The distiller for `data`, whose web images are as `recipe` says; the other options are those of `learning_from`."""
+    return learning_from(
+        WebData(data, web, augment=web_augment, mean=web_mean, std=web_std, steady=equal_updates), student, teacher, **options
+    )
+
+
+def learning_from(
+    web: WebData,
+    student: nn.Module,
+    teacher: Teacher,
+    *,
     student_layer: str | None = None,
     teacher_layer: str | None = None,
     teacher_classifier: str | None = None,
     factor: int = 2,
-    selection: bool = True,
-    cutoff: float = 0.95,
-    switch_off: float | None = None,
-    offset: float | None = None,
-    steepness: float = 5.0,
-    scoring: Literal["changed", "plain"] = "changed",
-    weighted: bool = True,
-    beta: float = 0.1,
-    mix_probability: float = 1.0,
-    partners: Literal["random", "crossdomain"] = "random",
-    contrast_weight: float = 0.001,
-    contrast: Literal["separate", "cross"] = "separate",
-    temperature: float = 0.3,
-    embed_dim: int = 128,
-) -> KD3:
-    """The distiller for `data`: its student is `student` up to its last map, a connector, and the teacher's classifier."""
-    collection = WebData(data, web, augment=web_augment, mean=web_mean, std=web_std, steady=equal_updates)
-    return _made(
-        student,
-        teacher,
-        collection,
-        student_layer=student_layer,
-        teacher_layer=teacher_layer,
-        teacher_classifier=teacher_classifier,
-        factor=factor,
-        selection=selection,
-        cutoff=cutoff,
-        switch_off=switch_off,
-        offset=offset,
-        steepness=steepness,
-        scoring=scoring,
-        weighted=weighted,
-        beta=beta,
-        mix_probability=mix_probability,
-        partners=partners,
-        contrast_weight=contrast_weight,
-        contrast=contrast,
-        temperature=temperature,
-        embed_dim=embed_dim,
-    )
-
-
-def _made(
-    student: nn.Module,
-    teacher: Teacher,
-    web: WebData,
-    *,
-    student_layer: str | None,
-    teacher_layer: str | None,
-    teacher_classifier: str | None,
-    factor: int,
     **options: Any,
 ) -> KD3:
+    """The distiller on web images; its student is `student` up to its last map, a connector, and the teacher's classifier.
+
+    Args:
+        web, student, teacher: on what it learns, what learns, what teaches.
+        student_layer: module path of the student's last feature map; by default what its pooling reads.
+        teacher_layer: module path of the teacher's, likewise.
+        teacher_classifier: module path of what makes the teacher's logits of its pooled map; by default its last linear layer.
+        factor: r of the connector: the teacher's channels divided by it are its inner width.
+        options: those of `KD3`.
+
+    Raises:
+        InputError: the teacher is a cache or an ensemble, or there are no such layers.
+    """
     if isinstance(teacher, CachedTeacher):
         raise InputError("teacher", f"the cache {teacher.folder}", "a network: a cache has no answers to web images")
     if len(teacher.networks) > 1:
@@ -117,25 +92,8 @@ def recipe(
     web_mean: tuple[float, float, float] | None = None,
     web_std: tuple[float, float, float] | None = None,
     equal_updates: bool = True,
-    student_layer: str | None = None,
-    teacher_layer: str | None = None,
-    teacher_classifier: str | None = None,
-    factor: int = 2,
-    selection: bool = True,
-    cutoff: float = 0.95,
-    switch_off: float | None = None,
-    offset: float | None = None,
-    steepness: float = 5.0,
-    scoring: Literal["changed", "plain"] = "changed",
-    weighted: bool = True,
-    beta: float = 0.1,
-    mix_probability: float = 1.0,
-    partners: Literal["random", "crossdomain"] = "random",
-    contrast_weight: float = 0.001,
-    contrast: Literal["separate", "cross"] = "separate",
-    temperature: float = 0.3,
-    embed_dim: int = 128,
     kd_temperature: float = 4.0,
+    **options: Any,
 ) -> Report:
     """Distil without the original data: compare KD^3 on unlabelled web images with plain distillation on the same images.
 
@@ -154,52 +112,13 @@ def recipe(
         web_std: their standard deviation, likewise.
         equal_updates: give every epoch the updates of one pass over all web images, going through the chosen ones again and again; false,
             as in the paper: an epoch shows the chosen ones once.
-        student_layer: module path of the student's last feature map; by default what its pooling reads.
-        teacher_layer: module path of the teacher's, likewise.
-        teacher_classifier: module path of what makes the teacher's logits of its pooled map; by default its last linear layer.
-        factor: r of the connector: the teacher's channels divided by it are its inner width.
-        selection: choose each epoch's images by the confidence of teacher and student; false: all.
-        cutoff: tau, the confidence that an image of the most frequent class must exceed, above 0 and up to 1.
-        switch_off: E_max, the epoch from which the student chooses alone; by default half of the run.
-        offset: c of the teacher's share, in epochs; by default two thirds of the run.
-        steepness: s of the teacher's share.
-        scoring: changed: images are scored as they are changed in training; plain: as they are.
-        weighted: weigh images by how much student and teacher disagree on them.
-        beta: a of Beta(a, a), from which the share of an image's own style is drawn.
-        mix_probability: of a batch getting a view in mixed style, from 0 to 1.
-        partners: whose style is mixed in: random, any other image of the batch; crossdomain, one of the batch's other half.
-        contrast_weight: gamma; 0 for no contrast.
-        contrast: separate: student and teacher each contrast their own views; cross: also each other's.
-        temperature: t of the contrast.
-        embed_dim: width of the embeddings that are contrasted.
         kd_temperature: T of the plain distillation.
+        options: those of `learning_from`.
     """
     collection = WebData(data, web, augment=web_augment, mean=web_mean, std=web_std, steady=equal_updates)
 
     def distiller(fresh: nn.Module, taught: Teacher) -> KD3:
-        return _made(
-            fresh,
-            taught,
-            collection,
-            student_layer=student_layer,
-            teacher_layer=teacher_layer,
-            teacher_classifier=teacher_classifier,
-            factor=factor,
-            selection=selection,
-            cutoff=cutoff,
-            switch_off=switch_off,
-            offset=offset,
-            steepness=steepness,
-            scoring=scoring,
-            weighted=weighted,
-            beta=beta,
-            mix_probability=mix_probability,
-            partners=partners,
-            contrast_weight=contrast_weight,
-            contrast=contrast,
-            temperature=temperature,
-            embed_dim=embed_dim,
-        )
+        return learning_from(collection, fresh, taught, **options)
 
     rehearse(lab, data, teacher, student, distiller)
     trained = teacher_stage(lab, data, plan, teacher, teacher_epochs)

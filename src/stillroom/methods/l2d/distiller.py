@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import kl_div
@@ -25,13 +27,13 @@ class L2D(MultiLabelDistiller):
     Args:
         student: network from images [B, 3, H, W] to logits [B, K], with label-wise embeddings [B, K, D] at `embeddings`.
         teacher: the same, with embeddings of any length.
-        logits_weight: lambda_logits.
-        embedding_weight: lambda_LE.
-        class_aware_weight: lambda_CD.
-        instance_aware_weight: lambda_ID.
+        logits_weight: lambda_logits, weight of the logits' distance.
+        embedding_weight: lambda_LE, weight of the embeddings' structure.
+        class_aware_weight: lambda_CD, within it, of the images that share a label.
+        instance_aware_weight: lambda_ID, within it, of the labels that share an image.
         logits_loss: ``mld``; or, to compare, ``psm`` (partial softmax) or ``softmax`` (KL of the softmax over labels, mean over the batch).
         embeddings: module path of the student's label-wise embeddings.
-        teacher_embeddings: the teacher's.
+        teacher_embeddings: the teacher's, likewise.
 
     Raises:
         InputError: a weight below 0, an unknown loss, or no such module.
@@ -48,7 +50,7 @@ class L2D(MultiLabelDistiller):
         embedding_weight: float = 1.0,
         class_aware_weight: float = 100.0,
         instance_aware_weight: float = 1000.0,
-        logits_loss: str = "mld",
+        logits_loss: Literal["mld", "psm", "softmax"] = "mld",
         embeddings: str = EMBEDDINGS,
         teacher_embeddings: str = EMBEDDINGS,
     ) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any
 
 from torch import nn
 
@@ -10,30 +10,25 @@ from stillroom.engine import Lab, Report, Teacher, Training
 from stillroom.methods.l2d.distiller import L2D
 from stillroom.tasks.multilabel import COCO, MOSAICS, Bench, HeadOptions, MultiLabelData
 
-LogitsLoss = Literal["mld", "psm", "softmax"]
-
 
 def build(
     student: nn.Module,
     teacher: Teacher,
     data: MultiLabelData,
     *,
-    logits_weight: float = 10.0,
-    embedding_weight: float = 1.0,
     class_aware_weight: float = 10.0,
     instance_aware_weight: float = 20.0,
-    logits_loss: LogitsLoss = "mld",
+    **options: Any,
 ) -> L2D:
-    """The distiller for `data`."""
-    return L2D(
-        student,
-        teacher,
-        logits_weight=logits_weight,
-        embedding_weight=embedding_weight,
-        class_aware_weight=class_aware_weight,
-        instance_aware_weight=instance_aware_weight,
-        logits_loss=logits_loss,
-    )
+    """The distiller for `data`.
+
+    Args:
+        student, teacher, data: what learns, what teaches, on what.
+        class_aware_weight: lambda_CD, weight of the structure of the images that share a label (the paper: 100).
+        instance_aware_weight: lambda_ID, weight of the structure of the labels that share an image (the paper: 1000).
+        options: those of `L2D`.
+    """
+    return L2D(student, teacher, class_aware_weight=class_aware_weight, instance_aware_weight=instance_aware_weight, **options)
 
 
 def recipe(
@@ -44,15 +39,11 @@ def recipe(
     student: str = "stillroom/strided24",
     teacher_epochs: int | None = None,
     teacher_stop: int | None = None,
-    logits_weight: float = 10.0,
-    embedding_weight: float = 1.0,
-    class_aware_weight: float = 10.0,
-    instance_aware_weight: float = 20.0,
-    logits_loss: LogitsLoss = "mld",
     embed_dim: int = 64,
     heads: int = 4,
     feedforward: int = 128,
     dropout: float = 0.1,
+    **options: Any,
 ) -> Report:
     """Train (or load) a teacher, a student alone, and the same student with L2D; compare them.
 
@@ -65,29 +56,16 @@ def recipe(
         student: likewise.
         teacher_epochs: length of the schedule of a teacher that has to be trained; by default as the student's.
         teacher_stop: the epoch after which its training is stopped, whatever is left of the schedule (the paper: 30 of 80).
-        logits_weight: lambda_logits, weight of the logits' distance.
-        embedding_weight: lambda_LE, weight of the embeddings' structure.
-        class_aware_weight: lambda_CD, within it, of the images that share a label (the paper: 100).
-        instance_aware_weight: lambda_ID, of the labels that share an image (the paper: 1000).
-        logits_loss: mld; or, to compare, psm (softmax over one positive and all negatives) or softmax (over all labels).
         embed_dim: length of a label's embedding, in heads that are built here.
         heads: of their cross-attention.
         feedforward: width of the layer behind it.
         dropout: in training, from 0 and below 1.
+        options: those of `build`.
     """
     bench = Bench(lab, data, plan, teacher, student, HeadOptions(embed_dim, heads, feedforward, dropout), teacher_epochs, teacher_stop)
 
     def distiller(network: nn.Module, taught: Teacher) -> L2D:
-        return build(
-            network,
-            taught,
-            data,
-            logits_weight=logits_weight,
-            embedding_weight=embedding_weight,
-            class_aware_weight=class_aware_weight,
-            instance_aware_weight=instance_aware_weight,
-            logits_loss=logits_loss,
-        )
+        return build(network, taught, data, **options)
 
     return bench.three_arms("l2d", distiller)
 

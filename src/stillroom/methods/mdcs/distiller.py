@@ -43,7 +43,8 @@ class MDCS(Distiller):
         temperature: T > 0 of the consistency term; 1 in the paper.
         backbone_lr: learning rate of everything but the experts' classifiers, when other than the plan's; for a backbone that was trained
             before.
-        views: see `two_views`; by default ``imagenet`` where the data are augmented so, else ``small``.
+        views: the two views of an image: ``small``, ``cifar`` or ``imagenet`` (`two_views`); by default ``imagenet`` for photographs and
+            else ``small``. They take the place of the data's `augment`.
 
     Raises:
         InputError: a number is out of its range, a class has no image, or the student has no experts.

@@ -14,7 +14,6 @@ from stillroom.errors import InputError
 from stillroom.methods.mdcs.data import LongTailedImages
 from stillroom.methods.mdcs.distiller import MDCS
 from stillroom.methods.mdcs.measures import expert_divergence
-from stillroom.methods.mdcs.views import Style
 from stillroom.tasks.classification import Batch, ImageData, distilled_stage, network
 from stillroom.tasks.classification.networks import ExpertBottleneckResNet
 
@@ -27,29 +26,21 @@ def build(
     data: ImageData,
     *,
     lambdas: tuple[float, ...] = (-0.5, 1.0, 2.5),
-    weight: float = 0.6,
     ramp_epochs: float = 10,
-    confident_only: bool = True,
-    temperature: float = 1.0,
-    backbone_lr: float | None = None,
-    views: Style | None = None,
+    **options: Any,
 ) -> MDCS:
     """The distiller for `data`. There is no teacher: the one that comparisons hand to every method is left alone.
+
+    Args:
+        student, teacher, data: what learns, what is left alone, on what.
+        lambdas: prior exponent of each expert: below 0 favours classes of many images, 1 is balanced, above 1 favours few-shot classes.
+        ramp_epochs: epochs over which the consistency term grows to its weight: the paper's 20 of 400, or a tenth of a short run.
+        options: those of `MDCS`.
 
     Raises:
         InputError: as `MDCS`, or there are not as many exponents as the student has experts.
     """
-    made = MDCS(
-        student,
-        class_counts=data.class_counts,
-        lambdas=lambdas,
-        weight=weight,
-        ramp_epochs=ramp_epochs,
-        confident_only=confident_only,
-        temperature=temperature,
-        backbone_lr=backbone_lr,
-        views=views,
-    )
+    made = MDCS(student, class_counts=data.class_counts, lambdas=lambdas, ramp_epochs=ramp_epochs, **options)
     if (experts := _count_experts(student, data)) != len(lambdas):
         raise InputError("lambdas", list(lambdas), f"one number for each of the student's {experts} experts")
     return made
@@ -63,11 +54,7 @@ def recipe(
     pretrained: str | None = None,
     lambdas: tuple[float, ...] = (-0.5, 1.0, 2.5),
     weight: float = 0.6,
-    ramp_epochs: float = 10,
-    confident_only: bool = True,
-    temperature: float = 1.0,
-    backbone_lr: float | None = None,
-    views: Style | None = None,
+    **options: Any,
 ) -> Report:
     """Train a network of experts on unbalanced classes: with cross-entropy, with MDCS's diversity loss, and with MDCS; compare them.
 
@@ -80,15 +67,8 @@ def recipe(
         pretrained: file of weights of a plain ResNet-50 or ResNet-152 to start a student ending in _full from.
         lambdas: prior exponent of each expert: below 0 favours classes of many images, 1 is balanced, above 1 favours few-shot classes.
         weight: of the consistency term.
-        ramp_epochs: epochs over which it grows to its weight: the paper's 20 of 400, or a tenth of a short run.
-        confident_only: images that an expert gets wrong in the weak view do not teach it.
-        temperature: T > 0 of the consistency term.
-        backbone_lr: learning rate of everything but the classifiers, when other than the plan's; for a pretrained student.
-        views: the two views of an image: ``small``, ``cifar`` or ``imagenet`` (see the method's page); by default ``imagenet`` for
-            photographs and else ``small``. They take the place of `augment`.
+        options: those of `build`.
     """
-    shared: dict[str, Any] = {"ramp_epochs": ramp_epochs, "confident_only": confident_only, "temperature": temperature}
-    shared |= {"backbone_lr": backbone_lr, "views": views}
 
     def start(fresh: nn.Module) -> nn.Module:
         if pretrained is not None:
@@ -97,13 +77,14 @@ def recipe(
             fresh.load_backbone(pretrained, trust_pickle=lab.options.trust_pickle, argument="pretrained")
         return fresh
 
+    def distiller(fresh: nn.Module, exponents: Sequence[float], share: float) -> MDCS:
+        return build(start(fresh), None, data, lambdas=tuple(exponents), weight=share, **options)
+
     def trained(name: str, exponents: Sequence[float], share: float) -> Trained:
-        def distiller(fresh: nn.Module) -> MDCS:
-            return build(start(fresh), None, data, lambdas=tuple(exponents), weight=share, **shared)
+        return distilled_stage(lab, data, plan, student, name, lambda fresh: distiller(fresh, exponents, share))
 
-        return distilled_stage(lab, data, plan, student, name, distiller)
-
-    _rehearse(lab, data, student, start, {**shared, "lambdas": lambdas, "weight": weight})
+    with lab.shared():  # what is wrong with an argument is said before anything is trained
+        distiller(network(student, data, lab, "student").network, lambdas, weight).shown(data)
     arms = {
         "alone": trained("alone", [0.0] * len(lambdas), 0.0),
         "diverse": trained("diverse", lambdas, 0.0),
@@ -115,12 +96,6 @@ def recipe(
     report.shown |= _shown(data, len(lambdas))
     report.notes += _notes(data, lambdas)
     return report
-
-
-def _rehearse(lab: Lab, data: LongTailedImages, student: str, start: Any, options: dict[str, Any]) -> None:
-    """Builds the last stage once and throws it away: what is wrong with an argument is said before anything is trained."""
-    with lab.shared():
-        build(start(network(student, data, lab, "student").network), None, data, **options).shown(data)
 
 
 def _count_experts(student: nn.Module, data: ImageData) -> int:

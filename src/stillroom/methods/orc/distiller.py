@@ -60,12 +60,12 @@ class ORC(OwnGradients):
         temperature: T > 0.
         promotion: dynamic: the best on the batch become temporary teachers; fixed: always the network `fixed_index`; none: the pivot
             teaches alone.
-        num_promoted: k, temporary teachers in each iteration; at least one student remains.
+        num_promoted: k, temporary teachers in each iteration; at least one student remains. The paper's best is 1.
         fixed_index: place in the student group, from 0, of the network that `promotion` "fixed" means.
         teaching: individual: a student has one KL term for each teacher; ensemble: one for the mean of their logits.
         intensive: whether the pivot is refined; if not it stays as it is given.
         private: whether the pivot corrects the temporary teachers; if not they learn from the labels only.
-        mixing: what the pivot learns: training images mixed with feedback samples, or either alone.
+        mixing: what the pivot is refined on: mix (training images mixed with feedback samples), feedback or train alone.
         mixup_alpha: a > 0 of lambda ~ Beta(a, a).
         feedback_temperature: tau_F > 0; a smaller one takes more feedback samples from the worst network.
         pivot_lr_factor: the pivot's learning rate over the students', at least 0. A pre-trained pivot must not be destroyed: 0.1 for

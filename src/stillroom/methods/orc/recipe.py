@@ -17,8 +17,7 @@ from stillroom.engine import Distiller, Lab, Report, Teacher, Trained, Training
 from stillroom.engine.report_text import Metric
 from stillroom.engine.weights import load_weights
 from stillroom.errors import InputError
-from stillroom.methods.orc.distiller import ORC, Mixing, Promotion
-from stillroom.methods.orc.loss import Teaching
+from stillroom.methods.orc.distiller import ORC
 from stillroom.tasks.classification import (
     CIFAR100,
     DIGITS,
@@ -41,20 +40,14 @@ def build(
     data: ImageData,
     *,
     group: list[str] | str = GROUP,
-    beta: float = 0.9,
-    temperature: float = 4.0,
-    promotion: Promotion = "dynamic",
-    num_promoted: int = 1,
-    fixed_index: int = 0,
-    teaching: Teaching = "individual",
-    intensive: bool = True,
-    private: bool = True,
-    mixing: Mixing = "mix",
-    mixup_alpha: float = 1.0,
-    feedback_temperature: float = 1.0,
-    pivot_lr_factor: float = 0.01,
+    **options: Any,
 ) -> ORC:
     """The distiller for `data`; its pivot is a copy of the teacher's network.
+
+    Args:
+        student, teacher, data: the target, the pivot as it is given, and on what they learn.
+        group: the other networks of the student group, of sizes between the two: ``stillroom/convnet12,stillroom/convnet9`` or a list.
+        options: those of `ORC`.
 
     Raises:
         InputError: as `ORC`; the teacher is an ensemble or a cache, or a network of the group has other classes than the data.
@@ -65,25 +58,7 @@ def build(
         if built.classes is not None and tuple(built.classes) != tuple(data.classes):
             raise InputError("group", f"{spec}, whose classes are not those of the data", "networks of the same classes in the same order")
         members.append(built.network)
-    return _around(
-        student,
-        teacher,
-        data,
-        specs,
-        members,
-        beta=beta,
-        temperature=temperature,
-        promotion=promotion,
-        num_promoted=num_promoted,
-        fixed_index=fixed_index,
-        teaching=teaching,
-        intensive=intensive,
-        private=private,
-        mixing=mixing,
-        mixup_alpha=mixup_alpha,
-        feedback_temperature=feedback_temperature,
-        pivot_lr_factor=pivot_lr_factor,
-    )
+    return _around(student, teacher, data, specs, members, **options)
 
 
 def recipe(
@@ -96,16 +71,7 @@ def recipe(
     teacher_epochs: int | None = None,
     beta: float = 0.9,
     temperature: float = 4.0,
-    promotion: Promotion = "dynamic",
-    num_promoted: int = 1,
-    fixed_index: int = 0,
-    teaching: Teaching = "individual",
-    intensive: bool = True,
-    private: bool = True,
-    mixing: Mixing = "mix",
-    mixup_alpha: float = 1.0,
-    feedback_temperature: float = 1.0,
-    pivot_lr_factor: float = 0.01,
+    **options: Any,
 ) -> Report:
     """Train (or load) a pivot teacher, a student alone, the student with KD from the frozen pivot, and the student in ORC's group.
 
@@ -119,40 +85,17 @@ def recipe(
         teacher_epochs: epochs for a pivot that has to be trained; by default as many as the student's.
         beta: balance of the labels (1 - beta) and the teachers (beta), from 0 to 1; KD's, too.
         temperature: T > 0; KD's, too.
-        promotion: dynamic: the best networks of the group on each batch become temporary teachers; fixed: always the network
-            `fixed_index`; none: the pivot teaches alone.
-        num_promoted: temporary teachers in each iteration; the paper's best is 1.
-        fixed_index: for `promotion` fixed: which network of the group, from 0.
-        teaching: individual: one term for each teacher; ensemble: one for the mean of their logits.
-        intensive: refine the pivot on what the student group gets wrong; false leaves it frozen.
-        private: let the pivot correct the temporary teachers; without, they learn from the labels only.
-        mixing: what the pivot is refined on: mix (training images mixed with feedback samples), feedback or train alone.
-        mixup_alpha: a > 0 of the mixing ratio's Beta(a, a).
-        feedback_temperature: above 0; a smaller one takes more feedback samples from the worst network.
-        pivot_lr_factor: the pivot's learning rate over the students': 0.1 for full schedules, 0.01 below some 10 000 iterations.
+        options: those of `ORC`.
     """
     specs = specs_of(group)
-    options: dict[str, Any] = {
-        "beta": beta,
-        "temperature": temperature,
-        "promotion": promotion,
-        "num_promoted": num_promoted,
-        "fixed_index": fixed_index,
-        "teaching": teaching,
-        "intensive": intensive,
-        "private": private,
-        "mixing": mixing,
-        "mixup_alpha": mixup_alpha,
-        "feedback_temperature": feedback_temperature,
-        "pivot_lr_factor": pivot_lr_factor,
-    }
 
     def kd(fresh: nn.Module, taught: Teacher) -> Distiller:
         made: Distiller = catalog.load("kd").build(fresh, taught, data, temperature=temperature, task_weight=1 - beta, kd_weight=beta)
         return made
 
     def orc(fresh: nn.Module, taught: Teacher) -> ORC:
-        made = _around(fresh, taught, data, specs, [network(spec, data, lab, "group").network for spec in specs], **options)
+        members = [network(spec, data, lab, "group").network for spec in specs]
+        made = _around(fresh, taught, data, specs, members, beta=beta, temperature=temperature, **options)
         made.plan = plan
         made.configure_optimizers()  # refuses a plan that ORC is not defined for
         return made

@@ -19,9 +19,8 @@ from torchvision.transforms.v2.functional import to_pil_image
 from stillroom.engine.cache import EveryView, ReplayedBatches, Views
 from stillroom.engine.loading import Loader, SeekableBatches
 from stillroom.engine.report import Report, Section
-from stillroom.engine.teacher import Renormalise
 from stillroom.errors import InputError, at_least, near
-from stillroom.tasks.arguments import cpus, per_channel
+from stillroom.tasks.arguments import cpus, renormalisation, statistics
 from stillroom.tasks.classification.batches import Batches
 from stillroom.tasks.classification.folders import counted, warn_left_out
 from stillroom.tasks.classification.images import Images, MemoryImages, TakenImages, into_memory, joined, stratified, unreadable
@@ -100,14 +99,8 @@ class ImageData:
         self.batch_size = at_least("batch_size", batch_size, 1)
         self.image_size = self.source.image_size if image_size is None else at_least("image_size", image_size, 1)
         self.augment = augment or self.source.augment
-        self.mean = per_channel("mean", mean, self.source.mean)
-        self.std = per_channel("std", std, self.source.std)
-        if min(self.std) <= 0:
-            raise InputError("std", list(self.std), "numbers above 0")
-        self.renormalise = None
-        if teacher_mean is not None or teacher_std is not None:
-            expects = per_channel("teacher_mean", teacher_mean, self.mean), per_channel("teacher_std", teacher_std, self.std)
-            self.renormalise = Renormalise(self.mean, self.std, *expects)
+        self.mean, self.std = statistics(mean, std, (self.source.mean, self.source.std))
+        self.renormalise = renormalisation((self.mean, self.std), teacher_mean, teacher_std)
         self.classes: tuple[str, ...] = self.source.classes
         self.num_classes = len(self.classes)
         self.input_shape = (3, self.image_size, self.image_size)
@@ -127,14 +120,13 @@ class ImageData:
             content = hashlib.sha256(repr((content, left_out)).encode()).hexdigest()[:16]
         # Evaluation prepares images as training does, except that "none" says nothing about it.
         self._style = self.source.augment if self.augment == "none" else self.augment
-        statistics = self.mean, self.std
-        self._train_transform = train_transform(self.augment, self.image_size, *statistics)
-        self._eval_transform = eval_transform(self._style, self.image_size, *statistics)
+        self._train_transform = train_transform(self.augment, self.image_size, self.mean, self.std)
+        self._eval_transform = eval_transform(self._style, self.image_size, self.mean, self.std)
         self.in_memory = self._fits_memory()
         self.workers = self._default_workers() if workers is None else at_least("workers", workers, 0)
         if hardship:
             content = hashlib.sha256(repr((content, hardship)).encode()).hexdigest()[:16]
-        parts = content, self.image_size, self.augment, subset, val_subset, *statistics, subset_seed
+        parts = content, self.image_size, self.augment, subset, val_subset, self.mean, self.std, subset_seed
         self.fingerprint = hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
         self.cache_key: dict[str, Any] = {
             "data": content,

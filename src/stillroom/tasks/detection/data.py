@@ -20,6 +20,7 @@ from stillroom.engine.cache import EveryView, Views
 from stillroom.engine.loading import Draw, Loader, SeekableBatches, uniforms
 from stillroom.engine.report import Report, Section
 from stillroom.errors import InputError
+from stillroom.tasks.arguments import statistics
 from stillroom.tasks.detection.backbones import pad_batch, padded_size
 from stillroom.tasks.detection.metrics import DetectionEvaluator
 from stillroom.tasks.detection.preparation import Preparation, as_pixels, boxes_on
@@ -108,12 +109,7 @@ class DetectionData:
         self.data, self.batch_size, self.workers, self.flip = data, batch_size, workers, flip
         self.teacher_scales = teacher_scales
         self.scales: Range | None = None  # of the images that are trained on at present
-        means, stds = (tuple(given or own) for given, own in ((mean, self.source.mean), (std, self.source.std)))
-        for name, numbers in (("mean", means), ("std", stds)):
-            if len(numbers) != 3 or not np.isfinite(numbers).all():
-                raise InputError(name, list(numbers), "three numbers, one per channel")
-        if min(stds) <= 0:
-            raise InputError("std", list(stds), "numbers above 0")
+        means, stds = statistics(mean, std, (self.source.mean, self.source.std))
         self.preparation = Preparation(image_size, max_size, means, stds, self.source.divisor)
         self.classes: tuple[str, ...] = self.source.classes
         self.num_classes = len(self.classes)

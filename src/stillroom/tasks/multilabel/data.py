@@ -19,9 +19,8 @@ from torchvision.transforms.v2.functional import to_pil_image
 
 from stillroom.engine.loading import Draw, Loader, Seeded, SeekableBatches, sample_order
 from stillroom.engine.report import Report, Section
-from stillroom.engine.teacher import Renormalise
 from stillroom.errors import InputError, at_least, near
-from stillroom.tasks.arguments import cpus, per_channel
+from stillroom.tasks.arguments import cpus, renormalisation, statistics
 from stillroom.tasks.classification.batches import Pictures
 from stillroom.tasks.classification.folders import counted, warn_left_out
 from stillroom.tasks.classification.images import Images, MemoryImages, TakenImages, into_memory, unreadable
@@ -108,13 +107,8 @@ class MultiLabelData:
         self.batch_size = at_least("batch_size", batch_size, 1)
         self.image_size = self.source.image_size if image_size is None else at_least("image_size", image_size, 1)
         self.augment = augment or self.source.augment
-        self.mean, self.std = per_channel("mean", mean, (0.0,) * 3), per_channel("std", std, (1.0,) * 3)
-        if min(self.std) <= 0:
-            raise InputError("std", list(self.std), "numbers above 0")
-        self.renormalise = None
-        if teacher_mean is not None or teacher_std is not None:
-            expects = per_channel("teacher_mean", teacher_mean, self.mean), per_channel("teacher_std", teacher_std, self.std)
-            self.renormalise = Renormalise(self.mean, self.std, *expects)
+        self.mean, self.std = statistics(mean, std, ((0.0,) * 3, (1.0,) * 3))
+        self.renormalise = renormalisation((self.mean, self.std), teacher_mean, teacher_std)
         self.classes: tuple[str, ...] = self.source.classes
         self.num_classes = len(self.classes)
         self.strict = strict
