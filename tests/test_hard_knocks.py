@@ -13,6 +13,7 @@ import signal
 import socket
 import subprocess
 import sys
+import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -108,6 +109,48 @@ def broken_zip() -> None:
     Path("photos").write_bytes(b"PK\x03\x04 and no more")
 
 
+def zipped_photos() -> bytearray:
+    photos()
+    with zipfile.ZipFile("photos.zip", "w") as archive:
+        for path in sorted(Path("photos").rglob("*.jpg")):
+            archive.write(path)
+    return bytearray(Path("photos.zip").read_bytes())
+
+
+def zip_with_password() -> None:
+    content = zipped_photos()
+    for mark, flags in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):
+        place = -1
+        while (place := content.find(mark, place + 1)) >= 0:
+            content[place + flags] |= 1
+    Path("photos.zip").write_bytes(content)
+
+
+def zip_with_broken_list() -> None:
+    content = zipped_photos()
+    place = content.find(b"PK\x01\x02")
+    content[place : place + 4] = b"PK??"
+    Path("photos.zip").write_bytes(content)
+
+
+def cifar_without_labels() -> None:
+    folder = Path("cifar-10-batches-py")
+    folder.mkdir()
+    for name in (*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"):
+        (folder / name).write_bytes(pickle.dumps({"data": np.zeros((2, 3072), np.uint8), "filenames": ["a.png", "b.png"]}))
+    (folder / "batches.meta").write_bytes(pickle.dumps({"label_names": list("abcdefghij")}))
+
+
+def cifar_without_names() -> None:
+    cifar_without_labels()
+    Path("cifar-10-batches-py/batches.meta").write_bytes(pickle.dumps({}))
+
+
+def unlabelled_function() -> None:
+    data = "TensorDataset(torch.rand(4, 3, 8, 8))"
+    Path("bare.py").write_text(f"import torch\nfrom torch.utils.data import TensorDataset\n\ndef make():\n    return {data}, {data}\n")
+
+
 def poisoned_cifar() -> None:
     folder = Path("cifar-10-batches-py")
     folder.mkdir()
@@ -171,6 +214,13 @@ KNOCKS = [
     Knock("no image at all", no_images, kd(*PHOTOS), ["--data", "images in it"]),
     Knock("missing folder", nothing, kd(*PHOTOS), ["--data", "photos", "exists"]),
     Knock("broken zip", broken_zip, kd(*PHOTOS), ["--data", "photos", "zip"]),
+    Knock("zip with a password", zip_with_password, kd("--data", "imagefolder:photos.zip"), ["--data", "photos.zip", "password"]),
+    Knock("zip with a broken list", zip_with_broken_list, kd("--data", "imagefolder:photos.zip"), ["--data", "photos.zip", "whole"]),
+    Knock("CIFAR without labels", cifar_without_labels, kd("--data", "cifar10:."), ["--data", "data_batch_1", "labels (from 0 to 9)"]),
+    Knock("CIFAR without names", cifar_without_names, kd("--data", "cifar10:."), ["--data", "batches.meta", "label_names"]),
+    Knock(
+        "a function's data without labels", unlabelled_function, kd("--data", "bare.py:make"), ["--data", "bare.py:make", "(image, label)"]
+    ),
     Knock("data with code in them", poisoned_cifar, kd("--data", "cifar10:."), ["--data", "CIFAR"]),
     Knock("weights with code in them", poisoned_weights, kd("--teacher", "stillroom/convnet4@weights.pt"), ["--teacher", "--trust-pickle"]),
     Knock("weights of another network", weights_of_another, kd("--teacher", "stillroom/convnet4@weights.safetensors"), ["--teacher"]),
@@ -228,6 +278,42 @@ def test_broken_photos_are_left_out_with_one_warning(
 
 
 @pytest.mark.parametrize("size", [16, 90], ids=["in memory", "from files"])
+def test_photos_that_pillow_warns_of_are_used_without_a_word(
+    tmp_path: Path, size: int, monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    photos(size)
+    picture = Image.open("photos/train/cat/0.jpg")
+    picture.convert("P").save("photos/train/cat/palette.png", transparency=bytes(range(200)))
+    picture.save("photos/train/dog/exif.jpg", exif=b"Exif\0\0II*\0\x08\0\0\0\x05\0\x12\x01\x03\0\x01\0\0\0\x06\0\0\0broken")
+    with pytest.warns(UserWarning, match="Palette images"):
+        Image.open("photos/train/cat/palette.png").convert("RGB")
+    recwarn.clear()
+    assert main(kd(*PHOTOS, "--image-size", "16", "--out", "out")) == 0
+    assert not [warning for warning in recwarn if "PIL" in warning.filename]
+    assert "left out" not in capsys.readouterr().err
+
+
+def test_links_that_lead_nowhere_or_in_a_circle_do_no_harm(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    photos()
+    Path("photos/train/cat/circle").symlink_to("../..")
+    Path("photos/train/cat/lost.jpg").symlink_to("nowhere.jpg")
+    Path("elsewhere").mkdir()
+    Path("photos/train/dog/5.jpg").rename("elsewhere/5.jpg")
+    Path("photos/train/dog/linked").symlink_to("../../../elsewhere")
+    data = ImageData("imagefolder:photos", workers=0)
+    assert sorted(data.train_name(i) for i in range(data.train_size)) == [
+        *(f"train/cat/{i}.jpg" for i in range(6)),
+        *(f"train/dog/{i}.jpg" for i in range(5)),
+        "train/dog/linked/5.jpg",
+    ]
+    assert [record.getMessage() for record in caplog.records] == ["left out 1 image file that cannot be decoded: train/cat/lost.jpg"]
+
+
+@pytest.mark.parametrize("size", [16, 90], ids=["in memory", "from files"])
 def test_what_is_left_keeps_its_labels_and_numbers(tmp_path: Path, size: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     photos(size, count=8)
@@ -270,6 +356,16 @@ def mounted(target: Path, *options: str) -> Iterator[Path]:
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A disk of 300 KB: room for a network's weights, not for a checkpoint besides."""
     yield from mounted(tmp_path / "small", "-t", "tmpfs", "-o", "size=300k", "tmpfs")
+
+
+def test_disk_without_room_for_weights_is_one_line(small_disk: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """Weights and TensorBoard's events are written by libraries, which meet a full disk in ways of their own."""
+    for size in ("8k", "16k"):
+        subprocess.run(["mount", "-o", f"remount,size={size}", str(small_disk)], check=True)
+        assert main(["run", "kd", *SMALL, "--out", str(small_disk / "run")]) == 1
+        line = capfd.readouterr().err
+        assert line.startswith("stillroom: a file of the run: cannot be written (No space left on device)")
+        assert line.count("\n") == 1
 
 
 def test_full_disk_is_one_line_and_the_run_goes_on_with_more_room(small_disk: Path, capsys: pytest.CaptureFixture[str]) -> None:

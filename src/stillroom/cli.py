@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import shlex
 import sys
+import warnings
 from collections.abc import Sequence
 
 from stillroom import catalog
@@ -27,6 +28,12 @@ COMMANDS = {
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command; returns the exit code: 0, 2 for wrong input, 3 for a loss that is not finite, 130 when interrupted."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module=r"PIL\..*")  # on EXIF data, palettes and the like that do not hinder reading
+        return _run(arguments)
+
+
+def _run(arguments: list[str]) -> int:
     try:
         if arguments[:1] and arguments[0] in COMMANDS:
             command = importlib.import_module(f"stillroom.commands.{arguments[0].replace('-', '_')}")

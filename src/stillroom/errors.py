@@ -27,7 +27,7 @@ class InputError(StillroomError, ValueError):
 
     def __init__(self, argument: str, got: object, expected: str) -> None:
         self.argument, self.got, self.expected = argument, got, expected
-        super().__init__(f"{argument}: got {got if isinstance(got, str) else repr(got)}, expected {expected}")
+        super().__init__(f"{argument}: got {got if isinstance(got, str) and got else repr(got)}, expected {expected}")
 
     def __reduce__(self) -> tuple[type[InputError], tuple[str, object, str]]:
         return type(self), (self.argument, self.got, self.expected)
@@ -63,6 +63,25 @@ class NonFiniteLoss(StillroomError):
         return type(self), (self.step, self.terms, self.ids)
 
 
+class NonFiniteWeights(StillroomError):
+    """Training made weights infinite or not a number, by a gradient that was, though no loss was.
+
+    Args:
+        step: batches seen before the last one.
+        names: of the weights.
+    """
+
+    exit_code = 3
+
+    def __init__(self, step: int, names: list[str]) -> None:
+        self.step, self.names = step, names
+        shown = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+        super().__init__(f"weights are not finite after step {step}, though its loss is: {shown}")
+
+    def __reduce__(self) -> tuple[type[NonFiniteWeights], tuple[int, list[str]]]:
+        return type(self), (self.step, self.names)
+
+
 class Interrupted(StillroomError):
     """The user (Ctrl-C) or the system (SIGTERM) asked the run to end; it ended with everything saved."""
 
@@ -80,9 +99,11 @@ def explained(error: BaseException) -> Broken | None:
         return Broken(f"a process that reads data (pid {match.group(1)}) was killed, perhaps for want of memory (--workers); {goes_on}")
     cause: BaseException | None = error
     while cause is not None:
-        if isinstance(cause, OSError) and cause.errno in _BROKEN:
-            place = f"{cause.filename}: " if cause.filename else ""
-            return Broken(f"{place}cannot be written ({cause.strerror}); {goes_on}")
+        number, place, reason = getattr(cause, "errno", None), getattr(cause, "filename", None), getattr(cause, "strerror", None)
+        if match := re.search(r"I/O error: (.*) \(os error (\d+)\)", str(cause)):  # safetensors' own kind of error
+            number, reason = int(match.group(2)), match.group(1)
+        if number in _BROKEN:
+            return Broken(f"{place or 'a file of the run'}: cannot be written ({reason}); {goes_on}")
         cause = cause.__cause__ or cause.__context__
     return None
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from stillroom.engine.guard import FiniteGuard
-from stillroom.errors import NonFiniteLoss
+from stillroom.errors import NonFiniteLoss, NonFiniteWeights
 
 IDS = torch.tensor([4, 8, 15])
 GOOD = {"ce": torch.tensor(1.5), "kd": torch.tensor([0.5])}
@@ -96,3 +96,16 @@ def test_terms_may_come_and_go() -> None:
     guard.watch(far(ce=1.0, kd=torch.inf, crd=1.0), IDS, 1)
     with pytest.raises(NonFiniteLoss, match="step 1: kd = inf;"):
         guard.look()
+
+
+def test_weights_that_are_not_finite_are_named() -> None:
+    network = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Linear(2, 1))
+    FiniteGuard().look_at_weights(network, 5)
+    FiniteGuard().look_at_weights(torch.nn.ReLU(), 5)
+    with torch.no_grad():
+        network[1].bias.fill_(torch.nan)
+    with pytest.raises(NonFiniteWeights, match=r"not finite after step 5, though its loss is: 1\.bias$") as caught:
+        FiniteGuard().look_at_weights(network, 5)
+    assert caught.value.exit_code == 3
+    again = pickle.loads(pickle.dumps(caught.value))
+    assert (again.step, again.names, str(again)) == (5, ["1.bias"], str(caught.value))

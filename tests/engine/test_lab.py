@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
 
 from stillroom.engine import Lab, LabOptions, Losses, Teacher, Training
 from stillroom.engine.weights import read_weights
-from stillroom.errors import InputError, NonFiniteLoss
+from stillroom.errors import InputError, Interrupted, NonFiniteLoss, NonFiniteWeights
 from stillroom.methods.dot import DOT
 from stillroom.methods.kd import KD
 from stillroom.tasks.classification import Batch, ImageData, Supervised, build_classifier
@@ -143,12 +146,88 @@ def test_non_finite_loss_stops_naming_step_terms_and_ids_and_keeps_the_last_good
     assert all(value.isfinite().all() for value in checkpoint["state_dict"].values() if value.is_floating_point())
 
 
+class SteepKD(KD):
+    """KD with a term that is finite and has an infinite slope from step 4 on."""
+
+    def losses(self, batch: Batch) -> Losses:
+        losses = super().losses(batch)
+        if self.progress.step >= 4:  # the last step of the first epoch
+            weight = next(self.student.parameters())
+            losses = Losses(losses.task, {"kd": losses.distill["kd"] + (weight - weight.detach()).abs().sum().sqrt()})
+        return losses
+
+
+def test_weights_that_a_finite_loss_spoilt_are_never_written(tmp_path: Path, digits: ImageData) -> None:
+    lab = Lab(LabOptions(out=tmp_path, checkpoint_steps=2, accelerator="cpu"))
+    with pytest.raises(NonFiniteWeights) as caught:
+        lab.fit(SteepKD(student(), teacher()), digits, PLAN, name="distilled")
+    assert (caught.value.exit_code, caught.value.step) == (3, 4)
+    assert not (tmp_path / "seed0/distilled/best.safetensors").exists()
+    checkpoint = torch.load(tmp_path / "seed0/distilled/last.ckpt", weights_only=False)
+    assert all(value.isfinite().all() for value in checkpoint["state_dict"].values())
+
+
+def test_student_without_a_parameter_to_learn_is_refused(tmp_path: Path, digits: ImageData) -> None:
+    frozen = student().requires_grad_(False)
+    with pytest.raises(InputError, match=r"student: got Sequential, expected a network that learns"):
+        Lab(LabOptions(out=tmp_path, accelerator="cpu")).fit(KD(frozen, teacher()), digits, PLAN, name="distilled")
+
+
+class InterruptedKD(KD):
+    """KD during whose eighth step somebody presses Ctrl-C, `presses` times."""
+
+    presses = 1
+
+    def losses(self, batch: Batch) -> Losses:
+        if self.progress.step == 7:
+            for _ in range(self.presses):
+                os.kill(os.getpid(), signal.SIGINT)
+        return super().losses(batch)
+
+
+@pytest.mark.parametrize(
+    ("presses", "says"),
+    [
+        (1, "stopped in epoch 2; everything is saved, the same command goes on"),
+        (2, "stopped at once; the same command goes on from the last"),
+    ],
+)
+def test_ctrl_c_once_saves_and_twice_ends_at_once(tmp_path: Path, digits: ImageData, presses: int, says: str) -> None:
+    before = signal.getsignal(signal.SIGINT)
+    impatient = InterruptedKD(student(), teacher())
+    impatient.presses = presses
+    with pytest.raises(Interrupted, match=f"^distilled: {says}") as caught:
+        Lab(LabOptions(out=tmp_path, accelerator="cpu")).fit(impatient, digits, PLAN, name="distilled")
+    assert caught.value.exit_code == 130
+    assert signal.getsignal(signal.SIGINT) is before
+    checkpoint = torch.load(tmp_path / "seed0/distilled/last.ckpt", weights_only=False)
+    assert checkpoint["global_step"] == (8 if presses == 1 else 5)
+
+
+@pytest.mark.parametrize(("devices", "started", "fits"), [(1, "2", False), (2, "2", True), (2, "4", False), (1, "1", True)])
+def test_as_many_processes_as_torchrun_started(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, devices: int, started: str, fits: bool
+) -> None:
+    options = LabOptions(out=tmp_path, devices=devices)
+    for name, value in (("TORCHELASTIC_RUN_ID", "none"), ("WORLD_SIZE", started), ("LOCAL_RANK", "0")):
+        monkeypatch.setenv(name, value)
+    if fits:
+        Lab(options)
+        return
+    with pytest.raises(InputError, match=f"devices: got {devices} .*as many processes in all as torchrun started, {started}"):
+        Lab(options)
+
+
 def test_every_term_lr_and_throughput_is_in_the_history_and_the_events(tmp_path: Path, digits: ImageData) -> None:
     record, _ = run(tmp_path, digits)
     line = json.loads((tmp_path / "seed0/distilled/stage.json").read_text())["result"]["history"][-1]
     assert {"train/ce", "train/kd", "train/total", "lr", "samples_per_second", "val/top1", "seconds"} <= line.keys()
     assert [row["lr"] for row in record["history"]] == pytest.approx([0.05, 0.05, 0.005])
-    assert list((tmp_path / "seed0/distilled/events").glob("events.out.tfevents.*"))
+    events = EventAccumulator(str(tmp_path / "seed0/distilled/events")).Reload()
+    assert set(events.Tags()["scalars"]) >= {"train/ce", "train/kd", "train/total", "lr", "samples_per_second", "val/top1"}
+    written = [[event.value for event in events.Scalars(name)] for name in ("train/kd", "lr", "val/top1")]
+    for values, name in zip(written, ("train/kd", "lr", "val/top1"), strict=True):
+        assert values == pytest.approx([row[name] for row in record["history"]])
 
 
 def test_teacher_is_in_no_checkpoint(tmp_path: Path, digits: ImageData) -> None:

@@ -159,6 +159,18 @@ def test_another_number_of_classes_is_said(tmp_path):
     assert "the file's classifier has 10 classes, the network's 3" in message
 
 
+def test_whole_numbers_and_no_numbers_are_no_weights(tmp_path, source):
+    state = source.state_dict()
+    state["4.weight"] = state["4.weight"].to(torch.int8)
+    state["0.bias"] = state["0.bias"] * torch.nan
+    message = mismatch(tmp_path, state, network())
+    assert "1 of another type (4.weight int8 instead of float32)" in message
+    assert "1 not a number (0.bias)" in message
+    halves = {name: value.half() if value.is_floating_point() else value for name, value in source.state_dict().items()}
+    torch.save(halves, tmp_path / "half.pt")
+    load_weights(network(), tmp_path / "half.pt")
+
+
 def test_an_incomplete_student_is_not_completed_from_elsewhere(tmp_path, source):
     state = {**prefixed(source.state_dict(), "student."), **prefixed(source.state_dict(), "teacher.")}
     del state["student.4.bias"]

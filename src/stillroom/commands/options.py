@@ -198,10 +198,12 @@ def _explained(prog: str, parser: jsonargparse.ArgumentParser, complaint: str, p
     nested = re.search(r"NestedArg\(key='(.*?)', val='(.*)'\)", reason)
     if nested:
         return InputError(f"{option}.{nested.group(1)}", nested.group(2), "a mapping such as {name: value}")
-    got = re.search(r"(?:Got|Given) value: (.*)$", reason)
+    got = re.search(r".*(?:Got|Given) value: (.*)$", reason)  # the last: those before are of parts of the value
     choices = re.search(r"Literal\[(.*?)\]", reason)
     kinds = re.findall(r"<class '(\w+)'>", reason.partition("Given value type")[0])
     words = [_WORDS[kind] for kind in dict.fromkeys(kinds) if kind in _WORDS]
+    if several := re.search(r"tuple\[(float(?:, float)+)\]", reason):
+        words = [f"a list of {several.group(1).count('float')} numbers", *(["null"] if "NoneType" in kinds else [])]
     if got is None or not (choices or words):
         return UsageError(f"{option}: {reason}")
     return InputError(option, got.group(1), "one of " + choices.group(1).replace("'", "") if choices else " or ".join(words))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,6 +11,8 @@ from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from stillroom.errors import explained
 
 console = Console(highlight=False, soft_wrap=True)
 
@@ -23,6 +26,9 @@ def quiet_libraries() -> Iterator[None]:
     before = [logger.level for logger in loggers]
     for logger in loggers:
         logger.setLevel(logging.ERROR)
+    hook = threading.excepthook
+    # TensorBoard's thread meets a full disk first; the main thread will meet it too, and say so in one line.
+    threading.excepthook = lambda failed: None if failed.exc_value is not None and explained(failed.exc_value) else hook(failed)
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", module=r"lightning\..*")
@@ -30,6 +36,7 @@ def quiet_libraries() -> Iterator[None]:
             warnings.filterwarnings("ignore", message=r".*(isinstance\(treespec|LeafSpec|pin_memory|num_workers|barrier\(\)).*")
             yield
     finally:
+        threading.excepthook = hook
         for logger, level in zip(loggers, before, strict=True):
             logger.setLevel(level)
 

@@ -146,6 +146,8 @@ class Distiller(LightningModule):
     def training_step(self, batch: Any, batch_idx: int) -> dict[str, Any]:
         """One step's loss for Lightning's automatic optimisation, with its terms for the record."""
         losses = self.checked_losses(batch)
+        if not losses.total.requires_grad:
+            raise InputError("student", type(self.student).__name__, "a network that learns: the loss depends on none of its parameters")
         return {"loss": losses.total, "terms": {name: term.detach() for name, term in losses.terms.items()}}
 
     def validation_step(self, batch: Any, batch_idx: int) -> Any:

@@ -1,13 +1,13 @@
-"""Stops a run at the first loss that is not finite, before it can spoil a checkpoint."""
+"""Stops a run at the first loss, or weight, that is not finite, before it can spoil a checkpoint."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from stillroom.errors import NonFiniteLoss
+from stillroom.errors import NonFiniteLoss, NonFiniteWeights
 
 
 class FiniteGuard:
@@ -49,3 +49,16 @@ class FiniteGuard:
             bad = {name: value for name, value in zip(names, values.tolist(), strict=True) if not torch.isfinite(torch.tensor(value))}
             if bad:
                 raise NonFiniteLoss(step, bad, ids.tolist())
+
+    def look_at_weights(self, module: nn.Module, step: int) -> None:
+        """Before they are written anywhere: a finite loss may have had a gradient that was not.
+
+        Raises:
+            NonFiniteWeights: naming them.
+        """
+        weights = dict(module.named_parameters())
+        if not weights:
+            return
+        finite = torch.stack([weight.detach().isfinite().all() for weight in weights.values()]).tolist()
+        if not all(finite):
+            raise NonFiniteWeights(step, [name for name, good in zip(weights, finite, strict=True) if not good])

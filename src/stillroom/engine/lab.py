@@ -25,7 +25,7 @@ from stillroom.engine.distiller import Distiller
 from stillroom.engine.distributed import world_size
 from stillroom.engine.layout import channels_last
 from stillroom.engine.measure import measure, versions
-from stillroom.engine.options import LabOptions, check_port
+from stillroom.engine.options import LabOptions, check_port, check_started
 from stillroom.engine.recorder import Recorder, evaluate, seed_everything
 from stillroom.engine.report import Report, StageResult
 from stillroom.engine.run_folder import RunFolder
@@ -34,7 +34,7 @@ from stillroom.engine.task import Feed, TaskData, selects
 from stillroom.engine.teacher import Renormalise, Teacher
 from stillroom.engine.training import Training
 from stillroom.engine.weights import load_weights, save_weights
-from stillroom.errors import InputError, Interrupted, StillroomError
+from stillroom.errors import InputError, Interrupted
 
 
 @dataclass(frozen=True)
@@ -72,6 +72,7 @@ class Lab:
             raise InputError("out", None, "the folder of the run")
         self.options = options
         self.folder = Path(options.out)
+        check_started(options)
         if options.devices * options.num_nodes > 1:
             check_port()
         self._run_folder = RunFolder(self.folder, settings or {}, overwrite=options.overwrite)
@@ -278,10 +279,12 @@ class Lab:
             go_on = folder.last_checkpoint if folder.last_checkpoint.exists() else None
             try:
                 trainer.fit(distiller, datamodule=Feed(data, self.seed), ckpt_path=go_on)
-            except StillroomError as error:
-                if isinstance(error, Interrupted):
-                    raise Interrupted(f"{display.title}: {error}; everything is saved, the same command goes on from here") from None
-                raise
+            except Interrupted as error:
+                raise Interrupted(f"{display.title}: {error}; everything is saved, the same command goes on from here") from None
+            except SystemExit:  # how Lightning ends at a KeyboardInterrupt
+                if not checkpoints.stop:
+                    raise
+                raise Interrupted(f"{display.title}: stopped at once; the same command goes on from the last checkpoint") from None
         return recorder
 
     def _conclude(

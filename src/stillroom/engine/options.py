@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import socket
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +27,7 @@ class LabOptions:
         accelerator: cpu, gpu, mps or auto.
         devices: processes per node, one per device.
         num_nodes: machines.
-        strategy: auto, ddp, fsdp, or any other that Lightning knows.
+        strategy: auto, ddp, fsdp, or Lightning's name of a variant of these two, such as ddp_find_unused_parameters_true.
         precision: of the student's training: 32-true, bf16-mixed or 16-mixed.
         teacher_precision: bf16, fp16, fp32, or auto, which is bf16 where the device is fast at it.
         teacher_compile: compile the teacher's forward pass with torch.compile.
@@ -67,15 +68,31 @@ class LabOptions:
         for name, known in (
             ("layout", ("auto", "contiguous")),
             ("accelerator", ("auto", "cpu", "gpu", "cuda", "mps")),
-            ("strategy", ("auto", *StrategyRegistry.available_strategies())),
-            ("precision", ("32-true", "bf16-mixed", "16-mixed", "bf16-true", "16-true", "64-true")),
+            ("strategy", ("auto", *_strategies())),
+            ("precision", ("32-true", "bf16-mixed", "16-mixed")),
         ):
             if getattr(self, name) not in known:
                 raise InputError(name, getattr(self, name), f"one of {', '.join(known)}")
         if self.accelerator in ("gpu", "cuda") and not torch.cuda.is_available():
             raise InputError("accelerator", self.accelerator, "a device that this machine has; torch sees no CUDA device here")
+        if self.strategy.startswith("fsdp") and (self.accelerator in ("cpu", "mps") or not torch.cuda.is_available()):
+            raise InputError("strategy", self.strategy, "ddp: fsdp is for GPUs of NVIDIA and AMD")
         if self.accelerator == "mps" and not torch.backends.mps.is_available():
             raise InputError("accelerator", self.accelerator, "a device that this machine has; torch sees no Apple GPU here")
+
+
+def _strategies() -> list[str]:
+    """DDP and FSDP in Lightning's variants, but those that start processes by pickling: a lab cannot be pickled."""
+    known = StrategyRegistry.available_strategies()
+    return [name for name in known if name.startswith(("ddp", "fsdp")) and not re.search("spawn|fork|notebook", name)]
+
+
+def check_started(options: LabOptions) -> None:
+    """Where torchrun started the processes: are there as many as were asked for? Else each would run the whole experiment for itself."""
+    started = os.environ.get("WORLD_SIZE", "")
+    if "TORCHELASTIC_RUN_ID" in os.environ and started.isdecimal() and int(started) != options.devices * options.num_nodes:
+        got = f"{options.devices} (with --num-nodes {options.num_nodes})"
+        raise InputError("devices", got, f"as many processes in all as torchrun started, {started}")
 
 
 def check_port() -> None:

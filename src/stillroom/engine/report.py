@@ -16,7 +16,7 @@
     failed            {arm: the reason} of each arm that has no result, or not with every seed
     stages            {arm: [one object per seed: "name", "seed", "model", "epochs" (count), "seconds", "resumed" (count),
                       "metrics": {name: number} of the final model on the validation set, "best": the same of the best epoch and "epoch",
-                      "history": [{"epoch", "seconds", "lr", "train/<term>", "val/<metric>"}], "footprint":
+                      "history": [{"epoch", "seconds", "samples_per_second", "lr", "train/<term>", "val/<metric>"}], "footprint":
                       {"parameters", "macs" (multiply-adds per sample, or null), "latency_ms" (batch 1), "bytes"}]}
     command, settings, versions, notes
     started, finished ISO 8601 times

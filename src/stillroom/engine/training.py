@@ -74,6 +74,8 @@ class Training:
                 raise InputError(name, getattr(self, name), f"a finite number of at least {low}")
         if not self.momentum < 1:
             raise InputError("momentum", self.momentum, "a number below 1")
+        if self.nesterov and self.optimizer == "sgd" and not self.momentum:
+            raise InputError("momentum", self.momentum, "a number above 0 for nesterov")
         if self.clip_norm is not None and not self.clip_norm > 0:
             raise InputError("clip_norm", self.clip_norm, "a number above 0, or none")
         object.__setattr__(self, "milestones", tuple(self.milestones))

@@ -67,7 +67,8 @@ def load_weights(network: nn.Module, path: str | Path, *, trust_pickle: bool = F
         path, trust_pickle, argument: see `read_weights`.
 
     Raises:
-        InputError: as `read_weights`, or the keys or shapes do not fit; the message lists the first of each kind.
+        InputError: as `read_weights`, or keys, shapes or types do not fit, or a weight is no number; the message lists the first
+            of each kind.
     """
     network = unwrap(network)
     own = {key: value for key, value in network.state_dict().items() if isinstance(value, Tensor)}
@@ -153,6 +154,10 @@ def _unpickle(file: Path, trust_pickle: bool, argument: str) -> object:
                 f"'{file}', which needs {refused[1] or 'more than tensors'} to be unpickled",
                 "a file of tensors alone, or --trust-pickle (trust_pickle=True) if you trust its author: unpickling can run any code",
             ) from None
+        if "TorchScript" in str(error):
+            raise InputError(
+                argument, f"'{file}', a TorchScript program", "its state dict: torch.save(program.state_dict(), FILE)"
+            ) from None
         raise _damaged(argument, file, error) from error
 
 
@@ -199,9 +204,18 @@ def _differences(weights: Mapping[str, Tensor], expected: Mapping[str, Tensor]) 
     unexpected = [key for key in weights if key not in expected and counts(key)]
     reshaped = [key for key in expected if key in weights and weights[key].shape != expected[key].shape]
     shapes = [f"{key} {list(weights[key].shape)} instead of {list(expected[key].shape)}" for key in reshaped]
+    kinds = [key for key in expected if key in weights and weights[key].is_floating_point() != expected[key].is_floating_point()]
+    types = [f"{key} {weights[key].dtype} instead of {expected[key].dtype}".replace("torch.", "") for key in kinds if counts(key)]
+    bad = [key for key in expected if key in weights and weights[key].is_floating_point() and weights[key].float().isnan().any()]
     problems = [
         f"{len(entries)} {kind} ({', '.join(entries[:_SHOWN])}{', ...' if len(entries) > _SHOWN else ''})"
-        for kind, entries in (("missing", missing), ("unexpected", unexpected), ("of another shape", shapes))
+        for kind, entries in (
+            ("missing", missing),
+            ("unexpected", unexpected),
+            ("of another shape", shapes),
+            ("of another type", types),
+            ("not a number", bad),
+        )
         if entries
     ]
     heads = {(weights[key].shape[:1], expected[key].shape[:1]) for key in reshaped if weights[key].shape[1:] == expected[key].shape[1:]}

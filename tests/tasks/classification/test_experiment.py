@@ -45,7 +45,7 @@ def test_teacher_of_other_statistics_is_scored_and_asked_with_its_own(tmp_path: 
 
 def test_teacher_statistics_need_a_teacher_with_weights(tmp_path: Path) -> None:
     data = ImageData("digits", subset=40, teacher_mean=(0.1, 0.1, 0.1))
-    with pytest.raises(InputError, match="teacher with weights"):
+    with pytest.raises(InputError, match="a teacher without weights, expected none"):
         teacher_stage(Lab(LabOptions(out=tmp_path)), data, Training(epochs=1), STUDENT)
 
 

@@ -21,6 +21,7 @@ from stillroom.cli import main
 from stillroom.errors import InputError
 from stillroom.tasks.classification import ImageData
 from stillroom.tasks.classification.images import UnreadableImage
+from stillroom.tasks.classification.loaded import ship
 from stillroom.tasks.classification.networks import ConvNet
 from tests.tasks.classification.miniatures import classes_of_pictures
 
@@ -102,7 +103,7 @@ def test_images_that_cannot_be_classified(digits_run: Path, tmp_path: Path) -> N
     loaded = stillroom.load(digits_run)
     with pytest.raises(InputError, match="images: got none"):
         loaded.classify()
-    with pytest.raises(UnreadableImage, match=r"absent\.png"):
+    with pytest.raises(UnreadableImage, match=r"absent\.png: no such file$"):
         loaded.classify(tmp_path / "absent.png")
 
 
@@ -185,3 +186,35 @@ def test_a_teacher_that_is_not_there(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert "student.json" in error
     assert main(["run", "kd", "--teacher", f"timm/test_resnet@{tmp_path / 'absent.pth'}", "--out", str(tmp_path / "run")]) == 2
     assert "absent.pth" in capsys.readouterr().err
+
+
+def test_a_folder_for_timm_is_replaced_file_by_file(timm_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.copytree(timm_run / "student", tmp_path / "student")
+    before = {file.name: file.read_bytes() for file in (tmp_path / "student").iterdir()}
+
+    def broken(network: torch.nn.Module, folder: str, **_: object) -> None:
+        Path(folder).mkdir(exist_ok=True)
+        (Path(folder) / "model.safetensors").write_bytes(b"half")
+        raise OSError("killed meanwhile")
+
+    card = json.loads((timm_run / "student.json").read_text())
+    network = stillroom.load(timm_run).network
+    with monkeypatch.context() as patch:
+        patch.setattr("timm.models.save_for_hf", broken)
+        with pytest.raises(OSError, match="killed meanwhile"):
+            ship(tmp_path, network, card["model"], card)
+    assert {file.name: file.read_bytes() for file in (tmp_path / "student").iterdir()} == before
+    ship(tmp_path, network, card["model"], card)
+    assert {file.name: file.read_bytes() for file in (tmp_path / "student").iterdir()} == before
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["student", "student.json"]
+
+
+def test_weights_of_a_run_know_its_classes(
+    digits_run: Path, other_run: tuple[Path, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _, letters = other_run
+    command = ["run", "kd", "--data", letters, "--epochs", "1", "--accelerator", "cpu", "--out", str(tmp_path / "out")]
+    assert main([*command, "--teacher", f"stillroom/convnet4@{digits_run}"]) == 2
+    line = capsys.readouterr().err
+    assert "whose classes are not those of the data: only the model has ['0', '1'" in line
+    assert not (tmp_path / "out").exists()

@@ -7,7 +7,6 @@ import pytest
 import torch
 
 from stillroom.errors import InputError
-from stillroom.tasks.classification.images import UnreadableImage
 from stillroom.tasks.classification.sources import open_source
 from tests.tasks.classification.miniatures import cifar100, classes_of_pictures, imagenet, picture, tiny_imagenet, zipped
 
@@ -139,7 +138,7 @@ def test_functions(tmp_path, monkeypatch):
     assert (source.image_size, source.augment) == (10, "cifar")
     monkeypatch.syspath_prepend(tmp_path)
     assert open_source("own_sets:load,kind=float").val.image(0).unique().tolist() == [128]
-    with pytest.raises(UnreadableImage, match="mean and std"):
+    with pytest.raises(InputError, match=r"data: got own_sets:load,kind=bad \(train/0: .*mean and std"):
         open_source("own_sets:load,kind=bad")
     for wrong, words in (
         ("own_sets:laod", "load"),

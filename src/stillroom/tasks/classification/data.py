@@ -110,7 +110,10 @@ class ImageData:
             _taken(self.source.val, "val_subset", val_subset, self.num_classes, subset_seed),
         )
         listed, left_out = self._readable(listed)
-        images, self.indices = make_harder(listed[0], self.num_classes, hardship, seed=subset_seed)
+        try:
+            images, self.indices = make_harder(listed[0], self.num_classes, hardship, seed=subset_seed)
+        except InputError as error:
+            raise InputError("data", f"{error.argument}={error.got}", error.expected) from None
         self._listed = images, listed[1]
         content = self.source.fingerprint
         if left_out:

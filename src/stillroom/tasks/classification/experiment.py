@@ -90,7 +90,8 @@ def teacher_stage(lab: Lab, data: ImageData, plan: Training, spec: str, epochs: 
         if built.weights is not None:
             return lab.evaluate(built.network, data, name="teacher", model=built.spec, renormalise=data.renormalise)
         if data.renormalise is not None:
-            raise InputError("teacher_mean", spec, "a teacher with weights: one that is trained here has the student's statistics")
+            got = f"{list(data.renormalise.to_mean)} for {spec}, a teacher without weights"
+            raise InputError("teacher_mean", got, "none: a teacher that is trained here has the student's statistics")
         if epochs is not None and epochs < 1:
             raise InputError("teacher_epochs", epochs, "a number of at least 1")
         plan = plan if epochs is None else replace(plan, epochs=epochs)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+import lzma
 import os
 import zipfile
+import zlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -30,10 +32,11 @@ class Folder:
         files: dict[str, int] = {}
         folders: set[str] = set()
         for folder, inner, names in os.walk(self.root, followlinks=True):
-            inner[:] = sorted(name for name in inner if _visible(name))
+            real = os.path.realpath(folder)  # a link to a folder above would be followed for ever
+            inner[:] = sorted(name for name in inner if _visible(name) and not _within(real, os.path.realpath(os.path.join(folder, name))))
             relative = Path(folder).relative_to(self.root)
             folders |= {(relative / name).as_posix() for name in inner}
-            files |= {(relative / name).as_posix(): os.stat(os.path.join(folder, name)).st_size for name in names if _visible(name)}
+            files |= {(relative / name).as_posix(): _bytes(os.path.join(folder, name)) for name in names if _visible(name)}
         return files, folders
 
     def read(self, name: str) -> bytes:
@@ -73,8 +76,15 @@ class Zip:
         return files, folders - {"."}
 
     def read(self, name: str) -> bytes:
-        """The content of one file."""
-        return self._archive().read(name)
+        """The content of one file.
+
+        Raises:
+            BadZipFile: it is damaged, has a password, or was packed in a way that Python does not know.
+        """
+        try:
+            return self._archive().read(name)
+        except (RuntimeError, EOFError, zlib.error, lzma.LZMAError) as error:
+            raise zipfile.BadZipFile(str(error)) from None
 
     def ends(self, name: str, count: int) -> tuple[bytes, bytes]:
         """As `Folder.ends`."""
@@ -96,7 +106,10 @@ def list_files(path: str, argument: str) -> tuple[Folder | Zip, dict[str, int], 
         store = Zip(place)
     else:
         raise InputError(argument, path, "a folder or a zip file" if place.exists() else "a folder or a zip file that exists")
-    files, folders = store.listing()
+    try:
+        files, folders = store.listing()
+    except zipfile.BadZipFile as error:
+        raise InputError(argument, path, f"a zip file that is whole ({error})") from None
     if not any(map(_is_image, files)):
         raise InputError(argument, path, f"images in it ({', '.join(EXTENSIONS)}); there are none")
     return store, files, folders
@@ -164,6 +177,19 @@ def counted(names: Sequence[str]) -> str:
     """How many image files cannot be decoded, and the first five of them."""
     files = "1 image file" if len(names) == 1 else f"{len(names)} image files"
     return f"{files} that cannot be decoded: {', '.join(names[:5])}{f' and {len(names) - 5} more' if len(names) > 5 else ''}"
+
+
+def _bytes(path: str) -> int:
+    """The size of a file; 0 for a link that leads nowhere, which cannot be read any more than an empty file can."""
+    try:
+        return os.stat(path).st_size
+    except OSError:
+        return 0
+
+
+def _within(path: str, folder: str) -> bool:
+    """Whether a real path is `folder` or lies below it."""
+    return path == folder or path.startswith(folder.rstrip(os.sep) + os.sep)
 
 
 def _is_image(name: str) -> bool:

@@ -6,7 +6,6 @@ import io
 import os
 import warnings
 import zipfile
-import zlib
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -100,14 +99,14 @@ class FileImages:
             if ends and _complete(*self.store.ends(name, _END)):
                 return True
             self._decoded(name, coarse=True)
-        except (UnreadableImage, OSError, zipfile.BadZipFile, zlib.error):
+        except (UnreadableImage, OSError, zipfile.BadZipFile):
             return False
         return True
 
     def _decoded(self, name: str, *, coarse: bool = False) -> Image.Image:
         try:
             content = self.store.read(name)
-        except (OSError, zipfile.BadZipFile, zlib.error) as error:
+        except (OSError, zipfile.BadZipFile) as error:
             raise UnreadableImage(f"{name}: cannot be read ({error})") from None
         return read_image(io.BytesIO(content), name, coarse=coarse)
 
@@ -259,7 +258,9 @@ def read_image(file: str | Path | IO[bytes] | Image.Image, name: str | None = No
                 return Image.fromarray(eight_bits).convert("RGB")
             image.load()
             return image if image.mode == "RGB" else image.convert("RGB")
-    except (OSError, SyntaxError, ValueError, EOFError, UnidentifiedImageError, Image.DecompressionBombError) as error:
+    except FileNotFoundError:
+        raise UnreadableImage(f"{name}: no such file") from None
+    except (OSError, SyntaxError, ValueError, EOFError, NotImplementedError, UnidentifiedImageError, Image.DecompressionBombError) as error:
         raise UnreadableImage(f"{name}: not a readable image ({error})") from None
 
 

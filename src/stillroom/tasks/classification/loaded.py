@@ -106,4 +106,9 @@ def ship(folder: Path, network: nn.Module, model: str, described: dict[str, Any]
             "test_crop_pct": None,
         }
         about = {"label_names": list(described["classes"]), "pretrained_cfg": settings}
-        save_for_hf(network, str(folder / "student"), model_config=about, safe_serialization=True)
+        part = folder / ".student.part"  # timm writes in place: whoever reads or kills meanwhile would be left with half a file
+        save_for_hf(network, str(part), model_config=about, safe_serialization=True)
+        (folder / "student").mkdir(exist_ok=True)
+        for file in part.iterdir():
+            file.replace(folder / "student" / file.name)
+        part.rmdir()

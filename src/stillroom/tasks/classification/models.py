@@ -112,11 +112,19 @@ def build_classifier(
         if weights == PRETRAINED:
             built = BuiltModel(_pretrained(source, wanted), source, weights)
         else:
-            built = BuiltModel(_untrained(source, wanted), _anywhere(source), weights or None)
+            built = BuiltModel(_untrained(source, wanted), _anywhere(source), weights or None, _classes_of(weights))
             if weights:
                 load_weights(built.network, weights, trust_pickle=trust_pickle, argument=argument)
     _try(built.network, spec, wanted)
     return built
+
+
+def _classes_of(weights: str) -> tuple[str, ...] | None:
+    """The names of the classes that weights were trained for, where they lie in a run's folder."""
+    try:
+        return tuple(map(str, json.loads((Path(weights) / "student.json").read_text(encoding="utf-8"))["classes"]))
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def _anywhere(source: str) -> str:

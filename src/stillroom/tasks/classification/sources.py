@@ -91,12 +91,15 @@ def open_source(spec: str, *, argument: str = "data") -> Source:
     path, options = split_options(rest, argument)
     if not colon:
         kind, options = split_options(spec, argument)
-    if kind in _OPENERS:
-        if kind not in _EMBEDDED and not path:
-            raise InputError(argument, spec, f"{kind}:PATH")
-        return _OPENERS[kind](path, options, argument)
-    if path and (kind.endswith(".py") or (re.fullmatch(r"[\w.]+", kind) and _module_exists(kind))):
-        return _from_function(kind, path, options, argument)
+    if kind in _OPENERS and kind not in _EMBEDDED and not path:
+        raise InputError(argument, spec, f"{kind}:PATH")
+    try:
+        if kind in _OPENERS:
+            return _OPENERS[kind](path, options, argument)
+        if path and (kind.endswith(".py") or (re.fullmatch(r"[\w.]+", kind) and _module_exists(kind))):
+            return _from_function(kind, path, options, argument)
+    except UnreadableImage as error:
+        raise InputError(argument, f"{spec} ({error})", "images that can be read") from None
     if kind.endswith(".py"):
         raise InputError(argument, spec, "file.py:function")
     if Path(spec).exists():
@@ -172,7 +175,9 @@ def _open_tiny_imagenet(path: str, options: dict[str, str], argument: str) -> So
     if annotations not in files or f"{top}train" not in folders:
         raise InputError(argument, path, "the original layout: train/<wnid>/images/*.JPEG, val/images/*.JPEG and val/val_annotations.txt")
     wnids, names, labels = list_classes(files, folders, f"{top}train", path, argument)
-    rows = [line.split("\t")[:2] for line in store.read(annotations).decode().splitlines() if line.strip()]
+    rows = [line.split("\t")[:2] for line in store.read(annotations).decode(errors="replace").splitlines() if line.strip()]
+    if not rows or min(map(len, rows)) < 2:
+        raise InputError(argument, annotations, "a line for each image: its file, a tab, its class")
     if strange := sorted({row[1] for row in rows} - set(wnids)):
         raise InputError(argument, f"{annotations} with {', '.join(strange[:5])}", "only classes that the train folder has")
     number = {wnid: i for i, wnid in enumerate(wnids)}
@@ -193,8 +198,10 @@ def _open_cifar(path: str, options: dict[str, str], argument: str, *, of: int) -
     root = root if root.name == folder else root / folder
     if missing := [name for name in (*train_files, *test_files, meta) if not (root / name).is_file()]:
         _download_cifar(of, root.parent, f"{kind}:{path}", f"the files {', '.join(missing)} in {root}", argument)
-    classes = tuple(_unpickle(root / meta, argument)[names_key])
-    train, val = (_read_cifar([root / name for name in names], label_key, argument) for names in (train_files, test_files))
+    classes = tuple(map(str, _unpickle(root / meta, argument).get(names_key, ())))
+    if not classes:
+        raise InputError(argument, str(root / meta), f"the names of the classes ({names_key})")
+    train, val = (_read_cifar([root / name for name in names], label_key, len(classes), argument) for names in (train_files, test_files))
     return _source(kind, classes, train, val, {}, 32, CIFAR_STATISTICS, "cifar")
 
 
@@ -314,26 +321,37 @@ class _ArraysOnly(pickle.Unpickler):
 def _unpickle(path: Path, argument: str) -> dict[str, Any]:
     try:
         with path.open("rb") as file:
-            content: dict[str, Any] = _ArraysOnly(file, encoding="latin1").load()
+            content: dict[str, Any] = dict(_ArraysOnly(file, encoding="latin1").load())
             return content
-    except (OSError, pickle.UnpicklingError, EOFError, AttributeError, ValueError) as error:
+    except (OSError, pickle.UnpicklingError, EOFError, AttributeError, TypeError, ValueError) as error:
         raise InputError(argument, str(path), f"a file of the Python version of CIFAR ({error})") from None
 
 
-def _read_cifar(paths: Sequence[Path], label_key: str, argument: str) -> MemoryImages:
-    parts = [_unpickle(path, argument) for path in paths]
-    pixels = torch.from_numpy(np.concatenate([part["data"] for part in parts]).reshape(-1, 3, 32, 32))
-    labels = np.concatenate([np.asarray(part[label_key], np.int64) for part in parts])
-    return MemoryImages(pixels, labels, [name for part in parts for name in part["filenames"]])
+def _read_cifar(paths: Sequence[Path], label_key: str, classes: int, argument: str) -> MemoryImages:
+    pixels, labels, names = [], [], []
+    for path in paths:
+        part = _unpickle(path, argument)
+        data, numbers = (np.asarray(part.get(key, ())) for key in ("data", label_key))
+        fits = data.shape == (len(numbers), 3072) and data.dtype == np.uint8 and len(part.get("filenames", ())) == len(numbers) > 0
+        if not fits or numbers.dtype.kind not in "iu" or not 0 <= numbers.min() <= numbers.max() < classes:
+            expected = f"data (uint8 [N, 3072]), {label_key} (from 0 to {classes - 1}) and filenames of N images"
+            raise InputError(argument, str(path), expected)
+        pixels.append(data)
+        labels.append(numbers.astype(np.int64))
+        names += part["filenames"]
+    return MemoryImages(torch.from_numpy(np.concatenate(pixels).reshape(-1, 3, 32, 32)), np.concatenate(labels), names)
 
 
 def _download_cifar(classes: int, root: Path, spec: str, expected: str, argument: str) -> None:
     from torchvision.datasets import CIFAR10, CIFAR100
 
     logger.info("%s: not on disk, downloading it", spec)
+    new = not root.exists()
     try:
         {10: CIFAR10, 100: CIFAR100}[classes](str(root), download=True)
     except Exception as error:  # whatever the network, the server or the disk answered
+        if new and root.is_dir() and not any(root.iterdir()):
+            root.rmdir()
         raise InputError(argument, spec, f"{expected} (downloading them failed: {error})") from None
 
 
@@ -360,7 +378,10 @@ def _dataset_labels(dataset: Any, spec: str, argument: str) -> np.ndarray:
             values = np.asarray(stated)
             break
     else:
-        values = np.asarray([dataset[i][1] for i in range(len(dataset))])
+        try:
+            values = np.asarray([dataset[i][1] for i in range(len(dataset))])
+        except (TypeError, IndexError, ValueError) as error:
+            raise InputError(argument, spec, f"data sets of (image, label), with a length ({error})") from None
     if len(values) == 0:
         raise InputError(argument, spec, "images in both data sets; one is empty")
     if values.ndim != 1 or not np.issubdtype(values.dtype, np.integer) or values.min() < 0:
