@@ -27,6 +27,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from stillroom.cli import main
+from stillroom.engine import stage
 from stillroom.engine.weights import save_weights
 from stillroom.tasks.classification import ImageData
 from stillroom.tasks.classification.models import build_classifier
@@ -458,3 +459,19 @@ def test_killed_worker_is_one_line_and_the_run_goes_on(tmp_path: Path) -> None:
     assert again.returncode == 0, output
     record: dict[str, Any] = json.loads((tmp_path / "run/teacher/stage.json").read_text())
     assert record["result"]["resumed"] == 1
+
+
+@pytest.mark.parametrize("more", [[], ["--overwrite"]])
+def test_two_runs_in_one_folder_do_not_meet(
+    more: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, command = tmp_path / "run", ["run", "kd", *SMALL, "--out", str(tmp_path / "run")]
+    monkeypatch.setattr(stage, "_PATIENCE", 0.1)
+    if more:
+        assert main(command) == 0
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    with stage.StageFolder(out / "teacher").taken():  # as the other run does while it trains
+        assert main([*command, *more]) == 2
+    assert "teacher, on which another run is at work" in capsys.readouterr().err
+    assert before.items() <= {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}.items()
+    assert main([*command, *more]) == 0

@@ -140,7 +140,7 @@ class Lab:
             The stage with its student as the last epoch left it; `best.safetensors` in its folder has the best epoch's weights.
 
         Raises:
-            InputError: the folder holds this stage of a run with other arguments.
+            InputError: the folder holds this stage of a run with other arguments, or another run is at work on it.
             NonFiniteLoss: a loss term became infinite or not a number.
             Interrupted: Ctrl-C or SIGTERM came.
         """
@@ -149,16 +149,17 @@ class Lab:
         parts = fingerprint(distiller, plan, data.fingerprint, data.batch_size, self.seed, self.options.precision)
         record = folder.open(parts)
         if record is None or not record.get("finished"):
-            if record is None and self.is_main:
-                folder.write({"fingerprint": parts, "finished": False})
-                folder.write_indices(data.indices)
-            whole = copy.deepcopy(distiller.student) if self.options.strategy.startswith("fsdp") else None
-            with self._layout(distiller, data):
-                recorder = self._train(distiller, data, plan, folder, name)
-            if whole is not None:  # the one that was trained is left in shards
-                distiller.student = whole
-                distiller.student.load_state_dict(recorder.weights)
-            record = self._conclude(distiller.cpu(), data, folder, name, model, parts, recorder)
+            with folder.taken() if self.is_main else nullcontext():
+                if self.is_main and folder.open(parts) is None:
+                    folder.write({"fingerprint": parts, "finished": False})
+                    folder.write_indices(data.indices)
+                whole = copy.deepcopy(distiller.student) if self.options.strategy.startswith("fsdp") else None
+                with self._layout(distiller, data):
+                    recorder = self._train(distiller, data, plan, folder, name)
+                if whole is not None:  # the one that was trained is left in shards
+                    distiller.student = whole
+                    distiller.student.load_state_dict(recorder.weights)
+                record = self._conclude(distiller.cpu(), data, folder, name, model, parts, recorder)
         else:
             load_weights(distiller.student, folder.student)
             self._display(name).say(f"done before ({record['result']['epochs']} epochs)")

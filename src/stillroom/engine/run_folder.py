@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml  # type: ignore[import-untyped]
 
-from stillroom.engine.stage import write_atomic
+from stillroom.engine.stage import StageFolder, write_atomic
 from stillroom.errors import InputError
 
 # What may change between a run and its continuation without changing its numbers.
@@ -61,14 +61,16 @@ class RunFolder:
 
     def _discard(self) -> None:
         """Removes what runs write, and nothing else that may lie in the folder."""
+        for record in list(self.path.glob("**/stage.json")):
+            stage = StageFolder(record.parent)
+            with stage.taken():
+                stage.clear()
         for name in _WRITTEN:
             path = self.path / name
             if path.is_dir():
                 shutil.rmtree(path)
             else:
                 path.unlink(missing_ok=True)
-        for record in list(self.path.glob("**/stage.json")):
-            shutil.rmtree(record.parent)
         for folder in self.path.glob("seed*"):
             if folder.is_dir() and not any(folder.iterdir()):
                 folder.rmdir()

@@ -8,13 +8,15 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from filelock import FileLock, Timeout
 from lightning.pytorch import LightningModule
 from torch import Tensor
 
@@ -23,6 +25,8 @@ from stillroom.engine.distiller import Distiller
 from stillroom.engine.training import Training
 from stillroom.errors import InputError
 
+# Seconds: the data workers of a run that was killed notice it within five, and hold what it held until then.
+_PATIENCE = 10.0
 _LIGHTNING_ATTRIBUTES = frozenset(vars(LightningModule()))
 
 
@@ -171,6 +175,24 @@ class StageFolder:
                 "out", f"{self.path}, which holds this stage of another run ({'; '.join(differs[:4])})", "another folder, or --overwrite"
             )
         return record
+
+    @contextmanager
+    def taken(self) -> Iterator[None]:
+        """Keeps other processes out while the stage is worked on; a process that dies has it no longer.
+
+        Raises:
+            InputError: another process has it.
+        """
+        lock = FileLock(self.path / ".lock")
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            lock.acquire(timeout=_PATIENCE)
+        except Timeout:
+            raise InputError("out", f"{self.path}, on which another run is at work", "another folder, or a little patience") from None
+        try:
+            yield
+        finally:
+            lock.release()
 
     def clear(self) -> None:
         """Removes the stage."""
