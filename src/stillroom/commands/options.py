@@ -69,7 +69,7 @@ def read_options(
     """
     arguments = [_underscored(argument) for argument in arguments]
     preset = early(arguments, "preset") or "default"
-    parser, kinds = _parser(prog, own, data, {**asdict(plan), **(defaults or {})}, presets, preset)
+    parser, kinds = _parser(prog, own, data, {**asdict(plan), "out": Path(out), **(defaults or {})}, presets, preset)
     values = _parse(prog, parser, arguments)
     values["out"] = str(Path(values["out"] or out))
     parts = {name: {field: values.pop(field) for field in fields} for name, fields in kinds.items()}
@@ -118,7 +118,10 @@ def _parser(
     from stillroom.engine import LabOptions, Training
 
     class Help(jsonargparse.DefaultHelpFormatter):
-        """Shows options with dashes, as people type them."""
+        """Shows options with dashes, as people type them, and no marks of the docstrings that the help is taken from."""
+
+        def _expand_help(self, action: argparse.Action) -> str:
+            return str(super()._expand_help(action)).replace("``", "")
 
         def _format_action_invocation(self, action: argparse.Action) -> str:
             return _dashed(super()._format_action_invocation(action))
