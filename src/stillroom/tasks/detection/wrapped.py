@@ -16,7 +16,7 @@ from torchvision.models.detection.image_list import ImageList
 from torchvision.ops import box_iou
 
 from stillroom.errors import InputError
-from stillroom.tasks.detection.dense import Assigner, DenseOutputs, DenseTargets, ImageTargets
+from stillroom.tasks.detection.dense import Assigner, DenseOutputs, DenseTargets, ImageTargets, averaged_count
 from stillroom.tasks.detection.detector import DenseDetector, maps_of, strides_of_maps
 from stillroom.tasks.detection.gfl import assign_atss
 from stillroom.tasks.detection.outputs import Objects
@@ -122,6 +122,12 @@ class FCOSDetector(_Torchvision):
         """A level's boxes [B, N, 4] from distances in strides."""
         decoded: Tensor = self.model.box_coder.decode(deltas_BN4, anchors_N4.expand(deltas_BN4.shape[0], -1, -1))
         return decoded
+
+    def task_losses(self, outputs: DenseOutputs, targets: DenseTargets) -> dict[str, Tensor]:
+        """The wrapped model's own, divided by the positives of all processes where the model counts those of one."""
+        positives = (targets.matched >= 0).sum().float()
+        share = positives.clamp_min(1) / averaged_count(positives)
+        return {name: share * loss for name, loss in super().task_losses(outputs, targets).items()}
 
     def assigner(self, *, regions: bool = False) -> Assigner:
         """`fcos_match`."""
