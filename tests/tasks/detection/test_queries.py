@@ -60,8 +60,9 @@ def detector(family: str, *, queries: int = QUERIES, auxiliary: bool = True, see
         resnet = transformers.ResNetConfig(**_TINY, out_features=["stage2"])
         return DetrDetector(transformers.DetrForObjectDetection(transformers.DetrConfig(backbone_config=resnet, **common)))
     resnet = transformers.ResNetConfig(**_TINY, out_features=["stage1", "stage2"])
-    staged = {"two_stage": True, "with_box_refine": True, "two_stage_num_proposals": queries} if family == "two-stage" else {}
-    config = transformers.DeformableDetrConfig(backbone_config=resnet, num_feature_levels=3, **common, **staged)
+    refined = {"with_box_refine": family in ("refined", "two-stage")}
+    staged = {"two_stage": True, "two_stage_num_proposals": queries} if family == "two-stage" else {}
+    config = transformers.DeformableDetrConfig(backbone_config=resnet, num_feature_levels=3, **common, **refined, **staged)
     return DeformableDetrDetector(transformers.DeformableDetrForObjectDetection(config))
 
 

@@ -16,7 +16,7 @@ from torchvision.ops import sigmoid_focal_loss
 from stillroom.errors import InputError
 from stillroom.tasks.detection.dense import averaged, averaged_count
 from stillroom.tasks.detection.outputs import Objects
-from stillroom.tasks.detection.queries import Denoising, Pairs, QueryDetector, QueryOutputs, QueryTargets, relative_boxes
+from stillroom.tasks.detection.queries import Denoising, Pairs, QueryDetector, QueryOutputs, QueryTargets, in_float32, relative_boxes
 
 
 class _Masked(QueryDetector):
@@ -93,9 +93,14 @@ class DeformableDetrDetector(_Masked):
 
     def __init__(self, model: Any) -> None:
         super().__init__(model)
-        if model.config.two_stage:
+        inner = model.model
+        in_float32(*inner.input_proj)
+        if model.config.with_box_refine:
+            in_float32(*inner.decoder.bbox_embed)
+        if not model.config.two_stage:
+            in_float32(inner.reference_points)
+        else:
             # No loss of the model reaches what it chooses its proposals by: several processes would wait for gradients that never come.
-            inner = model.model
             for idle in (inner.enc_output, inner.enc_output_norm, inner.decoder.class_embed[-1], inner.decoder.bbox_embed[-1]):
                 idle.requires_grad_(False)
 
@@ -144,6 +149,10 @@ class DeformableDetrDetector(_Masked):
 
 class RTDetrDetector(QueryDetector):
     """RT-DETR: maps mixed by convolutions, queries from the maps' likeliest places (Zhao et al. 2024). It is not told what is padding."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__(model)
+        in_float32(*model.model.decoder_input_proj)
 
     def levels(self) -> tuple[int, ...]:
         """Those of the backbone's maps."""

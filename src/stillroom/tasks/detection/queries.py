@@ -223,6 +223,19 @@ class Pairs:
         return target
 
 
+def in_float32(*modules: nn.Module) -> None:
+    """Lets modules answer in float32 under reduced precision too, where the model computes positions from their answers, in their type.
+
+    Relative coordinates in bfloat16 are off by up to 1/512: 2.6 pixels of 1333.
+    """
+    for module in modules:
+        module.register_forward_hook(_float32)
+
+
+def _float32(module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
+    return output.float()
+
+
 def relative_boxes(boxes: Sequence[Tensor], frames: Tensor) -> tuple[Tensor, ...]:
     """Absolute (x1, y1, x2, y2) of each image [G, 4] -> centre and size relative to its frame, of `frames` [B, 2] (height, width)."""
     scales_B4 = frames.flip(1).repeat(1, 2)

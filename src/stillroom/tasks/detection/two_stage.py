@@ -13,10 +13,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 from torchvision.models.detection import FasterRCNN
-from torchvision.models.detection.image_list import ImageList
 
 from stillroom.tasks.detection.dense import averaged_count
-from stillroom.tasks.detection.detector import Detector, maps_of, strides_of_maps
+from stillroom.tasks.detection.detector import Detector, anchors_of, maps_of, strides_of_maps
 from stillroom.tasks.detection.metrics import Detections
 from stillroom.tasks.detection.outputs import Objects, Outputs
 
@@ -104,7 +103,7 @@ class TwoStageDetector(Detector[TwoStageOutputs, TwoStageTargets]):
         features = list(maps_of(self.model.backbone, images).values())
         objectness, deltas = rpn.head(features)
         sizes = [(int(height), int(width)) for height, width in image_sizes.tolist()]
-        anchors_A4 = rpn.anchor_generator(ImageList(images, sizes), features)[0]  # the same for every image of a padded batch
+        anchors_A4 = anchors_of(rpn.anchor_generator, images, features)
         per_cell = [level.shape[1] for level in objectness]
         counts = [level.shape[1:].numel() for level in objectness]
         objectness = [_rows(level, cell).squeeze(-1) for level, cell in zip(objectness, per_cell, strict=True)]
