@@ -191,7 +191,9 @@ class DetectionData:
 
     def describe(self) -> dict[str, Any]:
         """What must be known to use a detector that was trained on this data."""
-        return {"source": self.data, "classes": list(self.classes), "transform": self.preparation.to_json()}
+        known = {"source": self.data, "classes": list(self.classes), "transform": self.preparation.to_json()}
+        both = canvas(self._train, self.preparation), canvas(self._val, self.preparation)
+        return {**known, "canvas": [max(sides) for sides in zip(*both, strict=True)]}
 
     def compare(self, details: dict[str, np.ndarray], reference: dict[str, np.ndarray]) -> dict[str, float]:
         """Nothing yet: detections of two models are compared by their AP."""
@@ -269,9 +271,7 @@ class _Batches(Dataset[Any]):
     @cached_property
     def _canvas(self) -> tuple[int, int]:
         """Height and width that every image fits into."""
-        sizes = [self.preparation.size(*shape) for shape in self.annotated.shapes]
-        height, width = (padded_size(max(sides), self.preparation.divisor) for sides in zip(*sizes, strict=True))
-        return height, width
+        return canvas(self.annotated, self.preparation)
 
     def _seen(self, index: int, mirror: bool, side: int | None) -> tuple[Tensor, Tensor]:
         """An image as the detector reads it, its shorter side brought to `side` pixels if that is given, and its boxes there."""
@@ -295,6 +295,13 @@ class _Batches(Dataset[Any]):
             self._kept[index] = pixels
             self._room -= pixels.nbytes
         return pixels
+
+
+def canvas(annotated: Annotated, preparation: Preparation) -> tuple[int, int]:
+    """Height and width that every image fits into, prepared and padded."""
+    sizes = [preparation.size(*shape) for shape in annotated.shapes]
+    height, width = (padded_size(max(sides), preparation.divisor) for sides in zip(*sizes, strict=True))
+    return height, width
 
 
 def _as_it_is(batch: Any) -> Any:

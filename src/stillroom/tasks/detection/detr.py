@@ -77,9 +77,13 @@ class DetrDetector(_Masked):
         total = F.cross_entropy(logits.flatten(0, 1), labels_BQ.flatten(), weights_C, reduction="sum")
         return total / averaged(weights_C[labels_BQ].sum())
 
+    def scores(self, logits: Tensor) -> Tensor:
+        """Probabilities, without that of "no object"."""
+        return logits.softmax(-1)[..., :-1]
+
     def ranked(self, logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Each query with its likeliest class."""
-        scores_BQ, labels_BQ = logits.softmax(-1)[..., :-1].max(-1)
+        scores_BQ, labels_BQ = self.scores(logits).max(-1)
         scores_BN, queries_BN = scores_BQ.topk(min(self.most, scores_BQ.shape[1]))
         return scores_BN, queries_BN, labels_BQ.gather(1, queries_BN)
 
@@ -160,7 +164,7 @@ class RTDetrDetector(QueryDetector):
 
     def frames(self, images: Tensor, image_sizes: Tensor) -> Tensor:
         """The padded batch."""
-        return torch.tensor(images.shape[-2:], device=images.device, dtype=torch.float32).expand(len(images), 2)
+        return torch.tensor(images.shape[-2:], device=images.device, dtype=torch.float32).expand(images.shape[0], 2)
 
     def raw(self, images: Tensor, image_sizes: Tensor, objects: Objects | None = None) -> QueryOutputs:
         """See `Detector`; in training, given objects, with `denoising` where the model is configured for it.

@@ -174,9 +174,13 @@ class QueryDetector(Detector[QueryOutputs, QueryTargets]):
         )
         return {f"{name}{suffix}": weight * term for (name, weight), term in zip(self.weights().items(), terms, strict=True)}
 
+    def scores(self, logits: Tensor) -> Tensor:
+        """[B, Q, C] in [0, 1], by which detections are ranked."""
+        return logits.sigmoid()
+
     def ranked(self, logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Scores, queries and labels [B, N], best first: the best of all queries times classes."""
-        scores_BN, at_BN = logits.sigmoid().flatten(1).topk(min(self.most, logits.shape[1] * self.num_classes))
+        scores_BN, at_BN = self.scores(logits).flatten(1).topk(min(self.most, logits.shape[1] * self.num_classes))
         return scores_BN, at_BN // self.num_classes, at_BN % self.num_classes
 
     @torch.no_grad()
