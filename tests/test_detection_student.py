@@ -238,13 +238,6 @@ def test_detrs_are_exported_for_images_of_one_size(
     torch.testing.assert_close(boxes[at // 6], expected.boxes[0], rtol=0, atol=0.01)
 
 
-def test_of_two_stages_none_is_exported(tmp_path: Path) -> None:
-    run = finished_run(tmp_path / "run", "stillroom/faster-rcnn_24")
-    message = "a TwoStageDetector, expected a detector that can be exported: GFL, ATSS, RetinaNet, FCOS or a DETR"
-    with pytest.raises(StillroomError, match=re.escape(message)):
-        export.run([str(run)], "")
-
-
 def test_the_page_tells_how_to_get_boxes_from_onnx(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
