@@ -8,6 +8,7 @@ import shlex
 from pathlib import Path
 
 import onnx
+import onnxruntime
 import pytest
 import torch
 from PIL import Image
@@ -62,6 +63,32 @@ def retinanet(num_classes):
 """
 
 
+DETRS = """
+import transformers
+from stillroom.tasks.detection.detr_models import deformable_detr, rt_detr
+
+RESNET = {"embedding_size": 8, "hidden_sizes": [8, 16], "depths": [1, 1], "layer_type": "basic"}
+WIDTHS = {"d_model": 32, "encoder_ffn_dim": 32, "decoder_ffn_dim": 32, "encoder_attention_heads": 4, "decoder_attention_heads": 4}
+LAYERS = {**WIDTHS, "encoder_layers": 1, "decoder_layers": 2, "num_queries": 12}
+
+
+def rt_detr_(num_classes):
+    resnet = transformers.RTDetrResNetConfig(**RESNET, out_features=["stage1", "stage2"])
+    levels = {"feat_strides": [4, 8], "encoder_hidden_dim": 32, "decoder_in_channels": [32] * 2, "num_feature_levels": 2}
+    return rt_detr(resnet, num_classes, **WIDTHS, **levels, encode_proj_layers=[1], decoder_layers=2, num_queries=12, num_denoising=0)
+
+
+def detr(num_classes):
+    resnet = transformers.ResNetConfig(**RESNET, out_features=["stage2"])
+    return transformers.DetrForObjectDetection(transformers.DetrConfig(backbone_config=resnet, num_labels=num_classes, **LAYERS))
+
+
+def deformable_detr_(num_classes):
+    resnet = transformers.ResNetConfig(**RESNET, out_features=["stage1", "stage2"])
+    return deformable_detr(resnet, num_classes, **LAYERS, num_feature_levels=3)
+"""
+
+
 def finished_run(folder: Path, model: str, image_size: int | None = None) -> Path:
     """What a run leaves of its student, without the training: random weights that make scores differ."""
     torch.manual_seed(0)
@@ -70,6 +97,8 @@ def finished_run(folder: Path, model: str, image_size: int | None = None) -> Pat
     for name, parameter in network.named_parameters():
         if name.endswith(("gfl_cls.weight", "cls_logits.weight")):
             nn.init.normal_(parameter, std=0.2)
+        if name.endswith("weight") and ("class_embed." in name or "score_head" in name or "labels_classifier" in name):
+            nn.init.normal_(parameter, std=0.5)
         if name.endswith(("gfl_cls.bias", "cls_logits.bias")):
             nn.init.constant_(parameter, -1)
     save_weights(network, folder / "student.safetensors")
@@ -175,6 +204,38 @@ def test_torchvisions_detectors_are_exported_for_any_batch(
     assert [tuple(answer.shape) for answer in program(torch.zeros(3, 3, 48, 80))] == [(3, count, 6), (3, count, 4)]
     described = build_detector(f"nets.py:{kind}@{run / 'student_described.safetensors'}", num_classes=6)
     assert all(torch.equal(a, b) for a, b in zip(described.network.parameters(), student.network.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("kind", ["rt_detr_", "detr", "deformable_detr_"])
+def test_detrs_are_exported_for_images_of_one_size(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("nets.py").write_text(DETRS)
+    run = finished_run(Path("run"), f"nets.py:{kind}")
+    export.run([str(run)], "")
+    out, err = capfd.readouterr()
+    assert err == ""
+    *told, last = out.splitlines()
+    assert last == "reads images of 48 x 48 pixels: smaller ones are padded with zeros at the right and the bottom"
+    for name, unit in (("scores", 1), ("boxes", 48)):
+        line = next(line for line in told if f"student's {name}: " in line)
+        found = re.search(r": (\S+) \(batches of 1 and 5; \w+ up to (\S+); tolerance (\S+)\)", line)
+        assert found is not None, line
+        difference, largest, tolerance = map(float, found.groups())
+        assert difference <= tolerance == pytest.approx(1e-4 * unit)
+        assert largest > 0.05, "answers so small that every tolerance is kept"
+    session = onnxruntime.InferenceSession(run / "student.onnx")
+    about = session.get_modelmeta().custom_metadata_map
+    assert json.loads(about["transform"])["divisor"] == json.loads(about["transform"])["max_size"] == 48
+    assert json.loads(about["detections"]) == {"score_threshold": 0.0, "nms_threshold": 1.0, "most": 100}
+    images, student = torch.zeros(1, 3, 48, 48), detector(run)
+    images[0, :, :32, :40] = student.preparation(DetectionData("scenes:train=1,val=1,teacher=1").val_image(0).resize((40, 32)))
+    scores, boxes = (torch.from_numpy(output[0]) for output in session.run(None, {"images": images.numpy()}))
+    expected = student.network.detect(images, torch.tensor([[32, 40]]))[0]
+    best, at = scores.flatten().max(0)
+    torch.testing.assert_close(best, expected.scores[0], rtol=0, atol=1e-4)
+    torch.testing.assert_close(boxes[at // 6], expected.boxes[0], rtol=0, atol=0.01)
 
 
 def test_the_page_tells_how_to_get_boxes_from_onnx(

@@ -48,6 +48,8 @@ def run(arguments: list[str], command: str) -> None:
             f"largest difference from the student's {output.name}: {output.difference:.2g} "
             f"({checked}; {output.name} up to {output.largest:.3g}; tolerance {given.tolerance * output.unit:g})"
         )
+    if done.note:
+        print(done.note)
 
 
 def _size(count: int) -> str:

@@ -34,6 +34,7 @@ _TALKATIVE = ("torch.onnx", "torch.export", "torch.fx", "onnxscript", "onnx_ir",
 Outputs = tuple[Tensor, ...]
 Answer = Callable[[Tensor], Outputs]
 Ask = Callable[[nn.Module, Tensor], Outputs]
+Align = Callable[[Outputs, Outputs], Outputs]
 
 
 class ExportFailed(StillroomError):
@@ -67,6 +68,7 @@ class Exported:
         bytes: its size.
         batches: the shapes of the batches that it was checked on.
         outputs: how far its answers are from the network's.
+        note: a line for whoever uses the file, if there is something to say.
     """
 
     path: Path
@@ -74,6 +76,7 @@ class Exported:
     bytes: int
     batches: tuple[tuple[int, ...], ...]
     outputs: tuple[Compared, ...]
+    note: str = ""
 
 
 def check_format(format: str) -> None:
@@ -97,6 +100,8 @@ def export(
     ask: Ask | None = None,
     units: Sequence[float] | None = None,
     cell: int | None = None,
+    align: Align | None = None,
+    note: str = "",
 ) -> Exported:
     """Write a network in eval mode to one file, for batches of any size, and check what the file answers.
 
@@ -115,6 +120,8 @@ def export(
         ask: how the network is asked for its outputs, where it is not by calling it.
         units: what the tolerance counts in, for each output; 1 by default.
         cell: for inputs [B, 3, H, W] of any height and width that are multiples of it; else theirs are those of `inputs_BX`.
+        align: brings the file's answers into the order of the network's, given second, where their order means nothing.
+        note: see `Exported`.
 
     Raises:
         InputError: unknown format, a missing package, a negative tolerance, or a place that cannot be written.
@@ -136,6 +143,8 @@ def export(
         if found != dict(metadata):
             raise ExportFailed(f"{path}: the description read back from the file is not the one that was written; nothing was kept")
         pairs = [(_several(answer(inputs)), _several(asked(inputs))) for inputs in batches]
+        if align is not None:
+            pairs = [(align(got, wanted), wanted) for got, wanted in pairs]
         compared = tuple(
             Compared(
                 name,
@@ -153,7 +162,7 @@ def export(
                     f"{tolerance * output.unit:.2g}; nothing was written"
                 )
         size = file.stat().st_size
-    return Exported(path, format, size, tuple(tuple(inputs.shape) for inputs in batches), compared)
+    return Exported(path, format, size, tuple(tuple(inputs.shape) for inputs in batches), compared, note)
 
 
 class _Asked(nn.Module):

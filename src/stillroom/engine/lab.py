@@ -195,7 +195,7 @@ class Lab:
         }
         record = folder.open(parts)
         if record is None or not record.get("finished"):
-            scored = around(network) if renormalise is None else _Renormalised(network, renormalise)
+            scored = around(network) if renormalise is None else _Renormalised(network, renormalise, around)
             record = self._conclude(scored, data, folder, name, model, parts, None)
         seed_everything(self.seed)
         return Trained(name, network, _result(record, folder), folder.path, renormalise)
@@ -341,11 +341,14 @@ class Lab:
 class _Renormalised(Distiller):
     """A network that is to be scored on inputs of other statistics than it was trained with."""
 
-    def __init__(self, student: nn.Module, renormalise: Renormalise) -> None:
+    def __init__(self, student: nn.Module, renormalise: Renormalise, around: Callable[[Any], Distiller]) -> None:
         super().__init__(student)
         self.renormalise = renormalise
+        self._answer = around(student).predict  # not the distiller itself, whose student would be this one's a second time
 
     def predict(self, batch: Any) -> Any:
+        if hasattr(batch, "renormalised"):
+            return self._answer(batch.renormalised(self.renormalise))
         return self.student(self.renormalise(batch.inputs))
 
 

@@ -89,7 +89,9 @@ class Teacher:
         compile: run the prepared networks through torch.compile.
         weights: of an ensemble's members, >= 0, normalised to sum 1; equal by default.
         combine: an ensemble's answer: "probabilities" = log of the mean softmax over dimension 1 (valid logits), "logits" = mean logits.
-        renormalise: applied to the inputs (a tensor of images) first, if the teacher expects other statistics than the student's.
+        renormalise: applied to the images first, if the teacher expects other statistics than the student's: to inputs that are a tensor
+            of images; of a batch that has the method ``renormalised(renormalise)``, which knows where its images are and what of them is
+            padding, the inputs of the batch that this gives are read.
 
     Raises:
         InputError: no networks, something that is no network, weights that do not fit them, unknown options.
@@ -200,11 +202,17 @@ class Teacher:
         return f"Teacher({names}, precision={self._precision!r})"
 
     def _inputs(self, batch: Any) -> Any:
+        if self._renormalise is not None and hasattr(batch, "renormalised"):
+            return batch.renormalised(self._renormalise).inputs
         inputs = batch.inputs if hasattr(batch, "inputs") else batch
         if self._renormalise is None:
             return inputs
         if not isinstance(inputs, Tensor):
-            raise InputError("renormalise", f"inputs of type {type(inputs).__name__}", "a tensor of images [B, C, H, W]")
+            raise InputError(
+                "renormalise",
+                f"inputs of type {type(inputs).__name__}",
+                "a tensor of images [B, C, H, W], or a batch with the method renormalised",
+            )
         return self._renormalise(inputs)
 
     def _prepare(self, inputs: Any) -> _Prepared:

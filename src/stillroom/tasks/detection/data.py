@@ -19,8 +19,9 @@ from torchvision.transforms.v2.functional import horizontal_flip, resize, to_pil
 from stillroom.engine.cache import EveryView, Views
 from stillroom.engine.loading import Draw, Loader, SeekableBatches, uniforms
 from stillroom.engine.report import Report, Section
+from stillroom.engine.teacher import Renormalise
 from stillroom.errors import InputError
-from stillroom.tasks.arguments import statistics
+from stillroom.tasks.arguments import renormalisation, statistics
 from stillroom.tasks.detection.backbones import pad_batch, padded_size
 from stillroom.tasks.detection.metrics import DetectionEvaluator
 from stillroom.tasks.detection.preparation import Preparation, as_pixels, boxes_on
@@ -57,6 +58,14 @@ class DetectionBatch(NamedTuple):
         """The padded images."""
         return self.images
 
+    def renormalised(self, renormalise: Renormalise) -> DetectionBatch:
+        """The same with images of other statistics; what is padding stays zero."""
+        heights_B1, widths_B1 = self.sizes[:, :1], self.sizes[:, 1:]
+        rows_BH = torch.arange(self.images.shape[-2], device=self.sizes.device) < heights_B1
+        columns_BW = torch.arange(self.images.shape[-1], device=self.sizes.device) < widths_B1
+        shown_B1HW = (rows_BH[:, None, :, None] & columns_BW[:, None, None]).to(self.images.device)
+        return self._replace(images=renormalise(self.images).where(shown_B1HW, 0))
+
     def objects(self) -> tuple[list[Tensor], list[Tensor]]:
         """Boxes and labels to train on: those that are no crowd."""
         kept = [crowd == 0 for crowd in self.crowd]
@@ -78,6 +87,8 @@ class DetectionData:
             ``[480, 800]`` as the papers do; by default it is `image_size`.
         mean: of each channel, for pixels in [0, 1]; by default the data's own.
         std: standard deviation of each channel, likewise.
+        teacher_mean: the mean that the teacher was trained with, where it is another than the student's.
+        teacher_std: the teacher's standard deviation, likewise.
         strict: refuse data with image files that cannot be decoded, which are left out otherwise.
 
     Raises:
@@ -96,6 +107,8 @@ class DetectionData:
         teacher_scales: Range | None = None,
         mean: tuple[float, float, float] | None = None,
         std: tuple[float, float, float] | None = None,
+        teacher_mean: tuple[float, float, float] | None = None,
+        teacher_std: tuple[float, float, float] | None = None,
         strict: bool = False,
     ) -> None:
         for name, value, least in (("batch_size", batch_size, 1), ("workers", workers, 0), ("image_size", image_size, 8)):
@@ -110,6 +123,7 @@ class DetectionData:
         self.teacher_scales = teacher_scales
         self.scales: Range | None = None  # of the images that are trained on at present
         means, stds = statistics(mean, std, (self.source.mean, self.source.std))
+        self.renormalise = renormalisation((means, stds), teacher_mean, teacher_std)
         self.preparation = Preparation(image_size, max_size, means, stds, self.source.divisor)
         self.classes: tuple[str, ...] = self.source.classes
         self.num_classes = len(self.classes)
@@ -123,6 +137,8 @@ class DetectionData:
             "flip": flip,
             "mean": list(means),
             "std": list(stds),
+            "teacher_mean": None if self.renormalise is None else list(self.renormalise.to_mean),
+            "teacher_std": None if self.renormalise is None else list(self.renormalise.to_std),
         }
         parts = self.source.fingerprint, image_size, max_size, flip, means, stds
         self.fingerprint = hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
@@ -191,7 +207,9 @@ class DetectionData:
 
     def describe(self) -> dict[str, Any]:
         """What must be known to use a detector that was trained on this data."""
-        return {"source": self.data, "classes": list(self.classes), "transform": self.preparation.to_json()}
+        known = {"source": self.data, "classes": list(self.classes), "transform": self.preparation.to_json()}
+        both = canvas(self._train, self.preparation), canvas(self._val, self.preparation)
+        return {**known, "canvas": [max(sides) for sides in zip(*both, strict=True)]}
 
     def compare(self, details: dict[str, np.ndarray], reference: dict[str, np.ndarray]) -> dict[str, float]:
         """Nothing yet: detections of two models are compared by their AP."""
@@ -269,9 +287,7 @@ class _Batches(Dataset[Any]):
     @cached_property
     def _canvas(self) -> tuple[int, int]:
         """Height and width that every image fits into."""
-        sizes = [self.preparation.size(*shape) for shape in self.annotated.shapes]
-        height, width = (padded_size(max(sides), self.preparation.divisor) for sides in zip(*sizes, strict=True))
-        return height, width
+        return canvas(self.annotated, self.preparation)
 
     def _seen(self, index: int, mirror: bool, side: int | None) -> tuple[Tensor, Tensor]:
         """An image as the detector reads it, its shorter side brought to `side` pixels if that is given, and its boxes there."""
@@ -295,6 +311,13 @@ class _Batches(Dataset[Any]):
             self._kept[index] = pixels
             self._room -= pixels.nbytes
         return pixels
+
+
+def canvas(annotated: Annotated, preparation: Preparation) -> tuple[int, int]:
+    """Height and width that every image fits into, prepared and padded."""
+    sizes = [preparation.size(*shape) for shape in annotated.shapes]
+    height, width = (padded_size(max(sides), preparation.divisor) for sides in zip(*sizes, strict=True))
+    return height, width
 
 
 def _as_it_is(batch: Any) -> Any:

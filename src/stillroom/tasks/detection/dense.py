@@ -141,3 +141,8 @@ def averaged(normaliser: Tensor) -> Tensor:
         torch.distributed.all_reduce(normaliser)
         normaliser /= world_size()
     return normaliser
+
+
+def averaged_count(count: Tensor) -> Tensor:
+    """`averaged` numbers of objects or samples to divide by: at least one in all processes together, as one process would have it."""
+    return averaged(count).clamp_min(1 / world_size())

@@ -11,6 +11,7 @@ from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torchvision.models.detection.image_list import ImageList
 from torchvision.ops import batched_nms, clip_boxes_to_image
 
 from stillroom.tasks.detection.dense import Assigner, DenseOutputs, DenseTargets, dense_targets
@@ -132,6 +133,16 @@ def maps_of(backbone: nn.Module, images: Tensor) -> dict[str, Tensor]:
     """The maps of a backbone in torchvision's manner, by name; it may answer with a single one."""
     maps: dict[str, Tensor] | Tensor = backbone(images)
     return {"0": maps} if isinstance(maps, Tensor) else maps
+
+
+def anchors_of(generator: nn.Module, images: Tensor, maps: Sequence[Tensor]) -> Tensor:
+    """The anchors of torchvision's generator on every map, float32 [A, 4], one level after the other; the same for all images of a batch.
+
+    The generator computes in the type of the maps; in bfloat16 a coordinate of 1300 is off by up to 4 pixels.
+    """
+    listed = ImageList(images, [(images.shape[-2], images.shape[-1])])
+    found: list[Tensor] = generator(listed, [level[:1, :1].float() for level in maps])
+    return found[0]
 
 
 def strides_of_maps(backbone: nn.Module) -> dict[str, int]:

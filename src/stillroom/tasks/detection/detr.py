@@ -6,6 +6,7 @@ Importing this module does not import transformers; whoever has one of its model
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,9 +14,9 @@ from torch.nn import functional as F
 from torchvision.ops import sigmoid_focal_loss
 
 from stillroom.errors import InputError
-from stillroom.tasks.detection.dense import averaged
+from stillroom.tasks.detection.dense import averaged, averaged_count
 from stillroom.tasks.detection.outputs import Objects
-from stillroom.tasks.detection.queries import Denoising, Pairs, QueryDetector, QueryOutputs, QueryTargets, relative_boxes
+from stillroom.tasks.detection.queries import Denoising, Pairs, QueryDetector, QueryOutputs, QueryTargets, in_float32, relative_boxes
 
 
 class _Masked(QueryDetector):
@@ -47,7 +48,9 @@ class DetrDetector(_Masked):
     def raw(self, images: Tensor, image_sizes: Tensor, objects: Objects | None = None) -> QueryOutputs:
         """See `Detector`."""
         found = self.model.model(images, pixel_mask=_pixel_mask(images, image_sizes))
-        states = (found.last_hidden_state,) if found.intermediate_hidden_states is None else tuple(found.intermediate_hidden_states)
+        # The model's own answer is of the last state, which is normalised once more than the last of the intermediate ones.
+        earlier = () if found.intermediate_hidden_states is None else tuple(found.intermediate_hidden_states[:-1])
+        states = (*earlier, found.last_hidden_state)
         return QueryOutputs(
             features=_as_maps(found.encoder_last_hidden_state, images, self.strides),
             strides=self.strides,
@@ -74,9 +77,13 @@ class DetrDetector(_Masked):
         total = F.cross_entropy(logits.flatten(0, 1), labels_BQ.flatten(), weights_C, reduction="sum")
         return total / averaged(weights_C[labels_BQ].sum())
 
+    def scores(self, logits: Tensor) -> Tensor:
+        """Probabilities, without that of "no object"."""
+        return logits.softmax(-1)[..., :-1]
+
     def ranked(self, logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Each query with its likeliest class."""
-        scores_BQ, labels_BQ = logits.softmax(-1)[..., :-1].max(-1)
+        scores_BQ, labels_BQ = self.scores(logits).max(-1)
         scores_BN, queries_BN = scores_BQ.topk(min(self.most, scores_BQ.shape[1]))
         return scores_BN, queries_BN, labels_BQ.gather(1, queries_BN)
 
@@ -87,6 +94,19 @@ class DetrDetector(_Masked):
 
 class DeformableDetrDetector(_Masked):
     """Deformable DETR: several maps, read at a few points around each query; classes by sigmoids (Zhu et al. 2021)."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__(model)
+        inner = model.model
+        in_float32(*inner.input_proj)
+        if model.config.with_box_refine:
+            in_float32(*inner.decoder.bbox_embed)
+        if not model.config.two_stage:
+            in_float32(inner.reference_points)
+        else:
+            # No loss of the model reaches what it chooses its proposals by: several processes would wait for gradients that never come.
+            for idle in (inner.enc_output, inner.enc_output_norm, inner.decoder.class_embed[-1], inner.decoder.bbox_embed[-1]):
+                idle.requires_grad_(False)
 
     def levels(self) -> tuple[int, ...]:
         """Those of the backbone's maps, and of further ones by convolutions of stride 2."""
@@ -134,13 +154,17 @@ class DeformableDetrDetector(_Masked):
 class RTDetrDetector(QueryDetector):
     """RT-DETR: maps mixed by convolutions, queries from the maps' likeliest places (Zhao et al. 2024). It is not told what is padding."""
 
+    def __init__(self, model: Any) -> None:
+        super().__init__(model)
+        in_float32(*model.model.decoder_input_proj)
+
     def levels(self) -> tuple[int, ...]:
         """Those of the backbone's maps."""
         return _backbone_strides(self.model.model.backbone)
 
     def frames(self, images: Tensor, image_sizes: Tensor) -> Tensor:
         """The padded batch."""
-        return torch.tensor(images.shape[-2:], device=images.device, dtype=torch.float32).expand(len(images), 2)
+        return torch.tensor(images.shape[-2:], device=images.device, dtype=torch.float32).expand(images.shape[0], 2)
 
     def raw(self, images: Tensor, image_sizes: Tensor, objects: Objects | None = None) -> QueryOutputs:
         """See `Detector`; in training, given objects, with `denoising` where the model is configured for it.
@@ -222,13 +246,16 @@ class RTDetrDetector(QueryDetector):
     def task_losses(self, outputs: QueryOutputs, targets: QueryTargets) -> dict[str, Tensor]:
         """See `QueryDetector`; with those of the noised objects."""
         losses = super().task_losses(outputs, targets)
-        noised = outputs.denoising
-        if noised is not None and self.model.config.auxiliary_loss:
-            total = outputs.frames.new_tensor(float(sum(map(len, noised.labels))))
-            count = averaged(total).clamp_min(1) * noised.groups
+        noised, config = outputs.denoising, self.model.config
+        if not self.training or config.num_denoising == 0:
+            return losses
+        # Every process takes part in the count, with objects or without.
+        total = averaged_count(outputs.frames.new_tensor(float(0 if noised is None else sum(map(len, noised.labels)))))
+        if noised is not None and config.auxiliary_loss:
             for layer, (logits, boxes) in enumerate(zip(noised.logits, noised.relative_boxes, strict=True)):
-                losses |= self.layer_losses(f"_dn_{layer}", logits, boxes, noised.matches, noised.labels, noised.boxes, count)
-        elif self.training and self.model.config.num_denoising > 0:
+                given = (logits, boxes, noised.matches, noised.labels, noised.boxes)
+                losses |= self.layer_losses(f"_dn_{layer}", *given, total * noised.groups)
+        else:
             # A batch without objects gives the embedding of noised classes a gradient of 0: other processes may have objects.
             losses["loss_vfl"] = losses["loss_vfl"] + 0 * self.model.model.denoising_class_embed.weight.sum()
         return losses

@@ -78,7 +78,11 @@ def teacher_stage(lab: Lab, data: DetectionData, plan: Training, spec: str, epoc
             return Trained("teacher", None, replace(cached.result, seed=lab.seed), cached.folder, teacher=cached)
         built = detector(spec, data, lab, "teacher")
         if built.weights is not None:
-            return lab.evaluate(built.network, data, name="teacher", model=built.spec, around=DetectionDistiller)
+            return lab.evaluate(
+                built.network, data, name="teacher", model=built.spec, renormalise=data.renormalise, around=DetectionDistiller
+            )
+        if data.renormalise is not None:
+            raise InputError("teacher_mean", spec, "a teacher with weights: one that is trained here has the student's statistics")
         if epochs is not None and epochs < 1:
             raise InputError("teacher_epochs", epochs, "a number of at least 1")
         plan = plan if epochs is None else replace(plan, epochs=epochs)

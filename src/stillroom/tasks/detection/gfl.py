@@ -15,12 +15,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from stillroom.engine.distributed import world_size
 from stillroom.losses.detection import distribution_focal_loss, quality_focal_loss
 from stillroom.tasks.detection.atss import atss, valuable_region
 from stillroom.tasks.detection.backbones import Pyramid, strides_of
 from stillroom.tasks.detection.boxes import boxes_from_distances, distances_to_boxes, expected_distances, paired_iou
-from stillroom.tasks.detection.dense import Assigner, DenseOutputs, DenseTargets, ImageTargets, averaged, on_image
+from stillroom.tasks.detection.dense import Assigner, DenseOutputs, DenseTargets, ImageTargets, averaged, averaged_count, on_image
 from stillroom.tasks.detection.detector import DenseDetector
 from stillroom.tasks.detection.outputs import Objects
 
@@ -185,9 +184,8 @@ def gfl_losses(outputs: DenseOutputs, targets: DenseTargets, weights: GFLWeights
         found["giou"].append(weights.giou * (share_P * (1 - paired_iou(boxes_N4[which], goals_P4, "giou"))).sum() + nothing)
         found["dfl"].append(weights.dfl * (share_P * dfl_P).sum() + nothing)
         shares.append(share_P.sum())
-    total = averaged(torch.stack(shares).sum())
-    # The least divisor is that of all processes together, so that they train as one does.
-    divisor = total.clamp_min(1 / world_size()) if weights.clamp_normaliser else total + 1e-6
+    total = torch.stack(shares).sum()
+    divisor = averaged_count(total) if weights.clamp_normaliser else averaged(total) + 1e-6
     return {"qfl": found["qfl"], "giou": [t / divisor for t in found["giou"]], "dfl": [t / divisor for t in found["dfl"]]}
 
 

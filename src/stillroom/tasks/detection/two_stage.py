@@ -13,10 +13,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 from torchvision.models.detection import FasterRCNN
-from torchvision.models.detection.image_list import ImageList
 
-from stillroom.tasks.detection.dense import averaged
-from stillroom.tasks.detection.detector import Detector, maps_of, strides_of_maps
+from stillroom.tasks.detection.dense import averaged_count
+from stillroom.tasks.detection.detector import Detector, anchors_of, maps_of, strides_of_maps
 from stillroom.tasks.detection.metrics import Detections
 from stillroom.tasks.detection.outputs import Objects, Outputs
 
@@ -104,7 +103,7 @@ class TwoStageDetector(Detector[TwoStageOutputs, TwoStageTargets]):
         features = list(maps_of(self.model.backbone, images).values())
         objectness, deltas = rpn.head(features)
         sizes = [(int(height), int(width)) for height, width in image_sizes.tolist()]
-        anchors_A4 = rpn.anchor_generator(ImageList(images, sizes), features)[0]  # the same for every image of a padded batch
+        anchors_A4 = anchors_of(rpn.anchor_generator, images, features)
         per_cell = [level.shape[1] for level in objectness]
         counts = [level.shape[1:].numel() for level in objectness]
         objectness = [_rows(level, cell).squeeze(-1) for level, cell in zip(objectness, per_cell, strict=True)]
@@ -175,7 +174,7 @@ class TwoStageDetector(Detector[TwoStageOutputs, TwoStageTargets]):
         logits_S = torch.cat(outputs.objectness, 1).float().flatten()[targets.anchors]
         deltas_P4 = torch.cat(outputs.deltas, 1).float().flatten(0, 1)[targets.anchors[:positives]]
         wanted_S = (torch.arange(sampled, device=logits_S.device) < positives).float()
-        count = averaged(logits_S.new_tensor(sampled)).clamp_min(1)
+        count = averaged_count(logits_S.new_tensor(sampled))
         return {
             "loss_objectness": F.binary_cross_entropy_with_logits(logits_S, wanted_S, reduction="sum") / count,
             "loss_rpn_box_reg": F.smooth_l1_loss(deltas_P4, targets.anchor_deltas, beta=_BETA, reduction="sum") / count,
@@ -185,7 +184,7 @@ class TwoStageDetector(Detector[TwoStageOutputs, TwoStageTargets]):
         """The second stage's, of the sampled proposals: ``loss_classifier`` and ``loss_box_reg``, sums divided by the sample's size."""
         positive_P = (targets.labels < self.num_classes).nonzero().flatten()
         deltas_P4 = regions.deltas[positive_P, targets.labels[positive_P]]
-        count = averaged(regions.logits.new_tensor(len(targets.labels))).clamp_min(1)
+        count = averaged_count(regions.logits.new_tensor(len(targets.labels)))
         return {
             "loss_classifier": F.cross_entropy(regions.logits, targets.labels, reduction="sum") / count,
             "loss_box_reg": F.smooth_l1_loss(deltas_P4, targets.deltas[positive_P], beta=_BETA, reduction="sum") / count,

@@ -12,12 +12,11 @@ import torch
 from torch import Tensor
 from torchvision.models.detection import FCOS, RetinaNet
 from torchvision.models.detection.anchor_utils import AnchorGenerator
-from torchvision.models.detection.image_list import ImageList
 from torchvision.ops import box_iou
 
 from stillroom.errors import InputError
-from stillroom.tasks.detection.dense import Assigner, DenseOutputs, DenseTargets, ImageTargets
-from stillroom.tasks.detection.detector import DenseDetector, maps_of, strides_of_maps
+from stillroom.tasks.detection.dense import Assigner, DenseOutputs, DenseTargets, ImageTargets, averaged_count
+from stillroom.tasks.detection.detector import DenseDetector, anchors_of, maps_of, strides_of_maps
 from stillroom.tasks.detection.gfl import assign_atss
 from stillroom.tasks.detection.outputs import Objects
 
@@ -35,13 +34,12 @@ class _Torchvision(DenseDetector):
         """See `DenseDetector`; with `head`, and `centerness` where there is one."""
         features = list(maps_of(self.model.backbone, images).values())
         head: dict[str, Tensor] = self.model.head(features)
-        listed = ImageList(images, [(images.shape[-2], images.shape[-1])])  # one stands for all: in a padded batch they have one grid
-        anchors_A4 = self.model.anchor_generator(listed, features)[0]
+        anchors_A4 = anchors_of(self.model.anchor_generator, images, features)
         per_cell = anchors_A4.shape[0] // sum(f.shape[-2] * f.shape[-1] for f in features)
         sizes = [f.shape[-2] * f.shape[-1] * per_cell for f in features]
         logits, deltas = head["cls_logits"].split(sizes, 1), head["bbox_regression"].split(sizes, 1)
         anchors = anchors_A4.split(sizes)
-        boxes = [self.decode(delta, anchor) for delta, anchor in zip(deltas, anchors, strict=True)]
+        boxes = [self.decode(delta.float(), anchor) for delta, anchor in zip(deltas, anchors, strict=True)]
         centerness = head["bbox_ctrness"].squeeze(-1).split(sizes, 1) if "bbox_ctrness" in head else ()
         valid = [torch.ones(level.shape[:2], dtype=torch.bool, device=level.device) for level in logits]
         return DenseOutputs(
@@ -67,7 +65,8 @@ class _Torchvision(DenseDetector):
         """The wrapped model's own."""
         objects = [{"boxes": boxes, "labels": labels} for boxes, labels in targets.objects]
         anchors = [torch.cat(outputs.anchors)] * len(objects)
-        losses: dict[str, Tensor] = self.model.head.compute_loss(objects, dict(outputs.head), anchors, list(targets.matched))
+        head = {name: answer.float() for name, answer in outputs.head.items()}  # boxes are decoded in it once more
+        losses: dict[str, Tensor] = self.model.head.compute_loss(objects, head, anchors, list(targets.matched))
         return losses
 
 
@@ -122,6 +121,12 @@ class FCOSDetector(_Torchvision):
         """A level's boxes [B, N, 4] from distances in strides."""
         decoded: Tensor = self.model.box_coder.decode(deltas_BN4, anchors_N4.expand(deltas_BN4.shape[0], -1, -1))
         return decoded
+
+    def task_losses(self, outputs: DenseOutputs, targets: DenseTargets) -> dict[str, Tensor]:
+        """The wrapped model's own, divided by the positives of all processes where the model counts those of one."""
+        positives = (targets.matched >= 0).sum().float()
+        share = positives.clamp_min(1) / averaged_count(positives)
+        return {name: share * loss for name, loss in super().task_losses(outputs, targets).items()}
 
     def assigner(self, *, regions: bool = False) -> Assigner:
         """`fcos_match`."""

@@ -1,0 +1,64 @@
+"""What a file of a DETR is checked by, and what it takes for padding."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from stillroom.cli import main
+from stillroom.engine.weights import save_weights
+from stillroom.tasks.detection.data import DetectionData
+from stillroom.tasks.detection.export import in_order, unpadded
+from stillroom.tasks.detection.loaded import ship
+from stillroom.tasks.detection.models import build_detector
+
+
+@given(st.integers(0, 100))
+def test_answers_are_brought_into_order_and_no_answer_serves_twice(seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    scores, boxes = torch.rand(2, 9, 3, generator=generator), 400 * torch.rand(2, 9, 4, generator=generator)
+    order = torch.randperm(9, generator=generator)
+    for found, own in zip(in_order((scores[:, order], boxes[:, order]), (scores, boxes)), (scores, boxes), strict=True):
+        assert torch.equal(found, own)
+    twice = scores[:, order].clone(), boxes[:, order].clone()
+    for part in twice:
+        part[:, 1] = part[:, 0]
+    assert any((found - own).abs().max() > 1e-3 for found, own in zip(in_order(twice, (scores, boxes)), (scores, boxes), strict=True))
+
+
+def test_zeros_up_to_the_rim_are_padding_and_others_are_not() -> None:
+    images = torch.ones(4, 3, 6, 8)
+    images[0, :, 4:] = 0
+    images[1, :, :, 5:] = 0
+    images[1, :, 2] = 0
+    images[2, :2] = 0
+    images[3] = 0
+    assert unpadded(images).tolist() == [[4, 8], [6, 5], [6, 8], [1, 1]]
+
+
+def finished(folder: Path, model: str) -> Path:
+    folder.mkdir()
+    save_weights(build_detector(model, num_classes=6).network, folder / "student.safetensors")
+    ship(folder, model, DetectionData("scenes:train=4,val=4,teacher=4").describe())
+    return folder
+
+
+def test_faster_rcnn_is_refused_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["export", str(finished(tmp_path / "run", "stillroom/faster-rcnn_24"))]) == 2
+    err = capsys.readouterr().err
+    assert "a TwoStageDetector, expected a detector that can be exported: GFL, ATSS, RetinaNet, FCOS or a DETR" in err
+    assert err.count("\n") == 1
+
+
+def test_a_run_that_does_not_say_how_large_images_are_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = finished(tmp_path / "run", "stillroom/rt-detr_32")
+    card = json.loads((run / "student.json").read_text())
+    assert card.pop("canvas") == [48, 48]
+    (run / "student.json").write_text(json.dumps(card))
+    assert main(["export", str(run)]) == 2
+    assert "student.json does not say how large images are" in capsys.readouterr().err
