@@ -68,7 +68,7 @@ def test_a_run_writes_report_metrics_config_and_the_student(finished: Path) -> N
     assert card["model"] == "stillroom/convnet4"
     weights = read_weights(finished / "student.safetensors")
     assert all(torch.equal(value, weights[name]) for name, value in read_weights(finished / "seed0/distilled").items())
-    assert not [name for name in files(finished) if Path(name).name.startswith(".")], "a temporary file is left"
+    assert {Path(name).name for name in files(finished) if Path(name).name.startswith(".")} == {".lock"}, "a temporary file is left"
 
 
 def test_the_same_command_again_runs_nothing(finished: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -263,7 +263,8 @@ BAD: list[tuple[str, list[str], list[str]]] = [
     ("kd", ["--teacher-epochs", "0"], ["--teacher-epochs: got 0", "at least 1"]),
     ("kd", ["--config", "missing.yaml"], ["--config", "missing.yaml"]),
     ("kd", ["--config", "unknown.yaml"], ["temprature", "--temperature"]),
-    ("kd", ["--config", "broken.yaml"], ["config"]),
+    ("kd", ["--config", "broken.yaml"], ["--config", "a YAML file"]),
+    ("kd", ["--config", ""], ["--config", "nothing in it"]),
 ]
 
 

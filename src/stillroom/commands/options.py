@@ -194,6 +194,8 @@ def _explained(prog: str, parser: jsonargparse.ArgumentParser, complaint: str, p
         suggestions = ", ".join(f"--{option}" for option in close.split(", "))
         name = name if unknown.group(1) else f"--{name}"
         return InputError("options", _dashed(name), f"one that `{prog} --help` shows, such as {_dashed(suggestions)}")
+    if unread := re.match(r"(?:Unexpected|Problems parsing) config: ?(.*)", complaint):
+        return UsageError(f"--config: expected a YAML file of options ({unread.group(1) or 'there is nothing in it'})")
     value = re.match(r'Parser key "([\w.]+)": *(.*)', complaint)
     if value is None:
         return UsageError(_dashed(complaint))

@@ -11,6 +11,7 @@ A spec is `SOURCE[@WEIGHTS]`, or the folder of a run:
 
 from __future__ import annotations
 
+import difflib
 import importlib
 import importlib.util
 import inspect
@@ -196,7 +197,7 @@ def _untrained(source: str, wanted: _Wanted) -> nn.Module:
     module, _, function = source.rpartition(":")
     if module and function.isidentifier():
         return _call(_function(module, function, wanted), source, wanted)
-    hint = f"; is stillroom/{near(source, NETWORKS, most=1)} meant?" if near(source, NETWORKS, most=1) in NETWORKS else ""
+    hint = "".join(f"; is stillroom/{name} meant?" for name in difflib.get_close_matches(source, NETWORKS, n=1))
     raise InputError(wanted.argument, source or "nothing", GRAMMAR + hint)
 
 
