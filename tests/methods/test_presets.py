@@ -176,3 +176,22 @@ def test_a_missing_data_set_is_named(
 def test_an_unknown_preset_lists_the_known(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["run", "dkd", "--preset", "papr"]) == 2
     assert "expected one of default, paper, paper:imagenet" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("host", "preset", "options"),
+    [
+        ("kd", "paper:imagenet", KD_IMAGENET),
+        ("dkd", "paper", None),
+        ("dkd", "paper:imagenet", {"alpha": 1, "beta": 0.5, "temperature": 1, "warmup": 1}),
+        ("crd", "paper", {"negatives": 16384}),
+        ("fitnets", "paper:tiny-imagenet", None),
+        ("bckd", "paper", None),
+    ],
+)
+def test_a_preset_brings_the_host_s_own_numbers(host: str, preset: str, options: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as done:
+        main(["run", "dot", "--host", host, "--preset", preset, "--print_config"])
+    assert not done.value.code
+    values = yaml.safe_load(capsys.readouterr().out)
+    assert (values["host_options"], values["delta"]) == (options, 0.09 if preset == "paper:imagenet" else 0.075)

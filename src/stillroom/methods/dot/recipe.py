@@ -14,6 +14,8 @@ from stillroom.methods.dot.distiller import DOT
 from stillroom.tasks.classification import IMAGENET
 from stillroom.tasks.experiments import Experiment, experiment_of, options_of
 
+_GIVEN = {"student", "teacher", "data"}  # parameters of a room's `build` that are no options
+
 
 def host_distiller(host: str, student: nn.Module, teacher: Teacher, data: TaskData, options: dict[str, Any]) -> Distiller:
     """The host method's distiller, with its defaults but for `options`.
@@ -24,7 +26,7 @@ def host_distiller(host: str, student: nn.Module, teacher: Teacher, data: TaskDa
     room = catalog.load(host, argument="host")
     if host == "dot" or not hasattr(room, "build"):
         raise InputError("host", host, "a method with a task and a distillation loss, such as kd, dkd or crd")
-    known = options_of(room.build, {"student", "teacher", "data"})
+    known = options_of(room.build, _GIVEN)
     for name in options:
         if name not in known:
             raise InputError("host_options", name, f"an option of {host}, such as {near(name, known)}")
@@ -114,14 +116,21 @@ CHOICE = "host"
 
 
 def chosen(host: str) -> tuple[Callable[..., Report], Mapping[str, Mapping[str, Any]]]:
-    """The recipe and the presets for a host, by its task.
+    """The recipe and the presets for a host, by its task; the presets with the host's own numbers from its own presets of that name.
 
     Raises:
         InputError: no such method, or one of a task that DOT has no experiment for.
     """
     task = catalog.find(host, "host").task
-    if task == "classification":
+    if host == "kd":
         return recipe, PRESETS
     experiment = experiment_of(task, "host")
-    made = hosting(experiment, host, 0.05)
-    return made, {name: {**preset, "delta": 0.075} for name, preset in experiment.presets_of(made).items()}
+    made = recipe if task == "classification" else hosting(experiment, host, 0.05)
+    room = catalog.load(host, "host")
+    known = options_of(room.build, _GIVEN) if hasattr(room, "build") else {}
+
+    def numbers(preset: str) -> dict[str, Any]:
+        own = {name: value for name, value in room.PRESETS.get(preset, {}).items() if name in known}
+        return {"delta": 0.09 if preset == "paper:imagenet" else 0.075, "host_options": own or None}
+
+    return made, {name: {**preset, **numbers(name)} for name, preset in experiment.presets_of(made).items()}
