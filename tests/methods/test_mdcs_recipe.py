@@ -100,7 +100,7 @@ def test_experts_of_ones_own(photos: Path, tmp_path: Path) -> None:
         (["--weight", "-1"], "weight: got -1.0, expected a finite number of at least 0"),
         (["--temperature", "0"], "temperature: got 0.0, expected a finite number above 0"),
         (["--few-below", "300"], "few_below: got 300, expected a number from 0 to 101"),
-        (["--data", "digits,imbalance=exp:5000"], "imbalance: got exp:5000, expected a ratio of at most"),
+        (["--data", "digits,imbalance=exp:5000"], "data: got imbalance=exp:5000, expected a ratio of at most"),
         (["--pretrained", "resnet.pth"], "student: got stillroom/convnet_experts, expected a ResNet for photographs"),
         (["--pretrained", "none.pth", "--student", "stillroom/resnet50_experts"], "pretrained: got 'none.pth', which does not exist"),
         (["--views", "cifr"], "views: got cifr, expected one of small, cifar, imagenet"),

@@ -99,6 +99,6 @@ class Checkpoints(Callback):
     def _save(self, trainer: Trainer, pl_module: LightningModule) -> None:
         assert isinstance(pl_module, Distiller)
         pl_module.guard.look()
-        pl_module.guard.look_at_weights(pl_module, pl_module.progress.step)
+        pl_module.guard.look_at_weights(pl_module.student, pl_module.progress.step)
         trainer.save_checkpoint(self.path)
         self._last = time.monotonic()

@@ -53,6 +53,8 @@ class FiniteGuard:
     def look_at_weights(self, module: nn.Module, step: int) -> None:
         """Before they are written anywhere: a finite loss may have had a gradient that was not.
 
+        Of the student, that is: what becomes of networks beside it is the method's to say.
+
         Raises:
             NonFiniteWeights: naming them.
         """

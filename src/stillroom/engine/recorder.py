@@ -184,7 +184,7 @@ class Recorder(Callback):
         """Evaluates, and writes the epoch's line of the record."""
         assert isinstance(pl_module, Distiller)
         pl_module.guard.look()
-        pl_module.guard.look_at_weights(pl_module, pl_module.progress.step)
+        pl_module.guard.look_at_weights(pl_module.student, pl_module.progress.step)
         means = torch.stack(list(self._sums.values())) / self._count
         means = trainer.strategy.reduce(means, reduce_op="mean")
         figures = {f"train/{name}": value for name, value in zip(self._sums, means.tolist(), strict=True)}
