@@ -154,6 +154,8 @@ def main() -> None:
         setting |= {name: "the same, wrn_16_2 -> resnet8"}
         setting["steps"] |= dict.fromkeys(("CIFAR-10", name), plan.epochs * 78)
         command += " --cifar10 cifar10.zip"
+        if arguments.larger_seeds != parser.get_default("larger_seeds"):
+            command += f" --larger_seeds {arguments.larger_seeds}"
     write(arguments.out, "dot", command, seeds, found, ". ".join(said) + ".", setting)
     print(arguments.out.read_text())
 
