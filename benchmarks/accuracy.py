@@ -23,7 +23,7 @@ from timm.task import LogitDistillationTask
 from torch import nn
 
 from stillroom.engine import Lab, LabOptions, Progress, Teacher, Training
-from stillroom.engine.recorder import evaluate, seed_everything
+from stillroom.engine.run.recorder import evaluate, seed_everything
 from stillroom.methods.kd import KD
 from stillroom.tasks.classification import ImageData, Supervised
 from stillroom.tasks.classification.networks import NETWORKS

@@ -33,8 +33,8 @@ from torch.nn.functional import cross_entropy, kl_div, log_softmax
 
 from stillroom.engine import Lab, LabOptions, Teacher, Training
 from stillroom.engine.cache import CachedTeacher, Views, build_cache
-from stillroom.engine.measure import measure
-from stillroom.engine.report import StageResult
+from stillroom.engine.report.results import StageResult
+from stillroom.engine.run.measure import measure
 from stillroom.methods.dot import DOT
 from stillroom.methods.kd import KD
 from stillroom.tasks.classification import Batch, ImageData

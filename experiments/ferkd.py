@@ -85,7 +85,7 @@ class Experiment:
         with lab.shared():
             teacher = FerKD(network(24), truth, num_crops=1, mix="none")
             teacher.plan = plan
-            self.taught = lab.fit(teacher, teacher.shown(teaching), plan, name="teacher", model="convnet24")
+            self.taught = lab.fit(teacher, teacher.training_data(teaching), plan, name="teacher", model="convnet24")
         self.teacher = lab.teach(self.taught)
 
     def bank(self, name: str, **options: object) -> LabelBank:
@@ -102,7 +102,7 @@ class Experiment:
             if kind is InTheLoop:
                 distiller.teacher = self.teacher
             stage = f"{group}-{name}".replace(" ", "_")
-            trained: Trained = lab.fit(distiller, distiller.shown(self.data), plan, name=stage, model="convnet8")
+            trained: Trained = lab.fit(distiller, distiller.training_data(self.data), plan, name=stage, model="convnet8")
             self.note(group, name, seed, trained)
 
     def note(self, group: str, name: str, seed: int, trained: Trained) -> None:

@@ -25,10 +25,10 @@ from torch import Tensor
 from stillroom.engine import Lab, LabOptions, Trained, Training
 from stillroom.methods.kd3 import KD3, WebKD
 from stillroom.tasks.classification import ImageData, distilled_stage, network, supervised_stage, teacher_stage
-from stillroom.tasks.classification.images import MemoryImages
 from stillroom.tasks.classification.restyle import restyled
 from stillroom.tasks.classification.shared_classifier import share_classifier
 from stillroom.tasks.classification.web import WebData
+from stillroom.tasks.images.stores import MemoryImages
 
 CLASSES = (0, 1, 3, 7, 8)  # airplane, automobile, cat, horse, ship
 TEACHER, STUDENT = "stillroom/wrn_16_2", "stillroom/resnet8"

@@ -26,7 +26,7 @@ from torch.nn.functional import kl_div
 
 from stillroom.engine import Lab, LabOptions, Training
 from stillroom.engine.loading import sample_seeds
-from stillroom.engine.recorder import looking_on
+from stillroom.engine.run.recorder import evaluating
 from stillroom.methods.mdcs import LongTailedImages, build, two_views
 from stillroom.methods.mdcs.measures import bias_and_variance, expert_divergence
 from stillroom.tasks.classification import Batch, distilled_stage
@@ -57,7 +57,7 @@ def in_two_views(data: LongTailedImages) -> Iterator[tuple[Batch, Tensor, Tensor
 def measure(network: nn.Module, data: LongTailedImages) -> tuple[dict[str, float], np.ndarray]:
     """What the arms are compared by, and the predicted classes."""
     labels, answers, divergence, apart = [], [], [], []
-    with looking_on(network):
+    with evaluating(network):
         for batch, weak, strong in in_two_views(data):
             logits_BEC = network.experts(batch.images)
             labels.append(batch.labels)

@@ -27,7 +27,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from stillroom.cli import main
-from stillroom.engine import stage
+from stillroom.engine.run import stage
 from stillroom.engine.weights import save_weights
 from stillroom.tasks.classification import ImageData
 from stillroom.tasks.classification.models import build_classifier

@@ -24,8 +24,8 @@ from stillroom.engine.cache import store as store_module
 from stillroom.engine.cache.answers import names_in, put_together, take_apart
 from stillroom.engine.cache.formats import Format
 from stillroom.engine.loading import SeekableBatches
-from stillroom.engine.measure import Footprint
-from stillroom.engine.report import StageResult
+from stillroom.engine.report.results import StageResult
+from stillroom.engine.run.measure import Footprint
 from stillroom.errors import InputError, StillroomError
 from stillroom.losses.logits import kd_loss
 from stillroom.methods.crd import CRD

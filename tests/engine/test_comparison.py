@@ -17,10 +17,10 @@ import numpy as np
 import pytest
 import torch
 
-from stillroom.engine.comparison import Outcome, Piece, attempt, merge, reason_of, run_at_once, run_here
-from stillroom.engine.measure import Footprint
-from stillroom.engine.report import StageResult
-from stillroom.engine.report_page import render
+from stillroom.engine.report.page import render
+from stillroom.engine.report.results import StageResult
+from stillroom.engine.run.comparison import Outcome, Piece, attempt, merge, reason_of, run_at_once, run_here
+from stillroom.engine.run.measure import Footprint
 from stillroom.errors import InputError, Interrupted, NonFiniteLoss
 from stillroom.tasks.classification import ImageData
 
@@ -129,7 +129,7 @@ def test_a_stop_ends_every_process(tmp_path: Path, number: signal.Signals) -> No
 @pytest.mark.skipif(sys.platform != "linux", reason="looks at /proc")
 def test_processes_of_a_killed_comparison_end(tmp_path: Path) -> None:
     code = (
-        "from pathlib import Path\nfrom stillroom.engine.comparison import Piece, run_at_once\n"
+        "from pathlib import Path\nfrom stillroom.engine.run.comparison import Piece, run_at_once\n"
         "from tests.engine.test_comparison import Work\n"
         f"folder = Path({str(tmp_path)!r})\nrun_at_once(Work(folder), [Piece('sleeps', 0)], 2, folder / 'logs', 'top1')\n"
     )

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from stillroom.engine.guard import FiniteGuard
+from stillroom.engine.run.guard import FiniteGuard
 from stillroom.errors import NonFiniteLoss, NonFiniteWeights
 
 IDS = torch.tensor([4, 8, 15])

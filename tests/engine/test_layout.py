@@ -11,8 +11,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from stillroom.engine import Lab, LabOptions, Losses, Teacher, Training
-from stillroom.engine.layout import channels_last
-from stillroom.engine.stage import digest
+from stillroom.engine.run.layout import channels_last
+from stillroom.engine.run.stage import digest
 from stillroom.methods.kd import KD
 from stillroom.tasks.classification import Batch, ImageData, build_classifier
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from stillroom.engine.measure import Footprint, measure
+from stillroom.engine.run.measure import Footprint, measure
 from stillroom.errors import InputError
 
 

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from stillroom.engine.measure import Footprint
-from stillroom.engine.report import SCHEMA, Report, Section, Spread, StageResult
-from stillroom.engine.report_page import render
-from stillroom.engine.report_text import COMMON_METRICS, Metric, count, duration, headline
+from stillroom.engine.report.page import render
+from stillroom.engine.report.results import SCHEMA, Report, Section, Spread, StageResult
+from stillroom.engine.report.wording import COMMON_METRICS, Metric, count, duration, headline
+from stillroom.engine.run.measure import Footprint
 from stillroom.errors import InputError
 
 LARGE = Footprint(parameters=20_000_000, macs=1_000_000_000, latency_ms=10.0, bytes=80_000_000)

@@ -24,7 +24,7 @@ def main(bank: str, out: str, devices: int) -> None:
     distiller.plan = PLAN
     data = ImageData("digits", batch_size=32, subset=160, val_subset=75, augment="none")
     options = LabOptions(out=Path(out), accelerator="cpu", devices=devices, strategy="ddp" if devices > 1 else "auto")
-    Lab(options).fit(distiller, distiller.shown(data), PLAN, name="ferkd")
+    Lab(options).fit(distiller, distiller.training_data(data), PLAN, name="ferkd")
 
 
 if __name__ == "__main__":

@@ -11,9 +11,9 @@ import torch
 from stillroom.engine import Lab, LabOptions, Teacher, Training
 from stillroom.methods.kd3 import KD3
 from stillroom.tasks.classification import ImageData, build_classifier
-from stillroom.tasks.classification.images import MemoryImages
 from stillroom.tasks.classification.shared_classifier import share_classifier
 from stillroom.tasks.classification.web import WebData
+from stillroom.tasks.images.stores import MemoryImages
 
 
 def pile(count: int = 83) -> MemoryImages:
@@ -47,7 +47,7 @@ def main(out: str, devices: int) -> None:
     data = small_data()
     options = LabOptions(out=Path(out), accelerator="cpu", devices=devices, strategy="ddp" if devices > 1 else "auto")
     distiller = made(data, cutoff=0.5, switch_off=3.0, offset=200.0)
-    Lab(options).fit(distiller, distiller.shown(data), Training(epochs=2), name="distilled")
+    Lab(options).fit(distiller, distiller.training_data(data), Training(epochs=2), name="distilled")
 
 
 if __name__ == "__main__":

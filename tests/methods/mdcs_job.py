@@ -24,7 +24,7 @@ def main(out: str, devices: int) -> None:
     data = LongTailedImages("digits,imbalance=exp:8", subset=300, val_subset=60, batch_size=24)
     distiller = build(network(), None, data, ramp_epochs=2, confident_only=False)
     options = LabOptions(out=Path(out), accelerator="cpu", devices=devices, strategy="ddp" if devices > 1 else "auto")
-    Lab(options).fit(distiller, distiller.shown(data), Training(epochs=3, lr=0.02, clip_norm=0.5), name="distilled")
+    Lab(options).fit(distiller, distiller.training_data(data), Training(epochs=3, lr=0.02, clip_norm=0.5), name="distilled")
 
 
 if __name__ == "__main__":

@@ -530,7 +530,7 @@ def test_crops_that_there_are_not(style: Any, large: int, small: int) -> None:
 def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
     """Latency is not what is tested here."""
     for limit in ("_WARM_UP_SECONDS", "_TIMED_SECONDS"):
-        monkeypatch.setattr(f"stillroom.engine.measure.{limit}", 0.0)
+        monkeypatch.setattr(f"stillroom.engine.run.measure.{limit}", 0.0)
 
 
 # Runs -----------------------------------------------------------------------------------------------------------------------------------

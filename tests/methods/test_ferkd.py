@@ -52,7 +52,7 @@ def bank(tmp_path_factory: pytest.TempPathFactory) -> LabelBank:
 
 def first_batch(bank: LabelBank, distiller: FerKD) -> CropBatch:
     distiller.plan = Training(epochs=8)
-    batch: CropBatch = next(iter(distiller.shown(digits()).train_loader(seed=0)))
+    batch: CropBatch = next(iter(distiller.training_data(digits()).train_loader(seed=0)))
     return batch
 
 
@@ -81,7 +81,7 @@ def test_the_rate_changes_where_a_pass_begins(bank: LabelBank, tmp_path: Path) -
     plan = Training(epochs=12, lr=0.1, schedule="cosine", warmup_epochs=1)
     distiller = Watched(build_classifier("stillroom/convnet4", num_classes=10).network, bank, num_crops=4, single_first=1, lr_floor=0.01)
     distiller.plan = plan
-    Lab(LabOptions(out=tmp_path, accelerator="cpu")).fit(distiller, distiller.shown(digits()), plan, name="watched")
+    Lab(LabOptions(out=tmp_path, accelerator="cpu")).fit(distiller, distiller.training_data(digits()), plan, name="watched")
     for epoch, rates in seen.items():
         begins = CropEpochs(12, 4, 1).at(epoch).epoch
         assert rates == {epoch_rate(plan, 0.1, begins, 5, floor=0.01)}
@@ -129,7 +129,9 @@ def trained(out: Path, bank: LabelBank) -> tuple[dict[str, Any], dict[str, Tenso
     student = build_classifier("stillroom/convnet4", num_classes=10).network
     distiller = Falling(student, bank, num_crops=3)
     distiller.plan = plan = Training(epochs=8, schedule="cosine")
-    stage = Lab(LabOptions(out=out, checkpoint_steps=2, accelerator="cpu")).fit(distiller, distiller.shown(digits()), plan, name="ferkd")
+    stage = Lab(LabOptions(out=out, checkpoint_steps=2, accelerator="cpu")).fit(
+        distiller, distiller.training_data(digits()), plan, name="ferkd"
+    )
     record = json.loads((stage.folder / "stage.json").read_text())["result"]
     return record["metrics"], read_weights(stage.folder)
 
@@ -164,7 +166,7 @@ SMALL = ["--subset", "120", "--val-subset", "40", "--batch-size", "24", "--accel
 @pytest.fixture
 def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
     for limit in ("_WARM_UP_SECONDS", "_TIMED_SECONDS"):
-        monkeypatch.setattr(f"stillroom.engine.measure.{limit}", 0.0)
+        monkeypatch.setattr(f"stillroom.engine.run.measure.{limit}", 0.0)
 
 
 @pytest.mark.usefixtures("hasty")

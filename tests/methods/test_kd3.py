@@ -20,7 +20,7 @@ from torch import Tensor
 import stillroom
 from stillroom.cli import main
 from stillroom.engine import Lab, LabOptions, Progress, Training
-from stillroom.engine.recorder import looking_on
+from stillroom.engine.run.recorder import evaluating
 from stillroom.engine.weights import read_weights
 from stillroom.losses.contrast import nt_xent
 from stillroom.methods.kd3 import KD3, PRESETS
@@ -44,7 +44,7 @@ def data() -> ImageData:
 def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
     """Latency is not what is tested here."""
     for limit in ("_WARM_UP_SECONDS", "_TIMED_SECONDS"):
-        monkeypatch.setattr(f"stillroom.engine.measure.{limit}", 0.0)
+        monkeypatch.setattr(f"stillroom.engine.run.measure.{limit}", 0.0)
 
 
 def batch(size: int = 6) -> Batch:
@@ -160,7 +160,7 @@ def test_reduced_precision_is_no_matter_for_the_terms(data: ImageData) -> None:
 def chosen(distiller: KD3, epoch: int = 1, epochs: int = 8) -> Tensor:
     distiller.progress = Progress(epoch, epochs)
     torch.manual_seed(0)
-    with looking_on(distiller):
+    with evaluating(distiller):
         ids = distiller.select()
     assert ids is not None
     return ids
@@ -170,8 +170,8 @@ def test_the_choice_is_that_of_the_paper_image_by_image(data: ImageData) -> None
     distiller = made(data, scoring="plain", cutoff=0.5)
     kept = chosen(distiller, epoch=2)
     alpha = teacher_weight(2, switch_off=4, offset=16 / 3)
-    images = torch.cat([shown.images for shown in distiller.shown(data).scoring_loader(seed=0, plain=True)])
-    with looking_on(distiller):
+    images = torch.cat([shown.images for shown in distiller.training_data(data).scoring_loader(seed=0, plain=True)])
+    with evaluating(distiller):
         z = alpha * distiller.teacher(images) + (1 - alpha) * distiller.student(images)
     confidence, labels = z.softmax(1).max(1)
     counts = labels.bincount(minlength=10) / labels.bincount().max()
@@ -186,7 +186,7 @@ def test_the_choice_follows_the_random_changes_and_the_plain_one_does_not(data: 
         for seed in (1, 1, 2):
             distiller.progress = Progress(1, 8)
             torch.manual_seed(seed)
-            with looking_on(distiller):
+            with evaluating(distiller):
                 ids = distiller.select()
             assert ids is not None
             kept.append(ids.tolist())
@@ -244,7 +244,7 @@ class Falling(KD3):
 def fit(out: Path, data: ImageData, *, steady: bool, epochs: int = 4) -> tuple[dict[str, Any], dict[str, Tensor], dict[str, Any]]:
     distiller = made(data, steady=steady, kind=Falling, cutoff=0.5, switch_off=3.0, offset=200.0)
     lab = Lab(LabOptions(out=out, accelerator="cpu", checkpoint_steps=1))
-    trained = lab.fit(distiller, distiller.shown(data), Training(epochs=epochs), name="kd3")
+    trained = lab.fit(distiller, distiller.training_data(data), Training(epochs=epochs), name="kd3")
     record = json.loads((trained.folder / "stage.json").read_text())["result"]
     for line in record["history"]:
         del line["seconds"], line["samples_per_second"]

@@ -248,7 +248,7 @@ SMALL = ("--epochs", "1", "--accelerator", "cpu", "--teacher-precision", "fp32",
 def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
     """Latency is not what is tested here."""
     for limit in ("_WARM_UP_SECONDS", "_TIMED_SECONDS"):
-        monkeypatch.setattr(f"stillroom.engine.measure.{limit}", 0.0)
+        monkeypatch.setattr(f"stillroom.engine.run.measure.{limit}", 0.0)
 
 
 def test_a_run_reports_ships_answers_and_exports(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -261,7 +261,9 @@ def run(out: Path, data: LongTailedImages) -> tuple[dict[str, Any], dict[str, Te
     network = nn.Sequential(nn.Dropout2d(0.2), student())  # dropout: the step's own randomness must be replayed too
     network.experts = lambda images: network[1].experts(network[0](images))  # type: ignore[assignment]
     distiller = FallingMDCS(network, class_counts=data.class_counts, ramp_epochs=3)
-    trained = Lab(LabOptions(out=out, checkpoint_steps=2, accelerator="cpu")).fit(distiller, distiller.shown(data), PLAN, name="distilled")
+    trained = Lab(LabOptions(out=out, checkpoint_steps=2, accelerator="cpu")).fit(
+        distiller, distiller.training_data(data), PLAN, name="distilled"
+    )
     record = json.loads((trained.folder / "stage.json").read_text())["result"]
     for line in record["history"]:
         del line["seconds"], line["samples_per_second"]

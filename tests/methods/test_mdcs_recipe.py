@@ -25,7 +25,7 @@ from tests.tasks.classification.miniatures import cifar100
 def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
     """Latency is not what is tested here."""
     for limit in ("_WARM_UP_SECONDS", "_TIMED_SECONDS"):
-        monkeypatch.setattr(f"stillroom.engine.measure.{limit}", 0.0)
+        monkeypatch.setattr(f"stillroom.engine.run.measure.{limit}", 0.0)
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ from stillroom.errors import InputError
 from stillroom.methods.mdcs import LongTailedImages, shot_groups, two_views
 from stillroom.methods.mdcs.measures import bias_and_variance, expert_divergence
 from stillroom.tasks.classification import ViewBatch
-from stillroom.tasks.classification.transforms import Transform
+from stillroom.tasks.images.transforms import Transform
 
 STATISTICS = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
 

@@ -33,7 +33,7 @@ NETWORKS = ["--teacher", "stillroom/convnet9", "--student", "stillroom/convnet4"
 def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
     """Latency is not what is tested here, and measuring it for long takes as long as the training."""
     for limit in ("_WARM_UP_SECONDS", "_TIMED_SECONDS"):
-        monkeypatch.setattr(f"stillroom.engine.measure.{limit}", 0.0)
+        monkeypatch.setattr(f"stillroom.engine.run.measure.{limit}", 0.0)
 
 
 @pytest.fixture(scope="module")

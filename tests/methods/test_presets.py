@@ -132,7 +132,7 @@ def out(tmp_path: Path) -> Iterator[Path]:
 def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
     """Latency is not what is tested here, and measuring it for long takes as long as the training."""
     for limit in ("_WARM_UP_SECONDS", "_TIMED_SECONDS"):
-        monkeypatch.setattr(f"stillroom.engine.measure.{limit}", 0.0)
+        monkeypatch.setattr(f"stillroom.engine.run.measure.{limit}", 0.0)
 
 
 @pytest.mark.parametrize(("method", "preset"), CASES)

@@ -12,7 +12,7 @@ from stillroom.commands.options import early, read_options
 from stillroom.commands.parser import named_as_typed
 from stillroom.engine import Lab, LabOptions, Training, tap
 from stillroom.engine.cache import CACHE, CachedTeacher, CacheFolder, Dtype, Rest, Storage, Views, build_cache
-from stillroom.engine.console import StageDisplay, console
+from stillroom.engine.run.console import StageDisplay, console
 from stillroom.errors import InputError
 from stillroom.tasks.experiments import TASKS, experiment_of
 from stillroom.tasks.students import task_of

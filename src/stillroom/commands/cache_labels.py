@@ -12,7 +12,7 @@ from stillroom.engine.cache.bank import LabelBank
 from stillroom.engine.cache.bank_folder import BankFolder
 from stillroom.engine.cache.labels import DEFAULT_TYPE, LabelDtype, LabelFormat
 from stillroom.engine.cache.released import ReleasedImages, export_released, import_released
-from stillroom.engine.console import StageDisplay, console
+from stillroom.engine.run.console import StageDisplay, console
 from stillroom.errors import InputError
 from stillroom.tasks.classification import DIGITS, ImageData, network, teacher_stage
 from stillroom.tasks.classification.crops import Interpolation

@@ -24,9 +24,9 @@ from stillroom import catalog
 from stillroom.commands.options import Options, check_object, early, read_options
 from stillroom.commands.parser import named_as_typed
 from stillroom.engine import Distiller, Lab, LabOptions, TaskData, Teacher, Trained, Training
-from stillroom.engine.comparison import Outcome, Piece, merge, now, reason_of, run_at_once, run_here
-from stillroom.engine.console import console
-from stillroom.engine.report import StageResult
+from stillroom.engine.report.results import StageResult
+from stillroom.engine.run.comparison import Outcome, Piece, merge, now, reason_of, run_at_once, run_here
+from stillroom.engine.run.console import console
 from stillroom.engine.task import selects
 from stillroom.errors import InputError, StillroomError, near
 from stillroom.tasks.experiments import Experiment, experiment_of, options_of
@@ -282,7 +282,7 @@ class Bench:
         asked: teacher, student, their epochs.
         arms: by name.
         settings: every argument of the run.
-        choosy: arms that show their students something else than the data's images in their order; known after `rehearse`.
+        other_images: arms that show their students something else than the data's images in their order; known after `rehearse`.
     """
 
     experiment: Experiment
@@ -292,7 +292,7 @@ class Bench:
     asked: Compare
     arms: dict[str, Arm]
     settings: dict[str, Any]
-    choosy: list[str] = field(default_factory=list, init=False)
+    other_images: list[str] = field(default_factory=list, init=False)
     _taught: Trained | None = field(default=None, init=False)
 
     @cached_property
@@ -319,8 +319,8 @@ class Bench:
             student = self.experiment.network(self.asked.student, self.data, lab, "student").network
             try:
                 made = arm.distiller(student, taught[0], self.data, self.plan)
-                if selects(made) or made.shown(self.data) is not self.data:
-                    self.choosy.append(name)
+                if selects(made) or made.training_data(self.data) is not self.data:
+                    self.other_images.append(name)
             except Exception as error:
                 refused[name] = reason_of(error)
         return refused
@@ -376,8 +376,8 @@ def _notes(bench: Bench, asked: Compare, teacher: Trained) -> list[str]:
         + "".join(f"; {name}: {_told(arm)}" for name, arm in bench.arms.items() if arm.typed or name != arm.method)
         + ".",
     ]
-    if bench.choosy:
-        notes.append(f"Not the same images: {', '.join(bench.choosy)} shows its students views, a selection or images of its own.")
+    if bench.other_images:
+        notes.append(f"Not the same images: {', '.join(bench.other_images)} shows its students views, a selection or images of its own.")
     if teacher.teacher is not None:
         notes.append(
             "The teacher is a cache: distilled students see the views of the images that it holds, the student alone sees fresh ones."

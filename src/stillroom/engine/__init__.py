@@ -2,9 +2,9 @@
 
 from stillroom.engine.distiller import Batch, Distiller, Losses
 from stillroom.engine.lab import Lab, Trained
-from stillroom.engine.options import LabOptions
-from stillroom.engine.recipes import run_seeds
-from stillroom.engine.report import Report
+from stillroom.engine.report.results import Report
+from stillroom.engine.run.options import LabOptions
+from stillroom.engine.run.seeds import run_seeds
 from stillroom.engine.tap import Tap, tap
 from stillroom.engine.task import TaskData
 from stillroom.engine.teacher import Teacher

@@ -10,7 +10,7 @@ import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 
-from stillroom.engine.guard import FiniteGuard
+from stillroom.engine.run.guard import FiniteGuard
 from stillroom.engine.teacher import Teacher
 from stillroom.engine.training import Progress, Training
 from stillroom.errors import InputError
@@ -114,7 +114,7 @@ class Distiller(LightningModule):
         """The student's answer to bare inputs."""
         return self.student(inputs)
 
-    def shown(self, data: Any) -> Any:
+    def training_data(self, data: Any) -> Any:
         """The task's data as this method trains on them: in several views, in stored crops, other images altogether.
 
         By default as they are. Validation must stay what it is in `data`.

@@ -19,17 +19,17 @@ from lightning.pytorch.strategies import DDPStrategy
 from torch import nn
 
 from stillroom import catalog
-from stillroom.engine.checkpoints import AtomicCheckpointIO, Checkpoints
-from stillroom.engine.console import StageDisplay, quiet_libraries
 from stillroom.engine.distiller import Distiller
 from stillroom.engine.distributed import world_size
-from stillroom.engine.layout import channels_last
-from stillroom.engine.measure import measure, versions
-from stillroom.engine.options import LabOptions, check_port, check_started
-from stillroom.engine.recorder import Recorder, evaluate, seed_everything
-from stillroom.engine.report import Report, StageResult
-from stillroom.engine.run_folder import RunFolder
-from stillroom.engine.stage import StageFolder, digest, fingerprint
+from stillroom.engine.report.results import Report, StageResult
+from stillroom.engine.run.checkpoints import AtomicCheckpointIO, Checkpoints
+from stillroom.engine.run.console import StageDisplay, quiet_libraries
+from stillroom.engine.run.folder import RunFolder
+from stillroom.engine.run.layout import channels_last
+from stillroom.engine.run.measure import measure, versions
+from stillroom.engine.run.options import LabOptions, check_port, check_started
+from stillroom.engine.run.recorder import Recorder, evaluate, seed_everything
+from stillroom.engine.run.stage import StageFolder, digest, fingerprint
 from stillroom.engine.task import Feed, TaskData, selects
 from stillroom.engine.teacher import Renormalise, Teacher
 from stillroom.engine.training import Training

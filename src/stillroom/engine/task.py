@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from stillroom.engine.distiller import Distiller
 from stillroom.engine.loading import Cycled, Loader
-from stillroom.engine.recorder import Evaluator, looking_on, seed_everything
-from stillroom.engine.report import Report, Section
+from stillroom.engine.report.results import Report, Section
+from stillroom.engine.run.recorder import Evaluator, evaluating, seed_everything
 from stillroom.engine.training import Progress
 
 
@@ -90,7 +90,7 @@ class Feed(LightningDataModule):
             distiller.progress = Progress(epoch + 1, int(self.trainer.max_epochs or 1), epoch * self._loader.whole, self._loader.whole)
             assert isinstance(self._loader, Loader)
             seed_everything(self.seed, epoch)
-            with looking_on(distiller):
+            with evaluating(distiller):
                 chosen = distiller.select()
             self._loader.choose(None if chosen is None else chosen.cpu().numpy())
         return self._loader

@@ -8,9 +8,9 @@ import torch
 from PIL import Image
 
 from stillroom.errors import InputError
-from stillroom.tasks.classification.batches import Batch
 from stillroom.tasks.classification.data import ImageData
-from stillroom.tasks.classification.transforms import describe_transform, eval_transform, train_transform, transform_from
+from stillroom.tasks.images.batches import Batch
+from stillroom.tasks.images.transforms import describe_transform, eval_transform, train_transform, transform_from
 
 PLAIN = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
 

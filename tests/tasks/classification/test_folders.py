@@ -3,7 +3,7 @@
 import pickle
 from multiprocessing import get_context
 
-from stillroom.tasks.classification.folders import Zip
+from stillroom.tasks.images.folders import Zip
 from tests.tasks.classification.miniatures import classes_of_pictures, zipped
 
 

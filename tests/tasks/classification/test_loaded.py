@@ -20,9 +20,9 @@ import stillroom
 from stillroom.cli import main
 from stillroom.errors import InputError
 from stillroom.tasks.classification import ImageData
-from stillroom.tasks.classification.images import UnreadableImage
 from stillroom.tasks.classification.loaded import ship
 from stillroom.tasks.classification.networks import ConvNet
+from stillroom.tasks.images.stores import UnreadableImage
 from tests.tasks.classification.miniatures import classes_of_pictures
 
 SMALL = ("--epochs", "1", "--subset", "100", "--val-subset", "40", "--accelerator", "cpu", "--teacher-precision", "fp32")

@@ -9,8 +9,8 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from stillroom.errors import InputError
-from stillroom.tasks.classification.batches import Batch
 from stillroom.tasks.classification.metrics import ClassificationEvaluator, agreement
+from stillroom.tasks.images.batches import Batch
 
 GENERATOR = torch.Generator().manual_seed(0)
 LOGITS, LABELS = torch.randn(60, 8, generator=GENERATOR) * 2, torch.randint(0, 8, (60,), generator=GENERATOR)

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from stillroom.engine.measure import Footprint
-from stillroom.engine.report import Report, StageResult
+from stillroom.engine.report.results import Report, StageResult
+from stillroom.engine.run.measure import Footprint
 from stillroom.errors import InputError
 from stillroom.tasks.classification.pages import classification_sections
 

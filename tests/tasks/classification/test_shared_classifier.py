@@ -19,7 +19,7 @@ from stillroom.errors import InputError
 from stillroom.tasks.classification import build_classifier
 from stillroom.tasks.classification.layers import last_map
 from stillroom.tasks.classification.shared_classifier import Connector, Shared, SharedClassifier, share_classifier, shrunk
-from stillroom.tasks.classification.transforms import describe_transform
+from stillroom.tasks.images.transforms import describe_transform
 
 SIZE = 32
 

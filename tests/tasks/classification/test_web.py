@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 
 from stillroom.errors import InputError, StillroomError
 from stillroom.tasks.classification import ImageData
-from stillroom.tasks.classification.images import MemoryImages
 from stillroom.tasks.classification.restyle import restyled
 from stillroom.tasks.classification.web import SteadyBatches, WebData
+from stillroom.tasks.images.stores import MemoryImages
 from tests.tasks.classification.miniatures import classes_of_pictures, picture, zipped
 
 

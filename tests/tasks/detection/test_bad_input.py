@@ -11,8 +11,8 @@ import pytest
 from PIL import ImageOps
 
 from stillroom.cli import main
-from stillroom.engine.measure import Footprint
-from stillroom.engine.report import Report, StageResult
+from stillroom.engine.report.results import Report, StageResult
+from stillroom.engine.run.measure import Footprint
 from stillroom.errors import InputError
 from stillroom.tasks.detection.data import DetectionData
 from stillroom.tasks.detection.pages import detection_sections

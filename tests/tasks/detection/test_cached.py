@@ -15,8 +15,8 @@ from torch import Tensor
 from stillroom.cli import main
 from stillroom.engine import Teacher
 from stillroom.engine.cache import CachedTeacher, Storage, Views, build_cache
-from stillroom.engine.measure import Footprint
-from stillroom.engine.report import StageResult
+from stillroom.engine.report.results import StageResult
+from stillroom.engine.run.measure import Footprint
 from stillroom.errors import InputError
 from stillroom.methods.bckd import BCKD, LD
 from stillroom.tasks.detection.cached import EXACT, try_cache

@@ -13,7 +13,7 @@ from torch import Tensor
 from torchvision.ops import box_convert
 
 from stillroom.engine import Teacher
-from stillroom.engine.layout import channels_last
+from stillroom.engine.run.layout import channels_last
 from stillroom.errors import InputError
 from stillroom.tasks.detection.detr import DeformableDetrDetector, DetrDetector, RTDetrDetector, grow_classes
 from stillroom.tasks.detection.detr_models import rt_detr

@@ -11,7 +11,7 @@ from torchvision.models.detection.image_list import ImageList
 from torchvision.ops import roi_align
 
 from stillroom.engine import Teacher
-from stillroom.engine.layout import channels_last
+from stillroom.engine.run.layout import channels_last
 from stillroom.tasks.detection.regions import region_features, region_levels
 from stillroom.tasks.detection.small import faster_rcnn
 from stillroom.tasks.detection.two_stage import TwoStageDetector

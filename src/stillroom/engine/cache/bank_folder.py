@@ -31,7 +31,7 @@ from filelock import FileLock, Timeout
 
 from stillroom.engine.cache.labels import LabelFormat, SoftLabels
 from stillroom.engine.cache.store import CacheFolder, Writer
-from stillroom.engine.stage import write_atomic
+from stillroom.engine.run.stage import write_atomic
 from stillroom.errors import InputError
 
 SCHEMA = "stillroom.labels/1"

@@ -15,7 +15,7 @@ import numpy as np
 from stillroom.engine.cache.bank import LabelBank
 from stillroom.engine.cache.bank_folder import SOUND, BankFolder, Lane, Rows, unsound_rows
 from stillroom.engine.cache.labels import LabelFormat
-from stillroom.engine.report import StageResult
+from stillroom.engine.report.results import StageResult
 from stillroom.errors import InputError
 
 _LANES = 256  # at most; fewer where there are few images, since each takes a moment to begin and to end

@@ -19,7 +19,7 @@ from stillroom.engine.cache.store import CacheFolder, Writer
 from stillroom.engine.cache.teacher import CachedTeacher
 from stillroom.engine.cache.views import Views
 from stillroom.engine.loading import Loader
-from stillroom.engine.report import StageResult
+from stillroom.engine.report.results import StageResult
 from stillroom.engine.teacher import Teacher
 from stillroom.errors import InputError
 

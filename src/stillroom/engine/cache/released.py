@@ -24,7 +24,7 @@ from stillroom.engine.cache.bank import LabelBank
 from stillroom.engine.cache.bank_folder import Rows, unsound_rows
 from stillroom.engine.cache.bank_writer import BankPlan, write_bank
 from stillroom.engine.cache.labels import LabelDtype, LabelFormat, SoftLabels
-from stillroom.engine.stage import write_atomic
+from stillroom.engine.run.stage import write_atomic
 from stillroom.errors import InputError
 
 

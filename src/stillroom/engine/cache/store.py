@@ -27,7 +27,7 @@ from typing import IO, Any, Protocol
 import numpy as np
 from filelock import FileLock, Timeout
 
-from stillroom.engine.stage import write_atomic
+from stillroom.engine.run.stage import write_atomic
 from stillroom.errors import InputError, StillroomError
 
 SCHEMA = "stillroom.cache/1"

@@ -15,7 +15,7 @@ from stillroom.engine.cache.answers import LOGITS, Form, names_in, output_files,
 from stillroom.engine.cache.formats import Format
 from stillroom.engine.cache.store import CacheFolder
 from stillroom.engine.cache.views import Views
-from stillroom.engine.report import StageResult
+from stillroom.engine.report.results import StageResult
 from stillroom.engine.teacher import Teacher
 from stillroom.errors import InputError
 

@@ -8,11 +8,11 @@ import numpy as np
 import torch
 
 from stillroom.engine.loading import Loader
-from stillroom.engine.recorder import Evaluator
+from stillroom.engine.run.recorder import Evaluator
 from stillroom.errors import InputError, near
 from stillroom.methods.crkd.evaluator import DiscoveryEvaluator
 from stillroom.tasks.classification import ImageData
-from stillroom.tasks.classification.images import Images, MemoryImages, TakenImages
+from stillroom.tasks.images.stores import Images, MemoryImages, TakenImages
 
 
 class NovelClassData(ImageData):

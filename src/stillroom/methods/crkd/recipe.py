@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any, Literal
 
 from stillroom.engine import Lab, Report, Trained, Training
-from stillroom.engine.measure import measure
+from stillroom.engine.run.measure import measure
 from stillroom.errors import InputError
 from stillroom.methods.crkd.data import NovelClassData
 from stillroom.methods.crkd.distiller import Discovery, Pretraining
@@ -180,7 +180,7 @@ def recipe(
         for name, weight in (("uno", 0.0), ("crkd", alpha))
     }
     report = lab.report("crkd", data, arms, baseline="uno", ship="crkd")
-    report.shown |= SHOWN
+    report.metric_formats |= SHOWN
     return report
 
 

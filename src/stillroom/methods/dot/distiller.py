@@ -58,9 +58,9 @@ class DOT(OwnGradients):
                 )
         return losses
 
-    def shown(self, data: Any) -> Any:
+    def training_data(self, data: Any) -> Any:
         """What the host shows."""
-        return self._informed_host().shown(data)
+        return self._informed_host().training_data(data)
 
     def select(self) -> Tensor | None:
         """What the host selects."""

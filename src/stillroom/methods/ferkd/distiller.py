@@ -74,7 +74,7 @@ class FerKD(Distiller):
         self.mixup_alpha, self.cutmix_alpha = positive("mixup_alpha", mixup_alpha), positive("cutmix_alpha", cutmix_alpha)
         self.temperature, self.lr_floor = positive("temperature", temperature), at_least_zero("lr_floor", lr_floor)
 
-    def shown(self, data: Any) -> BankData:
+    def training_data(self, data: Any) -> BankData:
         """The stored crops, passed over as the plan's number of epochs asks for."""
         assert self.bank is not None
         return BankData(data, self.bank, CropEpochs(self.plan.epochs, self.num_crops, self.single_first), missing=self.missing)

@@ -12,7 +12,7 @@ from stillroom.engine import Lab, Report, Teacher, Trained, Training
 from stillroom.engine.cache.bank import LabelBank
 from stillroom.engine.cache.bank_folder import BankFolder
 from stillroom.engine.cache.labels import DEFAULT_TYPE, LabelFormat
-from stillroom.engine.console import StageDisplay
+from stillroom.engine.run.console import StageDisplay
 from stillroom.errors import InputError
 from stillroom.methods.ferkd.adaptation import Score
 from stillroom.methods.ferkd.calibration import Calibration, adapted_bank
@@ -102,7 +102,7 @@ def recipe(
         planned = distiller(network(student, data, lab, "student").network, given, mix)
         planned.plan = plan
         if given is not None:
-            planned.shown(data)
+            planned.training_data(data)
     if given is None:
         labeller = teacher_stage(lab, data, plan, teacher, teacher_epochs)
         bank = own_bank(lab, data, labeller, labelling)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from stillroom.engine import Distiller, Losses, Teacher
 from stillroom.engine.distributed import gather_rows, world_size
-from stillroom.engine.stage import write_atomic
+from stillroom.engine.run.stage import write_atomic
 from stillroom.errors import InputError, at_least_zero, positive
 from stillroom.losses.contrast import nt_xent
 from stillroom.losses.logits import kd_loss
@@ -109,7 +109,7 @@ class KD3(Distiller):
         self._web = web
         self._teacher_with_map = self.teacher.tap(teacher_layer, argument="teacher_layer")
 
-    def shown(self, data: ImageData) -> WebData:
+    def training_data(self, data: ImageData) -> WebData:
         """The web images; validation stays."""
         return self._web
 
@@ -223,7 +223,7 @@ class WebKD(Distiller):
         self.temperature = positive("temperature", temperature)
         self._web = web
 
-    def shown(self, data: ImageData) -> WebData:
+    def training_data(self, data: ImageData) -> WebData:
         """The web images; validation stays."""
         return self._web
 

@@ -76,7 +76,7 @@ class MDCS(Distiller):
         self.shift_EC: Tensor
         self.register_buffer("shift_EC", prior_shift(class_counts, self.lambdas))
 
-    def shown(self, data: ImageData) -> ImageData:
+    def training_data(self, data: ImageData) -> ImageData:
         """Every training image in a weak and a strong view."""
         style = self.views or ("imagenet" if data.augment == "imagenet" else "small")
         mirror = data.augment != "digits"
@@ -90,7 +90,9 @@ class MDCS(Distiller):
             InputError: the batch does not have two views.
         """
         if not isinstance(batch, ViewBatch) or len(batch.views) != 2:
-            raise InputError("batch", type(batch).__name__, "a ViewBatch of a weak and a strong view, as the data of MDCS.shown(data) give")
+            raise InputError(
+                "batch", type(batch).__name__, "a ViewBatch of a weak and a strong view, as the data of MDCS.training_data(data) give"
+            )
         weak_BCHW, strong_BCHW = batch.views
         both_NCHW = torch.cat([weak_BCHW, strong_BCHW])  # one forward: batch norms see both views together
         logits_NEC: Tensor = self.student.experts(both_NCHW)  # type: ignore[operator]

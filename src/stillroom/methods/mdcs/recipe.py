@@ -8,8 +8,8 @@ from typing import Any
 from torch import nn
 
 from stillroom.engine import Lab, Report, Teacher, Trained, Training
-from stillroom.engine.recorder import looking_on
-from stillroom.engine.report_text import Metric
+from stillroom.engine.report.wording import Metric
+from stillroom.engine.run.recorder import evaluating
 from stillroom.errors import InputError
 from stillroom.methods.mdcs.data import LongTailedImages
 from stillroom.methods.mdcs.distiller import MDCS
@@ -84,7 +84,7 @@ def recipe(
         return distilled_stage(lab, data, plan, student, name, lambda fresh: distiller(fresh, exponents, share))
 
     with lab.shared():  # what is wrong with an argument is said before anything is trained
-        distiller(network(student, data, lab, "student").network, lambdas, weight).shown(data)
+        distiller(network(student, data, lab, "student").network, lambdas, weight).training_data(data)
     arms = {
         "alone": trained("alone", [0.0] * len(lambdas), 0.0),
         "diverse": trained("diverse", lambdas, 0.0),
@@ -93,14 +93,14 @@ def recipe(
     for arm in arms.values():
         arm.result.metrics |= _experts_alone(lab, arm, data)
     report = lab.report("mdcs", data, arms)
-    report.shown |= _shown(data, len(lambdas))
+    report.metric_formats |= _shown(data, len(lambdas))
     report.notes += _notes(data, lambdas)
     return report
 
 
 def _count_experts(student: nn.Module, data: ImageData) -> int:
     example = data.example_inputs()
-    with looking_on(student):
+    with evaluating(student):
         return int(student.experts(example.to(next(student.parameters(), example).device)).shape[1])  # type: ignore[operator]
 
 
@@ -110,7 +110,7 @@ def _experts_alone(lab: Lab, arm: Trained, data: LongTailedImages) -> dict[str, 
     student = arm.network.to(lab.device)
     evaluators = [data.evaluator().to(lab.device) for _ in range(_count_experts(student, data))]
     divergence, count = 0.0, 0
-    with looking_on(student):
+    with evaluating(student):
         for batch in data.eval_loader():
             logits_BEC = student.experts(batch.images.to(lab.device))  # type: ignore[operator]
             on_device = Batch(*(tensor.to(lab.device) for tensor in batch[:3]))

@@ -18,8 +18,8 @@ from torchvision.transforms import v2
 
 from stillroom.engine.loading import uniforms
 from stillroom.errors import InputError, near
-from stillroom.tasks.classification.transforms import Parameters, Transform, eval_transform
 from stillroom.tasks.classification.views import View
+from stillroom.tasks.images.transforms import Parameters, Transform, eval_transform
 
 Style = Literal["small", "cifar", "imagenet"]
 

@@ -14,7 +14,7 @@ from torch.nn.utils import clip_grad_norm_
 from stillroom.engine import Losses
 from stillroom.engine.distributed import average_gradients, world_size
 from stillroom.engine.own_gradients import OwnGradients
-from stillroom.engine.recorder import looking_on
+from stillroom.engine.run.recorder import evaluating
 from stillroom.engine.teacher import Renormalise
 from stillroom.errors import InputError, at_least_zero, positive
 from stillroom.methods.orc.loss import Teaching, intensive_loss, labels_loss, private_loss, student_loss
@@ -210,7 +210,7 @@ class ORC(OwnGradients):
             _check_agreement((self.names[-1], "pivot"), (logits[-1], mixed_NC))
             intensive = intensive_loss(mixed_NC, labels_N, labels_N[partners_N], lam)
             self._update(optimizers[-1], intensive)
-        with looking_on(self.pivot):
+        with evaluating(self.pivot):
             pivot_NC = self.pivot(self._for_pivot(images))
 
         # 2. Role change. The host must know who computes what: the one place of a step where it waits for the device.

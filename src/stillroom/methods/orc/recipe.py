@@ -14,7 +14,7 @@ from torchvision.models.resnet import BasicBlock, ResNet
 
 from stillroom import catalog
 from stillroom.engine import Distiller, Lab, Report, Teacher, Trained, Training
-from stillroom.engine.report_text import Metric
+from stillroom.engine.report.wording import Metric
 from stillroom.engine.weights import load_weights
 from stillroom.errors import InputError
 from stillroom.methods.orc.distiller import ORC
@@ -113,7 +113,9 @@ def recipe(
     by_orc = distilled_stage(lab, data, plan, student, "orc", remembered)
     scored = _score_group(lab, data, by_orc, trained[-1], [*specs, taught.result.model])
     report = lab.report("orc", data, {"teacher": taught, "alone": alone, "kd": by_kd, "orc": by_orc}, baseline="kd", ship="orc")
-    report.shown |= {name: Metric(name, "%", 1, True if "top-1" in name else None) for name in by_orc.result.metrics if " of " in name}
+    report.metric_formats |= {
+        name: Metric(name, "%", 1, True if "top-1" in name else None) for name in by_orc.result.metrics if " of " in name
+    }
     report.notes.append(_note(lab, data, by_orc, trained[-1], scored))
     return report
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from stillroom.tasks.classification.networks.parts import conv_unit, global_average_pool
+from stillroom.modules.convolutions import conv_unit, global_average_pool
 from stillroom.tasks.classification.networks.resnet import BasicBlock
 
 

@@ -13,10 +13,10 @@ from stillroom.engine.loading import Cycled, Loader
 from stillroom.errors import InputError, near
 from stillroom.methods.wad.split import mismatch_split
 from stillroom.tasks.classification import ImageData
-from stillroom.tasks.classification.folders import EXTENSIONS, list_files, warn_left_out
-from stillroom.tasks.classification.images import FileImages, TakenImages, unreadable
-from stillroom.tasks.classification.instead import Instead
-from stillroom.tasks.classification.transforms import transform_from
+from stillroom.tasks.classification.other_images import WithOtherTrainingImages
+from stillroom.tasks.images.folders import EXTENSIONS, list_files, warn_left_out
+from stillroom.tasks.images.stores import FileImages, TakenImages, unreadable
+from stillroom.tasks.images.transforms import transform_from
 
 logger = logging.getLogger(__name__)
 _UNLABELLED = 0  # what unlabelled images have in a label's place: nothing reads it
@@ -90,7 +90,7 @@ def own_images(data: ImageData, folder: str) -> Pool:
     return Pool(data.joined(kept, said), np.arange(data.train_size), None)
 
 
-class RoundData(Instead):
+class RoundData(WithOtherTrainingImages):
     """What a round's student is shown: a batch of labelled and a batch of unlabelled images, each gone through at its own pace.
 
     Args:
@@ -105,17 +105,17 @@ class RoundData(Instead):
         if steps < 1:
             raise InputError("iterations", steps, "a number of at least 1")
         self.data, self.steps, self.number = data, steps, number
-        self.shown = {"labelled": labelled, **({"unlabelled": unlabelled} if len(unlabelled) > 1 else {})}
-        parts = data.fingerprint, steps, number, *(ids.tobytes() for ids in self.shown.values())
+        self.pools = {"labelled": labelled, **({"unlabelled": unlabelled} if len(unlabelled) > 1 else {})}
+        parts = data.fingerprint, steps, number, *(ids.tobytes() for ids in self.pools.values())
         self.fingerprint = hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
         self.batch_size = data.batch_size
         origin = data.indices.get("train")
-        self.indices = {name: ids if origin is None else origin[ids] for name, ids in self.shown.items()}
+        self.indices = {name: ids if origin is None else origin[ids] for name, ids in self.pools.items()}
 
     def train_loader(self, *, seed: int, rank: int = 0, world: int = 1) -> Cycled:
         """Batches of both kinds, the last of a pass perhaps short, but of two images at least."""
         loaders: dict[str, Loader] = {}
-        for name, ids in self.shown.items():
+        for name, ids in self.pools.items():
             loaders[name] = self.data.train_loader(seed=seed + 1_000_003 * self.number, rank=rank, world=world, drop_last=False)
             loaders[name].choose(ids)
         return Cycled(loaders, self.steps)

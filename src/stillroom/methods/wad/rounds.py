@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 from stillroom.engine import Lab, Trained, Training
 from stillroom.engine.distributed import world_size
-from stillroom.engine.recorder import looking_on, seed_everything
-from stillroom.engine.stage import digest, write_atomic
+from stillroom.engine.run.recorder import evaluating, seed_everything
+from stillroom.engine.run.stage import digest, write_atomic
 from stillroom.methods.wad.distiller import WAD
 from stillroom.methods.wad.knowledge import knowledge, promoted_share, reliable, unit_rows
 from stillroom.methods.wad.networks import Encoder
@@ -174,7 +174,7 @@ def projections(encoder: Encoder, data: ImageData, views: nn.Module, count: int,
         seeds: of the views.
     """
     parts = []
-    with looking_on(encoder), _placed(encoder, device), torch.random.fork_rng():
+    with evaluating(encoder), _placed(encoder, device), torch.random.fork_rng():
         for number, batch in enumerate(data.train_eval_loader()):
             pixels = encoder.pixels(batch.inputs.to(device))
             seed_everything(*seeds, number)
@@ -190,7 +190,7 @@ def projections(encoder: Encoder, data: ImageData, views: nn.Module, count: int,
 
 def answers(student: nn.Module, data: ImageData, device: torch.device) -> Tensor:
     """The student's logits of all training images, in eval mode, in the order of their numbers, float32 [N, C] on the CPU."""
-    with looking_on(student), _placed(student, device):
+    with evaluating(student), _placed(student, device):
         return torch.cat([student(batch.inputs.to(device)).float().cpu() for batch in data.train_eval_loader()])
 
 

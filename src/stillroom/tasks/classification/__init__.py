@@ -1,6 +1,5 @@
 """Classification of images: data, networks, metrics, and the experiment that most papers run on them."""
 
-from stillroom.tasks.classification.batches import Batch
 from stillroom.tasks.classification.data import ImageData
 from stillroom.tasks.classification.experiment import (
     CIFAR100,
@@ -19,6 +18,7 @@ from stillroom.tasks.classification.loaded import Loaded, load
 from stillroom.tasks.classification.models import build_classifier
 from stillroom.tasks.classification.supervised import Supervised
 from stillroom.tasks.classification.views import ViewBatch
+from stillroom.tasks.images.batches import Batch
 
 __all__ = [
     "CIFAR100",

@@ -18,13 +18,13 @@ from torch.utils.data import Dataset
 
 from stillroom.engine.cache.bank import LabelBank
 from stillroom.engine.cache.labels import SoftLabels
-from stillroom.engine.loading import Draw, Loader, SeekableBatches, sample_order, sample_seeds, uniforms
+from stillroom.engine.loading import Draw, Loader, SeekableBatches, identity, sample_order, sample_seeds, uniforms
 from stillroom.errors import InputError
 from stillroom.tasks.classification.crops import cut, cut_together
 from stillroom.tasks.classification.data import ImageData
-from stillroom.tasks.classification.images import Images, MemoryImages
-from stillroom.tasks.classification.labelling import as_it_is, checksum, height_and_width, original_images
-from stillroom.tasks.classification.transforms import Transform
+from stillroom.tasks.classification.labelling import checksum, height_and_width, original_images
+from stillroom.tasks.images.stores import Images, MemoryImages
+from stillroom.tasks.images.transforms import Transform
 
 logger = logging.getLogger(__name__)
 
@@ -258,7 +258,7 @@ class BankData(ImageData):
         batches = CropBatches(self.bank, self._rows, self._ids, images * crops, self.epochs, seed=seed, rank=rank, world=world)
         shown = _StoredCrops(self._originals, self._originals.labels, self.bank, self._rows, self._eval_transform, self.image_size)
         workers = 0 if isinstance(self._originals, MemoryImages) and not self.workers else self.workers
-        return Loader(shown, batches, workers=workers, collate=as_it_is)
+        return Loader(shown, batches, workers=workers, collate=identity)
 
     def _check(self) -> None:
         """The images are those that were labelled."""

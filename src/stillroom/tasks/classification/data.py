@@ -17,26 +17,26 @@ from torch import Tensor, nn
 from torchvision.transforms.v2.functional import to_pil_image
 
 from stillroom.engine.cache import EveryView, ReplayedBatches, Views
-from stillroom.engine.loading import Loader, SeekableBatches
-from stillroom.engine.report import Report, Section
+from stillroom.engine.loading import Loader, SeekableBatches, identity
+from stillroom.engine.report.results import Report, Section
 from stillroom.errors import InputError, at_least, near
-from stillroom.tasks.arguments import cpus, renormalisation, statistics
-from stillroom.tasks.classification.batches import Batches
-from stillroom.tasks.classification.folders import counted, warn_left_out
-from stillroom.tasks.classification.images import Images, MemoryImages, TakenImages, into_memory, joined, stratified, unreadable
 from stillroom.tasks.classification.loaded import ship
 from stillroom.tasks.classification.metrics import ClassificationEvaluator, agreement
 from stillroom.tasks.classification.pages import classification_sections
 from stillroom.tasks.classification.sources import SMALL, open_source
 from stillroom.tasks.classification.subsets import make_harder, read_hardship, restricted
-from stillroom.tasks.classification.transforms import (
+from stillroom.tasks.classification.views import View, ViewBatches
+from stillroom.tasks.images.arguments import cpus, renormalisation, statistics
+from stillroom.tasks.images.batches import Batches
+from stillroom.tasks.images.folders import counted, warn_left_out
+from stillroom.tasks.images.stores import Images, MemoryImages, TakenImages, into_memory, joined, stratified, unreadable
+from stillroom.tasks.images.transforms import (
     AUGMENTATIONS,
     Transform,
     describe_transform,
     eval_transform,
     train_transform,
 )
-from stillroom.tasks.classification.views import View, ViewBatches
 
 _MEMORY = 1.5e9  # bytes of decoded images that are kept
 
@@ -141,7 +141,7 @@ class ImageData:
             "teacher_std": None if self.renormalise is None else list(self.renormalise.to_std),
         }
         self.views: Views | None = None
-        self.shown: tuple[View, ...] = ()
+        self.training_views: tuple[View, ...] = ()
 
     def restricted(
         self,
@@ -200,7 +200,7 @@ class ImageData:
             said: what tells these views from others in the data's fingerprint.
         """
         part = copy.copy(self)
-        part.shown = views
+        part.training_views = views
         part._mark("views", said)
         return part
 
@@ -256,9 +256,9 @@ class ImageData:
             if self.views is None
             else ReplayedBatches(count, batch_size, views=self.views, seed=seed, rank=rank, world=world)
         )
-        if self.shown:
+        if self.training_views:
             fitted = self.in_memory and self._train_transform.fixed
-            return Loader(ViewBatches(self._train, self.shown, fitted=fitted), batches, workers=self.workers, collate=_as_it_is)
+            return Loader(ViewBatches(self._train, self.training_views, fitted=fitted), batches, workers=self.workers, collate=identity)
         return self._loader(self._train, self._train_transform, batches, training=True)
 
     def every_view(self, views: Views, *, batch_size: int, start: int = 0) -> Loader:
@@ -268,7 +268,7 @@ class ImageData:
         """
         batches = EveryView(len(self._train), batch_size, views=views)
         loader = Loader(
-            self._samples(self._train, self._train_transform, told=True), batches, workers=self.workers, collate=_as_it_is, training=False
+            self._samples(self._train, self._train_transform, told=True), batches, workers=self.workers, collate=identity, training=False
         )
         loader.load_state_dict({"epoch": 0, "batch": start})
         return loader
@@ -369,14 +369,10 @@ class ImageData:
         return self._loader(images, self._eval_transform, batches, training=False)
 
     def _loader(self, images: Images, transform: Transform, batches: SeekableBatches, *, training: bool) -> Loader:
-        return Loader(self._samples(images, transform), batches, workers=self.workers, collate=_as_it_is, training=training)
+        return Loader(self._samples(images, transform), batches, workers=self.workers, collate=identity, training=training)
 
     def _samples(self, images: Images, transform: Transform, *, told: bool = False) -> Batches:
         return Batches(images, transform, prepared=self.in_memory and transform.fixed, told=told)
-
-
-def _as_it_is(batch: Any) -> Any:
-    return batch
 
 
 def _taken(images: Images, argument: str, count: int | None, classes: int, seed: int) -> Images:

@@ -114,7 +114,7 @@ def distilled_stage(
     built = network(spec, data, lab, "student")
     made = distiller(built.network)
     made.plan = plan  # what it shows may depend on how long it does
-    seen = data.replaying(made.teacher.views) if isinstance(made.teacher, CachedTeacher) else made.shown(data)
+    seen = data.replaying(made.teacher.views) if isinstance(made.teacher, CachedTeacher) else made.training_data(data)
     return lab.fit(made, seen, plan, name=name, model=built.spec)
 
 

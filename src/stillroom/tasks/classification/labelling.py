@@ -19,15 +19,15 @@ from stillroom.engine.cache.bank_folder import Rows
 from stillroom.engine.cache.bank_writer import BankPlan, write_bank
 from stillroom.engine.cache.labels import DEFAULT_TYPE, LabelDtype, LabelFormat
 from stillroom.engine.cache.views import Views
-from stillroom.engine.loading import Draw, Loader, SeekableBatches
-from stillroom.engine.report import StageResult
+from stillroom.engine.loading import Draw, Loader, SeekableBatches, identity
+from stillroom.engine.report.results import StageResult
 from stillroom.engine.teacher import Teacher
 from stillroom.errors import InputError, positive
 from stillroom.tasks.classification.crops import CropRule, Interpolation, cut, cut_together
 from stillroom.tasks.classification.data import ImageData
-from stillroom.tasks.classification.images import Images, MemoryImages, TakenImages, read_image
 from stillroom.tasks.classification.sources import SMALL
-from stillroom.tasks.classification.transforms import Transform
+from stillroom.tasks.images.stores import Images, MemoryImages, TakenImages, read_image
+from stillroom.tasks.images.transforms import Transform
 
 _MEMORY = 1.5e9  # bytes of decoded images that are kept
 
@@ -251,7 +251,7 @@ def label_images(
     shares = _Share(len(images), Views(labelling.crops, labelling.seed), data.batch_size)
     crops = _CropsToLabel(images, labelling, data._eval_transform, data.image_size, again)
     workers = 0 if isinstance(images, MemoryImages) else data.workers
-    loader = Loader(crops, shares, workers=workers, collate=as_it_is, training=False)
+    loader = Loader(crops, shares, workers=workers, collate=identity, training=False)
 
     def rows(first: int, last: int) -> Iterator[Rows]:
         shares.first, shares.last = first, last
@@ -299,8 +299,3 @@ def _by_image(parts: Sequence[dict[str, np.ndarray]], crops: int, targets: np.nd
     whole = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     found = {name: rows.reshape(-1, crops, *rows.shape[1:]) for name, rows in whole.items()}
     return {**found, "sizes": found["sizes"][:, 0], "checksums": found["checksums"][:, 0], "targets": targets.astype(np.int32)}
-
-
-def as_it_is(batch: Any) -> Any:
-    """The data set answers with whole batches."""
-    return batch

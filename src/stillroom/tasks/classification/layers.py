@@ -8,8 +8,8 @@ from torch import Tensor, nn
 
 from stillroom.engine.tap import module_paths
 from stillroom.errors import InputError
+from stillroom.modules.convolutions import Taps
 from stillroom.modules.projectors import probing
-from stillroom.tasks.classification.networks.parts import Taps
 
 _POOLED = ("global_pool", "avgpool", "head.global_pool")  # timm's and torchvision's names
 

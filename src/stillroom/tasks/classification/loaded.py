@@ -12,11 +12,11 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from stillroom.engine.stage import write_atomic
+from stillroom.engine.run.stage import write_atomic
 from stillroom.errors import InputError
-from stillroom.tasks.classification.images import read_image
 from stillroom.tasks.classification.models import build_classifier
-from stillroom.tasks.classification.transforms import transform_from
+from stillroom.tasks.images.stores import read_image
+from stillroom.tasks.images.transforms import transform_from
 
 
 @dataclass(frozen=True)

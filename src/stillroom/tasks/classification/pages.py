@@ -11,7 +11,7 @@ from io import BytesIO
 import numpy as np
 from PIL import Image
 
-from stillroom.engine.report import Report, Section, StageResult
+from stillroom.engine.report.results import Report, Section, StageResult
 from stillroom.errors import InputError
 
 _ROWS = 30

@@ -11,9 +11,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from stillroom.tasks.classification.folders import EXTENSIONS
-from stillroom.tasks.classification.images import UnreadableImage, read_image
 from stillroom.tasks.classification.loaded import Loaded
+from stillroom.tasks.images.folders import EXTENSIONS
+from stillroom.tasks.images.stores import UnreadableImage, read_image
 
 
 @dataclass(frozen=True)

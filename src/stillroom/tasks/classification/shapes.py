@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from stillroom.engine.loading import sample_order, sample_seeds, uniforms
-from stillroom.tasks.classification.images import MemoryImages
+from stillroom.tasks.images.stores import MemoryImages
 
 SIZE = 16
 SHAPES = ("disc", "square", "triangle", "cross", "ring")

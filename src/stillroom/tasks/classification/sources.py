@@ -25,10 +25,10 @@ import torch
 from PIL import Image
 
 from stillroom.errors import InputError, near
-from stillroom.tasks.arguments import fraction, split_options
-from stillroom.tasks.classification.folders import check_same, find_splits, list_classes, list_files, single_top
-from stillroom.tasks.classification.images import DatasetImages, FileImages, Images, MemoryImages, UnreadableImage, hold_out, stratified
 from stillroom.tasks.classification.shapes import SIZE, class_names, shape_images
+from stillroom.tasks.images.arguments import fraction, split_options
+from stillroom.tasks.images.folders import check_same, find_splits, list_classes, list_files, single_top
+from stillroom.tasks.images.stores import DatasetImages, FileImages, Images, MemoryImages, UnreadableImage, hold_out, stratified
 
 logger = logging.getLogger(__name__)
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from stillroom.engine.loading import sample_order, sample_seeds, uniforms
 from stillroom.errors import InputError
-from stillroom.tasks.classification.images import Images, relabelled
+from stillroom.tasks.images.stores import Images, relabelled
 
 Shape = Literal["exp", "step", "reverse"]
 _SHAPES = get_args(Shape)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch.nn.functional import cross_entropy
 
 from stillroom.engine import Distiller, Losses
-from stillroom.tasks.classification.batches import Batch
+from stillroom.tasks.images.batches import Batch
 
 
 class Supervised(Distiller):

@@ -12,8 +12,8 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from stillroom.engine.loading import Draw, kept_generators, sample_seeds, seed_generators
-from stillroom.tasks.classification.images import Images, MemoryImages
-from stillroom.tasks.classification.transforms import Transform
+from stillroom.tasks.images.stores import Images, MemoryImages
+from stillroom.tasks.images.transforms import Transform
 
 # A transform of our own, which works on whole batches where it can, or a function of one image: PIL or uint8 [3, H, W] -> float [3, S, S].
 View = Transform | Callable[[Any], Tensor]

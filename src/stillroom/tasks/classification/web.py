@@ -12,16 +12,16 @@ import torch
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from PIL import Image
 
-from stillroom.engine.loading import Draw, Loader, SeekableBatches, sample_order, sample_seeds
+from stillroom.engine.loading import Draw, Loader, SeekableBatches, identity, sample_order, sample_seeds
 from stillroom.errors import InputError
-from stillroom.tasks.classification.batches import Batches
 from stillroom.tasks.classification.data import ImageData
-from stillroom.tasks.classification.folders import EXTENSIONS, counted, list_files, warn_left_out
-from stillroom.tasks.classification.images import FileImages, Images, MemoryImages, TakenImages, into_memory, relabelled, unreadable
-from stillroom.tasks.classification.instead import Instead
+from stillroom.tasks.classification.other_images import WithOtherTrainingImages
 from stillroom.tasks.classification.restyle import patches, restyled
 from stillroom.tasks.classification.sources import SMALL, open_source
-from stillroom.tasks.classification.transforms import AUGMENTATIONS, Transform, eval_transform, train_transform
+from stillroom.tasks.images.batches import Batches
+from stillroom.tasks.images.folders import EXTENSIONS, counted, list_files, warn_left_out
+from stillroom.tasks.images.stores import FileImages, Images, MemoryImages, TakenImages, into_memory, relabelled, unreadable
+from stillroom.tasks.images.transforms import AUGMENTATIONS, Transform, eval_transform, train_transform
 
 RESTYLED = "restyled"
 _MEMORY = 1.5e9  # bytes of decoded images that are kept
@@ -29,7 +29,7 @@ _UNLABELLED = -1
 _LAP = 2**32  # keeps the passes of one epoch apart from other epochs
 
 
-class WebData(Instead):
+class WebData(WithOtherTrainingImages):
     """Unlabelled images to train on, and a classification set's validation images to be measured on.
 
     Where networks are given small images (up to 64 pixels, up to 1.5 GB in all) the collection is decoded once, brought to that size, and
@@ -112,7 +112,7 @@ class WebData(Instead):
     def _loader(self, transform: Transform, batches: SeekableBatches, *, training: bool) -> Loader:
         prepared = transform.fixed and isinstance(self.images, MemoryImages)
         samples = Batches(self.images, transform, prepared=prepared, told=False)
-        return Loader(samples, batches, workers=self.data.workers, collate=_as_it_is, training=training)
+        return Loader(samples, batches, workers=self.data.workers, collate=identity, training=training)
 
 
 class SteadyBatches(SeekableBatches):
@@ -144,10 +144,6 @@ def _opened(web: str | MemoryImages, data: ImageData) -> tuple[Images, str]:
         content = hashlib.sha256(web.pixels.numpy().tobytes()).hexdigest()[:16]
         return relabelled(web, np.arange(len(web)), np.full(len(web), _UNLABELLED)), content
     return _restyled(data) if web == RESTYLED else _collection(web, data.image_size, data.strict)
-
-
-def _as_it_is(batch: object) -> object:
-    return batch
 
 
 def _restyled(data: ImageData) -> tuple[Images, str]:

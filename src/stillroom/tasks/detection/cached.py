@@ -30,7 +30,7 @@ def seen(distiller: Distiller, data: DetectionData) -> DetectionData:
     """The data as the distiller trains on them: what its teacher's cache has answers to, or what the method shows."""
     if isinstance(distiller.teacher, CachedTeacher):
         return data.replaying(distiller.teacher.views)
-    shown: DetectionData = distiller.shown(data)
+    shown: DetectionData = distiller.training_data(data)
     return shown
 
 

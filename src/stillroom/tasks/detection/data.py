@@ -17,15 +17,15 @@ from torch.utils.data import Dataset
 from torchvision.transforms.v2.functional import horizontal_flip, resize, to_pil_image
 
 from stillroom.engine.cache import EveryView, Views
-from stillroom.engine.loading import Draw, Loader, SeekableBatches, uniforms
-from stillroom.engine.report import Report, Section
+from stillroom.engine.loading import Draw, Loader, SeekableBatches, identity, uniforms
+from stillroom.engine.report.results import Report, Section
 from stillroom.engine.teacher import Renormalise
 from stillroom.errors import InputError
-from stillroom.tasks.arguments import renormalisation, statistics
 from stillroom.tasks.detection.backbones import pad_batch, padded_size
 from stillroom.tasks.detection.metrics import DetectionEvaluator
 from stillroom.tasks.detection.preparation import Preparation, as_pixels, boxes_on
 from stillroom.tasks.detection.sources import Annotated, open_source
+from stillroom.tasks.images.arguments import renormalisation, statistics
 
 _MEMORY = 1_000_000_000
 
@@ -173,7 +173,7 @@ class DetectionData:
         """
         batches = EveryView(len(self._train), batch_size, views=views)
         shown = _Batches(self._train, self, flip=False, recorded=True, told=True)
-        loader = Loader(shown, batches, workers=self.workers, collate=_as_it_is, training=False)
+        loader = Loader(shown, batches, workers=self.workers, collate=identity, training=False)
         loader.load_state_dict({"epoch": 0, "batch": start})
         return loader
 
@@ -190,12 +190,12 @@ class DetectionData:
         batch_size = self.batch_size if self.batch_size <= count else count // world * world
         batches = SeekableBatches(count, batch_size, seed=seed, rank=rank, world=world)
         shown = _Batches(self._train, self, flip=self.flip, scales=self.scales, recorded=self.views is not None)
-        return Loader(shown, batches, workers=self.workers, collate=_as_it_is)
+        return Loader(shown, batches, workers=self.workers, collate=identity)
 
     def eval_loader(self, *, rank: int = 0, world: int = 1) -> Loader:
         """The validation images in order, each exactly once over all processes."""
         batches = SeekableBatches(len(self._val), self.batch_size, shuffle=False, drop_last=False, rank=rank, world=world)
-        return Loader(_Batches(self._val, self, flip=False), batches, workers=self.workers, collate=_as_it_is, training=False)
+        return Loader(_Batches(self._val, self, flip=False), batches, workers=self.workers, collate=identity, training=False)
 
     def evaluator(self) -> DetectionEvaluator:
         """COCO's average precision; of data in Pascal VOC's layout that set's own, too."""
@@ -318,7 +318,3 @@ def canvas(annotated: Annotated, preparation: Preparation) -> tuple[int, int]:
     sizes = [preparation.size(*shape) for shape in annotated.shapes]
     height, width = (padded_size(max(sides), preparation.divisor) for sides in zip(*sizes, strict=True))
     return height, width
-
-
-def _as_it_is(batch: Any) -> Any:
-    return batch

@@ -13,8 +13,8 @@ import numpy as np
 from PIL import Image
 
 from stillroom.errors import InputError
-from stillroom.tasks.classification.folders import Folder
-from stillroom.tasks.classification.images import FileImages
+from stillroom.tasks.images.folders import Folder
+from stillroom.tasks.images.stores import FileImages
 
 _ORIENTATION = 0x0112  # EXIF's tag: 1 is upright, 2 to 8 are the seven other ways to turn and mirror
 _SIDEWAYS = range(5, 9)

@@ -10,13 +10,13 @@ from typing import Any
 import torch
 from PIL import Image
 
-from stillroom.engine.stage import write_atomic
+from stillroom.engine.run.stage import write_atomic
 from stillroom.errors import InputError
-from stillroom.tasks.classification.images import read_image
 from stillroom.tasks.detection.backbones import pad_batch
 from stillroom.tasks.detection.detector import Detector
 from stillroom.tasks.detection.models import TASK, build_detector
 from stillroom.tasks.detection.preparation import Preparation, rescaled
+from stillroom.tasks.images.stores import read_image
 
 THRESHOLD = 0.3  # of a score, for people to look at
 

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw
 
-from stillroom.engine.report import Report, Section, StageResult
+from stillroom.engine.report.results import Report, Section, StageResult
 from stillroom.tasks.classification.pages import change_cell, figure
 from stillroom.tasks.detection.loaded import THRESHOLD
 from stillroom.tasks.detection.metrics import class_precision

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import torch
 
-from stillroom.tasks.classification.images import UnreadableImage
 from stillroom.tasks.detection.loaded import Found, LoadedDetector
+from stillroom.tasks.images.stores import UnreadableImage
 
 
 @dataclass(frozen=True)

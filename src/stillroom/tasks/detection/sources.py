@@ -13,12 +13,12 @@ from lightning.fabric.utilities.rank_zero import rank_zero_only
 
 from stillroom.engine.loading import sample_order
 from stillroom.errors import InputError, near
-from stillroom.tasks import annotations as read
-from stillroom.tasks.arguments import split_options
-from stillroom.tasks.classification.folders import check_same, counted, warn_left_out
-from stillroom.tasks.classification.images import FileImages, Images, MemoryImages, unreadable
 from stillroom.tasks.detection.files import look_at, told, upright
 from stillroom.tasks.detection.scenes import CLASSES, Scene, make_scenes
+from stillroom.tasks.images import annotations as read
+from stillroom.tasks.images.arguments import split_options
+from stillroom.tasks.images.folders import check_same, counted, warn_left_out
+from stillroom.tasks.images.stores import FileImages, Images, MemoryImages, unreadable
 
 _SCENES = {"size": 48, "train": 300, "val": 300, "teacher": 3000, "seed": 0}
 _IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)

@@ -17,14 +17,14 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 from torchvision.transforms.v2.functional import to_pil_image
 
-from stillroom.engine.loading import Draw, Loader, Seeded, SeekableBatches, sample_order
-from stillroom.engine.report import Report, Section
+from stillroom.engine.loading import Draw, Loader, Seeded, SeekableBatches, identity, sample_order
+from stillroom.engine.report.results import Report, Section
 from stillroom.errors import InputError, at_least, near
-from stillroom.tasks.arguments import cpus, renormalisation, statistics
-from stillroom.tasks.classification.batches import Pictures
-from stillroom.tasks.classification.folders import counted, warn_left_out
-from stillroom.tasks.classification.images import Images, MemoryImages, TakenImages, into_memory, unreadable
-from stillroom.tasks.classification.transforms import Transform
+from stillroom.tasks.images.arguments import cpus, renormalisation, statistics
+from stillroom.tasks.images.batches import Pictures
+from stillroom.tasks.images.folders import counted, warn_left_out
+from stillroom.tasks.images.stores import Images, MemoryImages, TakenImages, into_memory, unreadable
+from stillroom.tasks.images.transforms import Transform
 from stillroom.tasks.multilabel.loaded import ship
 from stillroom.tasks.multilabel.metrics import MultiLabelEvaluator, agreement
 from stillroom.tasks.multilabel.pages import multilabel_sections
@@ -249,7 +249,7 @@ class MultiLabelData:
 
     def _loader(self, images: Images, transform: Transform, batches: SeekableBatches, *, training: bool) -> Loader:
         samples = _Batches(images, transform, prepared=self.in_memory and transform.fixed)
-        return Loader(samples, batches, workers=self.workers, collate=_as_it_is, training=training)
+        return Loader(samples, batches, workers=self.workers, collate=identity, training=training)
 
 
 class _Batches(Dataset[Any]):
@@ -275,7 +275,3 @@ class _Batches(Dataset[Any]):
         else:
             images_BCHW = torch.stack([picture for picture, _ in self.samples.__getitems__(draws)])
         return Batch(self.transform.batch(images_BCHW, seeds), self.labels[ids_B].long(), ids_B)
-
-
-def _as_it_is(batch: Batch) -> Batch:
-    return batch

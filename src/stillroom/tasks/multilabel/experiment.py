@@ -151,7 +151,7 @@ class Bench:
         """The student, from the same initial weights as alone, under the distiller that is made around it."""
         built = self.network(self.student, "student")
         made = distiller(built.network)
-        return self.lab.fit(made, made.shown(self.data), self.plan, name=name, model=built.spec)
+        return self.lab.fit(made, made.training_data(self.data), self.plan, name=name, model=built.spec)
 
     def three_arms(self, method: str, distiller: Callable[[nn.Module, Teacher], Distiller]) -> Report:
         """Teacher, student alone, and the same student (from the same initial weights) distilled.
@@ -164,5 +164,5 @@ class Bench:
         taught, alone = self.teach(), self.alone()
         distilled = self.distilled("distilled", lambda fresh: distiller(fresh, self.lab.teach(taught)))
         report = self.lab.report(method, self.data, {"teacher": taught, "alone": alone, "distilled": distilled})
-        report.shown.update(SHOWN)
+        report.metric_formats.update(SHOWN)
         return report

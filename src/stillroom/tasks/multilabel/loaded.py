@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 from PIL import Image
 from torch import Tensor, nn
 
-from stillroom.engine.stage import write_atomic
+from stillroom.engine.run.stage import write_atomic
 from stillroom.errors import InputError
 from stillroom.tasks.classification.loaded import Loaded
 from stillroom.tasks.multilabel.head import MLDecoder

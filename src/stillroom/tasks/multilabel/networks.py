@@ -9,7 +9,7 @@ from functools import partial
 from torch import Tensor, nn
 
 from stillroom.errors import InputError
-from stillroom.tasks.classification.networks.parts import conv_unit, initialise_convolutions
+from stillroom.modules.convolutions import conv_unit, initialise_convolutions
 from stillroom.tasks.multilabel.head import MLDecoder
 
 EMBEDDINGS = "head.decoder"  # module path of the label-wise embeddings

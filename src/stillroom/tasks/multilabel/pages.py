@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torchmetrics.functional.classification import multilabel_average_precision
 
-from stillroom.engine.report import Report, Section, StageResult
+from stillroom.engine.report.results import Report, Section, StageResult
 from stillroom.tasks.classification.pages import change_cell, data_uri, figure
 
 _ROWS = 30

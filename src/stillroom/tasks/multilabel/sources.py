@@ -11,10 +11,10 @@ import numpy as np
 
 from stillroom.engine.loading import sample_order
 from stillroom.errors import InputError, near
-from stillroom.tasks.annotations import Annotated, read_coco, read_tags, read_voc, voc_splits
-from stillroom.tasks.arguments import fraction, split_options
-from stillroom.tasks.classification.folders import check_same
-from stillroom.tasks.classification.images import FileImages, Images
+from stillroom.tasks.images.annotations import Annotated, read_coco, read_tags, read_voc, voc_splits
+from stillroom.tasks.images.arguments import fraction, split_options
+from stillroom.tasks.images.folders import check_same
+from stillroom.tasks.images.stores import FileImages, Images
 from stillroom.tasks.multilabel.mosaics import Mosaics
 
 _DEFAULT_VAL = "0.2"

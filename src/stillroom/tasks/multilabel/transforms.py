@@ -14,7 +14,7 @@ from torchvision.transforms.v2.functional import pil_to_tensor, resize
 
 from stillroom.engine.loading import kept_generators, seed_generators, uniforms
 from stillroom.errors import InputError, near
-from stillroom.tasks.classification.transforms import BatchChange, Parameters, Transform
+from stillroom.tasks.images.transforms import BatchChange, Parameters, Transform
 
 AUGMENTATIONS = ("randaugment", "mirror", "turn", "none")
 

@@ -12,10 +12,10 @@ from functools import partial
 
 from torch import nn
 
+from stillroom.modules.convolutions import Taps
 from stillroom.tasks.classification.networks.convnet import ConvNet
 from stillroom.tasks.classification.networks.experts import ExpertBottleneckResNet, ExpertConvNet, ExpertNetwork, ExpertResNet
 from stillroom.tasks.classification.networks.mobilenet import MobileNetV1, MobileNetV2Tiny
-from stillroom.tasks.classification.networks.parts import Taps
 from stillroom.tasks.classification.networks.resnet import ResNet
 from stillroom.tasks.classification.networks.resnet18 import ResNetSmallStem
 from stillroom.tasks.classification.networks.shufflenet import ShuffleNetV2

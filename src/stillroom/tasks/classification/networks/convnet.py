@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from stillroom.tasks.classification.networks.parts import Taps, conv_unit, global_average_pool, initialise_convolutions
+from stillroom.modules.convolutions import Taps, conv_unit, global_average_pool, initialise_convolutions
 
 
 class ConvNet(nn.Module):

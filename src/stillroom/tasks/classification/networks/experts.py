@@ -16,7 +16,7 @@ from torch.nn.functional import normalize, pad
 
 from stillroom.engine.weights import read_weights
 from stillroom.errors import InputError, positive
-from stillroom.tasks.classification.networks.parts import Add, Taps, conv_unit, global_average_pool, initialise_convolutions
+from stillroom.modules.convolutions import Add, Taps, conv_unit, global_average_pool, initialise_convolutions
 
 _SHOWN = 3  # keys of a file of weights in an error message
 

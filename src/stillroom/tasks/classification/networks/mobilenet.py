@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from stillroom.tasks.classification.networks.parts import Add, Taps, conv_unit, global_average_pool
+from stillroom.modules.convolutions import Add, Taps, conv_unit, global_average_pool
 
 
 class InvertedResidual(nn.Module):

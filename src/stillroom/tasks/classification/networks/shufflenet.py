@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from stillroom.tasks.classification.networks.parts import Taps, conv_unit, global_average_pool
+from stillroom.modules.convolutions import Taps, conv_unit, global_average_pool
 
 
 class Shuffle(nn.Module):

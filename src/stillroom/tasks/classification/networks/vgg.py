@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from stillroom.errors import InputError
-from stillroom.tasks.classification.networks.parts import Taps, conv_unit, global_average_pool, initialise_convolutions
+from stillroom.modules.convolutions import Taps, conv_unit, global_average_pool, initialise_convolutions
 
 WIDTHS = (64, 128, 256, 512, 512)
 CONVOLUTIONS = {8: (1, 1, 1, 1, 1), 11: (1, 1, 2, 2, 2), 13: (2, 2, 2, 2, 2), 16: (2, 2, 3, 3, 3), 19: (2, 2, 4, 4, 4)}

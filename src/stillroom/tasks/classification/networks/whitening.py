@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from stillroom.errors import InputError
-from stillroom.tasks.classification.networks.parts import Taps
+from stillroom.modules.convolutions import Taps
 
 _CONSTANT = 0.1  # of pixels 0..255: an image that differs anywhere has a length of about 1 at least
 

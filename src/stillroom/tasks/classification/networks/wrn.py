@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from stillroom.errors import InputError
-from stillroom.tasks.classification.networks.parts import Taps, global_average_pool, initialise_convolutions
+from stillroom.modules.convolutions import Taps, global_average_pool, initialise_convolutions
 
 
 class PreActivationBlock(nn.Module):

@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING
 
 import jinja2
 
-from stillroom.engine.report_figures import figures
-from stillroom.engine.report_text import cost_cells, headline, metric_of, result_cells
+from stillroom.engine.report.figures import figures
+from stillroom.engine.report.wording import cost_cells, headline, metric_of, result_cells
 
 if TYPE_CHECKING:
-    from stillroom.engine.report import Report
+    from stillroom.engine.report.results import Report
 
 _STYLES = 6  # how many colours for distilled arms the template has
 
@@ -34,7 +34,7 @@ def _styles_of(report: Report) -> dict[str, str]:
 @cache
 def _template() -> jinja2.Template:
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined)
-    return environment.from_string(files("stillroom.engine").joinpath("report.html").read_text(encoding="utf-8"))
+    return environment.from_string(files("stillroom.engine.report").joinpath("report.html").read_text(encoding="utf-8"))
 
 
 def render(report: Report) -> str:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from stillroom.engine.loading import sample_order
 from stillroom.errors import InputError, StillroomError
-from stillroom.tasks.classification.folders import Folder, Zip, warn_left_out
+from stillroom.tasks.images.folders import Folder, Zip, warn_left_out
 
 _DECODED = 20_000  # images of larger sets are looked at only at both ends before a run
 _END = 32  # bytes, enough for the marks that formats begin and end with

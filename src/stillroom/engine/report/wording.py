@@ -8,7 +8,7 @@ from statistics import fmean
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from stillroom.engine.report import Gain, Report, Spread
+    from stillroom.engine.report.results import Gain, Report, Spread
 
 NOTHING = "–"
 
@@ -63,7 +63,7 @@ COMMON_METRICS = {
 
 def metric_of(report: Report, name: str) -> Metric:
     """How the report writes a metric."""
-    return report.shown.get(name) or COMMON_METRICS.get(name) or Metric(name)
+    return report.metric_formats.get(name) or COMMON_METRICS.get(name) or Metric(name)
 
 
 def count(value: float | None) -> str:

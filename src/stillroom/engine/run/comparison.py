@@ -25,9 +25,9 @@ from typing import Any
 
 import torch
 
-from stillroom.engine.console import console
-from stillroom.engine.measure import versions
-from stillroom.engine.report import Report, StageResult
+from stillroom.engine.report.results import Report, StageResult
+from stillroom.engine.run.console import console
+from stillroom.engine.run.measure import versions
 from stillroom.engine.task import TaskData
 from stillroom.errors import Interrupted, StillroomError
 

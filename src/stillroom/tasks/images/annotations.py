@@ -14,7 +14,7 @@ from typing import Any
 from xml.etree import ElementTree
 
 from stillroom.errors import InputError
-from stillroom.tasks.classification.folders import EXTENSIONS, Folder, Zip, list_files
+from stillroom.tasks.images.folders import EXTENSIONS, Folder, Zip, list_files
 
 _HEADS = ("file", "filename", "image", "path")  # of a table's first column, where it has a head
 

@@ -16,10 +16,10 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.strategies import FSDPStrategy
 from torch import Tensor, nn
 
-from stillroom.engine.console import StageDisplay
 from stillroom.engine.distiller import Distiller
 from stillroom.engine.distributed import world_size
 from stillroom.engine.loading import Cycled, Loader
+from stillroom.engine.run.console import StageDisplay
 from stillroom.engine.training import Progress
 from stillroom.engine.weights import save_weights
 
@@ -59,7 +59,7 @@ def seed_everything(*numbers: int) -> None:
 
 
 @contextmanager
-def looking_on(module: nn.Module) -> Iterator[None]:
+def evaluating(module: nn.Module) -> Iterator[None]:
     """`module` in eval mode and no gradients; every part's mode is put back."""
     modes = {child: child.training for child in module.modules()}
     module.eval()
@@ -83,7 +83,7 @@ def evaluate(
     """Scores `predict` over a loader with `module` in eval mode and without gradients; the module's mode is put back."""
     evaluator.reset()
     evaluator.to(device)
-    with looking_on(module), context():
+    with evaluating(module), context():
         for batch in loader:
             if len(batch.ids):  # the last batch may leave a process of many without a share
                 moved = to_device(batch)

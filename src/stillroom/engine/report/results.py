@@ -40,9 +40,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from stillroom.engine import report_page, report_text
-from stillroom.engine.measure import Footprint
-from stillroom.engine.stage import write_atomic
+from stillroom.engine.report import page, wording
+from stillroom.engine.run.measure import Footprint
+from stillroom.engine.run.stage import write_atomic
 from stillroom.errors import InputError, near
 
 if TYPE_CHECKING:
@@ -196,7 +196,7 @@ class Report:
         notes: what a reader should know besides.
         teacher: the teacher's arm; need not be among `arms`.
         subject: the arm that the experiment is about; None in a comparison of equals, where the best one leads.
-        shown: how metrics are written, where that differs from `report_text.COMMON_METRICS` or they are not in it.
+        metric_formats: how metrics are written, where that differs from `wording.COMMON_METRICS` or they are not in it.
         reference: in a comparison of equals, the arm that the other distilled ones are compared with besides the baseline.
         failed: arm -> why it has no result, or not with every seed.
 
@@ -219,7 +219,7 @@ class Report:
     finished: str = ""
     notes: list[str] = field(default_factory=list)
     teacher: str | None = "teacher"
-    shown: dict[str, report_text.Metric] = field(default_factory=dict)
+    metric_formats: dict[str, wording.Metric] = field(default_factory=dict)
     subject: str | None = None
     reference: str | None = None
     failed: dict[str, str] = field(default_factory=dict)
@@ -298,7 +298,7 @@ class Report:
             "schema": SCHEMA,
             "method": self.method,
             "title": self.title,
-            "headline": report_text.headline(self),
+            "headline": wording.headline(self),
             "primary": self.primary,
             "higher_is_better": self.higher_is_better,
             "teacher": self.teacher if self.teacher in self.arms else None,
@@ -322,11 +322,11 @@ class Report:
         from rich.table import Table
         from rich.text import Text
 
-        cells = report_text.comparison_cells(self) if self.reference or self.failed else report_text.table_cells(self)
+        cells = wording.comparison_cells(self) if self.reference or self.failed else wording.table_cells(self)
         below = [f"{arm} failed{' with ' if arm in self.arms else ': '}{reason}" for arm, reason in self.failed.items()]
         if any(gain.interval for gain in self.gains(self.reference).values()):
             below.append("Differences are paired by seed, with their 95 % intervals.")
-        table = Table(title=Text(self.title), caption=Text("\n".join([*below, report_text.headline(self)])), caption_justify="left")
+        table = Table(title=Text(self.title), caption=Text("\n".join([*below, wording.headline(self)])), caption_justify="left")
         for i, column in enumerate(cells.columns):
             table.add_column(Text(column), justify="left" if i == 0 else "right", overflow="fold")
         for row in cells.rows:
@@ -341,7 +341,7 @@ class Report:
         """
         folder = Path(folder)
         write_atomic(folder / "metrics.json", json.dumps(self.to_json(), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
-        write_atomic(folder / "report.html", report_page.render(self))
+        write_atomic(folder / "report.html", page.render(self))
         return folder / "report.html"
 
     @staticmethod
@@ -385,7 +385,7 @@ class Report:
             notes=list(dict.fromkeys(note for report in reports for note in report.notes)),
             teacher=first.teacher,
             subject=first.subject,
-            shown={name: metric for report in reports for name, metric in report.shown.items()},
+            metric_formats={name: metric for report in reports for name, metric in report.metric_formats.items()},
             reference=first.reference,
             failed={arm: reason for report in reports for arm, reason in report.failed.items()},
         )

@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml  # type: ignore[import-untyped]
 
-from stillroom.engine.stage import StageFolder, write_atomic
+from stillroom.engine.run.stage import StageFolder, write_atomic
 from stillroom.errors import InputError
 
 # What may change between a run and its continuation without changing its numbers.

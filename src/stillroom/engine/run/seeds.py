@@ -6,10 +6,10 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from stillroom.engine.console import console
 from stillroom.engine.lab import Lab
-from stillroom.engine.options import LabOptions
-from stillroom.engine.report import Report
+from stillroom.engine.report.results import Report
+from stillroom.engine.run.console import console
+from stillroom.engine.run.options import LabOptions
 from stillroom.engine.task import TaskData
 
 

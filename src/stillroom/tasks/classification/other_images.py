@@ -8,12 +8,12 @@ import numpy as np
 from torch import Tensor, nn
 
 from stillroom.engine.loading import Loader
-from stillroom.engine.recorder import Evaluator
-from stillroom.engine.report import Report, Section
+from stillroom.engine.report.results import Report, Section
+from stillroom.engine.run.recorder import Evaluator
 from stillroom.tasks.classification.data import ImageData
 
 
-class Instead:
+class WithOtherTrainingImages:
     """Base of data that train on other images, or on the same in another way, and are measured as `data` are.
 
     Attributes:

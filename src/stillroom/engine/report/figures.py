@@ -9,10 +9,10 @@ from html import escape
 from statistics import fmean
 from typing import TYPE_CHECKING
 
-from stillroom.engine.report_text import Metric, metric_of
+from stillroom.engine.report.wording import Metric, metric_of
 
 if TYPE_CHECKING:
-    from stillroom.engine.report import Report
+    from stillroom.engine.report.results import Report
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,8 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from stillroom.engine.loading import Draw, Seeded
-from stillroom.tasks.classification.images import Images, MemoryImages
-from stillroom.tasks.classification.transforms import Parameters, Transform
+from stillroom.tasks.images.stores import Images, MemoryImages
+from stillroom.tasks.images.transforms import Parameters, Transform
 
 
 class Batch(NamedTuple):

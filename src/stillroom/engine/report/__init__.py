@@ -1,0 +1,1 @@
+"""The report of an experiment: results, wording, figures, page, files."""

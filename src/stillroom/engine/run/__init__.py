@@ -1,0 +1,1 @@
+"""What surrounds a training: its stage and folder, recording, checkpoints, options, seeds, comparison."""
