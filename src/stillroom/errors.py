@@ -134,3 +134,18 @@ def at_least_zero(argument: str, value: float) -> float:
     if not 0 <= value < float("inf"):
         raise InputError(argument, value, "a finite number of at least 0")
     return value
+
+
+def one_of(argument: str, value: str, known: Iterable[str]) -> str:
+    """The value, if it is among those that are known.
+
+    Raises:
+        InputError: it is not; the message names them, the nearest first where they are many.
+    """
+    names = list(known)
+    if value not in names:
+        raise InputError(argument, value, f"one of {', '.join(names) if len(names) <= _FEW else near(value, names)}")
+    return value
+
+
+_FEW = 8  # names that a message lists

@@ -27,7 +27,7 @@ from stillroom.engine import Distiller, Lab, LabOptions, TaskData, Teacher, Trai
 from stillroom.engine.report.results import StageResult
 from stillroom.engine.run.comparison import Outcome, Piece, merge, now, reason_of, run_at_once, run_here
 from stillroom.engine.run.console import console
-from stillroom.engine.task import selects
+from stillroom.engine.run.feed import selects
 from stillroom.errors import InputError, StillroomError, near
 from stillroom.tasks.experiments import Experiment, experiment_of, options_of
 

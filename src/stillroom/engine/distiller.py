@@ -143,11 +143,15 @@ class Distiller(LightningModule):
         self.guard.watch(losses.terms, batch.ids, self.progress.step)
         return losses
 
+    def check_learns(self, losses: Losses) -> None:
+        """Raises InputError when the loss depends on nothing that learns."""
+        if not losses.total.requires_grad:
+            raise InputError("student", type(self.student).__name__, "a network that learns: the loss depends on none of its parameters")
+
     def training_step(self, batch: Any, batch_idx: int) -> dict[str, Any]:
         """One step's loss for Lightning's automatic optimisation, with its terms for the record."""
         losses = self.checked_losses(batch)
-        if not losses.total.requires_grad:
-            raise InputError("student", type(self.student).__name__, "a network that learns: the loss depends on none of its parameters")
+        self.check_learns(losses)
         return {"loss": losses.total, "terms": {name: term.detach() for name, term in losses.terms.items()}}
 
     def validation_step(self, batch: Any, batch_idx: int) -> Any:

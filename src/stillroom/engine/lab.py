@@ -24,13 +24,14 @@ from stillroom.engine.distributed import world_size
 from stillroom.engine.report.results import Report, StageResult
 from stillroom.engine.run.checkpoints import AtomicCheckpointIO, Checkpoints
 from stillroom.engine.run.console import StageDisplay, quiet_libraries
+from stillroom.engine.run.feed import Feed, selects
 from stillroom.engine.run.folder import RunFolder
 from stillroom.engine.run.layout import channels_last
 from stillroom.engine.run.measure import measure, versions
 from stillroom.engine.run.options import LabOptions, check_port, check_started
 from stillroom.engine.run.recorder import Recorder, evaluate, seed_everything
 from stillroom.engine.run.stage import StageFolder, digest, fingerprint
-from stillroom.engine.task import Feed, TaskData, selects
+from stillroom.engine.task import TaskData
 from stillroom.engine.teacher import Renormalise, Teacher
 from stillroom.engine.training import Training
 from stillroom.engine.weights import load_weights, save_weights

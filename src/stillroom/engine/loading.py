@@ -7,6 +7,7 @@ its batches were delivered, and any number of workers or processes replays the s
 
 from __future__ import annotations
 
+import copy
 import random
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -239,6 +240,13 @@ class Loader(DataLoader[Any]):
         """Batches of an epoch of all samples, whichever are chosen."""
         return self.batches.whole
 
+    def first(self, count: int) -> Any:
+        """The first samples of the first epoch, read in this process; whoever iterates does not notice."""
+        draws = next(iter(copy.copy(self.batches)))[:count]
+        samples = self.dataset
+        found = samples.__getitems__(draws) if hasattr(samples, "__getitems__") else [samples[draw] for draw in draws]
+        return self.collate_fn(found)
+
     def choose(self, ids: np.ndarray | None) -> None:
         """From the next pass on, show these samples only (see `SeekableBatches.choose`). To be called between two epochs."""
         if self._delivered >= len(self):
@@ -351,6 +359,10 @@ class Cycled:
     def whole(self) -> int:
         """Batches of an epoch."""
         return self.steps
+
+    def first(self, count: int) -> Together:
+        """The first samples of each loader (see `Loader.first`)."""
+        return Together({name: loader.first(count) for name, loader in self.loaders.items()})
 
     def __len__(self) -> int:
         return self.steps

@@ -1,24 +1,44 @@
-"""What a task's data give to the Lab, and the Lab to Lightning."""
+"""What a task is: the contracts between a kind of data and everything that serves all kinds.
+
+A task room holds one object, its `Task`, in a module `task`; the class of its data names it (`data.task`). Commands, methods that serve
+several tasks, the Lab and the report know tasks by these contracts alone. What a task has not (a supervised arm, an export, a cache) is
+absent from its `Task`, and the commands that need it say so in one line. `docs/add-a-task.md` tells a whole task on one page.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import importlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import numpy as np
-from lightning.pytorch import LightningDataModule
-from torch import Tensor, nn
+from torch import nn
 
 from stillroom.engine.distiller import Distiller
 from stillroom.engine.loading import Cycled, Loader
 from stillroom.engine.report.results import Report, Section
-from stillroom.engine.run.recorder import Evaluator, evaluating, seed_everything
-from stillroom.engine.training import Progress
+from stillroom.engine.run.recorder import Evaluator
+from stillroom.engine.teacher import Renormalise
+from stillroom.engine.training import Training
+from stillroom.errors import one_of
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+    from stillroom.engine.cache.teacher import CachedTeacher
+    from stillroom.engine.cache.views import Views
+    from stillroom.engine.experiment import Networks
+    from stillroom.engine.export import ExportSpec
+
+TASKS = ("classification", "multilabel", "detection")  # each with a room whose module `task` holds its TASK
 
 
 class TaskData(Protocol):
-    """What a task's data gives to the Lab."""
+    """A training and a validation set, as the Lab and an experiment use them."""
+
+    task: ClassVar[Task]
 
     @property
     def fingerprint(self) -> str:
@@ -32,6 +52,14 @@ class TaskData(Protocol):
     def batch_size(self) -> int:
         """Samples in a batch, of all processes together."""
 
+    @property
+    def train_size(self) -> int:
+        """N, samples to train on."""
+
+    @property
+    def renormalise(self) -> Renormalise | None:
+        """For a teacher that reads other statistics than the student."""
+
     def train_loader(self, *, seed: int, rank: int = 0, world: int = 1) -> Loader | Cycled:
         """Shuffled, augmented batches for one process of `world`."""
 
@@ -41,61 +69,142 @@ class TaskData(Protocol):
     def evaluator(self) -> Evaluator:
         """What scores a student's answers."""
 
-    def example_inputs(self) -> Tensor:
-        """Inputs of one sample, for measuring a network."""
+    def example_inputs(self) -> Any:
+        """Inputs of one sample, for measuring a network: a tensor, or any structure of tensors."""
+
+    def describe(self) -> dict[str, Any]:
+        """What must be known to use a network that was trained on these data; plain values."""
+
+    def for_teacher(self) -> Self:
+        """The data that a teacher is trained on; mostly the same."""
+
+
+class CacheableData(TaskData, Protocol):
+    """Data to which a teacher's answers can be kept on disk."""
+
+    @property
+    def cache_key(self) -> dict[str, Any]:
+        """What an answer to a training sample depends on, besides the teacher: plain values by names that a user knows."""
+
+    def every_view(self, views: Views, *, batch_size: int, start: int = 0) -> Loader:
+        """Batches of all views of all training samples in the order of `EveryView`, each with what was drawn for it, by name."""
+
+    def replaying(self, views: Views) -> Self:
+        """The same data, but that training shows these views of its samples and no others; its batches say which."""
+
+
+@dataclass(frozen=True)
+class Built:
+    """A network and where it came from.
+
+    Args:
+        network: what reads a batch's inputs.
+        spec: what builds the same architecture again, without its weights.
+        weights: the file or folder that was loaded, or "pretrained"; None when the network starts from random numbers.
+        classes: their names in the order of its answers, when a run's folder recorded them.
+    """
+
+    network: Any
+    spec: str
+    weights: str | None
+    classes: tuple[str, ...] | None = None
+
+
+class Answer(Protocol):
+    """What a student says about one file."""
+
+    file: Path
+
+    def to_json(self) -> dict[str, Any]:
+        """A line of `stillroom predict --json`, without the file."""
+
+    def rows(self) -> list[list[str]]:
+        """Its rows of the table, without the file; see `Student.columns`."""
+
+
+class Student(Protocol):
+    """A trained network, ready to use, as `stillroom.load` gives it."""
+
+    options: Mapping[str, Any]  # what `predict` can be told, with the defaults: {"top": 2}
+    network: Any
+
+    def columns(self, **options: Any) -> list[str]:
+        """Heads of the table's columns, without the file's."""
+
+    def predict(self, files: Sequence[Path], *, unreadable: Callable[[Exception], None], **options: Any) -> Iterator[Answer]:
+        """What it says about files, in their order; one that cannot be read is handed to `unreadable` and passed over."""
+
+    def export_spec(self) -> ExportSpec:
+        """What an export writes and checks: inputs, outputs' names and units, metadata."""
+
+
+class Task(Protocol):
+    """One kind of data: what its experiments, its networks and its reports are made of.
+
+    Attributes:
+        name: as in `TASKS`, and in a run's `student.json`.
+        data: the class of its data; the parameters of its constructor are the options of a command.
+        plan: how the networks of the default job are trained.
+        sgd: the same under plain SGD with momentum, for methods that are defined for it alone.
+        networks: of the default job; its type says which options networks have.
+        presets: the task's papers' settings, by name.
+        kinds: of data that only this task reads, as they are typed before the colon.
+        layers: module paths by a word, for a cache's taps: ``(network, argument)``.
+        exact: parts of a teacher's answer that a cache stores in fp32 whatever it is asked for.
+    """
+
+    name: str
+    data: type[Any]
+    plan: Training
+    sgd: Training
+    networks: Networks
+    presets: Mapping[str, Mapping[str, Any]]
+    kinds: tuple[str, ...]
+    layers: Mapping[str, Callable[[nn.Module, str], str]]
+    exact: tuple[str, ...]
+
+    def build(self, spec: str, data: Any, networks: Networks, *, trust_pickle: bool, argument: str) -> Built:
+        """The network of a specification, for these data, with its weights.
+
+        Args:
+            spec: what the user typed.
+            data: whose inputs it reads and whose classes it knows.
+            networks: sizes of what is built around it, where the task has such.
+            trust_pickle: read weights that can run code as they are read.
+            argument: what the user calls it, for messages.
+
+        Raises:
+            InputError: it cannot be built, or its weights know other classes than the data have.
+        """
+
+    def supervised(self, network: nn.Module) -> Distiller:
+        """Plain training of a network on labels; also how one that is only scored answers."""
+
+    def views(self, data: Any, asked: int | None) -> int:
+        """How many views of a sample a cache of a teacher's answers holds; InputError where there cannot be so many."""
+
+    def check_cache(self, teacher: CachedTeacher, data: Any) -> None:
+        """Looks whether the views are still what the cache has answers to; InputError where they are not."""
 
     def compare(self, details: dict[str, np.ndarray], reference: dict[str, np.ndarray]) -> dict[str, float]:
         """Metrics between two models' per-sample results, e.g. agreement with the teacher."""
 
-    def sections(self, report: Report) -> list[Section]:
-        """The task's own part of the report, e.g. per-class changes."""
+    def sections(self, report: Report, data: Any) -> list[Section]:
+        """The task's own part of a report, e.g. per-class changes."""
 
-    def ship(self, folder: Path, network: nn.Module, model: str) -> None:
-        """Writes what is needed to load the student again, besides its weights."""
+    def ship(self, folder: Path, network: nn.Module, model: str, data: Any) -> None:
+        """Writes what is needed to load the student again, besides its weights: `student.json`."""
+
+    def load(self, run: Path, *, trust_pickle: bool) -> Student:
+        """The student that a run shipped."""
 
 
-class Feed(LightningDataModule):
-    """The training loader, made once the processes know their ranks, at the place where a checkpoint left it.
+def task_named(name: str, argument: str = "task") -> Task:
+    """The task of that name; its room is imported when it is asked for.
 
-    Lightning restores a loader's place too, but not from a checkpoint of an epoch's end. Before each epoch the distiller is asked for the
-    samples that it shows.
+    Raises:
+        InputError: no such task.
     """
-
-    def __init__(self, data: TaskData, seed: int) -> None:
-        super().__init__()
-        self.data, self.seed = data, seed
-        self._loader: Loader | Cycled | None = None
-        self._place: dict[str, Any] | None = None
-
-    def state_dict(self) -> dict[str, Any]:
-        """The loader's place."""
-        return self._loader.state_dict() if self._loader is not None else {}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Remembers the place for the loader to come."""
-        self._place = state_dict or None
-
-    def train_dataloader(self) -> Loader | Cycled:
-        """The loader of this process, for the coming epoch."""
-        assert self.trainer is not None
-        distiller = self.trainer.lightning_module
-        assert isinstance(distiller, Distiller)
-        if self._loader is None:
-            self._loader = self.data.train_loader(seed=self.seed, rank=self.trainer.global_rank, world=self.trainer.world_size)
-            if self._place is not None:
-                self._loader.load_state_dict(self._place)
-        epoch, batch = self._loader.place
-        if selects(distiller) and batch in (0, len(self._loader)):
-            epoch = self.trainer.current_epoch
-            distiller.progress = Progress(epoch + 1, int(self.trainer.max_epochs or 1), epoch * self._loader.whole, self._loader.whole)
-            assert isinstance(self._loader, Loader)
-            seed_everything(self.seed, epoch)
-            with evaluating(distiller):
-                chosen = distiller.select()
-            self._loader.choose(None if chosen is None else chosen.cpu().numpy())
-        return self._loader
-
-
-def selects(distiller: Distiller) -> bool:
-    """Whether the method chooses the samples of its epochs."""
-    return type(distiller).select is not Distiller.select
+    one_of(argument, name, TASKS)
+    found: Task = importlib.import_module(f"stillroom.tasks.{name}.task").TASK
+    return found

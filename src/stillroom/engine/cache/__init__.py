@@ -4,7 +4,7 @@
 answers to and which training then replays.
 """
 
-from stillroom.engine.cache.build import CacheableData, build_cache
+from stillroom.engine.cache.build import build_cache
 from stillroom.engine.cache.formats import Dtype, Rest, Storage
 from stillroom.engine.cache.store import CacheFolder
 from stillroom.engine.cache.teacher import CACHE, CachedTeacher
@@ -13,7 +13,6 @@ from stillroom.engine.cache.views import EveryView, ReplayedBatches, Views
 __all__ = [
     "CACHE",
     "CacheFolder",
-    "CacheableData",
     "CachedTeacher",
     "Dtype",
     "EveryView",

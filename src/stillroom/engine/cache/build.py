@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,34 +18,12 @@ from stillroom.engine.cache.formats import Format, Storage
 from stillroom.engine.cache.store import CacheFolder, Writer
 from stillroom.engine.cache.teacher import CachedTeacher
 from stillroom.engine.cache.views import Views
-from stillroom.engine.loading import Loader
 from stillroom.engine.report.results import StageResult
+from stillroom.engine.task import CacheableData
 from stillroom.engine.teacher import Teacher
 from stillroom.errors import InputError
 
 Answer = Callable[[Any], tuple[Form, dict[str, Tensor]]]  # batch -> the answer's form; its tensors by their names, then the features
-
-
-class CacheableData(Protocol):
-    """What a task's data gives to a cache."""
-
-    @property
-    def cache_key(self) -> dict[str, Any]:
-        """What an answer to a training sample depends on, besides the teacher: plain values by names that a user knows."""
-
-    @property
-    def batch_size(self) -> int:
-        """Samples in a batch."""
-
-    @property
-    def train_size(self) -> int:
-        """N, samples in the training set."""
-
-    def every_view(self, views: Views, *, batch_size: int, start: int = 0) -> Loader:
-        """Batches of all views of all training samples in the order of `EveryView`, each with what was drawn for it, by name."""
-
-    def example_inputs(self) -> Tensor:
-        """Inputs of one sample."""
 
 
 def build_cache(

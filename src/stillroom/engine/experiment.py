@@ -1,0 +1,183 @@
+"""Experiment: teacher, student alone, and the same student distilled in one way or several, on any task's data."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from stillroom.engine.cache import CACHE, CachedTeacher
+from stillroom.engine.distiller import Distiller
+from stillroom.engine.lab import Lab, Trained
+from stillroom.engine.report.results import Report
+from stillroom.engine.task import Built, CacheableData, Task, TaskData
+from stillroom.engine.teacher import Teacher
+from stillroom.engine.training import Progress, Training
+from stillroom.errors import InputError, positive
+
+Make = Callable[[Any, Teacher], Distiller]  # (fresh student, frozen teacher) -> the method's distiller
+
+_TRIED = 4  # samples of the one forward pass of a rehearsal
+
+
+@dataclass(frozen=True)
+class Networks:
+    """Which networks teach and learn.
+
+    Args:
+        teacher: network, optionally with weights after ``@``; without weights it is trained first. Or the folder of an earlier run, or
+            cache:FOLDER.
+        student: network, as above.
+        teacher_epochs: epochs for a teacher that has to be trained; by default as many as the student's.
+        teacher_lr: its learning rate; by default the student's.
+    """
+
+    teacher: str = ""
+    student: str = ""
+    teacher_epochs: int | None = None
+    teacher_lr: float | None = None
+
+    def teacher_plan(self, plan: Training) -> Training:
+        """How a teacher is trained, where the students are trained by `plan`.
+
+        Raises:
+            InputError: a number that cannot be used.
+        """
+        if self.teacher_epochs is not None and self.teacher_epochs < 1:
+            raise InputError("teacher_epochs", self.teacher_epochs, "a number of at least 1")
+        lr = plan.lr if self.teacher_lr is None else positive("teacher_lr", self.teacher_lr)
+        return replace(plan, epochs=self.teacher_epochs or plan.epochs, lr=lr)
+
+
+class Experiment:
+    """The stages of the experiment that most distillation papers run; a recipe puts them together, mostly by `run`.
+
+    Args:
+        lab, data, plan: where, on what and how to train.
+        networks: which networks.
+        taught: the teacher, where another experiment of the run has it already.
+    """
+
+    def __init__(self, lab: Lab, data: TaskData, plan: Training, networks: Networks, *, taught: Trained | None = None) -> None:
+        self.lab, self.data, self.plan, self.networks = lab, data, plan, networks
+        self._taught = taught
+        self._tried: Teacher | None = None  # a rehearsal's teacher, for the rehearsals after it
+
+    @property
+    def task(self) -> Task:
+        """The data's."""
+        return self.data.task
+
+    def network(self, spec: str, argument: str) -> Built:
+        """The network of a specification, for the data; `argument` is what errors call it.
+
+        Raises:
+            InputError: it cannot be built, or its weights know other classes than the data have.
+        """
+        return self.task.build(spec, self.data, self.networks, trust_pickle=self.lab.options.trust_pickle, argument=argument)
+
+    def rehearse(self, *make: Make) -> list[Distiller]:
+        """Builds everything once, for the distillers that each `make` gives, and asks each for the losses of a few samples.
+
+        What is wrong with an argument, a network, a cache, an optimiser or the data is said now, not after hours of training a teacher.
+        Nothing is written and nothing is kept; the answer is what was made.
+
+        Raises:
+            InputError: what is wrong.
+        """
+        with self.lab.shared():
+            self.networks.teacher_plan(self.plan)
+            if self._tried is None:
+                self._tried = self._cached() or Teacher(self.network(self.networks.teacher, "teacher").network)
+            student = self.network(self.networks.student, "student")
+            rehearsed = []
+            for number, one in enumerate(make):
+                fresh = student if not number else self.network(self.networks.student, "student")
+                rehearsed.append(one(fresh.network, self._tried))
+                self._try(rehearsed[-1])
+        return rehearsed
+
+    def _try(self, distiller: Distiller) -> None:
+        """One forward pass of a few samples, as the first step of training shows them."""
+        distiller.plan = self.plan
+        distiller.configure_optimizers()
+        loader = self.as_trained(distiller).train_loader(seed=self.lab.seed)
+        distiller.progress = Progress(1, self.plan.epochs, 0, loader.whole)
+        distiller.train()
+        distiller.check_learns(distiller.losses(loader.first(_TRIED)))
+
+    def teacher(self) -> Trained:
+        """The teacher, one for all seeds: read from a cache; scored when its specification brings weights; else trained on labels first."""
+        if self._taught is None:
+            self._tried = None
+            with self.lab.shared():
+                self._taught = self._teacher()
+        return self._taught
+
+    def _teacher(self) -> Trained:
+        if cached := self._cached():
+            self.task.check_cache(cached, self.data)
+            return Trained("teacher", None, replace(cached.result, seed=self.lab.seed), cached.folder, teacher=cached)
+        built, renormalise = self.network(self.networks.teacher, "teacher"), self.data.renormalise
+        if built.weights is not None:
+            around = self.task.supervised
+            return self.lab.evaluate(built.network, self.data, name="teacher", model=built.spec, renormalise=renormalise, around=around)
+        if renormalise is not None:
+            got = f"{list(renormalise.to_mean)} for {self.networks.teacher}, a teacher without weights"
+            raise InputError("teacher_mean", got, "none: a teacher that is trained here has the student's statistics")
+        plan = self.networks.teacher_plan(self.plan)
+        return self.lab.fit(self.task.supervised(built.network), self.data.for_teacher(), plan, name="teacher", model=built.spec)
+
+    def _cached(self) -> CachedTeacher | None:
+        spec = self.networks.teacher
+        if not spec.startswith(CACHE):
+            return None
+        return CachedTeacher(Path(spec.removeprefix(CACHE)), cacheable(self.data, "teacher", spec).cache_key)
+
+    def alone(self) -> Trained:
+        """The student trained without a teacher."""
+        return self.trained("alone", self.task.supervised)
+
+    def distilled(self, name: str, make: Make) -> Trained:
+        """The student, from the same initial weights as alone, under the distiller that is made around it and the teacher."""
+        taught = self.teacher()
+        return self.trained(name, lambda fresh: make(fresh, self.lab.teach(taught)))
+
+    def trained(self, name: str, make: Callable[[Any], Distiller]) -> Trained:
+        """A stage of that name: a fresh student under the distiller that is made around it."""
+        built = self.network(self.networks.student, "student")
+        made = make(built.network)
+        made.plan = self.plan  # what it shows may depend on how long it does
+        return self.lab.fit(made, self.as_trained(made), self.plan, name=name, model=built.spec)
+
+    def as_trained(self, distiller: Distiller) -> Any:
+        """The data as the distiller trains on them: the views that its teacher's cache has answers to, or what the method shows."""
+        if isinstance(distiller.teacher, CachedTeacher):
+            return cacheable(self.data, "teacher", str(distiller.teacher.folder)).replaying(distiller.teacher.views)
+        return distiller.training_data(self.data)
+
+    def run(self, method: str, arms: Mapping[str, Make], *, baseline: str = "alone", ship: str | None = None) -> Report:
+        """Rehearses, then trains the teacher, the student alone, and the same student by each of `arms`; reports them.
+
+        Args:
+            method: its name in the catalog.
+            arms: by the arm's name: makes a distiller from a fresh student and the frozen teacher.
+            baseline: the arm that the others are compared with.
+            ship: the arm whose student is delivered; by default the last.
+        """
+        self.rehearse(*arms.values())
+        stages = {"teacher": self.teacher(), "alone": self.alone()}
+        stages |= {name: self.distilled(name, make) for name, make in arms.items()}
+        return self.lab.report(method, self.data, stages, baseline=baseline, ship=ship or list(arms)[-1])
+
+
+def cacheable(data: Any, argument: str, spec: str) -> CacheableData:
+    """The data, if a teacher's answers to them can be kept.
+
+    Raises:
+        InputError: they cannot.
+    """
+    if not hasattr(data, "cache_key"):
+        raise InputError(argument, spec, f"a network: answers of the task {data.task.name} cannot be kept in a cache")
+    return data  # type: ignore[no-any-return]
