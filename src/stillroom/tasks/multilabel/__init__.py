@@ -1,6 +1,7 @@
 """Multi-label classification of images: data in the usual formats, networks with label-wise embeddings, metrics, and the experiment."""
 
-from stillroom.tasks.multilabel.data import Batch, MultiLabelData
+from stillroom.tasks.images.batches import Batch
+from stillroom.tasks.multilabel.data import MultiLabelData
 from stillroom.tasks.multilabel.experiment import COCO, MOSAICS, Bench
 from stillroom.tasks.multilabel.head import HeadOptions, MLDecoder
 from stillroom.tasks.multilabel.labels import binary, full, summed_bce
