@@ -7,9 +7,12 @@ from __future__ import annotations
 
 import importlib
 from dataclasses import dataclass
-from types import ModuleType
+from typing import TYPE_CHECKING
 
 from stillroom.errors import InputError, near
+
+if TYPE_CHECKING:
+    from stillroom.engine.room import Room
 
 
 @dataclass(frozen=True)
@@ -117,6 +120,7 @@ def find(name: str, argument: str = "method") -> Method:
     raise InputError(argument, name, f"one of the methods that `stillroom list` shows, such as {near(name, built)}")
 
 
-def load(name: str, argument: str = "method") -> ModuleType:
-    """Imports the method's room: a module with `recipe`, and `PRESETS`."""
-    return importlib.import_module(find(name, argument).room)
+def load(name: str, argument: str = "method") -> Room:
+    """What the method gives to others, `ROOM` in its module, which is imported."""
+    room: Room = importlib.import_module(find(name, argument).room).ROOM
+    return room

@@ -217,13 +217,13 @@ class Lab:
             reference = arms["teacher"].result.details
             for name, trained in arms.items():
                 if name != "teacher":
-                    trained.result.metrics.update(data.compare(trained.result.details, reference))
+                    trained.result.metrics.update(data.task.compare(trained.result.details, reference))
         if self.is_main and self.seed == self.options.seed:
             model, network = arms[ship].result.model, arms[ship].network
             if network is None:
                 raise InputError("ship", ship, "an arm that has a network")
             save_weights(network, self.folder / "student.safetensors")
-            data.ship(self.folder, network, model)
+            data.task.ship(self.folder, network, model, data)
         evaluator = data.evaluator()
         results = {name: [replace(trained.result, name=name)] for name, trained in arms.items()}
         return Report(
@@ -234,6 +234,7 @@ class Lab:
             higher_is_better=evaluator.higher_is_better,
             baseline=baseline if baseline in arms else None,
             subject=ship if ship != baseline else None,
+            metric_formats=dict(data.task.metric_formats),
             versions=versions(),
             started=self.started,
             finished=_now(),
