@@ -143,6 +143,14 @@ class Distiller(LightningModule):
         self.guard.watch(losses.terms, batch.ids, self.progress.step)
         return losses
 
+    def rehearse(self, batch: Any) -> None:
+        """Asks for the losses of a few samples before anything is trained, so that what is wrong is said at once. Nothing of it is kept.
+
+        Raises:
+            InputError: the loss depends on nothing that learns.
+        """
+        self.check_learns(self.losses(batch))
+
     def check_learns(self, losses: Losses) -> None:
         """Raises InputError when the loss depends on nothing that learns."""
         if not losses.total.requires_grad:

@@ -105,7 +105,7 @@ class Experiment:
         loader = self.as_trained(distiller).train_loader(seed=self.lab.seed)
         distiller.progress = Progress(1, self.plan.epochs, 0, loader.whole)
         distiller.train()
-        distiller.check_learns(distiller.losses(loader.first(_TRIED)))
+        distiller.rehearse(loader.first(_TRIED))
 
     def teacher(self) -> Trained:
         """The teacher, one for all seeds: read from a cache; scored when its specification brings weights; else trained on labels first."""
