@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.data import Dataset
 
-from stillroom.engine.report.results import Report, Section
 from stillroom.errors import InputError, at_least, one_of
-from stillroom.tasks.classification.loaded import ship
-from stillroom.tasks.classification.metrics import ClassificationEvaluator, agreement
-from stillroom.tasks.classification.pages import classification_sections
+from stillroom.tasks.classification.metrics import ClassificationEvaluator
 from stillroom.tasks.classification.subsets import Hardship, make_harder, read_hardship, restricted
 from stillroom.tasks.classification.views import View, ViewBatches
 from stillroom.tasks.images.classified import SMALL, open_source
@@ -151,18 +147,6 @@ class ImageData(ImageSetData):
     def evaluator(self) -> ClassificationEvaluator:
         """What measures a network on these classes."""
         return ClassificationEvaluator(self.num_classes)
-
-    def compare(self, details: dict[str, np.ndarray], reference: dict[str, np.ndarray]) -> dict[str, float]:
-        """How often two models give the same answer on the validation images, in %: ``agreement``."""
-        return {"agreement": agreement(details, reference)} if details and reference else {}
-
-    def sections(self, report: Report) -> list[Section]:
-        """The report's own part of this task: per-class changes and example images."""
-        return classification_sections(report, self.classes, self.val_image)
-
-    def ship(self, folder: Path, network: nn.Module, model: str) -> None:
-        """Writes what is needed to load a network of this data again, besides its weights."""
-        ship(folder, network, model, self.describe())
 
     def _described(self) -> dict[str, Any]:
         transform = describe_transform(self._style, self.image_size, self.mean, self.std)

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision.transforms.v2.functional import horizontal_flip, resize
 
 from stillroom.engine.loading import Draw, SeekableBatches, uniforms
-from stillroom.engine.report.results import Report, Section
 from stillroom.engine.teacher import Renormalise
 from stillroom.errors import InputError, at_least, one_of
 from stillroom.tasks.detection.backbones import pad_batch, padded_size
@@ -159,22 +157,6 @@ class DetectionData(ImageSetData):
         """The validation images and their objects, in their own pixels."""
         found: Annotated = self._val
         return found
-
-    def compare(self, details: dict[str, np.ndarray], reference: dict[str, np.ndarray]) -> dict[str, float]:
-        """Nothing yet: detections of two models are compared by their AP."""
-        return {}
-
-    def sections(self, report: Report) -> list[Section]:
-        """Images with true and found boxes, side by side."""
-        from stillroom.tasks.detection.pages import detection_sections
-
-        return detection_sections(report, self)
-
-    def ship(self, folder: Path, network: nn.Module, model: str) -> None:
-        """Writes what is needed to load a detector of this data again, besides its weights."""
-        from stillroom.tasks.detection.loaded import ship
-
-        ship(folder, model, self.describe())
 
     def _described(self) -> dict[str, Any]:
         both = canvas(self.trained, self.preparation), canvas(self.truth, self.preparation)

@@ -4,44 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from html import escape
-from typing import Protocol
 
 import numpy as np
 import torch
 from PIL import Image, ImageDraw
 
 from stillroom.engine.report.results import Report, Section, StageResult
+from stillroom.tasks.detection.data import DetectionData
 from stillroom.tasks.detection.loaded import THRESHOLD
 from stillroom.tasks.detection.metrics import class_precision
-from stillroom.tasks.detection.preparation import Preparation, rescaled
-from stillroom.tasks.detection.sources import Annotated, DetectionSource
+from stillroom.tasks.detection.preparation import rescaled
 from stillroom.tasks.images.page_parts import change_cell, changes, data_uri, figure, heads, note, row, table
 
 _IMAGES, _CLASSES, _LARGE, _SMALL = 8, 30, 480, 192
 _COLOURS = ("#e6194b", "#3cb44b", "#4363d8", "#f58231", "#911eb4", "#008080", "#9a6324", "#808000")
 
 
-class Shown(Protocol):
-    """What the sections show of the data; see `DetectionData`."""
-
-    source: DetectionSource
-    preparation: Preparation
-    classes: tuple[str, ...]
-    num_classes: int
-
-    @property
-    def trained(self) -> Annotated:
-        """The training images and their objects."""
-
-    @property
-    def truth(self) -> Annotated:
-        """The validation images and theirs."""
-
-    def val_image(self, index: int) -> Image.Image:
-        """A validation image, as it was read."""
-
-
-def detection_sections(report: Report, data: Shown) -> list[Section]:
+def detection_sections(report: Report, data: DetectionData) -> list[Section]:
     """AP of each class, the data, and the first validation images; as far as the stages of `report` kept their detections (`details`)."""
     kept = {name: [result for result in results if "ids" in result.details] for name, results in report.arms.items()}
     arms = {name: results for name, results in kept.items() if results}
@@ -51,7 +30,7 @@ def detection_sections(report: Report, data: Shown) -> list[Section]:
 # Tables ---------------------------------------------------------------------------------------------------------------------------------
 
 
-def _by_class(report: Report, arms: Mapping[str, list[StageResult]], data: Shown) -> Section:
+def _by_class(report: Report, arms: Mapping[str, list[StageResult]], data: DetectionData) -> Section:
     """A row for each class, in the order of the data; the largest classes where there are many."""
     found = {name: {result.seed: 100 * _precision(result, data) for result in results} for name, results in arms.items()}
     changes_SC = changes(found.get(report.baseline or "", {}), found.get(report.leading or "", {}))
@@ -74,7 +53,7 @@ def _by_class(report: Report, arms: Mapping[str, list[StageResult]], data: Shown
     return Section("Class by class", f"{said}{table('AP by class', columns, rows)}{note(notes)}")
 
 
-def _precision(result: StageResult, data: Shown) -> np.ndarray:
+def _precision(result: StageResult, data: DetectionData) -> np.ndarray:
     """AP of each class in [0, 1], [C]."""
     truth, details = data.truth, result.details
     order = np.argsort(details["ids"], kind="stable")
@@ -89,7 +68,7 @@ def _precision(result: StageResult, data: Shown) -> np.ndarray:
     return class_precision(rows, data.num_classes)
 
 
-def _met(data: Shown) -> Section:
+def _met(data: DetectionData) -> Section:
     """How many images there are, how large they are, and what was found on the way."""
     source = data.source
     shapes = sorted({shape for images in (data.trained, data.truth) for shape in images.shapes}, key=lambda shape: shape[0] * shape[1])
@@ -107,7 +86,7 @@ def _met(data: Shown) -> Section:
 # Pictures -------------------------------------------------------------------------------------------------------------------------------
 
 
-def _pictures(arms: Mapping[str, list[StageResult]], data: Shown) -> list[Section]:
+def _pictures(arms: Mapping[str, list[StageResult]], data: DetectionData) -> list[Section]:
     """The first validation images with an object: true boxes, and of the first seed those of every arm above the threshold."""
     truth = data.truth
     with_object = [index for index in range(len(truth)) if len(truth.labels[index])][:_IMAGES]

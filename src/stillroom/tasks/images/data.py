@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from PIL import Image
@@ -14,6 +14,7 @@ from torchvision.transforms.v2.functional import to_pil_image
 
 from stillroom.engine.cache import EveryView, ReplayedBatches, Views
 from stillroom.engine.loading import Loader, SeekableBatches, identity, sample_order
+from stillroom.engine.task import Task
 from stillroom.errors import InputError, at_least
 from stillroom.tasks.images.arguments import cpus, renormalisation, statistics
 from stillroom.tasks.images.batches import Batches
@@ -63,6 +64,7 @@ class ImageSetData:
         InputError: an argument that cannot be used; it is named.
     """
 
+    task: ClassVar[Task]  # set by the task's own module, which imports this one
     image_size: int
     in_memory: bool
     fingerprint: str

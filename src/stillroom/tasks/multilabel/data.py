@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from stillroom.engine.report.results import Report, Section
 from stillroom.errors import at_least, one_of
 from stillroom.tasks.images.data import ImageSetData, hashed
-from stillroom.tasks.multilabel.loaded import ship
-from stillroom.tasks.multilabel.metrics import MultiLabelEvaluator, agreement
-from stillroom.tasks.multilabel.pages import multilabel_sections
+from stillroom.tasks.multilabel.metrics import MultiLabelEvaluator
 from stillroom.tasks.multilabel.sources import open_source
 from stillroom.tasks.multilabel.transforms import AUGMENTATIONS, describe_transform, train_transform, transform_from
 
@@ -84,18 +79,6 @@ class MultiLabelData(ImageSetData):
     def evaluator(self) -> MultiLabelEvaluator:
         """What measures a network on these labels."""
         return MultiLabelEvaluator(self.num_classes)
-
-    def compare(self, details: dict[str, np.ndarray], reference: dict[str, np.ndarray]) -> dict[str, float]:
-        """How many decisions two models make alike on the validation images, in %: ``agreement``."""
-        return {"agreement": agreement(details, reference)} if details and reference else {}
-
-    def sections(self, report: Report) -> list[Section]:
-        """The report's own part of this task: each label's change, and example images."""
-        return multilabel_sections(report, self.classes, self.val_image)
-
-    def ship(self, folder: Path, network: nn.Module, model: str) -> None:
-        """Writes what is needed to load a network of this data again, besides its weights."""
-        ship(folder, network, model, self.describe())
 
     def _described(self) -> dict[str, Any]:
         return {"image_size": self.image_size, "transform": describe_transform(self.image_size, self.mean, self.std)}
