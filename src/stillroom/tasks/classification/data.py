@@ -16,6 +16,7 @@ from stillroom.tasks.classification.subsets import Hardship, make_harder, read_h
 from stillroom.tasks.classification.views import View, ViewBatches
 from stillroom.tasks.images.classified import SMALL, open_source
 from stillroom.tasks.images.data import ImageSetData, hashed
+from stillroom.tasks.images.sources import LabelledSource
 from stillroom.tasks.images.stores import Images, joined, stratified
 from stillroom.tasks.images.transforms import AUGMENTATIONS, describe_transform, eval_transform, train_transform
 
@@ -49,6 +50,7 @@ class ImageData(ImageSetData):
         InputError: an argument that cannot be used; it is named.
     """
 
+    source: LabelledSource
     training_views: tuple[View, ...] = ()
 
     def __init__(self, data: str = "digits", *, image_size: int | None = None, augment: str | None = None, **options: Any) -> None:

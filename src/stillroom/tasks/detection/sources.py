@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
@@ -203,7 +203,9 @@ def _readable(parts: Sequence[read.Annotated], argument: str, counts: Counter[st
         if not len(good):
             raise InputError(argument, f"{len(part.names)} images, none of which can be decoded", "at least one")
     return [
-        replace(part, **{column: [getattr(part, column)[i] for i in good] for column in ("names", "things", "shapes")})
+        read.Annotated(
+            part.store, [part.names[i] for i in good], [part.things[i] for i in good], part.sizes, [part.shapes[i] for i in good]
+        )
         for part, good in zip(parts, kept, strict=True)
     ]
 

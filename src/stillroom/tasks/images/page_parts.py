@@ -17,7 +17,7 @@ _LARGE = 320  # pixels; larger ones are embedded at this size
 # Figures --------------------------------------------------------------------------------------------------------------------------------
 
 
-def mean_over_seeds(values: Sequence[np.ndarray]) -> np.ndarray:
+def mean_over_seeds(values: Sequence[np.ndarray] | np.ndarray) -> np.ndarray:
     """Mean of each column [C] of the seeds' figures, without the seeds that have none (NaN); NaN where no seed has one."""
     values_SC = np.array(values)
     known_C = np.isfinite(values_SC).sum(0)
