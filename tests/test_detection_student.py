@@ -102,7 +102,7 @@ def finished_run(folder: Path, model: str, image_size: int | None = None) -> Pat
         if name.endswith(("gfl_cls.bias", "cls_logits.bias")):
             nn.init.constant_(parameter, -1)
     save_weights(network, folder / "student.safetensors")
-    ship(folder, model, data.describe())
+    ship(folder, network, model, data)
     return folder
 
 

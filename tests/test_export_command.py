@@ -20,7 +20,7 @@ from stillroom.engine.weights import save_weights
 from stillroom.errors import StillroomError
 from stillroom.tasks.classification import ImageData, build_classifier
 from stillroom.tasks.classification.loaded import ship
-from stillroom.tasks.classification.predict import find_images
+from stillroom.tasks.images.folders import find_images
 
 PAGE = Path(__file__).parents[1] / "docs" / "use-the-student.md"
 BLOCKS = re.findall(r"<!-- a test runs this block -->\n```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
@@ -41,7 +41,7 @@ def finished_run(folder: Path, model: str, size: int, augment: str | None = None
         head = [module for module in network.modules() if isinstance(module, nn.Linear | nn.Conv2d)][-1]
         nn.init.normal_(head.weight, std=0.3)
     save_weights(network, folder / "student.safetensors")
-    ship(folder, network.eval(), model, data.describe())
+    ship(folder, network.eval(), model, data)
     return folder
 
 

@@ -10,13 +10,14 @@ from torch import nn
 
 from stillroom.engine import Distiller, Lab, Report, Teacher, Trained, Training
 from stillroom.engine.cache import CachedTeacher
+from stillroom.engine.task import Built
 from stillroom.errors import InputError
 from stillroom.tasks.classification.cached import CACHE, cached_teacher, check_views, views_of
 from stillroom.tasks.classification.data import ImageData
 from stillroom.tasks.classification.layers import middle_layer, pooled_layer
-from stillroom.tasks.classification.models import BuiltModel, build_classifier
 from stillroom.tasks.classification.supervised import Supervised
 from stillroom.tasks.experiments import Experiment
+from stillroom.tasks.images.classifiers import build_classifier
 
 # The default job: scikit-learn's digits, some 1 500 steps. The paper of DOT sees its effect only once the longer memory has filled.
 DIGITS = Training(epochs=100, lr=0.05, weight_decay=5e-4, milestones=(0.62, 0.85))
@@ -58,7 +59,7 @@ IMAGENET: dict[str, Any] = {
 }
 
 
-def network(spec: str, data: ImageData, lab: Lab, argument: str) -> BuiltModel:
+def network(spec: str, data: ImageData, lab: Lab, argument: str) -> Built:
     """The network of a specification, with a head for the data's classes.
 
     Raises:
@@ -67,16 +68,7 @@ def network(spec: str, data: ImageData, lab: Lab, argument: str) -> BuiltModel:
     built = build_classifier(
         spec, num_classes=data.num_classes, image_size=data.image_size, trust_pickle=lab.options.trust_pickle, argument=argument
     )
-    if built.classes is not None and tuple(built.classes) != tuple(data.classes):
-        only_model = [name for name in built.classes if name not in data.classes]
-        only_data = [name for name in data.classes if name not in built.classes]
-        differ = (
-            f"only the model has {only_model[:5]}, only the data have {only_data[:5]}" if only_model or only_data else "their order differs"
-        )
-        raise InputError(
-            argument, f"{spec}, whose classes are not those of the data: {differ}", "a model of the same classes in the same order"
-        )
-    return built
+    return built.of_classes(data.classes, spec, argument)
 
 
 def teacher_stage(lab: Lab, data: ImageData, plan: Training, spec: str, epochs: int | None = None) -> Trained:

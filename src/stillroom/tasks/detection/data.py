@@ -225,7 +225,7 @@ class DetectionData:
         """Writes what is needed to load a detector of this data again, besides its weights."""
         from stillroom.tasks.detection.loaded import ship
 
-        ship(folder, model, {**self.describe(), "fingerprint": self.fingerprint})
+        ship(folder, network, model, self)
 
     def val_image(self, index: int) -> Image.Image:
         """A validation image for people to look at, as it was read."""

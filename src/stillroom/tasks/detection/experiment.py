@@ -7,10 +7,11 @@ from dataclasses import replace
 from typing import Any
 
 from stillroom.engine import Distiller, Lab, Report, Teacher, Trained, Training
+from stillroom.engine.task import Built
 from stillroom.errors import InputError
 from stillroom.tasks.detection.cached import CACHE, EXACT, cached_teacher, seen, try_cache, views_of
 from stillroom.tasks.detection.data import DetectionData
-from stillroom.tasks.detection.models import BuiltDetector, build_detector
+from stillroom.tasks.detection.models import build_detector
 from stillroom.tasks.detection.supervised import DetectionDistiller
 from stillroom.tasks.experiments import Experiment
 
@@ -46,18 +47,14 @@ COCO: dict[str, Any] = {
 }
 
 
-def detector(spec: str, data: DetectionData, lab: Lab, argument: str) -> BuiltDetector:
+def detector(spec: str, data: DetectionData, lab: Lab, argument: str) -> Built:
     """The detector of a specification, for the data's classes.
 
     Raises:
         InputError: it cannot be built, or its weights know other classes than the data have.
     """
     built = build_detector(spec, num_classes=data.num_classes, trust_pickle=lab.options.trust_pickle, argument=argument)
-    if built.classes is not None and built.classes != data.classes:
-        raise InputError(
-            argument, f"{spec}, of the classes {', '.join(built.classes[:5])}", f"those of the data: {', '.join(data.classes[:5])}"
-        )
-    return built
+    return built.of_classes(data.classes, spec, argument)
 
 
 def rehearse(lab: Lab, data: DetectionData, teacher: str, student: str, distiller: Callable[[Any, Teacher], object]) -> None:

@@ -204,7 +204,7 @@ class MultiLabelData:
 
     def ship(self, folder: Path, network: nn.Module, model: str) -> None:
         """Writes what is needed to load a network of this data again, besides its weights."""
-        ship(folder, network, model, {**self.describe(), "fingerprint": self.fingerprint})
+        ship(folder, network, model, self)
 
     def val_image(self, index: int) -> Image.Image:
         """A validation image for people to look at."""

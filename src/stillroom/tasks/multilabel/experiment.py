@@ -9,10 +9,10 @@ from typing import Any
 from torch import nn
 
 from stillroom.engine import Distiller, Lab, Progress, Report, Teacher, Trained, Training
+from stillroom.engine.task import Built
 from stillroom.errors import InputError
-from stillroom.tasks.classification.models import BuiltModel
+from stillroom.modules.ml_decoder import HeadOptions
 from stillroom.tasks.multilabel.data import MultiLabelData
-from stillroom.tasks.multilabel.head import HeadOptions
 from stillroom.tasks.multilabel.metrics import SHOWN
 from stillroom.tasks.multilabel.models import build_multilabel
 from stillroom.tasks.multilabel.networks import check_embeddings
@@ -86,7 +86,7 @@ class Bench:
     teacher_epochs: int | None = None
     teacher_stop: int | None = None
 
-    def network(self, spec: str, argument: str) -> BuiltModel:
+    def network(self, spec: str, argument: str) -> Built:
         """The network of a specification, with an embedding for each of the data's labels.
 
         Raises:
@@ -102,9 +102,7 @@ class Bench:
             trust_pickle=self.lab.options.trust_pickle,
             argument=argument,
         )
-        if built.classes is not None and built.classes != self.data.classes:
-            differs = next(f"{a} and {b}" for a, b in zip(built.classes, self.data.classes, strict=True) if a != b)
-            raise InputError(argument, f"{spec}, whose labels are not those of the data ({differs})", "a network of the same labels")
+        built = built.of_classes(self.data.classes, spec, argument)
         check_embeddings(built.network, argument)
         return built
 
