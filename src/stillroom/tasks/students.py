@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import importlib
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from stillroom.engine.card import task_of
-from stillroom.engine.task import TASKS
+from stillroom.engine.task import TASKS, task_named
 from stillroom.errors import InputError
 
 if TYPE_CHECKING:
@@ -31,8 +30,7 @@ def load(run: str | Path, *, trust_pickle: bool = False) -> Student:
     task = task_of(run)
     if task not in TASKS:
         raise InputError("run", f"{run}, a student of the task {task}", f"one of {', '.join(TASKS)}")
-    student: Student = importlib.import_module(f"stillroom.tasks.{task}.loaded").load(run, trust_pickle=trust_pickle)
-    return student
+    return task_named(task).load(Path(run), trust_pickle=trust_pickle)
 
 
 def export_student(
