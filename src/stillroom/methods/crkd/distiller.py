@@ -14,8 +14,8 @@ from stillroom.engine.distributed import world_size
 from stillroom.errors import InputError, at_least_zero, positive
 from stillroom.methods.crkd.loss import Divergence, Weighting, discovery_targets, joint_logits, relation_loss, swapped_prediction
 from stillroom.methods.crkd.networks import DiscoveryNetwork, train_only
+from stillroom.methods.crkd.novel import KnownClassifier
 from stillroom.methods.crkd.schedule import learning_rate
-from stillroom.tasks.classification.novel import KnownClassifier
 from stillroom.tasks.classification.views import ViewBatch
 
 

@@ -20,10 +20,10 @@ from stillroom.losses.logits import kd_loss
 from stillroom.methods.kd3.loss import disagreement_weight, weighted_feature_loss
 from stillroom.methods.kd3.mixdistribution import MixDistribution, Partners
 from stillroom.methods.kd3.selection import Selection, blended_prediction, keep_enough, teacher_weight
+from stillroom.methods.kd3.shared_classifier import SharedClassifier, shrunk
+from stillroom.methods.kd3.web import WebData
 from stillroom.modules.projectors import LinearEmbedding
 from stillroom.tasks.classification import Batch, ImageData
-from stillroom.tasks.classification.shared_classifier import SharedClassifier, shrunk
-from stillroom.tasks.classification.web import WebData
 
 logger = logging.getLogger(__name__)
 

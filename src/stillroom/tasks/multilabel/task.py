@@ -16,9 +16,9 @@ from stillroom.engine.report.results import Section
 from stillroom.engine.report.wording import Metric
 from stillroom.engine.task import Built
 from stillroom.errors import InputError
+from stillroom.modules.ml_decoder import HeadOptions
 from stillroom.tasks.images.cached import check_views, drawn_views
 from stillroom.tasks.multilabel.data import MultiLabelData
-from stillroom.tasks.multilabel.head import HeadOptions
 from stillroom.tasks.multilabel.loaded import LoadedMultiLabel, load, ship
 from stillroom.tasks.multilabel.metrics import METRICS, agreement
 from stillroom.tasks.multilabel.models import build_multilabel
@@ -145,11 +145,8 @@ class MultiLabel:
             trust_pickle=trust_pickle,
             argument=argument,
         )
-        if built.classes is not None and built.classes != data.classes:
-            differs = next(f"{a} and {b}" for a, b in zip(built.classes, data.classes, strict=True) if a != b)
-            raise InputError(argument, f"{spec}, whose labels are not those of the data ({differs})", "a network of the same labels")
         check_embeddings(built.network, argument)
-        return built
+        return built.of_classes(data.classes, spec, argument)
 
     def supervised(self, network: nn.Module) -> Distiller:
         """Binary cross-entropy with the labels."""
@@ -173,7 +170,7 @@ class MultiLabel:
 
     def ship(self, folder: Path, network: nn.Module, model: str, data: MultiLabelData) -> None:
         """`student.json`."""
-        ship(folder, network, model, {**data.describe(), "fingerprint": data.fingerprint})
+        ship(folder, network, model, data)
 
     def load(self, run: Path, *, trust_pickle: bool) -> LoadedMultiLabel:
         """The network that a run shipped."""

@@ -13,9 +13,9 @@ from PIL import Image
 
 from stillroom.engine.loading import Draw, Loader, SeekableBatches, identity, sample_order, sample_seeds
 from stillroom.errors import InputError
+from stillroom.methods.kd3.restyle import patches, restyled
 from stillroom.tasks.classification.data import ImageData
 from stillroom.tasks.classification.other_images import WithOtherTrainingImages
-from stillroom.tasks.classification.restyle import patches, restyled
 from stillroom.tasks.images.batches import Batches
 from stillroom.tasks.images.classified import SMALL, open_source
 from stillroom.tasks.images.folders import EXTENSIONS, counted, list_files
