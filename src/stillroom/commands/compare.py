@@ -24,6 +24,7 @@ from stillroom import catalog
 from stillroom.commands.options import Options, check_object, early, read_options
 from stillroom.commands.parser import named_as_typed
 from stillroom.engine import Distiller, Lab, LabOptions, TaskData, Teacher, Trained, Training
+from stillroom.engine.report.files import report_table, write_report
 from stillroom.engine.report.results import StageResult
 from stillroom.engine.run.comparison import Outcome, Piece, merge, now, reason_of, run_at_once, run_here
 from stillroom.engine.run.console import console
@@ -158,8 +159,8 @@ def _compare(experiment: Experiment, options: Options, command: str) -> None:
         return
     report = merge(outcomes, teacher.result, bench.data, [arm.name for arm in arms], started=started, notes=_notes(bench, asked, teacher))
     report.command, report.settings = command, options.settings
-    page = report.write(out)
-    console.print(report.table())
+    page = write_report(report, out)
+    console.print(report_table(report))
     console.print(f"report: {page}", markup=False)
     if not any(outcome.result for piece, outcome in outcomes.items() if piece.arm != _ALONE):
         raise StillroomError("no method succeeded: " + "; ".join(f"{name}: {why}" for name, why in report.failed.items()))

@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from stillroom.engine.lab import Lab
+from stillroom.engine.report.files import report_table, write_report
 from stillroom.engine.report.results import Report
 from stillroom.engine.run.console import console
 from stillroom.engine.run.options import LabOptions
@@ -43,7 +44,7 @@ def run_seeds(
     report = Report.merge(reports)
     report.command, report.settings = command, settings or {}
     report.sections = data.sections(report)
-    page = report.write(lab.folder)
-    console.print(report.table())
+    page = write_report(report, lab.folder)
+    console.print(report_table(report))
     console.print(f"report: {page}", markup=False)
     return report

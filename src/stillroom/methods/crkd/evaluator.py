@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, distributed
 
 from stillroom.engine.distributed import world_size
-from stillroom.engine.report.wording import Metric
+from stillroom.engine.report.results import Metric
 from stillroom.methods.crkd.distiller import Answers
 from stillroom.methods.crkd.metrics import Clustering, Matching, SplitClustering, clustering, match, split_clustering
 

@@ -14,7 +14,7 @@ from torchvision.models.resnet import BasicBlock, ResNet
 
 from stillroom import catalog
 from stillroom.engine import Distiller, Lab, Report, Teacher, Trained, Training
-from stillroom.engine.report.wording import Metric
+from stillroom.engine.report.results import Metric
 from stillroom.engine.weights import load_weights
 from stillroom.errors import InputError
 from stillroom.methods.orc.distiller import ORC

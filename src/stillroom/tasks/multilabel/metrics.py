@@ -13,7 +13,7 @@ from torch import Tensor
 from torchmetrics import MetricCollection
 from torchmetrics.classification import MultilabelAveragePrecision, MultilabelF1Score
 
-from stillroom.engine.report.wording import Metric
+from stillroom.engine.report.results import Metric
 from stillroom.errors import InputError
 
 Details = dict[str, np.ndarray]
