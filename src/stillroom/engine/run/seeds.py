@@ -43,7 +43,7 @@ def run_seeds(
         return reports[-1]
     report = Report.merge(reports)
     report.command, report.settings = command, settings or {}
-    report.sections = data.sections(report)
+    report.sections = data.task.sections(report, data)
     page = write_report(report, lab.folder)
     console.print(report_table(report))
     console.print(f"report: {page}", markup=False)
