@@ -23,6 +23,7 @@ from stillroom import catalog
 from stillroom.commands.options import Options, check_object, early, read_options
 from stillroom.commands.parser import named_as_typed
 from stillroom.engine import Distiller, Experiment, Lab, LabOptions, TaskData, Teacher
+from stillroom.engine.distributed import go_alone
 from stillroom.engine.lab import Trained
 from stillroom.engine.report.files import report_table, write_report
 from stillroom.engine.report.results import StageResult
@@ -136,6 +137,7 @@ def _compare(options: Options, command: str) -> None:
         outcomes |= run_here(bench, done)
         left = [piece for piece in pieces if piece not in done]
         outcomes |= run_at_once(bench, left, asked.jobs, out / "logs", bench.data.evaluator().primary)
+    go_alone()
     if not bench.is_main:
         return
     report = merge(outcomes, teacher.result, bench.data, [arm.name for arm in arms], started=started, notes=_notes(bench, asked, teacher))

@@ -29,6 +29,7 @@ def go_alone() -> None:
     ever, or for processes that have ended. The next training founds a new group.
     """
     if world_size() > 1:
+        torch.distributed.barrier()  # nobody founds the next group while another has not left this one
         torch.distributed.destroy_process_group()
 
 

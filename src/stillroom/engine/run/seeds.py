@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+from stillroom.engine.distributed import go_alone
 from stillroom.engine.lab import Lab
 from stillroom.engine.report.files import report_table, write_report
 from stillroom.engine.report.results import Report
@@ -39,6 +40,7 @@ def run_seeds(
     for repetition in range(options.seeds):
         lab = Lab(replace(options, overwrite=options.overwrite and not repetition), options.seed + repetition, settings)
         reports.append(recipe(lab, data, **arguments))
+    go_alone()
     if not lab.is_main:
         return reports[-1]
     report = Report.merge(reports)
