@@ -20,8 +20,9 @@ import torch
 from stillroom.engine.report.files import report_json, report_table
 from stillroom.engine.report.page import render
 from stillroom.engine.report.results import StageResult
-from stillroom.engine.run.comparison import Outcome, Piece, attempt, merge, reason_of, run_at_once, run_here
+from stillroom.engine.run.comparison import Piece, merge, run_at_once, run_here
 from stillroom.engine.run.measure import Footprint
+from stillroom.engine.run.pool import Outcome, attempt, reason_of
 from stillroom.errors import InputError, Interrupted, NonFiniteLoss
 from stillroom.tasks.classification import ImageData
 

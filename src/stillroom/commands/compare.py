@@ -28,9 +28,10 @@ from stillroom.engine.lab import Trained
 from stillroom.engine.report.files import report_table, write_report
 from stillroom.engine.report.results import StageResult
 from stillroom.engine.room import BUILT_FROM, Room, setting_of
-from stillroom.engine.run.comparison import Outcome, Piece, merge, now, reason_of, run_at_once, run_here
+from stillroom.engine.run.comparison import Outcomes, Piece, merge, now, run_at_once, run_here
 from stillroom.engine.run.console import console
 from stillroom.engine.run.feed import selects
+from stillroom.engine.run.pool import Outcome, reason_of
 from stillroom.errors import InputError, StillroomError, near
 
 PROG = "stillroom compare"
@@ -129,7 +130,7 @@ def _compare(options: Options, command: str) -> None:
     teacher = bench.teach()
     seeds = range(lab.seed, lab.seed + lab.seeds)
     pieces = [Piece(name, seed) for seed in seeds for name in (_ALONE, *bench.arms) if name not in refused]
-    outcomes = {Piece(name, seed): Outcome(reason=reason) for name, reason in refused.items() for seed in seeds}
+    outcomes: Outcomes = {Piece(name, seed): Outcome(reason=reason) for name, reason in refused.items() for seed in seeds}
     if asked.jobs == 1:
         outcomes |= run_here(bench, pieces)
     else:  # what is finished is only read: not worth a process
