@@ -12,8 +12,7 @@ from torch import nn
 
 from stillroom.engine import Distiller, Networks, Report, Training
 from stillroom.engine.cache import CachedTeacher
-from stillroom.engine.report.results import Section
-from stillroom.engine.report.wording import Metric
+from stillroom.engine.report.results import Metric, Section
 from stillroom.engine.task import Built
 from stillroom.tasks.detection.cached import EXACT, check_answer, views_of
 from stillroom.tasks.detection.data import DetectionData

@@ -12,8 +12,7 @@ from torch import nn
 
 from stillroom.engine import Distiller, Networks, Progress, Report, Training
 from stillroom.engine.cache import CachedTeacher
-from stillroom.engine.report.results import Section
-from stillroom.engine.report.wording import Metric
+from stillroom.engine.report.results import Metric, Section
 from stillroom.engine.task import Built
 from stillroom.errors import InputError
 from stillroom.modules.ml_decoder import HeadOptions
