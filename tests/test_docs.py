@@ -37,7 +37,7 @@ def test_python_runs(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.chdir(tmp_path)
     names: dict[str, object] = {}
     for file, block in IN_DOCS[page]:
-        exec(compile(block, page, "exec"), names)
+        exec(compile(block, page, "exec", dont_inherit=True), names)
         if file:
             Path(file).write_text(block)
     if page == "add-a-method.md":
