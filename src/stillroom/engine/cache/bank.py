@@ -16,7 +16,7 @@ import torch
 from stillroom.engine.cache.bank_folder import SOUND, BankFolder, unsound_rows
 from stillroom.engine.cache.labels import LabelFormat, SoftLabels
 from stillroom.engine.report.results import StageResult
-from stillroom.engine.run.stage import write_atomic
+from stillroom.engine.run.written import write_atomic
 from stillroom.errors import InputError
 
 _BLOCK = 2**20  # crops that are looked at at a time

@@ -11,6 +11,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from stillroom.engine.card import Described, read_card, write_card
+from stillroom.engine.run.written import put
 from stillroom.tasks.images.classifiers import build_classifier
 from stillroom.tasks.images.loaded import Ranking, Scoring, Unreadable, described
 from stillroom.tasks.images.transforms import transform_from
@@ -109,5 +110,5 @@ def ship(folder: Path, network: nn.Module, model: str, data: Described) -> None:
         save_for_hf(network, str(part), model_config=config, safe_serialization=True)
         (folder / "student").mkdir(exist_ok=True)
         for file in part.iterdir():
-            file.replace(folder / "student" / file.name)
+            put(file, folder / "student" / file.name)
         part.rmdir()
