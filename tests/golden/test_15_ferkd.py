@@ -10,13 +10,13 @@ from torch import Tensor
 from torchvision.transforms.v2.functional import to_pil_image
 
 from stillroom.engine import Training
-from stillroom.engine.cache.labels import LabelFormat
 from stillroom.methods.ferkd.adaptation import Thresholds, adapt
+from stillroom.methods.ferkd.bank.labels import LabelFormat
+from stillroom.methods.ferkd.crops import cut, pixel_boxes
 from stillroom.methods.ferkd.distiller import epoch_rate
 from stillroom.methods.ferkd.loss import soft_cross_entropy
 from stillroom.methods.ferkd.mixing import Box, Mix, cutmix, cutmix_box, mixed, mixup, partner_rows
-from stillroom.tasks.classification.bank import CropEpochs
-from stillroom.tasks.classification.crops import cut, pixel_boxes
+from stillroom.methods.ferkd.replay import CropEpochs
 from tests.golden.check import HERE, Case, load_cases, run_case, with_gradients
 
 

@@ -17,16 +17,16 @@ from torch import Tensor, nn
 
 from stillroom.cli import main
 from stillroom.engine import Lab, LabOptions, Losses, Progress, Teacher, Training
-from stillroom.engine.cache.bank import LabelBank
 from stillroom.engine.weights import read_weights
 from stillroom.errors import InputError, StillroomError
 from stillroom.methods.ferkd import FerKD
+from stillroom.methods.ferkd.bank.reader import LabelBank
+from stillroom.methods.ferkd.crops import CropRule
 from stillroom.methods.ferkd.distiller import epoch_rate
+from stillroom.methods.ferkd.labelling import Labelling, label_images
 from stillroom.methods.ferkd.loss import soft_cross_entropy
+from stillroom.methods.ferkd.replay import CropBatch, CropEpochs
 from stillroom.tasks.classification import ImageData, build_classifier, load
-from stillroom.tasks.classification.bank import CropBatch, CropEpochs
-from stillroom.tasks.classification.crops import CropRule
-from stillroom.tasks.classification.labelling import Labelling, label_images
 from tests.engine.test_distributed import environment
 from tests.tasks.classification.miniatures import imagenet
 

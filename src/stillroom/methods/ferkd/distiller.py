@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from stillroom.engine import Distiller, Losses, Progress, Training
-from stillroom.engine.cache.bank import LabelBank
 from stillroom.errors import InputError, at_least_zero, near, positive
+from stillroom.methods.ferkd.bank.reader import LabelBank
 from stillroom.methods.ferkd.loss import soft_cross_entropy
 from stillroom.methods.ferkd.mixing import draw_mix, draw_partners, mixed
-from stillroom.tasks.classification.bank import BankData, CropBatch, CropEpochs
+from stillroom.methods.ferkd.replay import BankData, CropBatch, CropEpochs
 
 Mixing = Literal["selfmix", "cross", "none"]
 Partner = Literal["shift", "similar"]

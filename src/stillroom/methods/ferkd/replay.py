@@ -16,13 +16,13 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from stillroom.engine.cache.bank import LabelBank
-from stillroom.engine.cache.labels import SoftLabels
 from stillroom.engine.loading import Draw, Loader, SeekableBatches, identity, sample_order, sample_seeds, uniforms
 from stillroom.errors import InputError
-from stillroom.tasks.classification.crops import cut, cut_together
+from stillroom.methods.ferkd.bank.labels import SoftLabels
+from stillroom.methods.ferkd.bank.reader import LabelBank
+from stillroom.methods.ferkd.crops import cut, cut_together
+from stillroom.methods.ferkd.labelling import checksum, height_and_width, original_images
 from stillroom.tasks.classification.data import ImageData
-from stillroom.tasks.classification.labelling import checksum, height_and_width, original_images
 from stillroom.tasks.images.stores import Images, MemoryImages
 from stillroom.tasks.images.transforms import Transform
 
