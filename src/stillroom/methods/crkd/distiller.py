@@ -12,6 +12,7 @@ from torch.nn.functional import cross_entropy
 from stillroom.engine import Distiller, Losses, Teacher
 from stillroom.engine.distributed import world_size
 from stillroom.errors import InputError, at_least_zero, positive
+from stillroom.losses.precision import at_least_float32
 from stillroom.methods.crkd.loss import Divergence, Weighting, discovery_targets, joint_logits, relation_loss, swapped_prediction
 from stillroom.methods.crkd.networks import DiscoveryNetwork, train_only
 from stillroom.methods.crkd.schedule import learning_rate
@@ -81,7 +82,7 @@ class Pretraining(_Stage):
         """Cross-entropy, averaged over the batch and over the views, each of which is a forward pass of its own."""
         if self.training:
             self.student.known.normalise()
-        by_view = [cross_entropy(self.student(view).float(), batch.labels) for view in batch.views]
+        by_view = [cross_entropy(at_least_float32(self.student(view)), batch.labels) for view in batch.views]
         return Losses(task={"ce": torch.stack(by_view).mean()})
 
 

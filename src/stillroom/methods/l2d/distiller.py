@@ -11,6 +11,7 @@ from torch.nn.functional import kl_div
 from stillroom.engine import Losses, Teacher, tap
 from stillroom.engine.distributed import world_size
 from stillroom.errors import InputError, at_least_zero
+from stillroom.losses.precision import in_one_type
 from stillroom.methods.l2d.loss import led_losses, mld_loss, partial_softmax_loss
 from stillroom.tasks.multilabel import EMBEDDINGS, Batch, MultiLabelDistiller, summed_bce
 
@@ -91,7 +92,7 @@ class L2D(MultiLabelDistiller):
             return mld_loss(logits_BK, teacher_BK)
         if self.logits_loss == "psm":
             return partial_softmax_loss(logits_BK, teacher_BK, labels_BK)
-        log_q_BK, log_p_BK = logits_BK.float().log_softmax(1), teacher_BK.detach().float().log_softmax(1)
+        log_q_BK, log_p_BK = (each.log_softmax(1) for each in in_one_type(logits_BK, teacher_BK.detach()))
         return kl_div(log_q_BK, log_p_BK, log_target=True, reduction="batchmean")
 
     def structure(self, student_BKD: Tensor, teacher_BKE: Tensor, labels_BK: Tensor) -> tuple[Tensor, Tensor]:
