@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 
 from stillroom.engine import Progress, Training
 from stillroom.engine.schedule import Schedule, multistep_lr, warmup_factor
-from stillroom.engine.training import fitting_warmup
+from stillroom.engine.training import with_fitting_warmup
 from stillroom.errors import InputError
 
 
@@ -184,9 +185,19 @@ def test_a_floor_above_the_rate_is_refused(floor: float) -> None:
         Training(lr=0.3, lr_floor=floor)
 
 
-def test_a_warm_up_that_nobody_asked_for_fits_into_fewer_epochs() -> None:
-    assert fitting_warmup(2.6, 26, 6) == 2.6
-    assert fitting_warmup(2.6, 26, 2) == pytest.approx(0.2)
-    assert fitting_warmup(2.6, 26, 1) == pytest.approx(0.1)
-    assert fitting_warmup(0.0, 26, 1) == 0
-    Training(epochs=1, warmup_epochs=fitting_warmup(2.6, 26, 1))
+@pytest.mark.parametrize(
+    ("settings", "warmup"),
+    [
+        ({"epochs": 6}, 2.6),
+        ({"epochs": 2}, 0.2),
+        ({"epochs": 1}, 0.1),
+        ({"epochs": 1, "warmup_epochs": 0}, 0),
+        ({"epochs": 26, "schedule": "onecycle"}, 0),
+        ({"epochs": 20, "warmup_epochs": 20, "step_per": "epoch"}, 15),
+        ({"epochs": 1, "warmup_epochs": 20, "step_per": "epoch"}, 0),
+    ],
+)
+def test_a_warm_up_that_nobody_asked_for_gives_way(settings: dict[str, Any], warmup: float) -> None:
+    made = with_fitting_warmup({"warmup_epochs": 2.6, "schedule": "cosine", "step_per": "step", **settings}, 26)
+    assert made["warmup_epochs"] == pytest.approx(warmup)
+    Training(**made)

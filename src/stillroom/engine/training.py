@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -92,6 +94,8 @@ class Training:
         _ = self._schedule  # validates milestones and warm-up
         if self.warmup_epochs and not self.warmup_epochs < self.epochs:
             raise InputError("warmup_epochs", self.warmup_epochs, f"fewer than the run's epochs ({self.epochs})")
+        if self.step_per == "epoch" and self.warmup_epochs % 1:
+            raise InputError("warmup_epochs", self.warmup_epochs, "a whole number for a rate that moves once per epoch (step_per)")
 
     @property
     def _schedule(self) -> Schedule:
@@ -121,9 +125,20 @@ class Training:
         return torch.optim.SGD(groups, lr=self.lr, momentum=self.momentum, weight_decay=self.weight_decay, nesterov=self.nesterov)
 
 
-def fitting_warmup(warmup_epochs: float, epochs: int, fewer: int) -> float:
-    """The warm-up of a plan of `epochs` that is cut to fewer: as it is where it ends within them, else of the same share.
+def with_fitting_warmup(settings: Mapping[str, Any], usual_epochs: int) -> dict[str, Any]:
+    """Arguments of `Training` of which nobody asked for the warm-up: it is as it is where it fits, else it gives way.
 
-    For warm-ups that nobody asked for; one that a user asked for and that does not fit is refused.
+    In a run that is too short for it, it keeps its share (in whole epochs, where the rate moves once per epoch); under the schedule
+    onecycle, which rises by itself, there is none. A warm-up that a user asked for and that does not fit is refused by `Training`.
+
+    Args:
+        settings: by name.
+        usual_epochs: of the run that the warm-up was meant for.
     """
-    return warmup_epochs if warmup_epochs < fewer else warmup_epochs * fewer / epochs
+    warmup, epochs = settings["warmup_epochs"], settings["epochs"]
+    if settings["schedule"] == "onecycle":
+        warmup = 0.0
+    elif warmup >= epochs:
+        warmup *= epochs / usual_epochs
+        warmup = math.floor(warmup) if settings["step_per"] == "epoch" else warmup
+    return {**settings, "warmup_epochs": warmup}
