@@ -29,5 +29,4 @@ def hint_loss(student: Tensor, teacher: Tensor) -> Tensor:
     """
     if student.shape != teacher.shape:
         raise InputError("student", f"features of shape {tuple(student.shape)}", f"the shape of the teacher's, {tuple(teacher.shape)}")
-    student, teacher = in_one_type(student, teacher.detach())
-    return mse_loss(student, teacher)
+    return mse_loss(*in_one_type(student, teacher.detach()))

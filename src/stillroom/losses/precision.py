@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from functools import reduce
-
 import torch
 from torch import Tensor
 
@@ -13,7 +11,7 @@ def at_least_float32(values: Tensor) -> Tensor:
     return values.to(torch.promote_types(values.dtype, torch.float32))
 
 
-def in_one_type(*tensors: Tensor) -> tuple[Tensor, ...]:
-    """All in the widest of their types, which is at least float32: what a student's and a teacher's answers are compared in."""
-    dtype = reduce(torch.promote_types, (tensor.dtype for tensor in tensors), torch.float32)
-    return tuple(tensor.to(dtype) for tensor in tensors)
+def in_one_type(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
+    """Both in the wider of their types, float32 at least: what a student's and a teacher's answers are compared in."""
+    dtype = torch.promote_types(torch.promote_types(first.dtype, second.dtype), torch.float32)
+    return first.to(dtype), second.to(dtype)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import one_hot
 
-from stillroom.errors import InputError, positive
+from stillroom.errors import InputError, one_of, positive
 from stillroom.losses.assignment import sinkhorn
 from stillroom.losses.precision import at_least_float32
 
@@ -155,8 +155,7 @@ def relation_loss(
     Source: CrKD's released code, step 5.
     """
     for name, choice, known in (("weighting", weighting, Weighting), ("divergence", divergence, Divergence)):
-        if choice not in get_args(known):
-            raise InputError(name, choice, f"one of {', '.join(get_args(known))}")
+        one_of(name, choice, get_args(known))
     softening = positive("temperature", temperature) * positive("kd_temperature", kd_temperature)
     classes = teacher_VHBL.shape[-1]
     if logits_VHBK.ndim != 4 or classes > logits_VHBK.shape[-1]:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from stillroom.engine import Distiller, Losses
-from stillroom.errors import InputError, near, positive
+from stillroom.errors import InputError, one_of, positive
 from stillroom.methods.ferkd.bank.reader import LabelBank
 from stillroom.methods.ferkd.loss import soft_cross_entropy
 from stillroom.methods.ferkd.mixing import draw_mix, draw_partners, mixed
@@ -61,8 +61,7 @@ class FerKD(Distiller):
         super().__init__(student)
         CropEpochs(1, num_crops, single_first)  # refuses what cannot be
         for name, word, known in (("mix", mix, get_args(Mixing)), ("partner", partner, get_args(Partner))):
-            if word not in known:
-                raise InputError(name, word, f"one of {near(word, known, most=len(known))}")
+            one_of(name, word, known)
         if not 0 <= mix_probability <= 1:
             raise InputError("mix_probability", mix_probability, "a number from 0 to 1")
         if mix == "selfmix" and num_crops == 1:

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from stillroom.engine.loading import Draw, Loader, SeekableBatches, identity, sample_order, sample_seeds, uniforms
-from stillroom.errors import InputError
+from stillroom.errors import InputError, one_of
 from stillroom.methods.ferkd.bank.labels import SoftLabels
 from stillroom.methods.ferkd.bank.reader import LabelBank
 from stillroom.methods.ferkd.crops import cut, cut_together
@@ -218,8 +218,7 @@ class BankData(ImageData):
     """
 
     def __init__(self, data: ImageData, bank: LabelBank, epochs: CropEpochs, *, missing: Literal["error", "skip"] = "error") -> None:
-        if missing not in ("error", "skip"):
-            raise InputError("missing", missing, "one of error, skip")
+        one_of("missing", missing, ("error", "skip"))
         if tuple(bank.classes) != tuple(data.classes):
             raise InputError(
                 "labels", f"{bank.path} of {_shortly(bank.classes)}", f"a bank of the data's classes: {_shortly(data.classes)}"

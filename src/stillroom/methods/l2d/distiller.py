@@ -10,7 +10,7 @@ from torch.nn.functional import kl_div
 
 from stillroom.engine import Losses, Teacher, tap
 from stillroom.engine.distributed import world_size
-from stillroom.errors import InputError, at_least_zero
+from stillroom.errors import at_least_zero, one_of
 from stillroom.losses.precision import in_one_type
 from stillroom.methods.l2d.loss import led_losses, mld_loss, partial_softmax_loss
 from stillroom.tasks.multilabel import EMBEDDINGS, Batch, MultiLabelDistiller, summed_bce
@@ -60,8 +60,7 @@ class L2D(MultiLabelDistiller):
         self.embedding_weight = at_least_zero("embedding_weight", embedding_weight)
         self.class_aware_weight = at_least_zero("class_aware_weight", class_aware_weight)
         self.instance_aware_weight = at_least_zero("instance_aware_weight", instance_aware_weight)
-        if logits_loss not in ("mld", "psm", "softmax"):
-            raise InputError("logits_loss", logits_loss, "one of mld, psm, softmax")
+        one_of("logits_loss", logits_loss, ("mld", "psm", "softmax"))
         self.logits_loss = logits_loss
         self.embeddings, self.teacher_embeddings = embeddings, teacher_embeddings
         self._student_with_embeddings = tap(student, embeddings, argument="embeddings")

@@ -11,7 +11,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from stillroom.errors import InputError
+from stillroom.errors import InputError, one_of
 from stillroom.losses.precision import at_least_float32, in_one_type
 
 IoUKind = Literal["iou", "giou", "diou", "ciou"]
@@ -35,8 +35,7 @@ def paired_iou(a_N4: Tensor, b_N4: Tensor, kind: IoUKind = "iou", eps: float = 1
     """
     if a_N4.shape != b_N4.shape or a_N4.shape[-1:] != (4,):
         raise InputError("b_N4", f"boxes of shape {tuple(b_N4.shape)}", f"[N, 4], as a_N4 {tuple(a_N4.shape)}")
-    if kind not in get_args(IoUKind):
-        raise InputError("kind", kind, f"one of {', '.join(get_args(IoUKind))}")
+    one_of("kind", kind, get_args(IoUKind))
     a, b = in_one_type(a_N4, b_N4)
     size_a, size_b = a[..., 2:] - a[..., :2], b[..., 2:] - b[..., :2]
     inner = (torch.minimum(a[..., 2:], b[..., 2:]) - torch.maximum(a[..., :2], b[..., :2])).clamp_min(0)

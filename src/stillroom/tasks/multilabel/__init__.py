@@ -2,7 +2,7 @@
 
 from stillroom.tasks.multilabel.data import Batch, MultiLabelData
 from stillroom.tasks.multilabel.head import HeadOptions, MLDecoder
-from stillroom.tasks.multilabel.labels import binary, full, summed_bce
+from stillroom.tasks.multilabel.labels import binary, summed_bce
 from stillroom.tasks.multilabel.loaded import LoadedMultiLabel, load
 from stillroom.tasks.multilabel.models import build_multilabel
 from stillroom.tasks.multilabel.networks import EMBEDDINGS, MultiLabelNetwork
@@ -25,7 +25,6 @@ __all__ = [
     "Supervised",
     "binary",
     "build_multilabel",
-    "full",
     "load",
     "summed_bce",
 ]
