@@ -34,7 +34,7 @@ from stillroom.methods.ferkd.labelling import Labelling, label_images
 from stillroom.methods.ferkd.loss import soft_cross_entropy
 from stillroom.methods.ferkd.replay import CropBatch
 from stillroom.tasks.classification import ImageData
-from stillroom.tasks.classification.networks import ConvNet
+from stillroom.tasks.images.networks import ConvNet
 
 Found = dict[str, dict[str, dict[int, float]]]
 MAIN, SPEED, STORAGE, FAIR = "adaptation", "speed", "storage", "fair chance"

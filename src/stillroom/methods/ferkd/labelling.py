@@ -25,7 +25,7 @@ from stillroom.methods.ferkd.bank.reader import LabelBank
 from stillroom.methods.ferkd.bank.writer import BankPlan, write_bank
 from stillroom.methods.ferkd.crops import CropRule, Interpolation, cut, cut_together
 from stillroom.tasks.classification.data import ImageData
-from stillroom.tasks.classification.sources import SMALL
+from stillroom.tasks.images.classified import SMALL
 from stillroom.tasks.images.stores import Images, MemoryImages, TakenImages, read_image
 from stillroom.tasks.images.transforms import Transform
 
