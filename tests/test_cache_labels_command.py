@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from stillroom.cli import main
-from stillroom.engine.cache.bank import LabelBank
+from stillroom.methods.ferkd.bank.reader import LabelBank
 from tests.engine.test_distributed import environment
 from tests.torture.kill import changed, kill, start, wait_for
 

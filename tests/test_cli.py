@@ -239,6 +239,9 @@ BAD: list[tuple[str, list[str], list[str]]] = [
     ("dot", ["--host-options", "3"], ["--host-options: got 3", "a mapping"]),
     ("dot", ["--optimizer", "adamw"], ["--optimizer: got adamw", "sgd"]),
     ("dot", ["--nesterov"], ["--optimizer: got nesterov", "sgd"]),
+    ("dot", ["--host", "kd3"], ["--host: got KD3, which has no task term", "a distiller with both"]),
+    ("kd", ["--student", "frozen.py:frozen"], ["--student: got Sequential", "a network that learns"]),
+    ("supervised", ["--student", "frozen.py:frozen"], ["--student: got Sequential", "a network that learns"]),
     ("kd", ["--seeds", "0"], ["--seeds: got 0", "at least 1"]),
     ("kd", ["--teacher", "stillroom/convnet24@missing.safetensors"], ["--teacher: got 'missing.safetensors'", "does not exist"]),
     ("kd", ["--teacher", "stillroom/convnet24@code.pt"], ["--teacher: got 'code.pt'", "--trust-pickle"]),
@@ -279,6 +282,8 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     card = {"model": "stillroom/convnet4", "num_classes": 3, "classes": ["a", "b", "c"], "image_size": 8}
     Path("other_run/student.json").write_text(json.dumps(card))
     Path("empty_run").mkdir()
+    frozen = "nn.Sequential(nn.Flatten(), nn.Linear(192, num_classes)).requires_grad_(False)"
+    Path("frozen.py").write_text(f"from torch import nn\n\n\ndef frozen(num_classes):\n    return {frozen}\n")
     Path("unknown.yaml").write_text("temprature: 3\n")
     Path("broken.yaml").write_text("a: [\n")
     return tmp_path

@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from stillroom.engine import Lab, LabOptions, Training
-from stillroom.engine.cache.bank import LabelBank
 from stillroom.methods.ferkd import FerKD
+from stillroom.methods.ferkd.bank.reader import LabelBank
 from stillroom.tasks.classification import ImageData
 
 PLAN = Training(epochs=6, lr=0.05, schedule="cosine")

@@ -17,16 +17,15 @@ from torch import Tensor, nn
 
 from stillroom.cli import main
 from stillroom.engine import Lab, LabOptions, Losses, Progress, Teacher, Training
-from stillroom.engine.cache.bank import LabelBank
 from stillroom.engine.weights import read_weights
 from stillroom.errors import InputError, StillroomError
 from stillroom.methods.ferkd import FerKD
-from stillroom.methods.ferkd.distiller import epoch_rate
+from stillroom.methods.ferkd.bank.reader import LabelBank
+from stillroom.methods.ferkd.crops import CropRule
+from stillroom.methods.ferkd.labelling import Labelling, label_images
 from stillroom.methods.ferkd.loss import soft_cross_entropy
+from stillroom.methods.ferkd.replay import CropBatch, CropEpochs
 from stillroom.tasks.classification import ImageData, build_classifier, load
-from stillroom.tasks.classification.bank import CropBatch, CropEpochs
-from stillroom.tasks.classification.crops import CropRule
-from stillroom.tasks.classification.labelling import Labelling, label_images
 from tests.engine.test_distributed import environment
 from tests.tasks.classification.miniatures import imagenet
 
@@ -78,16 +77,16 @@ def test_the_rate_changes_where_a_pass_begins(bank: LabelBank, tmp_path: Path) -
             seen.setdefault(self.progress.epoch - 1, set()).add(self.optimizers().param_groups[0]["lr"])  # type: ignore[union-attr]
             return super().losses(batch)
 
-    plan = Training(epochs=12, lr=0.1, schedule="cosine", warmup_epochs=1)
-    distiller = Watched(build_classifier("stillroom/convnet4", num_classes=10).network, bank, num_crops=4, single_first=1, lr_floor=0.01)
+    plan = Training(epochs=12, lr=0.1, schedule="cosine", warmup_epochs=1, lr_floor=0.01)
+    distiller = Watched(build_classifier("stillroom/convnet4", num_classes=10).network, bank, num_crops=4, single_first=1)
     distiller.plan = plan
     Lab(LabOptions(out=tmp_path, accelerator="cpu")).fit(distiller, distiller.training_data(digits()), plan, name="watched")
     for epoch, rates in seen.items():
         begins = CropEpochs(12, 4, 1).at(epoch).epoch
-        assert rates == {epoch_rate(plan, 0.1, begins, 5, floor=0.01)}
+        [rate] = rates
+        assert rate == pytest.approx(0.01 + 0.09 * (1 + math.cos(math.pi * (begins - 1) / 11)) / 2 if begins else 0.01)
     assert len({next(iter(rates)) for rates in seen.values()}) == 6
     assert next(iter(seen[1])) == pytest.approx(0.1)
-    assert epoch_rate(plan, 0.1, 12, 5, floor=0.01) == pytest.approx(0.01)
 
 
 @pytest.mark.parametrize(
@@ -100,7 +99,6 @@ def test_the_rate_changes_where_a_pass_begins(bank: LabelBank, tmp_path: Path) -
         ({"mix_probability": 1.5}, "mix_probability: got 1.5"),
         ({"mixup_alpha": 0}, "mixup_alpha: got 0"),
         ({"temperature": 0}, "temperature: got 0"),
-        ({"lr_floor": -1}, "lr_floor: got -1"),
     ],
 )
 def test_numbers_that_cannot_be_are_refused(bank: LabelBank, options: dict[str, Any], named: str) -> None:
@@ -215,6 +213,16 @@ def test_wrong_input_is_one_line_and_leaves_nothing(
     errors = capsys.readouterr().err
     assert says in errors
     assert errors.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_dot_says_at_once_that_it_cannot_host_ferkd(
+    bank: LabelBank, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    data = ["--subset", "160", "--val-subset", "75", "--augment", "none", "--accelerator", "cpu"]
+    assert main(["run", "dot", "--host", "ferkd", "--host-options", json.dumps({"labels": str(bank.path)}), *data]) == 2
+    assert "--host: got FerKD, which has no task term" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
 
 

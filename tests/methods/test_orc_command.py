@@ -173,14 +173,12 @@ SHARED = {"optimizer": "sgd", "momentum": 0.9, "schedule": "multistep", "decay":
 SHARED |= {"promotion": "dynamic", "feedback_temperature": 1.0, "pivot_lr_factor": 0.1, "teaching": "individual", "intensive": True}
 CIFAR = {**SHARED, "epochs": 240, "lr": 0.05, "weight_decay": 5e-4, "batch_size": 64, "milestones": [150, 180, 210]}
 CIFAR |= {"beta": 0.9, "temperature": 4.0}
+CIFAR10 = {"data": "cifar10:data/cifar10", "teacher": "stillroom/resnet26", "group": "stillroom/resnet20,stillroom/resnet14"}
+CIFAR10 |= {"student": "stillroom/resnet8"}
+EARLIER = {"temperature": 5.0, "epochs": 160, "lr": 0.1, "milestones": [80, 120], "weight_decay": 1e-4, "batch_size": 128}
 PAPER: dict[str, dict[str, Any]] = {
-    "paper": {
-        **CIFAR,
-        "data": "cifar10:data/cifar10",
-        "teacher": "stillroom/resnet26",
-        "group": "stillroom/resnet20,stillroom/resnet14",
-        "student": "stillroom/resnet8",
-    },
+    "paper": {**CIFAR, **CIFAR10},
+    "paper:cifar10": {**CIFAR, **CIFAR10, **EARLIER},
     "paper:cifar100": {**CIFAR, "data": "cifar100:data/cifar100", "teacher": "stillroom/resnet56", "student": "stillroom/resnet20"},
     "paper:imagenet": {
         **SHARED,
@@ -245,6 +243,7 @@ def resnet34(tmp_path: Path) -> Iterator[str]:
 def test_a_step_on_the_paper_s_data(preset: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
     data = {
         "paper": lambda: f"cifar10:{cifar10(tmp_path / 'data')}",
+        "paper:cifar10": lambda: f"cifar10:{cifar10(tmp_path / 'data')}",
         "paper:cifar100": lambda: f"cifar100:{cifar100(tmp_path / 'data')}",
         "paper:imagenet": lambda: f"imagenet:{imagenet(tmp_path / 'data')}",
     }[preset]()
@@ -269,7 +268,7 @@ def test_a_step_on_the_paper_s_data(preset: str, tmp_path: Path, request: pytest
         small[small.index("--subset") + 1 :: 2] = ["2", "2"]
         # One network of the group: its checkpoints are large.
         small += ["--teacher", request.getfixturevalue("resnet34"), "--group", PRESETS[preset]["group"].split(",")[1]]
-    if preset == "paper":
+    if preset in ("paper", "paper:cifar10"):
         small[small.index("--val-subset") + 1] = "4"
     out = tmp_path / "out"
     assert main(["run", "orc", "--preset", preset, *small, "--out", str(out)]) == 0

@@ -24,7 +24,7 @@ from torch.nn.functional import cross_entropy
 
 import stillroom
 from stillroom.cli import main
-from stillroom.engine import Lab, LabOptions, Losses, Progress
+from stillroom.engine import Lab, LabOptions, Losses, Progress, Training
 from stillroom.engine.loading import Together
 from stillroom.engine.weights import read_weights
 from stillroom.errors import InputError
@@ -393,8 +393,23 @@ def test_contrast_trains_the_whole_encoder_without_labels() -> None:
 
 
 @pytest.mark.parametrize(("epoch", "rate"), [(0, 0.1), (5, 0.55), (10, 1.0), (60, 0.5), (110, 0.0)])
-def test_the_released_learning_rate(epoch: int, rate: float) -> None:
-    assert released_rate(0.1, Progress(epochs=100, step=7 * epoch, steps_per_epoch=7)) == pytest.approx(rate, abs=1e-9)
+def test_the_released_learning_rate_is_that_of_the_step_before(epoch: int, rate: float) -> None:
+    assert released_rate(0.1, Progress(epochs=100, step=7 * epoch + 1, steps_per_epoch=7)) == pytest.approx(rate, abs=1e-9)
+
+
+def test_a_released_schedule_starts_at_the_rate_that_was_asked_for(tmp_path: Path, digits: ImageData) -> None:
+    rates: list[float] = []
+
+    class Watched(Contrast):
+        def losses(self, batch: Any) -> Losses:
+            rates.append(self.optimizers().param_groups[0]["lr"])  # type: ignore[union-attr]
+            return super().losses(batch)
+
+    encoder = Encoder(build_classifier("stillroom/convnet4", num_classes=8).network, digits.mean, digits.std, hidden=8, dim=4)
+    distiller = Watched(encoder, ScanViews(), digits.train_eval_loader, digits.num_classes)
+    steps = digits.train_size // digits.batch_size
+    Lab(LabOptions(out=tmp_path, accelerator="cpu")).fit(distiller, digits, Training(epochs=1, lr=0.1, schedule="constant"), name="teacher")
+    assert rates == pytest.approx([0.1 * (1 + 0.9 * max(step - 1, 0) / steps) for step in range(steps)])
 
 
 # Rounds ---------------------------------------------------------------------------------------------------------------------------------

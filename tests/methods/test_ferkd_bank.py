@@ -17,11 +17,11 @@ import numpy as np
 import pytest
 import torch
 
-from stillroom.engine.cache.bank import LabelBank
-from stillroom.engine.cache.bank_folder import BankFolder, Rows
-from stillroom.engine.cache.bank_writer import BankPlan, write_bank
-from stillroom.engine.cache.labels import LabelFormat
 from stillroom.errors import InputError
+from stillroom.methods.ferkd.bank.folder import BankFolder, Rows
+from stillroom.methods.ferkd.bank.labels import LabelFormat
+from stillroom.methods.ferkd.bank.reader import LabelBank
+from stillroom.methods.ferkd.bank.writer import BankPlan, write_bank
 
 IMAGES, CROPS, CLASSES = 40, 6, 12
 FORM = LabelFormat.of("marginal_smoothing_k3", CLASSES, "fp32")
@@ -148,7 +148,7 @@ WORKER = """
 import sys, time
 from pathlib import Path
 sys.path.insert(0, {tests!r})
-from tests.engine.test_label_bank import plan, row, write_bank
+from tests.methods.test_ferkd_bank import plan, row, write_bank
 def rows(first, last):
     for image in range(first, last):
         if image == 3:
