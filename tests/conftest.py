@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 import torch
 
 from stillroom.tasks.classification import ImageData
+from tests.processes import Processes
 
 torch.set_num_threads(1)
 # A shell that starts the suite in the background has Ctrl-C ignored, in every process below it; some tests press it.
@@ -31,3 +33,11 @@ def digits() -> ImageData:
 def shared_data() -> Path:
     """The folder of real data sets beside a developer's checkout; tests that need one skip where it is absent."""
     return Path(__file__).parents[2] / "shared" / "data"
+
+
+@pytest.fixture(scope="session")
+def processes(tmp_path_factory: pytest.TempPathFactory) -> Processes:
+    """Processes that have imported everything, to run on two ranks or to be killed: `tests/processes.py`."""
+    own = tmp_path_factory.getbasetemp()
+    shared = own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
+    return Processes(shared, tmp_path_factory.mktemp("processes"))
