@@ -1,12 +1,12 @@
 """Processes for tests that need more than one: each has torch, Lightning and Stillroom imported before it starts.
 
-Importing them takes a process five to ten seconds of processor time, and a case hardly one. So two servers import them once for all of
-pytest's workers, on first use, and each process that a test asks for is forked from one of them: as untouched as one that was started by
-hand (its own environment, folder, arguments, streams and signals; it ends as the interpreter ends, with a real one's exit code), and there
-in milliseconds. The two servers hash strings differently, as unrelated processes do: what hangs on the order of a set differs between ranks.
+Importing them takes a process eight seconds of processor time, and a case takes one. So two servers import them once for all of pytest's
+workers, on first use, and each process that a test asks for is forked from one of them: as untouched as one that was started by hand (with
+an environment, folder, arguments, streams, signals and exit code of its own), and there in milliseconds. The two servers hash strings
+differently, as unrelated processes do: what hangs on the order of a set differs between two ranks.
 
-The fixture `processes` (a `Processes`) is the way in. What is about starting itself (torchrun, Lightning's launcher, what is imported when) takes
-real processes.
+The fixture `processes` (a `Processes`) is the way in. What is about starting itself takes real processes: torchrun, Lightning's launcher,
+what is imported when, what a shell sees.
 """
 
 from __future__ import annotations
@@ -37,7 +37,9 @@ ROOT = Path(__file__).parents[1]
 PRELOADED = (
     "pytest",
     "torch._dynamo",  # which DistributedDataParallel imports when it is made
+    "torch.utils.tensorboard",
     "lightning.pytorch",
+    "sklearn.datasets",
     "stillroom.commands.run",
     "stillroom.tasks.classification",
     "stillroom.tasks.detection",
@@ -45,6 +47,7 @@ PRELOADED = (
 )
 PATIENCE = 240.0  # seconds for a case on two ranks
 _NUMBER = struct.Struct("q")
+_FAILED = "the server of processes has failed: "
 
 
 @dataclass
@@ -237,18 +240,16 @@ class Processes:
         self._presences: dict[Path, socket.socket] = {}
         self._started: dict[Path, subprocess.Popen[bytes]] = {}
 
-    def start(self, target: str, *arguments: Any, folder: Path | None = None, merged: bool = False) -> Process:
-        """Starts a process in this one's environment, and does not wait for it.
+    def start(self, target: str | Callable[..., Any], *arguments: Any, merged: bool = False) -> Process:
+        """Starts a process in this one's folder and environment, and does not wait for it.
 
         Args:
-            target: a module to run as by ``python -m``, or ``module:function``.
+            target: a module to run as by ``python -m``; or a function of a module.
             arguments: the words of the command line, or what the function takes.
-            folder: where it is; by default where this process is.
             merged: what it says on stderr goes where stdout goes.
         """
         (server,) = self._servers(1)
         job = self._job(target, arguments, {})
-        job.folder = str(folder or job.folder)
         return Process(server, job, Path(job.answer).parent, merged=merged)
 
     def on_two_ranks(self, function: Callable[..., Any], *arguments: Any) -> list[Any]:
@@ -262,8 +263,7 @@ class Processes:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1]), "WORLD_SIZE": "2", "NODE_RANK": "0"}
-        target = f"{function.__module__}:{function.__qualname__}"
-        jobs = [self._job(target, arguments, {**meeting, "RANK": rank, "LOCAL_RANK": rank}) for rank in "01"]
+        jobs = [self._job(function, arguments, {**meeting, "RANK": rank, "LOCAL_RANK": rank}) for rank in "01"]
         ranks = [Process(server, job, Path(job.answer).parent) for server, job in zip(self._servers(2), jobs, strict=True)]
         deadline = time.monotonic() + PATIENCE
         while running := [process for process in ranks if process.poll() is None]:
@@ -277,23 +277,25 @@ class Processes:
         assert not any(process.returncode for process in ranks), told
         return [pickle.loads(Path(job.answer).read_bytes()) for job in jobs]
 
-    def _job(self, target: str, arguments: tuple[Any, ...], more: dict[str, str]) -> Job:
+    def _job(self, target: str | Callable[..., Any], arguments: tuple[Any, ...], more: dict[str, str]) -> Job:
+        if not isinstance(target, str):
+            target = f"{target.__module__}:{target.__qualname__}"
         kept = {name: value for name, value in os.environ.items() if name not in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "NODE_RANK")}
         files = Path(tempfile.mkdtemp(dir=self.files))
         return Job(target, arguments, str(files / "answer"), {**kept, **more}, os.getcwd())
 
     def _servers(self, count: int) -> list[str]:
         """The sockets of so many servers. Those that are not there yet are started, and import at the same time."""
-        places = [self.shared / f"server{number}" for number in range(count)]
+        places = [self.shared / f"server{number}" for number in range(1, count + 1)]
         new = {place: self._connected(place) for place in places if place not in self._presences}
         for place, connection in new.items():
-            assert connection.recv(1), f"the server of processes has failed: {place.with_suffix('.txt').read_text()[-3000:]}"
+            assert connection.recv(1), f"{_FAILED}{place.with_suffix('.txt').read_text()[-3000:]}"
         self._presences |= new
         return [str(place) for place in places]
 
     def _connected(self, place: Path) -> socket.socket:
         """A connection to the server at that socket, which lives as long as one of its clients is there."""
-        connection, log = socket.socket(socket.AF_UNIX), place.with_suffix(".txt")
+        connection = socket.socket(socket.AF_UNIX)
         with FileLock(place.with_suffix(".lock")):
             while True:
                 try:
@@ -302,15 +304,17 @@ class Processes:
                     return connection
                 except (FileNotFoundError, ConnectionRefusedError):
                     if place not in self._started:
-                        place.unlink(missing_ok=True)
-                        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONHASHSEED": place.name[-1]}
-                        command = [sys.executable, "-m", __name__, str(place)]
-                        with log.open("ab") as told:
-                            self._started[place] = subprocess.Popen(
-                                command, cwd=ROOT, env=environment, stdout=told, stderr=told, stdin=subprocess.DEVNULL, start_new_session=True
-                            )
-                    assert self._started[place].poll() is None, f"the server of processes has failed: {log.read_text()[-3000:]}"
+                        self._started[place] = self._server(place)
+                    assert self._started[place].poll() is None, f"{_FAILED}{place.with_suffix('.txt').read_text()[-3000:]}"
                     time.sleep(0.01)
+
+    def _server(self, place: Path) -> subprocess.Popen[bytes]:
+        place.unlink(missing_ok=True)
+        known = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONHASHSEED": place.name.removeprefix("server")}
+        command = [sys.executable, "-m", __name__, str(place)]
+        # A session of its own: a terminal's Ctrl-C is for pytest, and when that has gone the server goes.
+        with place.with_suffix(".txt").open("ab") as log:
+            return subprocess.Popen(command, cwd=ROOT, env=known, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
 import sys
 import threading
 import time
@@ -23,6 +22,7 @@ from stillroom.engine.run.comparison import Outcome, Piece, attempt, merge, reas
 from stillroom.engine.run.measure import Footprint
 from stillroom.errors import InputError, Interrupted, NonFiniteLoss
 from stillroom.tasks.classification import ImageData
+from tests.processes import Processes
 
 
 def result(piece: Piece, top1: float, **details: Any) -> StageResult:
@@ -127,16 +127,11 @@ def test_a_stop_ends_every_process(tmp_path: Path, number: signal.Signals) -> No
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="looks at /proc")
-def test_processes_of_a_killed_comparison_end(tmp_path: Path) -> None:
-    code = (
-        "from pathlib import Path\nfrom stillroom.engine.run.comparison import Piece, run_at_once\n"
-        "from tests.engine.test_comparison import Work\n"
-        f"folder = Path({str(tmp_path)!r})\nrun_at_once(Work(folder), [Piece('sleeps', 0)], 2, folder / 'logs', 'top1')\n"
-    )
-    parent = subprocess.Popen([sys.executable, "-c", code], cwd=Path(__file__).parents[2])
+def test_processes_of_a_killed_comparison_end(tmp_path: Path, processes: Processes) -> None:
+    parent = processes.start(run_at_once, Work(tmp_path), [Piece("sleeps", 0)], 2, tmp_path / "logs", "top1")
     assert waited_for(lambda: len(pids(tmp_path)) == 1)
     parent.kill()
-    parent.wait()
+    parent.communicate()
     assert waited_for(lambda: not any(map(alive, pids(tmp_path))), 20)
 
 

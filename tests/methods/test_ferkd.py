@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import math
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +25,8 @@ from stillroom.tasks.classification import ImageData, build_classifier, load
 from stillroom.tasks.classification.bank import CropBatch, CropEpochs
 from stillroom.tasks.classification.crops import CropRule
 from stillroom.tasks.classification.labelling import Labelling, label_images
-from tests.engine.test_distributed import environment
+from tests.methods import ferkd_job
+from tests.processes import Processes
 from tests.tasks.classification.miniatures import imagenet
 
 TYPES = ["ori", "smoothing", "marginal_smoothing_k5", "marginal_renorm_k5"]
@@ -148,11 +147,9 @@ def test_killed_and_continued_it_is_the_same_student(tmp_path: Path, bank: Label
     assert all(torch.equal(value, same[name]) for name, value in weights.items())
 
 
-def test_two_processes_equal_one(tmp_path: Path, bank: LabelBank) -> None:
-    for devices in (1, 2):
-        job = [sys.executable, str(Path(__file__).with_name("ferkd_job.py")), str(bank.path), str(tmp_path / str(devices)), str(devices)]
-        done = subprocess.run(job, env=environment(), capture_output=True, text=True, timeout=240, check=False)
-        assert done.returncode == 0, done.stderr[-3000:]
+def test_two_processes_equal_one(tmp_path: Path, bank: LabelBank, processes: Processes) -> None:
+    ferkd_job.main(bank.path, tmp_path / "1", 1)
+    processes.on_two_ranks(ferkd_job.main, bank.path, tmp_path / "2", 2)
     one, two = (read_weights(tmp_path / devices / "seed0/ferkd") for devices in ("1", "2"))
     for name, value in one.items():
         torch.testing.assert_close(value, two[name], rtol=1e-4, atol=1e-5)
