@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,15 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 def _seeded() -> None:
     """Random weights and inputs of a test do not depend on which tests ran before it."""
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def hasty() -> Iterator[None]:
+    """A network's latency, half a second for each that is trained, is that of one pass; `test_measure.py` measures as people do."""
+    with pytest.MonkeyPatch.context() as patch:
+        for limit in ("_WARM_UP_SECONDS", "_TIMED_SECONDS"):
+            patch.setattr(f"stillroom.engine.run.measure.{limit}", 0.0)
+        yield
 
 
 @pytest.fixture(scope="session")

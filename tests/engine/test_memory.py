@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
 import sys
 import tempfile
 import threading
 from pathlib import Path
 
 import pytest
-
-from tests.processes import Processes
 
 STEPS_PER_EPOCH = 100
 WARM_UP = 5  # epochs
@@ -65,12 +64,13 @@ def measure(steps: int, leak: int) -> list[dict[str, int]]:
     return samples[WARM_UP:]
 
 
-def measured(processes: Processes, steps: int, leak: int) -> list[dict[str, int]]:
+def measured(steps: int, leak: int) -> list[dict[str, int]]:
     """As `measure`, in another process."""
-    running = processes.start(__name__, str(steps), str(leak))
-    output, errors = running.communicate(timeout=1200)
-    assert running.returncode == 0, errors[-3000:]
-    samples: list[dict[str, int]] = json.loads(output.splitlines()[-1])
+    command = [sys.executable, __file__, str(steps), str(leak)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=1200, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    samples: list[dict[str, int]] = json.loads(done.stdout.splitlines()[-1])
     assert len(samples) == steps // STEPS_PER_EPOCH + 1
     return samples
 
@@ -85,16 +85,16 @@ needs_proc = pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="t
 
 
 @needs_proc
-def test_many_steps_take_no_more_memory_files_or_threads(processes: Processes) -> None:
-    samples = measured(processes, STEPS, leak=0)
+def test_many_steps_take_no_more_memory_files_or_threads() -> None:
+    samples = measured(STEPS, leak=0)
     assert growth(samples) < BOUND, samples
     for what in ("files", "threads"):
         assert max(sample[what] for sample in samples) <= max(sample[what] for sample in samples[:3]), samples
 
 
 @needs_proc
-def test_a_leak_of_a_kilobyte_a_step_would_be_seen(processes: Processes) -> None:
-    assert growth(measured(processes, 2000, leak=1024)) > BOUND
+def test_a_leak_of_a_kilobyte_a_step_would_be_seen() -> None:
+    assert growth(measured(2000, leak=1024)) > BOUND
 
 
 if __name__ == "__main__":

@@ -525,13 +525,6 @@ def test_crops_that_there_are_not(style: Any, large: int, small: int) -> None:
         crops(style, 32, (0.5,) * 3, (0.5,) * 3, large=large, small=small)
 
 
-@pytest.fixture(autouse=True)
-def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Latency is not what is tested here."""
-    for limit in ("_WARM_UP_SECONDS", "_TIMED_SECONDS"):
-        monkeypatch.setattr(f"stillroom.engine.run.measure.{limit}", 0.0)
-
-
 # Runs -----------------------------------------------------------------------------------------------------------------------------------
 
 SMALL = ["--data", "shapes,train=4,val=2", "--batch-size", "48", "--epochs", "2", "--warmup-epochs", "1", "--pretrain-epochs", "1"]

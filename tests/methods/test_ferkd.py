@@ -160,13 +160,6 @@ def test_two_processes_equal_one(tmp_path: Path, bank: LabelBank, processes: Pro
 SMALL = ["--subset", "120", "--val-subset", "40", "--batch-size", "24", "--accelerator", "cpu", "--epochs", "6"]
 
 
-@pytest.fixture
-def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
-    for limit in ("_WARM_UP_SECONDS", "_TIMED_SECONDS"):
-        monkeypatch.setattr(f"stillroom.engine.run.measure.{limit}", 0.0)
-
-
-@pytest.mark.usefixtures("hasty")
 def test_a_run_of_its_own_and_one_from_its_bank(tmp_path: Path) -> None:
     own = tmp_path / "own"
     assert main(["run", "ferkd", *SMALL, "--crops", "6", "--out", str(own)]) == 0
@@ -258,7 +251,6 @@ def test_the_labeller_s_numbers_are_the_papers(capsys: pytest.CaptureFixture[str
     assert {name: values[name] for name in expected} == expected
 
 
-@pytest.mark.usefixtures("hasty")
 @pytest.mark.parametrize("preset", NUMBERS)
 def test_a_step_on_the_papers_data_from_released_records(preset: str, tmp_path: Path) -> None:
     """ImageNet's layout, FKD's records of it, imported; the paper's student once, the others' schedules with a quick one."""

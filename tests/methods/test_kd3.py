@@ -37,13 +37,6 @@ def data() -> ImageData:
     return small_data()
 
 
-@pytest.fixture(autouse=True)
-def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Latency is not what is tested here."""
-    for limit in ("_WARM_UP_SECONDS", "_TIMED_SECONDS"):
-        monkeypatch.setattr(f"stillroom.engine.run.measure.{limit}", 0.0)
-
-
 def batch(size: int = 6) -> Batch:
     images = torch.randn(size, 3, 8, 8, generator=torch.Generator().manual_seed(0))
     return Batch(images, torch.full((size,), -1), torch.arange(size))

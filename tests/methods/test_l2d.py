@@ -242,13 +242,6 @@ def test_refuses_what_it_cannot_use(options: dict[str, Any], message: str) -> No
 SMALL = ("--epochs", "1", "--accelerator", "cpu", "--teacher-precision", "fp32", "--workers", "0")
 
 
-@pytest.fixture(autouse=True)
-def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Latency is not what is tested here."""
-    for limit in ("_WARM_UP_SECONDS", "_TIMED_SECONDS"):
-        monkeypatch.setattr(f"stillroom.engine.run.measure.{limit}", 0.0)
-
-
 def test_a_run_reports_ships_answers_and_exports(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "run"
     assert main(["run", "l2d", "--data", "mosaics,train=64,val=24,teacher=64", *SMALL, "--out", str(out)]) == 0
