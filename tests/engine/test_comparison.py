@@ -78,6 +78,15 @@ def test_reasons_are_one_short_line() -> None:
     assert len(reason_of(ValueError("x " * 1000))) == 300
 
 
+@pytest.fixture
+def forked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Has processes fork from one that has imported what they need, which takes each of them seconds else (`compare --jobs 2` is tested too)."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])
+    monkeypatch.setattr(multiprocessing, "get_context", lambda method: context)
+
+
+@pytest.mark.usefixtures("forked")
 def test_several_processes_do_what_one_does(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     pieces = [Piece("good", 0), Piece("dies", 0), Piece("good", 1), Piece("good", 2), Piece("dot:bad", 0)]
     outcomes = run_at_once(Work(tmp_path), pieces, 2, tmp_path / "logs", "top1")
@@ -111,14 +120,6 @@ def alive(pid: int) -> bool:
 
 def pids(folder: Path) -> list[int]:
     return [int(text) for path in folder.glob("*.pid") if (text := path.read_text())]
-
-
-@pytest.fixture
-def forked(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Has processes fork from one that has imported all that they need; how they are started else is tested above."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__])
-    monkeypatch.setattr(multiprocessing, "get_context", lambda method: context)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="looks at /proc")
