@@ -80,7 +80,7 @@ def test_reasons_are_one_short_line() -> None:
 
 @pytest.fixture
 def forked(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Has processes fork from one that has imported what they need, which takes each of them seconds else (`compare --jobs 2` is tested too)."""
+    """Has workers fork from a process that has imported what they need; `compare --jobs 2` is tested as it is."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__])
     monkeypatch.setattr(multiprocessing, "get_context", lambda method: context)
