@@ -29,13 +29,6 @@ SMALL = ["--subset", "160", "--val-subset", "60", "--batch-size", "32", "--epoch
 NETWORKS = ["--teacher", "stillroom/convnet9", "--student", "stillroom/convnet4"]
 
 
-@pytest.fixture(autouse=True)
-def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Latency is not what is tested here, and measuring it for long takes as long as the training."""
-    for limit in ("_WARM_UP_SECONDS", "_TIMED_SECONDS"):
-        monkeypatch.setattr(f"stillroom.engine.run.measure.{limit}", 0.0)
-
-
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run with two seeds; one network of the group is the user's own."""
