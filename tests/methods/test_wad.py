@@ -281,7 +281,7 @@ def test_the_pool_holds_no_true_label_of_an_unlabelled_image(digits: ImageData) 
     origin = pool.data.indices["train"]
     assert pool.truth is not None
     names = np.array(["3", "0", "8", "unknown"])
-    true = [name if name in "308" else "unknown" for name in (digits.classes[k] for k in digits.train_labels[origin].tolist())]
+    true = [name if name in "308" else "unknown" for name in (digits.classes[k] for k in ImageData("digits").train_labels[origin].tolist())]
     assert names[pool.truth].tolist() == true
     assert (pool.data.train_labels.numpy()[pool.labelled] == pool.truth[pool.labelled]).all()
     assert pool.data.val_labels.max() == 2

@@ -181,4 +181,4 @@ def cacheable(data: Any, argument: str, spec: str) -> CacheableData:
     """
     if not hasattr(data, "cache_key"):
         raise InputError(argument, spec, f"a network: answers of the task {data.task.name} cannot be kept in a cache")
-    return data  # type: ignore[no-any-return]
+    return data

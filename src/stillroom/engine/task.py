@@ -18,8 +18,7 @@ from torch import nn
 
 from stillroom.engine.distiller import Distiller
 from stillroom.engine.loading import Cycled, Loader
-from stillroom.engine.report.results import Report, Section
-from stillroom.engine.report.wording import Metric
+from stillroom.engine.report.results import Metric, Report, Section
 from stillroom.engine.run.recorder import Evaluator
 from stillroom.engine.teacher import Renormalise
 from stillroom.engine.training import Training

@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 from stillroom.engine import Experiment, Lab, Networks, Report, Room, Teacher, Trained, Training
-from stillroom.engine.report.wording import Metric
+from stillroom.engine.report.results import Metric
 from stillroom.engine.run.recorder import evaluating
 from stillroom.errors import InputError
 from stillroom.methods.mdcs.data import LongTailedImages

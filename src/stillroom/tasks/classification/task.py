@@ -11,16 +11,15 @@ from torch import nn
 
 from stillroom.engine import Distiller, Networks, Report, Training
 from stillroom.engine.cache import CachedTeacher
-from stillroom.engine.report.results import Section
-from stillroom.engine.report.wording import Metric
+from stillroom.engine.report.results import Metric, Section
 from stillroom.engine.task import Built
-from stillroom.tasks.classification.cached import check_views, views_of
 from stillroom.tasks.classification.data import ImageData
 from stillroom.tasks.classification.layers import middle_layer, pooled_layer
 from stillroom.tasks.classification.loaded import Loaded, load, ship
 from stillroom.tasks.classification.metrics import agreement
 from stillroom.tasks.classification.pages import classification_sections
 from stillroom.tasks.classification.supervised import Supervised
+from stillroom.tasks.images.cached import check_views, drawn_views
 from stillroom.tasks.images.classifiers import build_classifier
 
 # The default job: scikit-learn's digits, some 1 500 steps. The paper of DOT sees its effect only once the longer memory has filled.
@@ -96,7 +95,7 @@ class Classification:
 
     def views(self, data: ImageData, asked: int | None) -> int:
         """As many random views as are asked for, by default 8; without augmentation one."""
-        return views_of(data, asked)
+        return drawn_views(data.augment, asked)
 
     def check_cache(self, teacher: CachedTeacher, data: ImageData) -> None:
         """Whether this version of the libraries draws the views that the cache has answers to."""

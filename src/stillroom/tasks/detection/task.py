@@ -12,8 +12,7 @@ from torch import nn
 
 from stillroom.engine import Distiller, Networks, Report, Training
 from stillroom.engine.cache import CachedTeacher
-from stillroom.engine.report.results import Section
-from stillroom.engine.report.wording import Metric
+from stillroom.engine.report.results import Metric, Section
 from stillroom.engine.task import Built
 from stillroom.tasks.detection.cached import EXACT, check_answer, views_of
 from stillroom.tasks.detection.data import DetectionData
@@ -77,7 +76,7 @@ class Detection:
         built = build_detector(spec, num_classes=data.num_classes, trust_pickle=trust_pickle, argument=argument)
         return built.of_classes(data.classes, spec, argument)
 
-    def supervised(self, network: nn.Module) -> Distiller:
+    def supervised(self, network: Any) -> Distiller:
         """The detector's own losses."""
         return DetectionDistiller(network)
 

@@ -13,6 +13,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
+from lightning.fabric.utilities.rank_zero import rank_zero_only
 
 from stillroom.errors import InputError
 
@@ -170,8 +171,9 @@ def check_same(train: Sequence[str], val: Sequence[str], argument: str) -> None:
 
 
 def warn_left_out(names: Sequence[str]) -> None:
-    """One warning for all images that a set goes without."""
-    logger.warning("left out %s", counted(names))
+    """One warning for all images that a set goes without, from one process of several."""
+    if int(getattr(rank_zero_only, "rank", 0)) == 0:
+        logger.warning("left out %s", counted(names))
 
 
 def counted(names: Sequence[str]) -> str:

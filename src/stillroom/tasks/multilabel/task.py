@@ -12,11 +12,11 @@ from torch import nn
 
 from stillroom.engine import Distiller, Networks, Progress, Report, Training
 from stillroom.engine.cache import CachedTeacher
-from stillroom.engine.report.results import Section
-from stillroom.engine.report.wording import Metric
+from stillroom.engine.report.results import Metric, Section
 from stillroom.engine.task import Built
 from stillroom.errors import InputError
 from stillroom.modules.ml_decoder import HeadOptions
+from stillroom.tasks.images.cached import check_views, drawn_views
 from stillroom.tasks.multilabel.data import MultiLabelData
 from stillroom.tasks.multilabel.loaded import LoadedMultiLabel, load, ship
 from stillroom.tasks.multilabel.metrics import METRICS, agreement
@@ -152,13 +152,12 @@ class MultiLabel:
         return Supervised(network)
 
     def views(self, data: MultiLabelData, asked: int | None) -> int:
-        """One view: the image as it is prepared; InputError where more are asked for without augmentation."""
-        if data.augment == "none" and (asked or 1) > 1:
-            raise InputError("views", asked, "1: without augmentation all views of an image are the same")
-        return asked if asked is not None else 1 if data.augment == "none" else 8
+        """As many random views as are asked for, by default 8; without augmentation one."""
+        return drawn_views(data.augment, asked)
 
     def check_cache(self, teacher: CachedTeacher, data: MultiLabelData) -> None:
-        """Nothing to look at."""
+        """Whether this version of the libraries draws the views that the cache has answers to."""
+        check_views(teacher, data)
 
     def compare(self, details: dict[str, np.ndarray], reference: dict[str, np.ndarray]) -> dict[str, float]:
         """How many decisions two models make alike on the validation images, in %: ``agreement``."""
