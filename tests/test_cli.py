@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -41,6 +42,17 @@ def test_list_shows_every_method_and_which_are_planned(capsys: pytest.CaptureFix
     for row, method in zip(rows, catalog.METHODS, strict=True):
         assert method.paper in row
         assert ("planned" in row) == (not method.room)
+
+
+def test_the_package_is_the_command_too(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    for arguments, code in ((["list"], 0), (["predict"], 2)):
+        monkeypatch.setattr(sys, "argv", ["stillroom", *arguments])
+        with pytest.raises(SystemExit) as left:
+            runpy.run_module("stillroom", run_name="__main__")
+        assert left.value.code == code
+    out, err = capsys.readouterr()
+    assert "Distilling the Knowledge in a Neural Network" in out
+    assert "required: RUN" in err
 
 
 def test_help_shows_every_option_with_dashes_and_its_meaning(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
