@@ -76,7 +76,7 @@ def cache(
         lab: where and how to run.
         data: the images.
         plan: how the teacher is trained, if it has to be.
-        task: what the teacher does; by default the task of the run that it comes from, or the one that the data are made for.
+        task: of the networks; by default that of the run that it comes from, or the one that the data are made for.
         networks: the teacher whose answers are stored.
         views: random versions of each image that are stored, which training then shows in turn; by default 8, without augmentation 1. With
             as many as there are epochs, and the same seed, training sees the very images that it would see without a cache. For detection

@@ -31,7 +31,7 @@ class DKD(Distiller):
         alpha: weight of the target-class part.
         beta: weight of the non-target part; larger for a teacher that is sure of its answers (the paper: 8 by default; 2 for res56 to
             res20 and res110 to res32, 6 for VGG and WRN pairs).
-        temperature: T > 0; larger shows more of the teacher's ranking of wrong classes.
+        temperature: temperature of softened class probabilities, T > 0; larger shows more of the teacher's ranking of wrong classes.
         task_weight: w_task, weight of the cross-entropy.
         warmup: epochs over which the distillation loss grows to its weight; 0 for none.
 

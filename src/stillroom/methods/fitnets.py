@@ -98,8 +98,8 @@ def build(
 
     Args:
         student, teacher, data: what learns, what teaches, on what.
-        student_layer: module path of the guided layer; by default a middle one of the networks that come with Stillroom.
-        teacher_layer: module path of the hint layer, likewise.
+        student_layer: module path in the student; of the guided layer, by default a middle one of the networks that come with Stillroom.
+        teacher_layer: module path in the teacher; of the hint layer, likewise.
         options: those of `FitNets`.
     """
     return FitNets(

@@ -27,7 +27,7 @@ class KD(Distiller):
     Args:
         student: network from images [B, 3, H, W] to logits [B, C].
         teacher: the same signature; a network or a cache of its answers.
-        temperature: T > 0; larger shows more of the teacher's ranking of wrong classes.
+        temperature: temperature of softened class probabilities, T > 0; larger shows more of the teacher's ranking of wrong classes.
         task_weight: w_task, weight of the cross-entropy.
         kd_weight: w_kd, weight of the distillation loss.
 

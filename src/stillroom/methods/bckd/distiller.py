@@ -25,7 +25,7 @@ class BCKD(DenseDistiller):
         teacher: a detector with the same strides, positions and classes.
         cls_weight: alpha1, of the classification term.
         loc_weight: alpha2, of the localisation term.
-        beta: exponent of the gap in the classification term, at least 0.
+        gap_exponent: beta, exponent of the gap in the classification term, at least 0.
         iou_kind: overlap of the localisation term: giou as the release, iou as the paper writes, diou or ciou [inferred].
         detach_gap: let no gradient through the classification term's gap.
         skip_levels_without_positives: leave out the levels of a batch in which nothing is, as the release does.
@@ -41,14 +41,14 @@ class BCKD(DenseDistiller):
         *,
         cls_weight: float = 1.0,
         loc_weight: float = 4.0,
-        beta: float = 1.0,
+        gap_exponent: float = 1.0,
         iou_kind: IoUKind = "giou",
         detach_gap: bool = False,
         skip_levels_without_positives: bool = True,
     ) -> None:
         super().__init__(student, teacher)
         self.cls_weight, self.loc_weight = at_least_zero("cls_weight", cls_weight), at_least_zero("loc_weight", loc_weight)
-        self.beta, self.detach_gap = at_least_zero("beta", beta), detach_gap
+        self.gap_exponent, self.detach_gap = at_least_zero("gap_exponent", gap_exponent), detach_gap
         self.iou_kind: IoUKind = iou_kind
         self.skip_levels_without_positives = skip_levels_without_positives
 
@@ -60,7 +60,7 @@ class BCKD(DenseDistiller):
             targets,
             cls_weight=self.cls_weight,
             loc_weight=self.loc_weight,
-            beta=self.beta,
+            beta=self.gap_exponent,
             iou_kind=self.iou_kind,
             detach_gap=self.detach_gap,
             skip_levels_without_positives=self.skip_levels_without_positives,

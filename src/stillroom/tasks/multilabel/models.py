@@ -69,7 +69,7 @@ def _recorded(card: Card, num_classes: int) -> tuple[int, HeadOptions]:
     if card.task != TASK:
         raise InputError(card.argument, f"{card.folder}, a student of {card.task}", "a multi-label student")
     size, head = card.parsed(
-        lambda content: (int(content["image_size"]), HeadOptions(**content["head"])), "model, classes, image_size and head"
+        lambda content: (int(content["image_size"]), HeadOptions.from_json(content["head"])), "model, classes, image_size and head"
     )
     if card.num_classes != num_classes:
         got = f"{card.folder}, a student of {card.num_classes} labels"

@@ -79,28 +79,28 @@ class MultiLabelNetworks(Networks):
     """Which networks teach and learn, and the sizes of the heads that are built on them.
 
     Args:
-        teacher: backbone, optionally with weights of the whole network after ``@``; without them it is trained first (``@pretrained`` are
-            published weights of the backbone alone). Or the folder of an earlier run, or cache:FOLDER.
-        student: likewise.
-        teacher_epochs: length of the schedule of a teacher that has to be trained; by default as the student's.
-        teacher_lr: its learning rate; by default the student's.
+        teacher: network, named by its backbone, optionally with weights of the whole after ``@``; without them it is trained first
+            (``@pretrained`` are published weights of the backbone alone). Or the folder of an earlier run, or cache:FOLDER.
+        student: network, likewise.
+        teacher_epochs: epochs of the teacher, where it has to be trained: of its whole schedule; by default as many as the student's.
+        teacher_lr: learning rate of the teacher; by default the student's.
         teacher_stop: the epoch after which its training is stopped, whatever is left of the schedule (the paper: 30 of 80).
-        embed_dim: length of a label's embedding, in heads that are built here.
-        heads: of their cross-attention.
+        embed_dim: length of the embeddings; of a label's, in decoders that are built here.
+        attention_heads: of their cross-attention.
         feedforward: width of the layer behind it.
         dropout: in training, from 0 and below 1.
     """
 
     teacher_stop: int | None = None
     embed_dim: int = 64
-    heads: int = 4
+    attention_heads: int = 4
     feedforward: int = 128
     dropout: float = 0.1
 
     @property
     def head(self) -> HeadOptions:
         """Of networks that are no run's."""
-        return HeadOptions(self.embed_dim, self.heads, self.feedforward, self.dropout)
+        return HeadOptions(self.embed_dim, self.attention_heads, self.feedforward, self.dropout)
 
     def teacher_plan(self, plan: Training) -> Training:
         """As `Networks`, and stopped where that was asked for.
