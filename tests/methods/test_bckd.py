@@ -164,7 +164,7 @@ def test_a_level_alone_is_skipped_where_nothing_is(data: DetectionData) -> None:
 @pytest.mark.parametrize(
     ("make", "named"),
     [
-        (lambda student, teacher: BCKD(student, teacher, beta=-1), "beta"),
+        (lambda student, teacher: BCKD(student, teacher, gap_exponent=-1), "gap_exponent"),
         (lambda student, teacher: BCKD(student, teacher, cls_weight=-1), "cls_weight"),
         (lambda student, teacher: SoftmaxKD(student, teacher, temperature=0), "temperature"),
         (lambda student, teacher: SoftmaxKD(student, teacher, region="some"), "region"),

@@ -329,7 +329,7 @@ PAPER = {
     "class_aware_weight": 100,
     "instance_aware_weight": 1000,
     "embed_dim": 768,
-    "heads": 8,
+    "attention_heads": 8,
     "feedforward": 2048,
     "dropout": 0.1,
     "batch_size": 64,

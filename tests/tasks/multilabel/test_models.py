@@ -14,7 +14,7 @@ from stillroom.errors import InputError
 from stillroom.tasks.multilabel import EMBEDDINGS, HeadOptions, MLDecoder, MultiLabelNetwork, build_multilabel
 from stillroom.tasks.multilabel.networks import check_embeddings
 
-HEAD = HeadOptions(embed_dim=16, heads=2, feedforward=24)
+HEAD = HeadOptions(embed_dim=16, attention_heads=2, feedforward=24)
 
 
 def build(spec: str, classes: int = 5, size: int = 32, head: HeadOptions = HEAD) -> MultiLabelNetwork:

@@ -23,8 +23,8 @@ class NovelClassData(ImageData):
 
     Args:
         data: where the images are: see `ImageData`. ``shapes`` needs no file.
-        known_classes: the classes that are known; their names or numbers, or one number: the first so many. All others are novel. By default
-            60 % of them.
+        known_classes: the classes that are known; their names or numbers, or one number: the first so many. All others are novel. By
+            default 60 % of them.
         clusters: how many novel classes to look for, where it is not known how many there are; by default as many as there are.
         batch_size: images in a batch, labelled and unlabelled, of all processes together.
         workers: processes that read images ahead; by default none for images in memory, else up to 4.

@@ -102,7 +102,8 @@ def recipe(
             cifar100:PATH, without their labels; or restyled, for a first look: the training images in other styles, and patches of
             photographs.
         networks: which they are; the student's part behind the last map gives way to a connector and the teacher's classifier.
-        unlabelled_augment: random changes of the unlabelled images, as --augment; by default imagenet, which crops and mirrors (for restyled: --augment).
+        unlabelled_augment: random changes of the unlabelled images, as --augment; by default imagenet, which crops and mirrors (for
+            restyled: --augment).
         unlabelled_mean: mean of the unlabelled images' channels, if they are to be normalised with another than the data's.
         unlabelled_std: their standard deviation, likewise.
         equal_updates: give every epoch the updates of one pass over all web images, going through the chosen ones again and again; false,

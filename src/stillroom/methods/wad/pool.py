@@ -41,9 +41,7 @@ class Pool:
         return self.data.in_views(transform_from(self.data.describe()["transform"]), said="plain")
 
 
-def benchmark(
-    data: ImageData, known_classes: ChosenClasses, labelled: int, mismatch: float, *, even: bool = False, seed: int = 0
-) -> Pool:
+def benchmark(data: ImageData, known_classes: ChosenClasses, labelled: int, mismatch: float, *, even: bool = False, seed: int = 0) -> Pool:
     """The paper's benchmark made from fully labelled data (see `mismatch_split`).
 
     Args:

@@ -37,7 +37,15 @@ def make_encoder(lab: Lab, spec: str, data: ImageData, hidden: int, dim: int) ->
 
 
 def teacher_stage(
-    lab: Lab, pool: Pool, encoder: Encoder, views: nn.Module, plan: Training, *, released: bool, contrast_temperature: float = 0.5, model: str = ""
+    lab: Lab,
+    pool: Pool,
+    encoder: Encoder,
+    views: nn.Module,
+    plan: Training,
+    *,
+    released: bool,
+    contrast_temperature: float = 0.5,
+    model: str = "",
 ) -> Trained:
     """Stage 1: contrastive learning on all images of the pool. Its accuracy is that of the labels that it gives to validation images."""
     labelled = pool.data.restricted(train=pool.labelled)
@@ -105,9 +113,11 @@ def recipe(
         even: draw them evenly from the classes, instead of from all together.
         mismatch: share of images of unknown classes among the unlabelled, from 0 and below 1; as many as there are.
         unlabelled: the unlabelled images: imagefolder:PATH or PATH, a folder or zip of any image files at any depth; or other data such as
-            cifar100:PATH, without their labels. Then every image of the data is labelled. By default they are made of the data.
+            cifar100:PATH, without their labels. Then every image of the data is labelled. By default those of the data that
+            keep no label.
         teacher_epochs: epochs of the teacher; of contrastive training.
-        teacher_lr: learning rate of the teacher (of adam; of sgd for the paper's schedule, which starts there and goes up to ten times as much).
+        teacher_lr: learning rate of the teacher; of adam, or of sgd for the paper's schedule, which starts there and goes up to ten times as
+            much.
         teacher_schedule: of the teacher's learning rate.
         hidden: hidden width; of the teacher's projection head.
         embed_dim: length of the embeddings; of the teacher's projections.

@@ -1,4 +1,4 @@
-"""Training images of another kind in the place of a set's own or beside them, such as a pile without labels; everything else is the set's."""
+"""Training images of another kind in the place of a set's own, everything else being the set's; and piles of images without labels."""
 
 from __future__ import annotations
 

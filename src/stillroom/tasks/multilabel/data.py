@@ -31,7 +31,8 @@ class MultiLabelData(ImageSetData):
             student has something left to learn) or ``mosaics:SOURCE`` (of any classified images),
             ``coco:IMAGES,ANNOTATIONS.json``, ``voc:ROOT`` (folder or zip) or ``csv:FILE`` (rows ``file,tag;tag``); options follow after
             commas, e.g. ``voc:bccd.zip,counts=RBC:10:15+Platelets``.
-        image_size: pixels of the images that the network is given; they are squashed to this height and width; by default 224, or the mosaics' own.
+        image_size: pixels of the images that the network is given; they are squashed to this height and width; by default
+            224, or the mosaics' own.
         augment: random changes of training images: ``randaugment`` (with Cutout, as the paper), ``mirror``, ``turn`` or ``none``; by
             default randaugment, for mosaics none.
         options: those of every task on images, see `ImageSetData`.
