@@ -112,7 +112,7 @@ def discovered(lab: Lab, data: NovelClassData, regime: str, arm: str, supervised
     options = {**REGIMES[regime], **ARMS[arm]}
     epochs = options["epochs"]
     plan = Training(epochs=epochs, lr=0.1, weight_decay=1.5e-4, schedule="cosine", warmup_epochs=epochs // 4, **OF_EPOCHS)
-    student = DiscoveryNetwork(copy.deepcopy(supervised.network), data.clusters, heads=2, hidden=128, projection=32)
+    student = DiscoveryNetwork(copy.deepcopy(supervised.network), data.clusters, novel_heads=2, hidden=128, projection=32)
     distiller = Watched(student, lab.teach(supervised), data, **options)
     shown = crops("small", data.image_size, data.mean, data.std, large=2, small=0)
     name = f"{regime}-{arm}".replace(" ", "").replace(",", "-").replace("=", "")

@@ -79,7 +79,7 @@ def heads(inputs: dict[str, Tensor], params: dict[str, Any]) -> dict[str, Tensor
     network = DiscoveryNetwork(
         KnownClassifier(nn.Identity(), known),
         novel_classes,
-        heads=params["num_heads"],
+        novel_heads=params["num_heads"],
         hidden=params["hidden_dim"],
         projection=params["proj_dim"],
         layers=params["num_hidden_layers"],

@@ -230,7 +230,7 @@ def supervised(width: int = 6) -> KnownClassifier:
 
 
 def discovery(**options: Any) -> Discovery:
-    student = DiscoveryNetwork(supervised(), NOVEL, heads=HEADS, hidden=8, projection=5)
+    student = DiscoveryNetwork(supervised(), NOVEL, novel_heads=HEADS, hidden=8, projection=5)
     return Discovery(student, supervised(), **options)
 
 
@@ -601,7 +601,7 @@ def trained(out: Path, data: NovelClassData, fall_at: int | None = None) -> dict
     torch.manual_seed(1)
     backbone = nn.Sequential(nn.Conv2d(3, 6, 3, bias=False), nn.BatchNorm2d(6), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
     taught = KnownClassifier(backbone, Prototypes(6, 36))
-    student = DiscoveryNetwork(KnownClassifier(backbone, taught.known), 24, heads=2, hidden=8, projection=5)
+    student = DiscoveryNetwork(KnownClassifier(backbone, taught.known), 24, novel_heads=2, hidden=8, projection=5)
     shown_as = data.in_views(*crops("small", 16, data.mean, data.std, large=2, small=0), said="two")
     lab = Lab(LabOptions(out=out, accelerator="cpu", checkpoint_steps=2))
     plan = replace(SHORT, epochs=2, warmup_epochs=1, lr_floor=0.01)

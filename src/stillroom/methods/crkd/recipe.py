@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from stillroom.engine import Experiment, Lab, Networks, Report, Room, Trained, Training
 from stillroom.engine.run.measure import measure
-from stillroom.errors import InputError, at_least
+from stillroom.errors import InputError, at_least, positive
 from stillroom.methods.crkd.data import NovelClassData
 from stillroom.methods.crkd.distiller import Discovery, Pretraining
 from stillroom.methods.crkd.evaluator import SHOWN
@@ -56,7 +56,7 @@ def discovery_stage(
     views: Sequence[View],
     said: str,
     *,
-    heads: int,
+    novel_heads: int,
     hidden: int,
     projection: int,
     layers: int,
@@ -69,12 +69,12 @@ def discovery_stage(
         supervised: stage 1.
         name: of the stage.
         views, said: how images are shown.
-        heads, hidden, projection, layers: see `DiscoveryNetwork`.
+        novel_heads, hidden, projection, layers: see `DiscoveryNetwork`.
         options: of `Discovery`.
     """
     assert isinstance(supervised.network, KnownClassifier)
     taught = copy.deepcopy(supervised.network).requires_grad_(True)  # whatever the pre-training left as it was
-    student = DiscoveryNetwork(taught, data.clusters, heads=heads, hidden=hidden, projection=projection, layers=layers)
+    student = DiscoveryNetwork(taught, data.clusters, novel_heads=novel_heads, hidden=hidden, projection=projection, layers=layers)
     known, temperature = data.known_count, taught.temperature
     spec = NovelSpec(supervised.result.model, known, hidden=hidden, projection=projection, layers=layers, temperature=temperature)
     distiller = Discovery(student, lab.teach(supervised), **options)
@@ -152,8 +152,9 @@ def recipe(
         optimizer=teacher_optimizer or plan.optimizer,
         warmup_epochs=teacher_warmup_epochs,
     )
+    positive("cosine_temperature", cosine_temperature)
     first: dict[str, Any] = {"cosine_temperature": cosine_temperature, "trained_layers": teacher_trained_layers}
-    shape = {"heads": novel_heads, "hidden": hidden, "projection": projection, "layers": projection_layers}
+    shape = {"novel_heads": novel_heads, "hidden": hidden, "projection": projection, "layers": projection_layers}
     second: dict[str, Any] = {
         "large_views": large_crops,
         "temperature": temperature,

@@ -164,7 +164,7 @@ _CIFAR: dict[str, Any] = {
     "weight_decay": 5e-4,
     "warmup_epochs": 20,
     "milestones": [200, 320, 380],
-    "views": "cifar",
+    "view_style": "cifar",
     "workers": 4,  # which the views, image by image, keep busy
     "mean": [0.4914, 0.4822, 0.4465],
     "std": [0.2023, 0.1994, 0.2010],
@@ -175,7 +175,7 @@ _PHOTOGRAPHS: dict[str, Any] = {
     "image_size": 224,
     "augment": "imagenet",
     "epochs": 400,
-    "views": "imagenet",
+    "view_style": "imagenet",
 }
 PRESETS = {
     "paper": {**_CIFAR, "data": "cifar100:data/cifar100,imbalance=exp:100"},

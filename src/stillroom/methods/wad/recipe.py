@@ -116,8 +116,8 @@ def recipe(
             cifar100:PATH, without their labels. Then every image of the data is labelled. By default those of the data that
             keep no label.
         teacher_epochs: epochs of the teacher; of contrastive training.
-        teacher_lr: learning rate of the teacher; of adam, or of sgd for the paper's schedule, which starts there and goes up to ten times as
-            much.
+        teacher_lr: learning rate of the teacher; of adam, or of sgd for the paper's schedule, which starts there and goes up to ten times
+            as much.
         teacher_schedule: of the teacher's learning rate.
         hidden: hidden width; of the teacher's projection head.
         embed_dim: length of the embeddings; of the teacher's projections.

@@ -49,7 +49,7 @@ COCO: dict[str, Any] = {
     "schedule": "onecycle",
     "peak": 0.2,
     "embed_dim": 768,
-    "heads": 8,
+    "attention_heads": 8,
     "feedforward": 2048,
     "precision": "16-mixed",
 }
