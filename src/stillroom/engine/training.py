@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch
@@ -105,3 +105,22 @@ class Training:
             kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[self.optimizer]
             return kind(groups, lr=self.lr, betas=(self.momentum, 0.999), weight_decay=self.weight_decay)
         return torch.optim.SGD(groups, lr=self.lr, momentum=self.momentum, weight_decay=self.weight_decay, nesterov=self.nesterov)
+
+
+@dataclass(frozen=True)
+class Stopped(Training):
+    """A training that is stopped before its schedule has ended.
+
+    Args:
+        of: epochs of the whole schedule.
+    """
+
+    of: int = 1
+
+    def rate(self, base_lr: float, progress: Progress) -> float:
+        """As of the whole schedule."""
+        return super().rate(base_lr, replace(progress, epochs=self.of))
+
+    def momentum_at(self, progress: Progress) -> float | None:
+        """As of the whole schedule."""
+        return super().momentum_at(replace(progress, epochs=self.of))

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid, smooth_l1_loss
 
 from stillroom.errors import InputError
-from stillroom.tasks.multilabel.labels import binary, full
+from stillroom.losses.labels import binary, full
 
 Reduction = Literal["batchmean", "mean", "sum"]
 
