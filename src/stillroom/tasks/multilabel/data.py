@@ -9,9 +9,9 @@ from torch import Tensor
 
 from stillroom.errors import at_least, one_of
 from stillroom.tasks.images.data import ImageSetData, hashed
+from stillroom.tasks.images.squashed import AUGMENTATIONS, describe_transform, train_transform, transform_from
 from stillroom.tasks.multilabel.metrics import MultiLabelEvaluator
 from stillroom.tasks.multilabel.sources import open_source
-from stillroom.tasks.multilabel.transforms import AUGMENTATIONS, describe_transform, train_transform, transform_from
 
 if TYPE_CHECKING:
     from typing_extensions import Self

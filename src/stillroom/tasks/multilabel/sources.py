@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Sequence
-from typing import Any
+from functools import partial
 
 import numpy as np
 
@@ -24,10 +24,11 @@ from stillroom.tasks.images.sources import (
     open_voc,
     whole_numbers,
 )
-from stillroom.tasks.images.stores import FileImages, Images
+from stillroom.tasks.images.stores import FileImages
 from stillroom.tasks.multilabel.mosaics import Mosaics
 
 _SIZE = 224
+_source = partial(LabelledSource, mean=(0.0,) * 3, std=(1.0,) * 3)  # images are normalised by nothing, as in the paper
 
 Condition = tuple[str, int]  # a label: at least so many objects of a class
 
@@ -61,8 +62,17 @@ def _open_mosaics(path: str, options: dict[str, str], argument: str) -> Labelled
     sizes = {split: whole.pop(split) for split in ("train", "val", "teacher")}
     made = Mosaics(path, fill=float(fill), argument=argument, **whole)
     digest = hashlib.sha256(repr((made.key, sizes)).encode())
-    parts = {split: made.images(split, count) for split, count in sizes.items()}
-    return _source("mosaics", made.classes, parts["train"], parts["val"], digest, made.size, "none", parts["teacher"])
+    train, val, teacher = (made.images(split, count) for split, count in sizes.items())
+    return _source(
+        name="mosaics",
+        classes=made.classes,
+        train=train,
+        val=val,
+        teacher=teacher,
+        fingerprint=digest.hexdigest()[:16],
+        image_size=made.size,
+        augment="none",
+    )
 
 
 def _open_coco(path: str, options: dict[str, str], argument: str) -> LabelledSource:
@@ -94,34 +104,6 @@ KINDS = (
 )
 
 
-# From objects to labels -----------------------------------------------------------------------------------------------------------------
-
-
-def _source(
-    name: str,
-    classes: tuple[str, ...],
-    train: Images,
-    val: Images,
-    digest: Any,
-    image_size: int,
-    augment: str,
-    teacher: Images | None = None,
-) -> LabelledSource:
-    """A source, whose images are normalised by nothing, as the paper does."""
-    return LabelledSource(
-        name=name,
-        classes=classes,
-        train=train,
-        val=val,
-        mean=(0.0,) * 3,
-        std=(1.0,) * 3,
-        fingerprint=digest.hexdigest()[:16],
-        teacher=teacher,
-        image_size=image_size,
-        augment=augment,
-    )
-
-
 def _labelled_source(
     name: str, conditions: Sequence[Condition], parts: Sequence[Annotated], options: dict[str, str], argument: str, *, drop: bool = False
 ) -> LabelledSource:
@@ -143,7 +125,15 @@ def _labelled_source(
     for images, part in zip(split, (parts[0], parts[-1]), strict=True):
         digest.update(np.ascontiguousarray(images.labels).tobytes())
         digest.update("\n".join(f"{path} {part.sizes[path]}" for path in images.names).encode())
-    return _source(name, classes, train, val, digest, _SIZE, "randaugment")
+    return _source(
+        name=name,
+        classes=classes,
+        train=train,
+        val=val,
+        fingerprint=digest.hexdigest()[:16],
+        image_size=_SIZE,
+        augment="randaugment",
+    )
 
 
 def _labelled(part: Annotated, conditions: Sequence[Condition], *, drop: bool) -> FileImages:
@@ -164,9 +154,6 @@ def hold_out(labels_NK: np.ndarray, share: float) -> np.ndarray:
             left_K -= labels_NK[index]
             wanted -= 1
     return held_out_N
-
-
-# Reading a specification ----------------------------------------------------------------------------------------------------------------
 
 
 def _conditions(text: str, found: Sequence[str], argument: str) -> list[Condition]:
