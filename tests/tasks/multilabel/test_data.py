@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from stillroom.errors import InputError
-from stillroom.tasks.images.squashed import train_transform, transform_from
+from stillroom.tasks.images.transforms import train_transform, transform_from
 from stillroom.tasks.multilabel import MultiLabelData
 from tests.tasks.multilabel.annotated import tags, voc
 

@@ -14,7 +14,7 @@ from stillroom.engine.card import Described, read_card, write_card
 from stillroom.errors import InputError
 from stillroom.modules.ml_decoder import MLDecoder
 from stillroom.tasks.images.loaded import Ranked, Scoring, Unreadable, described
-from stillroom.tasks.images.squashed import transform_from
+from stillroom.tasks.images.transforms import transform_from
 from stillroom.tasks.multilabel.models import TASK, build_multilabel
 
 _SURE = 0.5  # probability above which a label is given
