@@ -29,10 +29,10 @@ import numpy as np
 import torch
 from filelock import FileLock, Timeout
 
-from stillroom.engine.cache.labels import LabelFormat, SoftLabels
 from stillroom.engine.cache.store import CacheFolder, Writer
 from stillroom.engine.run.written import is_what_it_is_called, write_atomic
 from stillroom.errors import InputError
+from stillroom.methods.ferkd.bank.labels import LabelFormat, SoftLabels
 
 SCHEMA = "stillroom.labels/1"
 SOUND = "classes that there are, probabilities with a sum of 1, boxes within the image"

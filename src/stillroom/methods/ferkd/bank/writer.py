@@ -12,11 +12,11 @@ from typing import Any
 
 import numpy as np
 
-from stillroom.engine.cache.bank import LabelBank
-from stillroom.engine.cache.bank_folder import SOUND, BankFolder, Lane, Rows, unsound_rows
-from stillroom.engine.cache.labels import LabelFormat
 from stillroom.engine.report.results import StageResult
 from stillroom.errors import InputError
+from stillroom.methods.ferkd.bank.folder import SOUND, BankFolder, Lane, Rows, unsound_rows
+from stillroom.methods.ferkd.bank.labels import LabelFormat
+from stillroom.methods.ferkd.bank.reader import LabelBank
 
 _LANES = 256  # at most; fewer where there are few images, since each takes a moment to begin and to end
 

@@ -21,12 +21,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from stillroom.engine.cache.bank import LabelBank
-from stillroom.engine.cache.bank_folder import Rows, unsound_rows
-from stillroom.engine.cache.bank_writer import BankPlan, write_bank
-from stillroom.engine.cache.labels import LabelDtype, LabelFormat, SoftLabels
 from stillroom.engine.run.written import write_atomic
 from stillroom.errors import InputError
+from stillroom.methods.ferkd.bank.folder import Rows, unsound_rows
+from stillroom.methods.ferkd.bank.labels import LabelDtype, LabelFormat, SoftLabels
+from stillroom.methods.ferkd.bank.reader import LabelBank
+from stillroom.methods.ferkd.bank.writer import BankPlan, write_bank
 
 
 class Record(NamedTuple):
