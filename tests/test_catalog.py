@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import inspect
 from typing import Any, get_type_hints
 
@@ -8,12 +9,12 @@ import jsonargparse
 import pytest
 
 from stillroom import catalog
-from stillroom.engine import LabOptions, Training
+from stillroom.engine import LabOptions, Networks, Training
+from stillroom.engine.room import options_of
 from stillroom.errors import InputError
-from stillroom.tasks.experiments import options_of
 
 BASELINES = {"supervised", "kd", "dkd", "fitnets", "crd"}
-GIVEN = {"lab", "data", "plan"}  # parameters of a recipe that are no options of its own
+GIVEN = {"lab", "data", "plan", "networks"}  # parameters of a recipe that are no options of its own
 BUILT = [method for method in catalog.METHODS if method.room]
 
 
@@ -53,40 +54,53 @@ def test_built_methods_say_what_they_were_verified_against() -> None:
 
 @pytest.mark.parametrize("name", [method.name for method in BUILT])
 def test_room_has_a_documented_recipe_and_presets(name: str) -> None:
+    assert importlib.import_module(catalog.find(name).room).__doc__
     room = catalog.load(name)
-    assert room.__doc__
+    assert room.tasks
     assert documented(room.recipe) == set(parameters(room.recipe))
     hints = get_type_hints(room.recipe)
     assert set(parameters(room.recipe)) | {"return"} == set(hints)
-    data = {name for kind in inspect.getmro(hints["data"]) if kind is not object for name in parameters(kind)}
-    known = {*options_of(room.recipe, GIVEN), *data, *parameters(Training), *parameters(LabOptions)}
-    assert room.PRESETS
-    for preset in room.PRESETS.values():
+    setting = room.chosen(None)
+    data = {name for kind in inspect.getmro(setting.data) if kind is not object for name in parameters(kind)}
+    networks = set() if setting.networks is None else {*parameters(type(setting.networks))} - setting.without
+    known = {*options_of(room.recipe, GIVEN), *data, *networks, *parameters(Training), *parameters(LabOptions)}
+    assert setting.presets
+    for preset in setting.presets.values():
         assert preset.keys() <= known
         Training(**{option: value for option, value in preset.items() if option in parameters(Training)})
 
 
 @pytest.mark.parametrize("name", [method.name for method in BUILT])
 def test_every_option_says_what_it_means(name: str) -> None:
-    parser = jsonargparse.ArgumentParser()
-    parser.add_function_arguments(catalog.load(name).recipe, skip=GIVEN)
+    room, parser = catalog.load(name), jsonargparse.ArgumentParser()
+    setting = room.chosen(None)
+    parser.add_function_arguments(room.recipe, skip=GIVEN)
+    parser.add_class_arguments(setting.data)
+    if setting.networks is not None:
+        parser.add_class_arguments(type(setting.networks))
     said = {action.dest: action.help for action in parser._actions}
-    assert len(said) > 2
+    assert len(said) > 10
     assert {option for option, meaning in said.items() if not meaning or meaning.startswith("%")} == set()
 
 
 @pytest.mark.parametrize("name", [method.name for method in BUILT])
 def test_options_shared_by_all_are_documented(name: str) -> None:
-    data = get_type_hints(catalog.load(name).recipe)["data"]
-    for kind in (data, Training, LabOptions):
+    setting = catalog.load(name).chosen(None)
+    for kind in (setting.data, type(setting.networks or Networks()), Training, LabOptions):
         assert documented(kind) == set(parameters(kind))
 
 
-HOSTS = [method.name for method in BUILT if hasattr(catalog.load(method.name), "build") and method.name not in ("supervised", "dot")]
+ROOMS = {method.name: catalog.load(method.name) for method in BUILT}
+HOSTS = [name for name, room in ROOMS.items() if room.build is not None and name != "dot"]
 
 
 def test_there_are_hosts() -> None:
-    assert {"kd", "dkd", "fitnets", "crd"} <= set(HOSTS)
+    assert {"kd", "dkd", "fitnets", "crd", "l2d", "bckd"} <= set(HOSTS)
+
+
+def test_a_method_that_cannot_be_compared_says_why() -> None:
+    assert {name for name, room in ROOMS.items() if room.build is None} == {"supervised", "crkd", "wad"}
+    assert all(bool(room.reason) == (room.build is None) for room in ROOMS.values())
 
 
 @pytest.mark.parametrize("name", HOSTS)
@@ -112,4 +126,4 @@ def test_catalog_is_data_alone() -> None:
         if isinstance(node, ast.Import | ast.ImportFrom)
         for name in ([node.module] if isinstance(node, ast.ImportFrom) else [alias.name for alias in node.names])
     }
-    assert imported == {"__future__", "importlib", "dataclasses", "types", "stillroom.errors"}
+    assert imported == {"__future__", "importlib", "dataclasses", "typing", "stillroom.errors", "stillroom.engine.room"}

@@ -120,7 +120,7 @@ def printed(method: str, capsys: pytest.CaptureFixture[str], *arguments: str) ->
 
 @pytest.mark.parametrize("method", [method.name for method in catalog.METHODS if method.room])
 def test_printed_config_works_as_a_config(method: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    presets = list(catalog.load(method).PRESETS)
+    presets = list(catalog.load(method).chosen(None).presets)
     for arguments in (["--batch-size", "20"], ["--preset", presets[0]], ["--preset", presets[-1], "--epochs", "2"]):
         config = tmp_path / "printed.yaml"
         config.write_text(yaml.safe_dump(printed(method, capsys, *arguments)))

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from stillroom import catalog, cli
-from stillroom.tasks.experiments import options_of
+from stillroom.engine.room import options_of
 
 ROOT = Path(__file__).parents[1]
 PAGES = {path.relative_to(ROOT / "docs").as_posix(): path.read_text(encoding="utf-8") for path in sorted((ROOT / "docs").rglob("*.md"))}
@@ -47,9 +47,9 @@ def test_python_runs(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 def test_the_worked_example_has_the_options_that_it_hands_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "own_at.py").write_text("\n".join(block for _, block in IN_DOCS["add-a-method.md"][:3]))
     monkeypatch.syspath_prepend(tmp_path)
-    room = importlib.import_module("own_at")
-    assert options_of(room.recipe, {"lab", "data", "plan"})["beta"] == 1000.0
-    assert options_of(room.build, {"student", "teacher", "data"}) == {"beta": 1000.0}
+    room = importlib.import_module("own_at").ROOM
+    assert options_of(room.recipe, {"lab", "data", "plan", "networks"}) == {"beta": 1000.0}
+    assert room.options == {"beta": 1000.0}
 
 
 @pytest.mark.parametrize("out", ["runs/shapes", "runs/own-network"])

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from stillroom.cli import main
+from stillroom.engine.task import task_named
 from stillroom.errors import InputError
-from stillroom.tasks.experiments import experiment_of
 
 TINY = "scenes:size=32,train=16,val=8,teacher=16"
 SMALL = ("--data", TINY, "--epochs", "1", "--teacher-epochs", "1", "--warmup-epochs", "0", "--batch-size", "8", "--accelerator", "cpu")
@@ -52,9 +52,45 @@ def test_the_paper_preset_of_a_host_is_its_task_s(capsys: pytest.CaptureFixture[
     assert "delta: 0.075" in printed
 
 
-def test_a_task_without_an_experiment_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(InputError, match="task: got detektion, expected one of classification, detection"):
-        experiment_of("detektion")
+def test_an_unknown_task_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(InputError, match="task: got detektion, expected one of classification, multilabel, detection"):
+        task_named("detektion")
     assert main(["run", "supervised", "--task", "detektion"]) == 2
-    assert main(["run", "dot", "--host", "l2d"]) == 2
-    assert "host: got multi-label classification" in capsys.readouterr().err
+    assert "--task: got detektion" in capsys.readouterr().err
+
+
+MOSAICS = ("--subset", "32", "--val-subset", "16", "--batch-size", "16", "--epochs", "1", "--accelerator", "cpu")
+
+
+def test_multilabel_methods_are_hosted_and_compared(tmp_path: Path) -> None:
+    words = ["compare", "l2d", "dot:l2d", *MOSAICS, "--optimizer", "sgd", "--momentum", "0.9", "--out", str(tmp_path / "run")]
+    assert main(words) == 0
+    metrics = json.loads((tmp_path / "run/metrics.json").read_text())
+    assert set(metrics["summary"]) == {"teacher", "alone", "l2d", "dot:l2d"}
+    assert metrics["failed"] == {}
+    assert metrics["primary"] == "mAP"
+
+
+def test_plain_training_of_a_multilabel_network_makes_a_teacher(tmp_path: Path) -> None:
+    assert main(["run", "supervised", "--task", "multilabel", *MOSAICS, "--out", str(tmp_path / "teacher")]) == 0
+    out = tmp_path / "run"
+    assert main(["run", "dot", "--host", "l2d", *MOSAICS, "--teacher", str(tmp_path / "teacher"), "--out", str(out)]) == 0
+    made, used = (json.loads((folder / "metrics.json").read_text())["stages"] for folder in (tmp_path / "teacher", out))
+    assert used["teacher"][0]["metrics"] == made["alone"][0]["metrics"]
+
+
+@pytest.mark.parametrize("method", ["wad", "crkd"])
+def test_methods_of_several_stages_say_why_they_host_nothing(method: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["run", "dot", "--host", method]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith(f"stillroom: --host: got {method}, expected a method with a task and a distillation loss")
+    assert "its stages are an experiment of their own" in said
+
+
+@pytest.mark.parametrize(("host", "why"), [("kd3", "no task term"), ("ferkd", "labels: got nothing")])
+def test_a_host_that_cannot_be_is_refused_before_anything_is_trained(
+    host: str, why: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["run", "dot", "--host", host, "--subset", "32", "--epochs", "1", "--out", str(tmp_path / "run")]) == 2
+    assert why in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()

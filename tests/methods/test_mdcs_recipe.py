@@ -16,7 +16,7 @@ from PIL import Image
 import stillroom
 from stillroom.cli import main
 from stillroom.engine.weights import read_weights
-from stillroom.methods.mdcs import PRESETS
+from stillroom.methods.mdcs.recipe import PRESETS
 from stillroom.tasks.classification.networks import ExpertNetwork
 from tests.tasks.classification.miniatures import cifar100
 

@@ -20,8 +20,8 @@ from stillroom.cli import main
 from stillroom.engine import Teacher
 from stillroom.engine.weights import read_weights
 from stillroom.errors import InputError
-from stillroom.methods.orc import PRESETS, build
-from stillroom.methods.orc.recipe import specs_of
+from stillroom.methods.orc import build
+from stillroom.methods.orc.recipe import PRESETS, specs_of
 from stillroom.tasks.classification import ImageData, build_classifier
 from tests.tasks.classification.miniatures import cifar100, imagenet
 

@@ -16,12 +16,12 @@ import yaml
 
 from stillroom import catalog
 from stillroom.cli import main
-from stillroom.tasks.experiments import options_of
+from stillroom.engine.room import options_of
 from tests.tasks.classification.miniatures import cifar100, imagenet, tiny_imagenet
 
 # The methods of the common setting; those with a setting of their own test their presets beside their other tests.
 COMMON = ("supervised", "kd", "dkd", "fitnets", "crd", "dot")
-CASES = [(method, preset) for method in COMMON for preset in catalog.load(method).PRESETS]
+CASES = [(method, preset) for method in COMMON for preset in catalog.load(method).chosen(None).presets]
 
 # The specification's table: what all methods share on a data set, then each method's own numbers.
 MULTISTEP = {"optimizer": "sgd", "momentum": 0.9, "nesterov": False, "schedule": "multistep", "decay": 0.1, "warmup_epochs": 0}
@@ -97,7 +97,7 @@ def test_the_numbers_are_the_papers(method: str, preset: str, capsys: pytest.Cap
 def test_a_host_has_the_defaults_of_its_own_recipe(method: str) -> None:
     """DOT's presets name its host's numbers only where they differ from these."""
     room = catalog.load(method)
-    own, alone = options_of(room.build, {"student", "teacher", "data"}), options_of(room.recipe, {"lab", "data", "plan"})
+    own, alone = options_of(room.build, {"student", "teacher", "data"}), options_of(room.recipe, {"lab", "data", "plan", "networks"})
     assert own == {name: alone[name] for name in own}
 
 

@@ -10,11 +10,13 @@ from torch import nn
 
 from stillroom.commands.options import early, read_options
 from stillroom.commands.parser import named_as_typed
-from stillroom.engine import Lab, LabOptions, Training, tap
+from stillroom.engine import Experiment, Lab, Networks, Training, tap
 from stillroom.engine.cache import CACHE, CachedTeacher, CacheFolder, Dtype, Rest, Storage, Views, build_cache
+from stillroom.engine.experiment import cacheable
+from stillroom.engine.room import setting_of
 from stillroom.engine.run.console import StageDisplay, console
-from stillroom.errors import InputError
-from stillroom.tasks.experiments import TASKS, experiment_of
+from stillroom.engine.task import TASKS, task_named
+from stillroom.errors import InputError, one_of
 from stillroom.tasks.students import task_of
 
 PROG = "stillroom cache"
@@ -28,24 +30,15 @@ def run(arguments: list[str], command: str) -> None:
         command: the whole line that was typed.
     """
     name = _task(arguments)
-    experiment = experiment_of(name)
-    given = read_options(
-        PROG,
-        cache,
-        arguments,
-        data=experiment.data,
-        plan=experiment.plan,
-        presets=experiment.presets_of(cache),
-        out="runs/cache",
-        defaults={"teacher": experiment.teacher, "teacher_epochs": experiment.teacher_epochs},
-    )
+    given = read_options(PROG, cache, arguments, setting=setting_of(name, cache, student=False), out="runs/cache")
     with named_as_typed(*given.settings):
-        options = LabOptions(**{**given.lab, "out": Path(given.lab["out"])})
+        options = given.made_lab()
         for option in ("devices", "num_nodes", "seeds"):
             if getattr(options, option) != 1:
                 raise InputError(option, getattr(options, option), "1: a cache is built once, by one process")
-        plan, data = Training(**given.plan), experiment.data(**given.data)
-        built = cache(Lab(options, settings=given.settings), data, plan, **{**given.own, "task": name})
+        data = given.made_data()
+        cacheable(data, "task", name)
+        built = cache(Lab(options, settings=given.settings), data, **given.trained_by(), **{**given.own, "task": name})
     _tell(built)
 
 
@@ -56,24 +49,21 @@ def _task(arguments: list[str]) -> str:
         InputError: its teachers cannot be cached.
     """
     if (named := early(arguments, "task")) is not None:
-        if named not in TASKS:
-            raise InputError("--task", named, f"one of {', '.join(TASKS)}")
-        return named
+        return one_of("--task", named, TASKS)
     teacher, kind = early(arguments, "teacher") or "", (early(arguments, "data") or "").partition(":")[0]
     if (Path(teacher) / "student.json").is_file():
         if (found := task_of(teacher)) not in TASKS:
             raise InputError("--teacher", f"{teacher}, a run of the task {found}", f"a teacher of {' or '.join(TASKS)}")
         return found
-    return next((name for name in TASKS if kind in experiment_of(name).kinds), "classification")
+    return next((name for name in TASKS if kind in task_named(name).kinds), "classification")
 
 
 def cache(
     lab: Lab,
     data: Any,
     plan: Training,
+    networks: Networks,
     task: str | None = None,
-    teacher: str = "",
-    teacher_epochs: int | None = None,
     views: int | None = None,
     dtype: Dtype = "fp16",
     top: int | None = None,
@@ -87,8 +77,7 @@ def cache(
         data: the images.
         plan: how the teacher is trained, if it has to be.
         task: what the teacher does; by default the task of the run that it comes from, or the one that the data are made for.
-        teacher: network, optionally with weights after ``@``; without weights it is trained first. Or the folder of an earlier run.
-        teacher_epochs: epochs for a teacher that has to be trained; by default as many as the plan's.
+        networks: the teacher whose answers are stored.
         views: random versions of each image that are stored, which training then shows in turn; by default 8, without augmentation 1. With
             as many as there are epochs, and the same seed, training sees the very images that it would see without a cache. For detection
             2, an image and its mirror image, or 1 without flips: training then always sees what it would see without.
@@ -97,17 +86,17 @@ def cache(
         rest: what the other classes are given then: ``spread`` the probability that is left, or ``drop`` them.
         taps: module paths whose outputs are stored besides the answers, with commas between; or ``middle`` (for fitnets), ``pooled`` (crd).
     """
-    of = experiment_of(task or "classification")
-    if teacher.startswith(CACHE):
-        raise InputError("teacher", teacher, "a network: what it answered is in a cache already")
+    of, experiment = data.task, Experiment(lab, data, plan, networks)
+    if networks.teacher.startswith(CACHE):
+        raise InputError("teacher", networks.teacher, "a network: what it answered is in a cache already")
     seen, storage = Views(of.views(data, views), lab.options.seed), Storage(dtype, top, rest)
     with lab.shared():
-        paths = _paths(taps, of.network(teacher, data, lab, "teacher").network, of.layers)
+        paths = _paths(taps, experiment.network(networks.teacher, "teacher").network, of.layers)
     folder = CacheFolder(lab.folder)
     with folder.locked():  # before anything is trained
         if lab.options.overwrite:
             folder.clear()
-    taught = of.teacher_stage(lab, data, plan, teacher, teacher_epochs)
+    taught = experiment.teacher()
     display = StageDisplay("cache")
     rows = data.train_size * seen.count
     begun = (folder.read() or {}).get("done", 0)

@@ -7,14 +7,15 @@ from typing import Any
 
 from stillroom.commands.options import read_options
 from stillroom.commands.parser import named_as_typed
-from stillroom.engine import Lab, LabOptions, Training
+from stillroom.engine import Experiment, Lab, Networks, Training
 from stillroom.engine.cache.bank import LabelBank
 from stillroom.engine.cache.bank_folder import BankFolder
 from stillroom.engine.cache.labels import DEFAULT_TYPE, LabelDtype, LabelFormat
 from stillroom.engine.cache.released import ReleasedImages, export_released, import_released
+from stillroom.engine.room import Setting
 from stillroom.engine.run.console import StageDisplay, console
 from stillroom.errors import InputError
-from stillroom.tasks.classification import DIGITS, ImageData, network, teacher_stage
+from stillroom.tasks.classification import CONVNETS, DIGITS, ImageData
 from stillroom.tasks.classification.crops import Interpolation
 from stillroom.tasks.classification.labelling import Labelling, crop_rule, label_images, original_images
 
@@ -33,6 +34,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "temperature": 1.0,
     }
 }
+SETTING = Setting(ImageData, DIGITS, CONVNETS, PRESETS, without=frozenset({"student"}))
 
 
 def run(arguments: list[str], command: str) -> None:
@@ -42,16 +44,15 @@ def run(arguments: list[str], command: str) -> None:
         arguments: what follows `stillroom cache-labels`.
         command: the whole line that was typed.
     """
-    given = read_options(PROG, cache_labels, arguments, data=ImageData, plan=DIGITS, presets=PRESETS, out="runs/labels")
+    given = read_options(PROG, cache_labels, arguments, setting=SETTING, out="runs/labels")
     with named_as_typed(*given.settings):
-        options = LabOptions(**{**given.lab, "out": Path(given.lab["out"])})
+        options = given.made_lab()
         for name in ("devices", "num_nodes", "seeds"):
             if getattr(options, name) != 1:
                 raise InputError(name, getattr(options, name), "1: start the command several times, and the processes share the images")
-        plan, data = Training(**given.plan), ImageData(**given.data)
         # Where the bank is exported to is no part of what it is: that may be asked for once it is finished.
         settings = {name: value for name, value in given.settings.items() if name != "export"}
-        bank = cache_labels(Lab(options, settings=settings), data, plan, **given.own)
+        bank = cache_labels(Lab(options, settings=settings), given.made_data(), **given.trained_by(), **given.own)
     _tell(bank)
 
 
@@ -59,8 +60,7 @@ def cache_labels(
     lab: Lab,
     data: ImageData,
     plan: Training = DIGITS,
-    teacher: str = "stillroom/convnet24",
-    teacher_epochs: int | None = None,
+    networks: Networks = CONVNETS,
     crops: int = 500,
     label_type: str = DEFAULT_TYPE,
     dtype: LabelDtype = "fp16",
@@ -78,8 +78,7 @@ def cache_labels(
         lab: where and how to run.
         data: the images, in the size and with the statistics that the teacher expects.
         plan: how the teacher is trained, if it has to be.
-        teacher: network, optionally with weights after ``@``; without weights it is trained first. Or the folder of an earlier run.
-        teacher_epochs: epochs for a teacher that has to be trained; by default as many as the plan's.
+        networks: the teacher that labels.
         crops: stored crops of each image; of imported records the most that one has.
         label_type: what is stored of a label: ``ori`` everything, ``hard`` the class, ``smoothing`` the class and its probability,
             ``marginal_smoothing_k5`` or ``marginal_renorm_k5`` the five largest probabilities (or another number).
@@ -92,12 +91,13 @@ def cache_labels(
         records: folder of released records (``train/CLASS/IMAGE.tar``) to import, instead of asking a teacher.
         export: folder that the finished bank is also written to, as such records.
     """
+    experiment = Experiment(lab, data, plan, networks)
     labelling = Labelling(crops, label_type, dtype, temperature, crop_rule(data, crop_area, flip), interpolation, lab.options.seed)
     LabelFormat.of(label_type, data.num_classes, dtype)
     again = None if reference is None else LabelBank(reference, argument="reference")
     if records is None:
         with lab.shared():
-            network(teacher, data, lab, "teacher")
+            experiment.network(networks.teacher, "teacher")
     elif not (Path(records) / "train").is_dir():
         raise InputError("records", records, "a folder that holds a folder train of .tar files")
     folder = BankFolder(lab.folder)
@@ -106,7 +106,7 @@ def cache_labels(
         if lab.options.overwrite:
             _clear(folder)
         lab.begin()
-        taught = teacher_stage(lab, data, plan, teacher, teacher_epochs) if records is None else None
+        taught = experiment.teacher() if records is None else None
     display.start(1, data.train_size, [], 0)
     try:
         if taught is None:

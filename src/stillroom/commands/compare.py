@@ -12,10 +12,9 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import takewhile
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 from torch import nn
@@ -23,17 +22,17 @@ from torch import nn
 from stillroom import catalog
 from stillroom.commands.options import Options, check_object, early, read_options
 from stillroom.commands.parser import named_as_typed
-from stillroom.engine import Distiller, Lab, LabOptions, TaskData, Teacher, Trained, Training
+from stillroom.engine import Distiller, Experiment, Lab, LabOptions, TaskData, Teacher
+from stillroom.engine.lab import Trained
 from stillroom.engine.report.results import StageResult
+from stillroom.engine.room import BUILT_FROM, Room, setting_of
 from stillroom.engine.run.comparison import Outcome, Piece, merge, now, reason_of, run_at_once, run_here
 from stillroom.engine.run.console import console
 from stillroom.engine.run.feed import selects
 from stillroom.errors import InputError, StillroomError, near
-from stillroom.tasks.experiments import Experiment, experiment_of, options_of
 
 PROG = "stillroom compare"
 _ALONE, _TEACHER = "alone", "teacher"
-_GIVEN = {"student", "teacher", "data"}  # parameters of a room's `build` that are no options
 
 
 @dataclass(frozen=True)
@@ -45,17 +44,11 @@ class Compare:
             name). The first is the one that the others are compared with, besides the student alone.
         options: of single methods, where they differ from their defaults: ``--options.kd '{temperature: 2}'``, or of several at once:
             ``--options '{kd: {temperature: 2}}'``.
-        teacher: network, optionally with weights after ``@``; without weights it is trained first. Or the folder of an earlier run.
-        student: network, as above.
-        teacher_epochs: epochs for a teacher that has to be trained; by default as many as the students'.
         jobs: trainings at a time, each in a process of its own; they share the cores, and take turns on the GPUs.
     """
 
     methods: list[str] | None = None
     options: dict[str, dict[str, Any]] | None = None
-    teacher: str = ""
-    student: str = ""
-    teacher_epochs: int | None = None
     jobs: int = 1
 
 
@@ -80,21 +73,18 @@ class Arm:
     @property
     def task(self) -> str:
         """What it works on; a method that trains another's losses: what that one works on."""
-        return catalog.find(self.options.get("host", self.method), "METHODS").task
+        return catalog.load(self.options.get("host", self.method), "METHODS").tasks[0]
 
-    def distiller(self, student: nn.Module, teacher: Teacher, data: TaskData, plan: Training) -> Distiller:
+    def distiller(self, student: nn.Module, teacher: Teacher, data: TaskData) -> Distiller:
         """The method's distiller around a fresh student.
 
         Raises:
-            InputError: an option that does not suit the networks or the data, or a plan that the method is not defined for.
+            InputError: an option that does not suit the networks or the data, or a method that is compared with none.
         """
         room = catalog.load(self.method)
-        if not hasattr(room, "build"):
-            raise InputError("METHODS", self.method, "a method that distils one network into another; plain training is the arm `alone`")
-        made: Distiller = room.build(student, teacher, data, **self.options)
-        made.plan = plan
-        made.configure_optimizers()
-        return made
+        if room.build is None:
+            raise InputError("METHODS", self.method, f"a method that trains any student by any teacher: {self.method} {room.reason}")
+        return room.build(student, teacher, data, **self.options)
 
 
 def run(arguments: list[str], command: str) -> None:
@@ -111,32 +101,23 @@ def run(arguments: list[str], command: str) -> None:
     """
     words = list(takewhile(lambda word: not word.startswith("-"), arguments))
     given = [f"--methods={json.dumps(words)}"] if words else []
-    experiment = experiment_of(_task(words, arguments), "METHODS")
-    options = read_options(
-        PROG,
-        Compare,
-        [*given, *arguments[len(words) :]],
-        data=experiment.data,
-        plan=experiment.plan,
-        presets=experiment.presets_of(Compare),
-        out="runs/compare",
-        defaults={"teacher": experiment.teacher, "student": experiment.student, "teacher_epochs": experiment.teacher_epochs},
-    )
+    setting = setting_of(_task(words, arguments), Compare)
+    options = read_options(PROG, Compare, [*given, *arguments[len(words) :]], setting=setting, out="runs/compare")
     with named_as_typed(*options.settings):
-        _compare(experiment, options, command)
+        _compare(options, command)
 
 
-def _compare(experiment: Experiment, options: Options, command: str) -> None:
+def _compare(options: Options, command: str) -> None:
     started = now()
     asked = Compare(**options.own)
     arms = arms_of(asked.methods or [], asked.options or {}, options.preset)
     for arm in arms:
         if arm.task != arms[0].task:
             raise InputError("METHODS", f"{arms[0].name} ({arms[0].task}) and {arm.name} ({arm.task})", "methods of one task")
+    lab = options.made_lab()
     out = Path(options.lab["out"])
-    lab = LabOptions(**{**options.lab, "out": out})
     _check_jobs(asked.jobs, lab)
-    bench = Bench(experiment, lab, options.data, Training(**options.plan), asked, {arm.name: arm for arm in arms}, options.settings)
+    bench = Bench(lab, options, {arm.name: arm for arm in arms})
     refused = bench.rehearse()
     if len(refused) == len(arms):
         raise StillroomError("nothing to compare, no method can be run: " + "; ".join(f"{name}: {why}" for name, why in refused.items()))
@@ -171,9 +152,8 @@ def _task(words: Sequence[str], arguments: Sequence[str]) -> str:
     first = typed[0] if typed else "kd"
     method, _, host = first.rpartition("=")[2].partition(":")
     room = catalog.load(method, "METHODS")
-    if not host and hasattr(room, "build"):
-        host = str(_options_of(room).get("host", ""))
-    return catalog.find(host or method, "METHODS").task
+    host = host or str(room.options.get("host", ""))
+    return catalog.load(host or method, "METHODS").tasks[0]
 
 
 def arms_of(words: Sequence[str], options: Mapping[str, Mapping[str, Any]], preset: str = "default") -> list[Arm]:
@@ -214,12 +194,12 @@ def _arm(word: str, options: Mapping[str, Mapping[str, Any]], preset: str) -> Ar
     catalog.find(method, "METHODS")
     typed = dict(options.get(name, {}))
     room = catalog.load(method)
-    if not hasattr(room, "build"):
+    if room.build is None:
         if typed:
             raise InputError(f"--options.{name}", typed, f"none: {method} has no options here")
         return Arm(name, method, {}, method, {})
-    typed = check_object(PROG, room.build, _GIVEN, typed, f"--options.{name}")
-    known = _options_of(room)
+    typed = check_object(PROG, room.build, BUILT_FROM, typed, f"--options.{name}")
+    known = room.options
     if colon:
         if "host" not in known:
             raise InputError("METHODS", word, f"{method} alone: it trains no other method's losses")
@@ -232,20 +212,14 @@ def _arm(word: str, options: Mapping[str, Mapping[str, Any]], preset: str) -> Ar
     return Arm(name, method, {**known, **made}, _stage_name(method, differing), differing)
 
 
-def _options_of(room: ModuleType) -> dict[str, Any]:
-    """A method's options with the values that they have in its own experiment."""
-    recipe = options_of(room.recipe, {"lab", "data", "plan"})
-    return {name: recipe.get(name, default) for name, default in options_of(room.build, _GIVEN).items()}
-
-
-def _preset_of(room: ModuleType, preset: str, known: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in room.PRESETS.get(preset, {}).items() if name in known}
+def _preset_of(room: Room, preset: str, known: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in room.presets.get(preset, {}).items() if name in known}
 
 
 def _hosted(made: dict[str, Any], typed: Mapping[str, Any], preset: str, host: str) -> dict[str, Any]:
     """The options of a method that trains another's losses: the preset's are those of the method that it hosts."""
     room = catalog.load(host, "METHODS")
-    inner = _preset_of(room, preset, _options_of(room)) if hasattr(room, "build") else {}
+    inner = _preset_of(room, preset, room.options)
     inner |= typed.get("host_options") or {}
     return {**made, "host_options": inner or None}
 
@@ -275,30 +249,22 @@ class Bench:
     """Where the arms are trained: all that one of them needs, and that can be sent to another process.
 
     Args:
-        experiment: of the task that all arms share.
         lab: where and how to run.
-        described: arguments of the data.
-        plan: how every student is trained.
-        asked: teacher, student, their epochs.
+        options: what was typed: data, training, networks.
         arms: by name.
-        settings: every argument of the run.
         other_images: arms that show their students something else than the data's images in their order; known after `rehearse`.
     """
 
-    experiment: Experiment
     lab: LabOptions
-    described: dict[str, Any]
-    plan: Training
-    asked: Compare
+    options: Options
     arms: dict[str, Arm]
-    settings: dict[str, Any]
     other_images: list[str] = field(default_factory=list, init=False)
     _taught: Trained | None = field(default=None, init=False)
 
     @cached_property
     def data(self) -> Any:
         """The task's data."""
-        return self.experiment.data(**self.described)
+        return self.options.made_data()
 
     @property
     def is_main(self) -> bool:
@@ -311,14 +277,11 @@ class Bench:
         Raises:
             InputError: the data, the teacher or the student are wrong, which is no method's fault.
         """
-        lab, refused = self._lab(self.lab.seed), {}
-        taught: list[Teacher] = []
-
-        self.experiment.rehearse(lab, self.data, self.asked.teacher, self.asked.student, lambda student, teacher: taught.append(teacher))
+        experiment, refused = self._experiment(self.lab.seed), {}
+        experiment.rehearse()
         for name, arm in self.arms.items():
-            student = self.experiment.network(self.asked.student, self.data, lab, "student").network
             try:
-                made = arm.distiller(student, taught[0], self.data, self.plan)
+                made = experiment.rehearse(partial(arm.distiller, data=self.data))[0]
                 if selects(made) or made.training_data(self.data) is not self.data:
                     self.other_images.append(name)
             except Exception as error:
@@ -327,9 +290,7 @@ class Bench:
 
     def teach(self) -> Trained:
         """The teacher, trained or read; the first stage, after which nothing that is there is overwritten."""
-        self._taught = self.experiment.teacher_stage(
-            self._lab(self.lab.seed), self.data, self.plan, self.asked.teacher, self.asked.teacher_epochs
-        )
+        self._taught = self._experiment(self.lab.seed).teacher()
         self.lab = replace(self.lab, overwrite=False)
         return self._taught
 
@@ -340,22 +301,18 @@ class Bench:
     def __call__(self, piece: Piece) -> StageResult:
         """Trains an arm with a seed, or reads what was trained."""
         taught = self._taught or self.teach()
-        lab = self._lab(piece.seed)  # seeds everything: each student of a seed starts from the same weights, whatever ran before
+        # A Lab seeds everything: each student of a seed starts from the same weights, whatever ran before.
+        experiment = self._experiment(piece.seed, taught)
         if piece.arm == _ALONE:
-            return self.experiment.supervised_stage(lab, self.data, self.plan, self.asked.student).result
+            return experiment.alone().result
         arm = self.arms[piece.arm]
-        trained = self.experiment.distilled_stage(
-            lab,
-            self.data,
-            self.plan,
-            self.asked.student,
-            arm.stage,
-            lambda fresh: arm.distiller(fresh, lab.teach(taught), self.data, self.plan),
-        )
-        return trained.result
+        return experiment.distilled(arm.stage, partial(arm.distiller, data=self.data)).result
+
+    def _experiment(self, seed: int, taught: Trained | None = None) -> Experiment:
+        return Experiment(self._lab(seed), self.data, taught=taught, **self.options.trained_by())
 
     def _lab(self, seed: int) -> Lab:
-        return Lab(self.lab, seed, self.settings)
+        return Lab(self.lab, seed, self.options.settings)
 
     def _stage(self, piece: Piece) -> str:
         return _ALONE if piece.arm == _ALONE else self.arms[piece.arm].stage
@@ -367,7 +324,7 @@ class Bench:
 
 def _notes(bench: Bench, asked: Compare, teacher: Trained) -> list[str]:
     """What makes the terms equal, and what does not."""
-    plan = bench.plan
+    plan = bench.options.trained_by()["plan"]
     notes = [
         f"Equal terms: one teacher for all; within a seed, students of one architecture with the same initial weights, which see the same "
         f"{bench.data.train_size} images in the same order; {plan.epochs} epoch{'s' if plan.epochs > 1 else ''} for each, with the "

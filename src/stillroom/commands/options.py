@@ -6,7 +6,7 @@ import argparse
 import contextlib
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +16,8 @@ from stillroom.errors import InputError, StillroomError, near
 if TYPE_CHECKING:
     import jsonargparse
 
-    from stillroom.engine import Training
+    from stillroom.engine import LabOptions
+    from stillroom.engine.room import Setting
 
 
 @dataclass(frozen=True)
@@ -24,21 +25,43 @@ class Options:
     """What was typed, with defaults, preset and configuration file: option by option, under the names of Python's parameters.
 
     Args:
-        data, plan, lab: arguments of the data's class, of `Training` and of `LabOptions`.
+        data, plan, lab, networks: arguments of the data's class, of `Training`, of `LabOptions` and of the setting's networks.
         own: the command's other arguments.
         preset: the one that was chosen.
+        setting: what the command starts from.
     """
 
     data: dict[str, Any]
     plan: dict[str, Any]
     lab: dict[str, Any]
+    networks: dict[str, Any]
     own: dict[str, Any]
     preset: str
+    setting: Setting
 
     @property
     def settings(self) -> dict[str, Any]:
         """Everything, flat."""
-        return {**self.data, **self.plan, **self.lab, **self.own}
+        return {**self.data, **self.plan, **self.lab, **self.networks, **self.own}
+
+    def made_data(self) -> Any:
+        """The data."""
+        return self.setting.data(**self.data)
+
+    def made_lab(self) -> LabOptions:
+        """Where and how to run."""
+        from stillroom.engine import LabOptions
+
+        return LabOptions(**{**self.lab, "out": Path(self.lab["out"])})
+
+    def trained_by(self) -> dict[str, Any]:
+        """The arguments `plan` and, where there are such, `networks` of a recipe."""
+        from stillroom.engine import Training
+
+        found: dict[str, Any] = {"plan": Training(**self.plan)}
+        if self.setting.networks is not None:
+            found["networks"] = replace(self.setting.networks, **self.networks)
+        return found
 
 
 def read_options(
@@ -46,36 +69,30 @@ def read_options(
     own: Callable[..., Any],
     arguments: list[str],
     *,
-    data: type,
-    plan: Training,
-    presets: Mapping[str, Mapping[str, Any]],
+    setting: Setting,
     out: str,
-    defaults: Mapping[str, Any] | None = None,
 ) -> Options:
     """Parses a command line; prints and leaves for `--help` and `--print_config`.
 
     Args:
         prog: what was typed before the options, e.g. ``stillroom run kd``.
-        own: a function or a dataclass whose parameters, besides `lab`, `data` and `plan`, are the command's own options.
+        own: a function or a dataclass whose parameters, besides `lab`, `data`, `plan` and `networks`, are the command's own options.
         arguments: the options, with dashes or underscores.
-        data: the data's class.
-        plan: how to train by default.
-        presets: other defaults, by name.
+        setting: the data's class, the defaults and the presets.
         out: the run's folder by default.
-        defaults: of the command's own options, where they depend on others.
 
     Raises:
         InputError, UsageError: an option that there is not, or a value that it cannot have.
     """
     arguments = [_underscored(argument) for argument in arguments]
     preset = early(arguments, "preset") or "default"
-    parser, kinds = _parser(prog, own, data, {**asdict(plan), "out": Path(out), **(defaults or {})}, presets, preset)
+    parser, kinds = _parser(prog, own, setting, Path(out), preset)
     values = _parse(prog, parser, arguments)
     values["out"] = str(Path(values["out"] or out))
     parts = {name: {field: values.pop(field) for field in fields} for name, fields in kinds.items()}
     for name in ("config", "preset"):
         del values[name]
-    return Options(**parts, own=values, preset=preset)
+    return Options(**parts, own=values, preset=preset, setting=setting)
 
 
 def check_object(prog: str, function: Callable[..., Any], skip: set[str], values: Mapping[str, Any], option: str) -> dict[str, Any]:
@@ -105,12 +122,11 @@ def check_object(prog: str, function: Callable[..., Any], skip: set[str], values
 def _parser(
     prog: str,
     own: Callable[..., Any],
-    data: type,
-    defaults: dict[str, Any],
-    presets: Mapping[str, Mapping[str, Any]],
+    setting: Setting,
+    out: Path,
     preset: str,
 ) -> tuple[jsonargparse.ArgumentParser, dict[str, list[str]]]:
-    """The parser, and which option belongs to the lab, the data and the training plan; the rest are the command's own."""
+    """The parser, and which option belongs to the networks, the data, the training plan and the lab; the rest are the command's own."""
     import inspect
 
     import jsonargparse
@@ -136,20 +152,24 @@ def _parser(
         allow_abbrev=False,
     )
     parser.add_argument("--config", action="config", help="YAML file with any of these options; --print_config writes one")
-    names = ["default", *presets]
+    names = ["default", *setting.presets]
     parser.add_argument("--preset", default="default", help=f"one of {', '.join(names)}; options beside it override it")
     if inspect.isclass(own):
         parser.add_class_arguments(own, None, as_group=True)
     else:
-        parser.add_function_arguments(own, skip={"lab", "data", "plan"}, as_group=True)
-    kinds = {}
-    for name, kind in (("data", data), ("plan", Training), ("lab", LabOptions)):
+        parser.add_function_arguments(own, skip={"lab", "data", "plan", "networks"}, as_group=True)
+    kinds: dict[str, list[str]] = {"networks": []}
+    defaults = {**asdict(setting.plan), "out": out}
+    if setting.networks is not None:
+        kinds["networks"] = list(parser.add_class_arguments(type(setting.networks), None, as_group=True, skip=set(setting.without)))
+        defaults |= {name: getattr(setting.networks, name) for name in kinds["networks"]}
+    for name, kind in (("data", setting.data), ("plan", Training), ("lab", LabOptions)):
         kinds[name] = list(parser.add_class_arguments(kind, None, as_group=True))
     parser.set_defaults(defaults)
     if preset != "default":
-        if preset not in presets:
+        if preset not in setting.presets:
             raise InputError("--preset", preset, f"one of {', '.join(names)}")
-        parser.set_defaults(dict(presets[preset]))
+        parser.set_defaults(dict(setting.presets[preset]))
     return parser, kinds
 
 

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
-from pathlib import Path
-from typing import get_type_hints
-
 from stillroom import catalog
 from stillroom.commands.parser import named_as_typed
 from stillroom.errors import InputError
@@ -29,18 +25,12 @@ def run(arguments: list[str], command: str) -> None:
     catalog.find(method)
 
     from stillroom.commands.options import early, read_options
-    from stillroom.engine import LabOptions, Training, run_seeds
+    from stillroom.engine import run_seeds
 
     room = catalog.load(method)
-    recipe, presets = room.recipe, room.PRESETS
-    if hasattr(room, "CHOICE"):  # an option that says on which task the method works, and with it which options there are
-        default = inspect.signature(recipe).parameters[room.CHOICE].default
-        with named_as_typed(room.CHOICE):
-            recipe, presets = room.chosen(early(options, room.CHOICE) or default)
-    data, plan = get_type_hints(recipe)["data"], inspect.signature(recipe).parameters["plan"].default
-    prog = f"stillroom run {method}"
-    given = read_options(prog, recipe, options, data=data, plan=plan, presets=presets, out=f"runs/{method}")
+    with named_as_typed(room.choice or ""):
+        setting = room.chosen(early(options, room.choice) if room.choice else None)
+    given = read_options(f"stillroom run {method}", room.recipe, options, setting=setting, out=f"runs/{method}")
     with named_as_typed(*given.settings):
-        lab = LabOptions(**{**given.lab, "out": Path(given.lab["out"])})
-        own = {"plan": Training(**given.plan), **given.own}
-        run_seeds(recipe, lab, data(**given.data), own, command=command, settings=given.settings)
+        lab = given.made_lab()
+        run_seeds(room.recipe, lab, given.made_data(), {**given.trained_by(), **given.own}, command=command, settings=given.settings)

@@ -121,6 +121,10 @@ class Distiller(LightningModule):
         """
         return data
 
+    def companions(self) -> dict[str, nn.Module]:
+        """Networks that are kept beside the student when the stage ends, and read again with it, by the names of their files."""
+        return {}
+
     def select(self) -> Tensor | None:
         """Which training samples the coming epoch shows: their ids, int64 [M], the same in every process; None for all.
 
@@ -142,6 +146,14 @@ class Distiller(LightningModule):
         losses = self.losses(batch)
         self.guard.watch(losses.terms, batch.ids, self.progress.step)
         return losses
+
+    def rehearse(self, batch: Any) -> None:
+        """Asks for the losses of a few samples before anything is trained, so that what is wrong is said at once. Nothing of it is kept.
+
+        Raises:
+            InputError: the loss depends on nothing that learns.
+        """
+        self.check_learns(self.losses(batch))
 
     def check_learns(self, losses: Losses) -> None:
         """Raises InputError when the loss depends on nothing that learns."""

@@ -16,7 +16,7 @@ from stillroom.engine.teacher import Teacher
 from stillroom.engine.training import Progress, Training
 from stillroom.errors import InputError, positive
 
-Make = Callable[[Any, Teacher], Distiller]  # (fresh student, frozen teacher) -> the method's distiller
+Make = Callable[[Any, Any], Distiller]  # (fresh student, frozen Teacher) -> the method's distiller; no teacher where none is named
 
 _TRIED = 4  # samples of the one forward pass of a rehearsal
 
@@ -27,7 +27,7 @@ class Networks:
 
     Args:
         teacher: network, optionally with weights after ``@``; without weights it is trained first. Or the folder of an earlier run, or
-            cache:FOLDER.
+            ``cache:FOLDER``.
         student: network, as above.
         teacher_epochs: epochs for a teacher that has to be trained; by default as many as the student's.
         teacher_lr: its learning rate; by default the student's.
@@ -88,7 +88,7 @@ class Experiment:
         """
         with self.lab.shared():
             self.networks.teacher_plan(self.plan)
-            if self._tried is None:
+            if self._tried is None and self.networks.teacher:
                 self._tried = self._cached() or Teacher(self.network(self.networks.teacher, "teacher").network)
             student = self.network(self.networks.student, "student")
             rehearsed = []
@@ -105,7 +105,7 @@ class Experiment:
         loader = self.as_trained(distiller).train_loader(seed=self.lab.seed)
         distiller.progress = Progress(1, self.plan.epochs, 0, loader.whole)
         distiller.train()
-        distiller.check_learns(distiller.losses(loader.first(_TRIED)))
+        distiller.rehearse(loader.first(_TRIED))
 
     def teacher(self) -> Trained:
         """The teacher, one for all seeds: read from a cache; scored when its specification brings weights; else trained on labels first."""
@@ -117,7 +117,6 @@ class Experiment:
 
     def _teacher(self) -> Trained:
         if cached := self._cached():
-            self.task.check_cache(cached, self.data)
             return Trained("teacher", None, replace(cached.result, seed=self.lab.seed), cached.folder, teacher=cached)
         built, renormalise = self.network(self.networks.teacher, "teacher"), self.data.renormalise
         if built.weights is not None:
@@ -133,7 +132,9 @@ class Experiment:
         spec = self.networks.teacher
         if not spec.startswith(CACHE):
             return None
-        return CachedTeacher(Path(spec.removeprefix(CACHE)), cacheable(self.data, "teacher", spec).cache_key)
+        cached = CachedTeacher(Path(spec.removeprefix(CACHE)), cacheable(self.data, "teacher", spec).cache_key)
+        self.task.check_cache(cached, self.data)
+        return cached
 
     def alone(self) -> Trained:
         """The student trained without a teacher."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
@@ -16,7 +16,7 @@ from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.strategies import DDPStrategy
-from torch import nn
+from torch import Tensor, nn
 
 from stillroom import catalog
 from stillroom.engine.distiller import Distiller
@@ -28,6 +28,7 @@ from stillroom.engine.run.feed import Feed, selects
 from stillroom.engine.run.folder import RunFolder
 from stillroom.engine.run.layout import channels_last
 from stillroom.engine.run.measure import measure, versions
+from stillroom.engine.run.memory import remembered
 from stillroom.engine.run.options import LabOptions, check_port, check_started
 from stillroom.engine.run.recorder import Recorder, evaluate, seed_everything
 from stillroom.engine.run.stage import StageFolder, digest, fingerprint
@@ -163,6 +164,8 @@ class Lab:
                 record = self._conclude(distiller.cpu(), data, folder, name, model, parts, recorder)
         else:
             load_weights(distiller.student, folder.student)
+            for companion, network in distiller.companions().items():
+                load_weights(network, folder.companion(companion))
             self._display(name).say(f"done before ({record['result']['epochs']} epochs)")
         seed_everything(self.seed)
         return Trained(name, distiller.student, _result(record, folder), folder.path)
@@ -217,13 +220,13 @@ class Lab:
             reference = arms["teacher"].result.details
             for name, trained in arms.items():
                 if name != "teacher":
-                    trained.result.metrics.update(data.compare(trained.result.details, reference))
+                    trained.result.metrics.update(data.task.compare(trained.result.details, reference))
         if self.is_main and self.seed == self.options.seed:
             model, network = arms[ship].result.model, arms[ship].network
             if network is None:
                 raise InputError("ship", ship, "an arm that has a network")
             save_weights(network, self.folder / "student.safetensors")
-            data.ship(self.folder, network, model)
+            data.task.ship(self.folder, network, model, data)
         evaluator = data.evaluator()
         results = {name: [replace(trained.result, name=name)] for name, trained in arms.items()}
         return Report(
@@ -234,10 +237,22 @@ class Lab:
             higher_is_better=evaluator.higher_is_better,
             baseline=baseline if baseline in arms else None,
             subject=ship if ship != baseline else None,
+            metric_formats=dict(data.task.metric_formats),
             versions=versions(),
             started=self.started,
             finished=_now(),
         )
+
+    def remember(self, name: str, key: str, compute: Callable[[], Mapping[str, Tensor]]) -> dict[str, Tensor]:
+        """What was computed between stages, such as the scores of a whole set: read from the run's folder where it was computed under the
+        same key before, else computed now and kept; the same in every process.
+
+        Args:
+            name: of the file, without its ending; a slash puts it into a stage's folder.
+            key: all that the answer depends on, in words and digests.
+            compute: answers with tensors by name.
+        """
+        return remembered(self.folder / f"{self._prefix}{name}.npz", key, compute, is_main=self.is_main)
 
     def finished(self, name: str) -> bool:
         """Whether the folder holds a finished stage of that name, of these arguments or of others: `fit` tells."""
@@ -325,6 +340,8 @@ class Lab:
         if self.is_main:
             folder.path.mkdir(parents=True, exist_ok=True)
             save_weights(distiller.student, folder.student)
+            for companion, network in distiller.companions().items():
+                save_weights(network, folder.companion(companion))
             folder.write_details(details)
             folder.write(record)
         return {**record, "details": details}

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any, get_type_hints
 
 from stillroom.engine.distiller import Distiller
 from stillroom.engine.experiment import Networks
 from stillroom.engine.report.results import Report
+from stillroom.engine.task import task_named
 from stillroom.engine.training import Training
 
 Presets = Mapping[str, Mapping[str, Any]]
+
+BUILT_FROM = {"student", "teacher", "data"}  # parameters of a room's `build` that are no options
 
 
 @dataclass(frozen=True)
@@ -24,12 +27,14 @@ class Setting:
         plan: how the networks are trained by default.
         networks: which they are by default; None for a recipe that names them otherwise.
         presets: other defaults, by name.
+        without: options of the networks that the recipe does not have.
     """
 
     data: type[Any]
     plan: Training
     networks: Networks | None
     presets: Presets
+    without: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -57,6 +62,14 @@ class Room:
     choice: str | None = None
     setting: Callable[[str], Setting] | None = None
 
+    @property
+    def options(self) -> dict[str, Any]:
+        """Options of `build`, with the values that they have in the method's own experiment; none where there is no `build`."""
+        if self.build is None:
+            return {}
+        own = options_of(self.recipe, {"lab", "data", "plan", "networks"})
+        return {name: own.get(name, default) for name, default in options_of(self.build, BUILT_FROM).items()}
+
     def chosen(self, value: str | None) -> Setting:
         """What the command starts from, when `choice` has this value (None for its default).
 
@@ -67,3 +80,38 @@ class Room:
         if self.choice is not None and self.setting is not None:
             return self.setting(defaults[self.choice] if value is None else value)
         return Setting(get_type_hints(self.recipe)["data"], defaults["plan"], defaults.get("networks"), self.presets)
+
+
+def setting_of(task: str, own: Callable[..., Any], *, plan: Training | None = None, teacher: bool = True, student: bool = True) -> Setting:
+    """A task's own setting, for what serves several tasks.
+
+    Args:
+        task: its name.
+        own: the recipe or command, whose options a preset may hold besides those of data, training and networks.
+        plan: how to train, where it is not by the task's plan.
+        teacher, student: whether there is one.
+
+    Raises:
+        InputError: no such task.
+    """
+    found = task_named(task)
+    options = options_of(type(found.networks))
+    without = frozenset(name for name in options if not (teacher if name.startswith("teacher") else student or name != "student"))
+    known = {*options_of(own, {"lab", "data", "plan", "networks"}), *options_of(found.data), *options_of(Training), *options} - without
+    presets = {name: {option: preset[option] for option in preset if option in known} for name, preset in found.presets.items()}
+    return Setting(found.data, plan or found.plan, found.networks, presets, without)
+
+
+def options_of(function: Callable[..., Any], given: Collection[str] = ()) -> dict[str, Any]:
+    """What can be said to a function or a class, with the defaults; through its ``**options`` also what it hands them on to can be told.
+
+    Args:
+        function: as the command line reads it.
+        given: its parameters that are no options.
+    """
+    import jsonargparse
+
+    parser = jsonargparse.ArgumentParser(default_env=False)
+    add = parser.add_class_arguments if inspect.isclass(function) else parser.add_function_arguments
+    names = add(function, skip=set(given))
+    return {name: parser.get_default(name) for name in names}

@@ -11,7 +11,7 @@ import importlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from torch import nn
@@ -19,14 +19,13 @@ from torch import nn
 from stillroom.engine.distiller import Distiller
 from stillroom.engine.loading import Cycled, Loader
 from stillroom.engine.report.results import Report, Section
+from stillroom.engine.report.wording import Metric
 from stillroom.engine.run.recorder import Evaluator
 from stillroom.engine.teacher import Renormalise
 from stillroom.engine.training import Training
 from stillroom.errors import one_of
 
 if TYPE_CHECKING:
-    from typing_extensions import Self
-
     from stillroom.engine.cache.teacher import CachedTeacher
     from stillroom.engine.cache.views import Views
     from stillroom.engine.experiment import Networks
@@ -38,7 +37,9 @@ TASKS = ("classification", "multilabel", "detection")  # each with a room whose 
 class TaskData(Protocol):
     """A training and a validation set, as the Lab and an experiment use them."""
 
-    task: ClassVar[Task]
+    @property
+    def task(self) -> Task:
+        """What they are data of."""
 
     @property
     def fingerprint(self) -> str:
@@ -75,7 +76,7 @@ class TaskData(Protocol):
     def describe(self) -> dict[str, Any]:
         """What must be known to use a network that was trained on these data; plain values."""
 
-    def for_teacher(self) -> Self:
+    def for_teacher(self) -> TaskData:
         """The data that a teacher is trained on; mostly the same."""
 
 
@@ -89,7 +90,7 @@ class CacheableData(TaskData, Protocol):
     def every_view(self, views: Views, *, batch_size: int, start: int = 0) -> Loader:
         """Batches of all views of all training samples in the order of `EveryView`, each with what was drawn for it, by name."""
 
-    def replaying(self, views: Views) -> Self:
+    def replaying(self, views: Views) -> CacheableData:
         """The same data, but that training shows these views of its samples and no others; its batches say which."""
 
 
@@ -146,22 +147,26 @@ class Task(Protocol):
         data: the class of its data; the parameters of its constructor are the options of a command.
         plan: how the networks of the default job are trained.
         sgd: the same under plain SGD with momentum, for methods that are defined for it alone.
-        networks: of the default job; its type says which options networks have.
         presets: the task's papers' settings, by name.
         kinds: of data that only this task reads, as they are typed before the colon.
         layers: module paths by a word, for a cache's taps: ``(network, argument)``.
         exact: parts of a teacher's answer that a cache stores in fp32 whatever it is asked for.
+        metric_formats: how its metrics are written, where the report does not know them.
     """
 
     name: str
     data: type[Any]
     plan: Training
     sgd: Training
-    networks: Networks
     presets: Mapping[str, Mapping[str, Any]]
     kinds: tuple[str, ...]
     layers: Mapping[str, Callable[[nn.Module, str], str]]
     exact: tuple[str, ...]
+    metric_formats: Mapping[str, Metric]
+
+    @property
+    def networks(self) -> Networks:
+        """Of the default job; its type says which options networks have."""
 
     def build(self, spec: str, data: Any, networks: Networks, *, trust_pickle: bool, argument: str) -> Built:
         """The network of a specification, for these data, with its weights.

@@ -24,12 +24,12 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from stillroom.engine import Distiller, Lab, Losses, Report, Teacher, Training, tap
+from stillroom.engine import Distiller, Experiment, Lab, Losses, Networks, Report, Room, Teacher, Training, tap
 from stillroom.errors import InputError, at_least_zero
 from stillroom.losses.contrast import crd_loss
 from stillroom.modules.contrast_memory import ContrastMemory
 from stillroom.modules.projectors import LinearEmbedding, probing
-from stillroom.tasks.classification import CIFAR100, DIGITS, IMAGENET, Batch, ImageData, pooled_layer, three_arms
+from stillroom.tasks.classification import CIFAR100, CONVNETS, DIGITS, IMAGENET, Batch, ImageData, pooled_layer
 
 
 class CRD(Distiller):
@@ -145,34 +145,26 @@ def build(
     )
 
 
-def recipe(
-    lab: Lab,
-    data: ImageData,
-    plan: Training = DIGITS,
-    teacher: str = "stillroom/convnet24",
-    student: str = "stillroom/convnet4",
-    teacher_epochs: int | None = None,
-    **options: Any,
-) -> Report:
+def recipe(lab: Lab, data: ImageData, plan: Training = DIGITS, networks: Networks = CONVNETS, **options: Any) -> Report:
     """Train (or load) a teacher, a student alone, and the same student with CRD; compare them.
 
     Args:
         lab: where and how to run.
         data: the images.
         plan: how the networks are trained.
-        teacher: network, optionally with weights after ``@``; without weights it is trained first. Or a run's folder, or cache:FOLDER.
-        student: network, as above.
-        teacher_epochs: epochs for a teacher that has to be trained; by default as many as the student's.
+        networks: which they are.
         options: those of `build`.
     """
 
     def distiller(network: nn.Module, taught: Teacher) -> CRD:
         return build(network, taught, data, **options)
 
-    return three_arms("crd", lab, data, plan, teacher, student, distiller, teacher_epochs=teacher_epochs)
+    return Experiment(lab, data, plan, networks).run("crd", {"distilled": distiller})
 
 
 PRESETS = {
     "paper": {**CIFAR100, "negatives": 16384},
     "paper:imagenet": {**IMAGENET, "negatives": 16384},
 }
+
+ROOM = Room(recipe, tasks=("classification",), presets=PRESETS, build=build)

@@ -20,11 +20,11 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from stillroom.engine import Distiller, Lab, Losses, Report, Teacher, Training, tap
+from stillroom.engine import Distiller, Experiment, Lab, Losses, Networks, Report, Room, Teacher, Training, tap
 from stillroom.errors import InputError, at_least_zero
 from stillroom.losses.features import hint_loss
 from stillroom.modules.projectors import ConvRegressor, probing
-from stillroom.tasks.classification import CIFAR100, DIGITS, IMAGENET, Batch, ImageData, middle_layer, three_arms
+from stillroom.tasks.classification import CIFAR100, CONVNETS, DIGITS, IMAGENET, Batch, ImageData, middle_layer
 
 
 class FitNets(Distiller):
@@ -111,34 +111,26 @@ def build(
     )
 
 
-def recipe(
-    lab: Lab,
-    data: ImageData,
-    plan: Training = DIGITS,
-    teacher: str = "stillroom/convnet24",
-    student: str = "stillroom/convnet4",
-    teacher_epochs: int | None = None,
-    **options: Any,
-) -> Report:
+def recipe(lab: Lab, data: ImageData, plan: Training = DIGITS, networks: Networks = CONVNETS, **options: Any) -> Report:
     """Train (or load) a teacher, a student alone, and the same student with hints; compare them.
 
     Args:
         lab: where and how to run.
         data: the images.
         plan: how the networks are trained.
-        teacher: network, optionally with weights after ``@``; without weights it is trained first. Or a run's folder, or cache:FOLDER.
-        student: network, as above.
-        teacher_epochs: epochs for a teacher that has to be trained; by default as many as the student's.
+        networks: which they are.
         options: those of `build`.
     """
 
     def distiller(network: nn.Module, taught: Teacher) -> FitNets:
         return build(network, taught, data, **options)
 
-    return three_arms("fitnets", lab, data, plan, teacher, student, distiller, teacher_epochs=teacher_epochs)
+    return Experiment(lab, data, plan, networks).run("fitnets", {"distilled": distiller})
 
 
 PRESETS = {
     "paper": CIFAR100,
     "paper:imagenet": {**IMAGENET, "student_layer": "layer2", "teacher_layer": "layer2"},
 }
+
+ROOM = Room(recipe, tasks=("classification",), presets=PRESETS, build=build)

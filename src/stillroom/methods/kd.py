@@ -14,10 +14,10 @@ from typing import Any
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from stillroom.engine import Distiller, Lab, Losses, Report, Teacher, Training
+from stillroom.engine import Distiller, Experiment, Lab, Losses, Networks, Report, Room, Teacher, Training
 from stillroom.errors import at_least_zero, positive
 from stillroom.losses.logits import kd_loss
-from stillroom.tasks.classification import CIFAR100, DIGITS, IMAGENET, TINY_IMAGENET, Batch, ImageData, three_arms
+from stillroom.tasks.classification import CIFAR100, CONVNETS, DIGITS, IMAGENET, TINY_IMAGENET, Batch, ImageData
 
 
 class KD(Distiller):
@@ -64,31 +64,21 @@ def build(student: nn.Module, teacher: Teacher, data: ImageData, **options: Any)
     return KD(student, teacher, **options)
 
 
-def recipe(
-    lab: Lab,
-    data: ImageData,
-    plan: Training = DIGITS,
-    teacher: str = "stillroom/convnet24",
-    student: str = "stillroom/convnet4",
-    teacher_epochs: int | None = None,
-    **options: Any,
-) -> Report:
+def recipe(lab: Lab, data: ImageData, plan: Training = DIGITS, networks: Networks = CONVNETS, **options: Any) -> Report:
     """Train (or load) a teacher, a student alone, and the same student with KD; compare them.
 
     Args:
         lab: where and how to run.
         data: the images.
         plan: how the networks are trained.
-        teacher: network, optionally with weights after ``@``; without weights it is trained first. Or a run's folder, or cache:FOLDER.
-        student: network, as above.
-        teacher_epochs: epochs for a teacher that has to be trained; by default as many as the student's.
+        networks: which they are.
         options: those of `KD`.
     """
 
     def distiller(network: nn.Module, taught: Teacher) -> KD:
         return build(network, taught, data, **options)
 
-    return three_arms("kd", lab, data, plan, teacher, student, distiller, teacher_epochs=teacher_epochs)
+    return Experiment(lab, data, plan, networks).run("kd", {"distilled": distiller})
 
 
 PRESETS = {
@@ -96,3 +86,5 @@ PRESETS = {
     "paper:tiny-imagenet": TINY_IMAGENET,
     "paper:imagenet": {**IMAGENET, "temperature": 1.0, "task_weight": 0.5, "kd_weight": 0.5},
 }
+
+ROOM = Room(recipe, tasks=("classification",), presets=PRESETS, build=build)

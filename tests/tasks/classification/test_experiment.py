@@ -6,13 +6,14 @@ import pytest
 import torch
 from torch import nn
 
-from stillroom.engine import Lab, LabOptions, Teacher, Training
+from stillroom.engine import Experiment, Lab, LabOptions, Networks, Teacher, Training
 from stillroom.engine.weights import save_weights
 from stillroom.errors import InputError
 from stillroom.methods.kd import KD
-from stillroom.tasks.classification import ImageData, build_classifier, teacher_stage, three_arms
+from stillroom.tasks.classification import ImageData, build_classifier
 
 STUDENT = "stillroom/convnet4"
+PAIR = Networks(STUDENT, STUDENT)
 
 
 def saved_network(path: Path) -> Path:
@@ -35,7 +36,7 @@ def test_teacher_of_other_statistics_is_scored_and_asked_with_its_own(tmp_path: 
     taught = {}
     for name, data in (("home", at_home), ("abroad", abroad), ("lost", lost)):
         lab = Lab(LabOptions(out=tmp_path / name, teacher_precision="fp32"))
-        taught[name] = teacher_stage(lab, data, Training(epochs=1), f"{STUDENT}@{weights}")
+        taught[name] = Experiment(lab, data, Training(epochs=1), Networks(f"{STUDENT}@{weights}", STUDENT)).teacher()
         answers = lab.teach(taught[name])(next(iter(data.eval_loader())))
         taught[f"{name} answers"] = answers
     assert taught["abroad"].result.metrics["nll"] == pytest.approx(taught["home"].result.metrics["nll"], rel=1e-4)
@@ -46,7 +47,7 @@ def test_teacher_of_other_statistics_is_scored_and_asked_with_its_own(tmp_path: 
 def test_teacher_statistics_need_a_teacher_with_weights(tmp_path: Path) -> None:
     data = ImageData("digits", subset=40, teacher_mean=(0.1, 0.1, 0.1))
     with pytest.raises(InputError, match="a teacher without weights, expected none"):
-        teacher_stage(Lab(LabOptions(out=tmp_path)), data, Training(epochs=1), STUDENT)
+        Experiment(Lab(LabOptions(out=tmp_path)), data, Training(epochs=1), PAIR).teacher()
 
 
 def test_what_is_wrong_with_the_method_is_said_before_anything_is_trained(tmp_path: Path, digits: ImageData) -> None:
@@ -54,7 +55,7 @@ def test_what_is_wrong_with_the_method_is_said_before_anything_is_trained(tmp_pa
         return KD(student, teacher, temperature=-1.0)
 
     with pytest.raises(InputError, match="temperature"):
-        three_arms("kd", Lab(LabOptions(out=tmp_path / "run")), digits, Training(epochs=1), STUDENT, STUDENT, wrong)
+        Experiment(Lab(LabOptions(out=tmp_path / "run")), digits, Training(epochs=1), PAIR).run("kd", {"distilled": wrong})
     assert not (tmp_path / "run").exists()
 
 
@@ -66,6 +67,6 @@ def test_students_of_both_arms_start_from_the_same_weights(tmp_path: Path, digit
             started.append(torch.cat([p.detach().flatten() for p in self.student.parameters()]))
 
     lab = Lab(LabOptions(out=tmp_path))
-    three_arms("kd", lab, digits, Training(epochs=1), STUDENT, STUDENT, Watched)
+    Experiment(lab, digits, Training(epochs=1), PAIR).run("kd", {"distilled": Watched})
     fresh = build_classifier(STUDENT, num_classes=10).network  # built at the same place: after a stage
     assert torch.equal(started[-1], torch.cat([p.detach().flatten() for p in fresh.parameters()]))

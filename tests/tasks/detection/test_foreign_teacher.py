@@ -7,11 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from stillroom.engine import Lab, LabOptions, Teacher, Training
+from stillroom.engine import Experiment, Lab, LabOptions, Networks, Teacher, Training
 from stillroom.engine.weights import save_weights
 from stillroom.errors import InputError
 from stillroom.tasks.detection.data import DetectionBatch, DetectionData
-from stillroom.tasks.detection.experiment import teacher_stage
 from stillroom.tasks.detection.models import build_detector
 from tests.tasks.detection.boxed import coco, pictures
 
@@ -52,7 +51,7 @@ def test_a_teacher_with_its_own_statistics_answers_and_scores_as_at_home(data: s
     told, scored = {}, {}
     for name, seen in (("home", at_home), ("abroad", abroad), ("lost", DetectionData(data, **OTHER))):
         lab = Lab(LabOptions(out=tmp_path / name, teacher_precision="fp32", accelerator="cpu"))
-        stage = teacher_stage(lab, seen, Training(epochs=1), f"{SPEC}@{tmp_path / 'teacher.safetensors'}")
+        stage = Experiment(lab, seen, Training(epochs=1), Networks(f"{SPEC}@{tmp_path / 'teacher.safetensors'}", SPEC)).teacher()
         told[name], scored[name] = lab.teach(stage)(batch_of(seen))["logits"], stage.result.details
     for own, foreign, lost in zip(told["home"], told["abroad"], told["lost"], strict=True):
         torch.testing.assert_close(foreign, own, rtol=1e-4, atol=1e-4)
@@ -64,8 +63,8 @@ def test_a_teacher_with_its_own_statistics_answers_and_scores_as_at_home(data: s
 
 def test_statistics_of_a_teacher_need_one_with_weights(data: str, tmp_path: Path) -> None:
     abroad = DetectionData(data, teacher_mean=OWN["mean"])
-    with pytest.raises(InputError, match=r"teacher_mean: got .*expected a teacher with weights"):
-        teacher_stage(Lab(LabOptions(out=tmp_path / "run", accelerator="cpu")), abroad, Training(epochs=1), SPEC)
+    with pytest.raises(InputError, match=r"teacher_mean: got .*a teacher without weights, expected none"):
+        Experiment(Lab(LabOptions(out=tmp_path / "run", accelerator="cpu")), abroad, Training(epochs=1), Networks(SPEC, SPEC)).teacher()
 
 
 def test_a_batch_says_itself_what_its_images_become(data: str) -> None:

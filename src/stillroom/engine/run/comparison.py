@@ -210,7 +210,7 @@ def merge(
     for arm in ("alone", *methods):
         mine = {piece.seed: outcome for piece, outcome in outcomes.items() if piece.arm == arm}
         results = [result for seed in sorted(mine) if (result := mine[seed].result) is not None]
-        agreements = [data.compare(result.details, teacher.details) for result in results]
+        agreements = [data.task.compare(result.details, teacher.details) for result in results]
         if results:
             arms[arm] = [replace(r, name=arm, metrics={**r.metrics, **more}) for r, more in zip(results, agreements, strict=True)]
         reasons = {seed: outcome.reason for seed, outcome in sorted(mine.items()) if outcome.result is None}
@@ -227,12 +227,13 @@ def merge(
         baseline="alone" if "alone" in arms else None,
         reference=methods[0] if len(methods) > 1 and methods[0] in arms else None,
         failed=failed,
+        metric_formats=dict(data.task.metric_formats),
         versions=versions(),
         started=started,
         finished=now(),
         notes=list(notes),
     )
-    report.sections = data.sections(report)
+    report.sections = data.task.sections(report, data)
     return report
 
 

@@ -42,7 +42,7 @@ def run_seeds(
         return reports[-1]
     report = Report.merge(reports)
     report.command, report.settings = command, settings or {}
-    report.sections = data.sections(report)
+    report.sections = data.task.sections(report, data)
     page = report.write(lab.folder)
     console.print(report.table())
     console.print(f"report: {page}", markup=False)

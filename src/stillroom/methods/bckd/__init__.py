@@ -7,6 +7,6 @@ them, though its scores are then others. BCKD stays inside the sigmoid's protoco
 """
 
 from stillroom.methods.bckd.distiller import BCKD, LD, SoftmaxKD
-from stillroom.methods.bckd.recipe import PRESETS, build, recipe
+from stillroom.methods.bckd.recipe import ROOM, build, recipe
 
-__all__ = ["BCKD", "LD", "PRESETS", "SoftmaxKD", "build", "recipe"]
+__all__ = ["BCKD", "LD", "ROOM", "SoftmaxKD", "build", "recipe"]

@@ -5,12 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Literal
 
-from stillroom.engine import Distiller, Lab, Report, Teacher, Training
+from stillroom.engine import Distiller, Experiment, Lab, Networks, Report, Room, Teacher, Training
 from stillroom.errors import InputError
 from stillroom.methods.bckd.distiller import BCKD, LD, SoftmaxKD
-from stillroom.tasks.detection.data import DetectionData
-from stillroom.tasks.detection.detector import DenseDetector
-from stillroom.tasks.detection.experiment import COCO, SCENES, detection_arms
+from stillroom.tasks.detection import COCO, SCENES, TASK, DenseDetector, DetectionData
 
 Baseline = Literal["softmax", "softmax-scaled", "ld"]
 _PAPER_CLASSES = 80
@@ -25,10 +23,7 @@ def recipe(
     lab: Lab,
     data: DetectionData,
     plan: Training = SCENES,
-    teacher: str = "stillroom/gfl_32",
-    student: str = "stillroom/gfl_24",
-    teacher_epochs: int | None = 6,
-    teacher_lr: float | None = 3e-3,
+    networks: Networks = TASK.networks,
     baselines: list[Baseline] | None = None,
     **options: Any,
 ) -> Report:
@@ -38,10 +33,7 @@ def recipe(
         lab: where and how to run.
         data: the images and their boxes.
         plan: how the detectors are trained.
-        teacher: detector, optionally with weights after ``@``; without weights it is trained first. Or a run's folder.
-        student: detector, as above, with the teacher's strides and positions.
-        teacher_epochs: epochs for a teacher that has to be trained, by default for the scenes' larger set.
-        teacher_lr: its learning rate.
+        networks: which they are; the student has the teacher's strides and positions.
         baselines: other arms: softmax (class logits under a softmax, weight 10), softmax-scaled (that weight times C / 80), ld
             (localisation distillation, for GFL).
         options: those of `BCKD`.
@@ -60,7 +52,9 @@ def recipe(
 
     arms: dict[str, Callable[[DenseDetector, Teacher], Distiller]] = {name: known[name] for name in wanted}
     arms["bckd"] = distiller
-    return detection_arms("bckd", lab, data, plan, teacher, student, arms, teacher_epochs=teacher_epochs, teacher_lr=teacher_lr)
+    return Experiment(lab, data, plan, networks).run("bckd", arms)
 
 
 PRESETS = {"paper": COCO}
+
+ROOM = Room(recipe, tasks=("detection",), presets=PRESETS, build=build)

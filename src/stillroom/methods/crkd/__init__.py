@@ -14,6 +14,6 @@ and `evaluator` the Hungarian matching, `recipe` the experiment.
 
 from stillroom.methods.crkd.data import NovelClassData
 from stillroom.methods.crkd.distiller import Discovery, Pretraining
-from stillroom.methods.crkd.recipe import PRESETS, recipe
+from stillroom.methods.crkd.recipe import ROOM, recipe
 
-__all__ = ["PRESETS", "Discovery", "NovelClassData", "Pretraining", "recipe"]
+__all__ = ["ROOM", "Discovery", "NovelClassData", "Pretraining", "recipe"]

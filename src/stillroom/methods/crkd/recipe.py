@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
-from stillroom.engine import Lab, Report, Trained, Training
+from stillroom.engine import Experiment, Lab, Networks, Report, Room, Trained, Training
 from stillroom.engine.run.measure import measure
 from stillroom.errors import InputError
 from stillroom.methods.crkd.data import NovelClassData
@@ -16,7 +16,7 @@ from stillroom.methods.crkd.evaluator import SHOWN
 from stillroom.methods.crkd.loss import Divergence, Weighting
 from stillroom.methods.crkd.networks import DiscoveryNetwork, train_only
 from stillroom.methods.crkd.views import Style, crops
-from stillroom.tasks.classification import ImageData, network
+from stillroom.tasks.classification import ImageData
 from stillroom.tasks.classification.novel import KnownClassifier, NovelSpec, Prototypes, headless
 from stillroom.tasks.classification.views import View
 
@@ -42,7 +42,7 @@ def pretrained_stage(lab: Lab, data: ImageData, plan: Training, student: str, vi
 
 def _fresh(lab: Lab, data: ImageData, student: str, temperature: float) -> tuple[KnownClassifier, str]:
     """The network of stage 1, and the specification of its backbone."""
-    built = network(student, data, lab, "student")
+    built = Experiment(lab, data, Training(), Networks(student=student)).network(student, "student")
     backbone, features = headless(built.network, data.num_classes, "student")
     return KnownClassifier(backbone, Prototypes(features, data.num_classes), temperature=temperature), built.spec
 
@@ -236,3 +236,10 @@ PRESETS = {
     "paper:cars": {**_FINE_GRAINED, "data": "imagefolder:data/stanford-cars", "known": 98},
     "paper:aircraft": {**_FINE_GRAINED, "data": "imagefolder:data/aircraft", "known": 50},
 }
+
+ROOM = Room(
+    recipe,
+    tasks=("classification",),
+    presets=PRESETS,
+    reason="finds classes that have no labels, with heads of its own and itself as the teacher: its stages are an experiment of their own",
+)

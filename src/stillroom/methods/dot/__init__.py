@@ -11,6 +11,6 @@ distillation's gets the larger momentum:
 
 from stillroom.methods.dot.distiller import DOT
 from stillroom.methods.dot.optimizer import DOTOptimizer
-from stillroom.methods.dot.recipe import CHOICE, PRESETS, build, chosen, recipe
+from stillroom.methods.dot.recipe import ROOM, build, recipe
 
-__all__ = ["CHOICE", "DOT", "PRESETS", "DOTOptimizer", "build", "chosen", "recipe"]
+__all__ = ["DOT", "ROOM", "DOTOptimizer", "build", "recipe"]

@@ -12,6 +12,6 @@ experiment. The bank itself is `stillroom.engine.cache.bank`, its replay `stillr
 
 from stillroom.methods.ferkd.calibration import Calibration, adapted_bank
 from stillroom.methods.ferkd.distiller import FerKD
-from stillroom.methods.ferkd.recipe import PRESETS, build, recipe
+from stillroom.methods.ferkd.recipe import ROOM, build, recipe
 
-__all__ = ["PRESETS", "Calibration", "FerKD", "adapted_bank", "build", "recipe"]
+__all__ = ["ROOM", "Calibration", "FerKD", "adapted_bank", "build", "recipe"]

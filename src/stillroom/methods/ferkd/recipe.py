@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from stillroom.engine import Lab, Report, Teacher, Trained, Training
+from stillroom.engine import Experiment, Lab, Networks, Report, Room, Teacher, Trained, Training
 from stillroom.engine.cache.bank import LabelBank
 from stillroom.engine.cache.bank_folder import BankFolder
 from stillroom.engine.cache.labels import DEFAULT_TYPE, LabelFormat
@@ -17,7 +17,7 @@ from stillroom.errors import InputError
 from stillroom.methods.ferkd.adaptation import Score
 from stillroom.methods.ferkd.calibration import Calibration, adapted_bank
 from stillroom.methods.ferkd.distiller import FerKD, Mixing
-from stillroom.tasks.classification import ImageData, distilled_stage, network, supervised_stage, teacher_stage
+from stillroom.tasks.classification import CONVNETS, ImageData
 from stillroom.tasks.classification.labelling import Labelling, crop_rule, label_images
 
 # Like the other methods' digits, but for the schedule, which is the method's own.
@@ -53,9 +53,7 @@ def recipe(
     data: ImageData,
     plan: Training = DIGITS,
     labels: str | None = None,
-    teacher: str = "stillroom/convnet24",
-    student: str = "stillroom/convnet4",
-    teacher_epochs: int | None = None,
+    networks: Networks = CONVNETS,
     crops: int = 64,
     label_type: str = DEFAULT_TYPE,
     crop_area: tuple[float, float] | None = None,
@@ -74,10 +72,8 @@ def recipe(
         data: the images.
         plan: how the networks are trained; one pass with `num_crops` crops of each image counts as so many epochs.
         labels: folder of a bank that `stillroom cache-labels` wrote. Without one the teacher writes it first, into the run's folder; with
-            one no teacher is needed, and the options from `teacher` to `flip` say nothing.
-        teacher: network that labels, optionally with weights after ``@``; without weights it is trained first. Or a run's folder.
-        student: network, as above.
-        teacher_epochs: epochs for a teacher that has to be trained; by default as many as the student's.
+            one no teacher is needed, and the options of the teacher and those from `crops` to `flip` say nothing.
+        networks: which they are; the teacher labels.
         crops: stored crops of each image.
         label_type: how their labels are stored: ``ori``, ``hard``, ``smoothing``, ``marginal_smoothing_k5`` or ``marginal_renorm_k5``.
         crop_area: smallest and largest area of a crop, as fractions of the image's; by default 0.08 and 1, for digits 0.5 and 1.
@@ -97,23 +93,24 @@ def recipe(
     calibration = Calibration(thresholds, absolute, epsilon, score)
     labelling = Labelling(crops, label_type, rule=crop_rule(data, crop_area, flip), seed=lab.options.seed)
     LabelFormat.of(label_type, data.num_classes)
+    experiment = Experiment(lab, data, plan, networks)
     with lab.shared():  # what is wrong with an argument is said now
         given = None if labels is None else LabelBank(labels)
-        planned = distiller(network(student, data, lab, "student").network, given, mix)
+        planned = distiller(experiment.network(networks.student, "student").network, given, mix)
         planned.plan = plan
         if given is not None:
             planned.training_data(data)
     if given is None:
-        labeller = teacher_stage(lab, data, plan, teacher, teacher_epochs)
+        labeller = experiment.teacher()
         bank = own_bank(lab, data, labeller, labelling)
         taught: Trained | None = labeller
     else:
         bank = given
         taught = _labeller(lab, data, bank)
     calibrated = adapted_bank(bank, calibration)
-    alone = supervised_stage(lab, data, plan, student)
-    fkd = distilled_stage(lab, data, plan, student, "fkd", lambda fresh: distiller(fresh, bank, "none"))
-    ferkd = distilled_stage(lab, data, plan, student, "ferkd", lambda fresh: distiller(fresh, calibrated, mix))
+    alone = experiment.alone()
+    fkd = experiment.trained("fkd", lambda fresh: distiller(fresh, bank, "none"))
+    ferkd = experiment.trained("ferkd", lambda fresh: distiller(fresh, calibrated, mix))
     arms = {**({} if taught is None else {"teacher": taught}), "alone": alone, "fkd": fkd, "ferkd": ferkd}
     report = lab.report("ferkd", data, arms, ship="ferkd")
     report.notes.append(said_of(calibrated))
@@ -184,3 +181,5 @@ PRESETS = {
         "lr_floor": 1e-5,
     },
 }
+
+ROOM = Room(recipe, tasks=("classification",), presets=PRESETS, build=build)

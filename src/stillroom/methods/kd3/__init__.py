@@ -14,6 +14,6 @@ the teacher's classes and most look otherwise. Three parts:
 
 from stillroom.methods.kd3.distiller import KD3, WebKD
 from stillroom.methods.kd3.mixdistribution import MixDistribution
-from stillroom.methods.kd3.recipe import PRESETS, build, recipe
+from stillroom.methods.kd3.recipe import ROOM, build, recipe
 
-__all__ = ["KD3", "PRESETS", "MixDistribution", "WebKD", "build", "recipe"]
+__all__ = ["KD3", "ROOM", "MixDistribution", "WebKD", "build", "recipe"]

@@ -6,11 +6,11 @@ from typing import Any
 
 from torch import nn
 
-from stillroom.engine import Lab, Report, Teacher, Training
+from stillroom.engine import Experiment, Lab, Networks, Report, Room, Teacher, Training
 from stillroom.engine.cache import CachedTeacher
 from stillroom.errors import InputError
 from stillroom.methods.kd3.distiller import KD3, WebKD
-from stillroom.tasks.classification import ImageData, distilled_stage, network, rehearse, teacher_stage
+from stillroom.tasks.classification import CONVNETS, ImageData
 from stillroom.tasks.classification.layers import last_map
 from stillroom.tasks.classification.shared_classifier import share_classifier
 from stillroom.tasks.classification.web import WebData
@@ -85,9 +85,7 @@ def recipe(
     data: ImageData,
     plan: Training = PLAN,
     web: str = "restyled",
-    teacher: str = "stillroom/convnet24",
-    student: str = "stillroom/convnet4",
-    teacher_epochs: int | None = None,
+    networks: Networks = CONVNETS,
     web_augment: str | None = None,
     web_mean: tuple[float, float, float] | None = None,
     web_std: tuple[float, float, float] | None = None,
@@ -104,9 +102,7 @@ def recipe(
         web: the unlabelled images: imagefolder:PATH or PATH, a folder or zip of any image files at any depth; other data such as
             cifar100:PATH, without their labels; or restyled, for a first look: the training images in other styles, and patches of
             photographs.
-        teacher: network, optionally with weights after ``@``; without weights it is trained on the data first. Or a run's folder.
-        student: network, as above; its part behind the last map gives way to a connector and the teacher's classifier.
-        teacher_epochs: epochs for a teacher that has to be trained; by default as many as the student's.
+        networks: which they are; the student's part behind the last map gives way to a connector and the teacher's classifier.
         web_augment: random changes of web images, as --augment; by default imagenet, which crops and mirrors (for restyled: --augment).
         web_mean: mean of the web images' channels, if they are to be normalised with another than the data's.
         web_std: their standard deviation, likewise.
@@ -120,12 +116,12 @@ def recipe(
     def distiller(fresh: nn.Module, taught: Teacher) -> KD3:
         return learning_from(collection, fresh, taught, **options)
 
-    rehearse(lab, data, teacher, student, distiller)
-    trained = teacher_stage(lab, data, plan, teacher, teacher_epochs)
-    taught = lab.teach(trained)
-    plain = distilled_stage(lab, data, plan, student, "kd", lambda fresh: WebKD(fresh, taught, collection, temperature=kd_temperature))
-    built = network(student, data, lab, "student")
-    made = distiller(built.network, taught)
+    experiment = Experiment(lab, data, plan, networks)
+    experiment.rehearse(distiller)
+    trained = experiment.teacher()
+    plain = experiment.distilled("kd", lambda fresh, taught: WebKD(fresh, taught, collection, temperature=kd_temperature))
+    built = experiment.network(networks.student, "student")
+    made = distiller(built.network, lab.teach(trained))
     model = made.student.specification(built.spec, trained.result.model)
     distilled = lab.fit(made, collection, plan, name="kd3", model=model)
     return lab.report("kd3", data, {"teacher": trained, "kd": plain, "kd3": distilled}, baseline="kd", ship="kd3")
@@ -156,3 +152,5 @@ PRESETS["paper:tiny-imagenet"] = {
     "data": "tiny-imagenet:data/tiny-imagenet-200",
     "web": "imagefolder:data/imagenet64",
 }
+
+ROOM = Room(recipe, tasks=("classification",), presets=PRESETS, build=build)

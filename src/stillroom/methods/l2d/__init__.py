@@ -14,6 +14,6 @@ label's images, and of one image's labels.
 
 from stillroom.methods.l2d.distiller import L2D
 from stillroom.methods.l2d.loss import led_losses, mld_loss
-from stillroom.methods.l2d.recipe import PRESETS, build, recipe
+from stillroom.methods.l2d.recipe import ROOM, build, recipe
 
-__all__ = ["L2D", "PRESETS", "build", "led_losses", "mld_loss", "recipe"]
+__all__ = ["L2D", "ROOM", "build", "led_losses", "mld_loss", "recipe"]

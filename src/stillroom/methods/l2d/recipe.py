@@ -6,9 +6,9 @@ from typing import Any
 
 from torch import nn
 
-from stillroom.engine import Lab, Report, Teacher, Training
+from stillroom.engine import Experiment, Lab, Report, Room, Teacher, Training
 from stillroom.methods.l2d.distiller import L2D
-from stillroom.tasks.multilabel import COCO, MOSAICS, Bench, HeadOptions, MultiLabelData
+from stillroom.tasks.multilabel import COCO, MOSAICS, TASK, MultiLabelData, MultiLabelNetworks
 
 
 def build(
@@ -32,18 +32,7 @@ def build(
 
 
 def recipe(
-    lab: Lab,
-    data: MultiLabelData,
-    plan: Training = MOSAICS,
-    teacher: str = "stillroom/strided64",
-    student: str = "stillroom/strided24",
-    teacher_epochs: int | None = None,
-    teacher_stop: int | None = None,
-    embed_dim: int = 64,
-    heads: int = 4,
-    feedforward: int = 128,
-    dropout: float = 0.1,
-    **options: Any,
+    lab: Lab, data: MultiLabelData, plan: Training = MOSAICS, networks: MultiLabelNetworks = TASK.networks, **options: Any
 ) -> Report:
     """Train (or load) a teacher, a student alone, and the same student with L2D; compare them.
 
@@ -51,23 +40,14 @@ def recipe(
         lab: where and how to run.
         data: the images and their labels.
         plan: how the networks are trained.
-        teacher: backbone, optionally with weights of the whole network after ``@``; without them it is trained first (``@pretrained`` are
-            published weights of the backbone alone). Or an earlier run's folder.
-        student: likewise.
-        teacher_epochs: length of the schedule of a teacher that has to be trained; by default as the student's.
-        teacher_stop: the epoch after which its training is stopped, whatever is left of the schedule (the paper: 30 of 80).
-        embed_dim: length of a label's embedding, in heads that are built here.
-        heads: of their cross-attention.
-        feedforward: width of the layer behind it.
-        dropout: in training, from 0 and below 1.
+        networks: which they are, and the sizes of their heads.
         options: those of `build`.
     """
-    bench = Bench(lab, data, plan, teacher, student, HeadOptions(embed_dim, heads, feedforward, dropout), teacher_epochs, teacher_stop)
 
     def distiller(network: nn.Module, taught: Teacher) -> L2D:
         return build(network, taught, data, **options)
 
-    return bench.three_arms("l2d", distiller)
+    return Experiment(lab, data, plan, networks).run("l2d", {"distilled": distiller})
 
 
 PUBLISHED = {"logits_weight": 10.0, "embedding_weight": 1.0, "class_aware_weight": 100.0, "instance_aware_weight": 1000.0}
@@ -80,3 +60,5 @@ PRESETS = {
     "paper:voc2007": {**COCO, **PUBLISHED, "data": _VOC},
     "paper:nus-wide": {**COCO, **PUBLISHED, "data": _NUS},
 }
+
+ROOM = Room(recipe, tasks=("multilabel",), presets=PRESETS, build=build)

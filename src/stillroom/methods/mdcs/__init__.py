@@ -17,7 +17,7 @@ runs differ, `recipe` the experiment; the networks are those of `stillroom.tasks
 from stillroom.methods.mdcs.data import LongTailedImages, shot_groups
 from stillroom.methods.mdcs.distiller import MDCS
 from stillroom.methods.mdcs.loss import Terms, mdcs_terms, prior_shift
-from stillroom.methods.mdcs.recipe import PRESETS, build, recipe
+from stillroom.methods.mdcs.recipe import ROOM, build, recipe
 from stillroom.methods.mdcs.views import two_views
 
-__all__ = ["MDCS", "PRESETS", "LongTailedImages", "Terms", "build", "mdcs_terms", "prior_shift", "recipe", "shot_groups", "two_views"]
+__all__ = ["MDCS", "ROOM", "LongTailedImages", "Terms", "build", "mdcs_terms", "prior_shift", "recipe", "shot_groups", "two_views"]

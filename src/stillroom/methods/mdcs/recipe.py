@@ -7,14 +7,14 @@ from typing import Any
 
 from torch import nn
 
-from stillroom.engine import Lab, Report, Teacher, Trained, Training
+from stillroom.engine import Experiment, Lab, Networks, Report, Room, Teacher, Trained, Training
 from stillroom.engine.report.wording import Metric
 from stillroom.engine.run.recorder import evaluating
 from stillroom.errors import InputError
 from stillroom.methods.mdcs.data import LongTailedImages
 from stillroom.methods.mdcs.distiller import MDCS
 from stillroom.methods.mdcs.measures import expert_divergence
-from stillroom.tasks.classification import Batch, ImageData, distilled_stage, network
+from stillroom.tasks.classification import Batch, ImageData
 from stillroom.tasks.classification.networks import ExpertBottleneckResNet
 
 SHORT = Training(epochs=100, lr=0.1, momentum=0.9, weight_decay=5e-4, nesterov=True, schedule="cosine")
@@ -81,10 +81,10 @@ def recipe(
         return build(start(fresh), None, data, lambdas=tuple(exponents), weight=share, **options)
 
     def trained(name: str, exponents: Sequence[float], share: float) -> Trained:
-        return distilled_stage(lab, data, plan, student, name, lambda fresh: distiller(fresh, exponents, share))
+        return experiment.trained(name, lambda fresh: distiller(fresh, exponents, share))
 
-    with lab.shared():  # what is wrong with an argument is said before anything is trained
-        distiller(network(student, data, lab, "student").network, lambdas, weight).training_data(data)
+    experiment = Experiment(lab, data, plan, Networks(student=student))
+    experiment.rehearse(lambda fresh, _: distiller(fresh, lambdas, weight))
     arms = {
         "alone": trained("alone", [0.0] * len(lambdas), 0.0),
         "diverse": trained("diverse", lambdas, 0.0),
@@ -210,3 +210,5 @@ PRESETS = {
         "epochs": 30,
     },
 }
+
+ROOM = Room(recipe, tasks=("classification",), presets=PRESETS, build=build)

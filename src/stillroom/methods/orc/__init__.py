@@ -15,6 +15,6 @@ and afterwards the temporary teachers are students again. No code was released: 
 """
 
 from stillroom.methods.orc.distiller import ORC, Iteration
-from stillroom.methods.orc.recipe import PRESETS, build, recipe
+from stillroom.methods.orc.recipe import ROOM, build, recipe
 
-__all__ = ["ORC", "PRESETS", "Iteration", "build", "recipe"]
+__all__ = ["ORC", "ROOM", "Iteration", "build", "recipe"]

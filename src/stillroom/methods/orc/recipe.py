@@ -8,29 +8,17 @@ from collections.abc import Sequence
 from statistics import fmean
 from typing import Any
 
-import torch
 from torch import nn
 from torchvision.models.resnet import BasicBlock, ResNet
 
 from stillroom import catalog
-from stillroom.engine import Distiller, Lab, Report, Teacher, Trained, Training
+from stillroom.engine import Distiller, Experiment, Lab, Networks, Report, Room, Teacher, Trained, Training
 from stillroom.engine.report.wording import Metric
-from stillroom.engine.weights import load_weights
 from stillroom.errors import InputError
 from stillroom.methods.orc.distiller import ORC
-from stillroom.tasks.classification import (
-    CIFAR100,
-    DIGITS,
-    IMAGENET,
-    ImageData,
-    build_classifier,
-    distilled_stage,
-    network,
-    rehearse,
-    supervised_stage,
-    teacher_stage,
-)
+from stillroom.tasks.classification import CIFAR100, DIGITS, IMAGENET, TASK, ImageData
 
+NETWORKS = Networks("stillroom/convnet16", "stillroom/convnet6")
 GROUP = "stillroom/convnet12,stillroom/convnet9"
 
 
@@ -52,12 +40,8 @@ def build(
     Raises:
         InputError: as `ORC`; the teacher is an ensemble or a cache, or a network of the group has other classes than the data.
     """
-    specs, members = specs_of(group), []
-    for spec in specs:
-        built = build_classifier(spec, num_classes=data.num_classes, image_size=data.image_size, argument="group")
-        if built.classes is not None and tuple(built.classes) != tuple(data.classes):
-            raise InputError("group", f"{spec}, whose classes are not those of the data", "networks of the same classes in the same order")
-        members.append(built.network)
+    specs = specs_of(group)
+    members = [TASK.build(spec, data, TASK.networks, trust_pickle=False, argument="group").network for spec in specs]
     return _around(student, teacher, data, specs, members, **options)
 
 
@@ -65,10 +49,8 @@ def recipe(
     lab: Lab,
     data: ImageData,
     plan: Training = DIGITS,
-    teacher: str = "stillroom/convnet16",
-    student: str = "stillroom/convnet6",
+    networks: Networks = NETWORKS,
     group: list[str] | str = GROUP,
-    teacher_epochs: int | None = None,
     beta: float = 0.9,
     temperature: float = 4.0,
     **options: Any,
@@ -79,10 +61,8 @@ def recipe(
         lab: where and how to run.
         data: the images.
         plan: how the networks are trained; the pivot is trained further with a smaller learning rate, see `pivot_lr_factor`.
-        teacher: the pivot, a network, optionally with weights after ``@``; without weights it is trained first. Or a run's folder.
-        student: the target, as above: the network that is delivered.
+        networks: the teacher is the pivot, the student the target: the network that is delivered.
         group: the other networks of the student group, of sizes between the two: ``stillroom/convnet12,stillroom/convnet9`` or a list.
-        teacher_epochs: epochs for a pivot that has to be trained; by default as many as the student's.
         beta: balance of the labels (1 - beta) and the teachers (beta), from 0 to 1; KD's, too.
         temperature: T > 0; KD's, too.
         options: those of `ORC`.
@@ -90,27 +70,20 @@ def recipe(
     specs = specs_of(group)
 
     def kd(fresh: nn.Module, taught: Teacher) -> Distiller:
-        made: Distiller = catalog.load("kd").build(fresh, taught, data, temperature=temperature, task_weight=1 - beta, kd_weight=beta)
-        return made
+        hosted = catalog.load("kd").build
+        assert hosted is not None
+        return hosted(fresh, taught, data, temperature=temperature, task_weight=1 - beta, kd_weight=beta)
 
     def orc(fresh: nn.Module, taught: Teacher) -> ORC:
-        members = [network(spec, data, lab, "group").network for spec in specs]
-        made = _around(fresh, taught, data, specs, members, beta=beta, temperature=temperature, **options)
-        made.plan = plan
-        made.configure_optimizers()  # refuses a plan that ORC is not defined for
-        return made
-
-    rehearse(lab, data, teacher, student, orc)
-    taught = teacher_stage(lab, data, plan, teacher, teacher_epochs)
-    alone = supervised_stage(lab, data, plan, student)
-    by_kd = distilled_stage(lab, data, plan, student, "kd", lambda fresh: kd(fresh, lab.teach(taught)))
-    trained: list[ORC] = []
-
-    def remembered(fresh: nn.Module) -> ORC:
-        trained.append(orc(fresh, lab.teach(taught)))
+        members = [experiment.network(spec, "group").network for spec in specs]
+        trained.append(_around(fresh, taught, data, specs, members, beta=beta, temperature=temperature, **options))
         return trained[-1]
 
-    by_orc = distilled_stage(lab, data, plan, student, "orc", remembered)
+    experiment = Experiment(lab, data, plan, networks)
+    trained: list[ORC] = []
+    experiment.rehearse(orc)
+    taught, alone = experiment.teacher(), experiment.alone()
+    by_kd, by_orc = experiment.distilled("kd", kd), experiment.distilled("orc", orc)
     scored = _score_group(lab, data, by_orc, trained[-1], [*specs, taught.result.model])
     report = lab.report("orc", data, {"teacher": taught, "alone": alone, "kd": by_kd, "orc": by_orc}, baseline="kd", ship="orc")
     report.metric_formats |= {
@@ -159,20 +132,10 @@ def _score_group(lab: Lab, data: ImageData, stage: Trained, distiller: ORC, spec
 
     Their accuracies, and how often each network was promoted, join the stage's metrics.
     """
-    networks = dict(zip([*distiller.names[:-1], "pivot"], [*distiller.group, distiller.pivot], strict=True))
-    folders = {name: stage.folder.with_name(f"orc-{name}") for name in networks}
-    if all(lab.finished(folder.name) for folder in folders.values()):
-        for name, member in networks.items():
-            load_weights(member, folders[name] / "student.safetensors")
-    else:
-        checkpoint = stage.folder / "last.ckpt"
-        if not checkpoint.exists():
-            raise InputError("out", f"{stage.folder} without last.ckpt", "the folder as the run left it: the group's networks are in there")
-        distiller.load_state_dict(torch.load(checkpoint, map_location="cpu", weights_only=True)["state_dict"])
     scored = {}
-    for (name, member), spec in zip(networks.items(), specs, strict=True):
+    for (name, member), spec in zip(distiller.companions().items(), specs, strict=True):
         renormalise = distiller.renormalise if name == "pivot" else None
-        scored[name] = lab.evaluate(member, data, name=folders[name].name, model=spec, renormalise=renormalise)
+        scored[name] = lab.evaluate(member, data, name=f"orc-{name}", model=spec, renormalise=renormalise)
         stage.result.metrics[f"top-1 of {name}"] = scored[name].result.metrics["top1"]
     for name in distiller.names:
         stage.result.metrics[f"promotions of {name}"] = 100 * fmean(row[f"train/promoted/{name}"] for row in stage.result.history)
@@ -221,3 +184,5 @@ PRESETS = {
         "pivot_lr_factor": 0.1,
     },
 }
+
+ROOM = Room(recipe, tasks=("classification",), presets=PRESETS, build=build)

@@ -15,6 +15,6 @@ promoted, `distiller` the student, `rounds` and `recipe` the experiment.
 
 from stillroom.methods.wad.contrast import Contrast
 from stillroom.methods.wad.distiller import WAD
-from stillroom.methods.wad.recipe import PRESETS, recipe
+from stillroom.methods.wad.recipe import ROOM, recipe
 
-__all__ = ["PRESETS", "WAD", "Contrast", "recipe"]
+__all__ = ["ROOM", "WAD", "Contrast", "recipe"]

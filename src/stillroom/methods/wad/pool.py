@@ -112,6 +112,11 @@ class RoundData(WithOtherTrainingImages):
         origin = data.indices.get("train")
         self.indices = {name: ids if origin is None else origin[ids] for name, ids in self.pools.items()}
 
+    @property
+    def train_size(self) -> int:
+        """Images of both kinds."""
+        return sum(map(len, self.pools.values()))
+
     def train_loader(self, *, seed: int, rank: int = 0, world: int = 1) -> Cycled:
         """Batches of both kinds, the last of a pass perhaps short, but of two images at least."""
         loaders: dict[str, Loader] = {}

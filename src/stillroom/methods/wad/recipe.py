@@ -8,7 +8,8 @@ from typing import Literal
 import torch
 from torch import nn
 
-from stillroom.engine import Lab, Report, Trained, Training
+from stillroom.engine import Experiment, Lab, Networks, Report, Room, Trained, Training
+from stillroom.engine.task import Built
 from stillroom.errors import InputError, at_least_zero, positive
 from stillroom.methods.wad.contrast import Contrast
 from stillroom.methods.wad.distiller import WAD
@@ -16,7 +17,7 @@ from stillroom.methods.wad.networks import Encoder, ResNet18
 from stillroom.methods.wad.pool import Pool, RoundData, benchmark, own_images
 from stillroom.methods.wad.rounds import Rounds, train_in_rounds, write_labels
 from stillroom.methods.wad.views import PhotoViews, ScanViews
-from stillroom.tasks.classification import ImageData, network
+from stillroom.tasks.classification import ImageData
 from stillroom.tasks.classification.models import build_classifier
 from stillroom.tasks.classification.networks import Whitened
 
@@ -128,10 +129,14 @@ def recipe(
         if target_classes is not None:
             raise InputError("target_classes", target_classes, "none beside unlabelled: every class of the data is a target")
         pool = own_images(data, unlabelled)
+
+    def built() -> Built:
+        return Experiment(lab, pool.data, plan, Networks(student=student)).network(student, "student")
+
     how = Rounds(iterations=iterations, rounds=rounds, promote=promote, views=knowledge_views)
     made_of = (views or ("scans" if data.augment == "digits" else "photos")) == "photos"
     random_views, asked_views = (PhotoViews(), PhotoViews(mirror=0)) if made_of else (ScanViews(), ScanViews())
-    rehearsed = network(student, pool.data, lab, "student").network  # what is wrong with it is said now
+    rehearsed = built().network  # what is wrong with it is said now
     if jitter_each and not isinstance(rehearsed, Whitened):
         raise InputError("jitter_each", jitter_each, f"a whitened student beside it, which {student} is not")
     encoder = make_encoder(lab, teacher, pool.data, hidden, embed_dim)
@@ -147,12 +152,12 @@ def recipe(
         lab, pool, encoder, random_views, contrast, released=released, temperature=temperature, model=f"{teacher} (contrastive)"
     )
 
-    first = network(student, pool.data, lab, "student")
+    first = built()
     if isinstance(first.network, Whitened):
         whiten(first.network, pool.data, each=jitter_each)
     prepared = {name: value.clone() for name, value in first.network.state_dict().items()}
     alone = supervised_rounds(lab, pool, first.network, plan, how, model=first.spec)
-    second = network(student, pool.data, lab, "student").network
+    second = built().network
     second.load_state_dict(prepared)
     assert isinstance(taught.network, Encoder)
     distilled, logs = train_in_rounds(lab, pool, taught.network, asked_views, second, plan, how, model=first.spec)
@@ -196,3 +201,10 @@ PRESETS = {
         "iterations": 2000,
     },
 }
+
+ROOM = Room(
+    recipe,
+    tasks=("classification",),
+    presets=PRESETS,
+    reason="learns in rounds from images without labels, with a teacher that has seen none: its stages are an experiment of their own",
+)

@@ -1,29 +1,20 @@
-"""Classification of images: data, networks, metrics, and the experiment that most papers run on them."""
+"""Classification of images: data, networks, metrics, and the settings that most papers share."""
 
 from stillroom.tasks.classification.data import ImageData
-from stillroom.tasks.classification.experiment import (
-    CIFAR100,
-    DIGITS,
-    IMAGENET,
-    TINY_IMAGENET,
-    distilled_stage,
-    network,
-    rehearse,
-    supervised_stage,
-    teacher_stage,
-    three_arms,
-)
 from stillroom.tasks.classification.layers import middle_layer, pooled_layer
 from stillroom.tasks.classification.loaded import Loaded, load
 from stillroom.tasks.classification.models import build_classifier
 from stillroom.tasks.classification.supervised import Supervised
+from stillroom.tasks.classification.task import CIFAR100, CONVNETS, DIGITS, IMAGENET, TASK, TINY_IMAGENET
 from stillroom.tasks.classification.views import ViewBatch
 from stillroom.tasks.images.batches import Batch
 
 __all__ = [
     "CIFAR100",
+    "CONVNETS",
     "DIGITS",
     "IMAGENET",
+    "TASK",
     "TINY_IMAGENET",
     "Batch",
     "ImageData",
@@ -31,13 +22,7 @@ __all__ = [
     "Supervised",
     "ViewBatch",
     "build_classifier",
-    "distilled_stage",
     "load",
     "middle_layer",
-    "network",
     "pooled_layer",
-    "rehearse",
-    "supervised_stage",
-    "teacher_stage",
-    "three_arms",
 ]

@@ -2,25 +2,14 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 
-from stillroom.engine.cache import CACHE, CachedTeacher
+from stillroom.engine.cache import CachedTeacher
 from stillroom.errors import InputError
 from stillroom.tasks.classification.data import ImageData
 
 _COMPARED = 8
 _VIEWS = 8
-
-
-def cached_teacher(spec: str, data: ImageData) -> CachedTeacher:
-    """The teacher of a specification ``cache:FOLDER``.
-
-    Raises:
-        InputError: no finished cache of the teacher's answers to this very data; the message names what differs.
-    """
-    return CachedTeacher(Path(spec.removeprefix(CACHE)), data.cache_key)
 
 
 def check_views(teacher: CachedTeacher, data: ImageData) -> None:

@@ -6,23 +6,20 @@ import copy
 import hashlib
 from collections.abc import Sequence
 from functools import cached_property
-from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 from torchvision.transforms.v2.functional import to_pil_image
 
 from stillroom.engine.cache import EveryView, ReplayedBatches, Views
 from stillroom.engine.loading import Loader, SeekableBatches, identity
-from stillroom.engine.report.results import Report, Section
+from stillroom.engine.task import Task
 from stillroom.errors import InputError, at_least, near
-from stillroom.tasks.classification.loaded import ship
-from stillroom.tasks.classification.metrics import ClassificationEvaluator, agreement
-from stillroom.tasks.classification.pages import classification_sections
+from stillroom.tasks.classification.metrics import ClassificationEvaluator
 from stillroom.tasks.classification.sources import SMALL, open_source
 from stillroom.tasks.classification.subsets import make_harder, read_hardship, restricted
 from stillroom.tasks.classification.views import View, ViewBatches
@@ -73,6 +70,8 @@ class ImageData:
     Raises:
         InputError: an argument that cannot be used; it is named.
     """
+
+    task: ClassVar[Task]
 
     def __init__(
         self,
@@ -217,6 +216,10 @@ class ImageData:
         replaying.fingerprint = hashlib.sha256(repr((self.fingerprint, views)).encode()).hexdigest()[:16]
         return replaying
 
+    def for_teacher(self) -> ImageData:
+        """The same data: teachers are trained on what students are."""
+        return self
+
     @property
     def train_size(self) -> int:
         """N, images to train on."""
@@ -299,18 +302,6 @@ class ImageData:
             "transform": transform,
             "fingerprint": self.fingerprint,
         }
-
-    def compare(self, details: dict[str, np.ndarray], reference: dict[str, np.ndarray]) -> dict[str, float]:
-        """How often two models give the same answer on the validation images, in %: ``agreement``."""
-        return {"agreement": agreement(details, reference)} if details and reference else {}
-
-    def sections(self, report: Report) -> list[Section]:
-        """The report's own part of this task: per-class changes and example images."""
-        return classification_sections(report, self.classes, self.val_image)
-
-    def ship(self, folder: Path, network: nn.Module, model: str) -> None:
-        """Writes what is needed to load a network of this data again, besides its weights."""
-        ship(folder, network, model, self.describe())
 
     def val_image(self, index: int) -> Image.Image:
         """A validation image for people to look at."""

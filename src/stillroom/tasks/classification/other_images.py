@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from typing import Any
 
-import numpy as np
-from torch import Tensor, nn
+from torch import Tensor
 
 from stillroom.engine.loading import Loader
-from stillroom.engine.report.results import Report, Section
 from stillroom.engine.run.recorder import Evaluator
+from stillroom.engine.task import Task
+from stillroom.engine.teacher import Renormalise
 from stillroom.tasks.classification.data import ImageData
 
 
@@ -21,6 +21,11 @@ class WithOtherTrainingImages:
     """
 
     data: ImageData
+
+    @property
+    def task(self) -> Task:
+        """That of `data`."""
+        return self.data.task
 
     def eval_loader(self, *, rank: int = 0, world: int = 1) -> Loader:
         """The validation images of `data`."""
@@ -34,14 +39,15 @@ class WithOtherTrainingImages:
         """A batch of one, [1, 3, H, W]: the first validation image."""
         return self.data.example_inputs()
 
-    def compare(self, details: dict[str, np.ndarray], reference: dict[str, np.ndarray]) -> dict[str, float]:
-        """As `data`."""
-        return self.data.compare(details, reference)
+    def for_teacher(self) -> ImageData:
+        """Teachers are trained on the images of `data`."""
+        return self.data
 
-    def sections(self, report: Report) -> list[Section]:
+    def describe(self) -> dict[str, Any]:
         """As `data`."""
-        return self.data.sections(report)
+        return self.data.describe()
 
-    def ship(self, folder: Path, network: nn.Module, model: str) -> None:
+    @property
+    def renormalise(self) -> Renormalise | None:
         """As `data`."""
-        self.data.ship(folder, network, model)
+        return self.data.renormalise

@@ -84,6 +84,11 @@ class WebData(WithOtherTrainingImages):
         return len(self.images)
 
     @property
+    def train_size(self) -> int:
+        """N, web images."""
+        return len(self)
+
+    @property
     def batch_size(self) -> int:
         """Images in a batch, of all processes together."""
         return min(self.data.batch_size, len(self.images))

@@ -2,48 +2,21 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
-import torch
-
-from stillroom.engine.cache import CACHE, CachedTeacher
-from stillroom.engine.distiller import Distiller
+from stillroom.engine.cache import CachedTeacher
 from stillroom.errors import InputError
 from stillroom.tasks.detection.data import DetectionData
 
 EXACT = ("boxes",)  # half precision would place a box in a large image to the pixel, or worse
 
 
-def cached_teacher(spec: str, data: DetectionData) -> CachedTeacher:
-    """The teacher of a specification ``cache:FOLDER``.
+def check_answer(teacher: CachedTeacher) -> None:
+    """Whether a cache is of a detector.
 
     Raises:
-        InputError: no finished cache of a detector's answers to this very data; the message names what differs.
+        InputError: its answers are not logits and boxes.
     """
-    cached = CachedTeacher(Path(spec.removeprefix(CACHE)), data.cache_key)
-    if not set(cached.answer) >= {"logits", "boxes"}:
-        raise InputError("teacher", f"{cached.folder}, a cache of {', '.join(cached.answer)}", "one of a detector's logits and boxes")
-    return cached
-
-
-def seen(distiller: Distiller, data: DetectionData) -> DetectionData:
-    """The data as the distiller trains on them: what its teacher's cache has answers to, or what the method shows."""
-    if isinstance(distiller.teacher, CachedTeacher):
-        return data.replaying(distiller.teacher.views)
-    shown: DetectionData = distiller.training_data(data)
-    return shown
-
-
-def try_cache(distiller: Distiller, data: DetectionData) -> None:
-    """The losses of one image: a network shows its layout when a distiller is made, a cache of its answers only here.
-
-    Raises:
-        InputError: the cache is of a detector with other positions or classes than the student, or lacks what the method reads.
-    """
-    if isinstance(distiller.teacher, CachedTeacher):
-        batch, _ = next(iter(data.every_view(distiller.teacher.views, batch_size=1)))
-        with torch.no_grad():
-            distiller.losses(batch)
+    if not set(teacher.answer) >= {"logits", "boxes"}:
+        raise InputError("teacher", f"{teacher.folder}, a cache of {', '.join(teacher.answer)}", "one of a detector's logits and boxes")
 
 
 def views_of(data: DetectionData, asked: int | None) -> int:

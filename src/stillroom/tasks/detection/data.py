@@ -6,19 +6,18 @@ import copy
 import hashlib
 from collections.abc import Mapping, Sequence
 from functools import cached_property
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision.transforms.v2.functional import horizontal_flip, resize, to_pil_image
 
 from stillroom.engine.cache import EveryView, Views
 from stillroom.engine.loading import Draw, Loader, SeekableBatches, identity, uniforms
-from stillroom.engine.report.results import Report, Section
+from stillroom.engine.task import Task
 from stillroom.engine.teacher import Renormalise
 from stillroom.errors import InputError
 from stillroom.tasks.detection.backbones import pad_batch, padded_size
@@ -94,6 +93,8 @@ class DetectionData:
     Raises:
         InputError: an argument that cannot be used; it is named.
     """
+
+    task: ClassVar[Task]
 
     def __init__(
         self,
@@ -210,22 +211,6 @@ class DetectionData:
         known = {"source": self.data, "classes": list(self.classes), "transform": self.preparation.to_json()}
         both = canvas(self._train, self.preparation), canvas(self._val, self.preparation)
         return {**known, "canvas": [max(sides) for sides in zip(*both, strict=True)]}
-
-    def compare(self, details: dict[str, np.ndarray], reference: dict[str, np.ndarray]) -> dict[str, float]:
-        """Nothing yet: detections of two models are compared by their AP."""
-        return {}
-
-    def sections(self, report: Report) -> list[Section]:
-        """Images with true and found boxes, side by side."""
-        from stillroom.tasks.detection.pages import detection_sections
-
-        return detection_sections(report, self)
-
-    def ship(self, folder: Path, network: nn.Module, model: str) -> None:
-        """Writes what is needed to load a detector of this data again, besides its weights."""
-        from stillroom.tasks.detection.loaded import ship
-
-        ship(folder, model, {**self.describe(), "fingerprint": self.fingerprint})
 
     def val_image(self, index: int) -> Image.Image:
         """A validation image for people to look at, as it was read."""

@@ -6,28 +6,25 @@ import copy
 import hashlib
 from collections.abc import Sequence
 from functools import cached_property
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision.transforms.v2.functional import to_pil_image
 
 from stillroom.engine.loading import Draw, Loader, Seeded, SeekableBatches, identity, sample_order
-from stillroom.engine.report.results import Report, Section
+from stillroom.engine.task import Task
 from stillroom.errors import InputError, at_least, near
 from stillroom.tasks.images.arguments import cpus, renormalisation, statistics
 from stillroom.tasks.images.batches import Pictures
 from stillroom.tasks.images.folders import counted, warn_left_out
 from stillroom.tasks.images.stores import Images, MemoryImages, TakenImages, into_memory, unreadable
 from stillroom.tasks.images.transforms import Transform
-from stillroom.tasks.multilabel.loaded import ship
-from stillroom.tasks.multilabel.metrics import MultiLabelEvaluator, agreement
-from stillroom.tasks.multilabel.pages import multilabel_sections
+from stillroom.tasks.multilabel.metrics import MultiLabelEvaluator
 from stillroom.tasks.multilabel.sources import open_source
 from stillroom.tasks.multilabel.transforms import AUGMENTATIONS, describe_transform, train_transform, transform_from
 
@@ -82,6 +79,8 @@ class MultiLabelData:
     Raises:
         InputError: an argument that cannot be used; it is named.
     """
+
+    task: ClassVar[Task]
 
     def __init__(
         self,
@@ -147,6 +146,11 @@ class MultiLabelData:
         return 0 if self.in_memory and self._train_transform.fixed else min(4, cpus())
 
     @property
+    def train_size(self) -> int:
+        """N, images to train on."""
+        return len(self._train)
+
+    @property
     def train_labels(self) -> Tensor:
         """Labels of each training image, int64 [N, K]; batch ids index it."""
         return torch.from_numpy(self._train.labels).long()
@@ -193,18 +197,6 @@ class MultiLabelData:
             "image_size": self.image_size,
             "transform": describe_transform(self.image_size, self.mean, self.std),
         }
-
-    def compare(self, details: dict[str, np.ndarray], reference: dict[str, np.ndarray]) -> dict[str, float]:
-        """How many decisions two models make alike on the validation images, in %: ``agreement``."""
-        return {"agreement": agreement(details, reference)} if details and reference else {}
-
-    def sections(self, report: Report) -> list[Section]:
-        """The report's own part of this task: each label's change, and example images."""
-        return multilabel_sections(report, self.classes, self.val_image)
-
-    def ship(self, folder: Path, network: nn.Module, model: str) -> None:
-        """Writes what is needed to load a network of this data again, besides its weights."""
-        ship(folder, network, model, {**self.describe(), "fingerprint": self.fingerprint})
 
     def val_image(self, index: int) -> Image.Image:
         """A validation image for people to look at."""

@@ -18,7 +18,7 @@ from stillroom.errors import InputError
 
 Details = dict[str, np.ndarray]
 
-SHOWN = {
+METRICS = {
     "mAP": Metric("mAP", "%", 1, True),
     "OF1": Metric("OF1, number of labels known", "%", 1, True),
     "CF1": Metric("CF1, number of labels known", "%", 1, True),

@@ -1,0 +1,115 @@
+"""Detection as a task: its default job, the papers' setting, and what the Lab and the commands ask of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from stillroom.engine import Distiller, Networks, Report, Training
+from stillroom.engine.cache import CachedTeacher
+from stillroom.engine.report.results import Section
+from stillroom.engine.report.wording import Metric
+from stillroom.engine.task import Built
+from stillroom.errors import InputError
+from stillroom.tasks.detection.cached import EXACT, check_answer, views_of
+from stillroom.tasks.detection.data import DetectionData
+from stillroom.tasks.detection.loaded import LoadedDetector, load, ship
+from stillroom.tasks.detection.models import build_detector
+from stillroom.tasks.detection.pages import detection_sections
+from stillroom.tasks.detection.supervised import DetectionDistiller
+
+# The default job: procedural scenes, 19 steps an epoch.
+SCENES = Training(epochs=27, optimizer="adamw", lr=4e-3, weight_decay=1e-4, schedule="cosine", warmup_epochs=2.6, clip_norm=10.0)
+SCENES_SGD = replace(SCENES, optimizer="sgd", lr=0.06)
+
+# What most papers on dense detectors train with: GFL's schedule on COCO, once for students and twice for the teacher.
+COCO: dict[str, Any] = {
+    "data": (
+        "coco:data/coco/train2017,data/coco/annotations/instances_train2017.json,"
+        "val_images=data/coco/val2017,val_annotations=data/coco/annotations/instances_val2017.json"
+    ),
+    "teacher": "gfl/resnet101,backbone=pretrained",
+    "student": "gfl/resnet50,backbone=pretrained",
+    "batch_size": 16,
+    "image_size": 800,
+    "max_size": 1333,
+    "teacher_scales": [480, 800],
+    "mean": [0.485, 0.456, 0.406],
+    "std": [0.229, 0.224, 0.225],
+    "epochs": 12,
+    "teacher_epochs": 24,
+    "teacher_lr": 0.01,
+    "optimizer": "sgd",
+    "lr": 0.01,
+    "momentum": 0.9,
+    "weight_decay": 1e-4,
+    "schedule": "multistep",
+    "milestones": [2 / 3, 11 / 12],  # after 8 and 11 epochs of 12; the teacher's after 16 and 22 of 24
+    "warmup_epochs": 500 / 7329,  # 500 steps of 16 of the 117 266 images with a box
+    "clip_norm": None,
+}
+
+
+class Detection:
+    """Images with boxes; see `engine.task.Task`."""
+
+    name = "detection"
+    data: type[Any] = DetectionData
+    plan = SCENES
+    sgd = SCENES_SGD
+    networks = Networks("stillroom/gfl_32", "stillroom/gfl_24", teacher_epochs=6, teacher_lr=3e-3)
+    presets: Mapping[str, Mapping[str, Any]] = {"paper": COCO}
+    kinds: tuple[str, ...] = ("scenes", "coco", "voc")
+    layers: Mapping[str, Callable[[nn.Module, str], str]] = {}
+    exact: tuple[str, ...] = EXACT
+    metric_formats: Mapping[str, Metric] = {}
+
+    def build(self, spec: str, data: DetectionData, networks: Networks, *, trust_pickle: bool, argument: str) -> Built:
+        """The detector of a specification, for the data's classes.
+
+        Raises:
+            InputError: it cannot be built, or its weights know other classes than the data have.
+        """
+        built = build_detector(spec, num_classes=data.num_classes, trust_pickle=trust_pickle, argument=argument)
+        if built.classes is not None and built.classes != data.classes:
+            raise InputError(
+                argument, f"{spec}, of the classes {', '.join(built.classes[:5])}", f"those of the data: {', '.join(data.classes[:5])}"
+            )
+        return built
+
+    def supervised(self, network: nn.Module) -> Distiller:
+        """The detector's own losses."""
+        return DetectionDistiller(network)
+
+    def views(self, data: DetectionData, asked: int | None) -> int:
+        """Two, an image and its mirror image, or one without mirroring."""
+        return views_of(data, asked)
+
+    def check_cache(self, teacher: CachedTeacher, data: DetectionData) -> None:
+        """Whether it holds a detector's logits and boxes."""
+        check_answer(teacher)
+
+    def compare(self, details: dict[str, np.ndarray], reference: dict[str, np.ndarray]) -> dict[str, float]:
+        """Nothing: detections of two models are compared by their AP."""
+        return {}
+
+    def sections(self, report: Report, data: DetectionData) -> list[Section]:
+        """AP of each class, and images with true and found boxes, side by side."""
+        return detection_sections(report, data)
+
+    def ship(self, folder: Path, network: nn.Module, model: str, data: DetectionData) -> None:
+        """`student.json`."""
+        ship(folder, model, {**data.describe(), "fingerprint": data.fingerprint})
+
+    def load(self, run: Path, *, trust_pickle: bool) -> LoadedDetector:
+        """The detector that a run shipped."""
+        return load(run, trust_pickle=trust_pickle)
+
+
+TASK = Detection()
+DetectionData.task = TASK

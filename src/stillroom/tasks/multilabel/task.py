@@ -1,0 +1,184 @@
+"""Multi-label classification as a task: its default job, the paper's setting, and what the Lab and the commands ask of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from stillroom.engine import Distiller, Networks, Progress, Report, Training
+from stillroom.engine.cache import CachedTeacher
+from stillroom.engine.report.results import Section
+from stillroom.engine.report.wording import Metric
+from stillroom.engine.task import Built
+from stillroom.errors import InputError
+from stillroom.tasks.multilabel.data import MultiLabelData
+from stillroom.tasks.multilabel.head import HeadOptions
+from stillroom.tasks.multilabel.loaded import LoadedMultiLabel, load, ship
+from stillroom.tasks.multilabel.metrics import METRICS, agreement
+from stillroom.tasks.multilabel.models import build_multilabel
+from stillroom.tasks.multilabel.networks import check_embeddings
+from stillroom.tasks.multilabel.pages import multilabel_sections
+from stillroom.tasks.multilabel.supervised import Supervised
+
+# The specification's small experiment: minutes on two cores.
+MOSAICS = Training(epochs=20, optimizer="adam", lr=4e-3, momentum=0.95, weight_decay=1e-4, schedule="onecycle", peak=0.2)
+
+MOSAICS_SGD = replace(MOSAICS, optimizer="sgd", lr=0.01, momentum=0.9)
+
+COCO: dict[str, Any] = {
+    "data": (
+        "coco:data/coco/train2014,data/coco/annotations/instances_train2014.json,"
+        "val_images=data/coco/val2014,val_annotations=data/coco/annotations/instances_val2014.json"
+    ),
+    "teacher": "torchvision/resnet101@pretrained",
+    "student": "torchvision/resnet34@pretrained",
+    "batch_size": 64,
+    "image_size": 224,
+    "augment": "randaugment",
+    "epochs": 80,
+    "teacher_stop": 30,
+    "optimizer": "adam",
+    "lr": 1e-4,
+    "momentum": 0.95,
+    "weight_decay": 1e-4,
+    "schedule": "onecycle",
+    "peak": 0.2,
+    "embed_dim": 768,
+    "heads": 8,
+    "feedforward": 2048,
+    "precision": "16-mixed",
+}
+
+
+@dataclass(frozen=True)
+class Stopped(Training):
+    """A training that is stopped before its schedule has ended.
+
+    Args:
+        of: epochs of the whole schedule.
+    """
+
+    of: int = 1
+
+    def rate(self, base_lr: float, progress: Progress) -> float:
+        """As of the whole schedule."""
+        return super().rate(base_lr, replace(progress, epochs=self.of))
+
+    def momentum_at(self, progress: Progress) -> float | None:
+        """As of the whole schedule."""
+        return super().momentum_at(replace(progress, epochs=self.of))
+
+
+@dataclass(frozen=True)
+class MultiLabelNetworks(Networks):
+    """Which networks teach and learn, and the sizes of the heads that are built on them.
+
+    Args:
+        teacher: backbone, optionally with weights of the whole network after ``@``; without them it is trained first (``@pretrained`` are
+            published weights of the backbone alone). Or the folder of an earlier run, or cache:FOLDER.
+        student: likewise.
+        teacher_epochs: length of the schedule of a teacher that has to be trained; by default as the student's.
+        teacher_lr: its learning rate; by default the student's.
+        teacher_stop: the epoch after which its training is stopped, whatever is left of the schedule (the paper: 30 of 80).
+        embed_dim: length of a label's embedding, in heads that are built here.
+        heads: of their cross-attention.
+        feedforward: width of the layer behind it.
+        dropout: in training, from 0 and below 1.
+    """
+
+    teacher_stop: int | None = None
+    embed_dim: int = 64
+    heads: int = 4
+    feedforward: int = 128
+    dropout: float = 0.1
+
+    @property
+    def head(self) -> HeadOptions:
+        """Of networks that are no run's."""
+        return HeadOptions(self.embed_dim, self.heads, self.feedforward, self.dropout)
+
+    def teacher_plan(self, plan: Training) -> Training:
+        """As `Networks`, and stopped where that was asked for.
+
+        Raises:
+            InputError: it would be stopped after its end.
+        """
+        whole = super().teacher_plan(plan)
+        if self.teacher_stop is None:
+            return whole
+        if not 1 <= self.teacher_stop <= whole.epochs:
+            raise InputError("teacher_stop", self.teacher_stop, f"an epoch from 1 to {whole.epochs}, the length of the teacher's schedule")
+        return Stopped(**{**vars(whole), "epochs": self.teacher_stop}, of=whole.epochs)
+
+
+class MultiLabel:
+    """Images of any number of labels each; see `engine.task.Task`."""
+
+    name = "multilabel"
+    data: type[Any] = MultiLabelData
+    plan = MOSAICS
+    sgd = MOSAICS_SGD
+    networks = MultiLabelNetworks("stillroom/strided64", "stillroom/strided24")
+    presets: Mapping[str, Mapping[str, Any]] = {"paper": COCO}
+    kinds: tuple[str, ...] = ("mosaics", "csv")
+    layers: Mapping[str, Callable[[nn.Module, str], str]] = {}
+    exact: tuple[str, ...] = ()
+    metric_formats: Mapping[str, Metric] = METRICS
+
+    def build(self, spec: str, data: MultiLabelData, networks: Networks, *, trust_pickle: bool, argument: str) -> Built:
+        """The network of a specification, with an embedding for each of the data's labels.
+
+        Raises:
+            InputError: it cannot be built, is of other labels, or has fewer queries than labels.
+        """
+        built = build_multilabel(
+            spec,
+            num_classes=data.num_classes,
+            image_size=data.image_size,
+            head=networks.head if isinstance(networks, MultiLabelNetworks) else HeadOptions(),
+            trust_pickle=trust_pickle,
+            argument=argument,
+        )
+        if built.classes is not None and built.classes != data.classes:
+            differs = next(f"{a} and {b}" for a, b in zip(built.classes, data.classes, strict=True) if a != b)
+            raise InputError(argument, f"{spec}, whose labels are not those of the data ({differs})", "a network of the same labels")
+        check_embeddings(built.network, argument)
+        return built
+
+    def supervised(self, network: nn.Module) -> Distiller:
+        """Binary cross-entropy with the labels."""
+        return Supervised(network)
+
+    def views(self, data: MultiLabelData, asked: int | None) -> int:
+        """One view: the image as it is prepared; InputError where more are asked for without augmentation."""
+        if data.augment == "none" and (asked or 1) > 1:
+            raise InputError("views", asked, "1: without augmentation all views of an image are the same")
+        return asked if asked is not None else 1 if data.augment == "none" else 8
+
+    def check_cache(self, teacher: CachedTeacher, data: MultiLabelData) -> None:
+        """Nothing to look at."""
+
+    def compare(self, details: dict[str, np.ndarray], reference: dict[str, np.ndarray]) -> dict[str, float]:
+        """How many decisions two models make alike on the validation images, in %: ``agreement``."""
+        return {"agreement": agreement(details, reference)} if details and reference else {}
+
+    def sections(self, report: Report, data: MultiLabelData) -> list[Section]:
+        """Each label's change, and example images."""
+        return multilabel_sections(report, data.classes, data.val_image)
+
+    def ship(self, folder: Path, network: nn.Module, model: str, data: MultiLabelData) -> None:
+        """`student.json`."""
+        ship(folder, network, model, {**data.describe(), "fingerprint": data.fingerprint})
+
+    def load(self, run: Path, *, trust_pickle: bool) -> LoadedMultiLabel:
+        """The network that a run shipped."""
+        return load(run, trust_pickle=trust_pickle)
+
+
+TASK = MultiLabel()
+MultiLabelData.task = TASK
