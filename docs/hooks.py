@@ -57,7 +57,7 @@ def mathml(tex: str, display: str = "inline") -> str:
 
 def schema() -> str:
     """The schema as the report's module states it."""
-    text = ast.get_docstring(ast.parse((ROOT / "src/stillroom/engine/report.py").read_text(encoding="utf-8"))) or ""
+    text = ast.get_docstring(ast.parse((ROOT / "src/stillroom/engine/report/results.py").read_text(encoding="utf-8"))) or ""
     start, end = text.index("    schema "), text.index("A spread is")
     return f"```text\n{_dedented(text[start:end])}\n```\n\n{text[end:]}"
 

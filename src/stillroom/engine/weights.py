@@ -14,6 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from stillroom.engine.run.written import put
 from stillroom.engine.tap import unwrap
 from stillroom.errors import InputError
 
@@ -109,7 +110,7 @@ def save_weights(network: nn.Module | Mapping[str, Tensor], path: str | Path) ->
         save_file(tensors, temporary, metadata={"format": "pt"})
         temporary.chmod(0o644)  # safetensors makes it unreadable for everybody else
         _sync(temporary)
-        os.replace(temporary, target)
+        put(temporary, target)
         _sync(target.parent)
     finally:
         temporary.unlink(missing_ok=True)
@@ -143,15 +144,15 @@ def _damaged(argument: str, file: Path, error: Exception) -> InputError:
 
 def _unpickle(file: Path, trust_pickle: bool, argument: str) -> object:
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), file.open("rb") as stream:  # no path: torch believes a name that ends in .safetensors
             warnings.simplefilter("ignore")  # about pickle protocols; what is wrong is said below
-            return torch.load(file, map_location="cpu", weights_only=not trust_pickle)
+            return torch.load(stream, map_location="cpu", weights_only=not trust_pickle)
     except Exception as error:  # depending on where a file is damaged, reading it raises nearly anything
-        refused = re.search(r"(?:GLOBAL|global|class) (\S+?\.\S+?)[\s,]|Unsupported operand", f"{error} ")
+        refused = re.search(r"(?:GLOBAL (\S+)|(?:global|class) (\S+?\.\S+?))[\s,]|Unsupported operand", f"{error} ")
         if not trust_pickle and "weights_only" in str(error).lower() and refused:
             raise InputError(
                 argument,
-                f"'{file}', which needs {refused[1] or 'more than tensors'} to be unpickled",
+                f"'{file}', which needs {refused[1] or refused[2] or 'more than tensors'} to be unpickled",
                 "a file of tensors alone, or --trust-pickle (trust_pickle=True) if you trust its author: unpickling can run any code",
             ) from None
         if "TorchScript" in str(error):

@@ -12,18 +12,18 @@ from lightning.pytorch.strategies import FSDPStrategy
 from torch import Tensor
 
 from stillroom.engine import Distiller, Losses, Teacher
-from stillroom.engine.distributed import gather_rows, world_size
-from stillroom.engine.run.stage import write_atomic
-from stillroom.errors import InputError, at_least_zero, positive
+from stillroom.engine.distributed import gather_rows, rank, world_size
+from stillroom.engine.run.written import write_atomic
+from stillroom.errors import InputError, at_least_zero, one_of, positive
 from stillroom.losses.contrast import nt_xent
 from stillroom.losses.logits import kd_loss
 from stillroom.methods.kd3.loss import disagreement_weight, weighted_feature_loss
 from stillroom.methods.kd3.mixdistribution import MixDistribution, Partners
 from stillroom.methods.kd3.selection import Selection, blended_prediction, keep_enough, teacher_weight
+from stillroom.methods.kd3.shared_classifier import SharedClassifier, shrunk
+from stillroom.methods.kd3.web import WebData
 from stillroom.modules.projectors import LinearEmbedding
 from stillroom.tasks.classification import Batch, ImageData
-from stillroom.tasks.classification.shared_classifier import SharedClassifier, shrunk
-from stillroom.tasks.classification.web import WebData
 
 logger = logging.getLogger(__name__)
 
@@ -98,8 +98,7 @@ class KD3(Distiller):
         self.switch_off = None if switch_off is None else positive("switch_off", switch_off)
         self.offset = None if offset is None else positive("offset", offset)
         for name, value, known in (("scoring", scoring, ("changed", "plain")), ("contrast", contrast, ("separate", "cross"))):
-            if value not in known:
-                raise InputError(name, value, f"one of {', '.join(known)}")
+            one_of(name, value, known)
         self.scoring, self.contrast = scoring, contrast
         self.contrast_weight, self.temperature = at_least_zero("contrast_weight", contrast_weight), positive("temperature", temperature)
         self.mix = MixDistribution(beta, probability=mix_probability, partners=partners)
@@ -155,8 +154,7 @@ class KD3(Distiller):
             return None
         alpha, world = self.alpha(), world_size()
         seed = int(torch.randint(2**62, ()))  # the generators are seeded from the run's seed and the epoch
-        rank = torch.distributed.get_rank() if world > 1 else 0
-        loader = self._web.scoring_loader(seed=seed, plain=self.scoring == "plain", rank=rank, world=world)
+        loader = self._web.scoring_loader(seed=seed, plain=self.scoring == "plain", rank=rank(), world=world)
         try:
             scored = [self._score(batch, alpha) for batch in loader if len(batch.ids)]
         finally:

@@ -1,4 +1,4 @@
-"""Batches of classified images, read whole by their draws."""
+"""Batches of labelled images, read whole by their draws."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from stillroom.tasks.images.transforms import Parameters, Transform
 
 
 class Batch(NamedTuple):
-    """Classified images.
+    """Labelled images.
 
     Attributes:
         images: float32 [B, 3, H, W], normalised.
-        labels: int64 [B], classes 0 .. C-1.
+        labels: int64 [B], classes 0 .. C-1; where an image has several labels, [B, K], 0 or 1; float32 [B] where they are quantities.
         ids: int64 [B], each sample's index in its data set.
-        views: int64 [B], which recorded view of its training sample each image is (see `ImageData.replaying`); None for others.
+        views: int64 [B], which recorded view of its training sample each image is (see `ImageSetData.replaying`); None for others.
     """
 
     images: Tensor
@@ -47,7 +47,8 @@ class Batches(Dataset[Any]):
 
     def __init__(self, images: Images, transform: Transform, *, prepared: bool, told: bool) -> None:
         self.images, self.transform, self.prepared, self.told = images, transform, prepared, told
-        self.labels = torch.from_numpy(images.labels)
+        labels = torch.from_numpy(images.labels)
+        self.labels = labels if labels.is_floating_point() else labels.long()
         self.samples = Seeded(Pictures(images), transform.prepare)
 
     def __len__(self) -> int:

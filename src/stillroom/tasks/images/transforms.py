@@ -27,6 +27,7 @@ from torchvision.transforms.v2.functional import center_crop, horizontal_flip, p
 
 from stillroom.engine.loading import uniforms
 from stillroom.errors import InputError, near
+from stillroom.modules.pixels import windows
 
 AUGMENTATIONS = ("cifar", "tiny-imagenet", "imagenet", "digits", "none")
 _PADDING = 4
@@ -214,7 +215,7 @@ class _ShiftAndFlip:
     def apply(self, images_BCHW: Tensor, drawn: Parameters) -> Tensor:
         size = images_BCHW.shape[-2:]
         corners = np.round(drawn["crop"][:, :2].astype(np.float64) * np.array(size)).astype(np.int64) + _PADDING
-        shifted = _windows(F.pad(images_BCHW, (_PADDING,) * 4), corners, size)
+        shifted = windows(F.pad(images_BCHW, (_PADDING,) * 4), torch.from_numpy(corners), size)
         flipped_B = torch.from_numpy(drawn["flip"])
         return _scaled(torch.where(flipped_B[:, None, None, None], shifted.flip(-1), shifted))
 
@@ -228,7 +229,7 @@ class _RollAndNoise:
     def apply(self, images_BCHW: Tensor, drawn: Parameters) -> Tensor:
         height, width = images_BCHW.shape[-2:]
         padded = F.pad(_scaled(images_BCHW), (1, 1, 1, 1), mode="circular")
-        rolled = _windows(padded, 1 - drawn["roll"], (height, width))
+        rolled = windows(padded, torch.from_numpy(1 - drawn["roll"]), (height, width))
         draws = uniforms(drawn["noise"], 2 + 2 * height * width)
         radius, angle = np.split(draws[:, 2:], 2, axis=1)
         normal = np.sqrt(-2 * np.log1p(-radius)) * np.cos(2 * np.pi * angle)  # Box and Muller
@@ -241,13 +242,6 @@ def _scaled(images_BCHW: Tensor) -> Tensor:
 
 def _whole(draws: np.ndarray, count: int) -> np.ndarray:
     return (draws * count).astype(np.int64)
-
-
-def _windows(images_BCHW: Tensor, corners_B2: np.ndarray, size: Sequence[int]) -> Tensor:
-    """The window of the given size at each image's own place (top, left)."""
-    every = images_BCHW.unfold(2, size[0], 1).unfold(3, size[1], 1)  # a view [B, C, top, left, H, W]
-    tops_B, lefts_B = torch.from_numpy(corners_B2).T
-    return every[torch.arange(len(images_BCHW)), :, tops_B, lefts_B]
 
 
 def _height_and_width(image: Image.Image | Tensor) -> tuple[int, int]:

@@ -1,0 +1,271 @@
+"""Classifiers by name: `timm/resnet18`, `torchvision/resnet18@pretrained`, `stillroom/resnet8x4@teacher.safetensors`, `nets.py:build`.
+
+A spec is `SOURCE[@WEIGHTS]`, or the folder of a run:
+
+- SOURCE is `timm/NAME`, `torchvision/NAME`, `stillroom/NAME` (`networks.NETWORKS`), `package.module:function` or `file.py:function`;
+  runs of methods whose students are composed of several networks record others (`engine.specification.composed`);
+- WEIGHTS is a file or a folder of weights, or the word `pretrained`: what timm and torchvision publish under that name;
+- a run's folder holds `student.json`, which says what the student is, and `student.safetensors`.
+"""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from stillroom.engine.card import Card, read_specification
+from stillroom.engine.specification import composed, function_of
+from stillroom.engine.task import Built
+from stillroom.engine.weights import load_weights
+from stillroom.errors import InputError, at_least, near
+from stillroom.modules.projectors import probing
+from stillroom.tasks.images.networks import NETWORKS
+
+GRAMMAR = (
+    "timm/NAME, torchvision/NAME, stillroom/NAME, package.module:function or file.py:function, each with @weights if wanted, "
+    "or the folder of a run"
+)
+PRETRAINED = "pretrained"
+# these two return three logits in training unless they are told not to
+_AUXILIARY_HEADS = ("googlenet", "inception_v3")
+_SIDE = 224  # pixels of an image to learn shapes from, where the data's are not known
+
+
+@dataclass(frozen=True)
+class _Wanted:
+    """What the network is to read and to answer, and the argument that asked for it (for messages)."""
+
+    num_classes: int
+    image_size: int | None
+    in_channels: int
+    argument: str
+    task: str
+
+
+def build_classifier(
+    spec: str,
+    *,
+    num_classes: int,
+    image_size: int | None = None,
+    in_channels: int = 3,
+    trust_pickle: bool = False,
+    argument: str = "model",
+    task: str = "classification",
+) -> Built:
+    """Build the classifier that a spec names, and load its weights if the spec gives some.
+
+    Args:
+        spec: see the module's docstring. The published weights of another number of classes are loaded without their head, which then
+            starts from random numbers.
+        num_classes: C, the classes of the data.
+        image_size: side of the images in pixels. Networks that are made for one size (vision transformers, say) are made for this one, and
+            the network is tried on one image of it.
+        in_channels: channels of the images.
+        trust_pickle: read weights that are pickles, which can run code as they are read; of a run's folder, also run the code that its
+            `student.json` names.
+        argument: what the user calls this argument; named in errors.
+        task: of which a run's student must be: one whose networks are classifiers in form, whatever their answers mean.
+
+    Raises:
+        InputError: when the spec is none of these, a name is unknown, weights are missing or do not fit, published weights cannot be
+            downloaded, or the network does not answer with [B, num_classes] logits.
+    """
+    at_least("num_classes", num_classes, 1)
+    at_least("image_size", 1 if image_size is None else image_size, 1)
+    at_least("in_channels", in_channels, 1)
+    wanted = _Wanted(num_classes, image_size, in_channels, argument, task)
+    named = read_specification(spec, trust_pickle=trust_pickle, argument=argument)
+    if named.card is not None:
+        network = _recorded(named.card, wanted)
+    else:
+        network = _pretrained(named.source, wanted) if named.weights == PRETRAINED else _untrained(named.source, wanted)
+    if named.weights and named.weights != PRETRAINED:
+        load_weights(network, named.weights, trust_pickle=trust_pickle, argument=argument)
+    _try(network, spec, wanted)
+    return Built(network, named.spec, named.weights or None, named.classes)
+
+
+def _recorded(card: Card, wanted: _Wanted) -> nn.Module:
+    """The student of a run, without its weights."""
+    if card.task != wanted.task:
+        expected = "a student that classifies" if wanted.task == "classification" else f"one of {wanted.task}"
+        raise InputError(wanted.argument, f"{card.folder}, a student of the task {card.task}", expected)
+    if card.num_classes != wanted.num_classes:
+        raise InputError(
+            wanted.argument,
+            f"{card.folder}, a student of {card.num_classes} classes",
+            f"a network of {wanted.num_classes} classes, as the data has",
+        )
+    size = card.parsed(lambda content: int(content["image_size"]) if "image_size" in content else wanted.image_size, "image_size")
+    return _untrained(card.model, replace(wanted, image_size=size))
+
+
+def _untrained(source: str, wanted: _Wanted) -> nn.Module:
+    whole = composed(source, wanted.argument)
+    if whole is not None:
+        example = torch.zeros(1, wanted.in_channels, *[wanted.image_size or _SIDE] * 2)
+        return whole.build(
+            lambda part, classes: _untrained(part, replace(wanted, num_classes=classes)), wanted.num_classes, example, wanted.argument
+        )
+    library, _, name = source.partition("/")
+    if library == "timm" and name:
+        return _timm(name, wanted, pretrained=False)
+    if library == "torchvision" and name:
+        return _torchvision(name, wanted)
+    if library == "stillroom" and name:
+        return _stillroom(name, wanted)
+    hint = "".join(f"; is stillroom/{name} meant?" for name in difflib.get_close_matches(source, NETWORKS, n=1))
+    return _call(function_of(source, wanted.argument, GRAMMAR + hint), source, wanted)
+
+
+def _pretrained(source: str, wanted: _Wanted) -> nn.Module:
+    library, _, name = source.partition("/")
+    if library == "timm":
+        return _timm(name, wanted, pretrained=True)
+    if library == "torchvision":
+        return _torchvision_pretrained(name, wanted)
+    raise InputError(
+        wanted.argument, f"{source}@{PRETRAINED}", f"timm/NAME or torchvision/NAME before @{PRETRAINED}, or a file after the @"
+    )
+
+
+def _stillroom(name: str, wanted: _Wanted) -> nn.Module:
+    if name not in NETWORKS:
+        raise InputError(wanted.argument, f"stillroom/{name}", f"a network of Stillroom, such as {near(name, NETWORKS)}")
+    return _call(NETWORKS[name], f"stillroom/{name}", wanted)
+
+
+def _timm(name: str, wanted: _Wanted, *, pretrained: bool) -> nn.Module:
+    try:
+        import timm
+    except ImportError as error:
+        raise InputError(wanted.argument, f"timm/{name}", "timm to be installed (pip install timm)") from error
+    if not timm.is_model(name):
+        raise InputError(wanted.argument, f"timm/{name}", f"a model of timm {timm.__version__}, such as {near(name, timm.list_models())}")
+    try:
+        config = timm.get_pretrained_cfg(name, allow_unregistered=False)
+    except RuntimeError as error:  # the part after the dot names published weights
+        tags = timm.list_pretrained(f"{name.partition('.')[0]}.*")
+        raise InputError(wanted.argument, f"timm/{name}", f"a model of timm, such as {near(name, tags)}") from error
+    if pretrained and not timm.is_model_pretrained(name):
+        raise InputError(wanted.argument, f"timm/{name}@{PRETRAINED}", "a model whose weights timm publishes")
+    options: dict[str, Any] = {"num_classes": wanted.num_classes, "in_chans": wanted.in_channels}
+
+    def create(**more: Any) -> nn.Module:
+        try:
+            return timm.create_model(name, pretrained=pretrained, **options, **more)
+        except OSError as error:
+            raise _no_download(f"timm/{name}", error, wanted) from error
+
+    if config is None or not config.fixed_input_size or wanted.image_size is None:
+        return create()
+    try:
+        return create(img_size=wanted.image_size)
+    except TypeError as error:  # fixed in its published weights only: a network that has no such argument reads every size
+        if "img_size" not in str(error):
+            raise
+        return create()
+    except (AssertionError, ValueError, RuntimeError) as error:
+        raise InputError(wanted.argument, f"timm/{name}", f"a network that can read {wanted.image_size}-pixel images ({error})") from error
+
+
+def _torchvision(name: str, wanted: _Wanted, **more: Any) -> nn.Module:
+    from torchvision import models
+
+    known = models.list_models(module=models)
+    if name not in known:
+        raise InputError(wanted.argument, f"torchvision/{name}", f"a classifier of torchvision, such as {near(name, known)}")
+    if wanted.in_channels != 3:
+        raise InputError(
+            wanted.argument,
+            f"torchvision/{name}",
+            f"a network for images of {wanted.in_channels} channels; torchvision's read 3, timm's any",
+        )
+    if name in _AUXILIARY_HEADS:
+        more |= {"aux_logits": False, "init_weights": True}
+    if name.startswith("vit_") and wanted.image_size is not None:
+        more["image_size"] = wanted.image_size
+    return models.get_model(name, weights=None, num_classes=wanted.num_classes, **more)
+
+
+def _torchvision_pretrained(name: str, wanted: _Wanted) -> nn.Module:
+    """The published weights, without the entries of a head that has another number of classes and of auxiliary heads."""
+    network = _torchvision(name, wanted, **({"transform_input": True} if name in _AUXILIARY_HEADS else {}))
+    from torchvision import models
+
+    try:
+        state = models.get_model_weights(name).DEFAULT.get_state_dict(progress=False, check_hash=True)
+    except OSError as error:
+        raise _no_download(f"torchvision/{name}", error, wanted) from error
+    if isinstance(network, models.VisionTransformer):
+        state = models.vision_transformer.interpolate_embeddings(network.image_size, network.patch_size, state)
+    head = _head(network)
+    fits = {
+        key: value
+        for key, value in state.items()
+        if not key.lower().startswith("aux") and not (key.rpartition(".")[0] == head and value.shape != network.state_dict()[key].shape)
+    }
+    missing, unexpected = network.load_state_dict(fits, strict=False)
+    if unexpected or any(key.rpartition(".")[0] != head for key in missing):
+        raise InputError(wanted.argument, f"torchvision/{name}@{PRETRAINED}", "published weights that fit torchvision's own network")
+    return network
+
+
+def _head(network: nn.Module) -> str:
+    """Path of the layer that gives the logits: the last linear layer or convolution of a torchvision classifier."""
+    return [path for path, module in network.named_modules() if isinstance(module, nn.Linear | nn.Conv2d)][-1]
+
+
+def _no_download(source: str, error: OSError, wanted: _Wanted) -> InputError:
+    reason = " ".join(str(error).split()) or type(error).__name__
+    return InputError(
+        wanted.argument,
+        f"{source}@{PRETRAINED}, which could not be downloaded ({reason})",
+        f"a network connection on the first use; or download the weights elsewhere and give the file: {source}@FILE",
+    )
+
+
+def _call(function: Callable[..., Any], source: str, wanted: _Wanted) -> nn.Module:
+    """Call a constructor with those of num_classes, in_channels and image_size that it accepts."""
+    signature = inspect.signature(function)
+    accepted = signature.parameters
+    offered = {"num_classes": wanted.num_classes, "in_channels": wanted.in_channels, "image_size": wanted.image_size}
+    arguments = {name: value for name, value in offered.items() if name in accepted and value is not None}
+    if any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in accepted.values()):
+        arguments["num_classes"] = wanted.num_classes
+    try:
+        signature.bind(**arguments)
+    except TypeError as error:
+        raise InputError(
+            wanted.argument, source, f"a function that needs no argument but num_classes, in_channels and image_size ({error})"
+        ) from error
+    network = function(**arguments)
+    if not isinstance(network, nn.Module):
+        raise InputError(wanted.argument, source, f"a function that returns a torch.nn.Module, not {type(network).__name__}")
+    return network
+
+
+def _try(network: nn.Module, spec: str, wanted: _Wanted) -> None:
+    """Ask for the logits of one black image, so that a network that cannot read the data, or has other classes, is found out at once."""
+    if wanted.image_size is None:
+        return
+    first = next(network.parameters(), torch.zeros(()))
+    image = torch.zeros(1, wanted.in_channels, wanted.image_size, wanted.image_size, device=first.device, dtype=first.dtype)
+    shape = f"[1, {wanted.in_channels}, {wanted.image_size}, {wanted.image_size}]"
+    try:
+        with probing(network, image):
+            logits = network(image)
+    except Exception as error:  # whatever a foreign network raises, it says that it cannot read these images
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise InputError(wanted.argument, spec, f"a network that reads images {shape}; this one fails ({reason})") from error
+    if not isinstance(logits, Tensor) or logits.shape != (1, wanted.num_classes):
+        answer = list(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+        raise InputError(
+            wanted.argument, spec, f"a network that answers images {shape} with logits [1, {wanted.num_classes}], not with {answer}"
+        )
