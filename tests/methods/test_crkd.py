@@ -6,8 +6,6 @@ import copy
 import itertools
 import json
 import math
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -37,7 +35,8 @@ from stillroom.methods.crkd.recipe import SHORT
 from stillroom.methods.crkd.views import crops
 from stillroom.tasks.classification import Batch
 from stillroom.tasks.classification.views import ViewBatch
-from tests.engine.test_distributed import environment
+from tests.methods import crkd_job
+from tests.processes import Processes
 from tests.tasks.classification.miniatures import cifar100, classes_of_pictures
 
 KNOWN, NOVEL, HEADS, BATCH = 4, 3, 2, 12
@@ -516,13 +515,6 @@ def test_crops_that_there_are_not(style: Any, large: int, small: int) -> None:
         crops(style, 32, (0.5,) * 3, (0.5,) * 3, large=large, small=small)
 
 
-@pytest.fixture(autouse=True)
-def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Latency is not what is tested here."""
-    for limit in ("_WARM_UP_SECONDS", "_TIMED_SECONDS"):
-        monkeypatch.setattr(f"stillroom.engine.run.measure.{limit}", 0.0)
-
-
 # Runs -----------------------------------------------------------------------------------------------------------------------------------
 
 SMALL = ["--data", "shapes,train=4,val=2", "--batch-size", "48", "--epochs", "2", "--warmup-epochs", "1", "--pretrain-epochs", "1"]
@@ -624,12 +616,8 @@ def test_killed_and_continued_equals_uninterrupted(pictures: NovelClassData, tmp
         assert all(torch.equal(whole[name], value) for name, value in again.items())
 
 
-def test_two_processes_balance_their_pseudo_labels_together(tmp_path: Path) -> None:
-    job = Path(__file__).with_name("crkd_job.py")
-    command = [sys.executable, str(job), str(tmp_path)]
-    done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=240, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
-    first, second = (torch.load(tmp_path / f"rank{rank}.pt") for rank in (0, 1))
+def test_two_processes_balance_their_pseudo_labels_together(tmp_path: Path, processes: Processes) -> None:
+    first, second = processes.on_two_ranks(crkd_job.main, tmp_path / "run")
     for name, value in first["student"].items():
         if not name.endswith(("running_mean", "running_var")):  # each process's own until they are saved
             assert torch.equal(value, second["student"][name]), name

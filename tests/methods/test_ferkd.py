@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import math
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +24,8 @@ from stillroom.methods.ferkd.labelling import Labelling, label_images
 from stillroom.methods.ferkd.loss import soft_cross_entropy
 from stillroom.methods.ferkd.replay import CropBatch, CropEpochs
 from stillroom.tasks.classification import ImageData, build_classifier, load
-from tests.engine.test_distributed import environment
+from tests.methods import ferkd_job
+from tests.processes import Processes
 from tests.tasks.classification.miniatures import imagenet
 
 TYPES = ["ori", "smoothing", "marginal_smoothing_k5", "marginal_renorm_k5"]
@@ -146,11 +145,9 @@ def test_killed_and_continued_it_is_the_same_student(tmp_path: Path, bank: Label
     assert all(torch.equal(value, same[name]) for name, value in weights.items())
 
 
-def test_two_processes_equal_one(tmp_path: Path, bank: LabelBank) -> None:
-    for devices in (1, 2):
-        job = [sys.executable, str(Path(__file__).with_name("ferkd_job.py")), str(bank.path), str(tmp_path / str(devices)), str(devices)]
-        done = subprocess.run(job, env=environment(), capture_output=True, text=True, timeout=240, check=False)
-        assert done.returncode == 0, done.stderr[-3000:]
+def test_two_processes_equal_one(tmp_path: Path, bank: LabelBank, processes: Processes) -> None:
+    ferkd_job.main(bank.path, tmp_path / "1", 1)
+    processes.on_two_ranks(ferkd_job.main, bank.path, tmp_path / "2", 2)
     one, two = (read_weights(tmp_path / devices / "seed0/ferkd") for devices in ("1", "2"))
     for name, value in one.items():
         torch.testing.assert_close(value, two[name], rtol=1e-4, atol=1e-5)
@@ -161,13 +158,6 @@ def test_two_processes_equal_one(tmp_path: Path, bank: LabelBank) -> None:
 SMALL = ["--subset", "120", "--val-subset", "40", "--batch-size", "24", "--accelerator", "cpu", "--epochs", "6"]
 
 
-@pytest.fixture
-def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
-    for limit in ("_WARM_UP_SECONDS", "_TIMED_SECONDS"):
-        monkeypatch.setattr(f"stillroom.engine.run.measure.{limit}", 0.0)
-
-
-@pytest.mark.usefixtures("hasty")
 def test_a_run_of_its_own_and_one_from_its_bank(tmp_path: Path) -> None:
     own = tmp_path / "own"
     assert main(["run", "ferkd", *SMALL, "--crops", "6", "--out", str(own)]) == 0
@@ -269,7 +259,6 @@ def test_the_labeller_s_numbers_are_the_papers(capsys: pytest.CaptureFixture[str
     assert {name: values[name] for name in expected} == expected
 
 
-@pytest.mark.usefixtures("hasty")
 @pytest.mark.parametrize("preset", NUMBERS)
 def test_a_step_on_the_papers_data_from_released_records(preset: str, tmp_path: Path) -> None:
     """ImageNet's layout, FKD's records of it, imported; the paper's student once, the others' schedules with a quick one."""

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from stillroom.engine import Distiller, Losses, Teacher
 from stillroom.engine.distributed import gather_rows, rank, world_size
-from stillroom.engine.run.stage import write_atomic
+from stillroom.engine.run.written import write_atomic
 from stillroom.errors import InputError, at_least_zero, one_of, positive
 from stillroom.losses.contrast import nt_xent
 from stillroom.losses.logits import kd_loss

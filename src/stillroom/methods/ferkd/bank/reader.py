@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from stillroom.engine.report.results import StageResult
-from stillroom.engine.run.stage import write_atomic
+from stillroom.engine.run.written import write_atomic
 from stillroom.errors import InputError
 from stillroom.methods.ferkd.bank.folder import SOUND, BankFolder, unsound_rows
 from stillroom.methods.ferkd.bank.labels import LabelFormat, SoftLabels

@@ -131,8 +131,9 @@ def _begin(bank: BankFolder, record: dict[str, Any], plan: BankPlan) -> dict[str
     with bank.opened(record, fresh=True):
         pass
     (bank.path / "lanes").mkdir(exist_ok=True)
-    for file in (bank.path / "lanes").glob("*.json"):
-        file.unlink()  # of a bank whose record was lost
+    for lane in bank.lanes(record):
+        if lane.done:  # of a bank whose record was lost
+            lane.write({"done": 0})
     bank.save_json("images.json", {"names": list(plan.names)})
     if plan.result is not None:
         bank.save("details.npz", plan.result.details)
