@@ -63,6 +63,8 @@ def shared_data() -> Path:
 @pytest.fixture(scope="session")
 def processes(tmp_path_factory: pytest.TempPathFactory) -> Processes:
     """Processes that have imported everything, to run on two ranks or to be killed: `tests/processes.py`."""
+    if not hasattr(os, "fork"):
+        pytest.skip("the system cannot fork")
     own = tmp_path_factory.getbasetemp()
     shared = own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
     return Processes(shared, tmp_path_factory.mktemp("processes"))
