@@ -21,7 +21,7 @@ from stillroom.methods.mdcs import MDCS
 from stillroom.methods.wad.contrast import Contrast
 from stillroom.methods.wad.networks import Encoder
 from stillroom.tasks.classification import Batch, ImageData, ViewBatch
-from stillroom.tasks.classification.networks import ExpertConvNet
+from stillroom.tasks.images.networks import ExpertConvNet
 from tests.methods.kd3_job import made, small_data
 
 

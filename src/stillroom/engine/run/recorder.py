@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import random
 import time
@@ -54,8 +55,13 @@ def seed_everything(*numbers: int) -> None:
     random.seed(int(state[0]))
     np.random.seed(int(state[0]))  # noqa: NPY002 - users' transforms draw from it
     torch.default_generator.manual_seed(int(state[1]))
-    if torch.cuda.is_available():  # torch.manual_seed would queue a call, with a formatted traceback, at every step of a CPU run
+    if _cuda():  # torch.manual_seed would queue a call, with a formatted traceback, at every step of a CPU run
         torch.cuda.manual_seed_all(int(state[1]))
+
+
+@functools.cache
+def _cuda() -> bool:
+    return torch.cuda.is_available()  # asks the driver each time
 
 
 @contextmanager
