@@ -90,7 +90,7 @@ def test_the_same_command_again_runs_nothing(finished: Path, capsys: pytest.Capt
     assert capsys.readouterr().out.count("done before") == 3
     after = files(finished)
     changed = {name for name in {**before, **after} if before.get(name) != after.get(name)}
-    assert changed <= {"report.html", "metrics.json"}  # the page is written anew
+    assert changed <= {"report.html", "metrics.json", "files.jsonl"}  # the page is written anew, and the record says so
     old, new = (json.loads(state["metrics.json"]) for state in (before, after))
     assert old["stages"] == new["stages"]
     assert old["summary"] == new["summary"]
@@ -157,7 +157,7 @@ def test_more_seeds_are_added_to_those_that_are_there(tmp_path: Path) -> None:
     before = files(tmp_path)
     assert main(["run", "kd", *SMALL, "--out", str(tmp_path), "--seeds", "2"]) == 0
     after = files(tmp_path)
-    rewritten = {"report.html", "metrics.json", "config.yaml"}
+    rewritten = {"report.html", "metrics.json", "config.yaml", "files.jsonl"}
     assert {name for name in before if after.get(name) != before[name]} <= rewritten
     assert {Path(name).parts[0] for name in after.keys() - before.keys()} == {"seed1"}
     assert json.loads(after["metrics.json"])["summary"]["distilled"]["seeds"] == [0, 1]
