@@ -142,7 +142,7 @@ def main() -> None:
     )
     arguments = parser.parse_args()
     seeds = list(range(arguments.seeds))
-    plan = Training(epochs=arguments.epochs, lr=0.1, momentum=0.9, weight_decay=5e-4, nesterov=True, schedule="cosine")
+    plan = Training(epochs=arguments.epochs, lr=0.1, momentum=0.9, weight_decay=5e-4, nesterov=True, schedule="cosine", step_per="epoch")
     spec = f"imagefolder:{arguments.cifar10},imbalance=exp:100,largest=1500"
     data = LongTailedImages(spec, batch_size=64, image_size=16, val_subset=4000)
     found, majority = experiment(data, plan, seeds, arguments.runs)

@@ -716,4 +716,4 @@ def test_the_papers_transformer_in_small_on_photographs(tmp_path: Path) -> None:
         "[blocks.1]",
     ]
     assert main(["run", "crkd", "--preset", "paper:cub", *small, "--out", str(tmp_path / "run")]) == 0
-    assert stillroom.load(tmp_path / "run").network(torch.zeros(1, 3, 32, 32)).shape == (1, 4)
+    assert stillroom.load(tmp_path / "run", trust_pickle=True).network(torch.zeros(1, 3, 32, 32)).shape == (1, 4)

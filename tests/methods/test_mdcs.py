@@ -252,7 +252,7 @@ class FallingMDCS(MDCS):
         return super().losses(batch)
 
 
-PLAN = Training(epochs=4, lr=0.1, nesterov=True, schedule="cosine", warmup_epochs=2)
+PLAN = Training(epochs=4, lr=0.1, nesterov=True, schedule="cosine", warmup_epochs=2, step_per="epoch")
 
 
 def run(out: Path, data: LongTailedImages) -> tuple[dict[str, Any], dict[str, Tensor]]:

@@ -119,7 +119,7 @@ def test_it_can_be_compared_with_other_methods(tmp_path: Path) -> None:
 # Presets: the specification's table -------------------------------------------------------------------------------------------------------
 
 SHARED = {"optimizer": "sgd", "momentum": 0.9, "nesterov": True, "lambdas": [-0.5, 1.0, 2.5], "weight": 0.6, "temperature": 1.0}
-SHARED |= {"ramp_epochs": 20, "confident_only": True, "decay": 0.1}
+SHARED |= {"ramp_epochs": 20, "confident_only": True, "decay": 0.1, "step_per": "epoch"}
 CIFAR = {"student": "stillroom/resnet32_experts", "batch_size": 64, "lr": 0.1, "weight_decay": 5e-4, "epochs": 400, "views": "cifar"}
 CIFAR |= {"schedule": "multistep", "warmup_epochs": 20, "milestones": [200, 320, 380], "std": [0.2023, 0.1994, 0.201]}
 IMAGENET = {"student": "stillroom/resnet50_experts", "image_size": 224, "views": "imagenet", "epochs": 400, "backbone_lr": None}

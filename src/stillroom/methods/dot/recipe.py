@@ -99,9 +99,11 @@ def setting(host: str) -> Setting:
 
     def numbers(preset: str) -> dict[str, Any]:
         own = {name: value for name, value in room.presets.get(preset, {}).items() if name in room.options}
-        return {"delta": 0.09 if preset == "paper:imagenet" else 0.075, "host_options": own or None}
+        return {**PRESETS.get(preset, PRESETS["paper"]), "host_options": own or None}
 
     return replace(found, presets={name: {**preset, **numbers(name)} for name, preset in found.presets.items()})
 
 
-ROOM = Room(recipe, tasks=TASKS, build=build, choice="host", setting=setting)
+PRESETS = {"paper": {"delta": 0.075}, "paper:tiny-imagenet": {"delta": 0.075}, "paper:imagenet": {"delta": 0.09}}
+
+ROOM = Room(recipe, tasks=TASKS, presets=PRESETS, build=build, choice="host", setting=setting)
