@@ -63,7 +63,18 @@ def test_the_source() -> None:
     assert ImageData("shapes").train_size == 3000
 
 
-@pytest.mark.parametrize("spec", ["shapes:somewhere", "shapes,train=0", "shapes,train=x", "shapes,test=3"])
+def test_another_seed_draws_other_pictures_of_the_same_classes() -> None:
+    data, other = ImageData("shapes,train=2,val=1"), ImageData("shapes,train=2,val=1,seed=1")
+    assert other.classes == data.classes
+    assert other.fingerprint != data.fingerprint
+    for val in (False, True):
+        pictures, others = shape_images(2, val=val), shape_images(2, val=val, seed=1)
+        assert not (pictures.pixels == others.pixels).flatten(1).all(1).any()
+        assert not set(pictures.names) & set(others.names)  # a bank of labels of the ones does not pass for the others'
+    assert ImageData("shapes,train=2,val=1,seed=0").fingerprint == data.fingerprint
+
+
+@pytest.mark.parametrize("spec", ["shapes:somewhere", "shapes,seed=-1", "shapes,train=0", "shapes,train=x", "shapes,test=3"])
 def test_what_it_refuses(spec: str) -> None:
     with pytest.raises(InputError, match=r"^data: got"):
         ImageData(spec)

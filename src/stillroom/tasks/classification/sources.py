@@ -75,7 +75,7 @@ def open_source(spec: str, *, argument: str = "data") -> Source:
         spec: one of
             ``digits``: scikit-learn's 8x8 scans, 900 for training and 897 for validation;
             ``shapes``: 60 classes of 16x16 pictures, each a shape, a hue and a texture, drawn when asked for; 50 of each class for training
-            and 20 for validation, or ``,train=N,val=N``;
+            and 20 for validation, or ``,train=N,val=N``; with ``,seed=1`` other pictures, to choose settings on;
             ``imagefolder:PATH``: a folder or zip of ``train/CLASS/*.jpg`` and ``val/`` or ``test/``, or of ``CLASS/*.jpg``, of which the
             share ``,val=0.2`` (stratified, always the same images) is held out;
             ``cifar10:PATH``, ``cifar100:PATH``: the Python version of the sets as torchvision keeps it, downloaded where missing;
@@ -130,10 +130,11 @@ def _open_digits(path: str, options: dict[str, str], argument: str) -> Source:
 def _open_shapes(path: str, options: dict[str, str], argument: str) -> Source:
     if path:
         raise InputError(argument, f"shapes:{path}", "shapes alone, or with options: it needs no path")
-    _no_options("shapes", options, argument, known=("train", "val"))
+    _no_options("shapes", options, argument, known=("train", "val", "seed"))
     train, val = (_count(options.get(name, str(default)), f"{name}=", argument) for name, default in (("train", 50), ("val", 20)))
+    seed = _count(options.get("seed", "0"), "seed=", argument, least=0)
     # the mean and standard deviation of all 3 000 training pictures, rounded
-    images = shape_images(train), shape_images(val, val=True)
+    images = shape_images(train, seed=seed), shape_images(val, val=True, seed=seed)
     return _source("shapes", class_names(), *images, {}, SIZE, ((0.47,) * 3, (0.29,) * 3), "digits")
 
 
@@ -400,9 +401,9 @@ def _no_options(kind: str, options: dict[str, str], argument: str, known: Sequen
             )
 
 
-def _count(text: str, option: str, argument: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise InputError(argument, f"{option}{text}", "a whole number of at least 1")
+def _count(text: str, option: str, argument: str, least: int = 1) -> int:
+    if not text.isdecimal() or int(text) < least:
+        raise InputError(argument, f"{option}{text}", f"a whole number of at least {least}")
     return int(text)
 
 
