@@ -21,10 +21,10 @@ import torch
 from record import Numbers, paired, write
 from torch import nn
 
-from stillroom.engine import Distiller, Lab, LabOptions, Teacher, Trained, Training
+from stillroom.engine import Distiller, Experiment, Lab, LabOptions, Networks, Teacher, Trained, Training
 from stillroom.methods.dot import DOT
 from stillroom.methods.kd import KD
-from stillroom.tasks.classification import ImageData, network, supervised_stage, teacher_stage
+from stillroom.tasks.classification import ImageData
 
 MU, TASK, DISTILL = 0.9, 0.1, 0.9
 
@@ -81,11 +81,12 @@ def experiment(
 
     for seed in seeds:
         lab = Lab(options, seed)
-        taught = teacher_stage(lab, data, plan, pair[0])
+        stages = Experiment(lab, data, plan, Networks(*pair))
+        taught = stages.teacher()
         teacher = lab.teach(taught)
-        note("labels only", seed, supervised_stage(lab, data, plan, pair[1]), teacher)
+        note("labels only", seed, stages.alone(), teacher)
         for arm, make in arms(deltas).items():
-            student = network(pair[1], data, lab, "student").network
+            student = stages.network(pair[1], "student").network
             note(arm, seed, lab.fit(make(student, teacher), data, plan, name=arm.replace(" ", ""), model=pair[1]), teacher)
     found[f"{name}: teacher"] = {"test accuracy, %": dict.fromkeys(seeds, taught.result.metrics["top1"])}
     return found

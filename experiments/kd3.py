@@ -22,9 +22,9 @@ import torch
 from record import Numbers, paired, write
 from torch import Tensor
 
-from stillroom.engine import Lab, LabOptions, Trained, Training
+from stillroom.engine import Experiment, Lab, LabOptions, Networks, Trained, Training
 from stillroom.methods.kd3 import KD3, WebKD
-from stillroom.tasks.classification import ImageData, distilled_stage, network, supervised_stage, teacher_stage
+from stillroom.tasks.classification import ImageData
 from stillroom.tasks.classification.restyle import restyled
 from stillroom.tasks.classification.shared_classifier import share_classifier
 from stillroom.tasks.classification.web import WebData
@@ -103,18 +103,19 @@ def experiment(archive: str, epochs: int, seeds: list[int], out: Path) -> dict[s
 
     for seed in seeds:
         lab = Lab(LabOptions(out=out, seeds=len(seeds), accelerator="cpu"), seed)
-        trained = teacher_stage(lab, data, Training(epochs=10, lr=0.05, weight_decay=5e-4, milestones=(0.6, 0.85)), TEACHER)
-        taught = lab.teach(trained)
-        note("plain KD", seed, distilled_stage(lab, data, plan, STUDENT, "kd", lambda fresh, taught=taught: WebKD(fresh, taught, web)))
+        networks = Networks(TEACHER, STUDENT)
+        trained = Experiment(lab, data, Training(epochs=10, lr=0.05, weight_decay=5e-4, milestones=(0.6, 0.85)), networks).teacher()
+        taught, stages = lab.teach(trained), Experiment(lab, data, plan, networks, taught=trained)
+        note("plain KD", seed, stages.distilled("kd", lambda fresh, teacher: WebKD(fresh, teacher, web)))
         for arm, options in ARMS.items():
-            built = network(STUDENT, data, lab, "student")
+            built = stages.network(STUDENT, "student")
             student = share_classifier(
                 built.network, taught.networks[0], data.example_inputs(), student_layer="layer3", teacher_layer="relu"
             )
             made = Watched(student, taught, web, teacher_layer="relu", truth=truth, **options)
             name = "".join(letter for letter in arm if letter.isalnum() or letter == "+")
             note(arm, seed, lab.fit(made, web, plan, name=name, model=student.specification(built.spec, TEACHER)))
-        note("student on the original images and labels", seed, supervised_stage(lab, data, original, STUDENT))
+        note("student on the original images and labels", seed, Experiment(lab, data, original, networks).alone())
     found["teacher"] = {"test accuracy, %": dict.fromkeys(seeds, trained.result.metrics["top1"])}
     return found
 

@@ -22,10 +22,10 @@ import torch
 from record import Numbers, paired, write
 from torch import Tensor, nn
 
-from stillroom.engine import Distiller, Lab, LabOptions, Losses, Teacher, Trained, Training, tap
+from stillroom.engine import Distiller, Experiment, Lab, LabOptions, Losses, Teacher, Trained, Training, tap
 from stillroom.methods.l2d import L2D
 from stillroom.methods.l2d.loss import structure_losses
-from stillroom.tasks.multilabel import MOSAICS, Batch, Bench, HeadOptions, MultiLabelData, MultiLabelDistiller, summed_bce
+from stillroom.tasks.multilabel import MOSAICS, Batch, MultiLabelData, MultiLabelDistiller, MultiLabelNetworks, summed_bce
 
 CD, ID = 10.0, 20.0
 PUBLISHED = {"class_aware_weight": 100.0, "instance_aware_weight": 1000.0}
@@ -93,14 +93,13 @@ def experiment(
             out=out / name.replace(" ", "-") / f"{plan.epochs}-epochs-seed{seed}", seed=seed, teacher_precision="fp32", accelerator="cpu"
         )
         lab = Lab(options)
-        head = HeadOptions(embed_dim=64, heads=4, feedforward=128)
-        bench = Bench(lab, data_of(seed), plan, "stillroom/strided64", "stillroom/strided24", head, teacher_epochs)
-        taught = bench.teach()
-        note("teacher", seed, taught)
-        note(PLAIN, seed, bench.alone())
+        networks = MultiLabelNetworks("stillroom/strided64", "stillroom/strided24", teacher_epochs=teacher_epochs)
+        stages = Experiment(lab, data_of(seed), plan, networks)
+        note("teacher", seed, stages.teacher())
+        note(PLAIN, seed, stages.alone())
         for arm, make in arms(controls).items():
             stage = arm.replace(" ", "").replace(",", "-")
-            note(arm, seed, bench.distilled(stage, lambda fresh, make=make, lab=lab, taught=taught: make(fresh, lab.teach(taught))))
+            note(arm, seed, stages.distilled(stage, make))
     return found
 
 

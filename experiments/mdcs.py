@@ -24,12 +24,12 @@ from record import Numbers, paired, write
 from torch import Tensor, nn
 from torch.nn.functional import kl_div
 
-from stillroom.engine import Lab, LabOptions, Training
+from stillroom.engine import Experiment, Lab, LabOptions, Networks, Training
 from stillroom.engine.loading import sample_seeds
 from stillroom.engine.run.recorder import evaluating
 from stillroom.methods.mdcs import LongTailedImages, build, two_views
 from stillroom.methods.mdcs.measures import bias_and_variance, expert_divergence
-from stillroom.tasks.classification import Batch, distilled_stage
+from stillroom.tasks.classification import Batch
 
 SHIFTS = (-0.5, 1.0, 2.5)
 ARMS: dict[str, dict[str, Any]] = {
@@ -80,13 +80,9 @@ def experiment(data: LongTailedImages, plan: Training, seeds: list[int], out: Pa
     found: dict[str, dict[str, dict[int, float]]] = {arm: {} for arm in ARMS}
     predicted: dict[str, list[np.ndarray]] = {arm: [] for arm in ARMS}
     for seed in seeds:
-        lab = Lab(options, seed)
+        stages = Experiment(Lab(options, seed), data, plan, Networks(student="stillroom/convnet_experts"))
         for arm, numbers in ARMS.items():
-            trained = distilled_stage(
-                lab,
-                data,
-                plan,
-                "stillroom/convnet_experts",
+            trained = stages.trained(
                 arm.replace(" ", "").replace(",", "-"),
                 lambda fresh, numbers=numbers: build(fresh, None, data, ramp_epochs=0.1 * plan.epochs, views="small", **numbers),
             )

@@ -23,11 +23,11 @@ from record import Numbers, paired, write
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from stillroom.engine import Distiller, Lab, LabOptions, Losses, Teacher, Trained, Training
+from stillroom.engine import Distiller, Experiment, Lab, LabOptions, Losses, Networks, Teacher, Trained, Training
 from stillroom.losses.logits import kd_loss
 from stillroom.methods.kd import KD
 from stillroom.methods.orc import ORC
-from stillroom.tasks.classification import Batch, ImageData, network, supervised_stage, teacher_stage
+from stillroom.tasks.classification import Batch, ImageData
 from stillroom.tasks.classification.networks import ConvNet
 
 BETA, TEMPERATURE = 0.9, 4.0
@@ -103,12 +103,13 @@ def experiment(
 
     for seed in seeds:
         lab = Lab(options, seed)
-        taught = teacher_stage(lab, data, plan, pivot)
+        stages = Experiment(lab, data, plan, Networks(pivot, target))
+        taught = stages.teacher()
         teacher = lab.teach(taught)
-        note(LABELS, seed, supervised_stage(lab, data, plan, target))
+        note(LABELS, seed, stages.alone())
         for arm in arms:
-            student = network(target, data, lab, "student").network
-            members = [network(spec, data, lab, "group").network for spec in group]
+            student = stages.network(target, "student").network
+            members = [stages.network(spec, "group").network for spec in group]
             if arm.endswith(IMMATURE):
                 members.append(ConvNet(1, num_classes=data.num_classes))
             made = ARMS[arm.removesuffix(IMMATURE)](student, members, teacher)

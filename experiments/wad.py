@@ -21,13 +21,13 @@ from scipy.stats import t
 from sklearn.metrics import roc_auc_score
 from torch import nn
 
-from stillroom.engine import Lab, LabOptions, Trained, Training
+from stillroom.engine import Experiment, Lab, LabOptions, Networks, Trained, Training
 from stillroom.methods.wad import WAD
 from stillroom.methods.wad.pool import Pool, RoundData, benchmark
 from stillroom.methods.wad.recipe import ROUND, make_encoder, supervised_rounds, teacher_stage
 from stillroom.methods.wad.rounds import RoundLog, Rounds, answers, train_in_rounds
 from stillroom.methods.wad.views import ScanViews
-from stillroom.tasks.classification import ImageData, network
+from stillroom.tasks.classification import ImageData
 
 STUDENT = TEACHER = "stillroom/convnet24"
 ACCURACY = "test accuracy, %"
@@ -79,7 +79,7 @@ def experiment(labelled: int, seeds: list[int], teacher_epochs: int, how: Rounds
         pool = benchmark(data, None, labelled, 0.6, even=True, seed=seed)
 
         def fresh(lab: Lab = lab, pool: Pool = pool) -> nn.Module:
-            return network(STUDENT, pool.data, lab, "student").network
+            return Experiment(lab, pool.data, plan, Networks(student=STUDENT)).network(STUDENT, "student").network
 
         contrast = Training(epochs=teacher_epochs, lr=2e-3, optimizer="adam", weight_decay=1e-6, schedule="constant")
         encoder = make_encoder(lab, TEACHER, pool.data, 64, 64)

@@ -22,7 +22,7 @@ class Method:
     Args:
         name: what the command line calls it.
         paper: title, authors' short form where the title alone would not do, and year.
-        task: the kind of data it works on.
+        task: what it works on: the name of a task, or "any".
         room: the module that tells it; empty while it is not built.
         verified: what its numbers were checked against.
     """
@@ -43,19 +43,17 @@ METHODS: tuple[Method, ...] = (
     Method("dkd", "Decoupled Knowledge Distillation (Zhao 2022)", "classification", "stillroom.methods.dkd", _PAPER),
     Method("fitnets", "FitNets: Hints for Thin Deep Nets (Romero 2015)", "classification", "stillroom.methods.fitnets", _TESTS),
     Method("crd", "Contrastive Representation Distillation (Tian 2020)", "classification", "stillroom.methods.crd", _TESTS),
-    Method("dot", "DOT: A Distillation-Oriented Trainer", "any host method", "stillroom.methods.dot", _PAPER),
+    Method("dot", "DOT: A Distillation-Oriented Trainer", "any", "stillroom.methods.dot", _PAPER),
     Method("ssd-det", "Spatial Self-Distillation for Object Detection with Inaccurate Bounding Boxes", "detection"),
     Method("iod", "Incremental object detection via within-class and between-class distillation", "detection"),
     Method("auto-kd", "Auto-KD: Automated Knowledge Distillation via Monte Carlo Tree Search", "classification"),
     Method("zeroseg", "Exploring Open-Vocabulary Semantic Segmentation from CLIP Vision Encoder Distillation Only", "segmentation"),
-    Method("otd", "Taxonomy Adaptive Cross-Domain Adaptation in Medical Imaging via Optimization Trajectory Distillation", "segmentation"),
-    Method("tinyclip", "TinyCLIP: CLIP Distillation via Affinity Mimicking and Weight Inheritance", "image and text"),
+    Method("otd", "Taxonomy Adaptive Cross-Domain Adaptation in Medical Imaging via Optimization Trajectory Distillation", "nuclei"),
+    Method("tinyclip", "TinyCLIP: CLIP Distillation via Affinity Mimicking and Weight Inheritance", "imagetext"),
     Method("rdd", "Representation Disparity-aware Distillation for 3D Object Detection", "points"),
-    Method("sdd", "Not All Steps are Created Equal: Selective Diffusion Distillation for Image Manipulation", "image editing"),
-    Method("daps-sam", "Dense 2D-3D Indoor Prediction with Sound via Aligned Cross-Modal Distillation", "dense prediction"),
-    Method(
-        "crkd", "Class-relation Knowledge Distillation for Novel Class Discovery", "novel class discovery", "stillroom.methods.crkd", _PAPER
-    ),
+    Method("sdd", "Not All Steps are Created Equal: Selective Diffusion Distillation for Image Manipulation", "editing"),
+    Method("daps-sam", "Dense 2D-3D Indoor Prediction with Sound via Aligned Cross-Modal Distillation", "sound"),
+    Method("crkd", "Class-relation Knowledge Distillation for Novel Class Discovery", "classification", "stillroom.methods.crkd", _PAPER),
     Method("upvl", "Unsupervised 3D Perception with 2D Vision-Language Distillation for Autonomous Driving", "points"),
     Method(
         "kd3",
@@ -64,7 +62,7 @@ METHODS: tuple[Method, ...] = (
         "stillroom.methods.kd3",
         _PAPER,
     ),
-    Method("mtl-cs", "Multi-Task Learning with Knowledge Distillation for Dense Prediction", "dense prediction"),
+    Method("mtl-cs", "Multi-Task Learning with Knowledge Distillation for Dense Prediction", "multitask"),
     Method("adasim", "Adaptive Similarity Bootstrapping for Self-Distillation Based Representation Learning", "representation"),
     Method("ferkd", "FerKD: Surgical Label Adaptation for Efficient Distillation", "classification", "stillroom.methods.ferkd", _PAPER),
     Method(
@@ -74,8 +72,8 @@ METHODS: tuple[Method, ...] = (
         "stillroom.methods.mdcs",
         _PAPER,
     ),
-    Method("giftnet", "Deep Image Harmonization with Globally Guided Feature Transformation and Relation Distillation", "image editing"),
-    Method("memkd", "Remembering Normality: Memory-guided Knowledge Distillation for Unsupervised Anomaly Detection", "anomaly detection"),
+    Method("giftnet", "Deep Image Harmonization with Globally Guided Feature Transformation and Relation Distillation", "harmonization"),
+    Method("memkd", "Remembering Normality: Memory-guided Knowledge Distillation for Unsupervised Anomaly Detection", "anomaly"),
     Method(
         "bckd",
         "Bridging Cross-task Protocol Inconsistency for Distillation in Dense Object Detection",
@@ -87,13 +85,13 @@ METHODS: tuple[Method, ...] = (
     Method(
         "wad",
         "Semi-Supervised Learning via Weight-Aware Distillation under Class Distribution Mismatch",
-        "semi-supervised classification",
+        "classification",
         "stillroom.methods.wad",
         _PAPER,
     ),
     Method("boss", "Bayesian Optimization Meets Self-Distillation", "classification"),
     Method("unikd", "UniKD: Universal Knowledge Distillation for Mimicking Homogeneous or Heterogeneous Object Detectors", "detection"),
-    Method("l2d", "Multi-Label Knowledge Distillation", "multi-label classification", "stillroom.methods.l2d", _PAPER),
+    Method("l2d", "Multi-Label Knowledge Distillation", "multilabel", "stillroom.methods.l2d", _PAPER),
     Method("distillbev", "DistillBEV: Boosting Multi-Camera 3D Object Detection with Cross-Modal Knowledge Distillation", "points"),
     Method(
         "orc",

@@ -121,6 +121,10 @@ class Distiller(LightningModule):
         """
         return data
 
+    def companions(self) -> dict[str, nn.Module]:
+        """Networks that are kept beside the student when the stage ends, and read again with it, by the names of their files."""
+        return {}
+
     def select(self) -> Tensor | None:
         """Which training samples the coming epoch shows: their ids, int64 [M], the same in every process; None for all.
 

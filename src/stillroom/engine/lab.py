@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
@@ -16,7 +16,7 @@ from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.strategies import DDPStrategy
-from torch import nn
+from torch import Tensor, nn
 
 from stillroom import catalog
 from stillroom.engine.distiller import Distiller
@@ -28,6 +28,7 @@ from stillroom.engine.run.feed import Feed, selects
 from stillroom.engine.run.folder import RunFolder
 from stillroom.engine.run.layout import channels_last
 from stillroom.engine.run.measure import measure, versions
+from stillroom.engine.run.memory import remembered
 from stillroom.engine.run.options import LabOptions, check_port, check_started
 from stillroom.engine.run.recorder import Recorder, evaluate, seed_everything
 from stillroom.engine.run.stage import StageFolder, digest, fingerprint
@@ -163,6 +164,8 @@ class Lab:
                 record = self._conclude(distiller.cpu(), data, folder, name, model, parts, recorder)
         else:
             load_weights(distiller.student, folder.student)
+            for companion, network in distiller.companions().items():
+                load_weights(network, folder.companion(companion))
             self._display(name).say(f"done before ({record['result']['epochs']} epochs)")
         seed_everything(self.seed)
         return Trained(name, distiller.student, _result(record, folder), folder.path)
@@ -239,6 +242,17 @@ class Lab:
             started=self.started,
             finished=_now(),
         )
+
+    def remember(self, name: str, key: str, compute: Callable[[], Mapping[str, Tensor]]) -> dict[str, Tensor]:
+        """What was computed between stages, such as the scores of a whole set: read from the run's folder where it was computed under the
+        same key before, else computed now and kept; the same in every process.
+
+        Args:
+            name: of the file, without its ending; a slash puts it into a stage's folder.
+            key: all that the answer depends on, in words and digests.
+            compute: answers with tensors by name.
+        """
+        return remembered(self.folder / f"{self._prefix}{name}.npz", key, compute, is_main=self.is_main)
 
     def finished(self, name: str) -> bool:
         """Whether the folder holds a finished stage of that name, of these arguments or of others: `fit` tells."""
@@ -326,6 +340,8 @@ class Lab:
         if self.is_main:
             folder.path.mkdir(parents=True, exist_ok=True)
             save_weights(distiller.student, folder.student)
+            for companion, network in distiller.companions().items():
+                save_weights(network, folder.companion(companion))
             folder.write_details(details)
             folder.write(record)
         return {**record, "details": details}

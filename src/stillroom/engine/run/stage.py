@@ -123,6 +123,10 @@ class StageFolder:
         self.best = path / "best.safetensors"
         self.details = path / "details.npz"
 
+    def companion(self, name: str) -> Path:
+        """The weights of a network that is kept beside the student; see `Distiller.companions`."""
+        return self.path / f"{name}.safetensors"
+
     def read(self) -> dict[str, Any] | None:
         """The stage's record, or None when there is none."""
         if not self.record.exists():

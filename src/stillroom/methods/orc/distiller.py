@@ -179,6 +179,10 @@ class ORC(OwnGradients):
         figures = self._figures_of(done, batch.labels)
         return {"loss": torch.stack(list(losses.values())).sum(), "terms": losses, "figures": figures}
 
+    def companions(self) -> dict[str, nn.Module]:
+        """The networks beside the target: the rest of the group, and the pivot."""
+        return dict(zip([*self.names[:-1], "pivot"], [*self.group, self.pivot], strict=True))
+
     def rehearse(self, batch: Any) -> None:
         """One iteration."""
         self.iterate(batch, self.configure_optimizers())

@@ -8,14 +8,12 @@ from collections.abc import Sequence
 from statistics import fmean
 from typing import Any
 
-import torch
 from torch import nn
 from torchvision.models.resnet import BasicBlock, ResNet
 
 from stillroom import catalog
 from stillroom.engine import Distiller, Experiment, Lab, Networks, Report, Room, Teacher, Trained, Training
 from stillroom.engine.report.wording import Metric
-from stillroom.engine.weights import load_weights
 from stillroom.errors import InputError
 from stillroom.methods.orc.distiller import ORC
 from stillroom.tasks.classification import CIFAR100, DIGITS, IMAGENET, TASK, ImageData
@@ -134,20 +132,10 @@ def _score_group(lab: Lab, data: ImageData, stage: Trained, distiller: ORC, spec
 
     Their accuracies, and how often each network was promoted, join the stage's metrics.
     """
-    networks = dict(zip([*distiller.names[:-1], "pivot"], [*distiller.group, distiller.pivot], strict=True))
-    folders = {name: stage.folder.with_name(f"orc-{name}") for name in networks}
-    if all(lab.finished(folder.name) for folder in folders.values()):
-        for name, member in networks.items():
-            load_weights(member, folders[name] / "student.safetensors")
-    else:
-        checkpoint = stage.folder / "last.ckpt"
-        if not checkpoint.exists():
-            raise InputError("out", f"{stage.folder} without last.ckpt", "the folder as the run left it: the group's networks are in there")
-        distiller.load_state_dict(torch.load(checkpoint, map_location="cpu", weights_only=True)["state_dict"])
     scored = {}
-    for (name, member), spec in zip(networks.items(), specs, strict=True):
+    for (name, member), spec in zip(distiller.companions().items(), specs, strict=True):
         renormalise = distiller.renormalise if name == "pivot" else None
-        scored[name] = lab.evaluate(member, data, name=folders[name].name, model=spec, renormalise=renormalise)
+        scored[name] = lab.evaluate(member, data, name=f"orc-{name}", model=spec, renormalise=renormalise)
         stage.result.metrics[f"top-1 of {name}"] = scored[name].result.metrics["top1"]
     for name in distiller.names:
         stage.result.metrics[f"promotions of {name}"] = 100 * fmean(row[f"train/promoted/{name}"] for row in stage.result.history)

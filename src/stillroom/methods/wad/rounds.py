@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from stillroom.engine import Lab, Trained, Training
-from stillroom.engine.distributed import world_size
 from stillroom.engine.run.recorder import evaluating, seed_everything
 from stillroom.engine.run.stage import digest, write_atomic
 from stillroom.methods.wad.distiller import WAD
@@ -102,10 +100,9 @@ def train_in_rounds(
     stages: list[Trained] = []
     logs: list[RoundLog] = []
     for number in range(1, how.rounds + 2):
-        folder = lab.folder / f"seed{lab.seed}" / f"{name}{number}"
         images = digest({"labels": labels_N, "labelled": labelled, "unlabelled": unlabelled})
         ask = partial(_told, encoder, pool, views, how.views, lab.device, (lab.seed, number), labelled, unlabelled, labels_N)
-        told = _kept(lab, folder / "knowledge.npz", f"{teacher} {images} {pool.data.fingerprint} {views} {how.views}", ask)
+        told = lab.remember(f"{name}{number}/knowledge", f"{teacher} {images} {pool.data.fingerprint} {views} {how.views}", ask)
         labels_N[unlabelled], weights_N[unlabelled] = told["labels"], told["weights"] if how.weighted else 1.0
         data = RoundData(pool.data, labelled.numpy(), unlabelled.numpy(), how.iterations, number)
         trained = lab.fit(WAD(student, labels_N.clone(), weights_N.clone()), data, plan, name=f"{name}{number}", model=model)
@@ -115,7 +112,7 @@ def train_in_rounds(
         share = promoted_share(number, start=how.promote, rounds=how.rounds, power=how.power)
         choose = partial(_promoted, student, pool, lab.device, unlabelled, told["labels"], share)
         key = f"{digest(student.state_dict())} {images} {digest({'labels': told['labels']})} {share}"
-        promoted = _kept(lab, folder / "promoted.npz", key, choose)
+        promoted = lab.remember(f"{name}{number}/promoted", key, choose)
         logs.append(RoundLog(unlabelled, told["labels"], told["weights"], promoted["ids"]))
         labelled = torch.cat((labelled, promoted["ids"]))
         unlabelled = unlabelled[~torch.isin(unlabelled, promoted["ids"])]
@@ -201,35 +198,6 @@ def _placed(module: nn.Module, device: torch.device) -> Iterator[None]:
         yield
     finally:
         module.cpu()
-
-
-def _kept(lab: Lab, path: Path, key: str, compute: Callable[[], Mapping[str, Any]]) -> dict[str, Tensor]:
-    """What was computed: read from disk where it was under the same key, else computed and written; the same in every process."""
-    together = world_size() > 1
-    found = _read(path, key)
-    if found is None and (lab.is_main or not together):
-        found = {name: value.numpy() for name, value in compute().items()}
-        if lab.is_main:
-            _write(path, {**found, "key": np.array(key)})
-    if together:
-        shared = [found]
-        torch.distributed.broadcast_object_list(shared, src=0)
-        found = shared[0]
-    assert found is not None
-    return {name: torch.from_numpy(value) for name, value in found.items()}
-
-
-def _read(path: Path, key: str) -> dict[str, np.ndarray] | None:
-    if not path.exists():
-        return None
-    with np.load(path) as file:
-        return {name: file[name] for name in file.files if name != "key"} if str(file["key"]) == key else None
-
-
-def _write(path: Path, arrays: Mapping[str, Any]) -> None:
-    buffer = io.BytesIO()
-    np.savez_compressed(buffer, **arrays)
-    write_atomic(path, buffer.getvalue())
 
 
 def _joined(stages: list[Trained], primary: str) -> Trained:
