@@ -1,4 +1,4 @@
-"""What mkdocs does to the pages besides: results tables, the schema of metrics.json, equations as MathML. No page needs a script."""
+"""What mkdocs does to the pages besides: results as plots and tables, the schema of metrics.json, equations as MathML; without scripts."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from html import escape, unescape
 from pathlib import Path
 from typing import Any
 
+import effects
 from latex2mathml.converter import convert
 from mkdocs.exceptions import PluginError
 
@@ -27,11 +28,8 @@ LABELS = {
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
     """Fills in what is generated."""
-    if "<!-- results -->" in markdown:
-        markdown = markdown.replace("<!-- results -->", results())
-    if "<!-- schema -->" in markdown:
-        markdown = markdown.replace("<!-- schema -->", schema())
-    return markdown
+    made = {"results": results, "overview": lambda: effects.overview(files()), "defaults": effects.defaults, "schema": schema}
+    return re.sub(r"<!-- (results|overview|defaults|schema) -->", lambda found: made[found[1]](), markdown)
 
 
 def on_page_content(html: str, **_: Any) -> str:
@@ -57,7 +55,7 @@ def mathml(tex: str, display: str = "inline") -> str:
 
 def schema() -> str:
     """The schema as the report's module states it."""
-    text = ast.get_docstring(ast.parse((ROOT / "src/stillroom/engine/report.py").read_text(encoding="utf-8"))) or ""
+    text = ast.get_docstring(ast.parse((ROOT / "src/stillroom/engine/report/results.py").read_text(encoding="utf-8"))) or ""
     start, end = text.index("    schema "), text.index("A spread is")
     return f"```text\n{_dedented(text[start:end])}\n```\n\n{text[end:]}"
 
@@ -66,28 +64,42 @@ def _dedented(text: str) -> str:
     return "\n".join(line.removeprefix("    ") for line in text.rstrip().splitlines())
 
 
+def files() -> list[dict[str, Any]]:
+    """The files in `results/`, in the order of the methods' pages."""
+    found = [json.loads(path.read_text(encoding="utf-8")) for path in (ROOT / "results").glob("*.json")]
+    return sorted(found, key=lambda one: effects.ORDER.index(one["method"]))
+
+
 def results() -> str:
     """A section for each file in `results/`."""
-    files = sorted((ROOT / "results").glob("*.json"))
-    return "\n\n".join(section(json.loads(path.read_text(encoding="utf-8"))) for path in files) or "Nothing was measured yet."
+    return "\n\n".join(section(found) for found in files()) or "Nothing was measured yet."
 
 
 def section(found: dict[str, Any]) -> str:
-    """One file: verdict, tables, and how it was measured."""
-    method, arms = found["method"], found["arms"]
+    """One file: the claims as a plot; folded away what was said of them, tables, and how it was measured."""
+    method = found["method"]
     groups: dict[str, dict[str, Any]] = {}
-    for arm, metrics in arms.items():
+    for arm, metrics in found["arms"].items():
         group, colon, name = arm.partition(": ")
         groups.setdefault(group if colon else "", {})[name if colon else arm] = metrics
-    page = f" ([the method](methods/{method}.md))" if (ROOT / f"docs/methods/{method}.md").exists() else ""
+    page = f" [The method.](methods/{method}.md)" if (ROOT / f"docs/methods/{method}.md").exists() else ""
     seeds = len(found["seeds"])
-    said = found["verdict"].replace("+-", "±").rstrip(".").split("; ")
-    verdict = "\n".join(f"- {part}" for part in said) if len(said) > 3 else f"{found['verdict']}"
-    parts = [f"## {method} {{ #{method} }}", f"Measured: {seeds} seed{'s' if seeds != 1 else ''}{page}.", verdict, *found.get("notes", [])]
+    verdict = "\n".join(f"- {part}" for part in found["verdict"].replace("+-", "±").rstrip(".").split("; "))
+    folded = [verdict, *found.get("notes", [])]
     for group, rows in groups.items():
-        parts += ([f"**{group}**"] if group else []) + [table(rows)]
-    made = f"Seeds {', '.join(map(str, found['seeds']))}; {found['date']}; {found['hardware']}. Made by:"
-    return "\n\n".join([*parts, made, f"```\n{lines(found['command'])}\n```"])
+        folded += ([f"**{group}**"] if group else []) + [table(rows)]
+    folded += [f"Seeds {', '.join(map(str, found['seeds']))}; {found['date']}; {found['hardware']}. Made by:"]
+    folded += [f"```\n{lines(found['command'])}\n```"]
+    return "\n\n".join(
+        [
+            f"## {effects.name_of(method)} {{ #{method} }}",
+            f"Measured: {seeds} seed{'s' if seeds != 1 else ''}.{page}",
+            effects.claims_of(found),
+            "<details markdown>\n<summary>In words, every number, and how it was measured</summary>",
+            *folded,
+            "</details>",
+        ]
+    )
 
 
 def lines(command: str, width: int = 90) -> str:
