@@ -9,7 +9,7 @@ import jsonargparse
 import pytest
 
 from stillroom import catalog
-from stillroom.engine import LabOptions, Training
+from stillroom.engine import LabOptions, Networks, Training
 from stillroom.engine.room import options_of
 from stillroom.errors import InputError
 
@@ -85,8 +85,8 @@ def test_every_option_says_what_it_means(name: str) -> None:
 
 @pytest.mark.parametrize("name", [method.name for method in BUILT])
 def test_options_shared_by_all_are_documented(name: str) -> None:
-    data = get_type_hints(catalog.load(name).recipe)["data"]
-    for kind in (data, Training, LabOptions):
+    setting = catalog.load(name).chosen(None)
+    for kind in (setting.data, type(setting.networks or Networks()), Training, LabOptions):
         assert documented(kind) == set(parameters(kind))
 
 

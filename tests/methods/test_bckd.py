@@ -23,8 +23,9 @@ from stillroom.engine import Lab, LabOptions, Losses, Progress, Teacher, Trainin
 from stillroom.engine.weights import read_weights
 from stillroom.errors import InputError
 from stillroom.losses.detection import mean_kl
-from stillroom.methods.bckd import BCKD, LD, PRESETS, SoftmaxKD
+from stillroom.methods.bckd import BCKD, LD, SoftmaxKD
 from stillroom.methods.bckd.loss import binary_classification_distillation, gap_weights, iou_localisation_distillation
+from stillroom.methods.bckd.recipe import PRESETS
 from stillroom.methods.bckd.terms import bckd_terms
 from stillroom.tasks.detection.data import DetectionBatch, DetectionData
 from stillroom.tasks.detection.models import build_detector

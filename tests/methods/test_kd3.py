@@ -23,8 +23,9 @@ from stillroom.engine import Lab, LabOptions, Progress, Training
 from stillroom.engine.run.recorder import evaluating
 from stillroom.engine.weights import read_weights
 from stillroom.losses.contrast import nt_xent
-from stillroom.methods.kd3 import KD3, PRESETS
+from stillroom.methods.kd3 import KD3
 from stillroom.methods.kd3.loss import weighted_feature_loss
+from stillroom.methods.kd3.recipe import PRESETS
 from stillroom.methods.kd3.selection import teacher_weight
 from stillroom.tasks.classification import Batch, ImageData
 from tests.methods.kd3_job import made, small_data
