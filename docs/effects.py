@@ -126,11 +126,10 @@ def default_jobs() -> list[Effect]:
     made = []
     for path in sorted((ROOT / "results/default").glob("*.json")):
         found = json.loads(path.read_text(encoding="utf-8"))
-        compared = found["comparison"]
-        over = compared["alone"]
+        compared, data = found["comparison"], found["setting"]["data"].partition(",")[0]
         for arm in found["arms"]:
-            if arm not in (over, compared["teacher"]):
-                row = {"arm": arm, "over": over, "gain": compared["data"]}
+            if arm not in ("alone", compared["teacher"]):
+                row = {"arm": arm, "over": "alone", "gain": data}
                 made.append(effect(found, "", row, method=found["method"], metric=compared["primary"]))
     return made
 
@@ -232,6 +231,30 @@ def _strip(row: Effect, at: Callable[[float], float], marks: Iterable[float], sh
     if not row.side:
         drawn.append(f'<path class="hole" d="M{mean:.2f} 10h0"/>')
     return f'<svg viewBox="0 0 100 20" preserveAspectRatio="none" aria-hidden="true">{"".join(drawn)}</svg>'
+
+
+def scores(found: dict[str, Any]) -> str:
+    """Every arm of a default job: its score with each seed as points on one axis, and the mean."""
+    metric = found["comparison"]["primary"]
+    arms = {arm: list(metrics[metric]["seeds"].values()) for arm, metrics in found["arms"].items()}
+    values = [value for several in arms.values() for value in several]
+    marks = ticks(min(values), max(values))
+
+    def at(value: float) -> float:
+        return 100 * (value - marks[0]) / (marks[-1] - marks[0])
+
+    body = []
+    for arm, several in arms.items():
+        drawn = "".join(f'<path class="grid" d="M{at(mark):.2f} 0V20"/>' for mark in marks)
+        drawn += "".join(f'<path class="point" d="M{at(value):.2f} 10h0"/>' for value in several)
+        strip = f'<svg viewBox="0 0 100 20" preserveAspectRatio="none" aria-hidden="true">{drawn}</svg>'
+        spread = f"± {stdev(several):.1f}, {len(several)} seeds" if len(several) > 1 else "one for all seeds"
+        kind = "open" if arm in ("alone", found["comparison"]["teacher"]) else "agrees"
+        cells = f'<th scope="row">{escape(arm)}</th><td class="strip">{strip}</td>'
+        body.append(f'<tr class="{kind}">{cells}<td class="number"><b>{fmean(several):.1f}</b> <small>{spread}</small></td></tr>')
+    scale = "".join(f'<span style="left:{at(mark):.2f}%">{mark:g}</span>' for mark in marks)
+    axis = f'<tr class="axis"><td></td><td><div>{scale}</div></td><td>%</td></tr>'
+    return f'<table class="effects"><tbody>{"".join(body)}{axis}</tbody></table>'
 
 
 # Pages ----------------------------------------------------------------------------------------------------------------------------------

@@ -102,6 +102,8 @@ def run(arguments: list[str], command: str) -> None:
     words = list(takewhile(lambda word: not word.startswith("-"), arguments))
     given = [f"--methods={json.dumps(words)}"] if words else []
     setting = setting_of(_task(words, arguments), Compare)
+    if setting.default:
+        setting = replace(setting, default={**setting.default, "seeds": 3})
     options = read_options(PROG, Compare, [*given, *arguments[len(words) :]], setting=setting, out="runs/compare")
     with named_as_typed(*options.settings):
         _compare(options, command)

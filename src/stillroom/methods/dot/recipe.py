@@ -101,7 +101,8 @@ def setting(host: str) -> Setting:
         own = {name: value for name, value in room.presets.get(preset, {}).items() if name in room.options}
         return {"delta": 0.09 if preset == "paper:imagenet" else 0.075, "host_options": own or None}
 
-    return replace(found, presets={name: {**preset, **numbers(name)} for name, preset in found.presets.items()})
+    presets = {name: {**preset, **numbers(name)} for name, preset in found.presets.items()}
+    return replace(found, presets=presets, default={**found.default, "seeds": 3} if found.default else {})
 
 
 ROOM = Room(recipe, tasks=TASKS, build=build, choice="host", setting=setting)

@@ -75,6 +75,7 @@ class Classification:
     sgd = DIGITS
     networks = CONVNETS
     presets: Mapping[str, Mapping[str, Any]] = {"paper": CIFAR100, "paper:tiny-imagenet": TINY_IMAGENET, "paper:imagenet": IMAGENET}
+    default: Mapping[str, Any] = SHAPES
     kinds: tuple[str, ...] = ()
     layers: Mapping[str, Callable[[nn.Module, str], str]] = {"middle": middle_layer, "pooled": pooled_layer}
     exact: tuple[str, ...] = ()
