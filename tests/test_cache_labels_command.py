@@ -16,7 +16,7 @@ from stillroom.engine.cache.bank import LabelBank
 from tests.engine.test_distributed import environment
 from tests.torture.kill import changed, kill, start, wait_for
 
-DATA = ["--subset", "60", "--val-subset", "40", "--batch-size", "20", "--accelerator", "cpu"]
+DATA = ["--data", "digits", "--subset", "60", "--val-subset", "40", "--batch-size", "20", "--accelerator", "cpu"]
 SMALL = [*DATA, "--epochs", "1", "--crops", "6", "--teacher-precision", "fp32"]
 
 

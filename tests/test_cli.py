@@ -18,7 +18,7 @@ from stillroom import catalog
 from stillroom.cli import main
 from stillroom.engine.weights import read_weights
 
-SMALL = ("--epochs", "1", "--subset", "60", "--val-subset", "40", "--batch-size", "20", "--accelerator", "cpu")
+SMALL = ("--data", "digits", "--epochs", "1", "--subset", "60", "--val-subset", "40", "--batch-size", "20", "--accelerator", "cpu")
 
 
 def files(folder: Path) -> dict[str, bytes]:

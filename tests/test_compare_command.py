@@ -15,7 +15,7 @@ from stillroom.commands.compare import arms_of, run
 from stillroom.engine.lab import Lab
 from stillroom.errors import InputError, StillroomError
 
-SMALL = ("--epochs", "2", "--subset", "60", "--val-subset", "40", "--batch-size", "20", "--accelerator", "cpu")
+SMALL = ("--epochs", "2", "--data", "digits", "--subset", "60", "--val-subset", "40", "--batch-size", "20", "--accelerator", "cpu")
 
 
 def compare(out: Path, *arguments: str) -> dict[str, Any]:

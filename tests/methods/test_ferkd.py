@@ -160,7 +160,7 @@ def test_two_processes_equal_one(tmp_path: Path, bank: LabelBank) -> None:
 
 # The experiment
 
-SMALL = ["--subset", "120", "--val-subset", "40", "--batch-size", "24", "--accelerator", "cpu", "--epochs", "6"]
+SMALL = ["--data", "digits", "--subset", "120", "--val-subset", "40", "--batch-size", "24", "--accelerator", "cpu", "--epochs", "6"]
 
 
 @pytest.fixture

@@ -24,7 +24,7 @@ from stillroom.engine import Distiller, Experiment, Lab, Losses, Networks, Repor
 from stillroom.errors import InputError, at_least_zero
 from stillroom.losses.features import hint_loss
 from stillroom.modules.projectors import ConvRegressor, probing
-from stillroom.tasks.classification import CIFAR100, CONVNETS, DIGITS, IMAGENET, Batch, ImageData, middle_layer
+from stillroom.tasks.classification import CIFAR100, CONVNETS, DIGITS, IMAGENET, SHAPES, Batch, ImageData, middle_layer
 
 
 class FitNets(Distiller):
@@ -133,4 +133,10 @@ PRESETS = {
     "paper:imagenet": {**IMAGENET, "student_layer": "layer2", "teacher_layer": "layer2"},
 }
 
-ROOM = Room(recipe, tasks=("classification",), presets=PRESETS, build=build)
+ROOM = Room(
+    recipe,
+    tasks=("classification",),
+    presets=PRESETS,
+    default={**SHAPES, "seeds": 3},
+    build=build,
+)

@@ -17,7 +17,7 @@ from torch.nn.functional import cross_entropy
 from stillroom.engine import Distiller, Experiment, Lab, Losses, Networks, Report, Room, Teacher, Training
 from stillroom.errors import at_least_zero, positive
 from stillroom.losses.logits import kd_loss
-from stillroom.tasks.classification import CIFAR100, CONVNETS, DIGITS, IMAGENET, TINY_IMAGENET, Batch, ImageData
+from stillroom.tasks.classification import CIFAR100, CONVNETS, DIGITS, IMAGENET, SHAPES, TINY_IMAGENET, Batch, ImageData
 
 
 class KD(Distiller):
@@ -87,4 +87,10 @@ PRESETS = {
     "paper:imagenet": {**IMAGENET, "temperature": 1.0, "task_weight": 0.5, "kd_weight": 0.5},
 }
 
-ROOM = Room(recipe, tasks=("classification",), presets=PRESETS, build=build)
+ROOM = Room(
+    recipe,
+    tasks=("classification",),
+    presets=PRESETS,
+    default={**SHAPES, "seeds": 3, "temperature": 8.0},
+    build=build,
+)
