@@ -29,7 +29,26 @@ LABELS = {
 def on_page_markdown(markdown: str, **_: Any) -> str:
     """Fills in what is generated."""
     made = {"results": results, "overview": lambda: effects.overview(files()), "defaults": effects.defaults, "schema": schema}
-    return re.sub(r"<!-- (results|overview|defaults|schema) -->", lambda found: made[found[1]](), markdown)
+    markdown = re.sub(r"<!-- (results|overview|defaults|schema) -->", lambda found: made[found[1]](), markdown)
+    of_job = {"printed": printed, "scores": lambda method: effects.scores(default_job(method)), "minutes": minutes}
+    return re.sub(r"<!-- (printed|scores|minutes): (\w+) -->", lambda found: of_job[found[1]](found[2]), markdown)
+
+
+def default_job(method: str) -> dict[str, Any]:
+    """What a method's default job measured."""
+    found: dict[str, Any] = json.loads((ROOT / f"results/default/{method}.json").read_text(encoding="utf-8"))
+    return found
+
+
+def printed(method: str) -> str:
+    """What a method's default job printed at its end."""
+    return f"```text\n{(ROOT / f'results/default/{method}.txt').read_text(encoding='utf-8')}```"
+
+
+def minutes(method: str) -> str:
+    """How long a method's default job takes."""
+    (seconds,) = re.findall(r"(\d+) s of processor time", " ".join(default_job(method)["notes"]))
+    return f"{seconds} seconds of processor time"
 
 
 def on_page_content(html: str, **_: Any) -> str:
