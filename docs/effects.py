@@ -121,6 +121,14 @@ def claimed(found: dict[str, Any]) -> list[Effect]:
     return made
 
 
+def spreads(method: str) -> set[str]:
+    """Mean and standard deviation of every difference of a method, as its help may quote them: "+5.3 +- 2.2"."""
+    path = ROOT / f"results/{method}.json"
+    rows = claimed(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else []
+    rows += [row for row in default_jobs() if row.method == method]
+    return {f"{row.mean:+.1f} +- {stdev(row.differences):.1f}" for row in rows if len(row.differences) > 1}
+
+
 def default_jobs() -> list[Effect]:
     """What every arm of the default jobs has more than the student alone."""
     made = []

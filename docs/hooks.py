@@ -28,10 +28,11 @@ LABELS = {
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
     """Fills in what is generated."""
-    made = {"results": results, "overview": lambda: effects.overview(files()), "defaults": effects.defaults, "schema": schema}
-    markdown = re.sub(r"<!-- (results|overview|defaults|schema) -->", lambda found: made[found[1]](), markdown)
+    made = {"results": results, "overview": lambda: effects.overview(files()), "defaults": effects.defaults, "tried": tried, "schema": schema}
+    markdown = re.sub(r"<!-- (results|overview|defaults|tried|schema) -->", lambda found: made[found[1]](), markdown)
     of_job = {"printed": printed, "scores": lambda method: effects.scores(default_job(method)), "minutes": minutes}
-    return re.sub(r"<!-- (printed|scores|minutes): (\w+) -->", lambda found: of_job[found[1]](found[2]), markdown)
+    of_job["job"] = lambda method: effects.defaults([method])
+    return re.sub(r"<!-- (printed|scores|minutes|job): (\w+) -->", lambda found: of_job[found[1]](found[2]), markdown)
 
 
 def default_job(method: str) -> dict[str, Any]:
@@ -81,6 +82,22 @@ def schema() -> str:
 
 def _dedented(text: str) -> str:
     return "\n".join(line.removeprefix("    ") for line in text.rstrip().splitlines())
+
+
+def tried() -> str:
+    """What the default job was chosen from, a row each."""
+    rows = [["data", "teacher", "student", "training", "T", "seed", "teacher, %", "alone, %", "distilled, %", "gain"]]
+    rows += [["---"] * 4 + ["---:"] * 6]
+    for line in (ROOT / "results/default/tried.jsonl").read_text(encoding="utf-8").splitlines():
+        found = json.loads(line)
+        setting = found["tried"]
+        schedule = f"{setting['epochs']} epochs of {setting['batch']}, rate {setting['lr']:g}, {setting['schedule']}"
+        shaken = "" if setting["augment"] == "none" else ", shifts and noise"
+        networks = [f"convnet{setting['teacher']}, {setting['teacher_epochs']} epochs", f"convnet{setting['student']}"]
+        numbers = [f"{found[arm]:.1f}" for arm in ("teacher", "alone", "distilled")]
+        numbers.append(effects.number(found["distilled"] - found["alone"], 1))
+        rows.append([setting["data"], *networks, schedule + shaken, f"{setting['temperature']:g}", str(setting["seed"]), *numbers])
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
 def files() -> list[dict[str, Any]]:

@@ -118,6 +118,28 @@ def printed(method: str, capsys: pytest.CaptureFixture[str], *arguments: str) ->
     return loaded
 
 
+def test_the_small_job_is_for_those_who_name_no_data(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    small, named = printed("kd", capsys), printed("kd", capsys, "--data", "digits")
+    assert (small["data"], small["seeds"], small["epochs"], small["lr"], small["temperature"]) == ("shapes", 3, 20, 0.4, 8.0)
+    assert (named["data"], named["seeds"], named["epochs"], named["lr"], named["temperature"]) == ("digits", 1, 100, 0.05, 4.0)
+    assert printed("kd", capsys, "--epochs", "3") == {**small, "epochs": 3}
+    config = tmp_path / "own.yaml"
+    config.write_text("data: digits\n")
+    assert printed("kd", capsys, "--config", str(config)) == named
+    assert printed("dot", capsys)["host_options"] == {"temperature": 8.0}
+
+
+def test_help_and_report_of_the_small_job_say_what_to_expect(finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    expect = catalog.load("kd").expect
+    assert expect
+    with pytest.raises(SystemExit):
+        main(["run", "kd", "--help"])
+    assert expect in " ".join(capsys.readouterr().out.split())
+    assert main(["run", "kd", *SMALL[2:], "--seeds", "1", "--out", str(tmp_path / "run")]) == 0
+    assert expect in json.loads((tmp_path / "run/metrics.json").read_text())["notes"]
+    assert expect not in json.loads((finished / "metrics.json").read_text())["notes"]  # on other data it says nothing
+
+
 @pytest.mark.parametrize("method", [method.name for method in catalog.METHODS if method.room])
 def test_printed_config_works_as_a_config(method: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     presets = list(catalog.load(method).chosen(None).presets)
