@@ -26,7 +26,7 @@ from stillroom.engine import Lab, LabOptions, Progress, Teacher, Training
 from stillroom.engine.run.recorder import evaluate, seed_everything
 from stillroom.methods.kd import KD
 from stillroom.tasks.classification import ImageData, Supervised
-from stillroom.tasks.classification.networks import NETWORKS
+from stillroom.tasks.images.networks import NETWORKS
 
 TEMPERATURE, TASK_WEIGHT, KD_WEIGHT = 4.0, 0.1, 0.9  # KD's defaults, given to both
 SCORES = ("top1", "nll")

@@ -27,7 +27,7 @@ from stillroom.losses.features import hint_loss
 from stillroom.losses.logits import dkd_loss, kd_loss
 from stillroom.methods.kd import KD
 from stillroom.tasks.classification import Batch
-from stillroom.tasks.classification.networks import NETWORKS
+from stillroom.tasks.images.networks import NETWORKS
 
 matplotlib.use("Agg")
 from matplotlib import pyplot

@@ -25,7 +25,7 @@ from torch import nn
 from stillroom.engine import Distiller, Teacher, Training
 from stillroom.methods.kd import KD
 from stillroom.tasks.classification import ImageData, Supervised
-from stillroom.tasks.classification.networks import NETWORKS
+from stillroom.tasks.images.networks import NETWORKS
 
 LIMIT = 0.05  # of the time
 PLAN = Training(epochs=1, lr=0.01, schedule="constant")

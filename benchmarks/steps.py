@@ -39,7 +39,7 @@ from stillroom.methods.dot import DOT
 from stillroom.methods.kd import KD
 from stillroom.tasks.classification import Batch, ImageData
 from stillroom.tasks.classification.metrics import ClassificationEvaluator
-from stillroom.tasks.classification.networks import NETWORKS
+from stillroom.tasks.images.networks import NETWORKS
 
 TEMPERATURE, TASK_WEIGHT, KD_WEIGHT = 4.0, 0.1, 0.9  # KD's defaults, given to everyone
 PLAN = Training(epochs=1, lr=0.01, schedule="constant")

@@ -94,7 +94,7 @@ def effect(found: dict[str, Any], group: str, row: dict[str, Any], **named: str)
     arms = [found["arms"].get(f"{group}: {row[side]}" if group else row[side]) for side in ("arm", "over")]
     metric = named["metric"]
     if any(arm is None or metric not in arm for arm in arms):
-        raise PluginError(f"claims.yml: {found['method']} has no {metric} of {group} {row['arm']} and {row['over']}")
+        raise PluginError(f"claims.yml: {found['method']} has no {metric} of {row['arm']} and {row['over']}")
     values, others = (arm[metric]["seeds"] for arm in arms if arm is not None)
     shared = [seed for seed in values if seed in others]
     return Effect(

@@ -6,6 +6,7 @@ import ast
 import json
 import math
 import re
+from collections.abc import Callable
 from html import escape, unescape
 from pathlib import Path
 from typing import Any
@@ -28,11 +29,21 @@ LABELS = {
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
     """Fills in what is generated."""
-    made = {"results": results, "overview": lambda: effects.overview(files()), "defaults": effects.defaults, "tried": tried, "schema": schema}
-    markdown = re.sub(r"<!-- (results|overview|defaults|tried|schema) -->", lambda found: made[found[1]](), markdown)
-    of_job = {"printed": printed, "scores": lambda method: effects.scores(default_job(method)), "minutes": minutes}
-    of_job["job"] = lambda method: effects.defaults([method])
-    return re.sub(r"<!-- (printed|scores|minutes|job): (\w+) -->", lambda found: of_job[found[1]](found[2]), markdown)
+    made: dict[str, Callable[[], str]] = {
+        "results": results,
+        "overview": lambda: effects.overview(files()),
+        "defaults": effects.defaults,
+        "tried": tried,
+        "schema": schema,
+    }
+    of_job: dict[str, Callable[[str], str]] = {
+        "printed": printed,
+        "scores": lambda method: effects.scores(default_job(method)),
+        "minutes": minutes,
+        "job": lambda method: effects.defaults([method]),
+    }
+    markdown = re.sub(rf"<!-- ({'|'.join(made)}) -->", lambda found: made[found[1]](), markdown)
+    return re.sub(rf"<!-- ({'|'.join(of_job)}): (\w+) -->", lambda found: of_job[found[1]](found[2]), markdown)
 
 
 def default_job(method: str) -> dict[str, Any]:

@@ -27,9 +27,9 @@ from torch import Tensor, nn
 from stillroom.engine import Lab, LabOptions, Teacher, Trained, Training
 from stillroom.methods.crkd import Discovery, NovelClassData
 from stillroom.methods.crkd.networks import DiscoveryNetwork
+from stillroom.methods.crkd.novel import KnownClassifier
 from stillroom.methods.crkd.recipe import pretrained_stage
 from stillroom.methods.crkd.views import crops
-from stillroom.tasks.classification.novel import KnownClassifier
 
 STUDENT, KNOWN, FEW = "stillroom/resnet8", 36, 12
 MIN_LR = 1e-3

@@ -34,7 +34,7 @@ from stillroom.tasks.classification import ImageData
 from stillroom.tasks.classification.bank import CropBatch
 from stillroom.tasks.classification.crops import CropRule
 from stillroom.tasks.classification.labelling import Labelling, label_images
-from stillroom.tasks.classification.networks import ConvNet
+from stillroom.tasks.images.networks import ConvNet
 
 Found = dict[str, dict[str, dict[int, float]]]
 MAIN, SPEED, STORAGE, FAIR = "adaptation", "speed", "storage", "fair chance"

@@ -24,10 +24,10 @@ from torch import Tensor
 
 from stillroom.engine import Experiment, Lab, LabOptions, Networks, Trained, Training
 from stillroom.methods.kd3 import KD3, WebKD
+from stillroom.methods.kd3.restyle import restyled
+from stillroom.methods.kd3.shared_classifier import share_classifier
+from stillroom.methods.kd3.web import WebData
 from stillroom.tasks.classification import ImageData
-from stillroom.tasks.classification.restyle import restyled
-from stillroom.tasks.classification.shared_classifier import share_classifier
-from stillroom.tasks.classification.web import WebData
 from stillroom.tasks.images.stores import MemoryImages
 
 CLASSES = (0, 1, 3, 7, 8)  # airplane, automobile, cat, horse, ship

@@ -28,7 +28,7 @@ from stillroom.losses.logits import kd_loss
 from stillroom.methods.kd import KD
 from stillroom.methods.orc import ORC
 from stillroom.tasks.classification import Batch, ImageData
-from stillroom.tasks.classification.networks import ConvNet
+from stillroom.tasks.images.networks import ConvNet
 
 BETA, TEMPERATURE = 0.9, 4.0
 ACCURACY = "test accuracy, %"

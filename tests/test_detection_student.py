@@ -102,7 +102,7 @@ def finished_run(folder: Path, model: str, image_size: int | None = None) -> Pat
         if name.endswith(("gfl_cls.bias", "cls_logits.bias")):
             nn.init.constant_(parameter, -1)
     save_weights(network, folder / "student.safetensors")
-    ship(folder, model, data.describe())
+    ship(folder, network, model, data)
     return folder
 
 
@@ -124,8 +124,8 @@ def photos(tmp_path: Path) -> Path:
     return root
 
 
-def detector(run: Path) -> LoadedDetector:
-    loaded = stillroom.load(run)
+def detector(run: Path, *, trusted: bool = False) -> LoadedDetector:
+    loaded = stillroom.load(run, trust_pickle=trusted)
     assert isinstance(loaded, LoadedDetector)
     return loaded
 
@@ -186,7 +186,7 @@ def test_torchvisions_detectors_are_exported_for_any_batch(
     Path("nets.py").write_text(NETS)
     run = finished_run(Path("run"), f"nets.py:{kind}")
     for format in ("torch", "safetensors"):
-        export.run([str(run), "--format", format], "")
+        export.run([str(run), "--format", format, "--trust-pickle"], "")
         out, err = capfd.readouterr()
         assert err == ""
         for name, unit in (("scores", 1), ("boxes", 96)):
@@ -196,7 +196,7 @@ def test_torchvisions_detectors_are_exported_for_any_batch(
     assert {file.suffix for file in run.iterdir()} == {".json", ".safetensors", SUFFIXES["torch"]}
     about = dict.fromkeys(("task", "classes", "transform", "model", "detections"), "")
     program = torch.export.load(run / "student.pt2", extra_files=about).module()
-    student = detector(run)
+    student = detector(run, trusted=True)
     assert (about["task"], about["model"]) == ("detection", f"nets.py:{kind}")
     assert Preparation.from_json(json.loads(about["transform"])) == student.preparation
     assert json.loads(about["detections"]) == {"score_threshold": 0.05, "nms_threshold": 0.6, "most": 100}
@@ -213,7 +213,7 @@ def test_detrs_are_exported_for_images_of_one_size(
     monkeypatch.chdir(tmp_path)
     Path("nets.py").write_text(DETRS)
     run = finished_run(Path("run"), f"nets.py:{kind}")
-    export.run([str(run)], "")
+    export.run([str(run), "--trust-pickle"], "")
     out, err = capfd.readouterr()
     assert err == ""
     *told, last = out.splitlines()
@@ -229,7 +229,7 @@ def test_detrs_are_exported_for_images_of_one_size(
     about = session.get_modelmeta().custom_metadata_map
     assert json.loads(about["transform"])["divisor"] == json.loads(about["transform"])["max_size"] == 48
     assert json.loads(about["detections"]) == {"score_threshold": 0.0, "nms_threshold": 1.0, "most": 100}
-    images, student = torch.zeros(1, 3, 48, 48), detector(run)
+    images, student = torch.zeros(1, 3, 48, 48), detector(run, trusted=True)
     images[0, :, :32, :40] = student.preparation(DetectionData("scenes:train=1,val=1,teacher=1").val_image(0).resize((40, 32)))
     scores, boxes = (torch.from_numpy(output[0]) for output in session.run(None, {"images": images.numpy()}))
     expected = student.network.detect(images, torch.tensor([[32, 40]]))[0]
@@ -281,5 +281,5 @@ def test_the_pages_own_detector_is_distilled_and_its_folder_used(
     assert "16 images to train on, 4 to measure with, 16 for a teacher that is trained; 48 × 48 pixels" in report
     DetectionData("scenes:train=1,val=1,teacher=1").val_image(0).save("photo.png")
     capsys.readouterr()
-    assert main(["predict", "runs/own-detector", "photo.png", "--json", "--threshold", "0"]) == 0
+    assert main(["predict", "runs/own-detector", "photo.png", "--json", "--threshold", "0", "--trust-pickle"]) == 0
     assert json.loads(capsys.readouterr().out)["objects"]

@@ -20,7 +20,7 @@ from stillroom.engine.weights import save_weights
 from stillroom.errors import StillroomError
 from stillroom.tasks.classification import ImageData, build_classifier
 from stillroom.tasks.classification.loaded import ship
-from stillroom.tasks.classification.predict import find_images
+from stillroom.tasks.images.folders import find_images
 
 PAGE = Path(__file__).parents[1] / "docs" / "use-the-student.md"
 BLOCKS = re.findall(r"<!-- a test runs this block -->\n```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
@@ -41,7 +41,7 @@ def finished_run(folder: Path, model: str, size: int, augment: str | None = None
         head = [module for module in network.modules() if isinstance(module, nn.Linear | nn.Conv2d)][-1]
         nn.init.normal_(head.weight, std=0.3)
     save_weights(network, folder / "student.safetensors")
-    ship(folder, network.eval(), model, data.describe())
+    ship(folder, network.eval(), model, data)
     return folder
 
 
@@ -111,7 +111,7 @@ def test_a_network_of_the_users_file_is_named_without_its_folder(tmp_path: Path)
     source = "from torch import nn\ndef build(num_classes):\n    return nn.Sequential(nn.Flatten(), nn.LazyLinear(num_classes))\n"
     (tmp_path / "nets.py").write_text(source.replace("LazyLinear(", "Linear(192, "))
     run = finished_run(tmp_path / "run", f"{tmp_path / 'nets.py'}:build", 8)
-    export.run([str(run), "--format", "torch", "--out", str(tmp_path / "out.pt2")], "")
+    export.run([str(run), "--format", "torch", "--out", str(tmp_path / "out.pt2"), "--trust-pickle"], "")
     about = {"model": ""}
     torch.export.load(tmp_path / "out.pt2", extra_files=about)
     assert about["model"] == "nets.py:build"

@@ -30,7 +30,7 @@ from stillroom.cli import main
 from stillroom.engine.run import stage
 from stillroom.engine.weights import save_weights
 from stillroom.tasks.classification import ImageData
-from stillroom.tasks.classification.models import build_classifier
+from stillroom.tasks.images.classifiers import build_classifier
 from tests import test_cli
 from tests.test_cli import BAD, SMALL, Unpickled, files
 from tests.torture.kill import changed, start, unreadable, wait_for

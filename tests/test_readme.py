@@ -21,5 +21,5 @@ def test_there_are_blocks_to_run() -> None:
 def test_block_runs(block: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     exec(compile(block, "README.md", "exec"), {})
-    if "report.write" in block:
+    if "write_report" in block:
         assert (tmp_path / "runs/logit-matching/report.html").exists()

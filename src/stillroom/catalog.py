@@ -104,6 +104,11 @@ METHODS: tuple[Method, ...] = (
 )
 
 
+# Methods whose networks are composed of others: the word that their specifications begin with, and the module that reads and builds them
+# (`engine.specification.Composed`).
+BUILDERS = {"novel": "stillroom.methods.crkd.novel", "shared": "stillroom.methods.kd3.shared_classifier"}
+
+
 def find(name: str, argument: str = "method") -> Method:
     """The built method of that name.
 

@@ -34,7 +34,7 @@ from stillroom.methods.dot import DOT
 from stillroom.methods.fitnets import FitNets
 from stillroom.methods.kd import KD
 from stillroom.tasks.classification import Batch, ImageData
-from stillroom.tasks.classification.cached import check_views
+from stillroom.tasks.images.cached import check_views
 
 RESULT = StageResult("teacher", 0, {"top1": 50.0}, {}, [], Footprint(1, 1, 1.0, 1), 0.0, 0, "net", details={"ids": np.arange(3)})
 EXACT = Storage("fp32")

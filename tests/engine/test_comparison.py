@@ -17,10 +17,12 @@ import numpy as np
 import pytest
 import torch
 
+from stillroom.engine.report.files import report_json, report_table
 from stillroom.engine.report.page import render
 from stillroom.engine.report.results import StageResult
-from stillroom.engine.run.comparison import Outcome, Piece, attempt, merge, reason_of, run_at_once, run_here
+from stillroom.engine.run.comparison import Piece, merge, run_at_once, run_here
 from stillroom.engine.run.measure import Footprint
+from stillroom.engine.run.pool import Outcome, attempt, reason_of
 from stillroom.errors import InputError, Interrupted, NonFiniteLoss
 from stillroom.tasks.classification import ImageData
 
@@ -158,7 +160,7 @@ class TestMerge:
         assert report.title == "kd, crd, dkd and dot, compared on equal terms"
         assert (report.baseline, report.reference) == ("alone", "kd")
         assert report.failed == {"crd": "no such layer", "dot": "seed 0: not finite"}
-        data = report.to_json()
+        data = report_json(report)
         assert {arm: gain["per_seed"] for arm, gain in data["gains"].items()} == {
             "kd": {"0": 2.0, "1": 1.0},
             "dkd": {"0": 3.0, "1": 4.0},
@@ -182,4 +184,4 @@ class TestMerge:
         report = merge(failed, result(Piece("t", 0), 97.0), digits, ["kd"], started="", notes=[])
         assert (report.baseline, list(report.arms), list(report.failed)) == (None, ["teacher"], ["alone", "kd"])
         assert "kd failed" in render(report)
-        report.table()
+        report_table(report)

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from stillroom.engine import export as module
-from stillroom.engine.export import SUFFIXES, Exported, ExportFailed, export
+from stillroom.engine.export import SUFFIXES, Exported, ExportFailed, ExportSpec, export
 from stillroom.errors import InputError
 
 METADATA = {"classes": '["Käse", "[b]rot"]', "model": "a/b"}
@@ -66,7 +66,7 @@ def test_a_file_answers_as_the_network_for_any_batch(
 ) -> None:
     before = {key: value.clone() for key, value in network.state_dict().items()}
     path = tmp_path / "new" / f"net{SUFFIXES[format]}"
-    done = export(network, batch(), path, format=format, metadata=METADATA, names=("images", "logits"))
+    done = export(ExportSpec(network, batch(), ("images", "logits"), METADATA), path, format=format)
     assert capfd.readouterr() == ("", "")
     assert [file.name for file in path.parent.iterdir()] == [path.name]
     assert done.path == path
@@ -87,7 +87,7 @@ def test_a_file_answers_as_the_network_for_any_batch(
 def test_what_is_written_about_the_network(network: nn.Module, tmp_path: Path) -> None:
     files = {format: tmp_path / f"net{suffix}" for format, suffix in SUFFIXES.items()}
     for format, file in files.items():
-        export(network, batch(), file, format=format, metadata=METADATA, names=("images", "logits"))
+        export(ExportSpec(network, batch(), ("images", "logits"), METADATA), file, format=format)
     written = onnx.load(files["onnx"])
     onnx.checker.check_model(written, full_check=True)
     assert {entry.key: entry.value for entry in written.metadata_props} == METADATA
@@ -120,12 +120,12 @@ def test_a_file_that_answers_differently_is_not_kept(format: str, something: flo
     path = tmp_path / "net"
     path.write_text("from before")
     with pytest.raises(ExportFailed, match=r"net: its answers differ .* tolerance of 0\.0001; nothing was written") as raised:
-        export(Adds(something), batch(), path, format=format, metadata={})
+        export(ExportSpec(Adds(something), batch()), path, format=format)
     assert raised.value.exit_code == 1
     assert path.read_text() == "from before"
     assert list(tmp_path.iterdir()) == [path]
     if something < 1:
-        (output,) = export(Adds(something), batch(), path, format=format, metadata={}, tolerance=0.01).outputs
+        (output,) = export(ExportSpec(Adds(something), batch()), path, format=format, tolerance=0.01).outputs
         assert output.difference == pytest.approx(1e-3, 0.1)
 
 
@@ -142,8 +142,8 @@ class Doubles(nn.Module):
 
 def test_several_outputs_have_tolerances_of_their_own_and_images_any_size(tmp_path: Path) -> None:
     def attempt(units: tuple[float, float], path: Path) -> Exported:
-        names = ("images", "small", "large")
-        return export(Doubles(), batch(), path, format="torch", metadata={}, names=names, units=units, cell=2)
+        spec = ExportSpec(Doubles(), batch(), ("images", "small", "large"), units=units, cell=2)
+        return export(spec, path, format="torch")
 
     with pytest.raises(ExportFailed, match=r"its large differ from the network's by up to 0\.001 .* tolerance of 0\.0001"):
         attempt((1.0, 1.0), tmp_path / "net")
@@ -157,7 +157,7 @@ def test_several_outputs_have_tolerances_of_their_own_and_images_any_size(tmp_pa
 def test_weights_that_are_not_in_the_file_are_missed(network: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "load_weights", lambda *_: None)
     with pytest.raises(ExportFailed, match="differ from the network's by up to nan"):
-        export(network, batch(), tmp_path / "net", format="safetensors", metadata={})
+        export(ExportSpec(network, batch()), tmp_path / "net", format="safetensors")
     assert not list(tmp_path.iterdir())
 
 
@@ -179,7 +179,7 @@ class Pairs(nn.Module):
 @pytest.mark.parametrize("kind", [Chooses, Pairs])
 def test_networks_that_no_graph_can_hold(kind: type[nn.Module], format: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(ExportFailed, match=f"{kind.__name__} cannot be exported for batches of any size") as raised:
-        export(kind(), batch(), tmp_path / "net", format=format, metadata={})
+        export(ExportSpec(kind(), batch()), tmp_path / "net", format=format)
     assert "\n" not in str(raised.value)
     assert not list(tmp_path.iterdir())
     assert capfd.readouterr() == ("", "")
@@ -187,7 +187,7 @@ def test_networks_that_no_graph_can_hold(kind: type[nn.Module], format: str, tmp
 
 def test_arguments_that_cannot_be_used(network: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def attempt(inputs: Tensor, format: str = "safetensors", tolerance: float = 1e-4, path: Path = tmp_path / "net") -> None:
-        export(network, inputs, path, format=format, metadata={}, tolerance=tolerance)
+        export(ExportSpec(network, inputs), path, format=format, tolerance=tolerance)
 
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match=r"format: got coreml, expected one of onnx, torch, safetensors$"):
@@ -207,7 +207,7 @@ def test_arguments_that_cannot_be_used(network: nn.Module, tmp_path: Path, monke
 def test_weights_too_large_for_one_onnx_file(network: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_ONNX_BYTES", 100)
     with pytest.raises(ExportFailed, match="do not fit into one ONNX file"):
-        export(network, batch(), tmp_path / "net", format="onnx", metadata={})
+        export(ExportSpec(network, batch()), tmp_path / "net", format="onnx")
     assert not list(tmp_path.iterdir())
 
 
@@ -218,5 +218,5 @@ def test_a_full_disk(network: nn.Module, tmp_path: Path, monkeypatch: pytest.Mon
     for format, (_, read) in dict(module._FORMATS).items():
         monkeypatch.setitem(module._FORMATS, format, (full, read))
         with pytest.raises(InputError, match="No space left on device"):
-            export(network, batch(), tmp_path / "net", format=format, metadata={})
+            export(ExportSpec(network, batch()), tmp_path / "net", format=format)
     assert not list(tmp_path.iterdir())

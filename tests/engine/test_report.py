@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from stillroom.engine.report.files import report_json, report_table, write_report
+from stillroom.engine.report.gains import Gain, Spread, image_error
 from stillroom.engine.report.page import render
-from stillroom.engine.report.results import SCHEMA, Report, Section, Spread, StageResult
-from stillroom.engine.report.wording import COMMON_METRICS, Metric, count, duration, headline
+from stillroom.engine.report.results import COMMON_METRICS, SCHEMA, Metric, Report, Section, StageResult
+from stillroom.engine.report.wording import count, duration, headline
 from stillroom.engine.run.measure import Footprint
 from stillroom.errors import InputError
 
@@ -26,7 +28,7 @@ def stage(
         for e in range(1, epochs + 1)
     ]
     best = {"epoch": float(epochs), "top1": top1} if epochs else {}
-    details = {"ids": np.arange(3)}
+    details = {"any": np.arange(3)}
     return StageResult(name, seed, {"top1": top1, "nll": 0.25}, best, history, footprint, 2.0 * epochs, epochs, model, details=details)
 
 
@@ -96,21 +98,21 @@ class TestWords:
             "The student of 1.20 M parameters reaches 93.2 ± 0.3 % top-1, 2.0 points above the same student trained alone, "
             "1.8 below its teacher, at 6 % of the teacher's multiply-adds."
         )
-        assert "stands out from the noise: over 3 seeds the paired difference is +2.0 ± 0.1 points" in text
+        assert "The gain is clear: over 3 seeds the paired difference is +2.0 ± 0.1 points" in text
 
     def test_a_clear_loss(self) -> None:
         text = headline(report({0: 93.0, 1: 93.1, 2: 93.5}, {0: 91.0, 1: 91.2, 2: 91.4}))
         assert "2.0 points below the same student trained alone" in text
-        assert "Distillation made the student worse" in text
+        assert "Distillation made the student worse, which is clear" in text
 
     def test_within_noise(self) -> None:
         text = headline(report({0: 91.0, 1: 92.0}, {0: 91.5, 1: 92.1}))
-        assert "within noise" in text
-        assert "stands out" not in text
+        assert "Cannot tell whether that is more than chance: over 2 seeds" in text
+        assert "is clear" not in text
 
     def test_one_seed(self) -> None:
         text = headline(report({0: 91.0}, {0: 93.0}))
-        assert "One seed: no spread known" in text
+        assert "Cannot tell whether that is more than chance: one seed shows no spread." in text
         assert "±" not in text
 
     def test_level_and_above_the_teacher(self) -> None:
@@ -126,7 +128,7 @@ class TestWords:
         made.primary, made.higher_is_better = "nll", False
         text = headline(made)
         assert "0.313 ± 0.015 nats NLL, 0.197 nats below the same student trained alone (lower NLL is better)" in text
-        assert "The gain stands out" in text
+        assert "The gain is clear" in text
 
     def test_other_students_are_not_called_the_same(self) -> None:
         made = report({0: 91.0}, {0: 93.0})
@@ -171,6 +173,103 @@ class TestWords:
         assert Metric("x").number(0.000123456) == "0.0001235"
 
 
+def answers(*wrong: int, images: int = 50) -> dict[str, np.ndarray]:
+    """Per-sample results of a classifier that has these images wrong."""
+    predicted = np.zeros(images, np.int64)
+    predicted[list(wrong)] = 1
+    return {"ids": np.arange(images), "labels": np.zeros(images, np.int64), "predicted": predicted}
+
+
+def of_images(alone: list[dict[str, np.ndarray]], distilled: list[dict[str, np.ndarray]]) -> Report:
+    """A report whose top-1 is that of the details, a seed each."""
+    arms = {"alone": alone, "distilled": distilled}
+    accuracy = {
+        arm: {seed: 100 * float((d["labels"] == d["predicted"]).mean()) for seed, d in enumerate(all_)} for arm, all_ in arms.items()
+    }
+    made = report(accuracy["alone"], accuracy["distilled"])
+    for arm, all_ in arms.items():
+        for result, details in zip(made.arms[arm], all_, strict=True):
+            result.details = details
+    return made
+
+
+class TestCertainty:
+    def test_two_images_of_fifty_are_no_certainty_however_equal_the_seeds(self) -> None:
+        made = of_images([answers()] * 2, [answers(3, 7)] * 2)
+        gain = made.gain()
+        assert gain is not None
+        assert (gain.spread, gain.images, gain.verdict) == (Spread(-4.0, 0.0, 2), 50, "cannot tell")
+        assert gain.interval is not None
+        assert gain.interval[0] < -10 < 2 < gain.interval[1]
+        text = headline(made)
+        assert (
+            "Cannot tell whether that is more than chance: over 2 seeds and 50 validation images the paired difference is −4.0 ± 0.0"
+            in text
+        )
+        assert "cannot tell" in render(made)
+
+    def test_more_seeds_do_not_make_the_images_more(self) -> None:
+        errors = {n: image_error([(answers(1, 2, 3), answers())] * n, [(94.0, 100.0)] * n, 100.0) for n in (1, 2, 30)}
+        assert errors[1] == errors[2] == errors[30]
+        assert errors[1][1] == pytest.approx(100 * math.sqrt(3 - 9 / 50 + 1) / 50)
+
+    def test_errors_that_the_students_share_cancel(self) -> None:
+        shared = range(10, 30)
+        gain = of_images([answers(*shared, 1)], [answers(*shared)]).gain()
+        assert gain is not None
+        assert gain.image_error == pytest.approx(100 * math.sqrt(1 - 1 / 50 + 1) / 50)
+
+    def test_one_seed_is_told_by_its_images_alone(self) -> None:
+        few, many = of_images([answers(1)], [answers()]), of_images([answers(*range(200), images=1000)], [answers(images=1000)])
+        assert [gain.verdict for made in (few, many) if (gain := made.gain())] == ["cannot tell", "clear for this seed"]
+        assert "Cannot tell whether that is more than chance: the 95 % interval from the 50 validation images alone is" in headline(few)
+        assert "The gain is clear for this seed: the 95 % interval from the 1000 validation images alone is +17." in headline(many)
+        told = report_json(many)["gains"]["distilled"]
+        assert (told["clear"], told["interval"], told["verdict"], told["images"]) == (None, None, "clear for this seed", 1000)
+        assert told["images_interval"] == pytest.approx([17.5, 22.5], abs=0.1)
+
+    def test_a_metric_that_is_no_mean_over_images_resolves_one_image_at_best(self) -> None:
+        made = report({0: 40.0, 1: 41.0}, {0: 44.0, 1: 45.01})
+        for result in (*made.arms["alone"], *made.arms["distilled"]):
+            result.details = {"ids": np.repeat(np.arange(50), 3), "labels": np.zeros(150), "predicted": np.zeros(150)}
+        gain = made.gain()
+        assert gain is not None
+        assert (gain.images, gain.image_error, gain.clear) == (50, 2.0, False)
+        for result in (*made.arms["alone"], *made.arms["distilled"]):
+            result.details = {"ids": np.arange(5000)}
+        assert (found := made.gain())
+        assert (found.image_error, found.clear) == (0.02, True)
+
+    def test_a_task_s_own_outcomes_are_used_where_their_mean_is_the_metric(self) -> None:
+        scores = np.linspace(0, 100, 101)
+        details = {"ids": np.arange(101), "outcome": scores}, {"ids": np.arange(101), "outcome": scores[::-1].copy()}
+        images, error = image_error([details], [(50.0, 50.0)], 0.0)
+        assert (images, error) == (101, pytest.approx(np.std(2 * scores) / math.sqrt(101)))
+        assert image_error([details], [(60.0, 50.0)], 0.0) == (None, 0.0)
+
+    @pytest.mark.parametrize("images", [50, 500])
+    @pytest.mark.parametrize("seeds", [2, 3, 5])
+    @pytest.mark.parametrize(("of_seed", "of_image"), [(0.0, 1.5), (0.4, 0.7)])
+    def test_equal_students_are_seldom_called_different(self, seeds: int, images: int, of_seed: float, of_image: float) -> None:
+        """Right or wrong by the image's difficulty, what a kind of student makes of it, the seed, and chance: all are drawn anew."""
+        draw = np.random.default_rng(seeds * images)
+        called, experiments = 0, 300
+        for _ in range(experiments):
+            ease_SAN = (
+                draw.normal(0.8, 1.0, images) + of_image * draw.normal(size=(1, 2, images)) + of_seed * draw.normal(size=(seeds, 2, 1))
+            )
+            right_SAN = draw.random((seeds, 2, images)) < 1 / (1 + np.exp(-ease_SAN))
+            details_SA = [
+                [{"ids": np.arange(images), "labels": np.ones(images), "predicted": right_N.astype(float)} for right_N in arms]
+                for arms in right_SAN
+            ]
+            values_SA = (100 * right_SAN.mean(-1)).tolist()
+            found = image_error([(b, a) for a, b in details_SA], [(b, a) for a, b in values_SA], 100.0)
+            assert found[0] == images
+            called += bool(Gain("b", "a", "top1", {s: b - a for s, (a, b) in enumerate(values_SA)}, *found).clear)
+        assert called <= 0.06 * experiments
+
+
 class TestFiles:
     def test_result_round_trip(self) -> None:
         result = stage("alone", 3, 91.0)
@@ -185,7 +284,7 @@ class TestFiles:
 
     def test_metrics_json(self, tmp_path: Path) -> None:
         made = report({0: 91.0, 1: 92.0}, {0: 93.0, 1: math.inf}, settings={"out": tmp_path, "lr": np.float32(0.5), "steps": (1, 2)})
-        assert made.write(tmp_path / "run") == tmp_path / "run" / "report.html"
+        assert write_report(made, tmp_path / "run") == tmp_path / "run" / "report.html"
         data = json.loads((tmp_path / "run" / "metrics.json").read_text())
         assert data["schema"] == SCHEMA
         assert set(data) == {
@@ -203,7 +302,7 @@ class TestFiles:
         made = report({0: 91.0, 1: 92.0}, {0: 93.0, 1: 94.5})
         made.arms["alone"][0].model = "timm/[red]x[/nothing]"
         console = Console(width=120, record=True, quiet=False, file=open("/dev/null", "w"))  # noqa: SIM115
-        console.print(made.table())
+        console.print(report_table(made))
         text = console.export_text()
         assert "[red]x[/nothing]" in text
         assert "93.8 ± 1.1" in text

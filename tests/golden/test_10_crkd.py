@@ -12,8 +12,8 @@ from stillroom.losses.assignment import sinkhorn as balanced
 from stillroom.methods.crkd.loss import discovery_targets, joint_logits, relation_loss, relation_weight, swapped_prediction
 from stillroom.methods.crkd.metrics import Matching, clustering, split_clustering
 from stillroom.methods.crkd.networks import DiscoveryNetwork
+from stillroom.methods.crkd.novel import KnownClassifier, NovelHead, Prototypes
 from stillroom.methods.crkd.schedule import learning_rate
-from stillroom.tasks.classification.novel import KnownClassifier, NovelHead, Prototypes
 from tests.golden.check import HERE, Case, load_cases, run_case
 
 MATCHING: dict[str, Matching] = {"all classes": "all", "novel classes only": "novel"}

@@ -12,8 +12,8 @@ from stillroom.losses.contrast import nt_xent
 from stillroom.methods.kd3.loss import disagreement_weight, weighted_feature_loss
 from stillroom.methods.kd3.mixdistribution import mix_distribution
 from stillroom.methods.kd3.selection import blended_prediction, keep_confident, teacher_weight
+from stillroom.methods.kd3.shared_classifier import Connector, SharedClassifier, shrunk
 from stillroom.modules.projectors import LinearEmbedding
-from stillroom.tasks.classification.shared_classifier import Connector, SharedClassifier, shrunk
 from tests.golden.check import HERE, Case, load_cases, run_case, with_gradients
 
 

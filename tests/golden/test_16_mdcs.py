@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from stillroom.engine import Progress, Training
 from stillroom.methods.mdcs import MDCS, mdcs_terms, prior_shift
 from stillroom.tasks.classification import ViewBatch
-from stillroom.tasks.classification.networks.experts import CosineClassifier, ExpertBasicBlock
 from stillroom.tasks.classification.subsets import long_tailed_counts
+from stillroom.tasks.images.networks.experts import CosineClassifier, ExpertBasicBlock
 from tests.golden.check import HERE, Case, load_cases, run_case, with_gradients
 
 

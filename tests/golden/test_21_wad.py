@@ -13,9 +13,9 @@ from stillroom.methods.wad.distiller import weighted_cross_entropy
 from stillroom.methods.wad.knowledge import knowledge as know
 from stillroom.methods.wad.knowledge import promoted_share, reliable
 from stillroom.methods.wad.split import unknown_count as count_unknown
-from stillroom.tasks.classification.networks.whitening import contrast_normalised
-from stillroom.tasks.classification.networks.whitening import zca as whitening_of
-from stillroom.tasks.classification.networks.wrn import PreActivationBlock
+from stillroom.tasks.images.networks.whitening import contrast_normalised
+from stillroom.tasks.images.networks.whitening import zca as whitening_of
+from stillroom.tasks.images.networks.wrn import PreActivationBlock
 from tests.golden.check import HERE, Case, load_cases, run_case, with_gradients
 
 

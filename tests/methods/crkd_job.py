@@ -12,8 +12,8 @@ from stillroom.engine import Lab, LabOptions, Training
 from stillroom.losses.assignment import sinkhorn
 from stillroom.methods.crkd import Discovery, NovelClassData
 from stillroom.methods.crkd.networks import DiscoveryNetwork
+from stillroom.methods.crkd.novel import KnownClassifier, Prototypes
 from stillroom.methods.crkd.views import crops
-from stillroom.tasks.classification.novel import KnownClassifier, Prototypes
 
 
 def network() -> KnownClassifier:

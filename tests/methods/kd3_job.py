@@ -10,9 +10,9 @@ import torch
 
 from stillroom.engine import Lab, LabOptions, Teacher, Training
 from stillroom.methods.kd3 import KD3
+from stillroom.methods.kd3.shared_classifier import share_classifier
+from stillroom.methods.kd3.web import WebData
 from stillroom.tasks.classification import ImageData, build_classifier
-from stillroom.tasks.classification.shared_classifier import share_classifier
-from stillroom.tasks.classification.web import WebData
 from stillroom.tasks.images.stores import MemoryImages
 
 

@@ -10,7 +10,7 @@ from torch import nn
 
 from stillroom.engine import Lab, LabOptions, Training
 from stillroom.methods.mdcs import LongTailedImages, build
-from stillroom.tasks.classification.networks import ExpertNetwork
+from stillroom.tasks.images.networks import ExpertNetwork
 
 
 def network() -> nn.Module:

@@ -31,10 +31,10 @@ from stillroom.methods.crkd.evaluator import DiscoveryEvaluator
 from stillroom.methods.crkd.loss import discovery_targets, joint_logits, relation_loss, relation_weight, swapped_prediction
 from stillroom.methods.crkd.metrics import clustering, match, split_clustering
 from stillroom.methods.crkd.networks import DiscoveryNetwork, train_only
+from stillroom.methods.crkd.novel import KnownClassifier, Prototypes
 from stillroom.methods.crkd.schedule import learning_rate
 from stillroom.methods.crkd.views import crops
 from stillroom.tasks.classification import Batch
-from stillroom.tasks.classification.novel import KnownClassifier, Prototypes
 from stillroom.tasks.classification.views import ViewBatch
 from tests.engine.test_distributed import environment
 from tests.tasks.classification.miniatures import cifar100, classes_of_pictures

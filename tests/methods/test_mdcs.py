@@ -21,7 +21,7 @@ from stillroom.engine.weights import read_weights
 from stillroom.errors import InputError
 from stillroom.methods.mdcs import MDCS, LongTailedImages, build, mdcs_terms, prior_shift
 from stillroom.tasks.classification import Batch, ViewBatch
-from stillroom.tasks.classification.networks import ExpertConvNet
+from stillroom.tasks.images.networks import ExpertConvNet
 from tests.engine.test_distributed import environment
 from tests.methods import mdcs_job
 

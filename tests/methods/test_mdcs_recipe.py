@@ -17,7 +17,7 @@ import stillroom
 from stillroom.cli import main
 from stillroom.engine.weights import read_weights
 from stillroom.methods.mdcs.recipe import PRESETS
-from stillroom.tasks.classification.networks import ExpertNetwork
+from stillroom.tasks.images.networks import ExpertNetwork
 from tests.tasks.classification.miniatures import cifar100
 
 
@@ -67,7 +67,7 @@ def test_a_users_own_unbalanced_folder(photos: Path, tmp_path: Path) -> None:
 def test_experts_of_ones_own(photos: Path, tmp_path: Path) -> None:
     (tmp_path / "nets.py").write_text(
         "from torch import nn\n"
-        "from stillroom.tasks.classification.networks import ExpertNetwork\n"
+        "from stillroom.tasks.images.networks import ExpertNetwork\n"
         "def build(num_classes):\n"
         "    trunk = nn.Sequential(nn.Conv2d(3, 8, 3, 2), nn.ReLU())\n"
         "    branches = [nn.Sequential(nn.Conv2d(8, 8, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten()) for _ in range(2)]\n"
@@ -182,7 +182,7 @@ def test_a_step_of_the_papers_on_places_from_a_trained_network(photos: Path, tmp
     plain = torchvision.models.ResNet(torchvision.models.resnet.Bottleneck, [1, 1, 1, 1], width_per_group=4)
     torch.save(plain.state_dict(), tmp_path / "plain.pth")
     (tmp_path / "nets.py").write_text(
-        "from stillroom.tasks.classification.networks import ExpertBottleneckResNet\n"
+        "from stillroom.tasks.images.networks import ExpertBottleneckResNet\n"
         "def build(num_classes):\n"
         "    return ExpertBottleneckResNet((1, 1, 1, 1), num_classes=num_classes, widths=(64, 128, 256, 512), group_width=4)\n"
     )

@@ -23,12 +23,15 @@ from stillroom import catalog
 from stillroom.commands.options import Options, check_object, early, read_options
 from stillroom.commands.parser import named_as_typed
 from stillroom.engine import Distiller, Experiment, Lab, LabOptions, TaskData, Teacher
+from stillroom.engine.distributed import go_alone
 from stillroom.engine.lab import Trained
+from stillroom.engine.report.files import report_table, write_report
 from stillroom.engine.report.results import StageResult
 from stillroom.engine.room import BUILT_FROM, Room, setting_of
-from stillroom.engine.run.comparison import Outcome, Piece, merge, now, reason_of, run_at_once, run_here
+from stillroom.engine.run.comparison import Outcomes, Piece, merge, now, run_at_once, run_here
 from stillroom.engine.run.console import console
 from stillroom.engine.run.feed import selects
+from stillroom.engine.run.pool import Outcome, reason_of
 from stillroom.errors import InputError, StillroomError, near
 
 PROG = "stillroom compare"
@@ -129,7 +132,7 @@ def _compare(options: Options, command: str) -> None:
     teacher = bench.teach()
     seeds = range(lab.seed, lab.seed + lab.seeds)
     pieces = [Piece(name, seed) for seed in seeds for name in (_ALONE, *bench.arms) if name not in refused]
-    outcomes = {Piece(name, seed): Outcome(reason=reason) for name, reason in refused.items() for seed in seeds}
+    outcomes: Outcomes = {Piece(name, seed): Outcome(reason=reason) for name, reason in refused.items() for seed in seeds}
     if asked.jobs == 1:
         outcomes |= run_here(bench, pieces)
     else:  # what is finished is only read: not worth a process
@@ -137,12 +140,13 @@ def _compare(options: Options, command: str) -> None:
         outcomes |= run_here(bench, done)
         left = [piece for piece in pieces if piece not in done]
         outcomes |= run_at_once(bench, left, asked.jobs, out / "logs", bench.data.evaluator().primary)
+    go_alone()
     if not bench.is_main:
         return
     report = merge(outcomes, teacher.result, bench.data, [arm.name for arm in arms], started=started, notes=_notes(bench, asked, teacher))
     report.command, report.settings = command, options.settings
-    page = report.write(out)
-    console.print(report.table())
+    page = write_report(report, out)
+    console.print(report_table(report))
     console.print(f"report: {page}", markup=False)
     if not any(outcome.result for piece, outcome in outcomes.items() if piece.arm != _ALONE):
         raise StillroomError("no method succeeded: " + "; ".join(f"{name}: {why}" for name, why in report.failed.items()))

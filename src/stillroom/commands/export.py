@@ -32,7 +32,9 @@ def run(arguments: list[str], command: str) -> None:
         "image's longer side (default: 1e-4)",
     )
     parser.add_argument(
-        "--trust-pickle", action="store_true", help="run the Python file inside RUN that the network is built by, if there is one"
+        "--trust-pickle",
+        action="store_true",
+        help="run the code that RUN's student.json names, and read weights that are pickles",
     )
     given = parser.parse_args(arguments)
 

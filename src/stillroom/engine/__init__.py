@@ -3,6 +3,7 @@
 from stillroom.engine.distiller import Batch, Distiller, Losses
 from stillroom.engine.experiment import Experiment, Networks
 from stillroom.engine.lab import Lab, Trained
+from stillroom.engine.report.files import write_report
 from stillroom.engine.report.results import Report
 from stillroom.engine.room import Room
 from stillroom.engine.run.options import LabOptions
@@ -30,4 +31,5 @@ __all__ = [
     "Training",
     "run_seeds",
     "tap",
+    "write_report",
 ]

@@ -1,17 +1,45 @@
-"""Numbers that several processes must agree on. Every function is the identity in a single process."""
+"""Numbers that several processes must agree on. Every function is the identity in a single process, and all processes must call it."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
+
+T = TypeVar("T")
 
 
 def world_size() -> int:
     """Processes that train together."""
     return torch.distributed.get_world_size() if torch.distributed.is_available() and torch.distributed.is_initialized() else 1
+
+
+def rank() -> int:
+    """This process's number among them, from 0."""
+    return torch.distributed.get_rank() if world_size() > 1 else 0
+
+
+def go_alone() -> None:
+    """Ends the group of processes that trained together; what follows is this process's own.
+
+    The first process alone makes a report, with metrics by class and more: a metric that waited for the others' share then would wait for
+    ever, or for processes that have ended. The next training founds a new group.
+    """
+    if world_size() > 1:
+        torch.distributed.barrier()  # nobody founds the next group while another has not left this one
+        torch.distributed.destroy_process_group()
+
+
+def averaged(values: Tensor) -> Tensor:
+    """The mean of the values over the processes, without gradient: what is divided by it adds up as in one process."""
+    values = values.detach().clone()
+    if world_size() > 1:
+        torch.distributed.all_reduce(values)
+        values /= world_size()
+    return values
 
 
 def average_gradients(gradients: Sequence[Tensor | None], parameters: Sequence[Tensor]) -> list[Tensor | None]:
@@ -42,13 +70,49 @@ def average_gradients(gradients: Sequence[Tensor | None], parameters: Sequence[T
     return averaged
 
 
+def gathered(value: T) -> list[T]:
+    """What each process has, the first's first; anything that can be pickled."""
+    if world_size() == 1:
+        return [value]
+    parts: list[Any] = [None] * world_size()
+    torch.distributed.all_gather_object(parts, value)
+    return parts
+
+
 def gather_rows(rows: Tensor) -> Tensor:
     """The rows [M, ...] of all processes, M of each its own, one process after the other; on one process the rows themselves.
 
-    Without gradient: for scores and selections that must be equal everywhere. Every process must ask.
+    Without gradient: for scores and selections that must be equal everywhere.
     """
-    if world_size() == 1:
+    return rows if world_size() == 1 else torch.cat(gathered(rows.detach().cpu())).to(rows.device)
+
+
+def gather_samples(batches: Sequence[tuple[Tensor, ...]]) -> list[np.ndarray]:
+    """What every process noted of its samples, as columns [N, ...] in the order of ids, each sample once.
+
+    Args:
+        batches: for each batch the samples' ids [B], then other columns [B, ...]. A process may have none; nothing comes of none at all.
+    """
+    mine = [torch.cat(column).cpu().numpy() for column in zip(*batches, strict=True)]
+    columns = [np.concatenate(parts) for parts in zip(*filter(None, gathered(mine)), strict=True)]
+    if not columns:
+        return []
+    _, first = np.unique(columns[0], return_index=True)
+    return [column[first] for column in columns]
+
+
+def whole_batch(rows: Tensor) -> Tensor:
+    """The rows of all processes, which have as many each, one process after the other; the gradient reaches this process's own.
+
+    DDP takes the mean of the processes' gradients, each of which knows its own rows alone: times their number it is the whole batch's.
+    """
+    world = world_size()
+    if world == 1:
         return rows
-    parts: list[Any] = [None] * world_size()
-    torch.distributed.all_gather_object(parts, rows.detach().cpu())
-    return torch.cat(parts).to(rows.device)
+    parts = [torch.empty_like(rows, memory_format=torch.contiguous_format) for _ in range(world)]
+    torch.distributed.all_gather(parts, rows.detach().contiguous())
+    if rows.requires_grad:
+        own = rows.clone()
+        own.register_hook(lambda gradient: world * gradient)
+        parts[rank()] = own
+    return torch.cat(parts)

@@ -12,7 +12,7 @@ import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -88,21 +88,43 @@ def check_format(format: str) -> None:
         raise InputError("format", f"onnx, without {' and '.join(missing)}", "them to be installed: pip install 'stillroom[export]'")
 
 
-def export(
-    network: nn.Module,
-    inputs_BX: Tensor,
-    path: Path,
-    *,
-    format: str,
-    metadata: Mapping[str, str],
-    tolerance: float = 1e-4,
-    names: Sequence[str] = ("inputs", "outputs"),
-    ask: Ask | None = None,
-    units: Sequence[float] | None = None,
-    cell: int | None = None,
-    align: Align | None = None,
-    note: str = "",
-) -> Exported:
+@dataclass(frozen=True)
+class ExportSpec:
+    """What an export writes and checks.
+
+    Args:
+        network: from one tensor [B, ...] to one tensor [B, ...], or several.
+        inputs_BX: a few samples [B, ...] such as the network is made for, at least two.
+        names: of the input and the outputs.
+        metadata: goes into the file: ONNX's metadata_props, the program's extra files, the header of safetensors.
+        units: what a tolerance counts in, for each output; 1 by default.
+        ask: how the network is asked for its outputs, where it is not by calling it.
+        cell: for inputs [B, 3, H, W] of any height and width that are multiples of it; else theirs are those of `inputs_BX`.
+        align: brings the file's answers into the order of the network's, given second, where their order means nothing.
+        note: see `Exported`.
+    """
+
+    network: nn.Module
+    inputs_BX: Tensor
+    names: Sequence[str] = ("inputs", "outputs")
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    units: Sequence[float] | None = None
+    ask: Ask | None = None
+    cell: int | None = None
+    align: Align | None = None
+    note: str = ""
+
+
+def place_of(run: Path, out: str | Path | None, format: str) -> Path:
+    """The file to write: `out`, or the usual name in the folder `out` or in the run's.
+
+    A run's own student.safetensors is what `load` and a continued run read; it is left alone.
+    """
+    path = run if out is None else Path(out)
+    return path / f"student{'_described' if format == 'safetensors' else ''}{SUFFIXES[format]}" if path.is_dir() else path
+
+
+def export(spec: ExportSpec, path: Path, *, format: str, tolerance: float = 1e-4) -> Exported:
     """Write a network in eval mode to one file, for batches of any size, and check what the file answers.
 
     The file is written under a temporary name beside `path`, read again, and run on the first sample alone and on all samples; a file of
@@ -110,18 +132,10 @@ def export(
     there before stays.
 
     Args:
-        network: from one tensor [B, ...] to one tensor [B, ...], or several; stays as it is.
-        inputs_BX: a few samples [B, ...] such as the network is made for, at least two.
+        spec: the network, which stays as it is, and all that is to be known of it.
         path: the file; its folder is made when missing.
         format: ``onnx``; ``torch``: a program of `torch.export`; ``safetensors``: weights alone.
-        metadata: goes into the file: ONNX's metadata_props, the program's extra files, the header of safetensors.
         tolerance: the largest absolute difference that is allowed, in units of the answers.
-        names: of the input and the outputs, for ONNX.
-        ask: how the network is asked for its outputs, where it is not by calling it.
-        units: what the tolerance counts in, for each output; 1 by default.
-        cell: for inputs [B, 3, H, W] of any height and width that are multiples of it; else theirs are those of `inputs_BX`.
-        align: brings the file's answers into the order of the network's, given second, where their order means nothing.
-        note: see `Exported`.
 
     Raises:
         InputError: unknown format, a missing package, a negative tolerance, or a place that cannot be written.
@@ -129,30 +143,30 @@ def export(
     """
     check_format(format)
     at_least_zero("tolerance", tolerance)
-    if len(inputs_BX) < 2:  # torch.export takes a batch of one for a constant
-        raise InputError("inputs_BX", f"shape {list(inputs_BX.shape)}", "at least two samples")
-    network = copy.deepcopy(unwrap(network)).eval().cpu().requires_grad_(False)
-    asked = network if ask is None else _Asked(network, ask)
+    if len(spec.inputs_BX) < 2:  # torch.export takes a batch of one for a constant
+        raise InputError("inputs_BX", f"shape {list(spec.inputs_BX.shape)}", "at least two samples")
+    network = copy.deepcopy(unwrap(spec.network)).eval().cpu().requires_grad_(False)
+    asked = network if spec.ask is None else _Asked(network, spec.ask)
     write, read = _FORMATS[format]
-    batches = [inputs_BX[:1].cpu(), inputs_BX.cpu()]
-    if cell is not None:
-        batches.append(batches[-1][:2, :, :-cell].contiguous())
+    batches = [spec.inputs_BX[:1].cpu(), spec.inputs_BX.cpu()]
+    if spec.cell is not None:
+        batches.append(batches[-1][:2, :, : -spec.cell].contiguous())
     with _temporary(path) as file, torch.no_grad(), _quiet():
-        write(asked, batches[1][:2], file, metadata, names, cell)
-        answer, found = read(file, asked, metadata)
-        if found != dict(metadata):
+        write(asked, batches[1][:2], file, spec)
+        answer, found = read(file, asked, spec)
+        if found != dict(spec.metadata):
             raise ExportFailed(f"{path}: the description read back from the file is not the one that was written; nothing was kept")
         pairs = [(_several(answer(inputs)), _several(asked(inputs))) for inputs in batches]
-        if align is not None:
-            pairs = [(align(got, wanted), wanted) for got, wanted in pairs]
+        if spec.align is not None:
+            pairs = [(spec.align(got, wanted), wanted) for got, wanted in pairs]
         compared = tuple(
             Compared(
                 name,
                 float(torch.tensor([_difference(got[i], wanted[i]) for got, wanted in pairs]).max()),  # keeps what is not a number
                 max(float(wanted[i].abs().max()) for _, wanted in pairs),
-                1.0 if units is None else units[i],
+                1.0 if spec.units is None else spec.units[i],
             )
-            for i, name in enumerate(names[1:])
+            for i, name in enumerate(spec.names[1:])
         )
         for output in compared:
             if not output.difference <= tolerance * output.unit:  # not a number is no agreement either
@@ -162,7 +176,7 @@ def export(
                     f"{tolerance * output.unit:.2g}; nothing was written"
                 )
         size = file.stat().st_size
-    return Exported(path, format, size, tuple(tuple(inputs.shape) for inputs in batches), compared, note)
+    return Exported(path, format, size, tuple(tuple(inputs.shape) for inputs in batches), compared, spec.note)
 
 
 class _Asked(nn.Module):
@@ -252,23 +266,21 @@ def _first_line(error: Exception) -> str:
     return f"{type(error).__name__}: {lines[0][:300]}" if lines else type(error).__name__
 
 
-def _write_onnx(
-    network: nn.Module, inputs_BX: Tensor, file: Path, metadata: Mapping[str, str], names: Sequence[str], cell: int | None
-) -> None:
+def _write_onnx(network: nn.Module, inputs_BX: Tensor, file: Path, spec: ExportSpec) -> None:
     stored = sum(value.nbytes for value in network.state_dict().values() if isinstance(value, Tensor))
     if stored > _ONNX_BYTES:
         raise ExportFailed(
             f"{stored / 1e9:.1f} GB of weights do not fit into one ONNX file, which holds 2 GB; the format torch has no limit"
         )
-    program, shapes = _program(network, inputs_BX, cell)
+    program, shapes = _program(network, inputs_BX, spec.cell)
     try:
         converted = torch.onnx.export(
             program,
             dynamo=True,
             verbose=False,
             dynamic_shapes=shapes,
-            input_names=list(names[:1]),
-            output_names=list(names[1:]),
+            input_names=list(spec.names[:1]),
+            output_names=list(spec.names[1:]),
             external_data=False,
         )
     except Exception as error:  # an operation that ONNX does not have, mostly
@@ -276,11 +288,11 @@ def _write_onnx(
     assert converted is not None, "without a file to write, the program is returned"
     for node in converted.model.graph.all_nodes():
         node.metadata_props.clear()  # where in the source each operation came from: larger than a small network's weights
-    converted.model.metadata_props.update(metadata)
+    converted.model.metadata_props.update(spec.metadata)
     converted.save(file, external_data=False)
 
 
-def _read_onnx(file: Path, network: nn.Module, metadata: Mapping[str, str]) -> tuple[Answer, dict[str, str]]:
+def _read_onnx(file: Path, network: nn.Module, spec: ExportSpec) -> tuple[Answer, dict[str, str]]:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -295,29 +307,25 @@ def _read_onnx(file: Path, network: nn.Module, metadata: Mapping[str, str]) -> t
     return answer, session.get_modelmeta().custom_metadata_map
 
 
-def _write_torch(
-    network: nn.Module, inputs_BX: Tensor, file: Path, metadata: Mapping[str, str], names: Sequence[str], cell: int | None
-) -> None:
-    program, _ = _program(network, inputs_BX, cell)
+def _write_torch(network: nn.Module, inputs_BX: Tensor, file: Path, spec: ExportSpec) -> None:
+    program, _ = _program(network, inputs_BX, spec.cell)
     content = io.BytesIO()  # written by us: of a full disk torch's own writer says nothing that could be recognised
-    torch.export.save(program, content, extra_files=dict(metadata))
+    torch.export.save(program, content, extra_files=dict(spec.metadata))
     file.write_bytes(content.getbuffer())
 
 
-def _read_torch(file: Path, network: nn.Module, metadata: Mapping[str, str]) -> tuple[Answer, dict[str, str]]:
-    found = dict.fromkeys(metadata, "")
+def _read_torch(file: Path, network: nn.Module, spec: ExportSpec) -> tuple[Answer, dict[str, str]]:
+    found = dict.fromkeys(spec.metadata, "")
     return torch.export.load(file, extra_files=found).module(), found
 
 
-def _write_safetensors(
-    network: nn.Module, inputs_BX: Tensor, file: Path, metadata: Mapping[str, str], names: Sequence[str], cell: int | None
-) -> None:
+def _write_safetensors(network: nn.Module, inputs_BX: Tensor, file: Path, spec: ExportSpec) -> None:
     weights = file.with_name(f"weights{file.suffix}")
     save_weights(network.network if isinstance(network, _Asked) else network, weights)
-    save_file(load_file(weights), file, metadata={"format": "pt", **metadata})
+    save_file(load_file(weights), file, metadata={"format": "pt", **spec.metadata})
 
 
-def _read_safetensors(file: Path, network: nn.Module, metadata: Mapping[str, str]) -> tuple[Answer, dict[str, str]]:
+def _read_safetensors(file: Path, network: nn.Module, spec: ExportSpec) -> tuple[Answer, dict[str, str]]:
     """The file in a copy of the network whose own weights are gone, so that one that the file lacks shows."""
     emptied = copy.deepcopy(network)
     for value in emptied.state_dict().values():

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from stillroom import catalog
 from stillroom.engine.distiller import Distiller
-from stillroom.engine.distributed import world_size
+from stillroom.engine.distributed import rank, world_size
 from stillroom.engine.report.results import Report, StageResult
 from stillroom.engine.run.checkpoints import AtomicCheckpointIO, Checkpoints
 from stillroom.engine.run.console import StageDisplay, quiet_libraries
@@ -318,7 +318,7 @@ class Lab:
         evaluator = data.evaluator()
         device = _device(self.options.accelerator)
         distiller.student.to(device)
-        loader = data.eval_loader(rank=torch.distributed.get_rank() if world_size() > 1 else 0, world=world_size())
+        loader = data.eval_loader(rank=rank(), world=world_size())
         metrics = evaluate(
             distiller.predict, distiller, loader, evaluator, device, nullcontext, lambda batch: move_data_to_device(batch, device)
         )

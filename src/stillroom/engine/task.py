@@ -18,12 +18,11 @@ from torch import nn
 
 from stillroom.engine.distiller import Distiller
 from stillroom.engine.loading import Cycled, Loader
-from stillroom.engine.report.results import Report, Section
-from stillroom.engine.report.wording import Metric
+from stillroom.engine.report.results import Metric, Report, Section
 from stillroom.engine.run.recorder import Evaluator
 from stillroom.engine.teacher import Renormalise
 from stillroom.engine.training import Training
-from stillroom.errors import one_of
+from stillroom.errors import InputError, one_of
 
 if TYPE_CHECKING:
     from stillroom.engine.cache.teacher import CachedTeacher
@@ -110,11 +109,34 @@ class Built:
     weights: str | None
     classes: tuple[str, ...] | None = None
 
+    def of_classes(self, classes: Sequence[str], spec: str, argument: str) -> Built:
+        """Itself, if the classes that a run's folder recorded, where one did, are these.
+
+        Args:
+            classes: of the data, in the order of the network's answers.
+            spec: what the user typed.
+            argument: what the user calls it.
+
+        Raises:
+            InputError: they are others, or in another order.
+        """
+        if self.classes is None or self.classes == tuple(classes):
+            return self
+        only_network = [name for name in self.classes if name not in classes]
+        only_data = [name for name in classes if name not in self.classes]
+        differ = "their order differs"
+        if only_network or only_data:
+            differ = f"only the model has {only_network[:5]}, only the data have {only_data[:5]}"
+        got = f"{spec}, whose classes are not those of the data: {differ}"
+        raise InputError(argument, got, "a model of the same classes in the same order")
+
 
 class Answer(Protocol):
     """What a student says about one file."""
 
-    file: Path
+    @property
+    def file(self) -> Path:
+        """The file."""
 
     def to_json(self) -> dict[str, Any]:
         """A line of `stillroom predict --json`, without the file."""
@@ -126,17 +148,35 @@ class Answer(Protocol):
 class Student(Protocol):
     """A trained network, ready to use, as `stillroom.load` gives it."""
 
-    options: Mapping[str, Any]  # what `predict` can be told, with the defaults: {"top": 2}
-    network: Any
+    @property
+    def kind(self) -> str:
+        """What it is to a user: "a classifier"."""
 
-    def columns(self, **options: Any) -> list[str]:
-        """Heads of the table's columns, without the file's."""
+    @property
+    def options(self) -> Mapping[str, Any]:
+        """What `columns` and `predict` can be told, with the defaults: {"top": 2}."""
 
-    def predict(self, files: Sequence[Path], *, unreadable: Callable[[Exception], None], **options: Any) -> Iterator[Answer]:
-        """What it says about files, in their order; one that cannot be read is handed to `unreadable` and passed over."""
+    @property
+    def network(self) -> Any:
+        """In eval mode."""
+
+    @property
+    def columns(self) -> Callable[..., list[str]]:
+        """``columns(**options)``: heads of the table's columns, without the file's."""
+
+    @property
+    def predict(self) -> Callable[..., Iterator[Answer]]:
+        """``predict(files, *, unreadable, **options)``: what it says about each file, in their order.
+
+        One that cannot be read is left out; ``unreadable`` is called with the error.
+        """
 
     def export_spec(self) -> ExportSpec:
-        """What an export writes and checks: inputs, outputs' names and units, metadata."""
+        """What an export writes and checks.
+
+        Raises:
+            InputError: a student of a kind that cannot be exported.
+        """
 
 
 class Task(Protocol):

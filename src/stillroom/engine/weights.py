@@ -143,15 +143,15 @@ def _damaged(argument: str, file: Path, error: Exception) -> InputError:
 
 def _unpickle(file: Path, trust_pickle: bool, argument: str) -> object:
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), file.open("rb") as stream:  # no path: torch believes a name that ends in .safetensors
             warnings.simplefilter("ignore")  # about pickle protocols; what is wrong is said below
-            return torch.load(file, map_location="cpu", weights_only=not trust_pickle)
+            return torch.load(stream, map_location="cpu", weights_only=not trust_pickle)
     except Exception as error:  # depending on where a file is damaged, reading it raises nearly anything
-        refused = re.search(r"(?:GLOBAL|global|class) (\S+?\.\S+?)[\s,]|Unsupported operand", f"{error} ")
+        refused = re.search(r"(?:GLOBAL (\S+)|(?:global|class) (\S+?\.\S+?))[\s,]|Unsupported operand", f"{error} ")
         if not trust_pickle and "weights_only" in str(error).lower() and refused:
             raise InputError(
                 argument,
-                f"'{file}', which needs {refused[1] or 'more than tensors'} to be unpickled",
+                f"'{file}', which needs {refused[1] or refused[2] or 'more than tensors'} to be unpickled",
                 "a file of tensors alone, or --trust-pickle (trust_pickle=True) if you trust its author: unpickling can run any code",
             ) from None
         if "TorchScript" in str(error):

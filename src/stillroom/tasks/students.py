@@ -2,53 +2,57 @@
 
 from __future__ import annotations
 
-import importlib
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from stillroom.engine.card import task_of
+from stillroom.engine.task import TASKS, task_named
 from stillroom.errors import InputError
 
 if TYPE_CHECKING:
     from stillroom.engine.export import Exported
-    from stillroom.tasks.classification.loaded import Loaded
-    from stillroom.tasks.detection.loaded import LoadedDetector
+    from stillroom.engine.task import Student
 
-_ROOMS = ("classification", "multilabel", "detection")
+__all__ = ["export_student", "load", "task_of"]
 
 
-def load(run: str | Path, *, trust_pickle: bool = False) -> Loaded | LoadedDetector:
+def load(run: str | Path, *, trust_pickle: bool = False) -> Student:
     """The student that a run shipped.
 
     Args:
         run: the folder that `stillroom run` wrote.
-        trust_pickle: also run the Python file inside the folder that the network is built by, if there is one.
+        trust_pickle: also run the code that its `student.json` names, and read weights that are pickles: both can do anything.
 
     Raises:
-        InputError: the folder holds no finished run, a damaged one, or one of a task that this version does not know.
+        InputError: the folder holds no finished run, a damaged one, one of a task that this version does not know, or one that names code
+            and is not trusted.
     """
     task = task_of(run)
-    if task not in _ROOMS:
-        raise InputError("run", f"{run}, a student of the task {task}", f"one of {', '.join(_ROOMS)}")
-    loaded: Loaded | LoadedDetector = importlib.import_module(f"stillroom.tasks.{task}.loaded").load(run, trust_pickle=trust_pickle)
-    return loaded
+    if task not in TASKS:
+        raise InputError("run", f"{run}, a student of the task {task}", f"one of {', '.join(TASKS)}")
+    return task_named(task).load(Path(run), trust_pickle=trust_pickle)
 
 
-def export_student(run: str | Path, *, format: str, out: str | Path | None, tolerance: float, trust_pickle: bool) -> Exported:
-    """Write a run's student, whatever its task, to one file; see `classification.export.export_student` and `detection.export`."""
-    if task_of(run) == "detection":
-        from stillroom.tasks.detection.export import export_detector
+def export_student(
+    run: str | Path, *, format: str = "onnx", out: str | Path | None = None, tolerance: float = 1e-4, trust_pickle: bool = False
+) -> Exported:
+    """Write a run's student to one file and check that the file answers as the student does.
 
-        return export_detector(run, format=format, out=out, tolerance=tolerance, trust_pickle=trust_pickle)
-    from stillroom.tasks.classification.export import export_student
+    What the file reads and answers is said by the `export_spec` of each task's student.
 
-    return export_student(run, format=format, out=out, tolerance=tolerance, trust_pickle=trust_pickle)
+    Args:
+        run: the folder that `stillroom run` wrote.
+        format: ``onnx``, ``torch`` (a program of `torch.export`) or ``safetensors`` (weights alone).
+        out: the file, or a folder for it; by default the run's.
+        tolerance: the largest allowed absolute difference between the answers of the file and of the student, in units of the answers.
+        trust_pickle: see `load`.
 
+    Raises:
+        InputError: not a finished run, a student of a kind that cannot be exported, or an argument that cannot be used.
+        ExportFailed: the student cannot be written in this format, or the file answers differently; nothing is left behind.
+    """
+    from stillroom.engine.export import check_format, export, place_of
 
-def task_of(run: str | Path) -> str:
-    """The task that a run's `student.json` names; where there is none to read, the loader will say so."""
-    try:
-        card = json.loads((Path(run) / "student.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return "classification"
-    return str(card.get("task", "classification")) if isinstance(card, dict) else "classification"
+    check_format(format)
+    spec = load(run, trust_pickle=trust_pickle).export_spec()
+    return export(spec, place_of(Path(run), out, format), format=format, tolerance=tolerance)

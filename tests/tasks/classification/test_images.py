@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from stillroom.tasks.classification.sources import open_source
+from stillroom.tasks.images.classified import open_source
 from stillroom.tasks.images.stores import DatasetImages, UnreadableImage, into_memory, read_image, stratified
 from stillroom.tasks.images.transforms import eval_transform
 from tests.tasks.classification.miniatures import classes_of_pictures

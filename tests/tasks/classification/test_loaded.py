@@ -21,7 +21,7 @@ from stillroom.cli import main
 from stillroom.errors import InputError
 from stillroom.tasks.classification import ImageData
 from stillroom.tasks.classification.loaded import ship
-from stillroom.tasks.classification.networks import ConvNet
+from stillroom.tasks.images.networks import ConvNet
 from stillroom.tasks.images.stores import UnreadableImage
 from tests.tasks.classification.miniatures import classes_of_pictures
 
@@ -198,14 +198,14 @@ def test_a_folder_for_timm_is_replaced_file_by_file(timm_run: Path, tmp_path: Pa
         (Path(folder) / "model.safetensors").write_bytes(b"half")
         raise OSError("killed meanwhile")
 
-    card = json.loads((timm_run / "student.json").read_text())
-    network = stillroom.load(timm_run).network
+    model = json.loads((timm_run / "student.json").read_text())["model"]
+    network, data = stillroom.load(timm_run).network, ImageData("digits", image_size=32)
     with monkeypatch.context() as patch:
         patch.setattr("timm.models.save_for_hf", broken)
         with pytest.raises(OSError, match="killed meanwhile"):
-            ship(tmp_path, network, card["model"], card)
+            ship(tmp_path, network, model, data)
     assert {file.name: file.read_bytes() for file in (tmp_path / "student").iterdir()} == before
-    ship(tmp_path, network, card["model"], card)
+    ship(tmp_path, network, model, data)
     assert {file.name: file.read_bytes() for file in (tmp_path / "student").iterdir()} == before
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["student", "student.json"]
 

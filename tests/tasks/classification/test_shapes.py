@@ -11,7 +11,7 @@ import torch
 
 from stillroom.errors import InputError
 from stillroom.tasks.classification import ImageData
-from stillroom.tasks.classification.shapes import HUES, SHAPES, TEXTURES, class_names, shape_images
+from stillroom.tasks.images.shapes import HUES, SHAPES, TEXTURES, class_names, shape_images
 
 
 def test_classes_are_all_combinations() -> None:

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from stillroom.errors import InputError
-from stillroom.tasks.classification.sources import open_source
+from stillroom.tasks.images.classified import open_source
 from tests.tasks.classification.miniatures import cifar100, classes_of_pictures, imagenet, picture, tiny_imagenet, zipped
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor
 
 from stillroom.engine.loading import Draw, sample_seeds, uniforms
+from stillroom.errors import InputError
 from stillroom.tasks.detection.data import DetectionBatch, DetectionData, _Batches
 from stillroom.tasks.detection.preparation import Preparation, rescaled
 from tests.tasks.detection.boxed import FORMATS, Picture, coco, pictures, voc
@@ -104,3 +106,56 @@ def test_a_preparation_survives_json_and_goes_back() -> None:
     assert made.size(100, 300) == (20, 60)
     box = torch.tensor([[10.0, 20, 30, 40]])
     torch.testing.assert_close(rescaled(rescaled(box, (100, 301), (20, 60)), (20, 60), (100, 301)), box)
+
+
+SCENES = "scenes:size=32,train=12,val=6,teacher=14"
+
+
+def test_a_subset_shows_the_images_that_its_indices_name() -> None:
+    whole, some = DetectionData(SCENES, batch_size=4), DetectionData(SCENES, batch_size=4, subset=5, val_subset=3, subset_seed=2)
+    assert {split: len(indices) for split, indices in some.indices.items()} == {"train": 5, "val": 3}
+    assert some.train_size == 5
+    for split, mine, all_of_them in (("train", some.trained, whole.trained), ("val", some.truth, whole.truth)):
+        for number, origin in enumerate(some.indices[split].tolist()):
+            assert np.array_equal(mine.boxes[number], all_of_them.boxes[origin])
+            assert torch.equal(mine.image(number), all_of_them.image(origin))
+    ids = torch.cat([batch.ids for batch in some.eval_loader()])
+    assert ids.tolist() == [0, 1, 2]
+    assert {int(i) for batch in some.train_loader(seed=0) for i in batch.ids} <= set(range(5))
+    other = DetectionData(SCENES, subset=5, val_subset=3, subset_seed=3)
+    assert len({data.fingerprint for data in (whole, some, other)}) == 3
+    assert (some.cache_key["subset"], "subset" in whole.cache_key) == (5, False)
+    theirs = some.for_teacher()
+    assert (theirs.train_size, list(theirs.indices)) == (14, ["val"])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"subset": 13}, "subset: got 13, expected a number from 1 to 12"),
+        ({"val_subset": 0}, "val_subset: got 0, expected a number from 1 to 6"),
+        ({"augment": "cifar"}, "augment: got cifar, expected one of mirror, none"),
+        ({"augment": "none", "flip": True}, "flip: got True, expected nothing beside augment"),
+        ({"workers": -1}, "workers: got -1"),
+        ({"image_size": 4}, "image_size: got 4"),
+    ],
+)
+def test_refuses_what_it_cannot_use(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=f"^{message}"):
+        DetectionData(SCENES, **options)
+
+
+def test_flip_is_what_augment_was_called() -> None:
+    for flip, augment in ((True, "mirror"), (False, "none")):
+        old, new = DetectionData(SCENES, flip=flip), DetectionData(SCENES, augment=augment)
+        assert (old.fingerprint, old.cache_key) == (new.fingerprint, new.cache_key)
+        shown = [[batch.boxes[0] for batch in data.train_loader(seed=4)] for data in (old, new)]
+        assert all(map(torch.equal, *shown))
+
+
+def test_files_too_large_to_be_kept_are_read_by_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = one_cat(tmp_path)
+    assert DetectionData(spec).workers == 0
+    monkeypatch.setattr("stillroom.tasks.detection.data._MEMORY", 1000)
+    assert DetectionData(spec).workers > 0
+    assert DetectionData(spec, workers=0).workers == 0

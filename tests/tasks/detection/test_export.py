@@ -43,8 +43,9 @@ def test_zeros_up_to_the_rim_are_padding_and_others_are_not() -> None:
 
 def finished(folder: Path, model: str) -> Path:
     folder.mkdir()
-    save_weights(build_detector(model, num_classes=6).network, folder / "student.safetensors")
-    ship(folder, model, DetectionData("scenes:train=4,val=4,teacher=4").describe())
+    network = build_detector(model, num_classes=6).network
+    save_weights(network, folder / "student.safetensors")
+    ship(folder, network, model, DetectionData("scenes:train=4,val=4,teacher=4"))
     return folder
 
 

@@ -7,12 +7,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from html import escape
 from statistics import fmean
-from typing import TYPE_CHECKING
 
-from stillroom.engine.report.wording import Metric, metric_of
-
-if TYPE_CHECKING:
-    from stillroom.engine.report.results import Report
+from stillroom.engine.report.results import Metric, Report
 
 
 @dataclass(frozen=True)
@@ -123,7 +119,7 @@ def _curve(report: Report, key: str, metric: Metric, styles: dict[str, str], num
 
 def _dots(report: Report, styles: dict[str, str], number: int) -> Figure | None:
     """The final primary metric: a dot for each seed, a stroke at the mean."""
-    metric = metric_of(report, report.primary)
+    metric = report.metric(report.primary)
     values = {arm: [result.metrics[report.primary] for result in results] for arm, results in report.arms.items()}
     values = {arm: finite for arm, all_ in values.items() if (finite := [value for value in all_ if math.isfinite(value)])}
     if not values:
@@ -172,6 +168,6 @@ def figures(report: Report, styles: dict[str, str]) -> list[tuple[str, list[Figu
         for key in chosen:
             number += 1
             name = key.partition("/")[2]
-            metric = metric_of(report, name) if group == 0 else Metric(name.replace("/", ": ") or "learning rate")
+            metric = report.metric(name) if group == 0 else Metric(name.replace("/", ": ") or "learning rate")
             groups[group][1].append(_curve(report, key, metric, styles, number))
     return [(title, drawn) for title, found in groups if (drawn := [figure for figure in found if figure])]

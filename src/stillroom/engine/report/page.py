@@ -1,22 +1,19 @@
 """A report for people: one page that asks nothing of the network.
 
 Its style and its figures are inside, it runs no script, and its content security policy forbids both. `report.html` beside this module is
-its template; names and texts are escaped there, or in `report_figures` where they go into a figure.
+its template; names and texts are escaped there, or in `figures` where they go into a figure.
 """
 
 from __future__ import annotations
 
 from functools import cache
 from importlib.resources import files
-from typing import TYPE_CHECKING
 
 import jinja2
 
 from stillroom.engine.report.figures import figures
-from stillroom.engine.report.wording import cost_cells, headline, metric_of, result_cells
-
-if TYPE_CHECKING:
-    from stillroom.engine.report.results import Report
+from stillroom.engine.report.results import Report
+from stillroom.engine.report.wording import LEGEND, cost_cells, headline, interval_text, result_cells
 
 _STYLES = 6  # how many colours for distilled arms the template has
 
@@ -48,10 +45,12 @@ def render(report: Report) -> str:
     return _template().render(
         report=report,
         headline=headline(report).replace(" ± ", "\N{NO-BREAK SPACE}±\N{NO-BREAK SPACE}").replace(" %", "\N{NO-BREAK SPACE}%"),
-        metric=metric_of(report, report.primary),
+        metric=report.metric(report.primary),
         results=result_cells(report),
         costs=cost_cells(report),
-        comparisons=[found for found in comparisons if len(found[2]) > 1 or report.reference],
+        comparisons=comparisons,
+        legend=LEGEND,
+        interval_text=interval_text,
         styles=styles,
         groups=figures(report, styles),
         banded=any(len(results) > 1 for results in report.arms.values()),

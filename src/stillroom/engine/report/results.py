@@ -1,6 +1,6 @@
-"""What an experiment found: the results of its stages, the comparison between them, and the files that say so.
+"""What an experiment found: the results of its stages and the comparison between them.
 
-`Report.write` puts two files in the run's folder: `report.html`, for people, and `metrics.json`, for programs, which holds
+`files.write_report` puts two files in the run's folder: `report.html`, for people, and `metrics.json`, for programs, which holds
 
     schema            "stillroom.report/1"
     method, title     which method, and the page's title
@@ -10,7 +10,9 @@
     summary           {arm: {"model", "seeds": [int], "metrics": {name: spread}, "best": spread of the best epoch's primary metric,
                       "best_epoch": spread, "seconds": spread of the training time}}
     gains             {arm: {"metric", "over", "per_seed": {seed: arm - over}, "mean", "std", "interval": [low, high] or null,
-                      "clear": true, false or null}} for each arm that is neither teacher nor baseline
+                      "clear": true, false or null, "verdict": "clear", "clear for this seed" or "cannot tell",
+                      "images": count or null, "image_error", "images_interval": [low, high] or null}}
+                      for each arm that is neither teacher nor baseline
     reference         of a comparison: the arm that the other distilled ones are compared with besides the baseline, or null
     differences       {arm: as in gains, over the reference} for those; empty without a reference
     failed            {arm: the reason} of each arm that has no result, or not with every seed
@@ -21,34 +23,78 @@
     command, settings, versions, notes
     started, finished ISO 8601 times
 
-A spread is {"mean", "std", "n"}, std being the sample's (n - 1), null for one seed. "interval" is Student's 95 % interval of the mean
-paired difference, and "clear" whether it leaves out 0; both are null for one seed. Metrics are in the task's units (classification:
-"top1", "top5", "ece", "agreement" in %, "nll" in nats); "seconds" of an epoch count from the start of training. A number that is not
-finite, as after a run that diverged, is null.
+A spread is {"mean", "std", "n"}, std being the sample's (n - 1), null for one seed. "interval" is the 95 % interval of the mean paired
+difference, in which the seeds' spread and the validation images' sampling error are joined (see `gains`), and "clear" whether it leaves
+out 0; both are null for one seed. "images" counts the validation images, "image_error" is the standard error that they leave in the mean,
+and "images_interval" the 95 % interval of these very seeds over other images: what one seed can tell. Metrics are in the task's units
+(classification: "top1", "top5", "ece", "agreement" in %, "nll" in nats); "seconds" of an epoch count from the start of training. A number
+that is not finite, as after a run that diverged, is null.
 """
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
-from pathlib import Path
-from statistics import fmean, stdev
-from typing import TYPE_CHECKING, Any
+from statistics import fmean
+from typing import Any
 
 import numpy as np
 
-from stillroom.engine.report import page, wording
+from stillroom.engine.report.gains import Gain, Spread, image_error
 from stillroom.engine.run.measure import Footprint
-from stillroom.engine.run.stage import write_atomic
 from stillroom.errors import InputError, near
 
-if TYPE_CHECKING:
-    from rich.table import Table
-
 SCHEMA = "stillroom.report/1"
+
+
+@dataclass(frozen=True)
+class Metric:
+    """How a metric is written.
+
+    Attributes:
+        label: for people.
+        unit: "%" or another, or none.
+        decimals: how many; None for four significant digits.
+        higher_is_better: None where neither direction is.
+    """
+
+    label: str
+    unit: str = ""
+    decimals: int | None = None
+    higher_is_better: bool | None = None
+
+    def number(self, value: float, sign: str = "-") -> str:
+        """The value without its unit; `sign` "+" puts one before positive values, too."""
+        if not math.isfinite(value):
+            return "n/a"
+        text = format(value, f"{sign}.{self.decimals}f" if self.decimals is not None else f"{sign}.4g")
+        return (text.lstrip("+-") if float(text) == 0 else text).replace("-", "−")
+
+    def spread(self, spread: Spread, sign: str = "-") -> str:
+        """Mean ± standard deviation, or the mean alone for one seed."""
+        mean = self.number(spread.mean, sign)
+        return mean if spread.std is None or not math.isfinite(spread.std) else f"{mean} ± {self.number(spread.std)}"
+
+    @property
+    def difference_unit(self) -> str:
+        """What a difference is counted in, with a space before it."""
+        return " points" if self.unit == "%" else f" {self.unit}" if self.unit else ""
+
+
+COMMON_METRICS = {
+    "top1": Metric("top-1", "%", 1, True),
+    "top5": Metric("top-5", "%", 1, True),
+    "nll": Metric("NLL", "nats", 3, False),
+    "ece": Metric("calibration error", "%", 1, False),
+    "AP": Metric("AP", "%", 1, True),
+    "AP50": Metric("AP50", "%", 1, True),
+    "AP75": Metric("AP75", "%", 1, True),
+    "vocAP50": Metric("VOC AP50", "%", 1, True),
+    "vocAP50-11": Metric("VOC AP50, 11 points", "%", 1, True),
+    "agreement": Metric("agreement with teacher", "%", 1),
+}
 
 
 @dataclass
@@ -67,7 +113,8 @@ class StageResult:
         model: its specification, e.g. "timm/resnet18".
         resumed: how often training was continued from a checkpoint.
         details: per-sample arrays of equal length N of the final model on the validation set (classification: ids, labels, predicted,
-            confidence). They stay on disk beside the result and are no part of its JSON.
+            confidence). They stay on disk beside the result and are no part of its JSON. Where the primary metric is a mean over the
+            samples, `outcome` (or `labels` and `predicted`) tells what each contributes: see `gains.outcomes`.
     """
 
     name: str
@@ -84,7 +131,7 @@ class StageResult:
 
     def to_json(self) -> dict[str, Any]:
         """Plain data without `details`; numbers that are not finite become None."""
-        return {key: _plain(value) for key, value in vars(self).items() if key != "details"}
+        return {key: plain(value) for key, value in vars(self).items() if key != "details"}
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> StageResult:
@@ -114,23 +161,6 @@ class Section:
 
 
 @dataclass(frozen=True)
-class Spread:
-    """Mean and sample standard deviation (n - 1) over seeds; std is None for one seed."""
-
-    mean: float
-    std: float | None
-    n: int
-
-    @classmethod
-    def of(cls, values: Iterable[float]) -> Spread:
-        """Of at least one value; one that is not finite makes the whole not a number rather than going missing."""
-        numbers = [float(value) for value in values]
-        if not all(map(math.isfinite, numbers)):
-            return cls(math.nan, math.nan if len(numbers) > 1 else None, len(numbers))
-        return cls(fmean(numbers), stdev(numbers) if len(numbers) > 1 else None, len(numbers))
-
-
-@dataclass(frozen=True)
 class ArmSummary:
     """One arm over its seeds: final metrics, the primary metric of the best epochs and which they were, training seconds."""
 
@@ -140,43 +170,6 @@ class ArmSummary:
     best: Spread | None
     best_epoch: Spread | None
     seconds: Spread
-
-
-@dataclass(frozen=True)
-class Gain:
-    """How far `arm` is from `over` on `metric`, seed by seed: arm - over, whichever direction is better."""
-
-    arm: str
-    over: str
-    metric: str
-    per_seed: dict[int, float]
-
-    @property
-    def spread(self) -> Spread:
-        """Mean and sample standard deviation of the paired differences."""
-        return Spread.of(self.per_seed.values())
-
-    @property
-    def interval(self) -> tuple[float, float] | None:
-        """Student's 95 % interval of the mean paired difference; None for one seed."""
-        mean, std, n = self.spread.mean, self.spread.std, self.spread.n
-        if std is None:
-            return None
-        from scipy.special import stdtrit
-
-        half = float(stdtrit(n - 1, 0.975)) * std / math.sqrt(n)
-        return mean - half, mean + half
-
-    @property
-    def clear(self) -> bool | None:
-        """Whether the interval leaves out 0; None for one seed.
-
-        Equal differences on every seed show how coarse the metric is on this data, not that the difference is certain: not clear.
-        """
-        if self.interval is None:
-            return None
-        low, high = self.interval
-        return low < high and (low > 0 or high < 0)
 
 
 @dataclass
@@ -196,7 +189,7 @@ class Report:
         notes: what a reader should know besides.
         teacher: the teacher's arm; need not be among `arms`.
         subject: the arm that the experiment is about; None in a comparison of equals, where the best one leads.
-        metric_formats: how metrics are written, where that differs from `wording.COMMON_METRICS` or they are not in it.
+        metric_formats: how metrics are written, where that differs from `COMMON_METRICS` or they are not in it.
         reference: in a comparison of equals, the arm that the other distilled ones are compared with besides the baseline.
         failed: arm -> why it has no result, or not with every seed.
 
@@ -219,7 +212,7 @@ class Report:
     finished: str = ""
     notes: list[str] = field(default_factory=list)
     teacher: str | None = "teacher"
-    metric_formats: dict[str, wording.Metric] = field(default_factory=dict)
+    metric_formats: dict[str, Metric] = field(default_factory=dict)
     subject: str | None = None
     reference: str | None = None
     failed: dict[str, str] = field(default_factory=dict)
@@ -252,6 +245,10 @@ class Report:
         finite = {arm: mean if self.higher_is_better else -mean for arm, mean in means.items() if math.isfinite(mean)}
         return max(finite, key=finite.__getitem__) if finite else next(iter(means), None)
 
+    def metric(self, name: str) -> Metric:
+        """How a metric is written."""
+        return self.metric_formats.get(name) or COMMON_METRICS.get(name) or Metric(name)
+
     def summary(self) -> dict[str, ArmSummary]:
         """Each arm over its seeds; a metric that only some seeds have counts those (see its `n`)."""
         return {arm: self._summarise(results) for arm, results in self.arms.items()}
@@ -282,67 +279,20 @@ class Report:
         arm, over = arm or self.leading, over or self.baseline
         if over is None or arm is None:
             return None
-        theirs = {result.seed: result.metrics[self.primary] for result in self.arms[over]}
-        mine = {result.seed: result.metrics[self.primary] for result in self.arms[arm]}
-        pairs = {seed: value - theirs[seed] for seed, value in mine.items() if seed in theirs}
-        return Gain(arm, over, self.primary, pairs) if pairs else None
+        theirs = {result.seed: result for result in self.arms[over]}
+        pairs = [(mine, theirs[mine.seed]) for mine in self.arms[arm] if mine.seed in theirs]
+        if not pairs:
+            return None
+        values = [(mine.metrics[self.primary], other.metrics[self.primary]) for mine, other in pairs]
+        per_seed = {mine.seed: a - b for (mine, _), (a, b) in zip(pairs, values, strict=True)}
+        one_image = 100.0 if self.metric(self.primary).unit == "%" else 0.0
+        images, error = image_error([(mine.details, other.details) for mine, other in pairs], values, one_image)
+        return Gain(arm, over, self.primary, per_seed, images, error)
 
     def gains(self, over: str | None) -> dict[str, Gain]:
         """What each distilled arm has over `over`, itself left out; nothing over None."""
         others = [arm for arm in self.distilled if arm != over] if over is not None else []
         return {arm: gain for arm in others if (gain := self.gain(arm, over))}
-
-    def to_json(self) -> dict[str, Any]:
-        """Everything but the task's sections as plain data, in the schema at the top of this module."""
-        return {
-            "schema": SCHEMA,
-            "method": self.method,
-            "title": self.title,
-            "headline": wording.headline(self),
-            "primary": self.primary,
-            "higher_is_better": self.higher_is_better,
-            "teacher": self.teacher if self.teacher in self.arms else None,
-            "baseline": self.baseline,
-            "summary": {arm: _plain(asdict(summary)) for arm, summary in self.summary().items()},
-            "gains": {arm: _gain_json(gain) for arm, gain in self.gains(self.baseline).items()},
-            "reference": self.reference,
-            "differences": {arm: _gain_json(gain) for arm, gain in self.gains(self.reference).items()},
-            "failed": dict(self.failed),
-            "stages": {arm: [result.to_json() for result in results] for arm, results in self.arms.items()},
-            "command": self.command,
-            "settings": _plain(self.settings),
-            "versions": _plain(self.versions),
-            "started": self.started,
-            "finished": self.finished,
-            "notes": list(self.notes),
-        }
-
-    def table(self) -> Table:
-        """The comparison for a terminal, the headline below it."""
-        from rich.table import Table
-        from rich.text import Text
-
-        cells = wording.comparison_cells(self) if self.reference or self.failed else wording.table_cells(self)
-        below = [f"{arm} failed{' with ' if arm in self.arms else ': '}{reason}" for arm, reason in self.failed.items()]
-        if any(gain.interval for gain in self.gains(self.reference).values()):
-            below.append("Differences are paired by seed, with their 95 % intervals.")
-        table = Table(title=Text(self.title), caption=Text("\n".join([*below, wording.headline(self)])), caption_justify="left")
-        for i, column in enumerate(cells.columns):
-            table.add_column(Text(column), justify="left" if i == 0 else "right", overflow="fold")
-        for row in cells.rows:
-            table.add_row(*map(Text, row))
-        return table
-
-    def write(self, folder: Path | str) -> Path:
-        """Write `metrics.json` and `report.html` into `folder`, each whole or not at all.
-
-        Returns:
-            The page's path.
-        """
-        folder = Path(folder)
-        write_atomic(folder / "metrics.json", json.dumps(self.to_json(), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
-        write_atomic(folder / "report.html", page.render(self))
-        return folder / "report.html"
 
     @staticmethod
     def merge(reports: Sequence[Report]) -> Report:
@@ -391,12 +341,6 @@ class Report:
         )
 
 
-def _gain_json(gain: Gain) -> dict[str, Any]:
-    data = {"metric": gain.metric, "over": gain.over, "per_seed": gain.per_seed, "mean": gain.spread.mean, "std": gain.spread.std}
-    plain: dict[str, Any] = _plain({**data, "interval": gain.interval, "clear": gain.clear})
-    return plain
-
-
 def _joined(several: list[dict[str, Any]]) -> dict[str, Any]:
     """One dictionary of several; a key whose values differ gets the list of those that are distinct, in order."""
     joined: dict[str, Any] = {}
@@ -409,16 +353,16 @@ def _joined(several: list[dict[str, Any]]) -> dict[str, Any]:
     return joined
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """What JSON can hold: tuples as lists, numpy's numbers as Python's, not finite numbers as None, anything else as its text."""
     if isinstance(value, Footprint):
         return asdict(value)
     if isinstance(value, dict):
-        return {str(key): _plain(item) for key, item in value.items()}
+        return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple, set, frozenset)):
-        return [_plain(item) for item in value]
+        return [plain(item) for item in value]
     if isinstance(value, np.generic):
-        return _plain(value.item())
+        return plain(value.item())
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     return value if value is None or isinstance(value, (bool, int, str)) else str(value)

@@ -5,65 +5,15 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from statistics import fmean
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from stillroom.engine.report.results import Gain, Report, Spread
+from stillroom.engine.report.gains import Gain
+from stillroom.engine.report.results import Metric, Report
 
 NOTHING = "–"
-
-
-@dataclass(frozen=True)
-class Metric:
-    """How a metric is written.
-
-    Attributes:
-        label: for people.
-        unit: "%" or another, or none.
-        decimals: how many; None for four significant digits.
-        higher_is_better: None where neither direction is.
-    """
-
-    label: str
-    unit: str = ""
-    decimals: int | None = None
-    higher_is_better: bool | None = None
-
-    def number(self, value: float, sign: str = "-") -> str:
-        """The value without its unit; `sign` "+" puts one before positive values, too."""
-        if not math.isfinite(value):
-            return "n/a"
-        text = format(value, f"{sign}.{self.decimals}f" if self.decimals is not None else f"{sign}.4g")
-        return (text.lstrip("+-") if float(text) == 0 else text).replace("-", "−")
-
-    def spread(self, spread: Spread, sign: str = "-") -> str:
-        """Mean ± standard deviation, or the mean alone for one seed."""
-        mean = self.number(spread.mean, sign)
-        return mean if spread.std is None or not math.isfinite(spread.std) else f"{mean} ± {self.number(spread.std)}"
-
-    @property
-    def difference_unit(self) -> str:
-        """What a difference is counted in, with a space before it."""
-        return " points" if self.unit == "%" else f" {self.unit}" if self.unit else ""
-
-
-COMMON_METRICS = {
-    "top1": Metric("top-1", "%", 1, True),
-    "top5": Metric("top-5", "%", 1, True),
-    "nll": Metric("NLL", "nats", 3, False),
-    "ece": Metric("calibration error", "%", 1, False),
-    "AP": Metric("AP", "%", 1, True),
-    "AP50": Metric("AP50", "%", 1, True),
-    "AP75": Metric("AP75", "%", 1, True),
-    "vocAP50": Metric("VOC AP50", "%", 1, True),
-    "vocAP50-11": Metric("VOC AP50, 11 points", "%", 1, True),
-    "agreement": Metric("agreement with teacher", "%", 1),
-}
-
-
-def metric_of(report: Report, name: str) -> Metric:
-    """How the report writes a metric."""
-    return report.metric_formats.get(name) or COMMON_METRICS.get(name) or Metric(name)
+LEGEND = (
+    "A difference is clear where its 95 % interval, in which the spread over seeds and the chance of the validation images are joined, "
+    "leaves out 0; else these runs cannot tell."
+)
 
 
 def count(value: float | None) -> str:
@@ -92,7 +42,7 @@ def duration(seconds: float) -> str:
 
 def headline(report: Report) -> str:
     """What distillation bought, in a few plain sentences, and how sure that is."""
-    summary, metric = report.summary(), metric_of(report, report.primary)
+    summary, metric = report.summary(), report.metric(report.primary)
     several = len(report.distilled) > 1 and report.subject is None
     arm = report.leading or report.baseline or next(iter(report.arms))
     reached = summary[arm].metrics[report.primary]
@@ -154,19 +104,26 @@ def _verdict(report: Report, gain: Gain | None, metric: Metric) -> str:
         return f"What distillation bought is not known: {missing} compared."
     if not math.isfinite(gain.spread.mean):
         return "What distillation bought is not known: a run diverged."
+    images = "" if gain.images is None else f"{gain.images} validation image{'s' if gain.images > 1 else ''}"
+    better = (gain.spread.mean > 0) == report.higher_is_better
     if gain.interval is None:
-        return "One seed: no spread known, so the difference may be chance."
-    low, high = (metric.number(limit, "+") for limit in gain.interval)
-    over = f"over {gain.spread.n} seeds the paired difference is {metric.spread(gain.spread, '+')}{metric.difference_unit}"
-    over += f" (95 % interval {low} to {high})"
-    if gain.spread.std == 0:
-        return f"Not known to be more than chance: {over}, equal on every seed, so the metric is too coarse here to show its spread."
+        if gain.images_interval is None:
+            return "Cannot tell whether that is more than chance: one seed shows no spread."
+        said = f"the 95 % interval from the {images} alone is {interval_text(gain.images_interval, metric)}{metric.difference_unit}"
+        if gain.verdict == "cannot tell":
+            return f"Cannot tell whether that is more than chance: {said}, and one seed shows nothing of the others."
+        return f"The {'gain' if better else 'loss'} is clear for this seed: {said}; what others would give is not known."
+    over = f"over {gain.spread.n} seeds{images and ' and '}{images} the paired difference is {metric.spread(gain.spread, '+')}"
+    over += f"{metric.difference_unit} (95 % interval {interval_text(gain.interval, metric)})"
     if not gain.clear:
         few = "; two seeds can hardly show more" if gain.spread.n == 2 else ""
-        return f"That difference is within noise: {over}, so it may be chance{few}."
-    if (gain.spread.mean > 0) == report.higher_is_better:
-        return f"The gain stands out from the noise: {over}."
-    return f"Distillation made the student worse: {over}."
+        return f"Cannot tell whether that is more than chance: {over}{few}."
+    return f"The gain is clear: {over}." if better else f"Distillation made the student worse, which is clear: {over}."
+
+
+def interval_text(interval: tuple[float, float], metric: Metric) -> str:
+    """Its two ends, each with its sign."""
+    return f"{metric.number(interval[0], '+')} to {metric.number(interval[1], '+')}"
 
 
 @dataclass(frozen=True)
@@ -181,7 +138,7 @@ def result_cells(report: Report) -> Cells:
     """What each arm learnt: seeds, every metric (the primary first), the best epoch."""
     summary = report.summary()
     names = list(dict.fromkeys([report.primary, *(name for arm in summary.values() for name in arm.metrics)]))
-    metrics = {name: metric_of(report, name) for name in names}
+    metrics = {name: report.metric(name) for name in names}
     arrows = {True: "\N{NO-BREAK SPACE}↑", False: "\N{NO-BREAK SPACE}↓", None: ""}
     better = {name: metric.higher_is_better for name, metric in metrics.items()} | {report.primary: report.higher_is_better}
     headings = [f"{metric.label}{f' ({metric.unit})' if metric.unit else ''}{arrows[better[name]]}" for name, metric in metrics.items()]
@@ -218,7 +175,7 @@ def table_cells(report: Report) -> Cells:
 
 def comparison_cells(report: Report) -> Cells:
     """An arm a row, for a terminal: the primary metric, its paired differences, training time. One that failed has a row, too."""
-    metric, summary = metric_of(report, report.primary), report.summary()
+    metric, summary = report.metric(report.primary), report.summary()
     compared = [over for over in dict.fromkeys((report.baseline, report.reference)) if over is not None]
     gains = {over: report.gains(over) for over in compared}
     unit = metric.difference_unit
@@ -236,10 +193,8 @@ def comparison_cells(report: Report) -> Cells:
 
 
 def _difference(gain: Gain | None, metric: Metric) -> str:
-    """A paired difference, below it its 95 % interval where there is one."""
+    """A paired difference, below it its 95 % interval where there is one, and whether to believe it."""
     if gain is None:
         return NOTHING
-    text = metric.spread(gain.spread, "+")
-    if gain.interval is None:
-        return text
-    return f"{text}\n{metric.number(gain.interval[0], '+')} to {metric.number(gain.interval[1], '+')}"
+    lines = [metric.spread(gain.spread, "+"), *([interval_text(gain.interval, metric)] if gain.interval else []), gain.verdict]
+    return "\n".join(lines)

@@ -35,7 +35,8 @@ class LabOptions:
             contiguous. Speed, and the last bits of the numbers; files are the same.
         checkpoint_seconds: time between two checkpoints within an epoch; there is always one after each epoch.
         checkpoint_steps: if given, a checkpoint also after every so many batches.
-        trust_pickle: allow weights files that need unpickling of arbitrary objects, which can run code of whoever made them.
+        trust_pickle: allow what can run code of whoever made it: weights files that need unpickling of arbitrary objects, and runs' folders
+            whose student.json names a function.
         overwrite: discard what an earlier run left in `out`.
     """
 

@@ -6,7 +6,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
+from stillroom.engine.distributed import go_alone
 from stillroom.engine.lab import Lab
+from stillroom.engine.report.files import report_table, write_report
 from stillroom.engine.report.results import Report
 from stillroom.engine.run.console import console
 from stillroom.engine.run.options import LabOptions
@@ -40,13 +42,14 @@ def run_seeds(
     for repetition in range(options.seeds):
         lab = Lab(replace(options, overwrite=options.overwrite and not repetition), options.seed + repetition, settings)
         reports.append(recipe(lab, data, **arguments))
+    go_alone()
     if not lab.is_main:
         return reports[-1]
     report = Report.merge(reports)
     report.command, report.settings = command, settings or {}
     report.notes += notes
     report.sections = data.task.sections(report, data)
-    page = report.write(lab.folder)
-    console.print(report.table())
+    page = write_report(report, lab.folder)
+    console.print(report_table(report))
     console.print(f"report: {page}", markup=False)
     return report

@@ -6,16 +6,16 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple, get_args
 
 import torch
-from torch import Tensor, distributed, nn
+from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from stillroom.engine import Distiller, Losses, Teacher
-from stillroom.engine.distributed import world_size
+from stillroom.engine.distributed import averaged
 from stillroom.errors import InputError, at_least_zero, positive
 from stillroom.methods.crkd.loss import Divergence, Weighting, discovery_targets, joint_logits, relation_loss, swapped_prediction
 from stillroom.methods.crkd.networks import DiscoveryNetwork, train_only
+from stillroom.methods.crkd.novel import KnownClassifier
 from stillroom.methods.crkd.schedule import learning_rate
-from stillroom.tasks.classification.novel import KnownClassifier
 from stillroom.tasks.classification.views import ViewBatch
 
 
@@ -187,7 +187,4 @@ class Discovery(_Stage):
 
     def _track(self, cluster_H: Tensor) -> None:
         """S += L_cl(h): over the whole training, as the released code does, and equal in all processes."""
-        if world_size() > 1:
-            distributed.all_reduce(cluster_H)
-            cluster_H = cluster_H / world_size()
-        self.student.head_losses += cluster_H
+        self.student.head_losses += averaged(cluster_H)

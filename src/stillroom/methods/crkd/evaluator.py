@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, distributed
+from torch import Tensor
 
-from stillroom.engine.distributed import world_size
-from stillroom.engine.report.wording import Metric
+from stillroom.engine.distributed import gather_samples
+from stillroom.engine.report.results import Metric
 from stillroom.methods.crkd.distiller import Answers
 from stillroom.methods.crkd.metrics import Clustering, Matching, SplitClustering, clustering, match, split_clustering
 
@@ -65,7 +65,7 @@ class DiscoveryEvaluator:
 
     def compute(self) -> dict[str, float]:
         """The figures, over all processes; all of them must call."""
-        ids, labels, joint, novel, _ = self._columns()
+        ids, labels, joint, novel, _ = gather_samples(self._rows)
         shown, best = ids < self.validation, self._best()
         heads = range(joint.shape[1])
         aware = [clustering(novel[~shown, h], labels[~shown]) for h in heads]
@@ -79,23 +79,13 @@ class DiscoveryEvaluator:
     def details(self) -> dict[str, np.ndarray]:
         """The best head on every validation image: `ids`, `labels`, `predicted` (the class that its answer is matched with, as in v2)
         int64 [N] and `confidence` float32 [N]."""
-        ids, labels, joint, _, confidence = self._columns()
+        ids, labels, joint, _, confidence = gather_samples(self._rows)
         shown, best = ids < self.validation, self._best()
         predicted = match(joint[shown, best], labels[shown])[joint[shown, best]]
         return {"ids": ids[shown], "labels": labels[shown], "predicted": predicted, "confidence": confidence[shown, best]}
 
     def _best(self) -> int:
         return int(self._head_losses.argmin())
-
-    def _columns(self) -> list[np.ndarray]:
-        """What `update` collected, of all processes, each image once and in the order of ids."""
-        columns = [torch.cat(column).cpu().numpy() for column in zip(*self._rows, strict=True)]
-        if world_size() > 1:
-            gathered: list[Any] = [None] * world_size()
-            distributed.all_gather_object(gathered, columns)
-            columns = [np.concatenate(parts) for parts in zip(*[one for one in gathered if one], strict=True)]
-        _, first = np.unique(columns[0], return_index=True)
-        return [column[first] for column in columns]
 
 
 def _figures(prefix: str, heads: list[Clustering] | list[SplitClustering], best: int, names: dict[str, str]) -> dict[str, float]:

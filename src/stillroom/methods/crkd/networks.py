@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from stillroom.errors import InputError, near
-from stillroom.tasks.classification.novel import KnownClassifier, NovelClassifier, NovelHead, Prototypes
+from stillroom.methods.crkd.novel import KnownClassifier, NovelClassifier, NovelHead, Prototypes
 
 
 class DiscoveryNetwork(nn.Module):

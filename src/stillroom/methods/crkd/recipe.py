@@ -15,9 +15,9 @@ from stillroom.methods.crkd.distiller import Discovery, Pretraining
 from stillroom.methods.crkd.evaluator import SHOWN
 from stillroom.methods.crkd.loss import Divergence, Weighting
 from stillroom.methods.crkd.networks import DiscoveryNetwork, train_only
+from stillroom.methods.crkd.novel import KnownClassifier, NovelSpec, Prototypes, headless
 from stillroom.methods.crkd.views import Style, crops
 from stillroom.tasks.classification import ImageData
-from stillroom.tasks.classification.novel import KnownClassifier, NovelSpec, Prototypes, headless
 from stillroom.tasks.classification.views import View
 
 # The default job: the paper's schedule, shortened.

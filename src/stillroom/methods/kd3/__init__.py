@@ -9,7 +9,7 @@ the teacher's classes and most look otherwise. Three parts:
 3. an image and its view in a mixture of styles are pulled together (`mixdistribution`, `stillroom.losses.contrast.nt_xent`).
 
 `distiller` joins them, `recipe` is the experiment. The student, which is shipped whole, is a
-`stillroom.tasks.classification.shared_classifier.SharedClassifier`.
+`stillroom.methods.kd3.shared_classifier.SharedClassifier`.
 """
 
 from stillroom.methods.kd3.distiller import KD3, WebKD

@@ -12,7 +12,7 @@ from lightning.pytorch.strategies import FSDPStrategy
 from torch import Tensor
 
 from stillroom.engine import Distiller, Losses, Teacher
-from stillroom.engine.distributed import gather_rows, world_size
+from stillroom.engine.distributed import gather_rows, rank, world_size
 from stillroom.engine.run.stage import write_atomic
 from stillroom.errors import InputError, at_least_zero, positive
 from stillroom.losses.contrast import nt_xent
@@ -20,10 +20,10 @@ from stillroom.losses.logits import kd_loss
 from stillroom.methods.kd3.loss import disagreement_weight, weighted_feature_loss
 from stillroom.methods.kd3.mixdistribution import MixDistribution, Partners
 from stillroom.methods.kd3.selection import Selection, blended_prediction, keep_enough, teacher_weight
+from stillroom.methods.kd3.shared_classifier import SharedClassifier, shrunk
+from stillroom.methods.kd3.web import WebData
 from stillroom.modules.projectors import LinearEmbedding
 from stillroom.tasks.classification import Batch, ImageData
-from stillroom.tasks.classification.shared_classifier import SharedClassifier, shrunk
-from stillroom.tasks.classification.web import WebData
 
 logger = logging.getLogger(__name__)
 
@@ -155,8 +155,7 @@ class KD3(Distiller):
             return None
         alpha, world = self.alpha(), world_size()
         seed = int(torch.randint(2**62, ()))  # the generators are seeded from the run's seed and the epoch
-        rank = torch.distributed.get_rank() if world > 1 else 0
-        loader = self._web.scoring_loader(seed=seed, plain=self.scoring == "plain", rank=rank, world=world)
+        loader = self._web.scoring_loader(seed=seed, plain=self.scoring == "plain", rank=rank(), world=world)
         try:
             scored = [self._score(batch, alpha) for batch in loader if len(batch.ids)]
         finally:

@@ -9,7 +9,7 @@ L_MLD matches every label's own two-way distribution; L_CD and L_ID match the re
 label's images, and of one image's labels.
 
 `loss` holds the terms, `distiller` the objective, `recipe` the experiment; the head that has label-wise embeddings is the task's
-(`stillroom.tasks.multilabel.head`).
+(`stillroom.modules.ml_decoder`).
 """
 
 from stillroom.methods.l2d.distiller import L2D

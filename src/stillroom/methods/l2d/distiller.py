@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from typing import Literal
 
-import torch
 from torch import Tensor, nn
 from torch.nn.functional import kl_div
 
 from stillroom.engine import Losses, Teacher, tap
-from stillroom.engine.distributed import world_size
+from stillroom.engine.distributed import whole_batch, world_size
 from stillroom.errors import InputError, at_least_zero
 from stillroom.methods.l2d.loss import led_losses, mld_loss, partial_softmax_loss
 from stillroom.tasks.multilabel import EMBEDDINGS, Batch, MultiLabelDistiller, summed_bce
@@ -96,21 +95,4 @@ class L2D(MultiLabelDistiller):
 
     def structure(self, student_BKD: Tensor, teacher_BKE: Tensor, labels_BK: Tensor) -> tuple[Tensor, Tensor]:
         """L_CD and L_ID of the batch of all processes."""
-        if world_size() > 1:
-            student_BKD, teacher_BKE, labels_BK = _gathered(student_BKD), _gathered(teacher_BKE), _gathered(labels_BK)
-        return led_losses(student_BKD, teacher_BKE, labels_BK)
-
-
-def _gathered(rows: Tensor) -> Tensor:
-    """The rows of all processes, which have as many each; the gradient reaches this process's own.
-
-    DDP takes the mean of the processes' gradients, each of which knows its own rows alone: times their number it is the whole batch's.
-    """
-    world = world_size()
-    parts = [torch.empty_like(rows, memory_format=torch.contiguous_format) for _ in range(world)]
-    torch.distributed.all_gather(parts, rows.detach().contiguous())
-    if rows.requires_grad:
-        own = rows.clone()
-        own.register_hook(lambda gradient: world * gradient)
-        parts[torch.distributed.get_rank()] = own
-    return torch.cat(parts)
+        return led_losses(whole_batch(student_BKD), whole_batch(teacher_BKE), whole_batch(labels_BK))

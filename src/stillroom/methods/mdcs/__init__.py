@@ -11,7 +11,7 @@ trained from scratch, in one stage. Two ideas:
     L = L_DL + 0.6 min(epoch / 20, 1) L_CS                             at test time: the mean of the raw z_e
 
 `loss` holds the two terms, `distiller` the training step, `views` the two views, `data` the groups of classes, `measures` how experts and
-runs differ, `recipe` the experiment; the networks are those of `stillroom.tasks.classification.networks.experts`.
+runs differ, `recipe` the experiment; the networks are those of `stillroom.tasks.images.networks.experts`.
 """
 
 from stillroom.methods.mdcs.data import LongTailedImages, shot_groups

@@ -8,14 +8,14 @@ from typing import Any
 from torch import nn
 
 from stillroom.engine import Experiment, Lab, Networks, Report, Room, Teacher, Trained, Training
-from stillroom.engine.report.wording import Metric
+from stillroom.engine.report.results import Metric
 from stillroom.engine.run.recorder import evaluating
 from stillroom.errors import InputError
 from stillroom.methods.mdcs.data import LongTailedImages
 from stillroom.methods.mdcs.distiller import MDCS
 from stillroom.methods.mdcs.measures import expert_divergence
 from stillroom.tasks.classification import Batch, ImageData
-from stillroom.tasks.classification.networks import ExpertBottleneckResNet
+from stillroom.tasks.images.networks import ExpertBottleneckResNet
 
 SHORT = Training(epochs=100, lr=0.1, momentum=0.9, weight_decay=5e-4, nesterov=True, schedule="cosine")
 

@@ -13,7 +13,7 @@ from torchvision.models.resnet import BasicBlock, ResNet
 
 from stillroom import catalog
 from stillroom.engine import Distiller, Experiment, Lab, Networks, Report, Room, Teacher, Trained, Training
-from stillroom.engine.report.wording import Metric
+from stillroom.engine.report.results import Metric
 from stillroom.errors import InputError
 from stillroom.methods.orc.distiller import ORC
 from stillroom.tasks.classification import CIFAR100, DIGITS, IMAGENET, SHAPES, TASK, ImageData

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from stillroom.engine.distributed import world_size
+from stillroom.engine.distributed import averaged
 
 
 class Evaluation(NamedTuple):
@@ -52,7 +52,7 @@ def evaluate_group(logits_KNC: Tensor, labels_N: Tensor, *, feedback_temperature
     size = samples if size is None else size
     logits_KNC = logits_KNC.detach().to(torch.promote_types(logits_KNC.dtype, torch.float32))
     ce_KN = F.cross_entropy(logits_KNC.reshape(-1, classes), labels_N.repeat(networks), reduction="none").view(networks, samples)
-    mean_ce_K = _over_processes(ce_KN.mean(1))
+    mean_ce_K = averaged(ce_KN.mean(1))  # all processes promote the same networks [inferred]
     error_KN = logits_KNC.argmax(-1) != labels_N
 
     finite_K = mean_ce_K.isfinite()
@@ -83,12 +83,3 @@ def _hardest_errors(ce_KN: Tensor, error_KN: Tensor, quota_K: Tensor, size: int)
     network_M = torch.searchsorted(end_K, place_M, right=True).clamp(max=len(quota_K) - 1)
     within_M = place_M - (end_K - quota_K)[network_M]
     return order_KN[network_M, within_M % error_KN.sum(1).clamp(min=1)[network_M]]
-
-
-def _over_processes(mean_ce_K: Tensor) -> Tensor:
-    """Averaged over the processes, so that all of them promote the same networks [inferred]."""
-    world = world_size()
-    if world > 1:
-        torch.distributed.all_reduce(mean_ce_K)
-        mean_ce_K = mean_ce_K / world
-    return mean_ce_K

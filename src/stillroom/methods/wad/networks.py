@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from stillroom.modules.convolutions import conv_unit, global_average_pool
-from stillroom.tasks.classification.networks.resnet import BasicBlock
+from stillroom.tasks.images.networks.resnet import BasicBlock
 
 
 class Encoder(nn.Module):

@@ -18,8 +18,8 @@ from stillroom.methods.wad.pool import Pool, RoundData, benchmark, own_images
 from stillroom.methods.wad.rounds import Rounds, train_in_rounds, write_labels
 from stillroom.methods.wad.views import PhotoViews, ScanViews
 from stillroom.tasks.classification import ImageData
-from stillroom.tasks.classification.models import build_classifier
-from stillroom.tasks.classification.networks import Whitened
+from stillroom.tasks.images.classifiers import build_classifier
+from stillroom.tasks.images.networks import Whitened
 
 ROUND = Training(epochs=1, optimizer="adam", lr=2e-3, weight_decay=0.0, schedule="constant")  # the paper's rate is 5e-4
 PAPERS_TEACHER = "resnet18"

@@ -25,7 +25,7 @@ from stillroom.engine.teacher import Teacher
 from stillroom.errors import InputError, positive
 from stillroom.tasks.classification.crops import CropRule, Interpolation, cut, cut_together
 from stillroom.tasks.classification.data import ImageData
-from stillroom.tasks.classification.sources import SMALL
+from stillroom.tasks.images.classified import SMALL
 from stillroom.tasks.images.stores import Images, MemoryImages, TakenImages, read_image
 from stillroom.tasks.images.transforms import Transform
 

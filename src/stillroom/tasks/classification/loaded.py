@@ -2,56 +2,55 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from stillroom.engine.run.stage import write_atomic
-from stillroom.errors import InputError
-from stillroom.tasks.classification.models import build_classifier
-from stillroom.tasks.images.stores import read_image
+from stillroom.engine.card import Described, read_card, write_card
+from stillroom.tasks.images.classifiers import build_classifier
+from stillroom.tasks.images.loaded import Ranking, Scoring, Unreadable, described
 from stillroom.tasks.images.transforms import transform_from
+
+TASK = "classification"
 
 
 @dataclass(frozen=True)
-class Loaded:
-    """A trained classifier.
+class Prediction:
+    """What a student says about one image.
 
-    Args:
-        network: in eval mode, images [B, 3, H, W] to logits [B, C].
-        transform: PIL image to a normalised tensor [3, H, W].
-        classes: their names, in the order of the logits.
+    Attributes:
+        file: the image.
+        ranking: classes and their probabilities, the most probable first.
     """
 
-    network: nn.Module
-    transform: Callable[[Image.Image], Tensor]
-    classes: tuple[str, ...]
+    file: Path
+    ranking: Ranking
 
-    exclusive: ClassVar[bool] = True  # one class an image
+    def to_json(self) -> dict[str, Any]:
+        """The most probable class, and the ranking."""
+        top = [{"class": name, "confidence": probability} for name, probability in self.ranking]
+        return {**top[0], "top": top}
+
+    def rows(self) -> list[list[str]]:
+        """The most probable class, and the others in one cell."""
+        (name, probability), *others = self.ranking
+        cells = [", ".join(f"{other} {value:.1%}" for other, value in others)] if others else []
+        return [[name, f"{probability:.1%}", *cells]]
+
+
+@dataclass(frozen=True)
+class Loaded(Scoring):
+    """A trained classifier; see `Scoring`."""
+
+    kind: ClassVar[str] = "a classifier"
 
     def activation(self, logits_BC: Tensor) -> Tensor:
-        """Logits to probabilities, [B, C]."""
+        """Softmax: one class an image."""
         return logits_BC.softmax(-1)
-
-    @torch.no_grad()
-    def probabilities(self, *images: Image.Image | str | Path) -> Tensor:
-        """Class probabilities [B, C] of images or image files, each turned upright as its EXIF orientation says.
-
-        Raises:
-            InputError: no image at all.
-            UnreadableImage: an image cannot be decoded; it is named.
-        """
-        if not images:
-            raise InputError("images", "none", "at least one image or image file")
-        batch = torch.stack([self.transform(read_image(image)) for image in images])
-        weight = next(self.network.parameters(), batch)
-        return self.activation(self.network(batch.to(weight.device, weight.dtype)).float())
 
     def classify(self, *images: Image.Image | str | Path) -> list[str]:
         """The most probable class of each image or image file.
@@ -61,53 +60,53 @@ class Loaded:
         """
         return [self.classes[index] for index in self.probabilities(*images).argmax(-1).tolist()]
 
+    def columns(self, top: int = 2) -> list[str]:
+        """Of `Prediction.rows`."""
+        return ["class", "confidence", *(["runner-up" if top == 2 else "runners-up"] if top > 1 else [])]
+
+    def predict(self, files: Sequence[Path], *, unreadable: Unreadable, top: int = 2) -> Iterator[Prediction]:
+        """The `top` most probable classes of each file; see `Student`."""
+        for file, ranking in self.rankings(files, top, unreadable):
+            yield Prediction(file, ranking)
+
 
 def load(run: str | Path, *, trust_pickle: bool = False) -> Loaded:
     """The student that a run shipped.
 
     Args:
         run: the folder that `stillroom run` wrote.
-        trust_pickle: also run the Python file inside the folder that the network is built by, if there is one.
+        trust_pickle: also run the code that its `student.json` names, and read weights that are pickles.
 
     Raises:
-        InputError: the folder holds no finished run, or a damaged one.
+        InputError: the folder holds no finished run, a damaged one, or one that wants to be trusted.
     """
-    folder = Path(run)
-    card = folder / "student.json"
-    if not card.is_file():
-        raise InputError("run", str(run), "the folder of a finished run, which holds student.json and student.safetensors")
-    try:
-        described = json.loads(card.read_text(encoding="utf-8"))
-        classes = tuple(str(name) for name in described["classes"])
-        transform = transform_from(described["transform"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise InputError("run", str(card), "JSON with the student's classes and transform") from error
-    built = build_classifier(str(folder.resolve()), num_classes=len(classes), trust_pickle=trust_pickle, argument="run")
-    return Loaded(built.network.eval(), transform, classes)
+    card = read_card(run, trust_pickle=trust_pickle)
+    classes, transform = described(card, transform_from)
+    built = build_classifier(str(card.folder.resolve()), num_classes=len(classes), trust_pickle=trust_pickle, argument="run")
+    return Loaded(built.network.eval(), transform, classes, card)
 
 
-def ship(folder: Path, network: nn.Module, model: str, described: dict[str, Any]) -> None:
+def ship(folder: Path, network: nn.Module, model: str, data: Described) -> None:
     """Writes `student.json`, and for a timm network the folder `student`, which timm itself loads (`local-dir:`)."""
-    spec = model.partition("@")[0]
-    card = {"model": spec, "num_classes": len(described["classes"]), **described}
-    write_atomic(folder / "student.json", json.dumps(card, indent=1))
-    if spec.startswith("timm/"):
+    write_card(folder, TASK, model, data)
+    if model.startswith("timm/"):
         from timm.models import save_for_hf
 
-        transform = described["transform"]
+        about = data.describe()
+        transform = about["transform"]
         settings = {
             "mean": transform["mean"],
             "std": transform["std"],
-            "input_size": [3, described["image_size"], described["image_size"]],
+            "input_size": [3, about["image_size"], about["image_size"]],
             "interpolation": transform["interpolation"],
             "crop_pct": transform["crop"] / transform["resize"],
             "crop_mode": "center",
             "test_input_size": None,  # the published weights' own recommendation, and so the next
             "test_crop_pct": None,
         }
-        about = {"label_names": list(described["classes"]), "pretrained_cfg": settings}
+        config = {"label_names": list(about["classes"]), "pretrained_cfg": settings}
         part = folder / ".student.part"  # timm writes in place: whoever reads or kills meanwhile would be left with half a file
-        save_for_hf(network, str(part), model_config=about, safe_serialization=True)
+        save_for_hf(network, str(part), model_config=config, safe_serialization=True)
         (folder / "student").mkdir(exist_ok=True)
         for file in part.iterdir():
             file.replace(folder / "student" / file.name)

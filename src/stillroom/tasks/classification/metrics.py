@@ -7,13 +7,13 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 from torchmetrics import Metric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MulticlassCalibrationError
 from torchmetrics.functional.classification import multiclass_accuracy
 
+from stillroom.engine.distributed import gather_samples
 from stillroom.errors import InputError
 
 Details = dict[str, np.ndarray]
@@ -143,13 +143,8 @@ class ClassificationEvaluator:
 
         With several processes all of them must call it.
         """
-        columns = [torch.cat(column).cpu().numpy() for column in zip(*self._rows, strict=True)] or [np.empty(0, np.int64)] * 4
-        if dist.is_available() and dist.is_initialized():
-            gathered: list[Any] = [None] * dist.get_world_size()
-            dist.all_gather_object(gathered, columns)
-            columns = [np.concatenate(parts) for parts in zip(*gathered, strict=True)]
-        _, first = np.unique(columns[0], return_index=True)
-        return dict(zip(("ids", "labels", "predicted", "confidence"), (column[first] for column in columns), strict=True))
+        columns = gather_samples(self._rows) or [np.empty(0, np.int64)] * 4
+        return dict(zip(("ids", "labels", "predicted", "confidence"), columns, strict=True))
 
     def reset(self) -> None:
         """Forget everything, for the next pass."""

@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
-from io import BytesIO
 
 import numpy as np
 from PIL import Image
 
 from stillroom.engine.report.results import Report, Section, StageResult
 from stillroom.errors import InputError
+from stillroom.tasks.images.page_parts import card, change_cell, changes, figure, gallery, heads, mean_over_seeds, note, row, table
 
 _ROWS = 30
 _IMAGES = 6
-_TINY = 64  # pixels; images up to this size are enlarged without smoothing
-_LARGE = 320  # pixels; larger ones are embedded at this size
 
 
 def classification_sections(report: Report, classes: Sequence[str], image_of: Callable[[int], Image.Image]) -> list[Section]:
@@ -55,13 +52,12 @@ class _Arm:
 def _per_class(arms: Mapping[str, _Arm], classes: Sequence[str]) -> Section:
     """A row for each class, the largest change first."""
     by_seed = {role: {r.seed: _class_accuracy(r, len(classes)) for r in arm.results} for role, arm in arms.items()}
-    accuracy = {role: _mean(list(values.values())) for role, values in by_seed.items()}
-    seeds = sorted(set(by_seed.get("baseline", {})) & set(by_seed.get("distilled", {})))
-    changes_SC = np.array([by_seed["distilled"][seed] - by_seed["baseline"][seed] for seed in seeds]) if seeds else None
+    accuracy = {role: mean_over_seeds(list(values.values())) for role, values in by_seed.items()}
+    changes_SC = changes(by_seed.get("baseline", {}), by_seed.get("distilled", {}))
     images_C = np.bincount(_by_id(next(iter(arms.values())).results[0])["labels"], minlength=len(classes))
 
     if changes_SC is not None:
-        change_C = _mean(list(changes_SC))
+        change_C = mean_over_seeds(changes_SC)
         order = np.argsort(-np.abs(np.nan_to_num(change_C)), kind="stable")
     else:
         change_C = np.full(len(classes), np.nan)
@@ -70,9 +66,6 @@ def _per_class(arms: Mapping[str, _Arm], classes: Sequence[str]) -> Section:
 
     marks = sorted(arms, key=list(_STYLE).index)  # the one that matters is drawn last, on top
     low = min(90.0, 10 * np.floor(min(np.nanmin(accuracy[role][order[:_ROWS]]) for role in arms) / 10))
-    heads = [f'<th scope="col">{escape(arm.name)}</th>' for arm in arms.values()]
-    if changes_SC is not None:
-        heads.append('<th scope="col" class="first">change</th>')
     rows = []
     for c in order[:_ROWS].tolist():
         places = {role: 100 * (accuracy[role][c] - low) / (100 - low) for role in marks if np.isfinite(accuracy[role][c])}
@@ -80,20 +73,15 @@ def _per_class(arms: Mapping[str, _Arm], classes: Sequence[str]) -> Section:
         cells = [f"<td>{figure(accuracy[role][c])}</td>" for role in arms]
         if changes_SC is not None:
             cells.append(change_cell(change_C[c], changes_SC[:, c]))
-        rows.append(
-            f'<tr><th scope="row">{escape(classes[c])}</th><td>{images_C[c]}</td>'
-            f'<td aria-hidden="true"><div class="strip">{strip}</div></td>{"".join(cells)}</tr>'
-        )
-    caption = "Accuracy within each class, %" + (", and its change in points" if seeds else "")
+        cells = [f'<td>{images_C[c]}</td><td aria-hidden="true"><div class="strip">{strip}</div></td>', *cells]
+        rows.append(row(classes[c], "".join(cells)))
+    caption = "Accuracy within each class, %" + (", and its change in points" if changes_SC is not None else "")
     key = "".join(f'<span><i class="{_STYLE[role]}"></i>{escape(arm.name)}</span>' for role, arm in arms.items())
-    table = (
-        f'<h3>{caption}</h3><p class="key">{key}</p><div class="wide" tabindex="0" role="region" aria-label="Accuracy by class">'
-        '<table class="numbers" aria-label="Accuracy by class">'
-        f'<thead><tr><th scope="col">class</th><th scope="col">images</th>'
-        f'<td aria-hidden="true"><div class="strip ends"><span>{low:.0f}</span><span>100 %</span></div></td>{"".join(heads)}</tr></thead>'
-        f"<tbody>{''.join(rows)}</tbody></table></div>"
-    )
-    return Section("Class by class", table + _rest_note(order, change_C, images_C, changed=changes_SC is not None, several=len(seeds) > 1))
+    scale = f'<td aria-hidden="true"><div class="strip ends"><span>{low:.0f}</span><span>100 %</span></div></td>'
+    columns = heads(["class", "images"]) + scale + heads([arm.name for arm in arms.values()], change=changes_SC is not None)
+    several = changes_SC is not None and len(changes_SC) > 1
+    told = _rest_note(order, change_C, images_C, changed=changes_SC is not None, several=several)
+    return Section("Class by class", f'<h3>{caption}</h3><p class="key">{key}</p>{table("Accuracy by class", columns, rows)}{told}')
 
 
 _STYLE = {"teacher": "teacher", "baseline": "baseline", "distilled": "d0"}
@@ -107,7 +95,7 @@ def _rest_note(order: np.ndarray, change_C: np.ndarray, images_C: np.ndarray, *,
         notes.append(f"{len(rest)} further class{'es' if len(rest) > 1 else ''} {tail}.")
     if len(order):
         notes.append(f"In a class of {int(np.median(images_C[order]))} images, one image is {100 / np.median(images_C[order]):.1f} points.")
-    return f'<p class="note">{" ".join(notes)}</p>'
+    return note(notes)
 
 
 def _class_accuracy(result: StageResult, classes: int) -> np.ndarray:
@@ -119,29 +107,6 @@ def _class_accuracy(result: StageResult, classes: int) -> np.ndarray:
     images_C = np.bincount(labels, minlength=classes)
     right_C = np.bincount(labels[labels == predicted], minlength=classes)
     return np.divide(100.0 * right_C, images_C, out=np.full(classes, np.nan), where=images_C > 0)
-
-
-def _mean(values: list[np.ndarray]) -> np.ndarray:
-    """Over seeds, leaving out those in whose validation set a class does not occur; NaN where it occurs in none."""
-    stacked_SC = np.array(values)
-    known_C = np.isfinite(stacked_SC).sum(0)
-    return np.divide(np.nansum(stacked_SC, 0), known_C, out=np.full(stacked_SC.shape[1], np.nan), where=known_C > 0)
-
-
-def figure(value: float) -> str:
-    """A number of a table's cell; a dash for none."""
-    return f"{value:.1f}" if np.isfinite(value) else "–"
-
-
-def change_cell(mean: float, by_seed: np.ndarray) -> str:
-    """A cell with the change in points and its standard deviation over seeds."""
-    if not np.isfinite(mean):
-        return '<td class="first">–</td>'
-    text = f"{mean:+.1f}".replace("-", "−") if abs(mean) >= 0.05 else "0.0"
-    known = by_seed[np.isfinite(by_seed)]
-    spread = f" ± {known.std(ddof=1):.1f}" if len(known) > 1 else ""
-    direction = "" if text == "0.0" else " up" if mean > 0 else " down"
-    return f'<td class="first{direction}">{text}{spread}</td>'
 
 
 def _examples(arms: Mapping[str, _Arm], classes: Sequence[str], image_of: Callable[[int], Image.Image]) -> list[Section]:
@@ -162,16 +127,13 @@ def _examples(arms: Mapping[str, _Arm], classes: Sequence[str], image_of: Callab
         groups.append(("Set wrong by distillation", (right["distilled"] < 0.5) & (right["baseline"] > 0.5)))
     groups.append(("Wrong with every model" if len(arms) > 1 else "Wrong", np.all([share == 0 for share in right.values()], 0)))
     most = max(len(several) for several in answers.values())
-    html = [
-        f'<p class="note">Of {len(ids_N)} validation images. '
-        f"{'What a model says is what more than half of its seeds say, with their mean confidence. ' if most > 1 else ''}"
-        "The first of each kind in the order of the data, not picked by eye.</p>"
-    ]
+    told = [f"Of {len(ids_N)} validation images."]
+    told += ["What a model says is what more than half of its seeds say, with their mean confidence."] if most > 1 else []
+    html = [note([*told, "The first of each kind in the order of the data, not picked by eye."])]
     for title, chosen_N in groups:
         places = np.flatnonzero(chosen_N)
-        html.append(f"<h3>{title}: {len(places)} image{'' if len(places) == 1 else 's'}</h3>")
         cards = [_card(int(ids_N[n]), int(n), arms, answers, int(labels_N[n]), classes, image_of) for n in places[:_IMAGES].tolist()]
-        html.append(f'<div class="gallery">{"".join(cards)}</div>' if cards else "")
+        html.append(gallery(title, len(places), cards))
     return [Section("What the models say", "".join(html))]
 
 
@@ -185,17 +147,11 @@ def _card(
     image_of: Callable[[int], Image.Image],
 ) -> str:
     """One image, what it is, and what each model says."""
-    lines = []
-    for role, arm in arms.items():
-        said = _say([(int(one["predicted"][place]), float(one["confidence"][place])) for one in answers[role]], label, classes)
-        lines.append(f"<dt>{escape(arm.name)}</dt><dd>{said}</dd>")
-    image = image_of(sample)
-    tiny = ' class="tiny"' if max(image.size) <= _TINY else ""
-    name = escape(classes[label])
-    return (
-        f'<figure><img{tiny} src="{data_uri(image)}" alt="validation image {sample}, {name}" loading="lazy">'
-        f"<figcaption><b>{name}</b> · no. {sample}<dl>{''.join(lines)}</dl></figcaption></figure>"
-    )
+    said = {
+        arm.name: _say([(int(one["predicted"][place]), float(one["confidence"][place])) for one in answers[role]], label, classes)
+        for role, arm in arms.items()
+    }
+    return card(image_of(sample), sample, escape(classes[label]), said)
 
 
 def _say(answers: list[tuple[int, float]], label: int, classes: Sequence[str]) -> str:
@@ -228,14 +184,3 @@ def _common(several: list[np.ndarray]) -> np.ndarray:
 def _rows(answers: dict[str, np.ndarray], ids: np.ndarray) -> dict[str, np.ndarray]:
     places = np.searchsorted(answers["ids"], ids)
     return {name: column[places] for name, column in answers.items()}
-
-
-def data_uri(image: Image.Image) -> str:
-    """The image as a PNG inside the page."""
-    shown = image if image.mode in ("L", "RGB") else image.convert("RGB")
-    if max(shown.size) > _LARGE:
-        shown = shown.copy()
-        shown.thumbnail((_LARGE, _LARGE))
-    file = BytesIO()
-    shown.save(file, format="PNG", optimize=True)
-    return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"

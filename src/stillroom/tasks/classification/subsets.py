@@ -16,7 +16,7 @@ from torch import Tensor
 
 from stillroom.engine.loading import sample_order, sample_seeds, uniforms
 from stillroom.errors import InputError
-from stillroom.tasks.images.stores import Images, relabelled
+from stillroom.tasks.images.stores import Images, taken
 
 Shape = Literal["exp", "step", "reverse"]
 _SHAPES = get_args(Shape)
@@ -146,11 +146,11 @@ def make_harder(images: Images, classes: int, hardship: Hardship, *, seed: int =
     indices = {}
     if hardship.imbalance is not None:
         indices["train"] = kept = long_tail(images.labels, classes, hardship, seed=seed)
-        images = relabelled(images, kept, images.labels[kept])
+        images = taken(images, kept)
     if hardship.noise:
         labels = noisy_labels(images.labels, classes, hardship.noise, seed=seed)
         indices["wrong labels"] = np.flatnonzero(labels != images.labels)
-        images = relabelled(images, np.arange(len(images)), labels)
+        images = taken(images, np.arange(len(images)), labels)
     return images, indices
 
 
@@ -188,7 +188,7 @@ def restricted(
             now = np.asarray(labels, np.int64)
             if now.shape != kept.shape or (len(now) and not 0 <= now.min() <= now.max() < num_classes):
                 raise InputError("labels", f"{len(now)} labels", f"{len(kept)} numbers from 0 to {num_classes - 1}")
-        parts.append((relabelled(images, kept, now), kept))
+        parts.append((taken(images, kept, now), kept))
     return parts[0], parts[1]
 
 

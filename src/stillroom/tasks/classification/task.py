@@ -11,18 +11,16 @@ from torch import nn
 
 from stillroom.engine import Distiller, Networks, Report, Training
 from stillroom.engine.cache import CachedTeacher
-from stillroom.engine.report.results import Section
-from stillroom.engine.report.wording import Metric
+from stillroom.engine.report.results import Metric, Section
 from stillroom.engine.task import Built
-from stillroom.errors import InputError
-from stillroom.tasks.classification.cached import check_views, views_of
 from stillroom.tasks.classification.data import ImageData
 from stillroom.tasks.classification.layers import middle_layer, pooled_layer
 from stillroom.tasks.classification.loaded import Loaded, load, ship
 from stillroom.tasks.classification.metrics import agreement
-from stillroom.tasks.classification.models import build_classifier
 from stillroom.tasks.classification.pages import classification_sections
 from stillroom.tasks.classification.supervised import Supervised
+from stillroom.tasks.images.cached import check_views, drawn_views
+from stillroom.tasks.images.classifiers import build_classifier
 
 # Where data are named and nothing else: on scikit-learn's digits some 1 500 steps. The paper of DOT sees its effect only once the longer
 # memory has filled.
@@ -103,18 +101,7 @@ class Classification:
         built = build_classifier(
             spec, num_classes=data.num_classes, image_size=data.image_size, trust_pickle=trust_pickle, argument=argument
         )
-        if built.classes is not None and tuple(built.classes) != tuple(data.classes):
-            only_model = [name for name in built.classes if name not in data.classes]
-            only_data = [name for name in data.classes if name not in built.classes]
-            differ = (
-                f"only the model has {only_model[:5]}, only the data have {only_data[:5]}"
-                if only_model or only_data
-                else "their order differs"
-            )
-            raise InputError(
-                argument, f"{spec}, whose classes are not those of the data: {differ}", "a model of the same classes in the same order"
-            )
-        return built
+        return built.of_classes(data.classes, spec, argument)
 
     def supervised(self, network: nn.Module) -> Distiller:
         """Cross-entropy with the labels."""
@@ -122,7 +109,7 @@ class Classification:
 
     def views(self, data: ImageData, asked: int | None) -> int:
         """As many random views as are asked for, by default 8; without augmentation one."""
-        return views_of(data, asked)
+        return drawn_views(data.augment, asked)
 
     def check_cache(self, teacher: CachedTeacher, data: ImageData) -> None:
         """Whether this version of the libraries draws the views that the cache has answers to."""
@@ -138,7 +125,7 @@ class Classification:
 
     def ship(self, folder: Path, network: nn.Module, model: str, data: ImageData) -> None:
         """`student.json`, and for students of timm a folder that timm itself loads."""
-        ship(folder, network, model, {**data.describe(), "fingerprint": data.fingerprint})
+        ship(folder, network, model, data)
 
     def load(self, run: Path, *, trust_pickle: bool) -> Loaded:
         """The classifier that a run shipped."""

@@ -25,9 +25,7 @@ def views_of(data: DetectionData, asked: int | None) -> int:
     Raises:
         InputError: another number was asked for.
     """
-    count = 2 if data.flip else 1
+    count, why = (2, "an image and its mirror image") if data.augment == "mirror" else (1, "nothing about an image is random")
     if asked not in (None, count):
-        raise InputError(
-            "views", asked, f"{count}: " + ("an image and its mirror image" if data.flip else "nothing about an image is random")
-        )
+        raise InputError("views", asked, f"{count}: {why}")
     return count

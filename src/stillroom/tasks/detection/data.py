@@ -2,31 +2,30 @@
 
 from __future__ import annotations
 
-import copy
-import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import cached_property
-from typing import Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
-from torchvision.transforms.v2.functional import horizontal_flip, resize, to_pil_image
+from torchvision.transforms.v2.functional import horizontal_flip, resize
 
-from stillroom.engine.cache import EveryView, Views
-from stillroom.engine.loading import Draw, Loader, SeekableBatches, identity, uniforms
-from stillroom.engine.task import Task
+from stillroom.engine.loading import Draw, SeekableBatches, uniforms
 from stillroom.engine.teacher import Renormalise
-from stillroom.errors import InputError
+from stillroom.errors import InputError, at_least, one_of
 from stillroom.tasks.detection.backbones import pad_batch, padded_size
 from stillroom.tasks.detection.metrics import DetectionEvaluator
 from stillroom.tasks.detection.preparation import Preparation, as_pixels, boxes_on
-from stillroom.tasks.detection.sources import Annotated, open_source
-from stillroom.tasks.images.arguments import renormalisation, statistics
+from stillroom.tasks.detection.sources import Annotated, DetectionSource, open_source
+from stillroom.tasks.images.data import ImageSetData
 
-_MEMORY = 1_000_000_000
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+AUGMENTATIONS = ("mirror", "none")
+_MEMORY = 1_000_000_000  # bytes of decoded images that are kept
 
 Range = tuple[int, int]
 
@@ -71,132 +70,73 @@ class DetectionBatch(NamedTuple):
         return [b[k] for b, k in zip(self.boxes, kept, strict=True)], [y[k] for y, k in zip(self.labels, kept, strict=True)]
 
 
-class DetectionData:
+class DetectionData(ImageSetData):
     """A training and a validation set of images with boxes.
 
     Args:
         data: where the images are: ``scenes`` (drawn from a seed; ``scenes:size=64,train=300``), ``coco:IMAGES,ANNOTATIONS.json`` or
             ``voc:ROOT`` (folder or zip); options follow after commas, see `sources.open_source`.
         batch_size: images in a batch, of all processes together.
-        workers: processes that read images ahead; none by default.
         image_size: pixels that the shorter side of an image is brought to; by default the data's own.
         max_size: pixels that the longer side may have; by default no limit.
-        flip: show half of the training images mirrored.
+        augment: random changes of training images: ``mirror`` (the default) shows half of them mirrored; or ``none``.
+        flip: the same as it was called before: true for mirror, false for none.
         teacher_scales: while a teacher is trained, the shorter side of each image is drawn anew from this range of pixels, e.g.
             ``[480, 800]`` as the papers do; by default it is `image_size`.
-        mean: of each channel, for pixels in [0, 1]; by default the data's own.
-        std: standard deviation of each channel, likewise.
-        teacher_mean: the mean that the teacher was trained with, where it is another than the student's.
-        teacher_std: the teacher's standard deviation, likewise.
-        strict: refuse data with image files that cannot be decoded, which are left out otherwise.
+        strict: refuse data with image files that cannot be decoded, which are left out otherwise, with one warning.
+        options: those of every task on images, see `ImageSetData`.
 
     Raises:
         InputError: an argument that cannot be used; it is named.
     """
 
-    task: ClassVar[Task]
+    source: DetectionSource
 
     def __init__(
         self,
         data: str = "scenes",
         *,
         batch_size: int = 16,
-        workers: int = 0,
         image_size: int | None = None,
         max_size: int | None = None,
-        flip: bool = True,
+        augment: str | None = None,
+        flip: bool | None = None,
         teacher_scales: Range | None = None,
-        mean: tuple[float, float, float] | None = None,
-        std: tuple[float, float, float] | None = None,
-        teacher_mean: tuple[float, float, float] | None = None,
-        teacher_std: tuple[float, float, float] | None = None,
         strict: bool = False,
+        **options: Any,
     ) -> None:
-        for name, value, least in (("batch_size", batch_size, 1), ("workers", workers, 0), ("image_size", image_size, 8)):
-            if value is not None and value < least:
-                raise InputError(name, value, f"a whole number of at least {least}")
+        if image_size is not None:
+            at_least("image_size", image_size, 8)
         if max_size is not None and max_size < (image_size or 8):
             raise InputError("max_size", max_size, "at least the image size")
         if teacher_scales is not None and not 8 <= teacher_scales[0] <= teacher_scales[1]:
             raise InputError("teacher_scales", list(teacher_scales), "two numbers of pixels of at least 8, the smaller first")
-        self.source = open_source(data, strict=strict)
-        self.data, self.batch_size, self.workers, self.flip = data, batch_size, workers, flip
+        if augment is not None and flip is not None:
+            raise InputError("flip", flip, f"nothing beside augment, which says {augment}")
+        self.augment = one_of("augment", augment or ("none" if flip is False else "mirror"), AUGMENTATIONS)
+        source = open_source(data, strict=strict)
+        super().__init__(data, source, batch_size=batch_size, strict=strict, **options)
         self.teacher_scales = teacher_scales
         self.scales: Range | None = None  # of the images that are trained on at present
-        means, stds = statistics(mean, std, (self.source.mean, self.source.std))
-        self.renormalise = renormalisation((means, stds), teacher_mean, teacher_std)
-        self.preparation = Preparation(image_size, max_size, means, stds, self.source.divisor)
-        self.classes: tuple[str, ...] = self.source.classes
-        self.num_classes = len(self.classes)
-        self.indices: Mapping[str, np.ndarray] = {}
-        self._train, self._val = self.source.train, self.source.val
-        self.views: Views | None = None
-        self.cache_key: dict[str, Any] = {
-            "data": self.source.fingerprint,
-            "image_size": image_size,
-            "max_size": max_size,
-            "flip": flip,
-            "mean": list(means),
-            "std": list(stds),
-            "teacher_mean": None if self.renormalise is None else list(self.renormalise.to_mean),
-            "teacher_std": None if self.renormalise is None else list(self.renormalise.to_std),
-        }
-        parts = self.source.fingerprint, image_size, max_size, flip, means, stds
-        self.fingerprint = hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
+        self.preparation = Preparation(image_size, max_size, self.mean, self.std, source.divisor)
+        sizes = [self.preparation.size(*shape) for images in self._listed for shape in images.shapes]
+        self.in_memory = sum(3 * height * width for height, width in sizes) <= _MEMORY
+        # "flip" and the order are those of fingerprints and caches on people's disks, where there were no subsets.
+        known = {"image_size": image_size, "max_size": max_size, "flip": self.augment == "mirror"}
+        chosen = {"subset": self.subset, "val_subset": self.val_subset, "subset_seed": self.subset_seed}
+        chosen = {} if self.subset is self.val_subset is None else chosen
+        parts = source.fingerprint, *known.values(), self.mean, self.std, *chosen.values()
+        self._identify(*parts, content=source.fingerprint, **known, **chosen)
 
-    def for_teacher(self) -> DetectionData:
+    def for_teacher(self) -> Self:
         """The same data for training a teacher: the source's images for that, where it has others, in `teacher_scales`."""
         if self.source.teacher is None and self.teacher_scales is None:
             return self
-        theirs = copy.copy(self)
-        theirs._train = self.source.train if self.source.teacher is None else self.source.teacher
-        theirs.scales = self.teacher_scales
-        theirs.cache_key = {**self.cache_key, "data": f"{self.source.fingerprint}, the teacher's"}
         scales = "" if self.teacher_scales is None else f" {self.teacher_scales}"
-        theirs.fingerprint = hashlib.sha256(f"{self.fingerprint} teacher{scales}".encode()).hexdigest()[:16]
-        return theirs
-
-    def replaying(self, views: Views) -> DetectionData:
-        """The same data for a teacher whose answers to these views are in a cache: training batches say which view each image is, and are
-        padded to one size, that of the cache's.
-
-        There are two views of an image, itself and its mirror image, so that training sees what it sees without a cache.
-        """
-        replaying = copy.copy(self)
-        replaying.views = views
-        replaying.fingerprint = hashlib.sha256(repr((self.fingerprint, views)).encode()).hexdigest()[:16]
-        return replaying
-
-    def every_view(self, views: Views, *, batch_size: int, start: int = 0) -> Loader:
-        """Every view of every training image once, in the order of `EveryView`, from batch number `start` on.
-
-        Its batches are pairs: a `DetectionBatch`, and whether its images are mirrored (``flip``, bool [B]).
-        """
-        batches = EveryView(len(self._train), batch_size, views=views)
-        shown = _Batches(self._train, self, flip=False, recorded=True, told=True)
-        loader = Loader(shown, batches, workers=self.workers, collate=identity, training=False)
-        loader.load_state_dict({"epoch": 0, "batch": start})
-        return loader
-
-    @property
-    def train_size(self) -> int:
-        """N, images to train on."""
-        return len(self._train)
-
-    def train_loader(self, *, seed: int, rank: int = 0, world: int = 1) -> Loader:
-        """Shuffled batches of `batch_size / world` images, half of them mirrored (`flip`), without a short last one."""
-        count = len(self._train)
-        if count < world:
-            raise InputError("data", f"{count} training images", f"at least one for each of the {world} processes")
-        batch_size = self.batch_size if self.batch_size <= count else count // world * world
-        batches = SeekableBatches(count, batch_size, seed=seed, rank=rank, world=world)
-        shown = _Batches(self._train, self, flip=self.flip, scales=self.scales, recorded=self.views is not None)
-        return Loader(shown, batches, workers=self.workers, collate=identity)
-
-    def eval_loader(self, *, rank: int = 0, world: int = 1) -> Loader:
-        """The validation images in order, each exactly once over all processes."""
-        batches = SeekableBatches(len(self._val), self.batch_size, shuffle=False, drop_last=False, rank=rank, world=world)
-        return Loader(_Batches(self._val, self, flip=False), batches, workers=self.workers, collate=identity, training=False)
+        indices = {split: found for split, found in self.indices.items() if split != "train" or self.source.teacher is None}
+        cache_key = {**self.cache_key, "data": f"{self.source.fingerprint}, the teacher's"}
+        changes = {"scales": self.teacher_scales, "indices": indices, "cache_key": cache_key}
+        return self.derive(f"teacher{scales}", train=self.source.teacher, **changes)
 
     def evaluator(self) -> DetectionEvaluator:
         """COCO's average precision; of data in Pascal VOC's layout that set's own, too."""
@@ -204,23 +144,43 @@ class DetectionData:
 
     def example_inputs(self) -> Tensor:
         """A batch of one: the first validation image, padded."""
-        return pad_batch([self.preparation(self._val.images.image(0))], self.preparation.divisor)[0]
+        return pad_batch([self.preparation(self.truth.image(0))], self.preparation.divisor)[0]
 
-    def describe(self) -> dict[str, Any]:
-        """What must be known to use a detector that was trained on this data."""
-        known = {"source": self.data, "classes": list(self.classes), "transform": self.preparation.to_json()}
-        both = canvas(self._train, self.preparation), canvas(self._val, self.preparation)
-        return {**known, "canvas": [max(sides) for sides in zip(*both, strict=True)]}
-
-    def val_image(self, index: int) -> Image.Image:
-        """A validation image for people to look at, as it was read."""
-        image = self._val.images.image(index)
-        return image if isinstance(image, Image.Image) else to_pil_image(image)
+    @property
+    def trained(self) -> Annotated:
+        """The training images and their objects, in their own pixels."""
+        found: Annotated = self._train
+        return found
 
     @property
     def truth(self) -> Annotated:
         """The validation images and their objects, in their own pixels."""
-        return self._val
+        found: Annotated = self._val
+        return found
+
+    def _described(self) -> dict[str, Any]:
+        both = canvas(self.trained, self.preparation), canvas(self.truth, self.preparation)
+        return {"transform": self.preparation.to_json(), "canvas": [max(sides) for sides in zip(*both, strict=True)]}
+
+    def _samples(self, images: Annotated, *, training: bool, told: bool = False) -> Dataset[Any]:
+        """As training shows them; `told`, in the views that draws name: 0 for an image as it is, 1 for its mirror image."""
+        if told or not training:
+            return _Batches(images, self, flip=False, recorded=told, told=told)
+        return _Batches(images, self, flip=self.augment == "mirror", scales=self.scales, recorded=self.views is not None)
+
+    def _order(self, count: int, batch_size: int, *, seed: int, rank: int, world: int, drop_last: bool) -> SeekableBatches:
+        """Always the same: an image and its mirror image are all its views, so that training sees what it sees without a cache."""
+        return SeekableBatches(count, batch_size, seed=seed, drop_last=drop_last, least=2, rank=rank, world=world)
+
+    def _prepared(self, images: Annotated) -> Annotated:
+        return images  # kept by those who read them, see `_Batches`
+
+    def _taken(self, images: Annotated, indices: np.ndarray) -> Annotated:  # type: ignore[override]
+        return images.take(indices)
+
+    @property
+    def _light(self) -> bool:
+        return self.in_memory
 
 
 class _Batches(Dataset[Any]):
@@ -246,7 +206,7 @@ class _Batches(Dataset[Any]):
         self.annotated, self.preparation, self.flip, self.scales = annotated, data.preparation, flip, scales
         self.recorded, self.told = recorded, told
         self._kept: dict[int, Tensor] = {}
-        self._room = _MEMORY
+        self._room = _MEMORY // max(1, data.workers)  # each process that reads keeps its own
 
     def __len__(self) -> int:
         return len(self.annotated)
@@ -289,7 +249,7 @@ class _Batches(Dataset[Any]):
     def _pixels(self, index: int) -> Tensor:
         if index in self._kept:
             return self._kept[index]
-        pixels = as_pixels(self.annotated.images.image(index))
+        pixels = as_pixels(self.annotated.image(index))
         if self.scales is None:
             pixels = self.preparation.fit(pixels)
         if pixels.nbytes <= self._room:

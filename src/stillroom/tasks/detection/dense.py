@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from stillroom.engine.distributed import world_size
+from stillroom.engine.distributed import averaged, world_size
 from stillroom.tasks.detection.outputs import Outputs
 
 
@@ -132,15 +132,6 @@ def dense_targets(
         matched_BA,
         tuple(zip(boxes, labels, strict=True)),
     )
-
-
-def averaged(normaliser: Tensor) -> Tensor:
-    """Numbers to divide by: their mean over the processes, without gradient, so that what is divided by them adds up as in one process."""
-    normaliser = normaliser.detach().clone()
-    if world_size() > 1:
-        torch.distributed.all_reduce(normaliser)
-        normaliser /= world_size()
-    return normaliser
 
 
 def averaged_count(count: Tensor) -> Tensor:

@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.ops import sigmoid_focal_loss
 
+from stillroom.engine.distributed import averaged
 from stillroom.errors import InputError
-from stillroom.tasks.detection.dense import averaged, averaged_count
+from stillroom.tasks.detection.dense import averaged_count
 from stillroom.tasks.detection.outputs import Objects
 from stillroom.tasks.detection.queries import Denoising, Pairs, QueryDetector, QueryOutputs, QueryTargets, in_float32, relative_boxes
 

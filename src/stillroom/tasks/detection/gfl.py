@@ -15,11 +15,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from stillroom.engine.distributed import averaged
 from stillroom.losses.detection import distribution_focal_loss, quality_focal_loss
 from stillroom.tasks.detection.atss import atss, valuable_region
 from stillroom.tasks.detection.backbones import Pyramid, strides_of
 from stillroom.tasks.detection.boxes import boxes_from_distances, distances_to_boxes, expected_distances, paired_iou
-from stillroom.tasks.detection.dense import Assigner, DenseOutputs, DenseTargets, ImageTargets, averaged, averaged_count, on_image
+from stillroom.tasks.detection.dense import Assigner, DenseOutputs, DenseTargets, ImageTargets, averaged_count, on_image
 from stillroom.tasks.detection.detector import DenseDetector
 from stillroom.tasks.detection.outputs import Objects
 

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-import json
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from PIL import Image
+from torch import nn
 
-from stillroom.engine.run.stage import write_atomic
-from stillroom.errors import InputError
+from stillroom.engine.card import Card, Described, read_card, write_card
+from stillroom.engine.export import ExportSpec
 from stillroom.tasks.detection.backbones import pad_batch
 from stillroom.tasks.detection.detector import Detector
+from stillroom.tasks.detection.export import export_spec
 from stillroom.tasks.detection.models import TASK, build_detector
 from stillroom.tasks.detection.preparation import Preparation, rescaled
+from stillroom.tasks.images.loaded import Unreadable, accelerated, described, opened
 from stillroom.tasks.images.stores import read_image
 
 THRESHOLD = 0.3  # of a score, for people to look at
@@ -28,12 +31,34 @@ class Found:
     Attributes:
         label: name of its class.
         score: in [0, 1].
-        box: (x1, y1, x2, y2) in pixels of the image.
+        box: (x1, y1, x2, y2) in pixels of the upright image.
     """
 
     label: str
     score: float
     box: tuple[float, float, float, float]
+
+
+@dataclass(frozen=True)
+class Detected:
+    """What was found in one image.
+
+    Attributes:
+        file: the image.
+        objects: best first.
+    """
+
+    file: Path
+    objects: tuple[Found, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """The objects."""
+        return {"objects": [{"class": one.label, "score": one.score, "box": list(one.box)} for one in self.objects]}
+
+    def rows(self) -> list[list[str]]:
+        """One for each object."""
+        rows = [[one.label, f"{one.score:.2f}", ", ".join(f"{side:.1f}" for side in one.box)] for one in self.objects]
+        return rows or [["nothing", "", ""]]
 
 
 @dataclass(frozen=True)
@@ -44,11 +69,16 @@ class LoadedDetector:
         network: in eval mode.
         preparation: how an image becomes its input.
         classes: their names, in the order of the logits.
+        card: what the run says about it.
     """
 
     network: Detector[Any, Any]
     preparation: Preparation
     classes: tuple[str, ...]
+    card: Card
+
+    kind: ClassVar[str] = "a detector"
+    options: ClassVar[dict[str, Any]] = {"threshold": THRESHOLD}
 
     @torch.no_grad()
     def detect(self, image: Image.Image | str | Path, *, threshold: float = THRESHOLD) -> list[Found]:
@@ -68,31 +98,37 @@ class LoadedDetector:
         rows = zip(found.labels.tolist(), found.scores.tolist(), boxes.tolist(), strict=True)
         return [Found(self.classes[label], score, (x1, y1, x2, y2)) for label, score, (x1, y1, x2, y2) in rows if score > threshold]
 
+    def columns(self, threshold: float = THRESHOLD) -> list[str]:
+        """Of `Detected.rows`."""
+        return ["class", "score", "box (x1, y1, x2, y2)"]
+
+    def predict(self, files: Sequence[Path], *, unreadable: Unreadable, threshold: float = THRESHOLD) -> Iterator[Detected]:
+        """The objects of each file; see `Student`. The network is moved to the accelerator, if there is one."""
+        accelerated(self.network)
+        for file, found in opened(files, lambda file: self.detect(file, threshold=threshold), unreadable):
+            yield Detected(file, tuple(found))
+
+    def export_spec(self) -> ExportSpec:
+        """See `detection.export`."""
+        return export_spec(self.network, self.preparation, self.card)
+
 
 def load(run: str | Path, *, trust_pickle: bool = False) -> LoadedDetector:
     """The student that a detection run shipped.
 
     Args:
         run: the folder that `stillroom run` wrote.
-        trust_pickle: read weights that are pickles.
+        trust_pickle: also run the code that its `student.json` names, and read weights that are pickles.
 
     Raises:
-        InputError: the folder holds no finished detection run, or a damaged one.
+        InputError: the folder holds no finished detection run, a damaged one, or one that wants to be trusted.
     """
-    card = Path(run) / "student.json"
-    if not card.is_file():
-        raise InputError("run", str(run), "the folder of a finished run, which holds student.json and student.safetensors")
-    try:
-        described = json.loads(card.read_text(encoding="utf-8"))
-        classes, preparation = tuple(map(str, described["classes"])), Preparation.from_json(described["transform"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise InputError("run", str(card), "JSON with the student's classes and transform") from error
-    built = build_detector(str(run), num_classes=len(classes), trust_pickle=trust_pickle, argument="run")
-    built.network.eval()
-    return LoadedDetector(built.network, preparation, classes)
+    card = read_card(run, trust_pickle=trust_pickle)
+    classes, preparation = described(card, Preparation.from_json)
+    built = build_detector(str(card.folder.resolve()), num_classes=len(classes), trust_pickle=trust_pickle, argument="run")
+    return LoadedDetector(built.network.eval(), preparation, classes, card)
 
 
-def ship(folder: Path, model: str, described: dict[str, Any]) -> None:
+def ship(folder: Path, network: nn.Module, model: str, data: Described) -> None:
     """Writes `student.json`: the model, its classes, and how images are prepared."""
-    card = {"task": TASK, "model": model.partition("@")[0], "num_classes": len(described["classes"]), **described}
-    write_atomic(folder / "student.json", json.dumps(card, indent=1))
+    write_card(folder, TASK, model, data)

@@ -7,9 +7,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
+from stillroom.engine.distributed import gathered
 from stillroom.errors import InputError
 
 Details = dict[str, np.ndarray]
@@ -89,11 +89,7 @@ class DetectionEvaluator:
         return {"ids": np.concatenate(ids), **{name: np.concatenate(parts) for name, parts in columns.items()}}
 
     def _all(self) -> dict[int, dict[str, np.ndarray]]:
-        if not (dist.is_available() and dist.is_initialized()):
-            return self._rows
-        gathered: list[Any] = [None] * dist.get_world_size()
-        dist.all_gather_object(gathered, self._rows)
-        return {image: row for part in gathered for image, row in part.items()}
+        return {image: row for part in gathered(self._rows) for image, row in part.items()}
 
 
 def average_precision(rows: Sequence[Mapping[str, np.ndarray]]) -> dict[str, float]:
@@ -129,7 +125,8 @@ def class_precision(rows: Sequence[Mapping[str, np.ndarray]], num_classes: int) 
 def _collected(rows: Sequence[Mapping[str, np.ndarray]], **options: Any) -> Any:
     from torchmetrics.detection import MeanAveragePrecision
 
-    metric = MeanAveragePrecision(backend="faster_coco_eval", **options)
+    # the rows are those of all processes; and a page's figures are computed by one of them alone, which would wait for the others for ever
+    metric = MeanAveragePrecision(backend="faster_coco_eval", sync_on_compute=False, **options)
     metric.warn_on_many_detections = False
     for row in rows:
         found = {name: torch.from_numpy(row[name]) for name in ("boxes", "scores", "labels")}

@@ -16,19 +16,17 @@ A spec is `SOURCE[,backbone=WEIGHTS][@WEIGHTS]`, or the folder of a run:
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
-import json
-import sys
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import replace
 from typing import Any
 
 import torchvision
 from torchvision.models.detection import FCOS, FasterRCNN, RetinaNet
 
+from stillroom.engine.card import Card, read_specification
+from stillroom.engine.specification import function_of
+from stillroom.engine.task import Built
 from stillroom.engine.weights import load_weights
-from stillroom.errors import InputError, near
+from stillroom.errors import InputError, at_least, near
 from stillroom.tasks.detection import detr_models
 from stillroom.tasks.detection.backbones import PyramidMaps, TimmBackbone, adopt_backbone
 from stillroom.tasks.detection.detector import Detector
@@ -45,54 +43,35 @@ _KINDS = (
 _TORCHVISION = ("retinanet_resnet50_fpn", "fcos_resnet50_fpn", "fasterrcnn_resnet50_fpn")
 
 
-@dataclass(frozen=True)
-class BuiltDetector:
-    """A detector and where it came from.
-
-    Args:
-        network: the detector.
-        spec: what builds the same architecture again, without its weights.
-        weights: the file or folder that was loaded; None when it starts from random numbers.
-        classes: their names, when a run's folder recorded them.
-    """
-
-    network: Detector[Any, Any]
-    spec: str
-    weights: str | None
-    classes: tuple[str, ...] | None = None
-
-
-def build_detector(spec: str, *, num_classes: int, trust_pickle: bool = False, argument: str = "model") -> BuiltDetector:
+def build_detector(spec: str, *, num_classes: int, trust_pickle: bool = False, argument: str = "model") -> Built:
     """Build the detector that a spec names (see the module's docstring), and load its weights if the spec gives some.
 
     Args:
         spec: what to build.
         num_classes: C, the classes of the data.
-        trust_pickle: read weights that are pickles, which can run code as they are read.
+        trust_pickle: read weights that are pickles, which can run code as they are read; of a run's folder, also run the code that its
+            `student.json` names.
         argument: what the user calls this argument; named in errors.
 
     Raises:
         InputError: the spec is none of these, a name is unknown, or weights are missing or do not fit.
     """
-    if num_classes < 1:
-        raise InputError("num_classes", num_classes, "a whole number of at least 1")
-    source, at, weights = spec.partition("@")
-    if at and not weights:
-        raise InputError(argument, spec, "after @ a file or folder of weights")
-    classes = None
-    if (card := Path(spec) / "student.json").is_file():
-        source, weights, classes = _recorded(card, num_classes, argument)
-    source, given, backbone = source.partition(",backbone=")
+    at_least("num_classes", num_classes, 1)
+    named = read_specification(spec, trust_pickle=trust_pickle, argument=argument)
+    if named.card is not None:
+        _check(named.card, num_classes)
+    source, given, backbone = named.source.partition(",backbone=")
     network = _untrained(source, num_classes, argument)
     if given:
         adopt_backbone(network, backbone, trust_pickle=trust_pickle, argument=argument)
+    weights = named.weights
     if weights:
         # A wrapped model is looked at without its adapter: so fit its own checkpoints, and ours, whose keys begin with "model.".
         load_weights(getattr(network, "model", network), weights, trust_pickle=trust_pickle, argument=argument)
     library, _, name = source.partition("/")
     if library == "transformers" and detr_models.is_folder(name):
         weights = weights or name
-    return BuiltDetector(network, source, weights or None, classes)
+    return Built(network, replace(named, source=source).spec, weights or None, named.classes)
 
 
 def _untrained(source: str, num_classes: int, argument: str) -> Detector[Any, Any]:
@@ -114,9 +93,7 @@ def _untrained(source: str, num_classes: int, argument: str) -> Detector[Any, An
         return _wrapped(made, source, argument)
     if library == "transformers":
         return detr_models.build(name, num_classes, argument)
-    if ":" in source:
-        return _wrapped(_called(source, num_classes, argument), source, argument)
-    raise InputError(argument, source, _KINDS)
+    return _wrapped(function_of(source, argument, _KINDS)(num_classes), source, argument)
 
 
 def _wrapped(made: Any, source: str, argument: str) -> Detector[Any, Any]:
@@ -135,34 +112,9 @@ def _wrapped(made: Any, source: str, argument: str) -> Detector[Any, Any]:
     raise InputError(argument, f"{source}, which gives {type(made).__name__}", expected)
 
 
-def _called(source: str, num_classes: int, argument: str) -> Any:
-    file, _, name = source.rpartition(":")
-    try:
-        if file.endswith(".py"):
-            found = importlib.util.spec_from_file_location(Path(file).stem, Path(file))
-            if found is None or found.loader is None or not Path(file).is_file():
-                raise InputError(argument, file, "a Python file that exists")
-            module = importlib.util.module_from_spec(found)
-            sys.modules.setdefault(found.name, module)
-            found.loader.exec_module(module)
-        else:
-            module = importlib.import_module(file)
-    except ImportError as error:
-        raise InputError(argument, source, f"a module that can be imported ({error})") from None
-    if not callable(function := getattr(module, name, None)):
-        raise InputError(argument, source, f"a function {name} in {file}")
-    return function(num_classes)
-
-
-def _recorded(card: Path, num_classes: int, argument: str) -> tuple[str, str, tuple[str, ...]]:
-    """Source, weights and classes of the student in a run's folder."""
-    try:
-        described = json.loads(card.read_text(encoding="utf-8"))
-        task, model, classes = described["task"], str(described["model"]), tuple(map(str, described["classes"]))
-    except (ValueError, KeyError, TypeError) as error:
-        raise InputError(argument, str(card), "the student.json of a finished detection run") from error
-    if task != TASK:
-        raise InputError(argument, str(card.parent), f"the folder of a detection run; this one is of {task}")
-    if len(classes) != num_classes:
-        raise InputError(argument, f"{card.parent} with {len(classes)} classes", f"a run of {num_classes} classes")
-    return model, str(card.parent / "student.safetensors"), classes
+def _check(card: Card, num_classes: int) -> None:
+    """Raises InputError unless the student of a run detects so many classes."""
+    if card.task != TASK:
+        raise InputError(card.argument, str(card.folder), f"the folder of a detection run; this one is of {card.task}")
+    if card.num_classes != num_classes:
+        raise InputError(card.argument, f"{card.folder} with {card.num_classes} classes", f"a run of {num_classes} classes")

@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Mapping
 from html import escape
-from io import BytesIO
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from PIL import Image, ImageDraw
 
 from stillroom.engine.report.results import Report, Section, StageResult
-from stillroom.tasks.classification.pages import change_cell, figure
+from stillroom.tasks.detection.data import DetectionData
 from stillroom.tasks.detection.loaded import THRESHOLD
 from stillroom.tasks.detection.metrics import class_precision
 from stillroom.tasks.detection.preparation import rescaled
-
-if TYPE_CHECKING:
-    from stillroom.tasks.detection.data import DetectionData
+from stillroom.tasks.images.page_parts import change_cell, changes, data_uri, figure, heads, note, row, table
 
 _IMAGES, _CLASSES, _LARGE, _SMALL = 8, 30, 480, 192
 _COLOURS = ("#e6194b", "#3cb44b", "#4363d8", "#f58231", "#911eb4", "#008080", "#9a6324", "#808000")
@@ -38,31 +33,24 @@ def detection_sections(report: Report, data: DetectionData) -> list[Section]:
 def _by_class(report: Report, arms: Mapping[str, list[StageResult]], data: DetectionData) -> Section:
     """A row for each class, in the order of the data; the largest classes where there are many."""
     found = {name: {result.seed: 100 * _precision(result, data) for result in results} for name, results in arms.items()}
-    seeds = sorted(set(found.get(report.baseline or "", ())) & set(found.get(report.leading or "", ())))
-    changes_SC = np.array([found[report.leading or ""][seed] - found[report.baseline or ""][seed] for seed in seeds])
-    train_C, val_C = (images.objects(data.num_classes) for images in (data.source.train, data.truth))
+    changes_SC = changes(found.get(report.baseline or "", {}), found.get(report.leading or "", {}))
+    train_C, val_C = (images.objects(data.num_classes) for images in (data.trained, data.truth))
     shown = np.sort(np.argsort(-val_C, kind="stable")[:_CLASSES])
-    heads = "".join(f'<th scope="col">{escape(name)}</th>' for name in arms) + (
-        '<th scope="col" class="first">change</th>' if seeds else ""
-    )
     rows = []
     for k in shown.tolist():
         cells = [f"<td>{figure(float(np.mean([by_class[k] for by_class in by_seed.values()])))}</td>" for by_seed in found.values()]
-        if seeds:
+        if changes_SC is not None:
             cells.append(change_cell(float(changes_SC[:, k].mean()), changes_SC[:, k]))
-        rows.append(f'<tr><th scope="row">{escape(data.classes[k])}</th><td>{train_C[k]}</td><td>{val_C[k]}</td>{"".join(cells)}</tr>')
-    notes = [f"The change is that of {escape(report.leading or '')} over {escape(report.baseline or '')}."] if seeds else []
-    notes += ["Means over seeds; the change with its standard deviation over seeds."] if len(seeds) > 1 else []
-    notes += (
-        [f"The {data.num_classes - len(shown)} classes with the fewest validation boxes are left out."] if len(shown) < len(val_C) else []
-    )
-    html = (
-        "<p>AP of each class, %, and how many boxes students are trained on and measured with</p>"
-        '<div class="wide" tabindex="0" role="region" aria-label="AP by class"><table class="numbers" aria-label="AP by class">'
-        f'<thead><tr><th scope="col">class</th><th scope="col">training boxes</th><th scope="col">validation boxes</th>{heads}</tr></thead>'
-        f'<tbody>{"".join(rows)}</tbody></table></div><p class="note">{" ".join(notes)}</p>'
-    )
-    return Section("Class by class", html)
+        rows.append(row(data.classes[k], f"<td>{train_C[k]}</td><td>{val_C[k]}</td>{''.join(cells)}"))
+    notes = []
+    if changes_SC is not None:
+        notes.append(f"The change is that of {escape(report.leading or '')} over {escape(report.baseline or '')}.")
+        notes += ["Means over seeds; the change with its standard deviation over seeds."] if len(changes_SC) > 1 else []
+    if len(shown) < len(val_C):
+        notes.append(f"The {data.num_classes - len(shown)} classes with the fewest validation boxes are left out.")
+    columns = heads(["class", "training boxes", "validation boxes", *arms], change=changes_SC is not None)
+    said = "<p>AP of each class, %, and how many boxes students are trained on and measured with</p>"
+    return Section("Class by class", f"{said}{table('AP by class', columns, rows)}{note(notes)}")
 
 
 def _precision(result: StageResult, data: DetectionData) -> np.ndarray:
@@ -83,9 +71,9 @@ def _precision(result: StageResult, data: DetectionData) -> np.ndarray:
 def _met(data: DetectionData) -> Section:
     """How many images there are, how large they are, and what was found on the way."""
     source = data.source
-    shapes = sorted({shape for images in (source.train, source.val) for shape in images.shapes}, key=lambda shape: shape[0] * shape[1])
+    shapes = sorted({shape for images in (data.trained, data.truth) for shape in images.shapes}, key=lambda shape: shape[0] * shape[1])
     sizes = " to ".join(f"{width} × {height}" for height, width in dict.fromkeys((shapes[0], shapes[-1])))
-    told = [f"{len(source.train)} images to train on", f"{len(source.val)} to measure with"]
+    told = [f"{len(data.trained)} images to train on", f"{len(data.truth)} to measure with"]
     if source.teacher is not None:
         told.append(f"{len(source.teacher)} for a teacher that is trained")
     size = data.preparation.image_size
@@ -111,10 +99,10 @@ def _pictures(arms: Mapping[str, list[StageResult]], data: DetectionData) -> lis
         cells += [_figure(image, boxes, labels, data.classes, name, index) for name, (boxes, labels) in shown.items()]
         named |= {int(label) for _, labels in shown.values() for label in labels}
     legend = " &emsp;".join(f'<span style="color:{_colour(k)}">■</span>&nbsp;{escape(data.classes[k])}' for k in sorted(named))
-    note = f"Scores above {THRESHOLD:g}, of the first seed. The first validation images with an object, not picked by eye."
+    told = note([f"Scores above {THRESHOLD:g}, of the first seed.", "The first validation images with an object, not picked by eye."])
     columns = f"grid-template-columns:repeat({1 + len(arms)},minmax(0,1fr))"
-    gallery = f'<div class="gallery" style="{columns}">{"".join(cells)}</div>'
-    return [Section("Objects found", f'<p class="note">{note}</p><p>{legend}</p>{gallery}')]
+    pictures = f'<div class="gallery" style="{columns}">{"".join(cells)}</div>'
+    return [Section("Objects found", f"{told}<p>{legend}</p>{pictures}")]
 
 
 def _found(details: Mapping[str, np.ndarray], index: int, size: tuple[int, int], shape: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
@@ -131,10 +119,7 @@ def _figure(image: Image.Image, boxes: np.ndarray, labels: np.ndarray, classes: 
         draw.rectangle([float(side) * scale for side in box], outline=_colour(int(label)), width=2)
     said = f"validation image {index}, {name}: {', '.join(classes[int(label)] for label in labels) or 'nothing'}"
     boxes_said = f"{len(labels)} box{'' if len(labels) == 1 else 'es'}"
-    file = BytesIO()
-    shown.save(file, format="JPEG", quality=80)
-    source = base64.b64encode(file.getvalue()).decode()
-    picture = f'<img src="data:image/jpeg;base64,{source}" alt="{escape(said)}" loading="lazy" style="aspect-ratio:auto">'
+    picture = f'<img src="{data_uri(shown, "JPEG")}" alt="{escape(said)}" loading="lazy" style="aspect-ratio:auto">'
     return f"<figure>{picture}<figcaption><b>{escape(name)}</b> · {boxes_said}</figcaption></figure>"
 
 

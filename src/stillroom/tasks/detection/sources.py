@@ -4,25 +4,35 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 import torch
-from lightning.fabric.utilities.rank_zero import rank_zero_only
+from PIL.Image import Image as PILImage
+from torch import Tensor
 
 from stillroom.engine.loading import sample_order
-from stillroom.errors import InputError, near
+from stillroom.errors import InputError
 from stillroom.tasks.detection.files import look_at, told, upright
 from stillroom.tasks.detection.scenes import CLASSES, Scene, make_scenes
 from stillroom.tasks.images import annotations as read
-from stillroom.tasks.images.arguments import split_options
-from stillroom.tasks.images.folders import check_same, counted, warn_left_out
-from stillroom.tasks.images.stores import FileImages, Images, MemoryImages, unreadable
+from stillroom.tasks.images.sources import (
+    COCO_OPTIONS,
+    IMAGENET_STATISTICS,
+    Kind,
+    Source,
+    drops_empty,
+    held_out_share,
+    open_coco,
+    open_spec,
+    open_voc,
+    whole_numbers,
+)
+from stillroom.tasks.images.stores import FileImages, Images, MemoryImages, decodable, taken
 
 _SCENES = {"size": 48, "train": 300, "val": 300, "teacher": 3000, "seed": 0}
-_IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-_DEFAULT_VAL = "0.2"
 _LEAST = 1.0  # pixels of a box's height and width
 
 
@@ -47,15 +57,18 @@ class Annotated:
     def __len__(self) -> int:
         return len(self.boxes)
 
-    def take(self, indices: Sequence[int]) -> Annotated:
+    def image(self, index: int) -> Tensor | PILImage:
+        """One image, read now."""
+        return self.images.image(index)
+
+    def name(self, index: int) -> str:
+        """What a report calls an image."""
+        return self.images.name(index)
+
+    def take(self, indices: np.ndarray) -> Annotated:
         """The images of these indices."""
-        images = self.images
-        if isinstance(images, MemoryImages):
-            images = images.take(np.asarray(indices))
-        elif isinstance(images, FileImages):
-            images = FileImages(images.store, [images.names[i] for i in indices], images.labels[list(indices)])
         boxes, labels, crowd = ([column[i] for i in indices] for column in (self.boxes, self.labels, self.crowd))
-        return Annotated(images, boxes, labels, crowd, [self.shapes[i] for i in indices])
+        return Annotated(taken(self.images, indices), boxes, labels, crowd, [self.shapes[i] for i in indices])
 
     def objects(self, num_classes: int) -> np.ndarray:
         """How many boxes there are of each class, int64 [C]; crowds are not counted."""
@@ -63,34 +76,29 @@ class Annotated:
         return np.bincount(np.concatenate(labels), minlength=num_classes)
 
 
-@dataclass(frozen=True)
-class Source:
+@dataclass(frozen=True, kw_only=True)
+class DetectionSource(Source):
     """A data set that was found and listed.
 
     Attributes:
-        name: its kind.
-        classes: their names; label k is `classes[k]`.
-        train, val: the images.
-        mean, std: of each channel, of pixels in [0, 1].
-        fingerprint: changes when the data do.
         divisor: of the padded height and width of a batch.
-        teacher: images that a teacher is trained on, where they are others.
         counts: what was met in the files, and how often: boxes that were clipped, images that were left out, ...
     """
 
-    name: str
-    classes: tuple[str, ...]
-    train: Annotated
-    val: Annotated
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    fingerprint: str
     divisor: int = 32
-    teacher: Annotated | None = None
     counts: Mapping[str, int] = field(default_factory=dict)
 
 
-def open_source(spec: str, *, strict: bool = False, argument: str = "data") -> Source:
+class _Listed(NamedTuple):
+    """Annotated images as they lie on disk: their classes, the one split or the two, and what was asked of them."""
+
+    name: str
+    classes: tuple[str, ...]
+    parts: list[read.Annotated]
+    options: dict[str, str]
+
+
+def open_source(spec: str, *, strict: bool = False, argument: str = "data") -> DetectionSource:
     """Find and list the images that a specification names.
 
     Args:
@@ -106,41 +114,28 @@ def open_source(spec: str, *, strict: bool = False, argument: str = "data") -> S
     Raises:
         InputError: anything about it that cannot be used.
     """
-    kind, colon, rest = spec.partition(":")
-    path, options = split_options(rest if colon else spec, argument)
-    kind = kind if colon else path
-    if kind not in _OPTIONS:
-        raise InputError(argument, spec, f"one of {', '.join(_OPTIONS)}, followed by where the images are, e.g. voc:VOCdevkit/VOC2007")
-    known = _OPTIONS[kind]
-    if kind == "scenes" and colon and "=" in path:  # options alone: no path comes before them
-        path, options = "", dict(part.strip().partition("=")[::2] for part in rest.split(","))
-    for name, value in options.items():
-        if name not in known:
-            raise InputError(argument, f"{name}={value}", f"an option of {kind}: {near(name, known)}")
-    path = path if colon else ""
-    if kind == "scenes":
-        return _open_scenes(path, options, argument)
-    classes, parts = _LISTED[kind](path, options, argument)
-    return _source(kind, classes, parts, options, argument, strict=strict)
+    found = open_spec(spec, KINDS, argument, others=", followed by where the images are, e.g. voc:VOCdevkit/VOC2007")
+    return found if isinstance(found, DetectionSource) else _source(found, argument, strict=strict)
 
 
-def _open_scenes(path: str, options: dict[str, str], argument: str) -> Source:
-    if path:
-        raise InputError(argument, f"scenes:{path}", "scenes alone, or with options such as scenes:size=64,train=300")
-    numbers = dict(_SCENES)
-    for name, value in options.items():
-        if not value.isdecimal() or (name != "seed" and not int(value)):
-            raise InputError(argument, f"{name}={value}", "a whole number" if name == "seed" else "a whole number of at least 1")
-        numbers[name] = int(value)
+def _open_scenes(path: str, options: dict[str, str], argument: str) -> DetectionSource:
+    numbers = _SCENES | whole_numbers(options, argument)
     size, seed = numbers["size"], numbers["seed"]
     if size < 16:
         raise InputError(argument, f"size={size}", "at least 16 pixels")
     sides = (size // 6, size // 2)
     whole = _drawn(make_scenes(max(numbers["teacher"], numbers["train"]), size=size, sides=sides, seed=2 * seed), "train")
-    val = _drawn(make_scenes(numbers["val"], size=size, sides=sides, seed=2 * seed + 1), "val")
-    digest = hashlib.sha256(repr(sorted(numbers.items())).encode()).hexdigest()[:16]
-    train, teacher = (whole.take(range(numbers[part])) for part in ("train", "teacher"))
-    return Source("scenes", CLASSES, train, val, (0.45,) * 3, (0.25,) * 3, digest, 16, teacher)
+    return DetectionSource(
+        name="scenes",
+        classes=CLASSES,
+        train=whole.take(np.arange(numbers["train"])),
+        val=_drawn(make_scenes(numbers["val"], size=size, sides=sides, seed=2 * seed + 1), "val"),
+        mean=(0.45,) * 3,
+        std=(0.25,) * 3,
+        fingerprint=hashlib.sha256(repr(sorted(numbers.items())).encode()).hexdigest()[:16],
+        teacher=whole.take(np.arange(numbers["teacher"])),
+        divisor=16,
+    )
 
 
 def _drawn(scenes: list[Scene], split: str) -> Annotated:
@@ -151,64 +146,38 @@ def _drawn(scenes: list[Scene], split: str) -> Annotated:
     return Annotated(images, [scene.boxes for scene in scenes], [scene.labels for scene in scenes], crowd, shapes)
 
 
-Listed = tuple[tuple[str, ...], list[read.Annotated]]
+def _list_coco(path: str, options: dict[str, str], argument: str) -> _Listed:
+    return _Listed("coco", *open_coco(path, options, argument), options)
 
 
-def _list_coco(path: str, options: dict[str, str], argument: str) -> Listed:
-    images, comma, annotations = path.rpartition(",")
-    if not comma:
-        raise InputError(argument, f"coco:{path}", "coco:IMAGES,ANNOTATIONS.json")
-    classes, train = read.read_coco(images.strip(), annotations.strip(), argument)
-    parts = [train]
-    if "val_annotations" in options or "val_images" in options:
-        other, val = read.read_coco(options.get("val_images", images), options.get("val_annotations", annotations), argument)
-        check_same(classes, other, argument)
-        parts.append(val)
-    return classes, parts
+def _list_voc(path: str, options: dict[str, str], argument: str) -> _Listed:
+    parts = open_voc(path, options, argument)
+    classes = tuple(sorted({thing.name for part in parts for things in part.things for thing in things}))
+    return _Listed("voc", classes, parts, options)
 
 
-def _list_voc(path: str, options: dict[str, str], argument: str) -> Listed:
-    if not path:
-        raise InputError(argument, "voc:", "voc:ROOT")
-    known = read.voc_splits(path, argument)
-    share = "val" in options and _share(options["val"]) is not None
-    if share or not (known or "train" in options or "val" in options):
-        names = [options["train"]] if "train" in options else []
-    elif "test" in known:
-        names = [options.get("train", "trainval" if "trainval" in known else "train"), options.get("val", "test")]
-    else:
-        names = [options.get("train", "train"), options.get("val", "val")]
-    parts = read.read_voc(path, names, argument)
-    return tuple(sorted({thing.name for part in parts for things in part.things for thing in things})), parts
+KINDS: tuple[Kind[DetectionSource | _Listed], ...] = (
+    Kind("scenes", _open_scenes, tuple(_SCENES), needs_path=None),
+    Kind("coco", _list_coco, COCO_OPTIONS, needs_path="IMAGES,ANNOTATIONS.json"),
+    Kind("voc", _list_voc, ("train", "val", "empty"), needs_path="ROOT"),
+)
 
 
-_LISTED: dict[str, Callable[[str, dict[str, str], str], Listed]] = {"coco": _list_coco, "voc": _list_voc}
-_OPTIONS = {"scenes": tuple(_SCENES), "coco": ("val_images", "val_annotations", "val", "empty"), "voc": ("train", "val", "empty")}
-
-
-def _source(
-    name: str, classes: tuple[str, ...], parts: Sequence[read.Annotated], options: dict[str, str], argument: str, *, strict: bool
-) -> Source:
+def _source(listed: _Listed, argument: str, *, strict: bool) -> DetectionSource:
     """A source of one or two annotated splits; of one, a share is held out."""
-    empty = options.get("empty", "drop")
-    if empty not in ("drop", "keep"):
-        raise InputError(argument, f"empty={empty}", "drop or keep: training images without a box")
-    if len(parts) == 2 and (both := set(parts[0].names) & set(parts[1].names)):
-        raise InputError(argument, f"{len(both)} images in both splits", "splits that share none")
+    name, classes, parts, options = listed
+    drop = drops_empty(options, argument, "training images without a box")
     counts: Counter[str] = Counter()
-    found = [_with_boxes(part, classes, argument, counts) for part in _decodable(parts, argument, counts, strict=strict)]
+    found = [_with_boxes(part, classes, argument, counts) for part in _readable(parts, argument, counts, strict=strict)]
     if len(found) == 1:
-        share = _share(options.get("val", _DEFAULT_VAL))
-        if share is None:
-            raise InputError(argument, f"val={options['val']}", "a share between 0 and 1, e.g. val=0.2")
         order = sample_order(0, 0, len(found[0]))
-        held_out = max(1, round(share * len(order)))
-        found = [found[0].take(np.sort(order[held_out:]).tolist()), found[0].take(np.sort(order[:held_out]).tolist())]
+        held_out = max(1, round(held_out_share(options, argument) * len(order)))
+        found = [found[0].take(np.sort(part)) for part in (order[held_out:], order[:held_out])]
     train, val = found
-    with_target = [i for i, crowd in enumerate(train.crowd) if (crowd == 0).any()]
-    counts[f"training images without a box, {'left out' if empty == 'drop' else 'kept'}"] = len(train) - len(with_target)
+    with_target = np.array([i for i, crowd in enumerate(train.crowd) if (crowd == 0).any()], np.int64)
+    counts[f"training images without a box, {'left out' if drop else 'kept'}"] = len(train) - len(with_target)
     counts["validation images without a box, kept"] = sum(not (crowd == 0).any() for crowd in val.crowd)
-    if empty == "drop":
+    if drop:
         train = train.take(with_target)
     for images, which in ((train, "training"), (val, "validation")):
         if not len(images) or not images.objects(len(classes)).any():
@@ -221,30 +190,24 @@ def _source(
             path = annotated.images.name(index)
             digest.update(f"{path} {part.sizes[path]}".encode() + annotated.boxes[index].tobytes() + annotated.labels[index].tobytes())
             digest.update(annotated.crowd[index].tobytes())
-    return Source(name, classes, train, val, *_IMAGENET, digest.hexdigest()[:16], counts=+counts)
+    mean, std = IMAGENET_STATISTICS
+    fingerprint = digest.hexdigest()[:16]
+    return DetectionSource(name=name, classes=classes, train=train, val=val, mean=mean, std=std, fingerprint=fingerprint, counts=+counts)
 
 
-def _decodable(parts: Sequence[read.Annotated], argument: str, counts: Counter[str], *, strict: bool) -> list[read.Annotated]:
-    """The splits without the image files that cannot be decoded, as classification does it."""
-    kept: list[read.Annotated] = []
-    names: list[str] = []
-    for part in parts:
-        damaged = set(unreadable(_files(part)).tolist())
-        names += [part.names[i] for i in sorted(damaged)]
-        good = [i for i in range(len(part.names)) if i not in damaged]
-        if not good:
-            raise InputError(argument, f"{len(part.names)} images, none of which can be decoded", "at least one")
-        kept.append(
-            read.Annotated(
-                part.store, [part.names[i] for i in good], [part.things[i] for i in good], part.sizes, [part.shapes[i] for i in good]
-            )
-        )
-    if names and strict:
-        raise InputError(argument, counted(names), "none such, since strict was asked for")
-    if names and int(getattr(rank_zero_only, "rank", 0)) == 0:
-        warn_left_out(names)
+def _readable(parts: Sequence[read.Annotated], argument: str, counts: Counter[str], *, strict: bool) -> list[read.Annotated]:
+    """The splits without the image files that cannot be decoded."""
+    kept, names = decodable([_files(part) for part in parts], strict=strict, argument=argument)
     counts["image files that cannot be decoded, left out"] = len(names)
-    return kept
+    for part, good in zip(parts, kept, strict=True):
+        if not len(good):
+            raise InputError(argument, f"{len(part.names)} images, none of which can be decoded", "at least one")
+    return [
+        read.Annotated(
+            part.store, [part.names[i] for i in good], [part.things[i] for i in good], part.sizes, [part.shapes[i] for i in good]
+        )
+        for part, good in zip(parts, kept, strict=True)
+    ]
 
 
 def _files(part: read.Annotated) -> FileImages:
@@ -277,12 +240,3 @@ def _with_boxes(part: read.Annotated, classes: tuple[str, ...], argument: str, c
         made.labels.append(labels[large])
         made.crowd.append(crowd[large])
     return made
-
-
-def _share(text: str) -> float | None:
-    """A share between 0 and 1; None for a text that is none."""
-    try:
-        value = float(text)
-    except ValueError:
-        return None
-    return value if 0 < value < 1 else None

@@ -12,10 +12,8 @@ from torch import nn
 
 from stillroom.engine import Distiller, Networks, Report, Training
 from stillroom.engine.cache import CachedTeacher
-from stillroom.engine.report.results import Section
-from stillroom.engine.report.wording import Metric
+from stillroom.engine.report.results import Metric, Section
 from stillroom.engine.task import Built
-from stillroom.errors import InputError
 from stillroom.tasks.detection.cached import EXACT, check_answer, views_of
 from stillroom.tasks.detection.data import DetectionData
 from stillroom.tasks.detection.loaded import LoadedDetector, load, ship
@@ -77,11 +75,7 @@ class Detection:
             InputError: it cannot be built, or its weights know other classes than the data have.
         """
         built = build_detector(spec, num_classes=data.num_classes, trust_pickle=trust_pickle, argument=argument)
-        if built.classes is not None and built.classes != data.classes:
-            raise InputError(
-                argument, f"{spec}, of the classes {', '.join(built.classes[:5])}", f"those of the data: {', '.join(data.classes[:5])}"
-            )
-        return built
+        return built.of_classes(data.classes, spec, argument)
 
     def supervised(self, network: nn.Module) -> Distiller:
         """The detector's own losses."""
@@ -105,7 +99,7 @@ class Detection:
 
     def ship(self, folder: Path, network: nn.Module, model: str, data: DetectionData) -> None:
         """`student.json`."""
-        ship(folder, model, {**data.describe(), "fingerprint": data.fingerprint})
+        ship(folder, network, model, data)
 
     def load(self, run: Path, *, trust_pickle: bool) -> LoadedDetector:
         """The detector that a run shipped."""

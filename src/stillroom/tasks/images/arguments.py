@@ -1,9 +1,8 @@
-"""How the arguments of data are read, whatever the task."""
+"""Arguments of image data, as they are read whatever the task: statistics of channels; and how many processors there are."""
 
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Sequence
 
 import numpy as np
@@ -12,29 +11,6 @@ from stillroom.engine.teacher import Renormalise
 from stillroom.errors import InputError
 
 Statistics = tuple[tuple[float, ...], tuple[float, ...]]
-
-
-def split_options(text: str, argument: str) -> tuple[str, dict[str, str]]:
-    """ "path,name=value" -> path and options. A comma belongs to the path unless "name=" follows it."""
-    main, *rest = re.split(r",(?=\s*[A-Za-z_]\w*=)", text)
-    options: dict[str, str] = {}
-    for part in rest:
-        name, _, value = part.strip().partition("=")
-        if name in options:
-            raise InputError(argument, part.strip(), f"the option {name} once")
-        options[name] = value.strip()
-    return main.strip(), options
-
-
-def fraction(text: str, argument: str) -> float:
-    """The share that the option `val` of a source says, above 0 and below 1."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = float("nan")
-    if not 0 < value < 1:
-        raise InputError(argument, f"val={text}", "a share between 0 and 1, e.g. val=0.2")
-    return value
 
 
 def per_channel(argument: str, given: Sequence[float] | None, default: Sequence[float]) -> tuple[float, ...]:

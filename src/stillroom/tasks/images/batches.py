@@ -1,4 +1,4 @@
-"""Batches of classified images, read whole by their draws."""
+"""Batches of labelled images, read whole by their draws."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from stillroom.tasks.images.transforms import Parameters, Transform
 
 
 class Batch(NamedTuple):
-    """Classified images.
+    """Labelled images.
 
     Attributes:
         images: float32 [B, 3, H, W], normalised.
-        labels: int64 [B], classes 0 .. C-1.
+        labels: int64 [B], classes 0 .. C-1; where an image has several labels, [B, K], 0 or 1.
         ids: int64 [B], each sample's index in its data set.
-        views: int64 [B], which recorded view of its training sample each image is (see `ImageData.replaying`); None for others.
+        views: int64 [B], which recorded view of its training sample each image is (see `ImageSetData.replaying`); None for others.
     """
 
     images: Tensor
@@ -68,7 +68,7 @@ class Batches(Dataset[Any]):
             drawn = {name: np.stack([each[name] for each in drawn_each]) for name in drawn_each[0]}
         drawn |= self.transform.draw(seeds, images_BCHW.shape[-2:])
         inputs_BCHW = self.transform.apply(images_BCHW, drawn)
-        batch = Batch(inputs_BCHW, self.labels[ids_B], ids_B, None if draws[0].view < 0 else views_B)
+        batch = Batch(inputs_BCHW, self.labels[ids_B].long(), ids_B, None if draws[0].view < 0 else views_B)
         return (batch, drawn) if self.told else batch
 
 

@@ -1,7 +1,8 @@
-"""Class folders on disk or in a zip: what files there are, which folders are splits and which are classes."""
+"""Images on disk or in a zip: which files there are, which folders are splits and which are classes."""
 
 from __future__ import annotations
 
+import glob
 import logging
 import lzma
 import os
@@ -12,6 +13,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
+from lightning.fabric.utilities.rank_zero import rank_zero_only
 
 from stillroom.errors import InputError
 
@@ -169,8 +171,9 @@ def check_same(train: Sequence[str], val: Sequence[str], argument: str) -> None:
 
 
 def warn_left_out(names: Sequence[str]) -> None:
-    """One warning for all images that a set goes without."""
-    logger.warning("left out %s", counted(names))
+    """One warning for all images that a set goes without, from one process of several."""
+    if int(getattr(rank_zero_only, "rank", 0)) == 0:
+        logger.warning("left out %s", counted(names))
 
 
 def counted(names: Sequence[str]) -> str:
@@ -198,3 +201,31 @@ def _is_image(name: str) -> bool:
 
 def _visible(name: str) -> bool:
     return not name.startswith(".") and name != "__MACOSX"
+
+
+def find_images(places: Sequence[str]) -> tuple[list[Path], list[str]]:
+    """The files that places name, each once, and the places that name none.
+
+    Args:
+        places: files, which are taken whatever they are called and whether or not they exist; folders, of which every image below
+            counts that is not hidden; and patterns such as ``photos/**/*.jpg``.
+    """
+    files: dict[Path, None] = {}
+    empty: list[str] = []
+    for place in places:
+        path = Path(place).expanduser()
+        if path.exists() or not glob.has_magic(place):
+            found = _below(path)
+        else:
+            found = [file for match in sorted(glob.glob(str(path), recursive=True)) for file in _below(Path(match))]
+        files |= dict.fromkeys(found)
+        if not found:
+            empty.append(place)
+    return list(files), empty
+
+
+def _below(path: Path) -> list[Path]:
+    if not path.is_dir():
+        return [path]
+    inside = (file for file in path.rglob("*") if file.suffix[1:].lower() in EXTENSIONS and file.is_file())
+    return sorted(file for file in inside if not any(part.startswith(".") for part in file.relative_to(path).parts))

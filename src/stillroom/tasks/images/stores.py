@@ -18,7 +18,7 @@ from torch import Tensor
 
 from stillroom.engine.loading import sample_order
 from stillroom.errors import InputError, StillroomError
-from stillroom.tasks.images.folders import Folder, Zip, warn_left_out
+from stillroom.tasks.images.folders import Folder, Zip, counted, warn_left_out
 
 _DECODED = 20_000  # images of larger sets are looked at only at both ends before a run
 _END = 32  # bytes, enough for the marks that formats begin and end with
@@ -70,9 +70,10 @@ class MemoryImages:
         """For reports: its place in the set it came from."""
         return self.names[index]
 
-    def take(self, indices: np.ndarray) -> MemoryImages:
-        """The images of the given indices."""
-        return MemoryImages(self.pixels[torch.from_numpy(indices)], self.labels[indices], [self.names[i] for i in indices.tolist()])
+    def take(self, indices: np.ndarray, labels: np.ndarray | None = None) -> MemoryImages:
+        """The images of the given indices; with labels of their own, if any are given."""
+        labels = self.labels[indices] if labels is None else labels
+        return MemoryImages(self.pixels[torch.from_numpy(indices)], labels, [self.names[i] for i in indices.tolist()])
 
 
 class FileImages:
@@ -87,6 +88,10 @@ class FileImages:
     def image(self, index: int) -> Image.Image:
         """One image, decoded now."""
         return self._decoded(self.names[index])
+
+    def take(self, indices: np.ndarray, labels: np.ndarray | None = None) -> FileImages:
+        """As `MemoryImages.take`."""
+        return FileImages(self.store, [self.names[i] for i in indices.tolist()], self.labels[indices] if labels is None else labels)
 
     def readable(self, index: int, *, ends: bool) -> bool:
         """Whether a file can be decoded.
@@ -198,12 +203,31 @@ def joined(first: Images, second: Images) -> Images:
     return JoinedImages(first, second)
 
 
-def relabelled(images: Images, indices: np.ndarray, labels: np.ndarray) -> Images:
-    """The images of the given indices, in that order, with these labels; in memory if they are now."""
-    if isinstance(images, MemoryImages):
-        taken = images.take(indices)
-        return MemoryImages(taken.pixels, labels, taken.names)
+def taken(images: Images, indices: np.ndarray, labels: np.ndarray | None = None) -> Images:
+    """The images of the given indices, in that order, renumbered from 0; with labels of their own, if any are given."""
+    if isinstance(images, MemoryImages | FileImages):
+        return images.take(indices, labels)
     return TakenImages(images, indices, labels)
+
+
+def decodable(splits: Sequence[Images], *, strict: bool, argument: str) -> tuple[list[np.ndarray], list[str]]:
+    """Which images of each set lie in files that can be decoded (see `unreadable`), and the names of all others, which one warning names.
+
+    Args:
+        splits: the sets.
+        strict: refuse sets with others.
+        argument: what errors call them.
+
+    Raises:
+        InputError: there are others, and `strict`.
+    """
+    damaged = [unreadable(images) for images in splits]
+    names = [images.name(index) for images, indices in zip(splits, damaged, strict=True) for index in indices.tolist()]
+    if names and strict:
+        raise InputError(argument, counted(names), "none such, since strict was asked for")
+    if names:
+        warn_left_out(names)
+    return [np.setdiff1d(np.arange(len(images)), indices) for images, indices in zip(splits, damaged, strict=True)], names
 
 
 def unreadable(images: Images) -> np.ndarray:

@@ -1,7 +1,8 @@
 """Multi-label classification of images: data in the usual formats, networks with label-wise embeddings, metrics, and the experiment."""
 
-from stillroom.tasks.multilabel.data import Batch, MultiLabelData
-from stillroom.tasks.multilabel.head import HeadOptions, MLDecoder
+from stillroom.modules.ml_decoder import HeadOptions, MLDecoder
+from stillroom.tasks.images.batches import Batch
+from stillroom.tasks.multilabel.data import MultiLabelData
 from stillroom.tasks.multilabel.labels import binary, full, summed_bce
 from stillroom.tasks.multilabel.loaded import LoadedMultiLabel, load
 from stillroom.tasks.multilabel.models import build_multilabel

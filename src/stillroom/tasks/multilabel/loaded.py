@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -10,31 +10,53 @@ from typing import Any, ClassVar
 from PIL import Image
 from torch import Tensor, nn
 
-from stillroom.engine.run.stage import write_atomic
+from stillroom.engine.card import Described, read_card, write_card
 from stillroom.errors import InputError
-from stillroom.tasks.classification.loaded import Loaded
-from stillroom.tasks.multilabel.head import MLDecoder
-from stillroom.tasks.multilabel.models import TASK, build_multilabel, read_card
+from stillroom.modules.ml_decoder import MLDecoder
+from stillroom.tasks.images.loaded import Ranking, Scoring, Unreadable, described
+from stillroom.tasks.multilabel.models import TASK, build_multilabel
 from stillroom.tasks.multilabel.transforms import transform_from
+
+_SURE = 0.5  # probability above which a label is given
 
 
 @dataclass(frozen=True)
-class LoadedMultiLabel(Loaded):
-    """A trained multi-label network.
+class Labelled:
+    """What a student says about one image.
 
-    Args:
-        network: in eval mode, images [B, 3, S, S] to logits [B, K].
-        transform: PIL image to a tensor [3, S, S].
-        classes: names of the labels, in the order of the logits.
+    Attributes:
+        file: the image.
+        ranking: all labels and their probabilities, the most probable first.
+        top: how many to name.
     """
 
-    exclusive: ClassVar[bool] = False
+    file: Path
+    ranking: Ranking
+    top: int
+
+    def to_json(self) -> dict[str, Any]:
+        """The labels above one half, and the most probable ones."""
+        top = [{"class": name, "confidence": probability} for name, probability in self.ranking[: self.top]]
+        return {"labels": [name for name, probability in self.ranking if probability > _SURE], "top": top}
+
+    def rows(self) -> list[list[str]]:
+        """The labels above one half, and the most probable of the others."""
+        told = [f"{name} {probability:.1%}" for name, probability in self.ranking]
+        count = sum(probability > _SURE for _, probability in self.ranking)
+        return [[", ".join(told[:count]) or "none", ", ".join(told[count : count + self.top])]]
+
+
+@dataclass(frozen=True)
+class LoadedMultiLabel(Scoring):
+    """A trained multi-label network; see `Scoring`."""
+
+    kind: ClassVar[str] = "a multi-label classifier"
 
     def activation(self, logits_BK: Tensor) -> Tensor:
-        """Each label's own probability, [B, K]."""
+        """Sigmoid: each label by itself."""
         return logits_BK.sigmoid()
 
-    def labels(self, *images: Image.Image | str | Path, threshold: float = 0.5) -> list[list[str]]:
+    def labels(self, *images: Image.Image | str | Path, threshold: float = _SURE) -> list[list[str]]:
         """The labels of each image or image file whose probability is above a threshold, the most probable first.
 
         Raises:
@@ -46,33 +68,38 @@ class LoadedMultiLabel(Loaded):
             found.append([name for probability, name in ranked if probability > threshold])
         return found
 
+    def columns(self, top: int = 2) -> list[str]:
+        """Of `Labelled.rows`."""
+        return ["labels", "next"]
+
+    def predict(self, files: Sequence[Path], *, unreadable: Unreadable, top: int = 2) -> Iterator[Labelled]:
+        """The labels of each file, and the `top` most probable; see `Student`."""
+        for file, ranking in self.rankings(files, len(self.classes), unreadable):
+            yield Labelled(file, ranking, top)
+
 
 def load(run: str | Path, *, trust_pickle: bool = False) -> LoadedMultiLabel:
     """The student that a multi-label run shipped.
 
     Args:
         run: the folder that `stillroom run` wrote.
-        trust_pickle: also run the Python file inside the folder that the network is built by, if there is one.
+        trust_pickle: also run the code that its `student.json` names, and read weights that are pickles.
 
     Raises:
-        InputError: the folder holds no finished multi-label run, or a damaged one.
+        InputError: the folder holds no finished multi-label run, a damaged one, or one that wants to be trusted.
     """
-    folder = Path(run)
-    card = read_card(folder, "run")
-    try:
-        classes = tuple(str(name) for name in card["classes"])
-        size = int(card["image_size"])
-        transform = transform_from(card["transform"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise InputError("run", str(folder / "student.json"), "JSON with the student's classes and transform") from error
-    built = build_multilabel(str(folder.resolve()), num_classes=len(classes), image_size=size, trust_pickle=trust_pickle, argument="run")
-    return LoadedMultiLabel(built.network.eval(), transform, classes)
+    card = read_card(run, trust_pickle=trust_pickle)
+    classes, transform = described(card, transform_from)
+    size = card.parsed(lambda content: int(content["image_size"]), "image_size")
+    built = build_multilabel(
+        str(card.folder.resolve()), num_classes=len(classes), image_size=size, trust_pickle=trust_pickle, argument="run"
+    )
+    return LoadedMultiLabel(built.network.eval(), transform, classes, card)
 
 
-def ship(folder: Path, network: nn.Module, model: str, described: dict[str, Any]) -> None:
+def ship(folder: Path, network: nn.Module, model: str, data: Described) -> None:
     """Writes `student.json`: the model, its head, its labels, and how images are prepared."""
     head = getattr(network, "head", None)
     if not isinstance(head, MLDecoder):
         raise InputError("network", type(network).__name__, "a network that `build_multilabel` built: its head must be described")
-    card = {"task": TASK, "model": model, "num_classes": len(described["classes"]), "head": head.options.to_json(), **described}
-    write_atomic(folder / "student.json", json.dumps(card, indent=1))
+    write_card(folder, TASK, model, data, head=head.options.to_json())

@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from torch import Tensor
 from torchmetrics import MetricCollection
 from torchmetrics.classification import MultilabelAveragePrecision, MultilabelF1Score
 
-from stillroom.engine.report.wording import Metric
+from stillroom.engine.distributed import gather_samples
+from stillroom.engine.report.results import Metric
 from stillroom.errors import InputError
 
 Details = dict[str, np.ndarray]
@@ -110,13 +110,8 @@ class MultiLabelEvaluator:
         With several processes all of them must call it.
         """
         shapes = (0,), (0, self.num_classes), (0, self.num_classes)
-        columns = [torch.cat(column).cpu().numpy() for column in zip(*self._rows, strict=True)] or [np.empty(s, np.int64) for s in shapes]
-        if dist.is_available() and dist.is_initialized():
-            gathered: list[Any] = [None] * dist.get_world_size()
-            dist.all_gather_object(gathered, columns)
-            columns = [np.concatenate(parts) for parts in zip(*gathered, strict=True)]
-        _, first = np.unique(columns[0], return_index=True)
-        return dict(zip(("ids", "labels", "scores"), (column[first] for column in columns), strict=True))
+        columns = gather_samples(self._rows) or [np.empty(s, np.int64) for s in shapes]
+        return dict(zip(("ids", "labels", "scores"), columns, strict=True))
 
     def reset(self) -> None:
         """Forget everything, for the next pass."""

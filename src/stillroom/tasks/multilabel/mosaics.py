@@ -14,7 +14,7 @@ from torchvision.transforms.v2.functional import pil_to_tensor
 
 from stillroom.engine.loading import sample_seeds, uniforms
 from stillroom.errors import InputError
-from stillroom.tasks.classification.sources import open_source
+from stillroom.tasks.images.classified import open_source
 from stillroom.tasks.images.stores import Images
 
 _SPLITS = {"train": 0, "val": 1, "teacher": 2}

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from stillroom.errors import InputError
 from stillroom.modules.convolutions import conv_unit, initialise_convolutions
-from stillroom.tasks.multilabel.head import MLDecoder
+from stillroom.modules.ml_decoder import MLDecoder
 
 EMBEDDINGS = "head.decoder"  # module path of the label-wise embeddings
 
@@ -31,30 +31,6 @@ class MultiLabelNetwork(nn.Module):
         """[B, 3, H, W] -> [B, K]."""
         logits: Tensor = self.head(self.backbone(images))
         return logits
-
-
-class FeatureMap(nn.Module):
-    """Any network's features as maps [B, C, h, w]; tokens [B, N, C] become a map [B, C, N, 1].
-
-    Args:
-        network: images -> maps, channels first or last, or tokens.
-        channels: C.
-        name: if the network answers with a dict, what the maps are called in it.
-    """
-
-    def __init__(self, network: nn.Module, channels: int, name: str | None = None) -> None:
-        super().__init__()
-        self.network, self.channels, self.name = network, channels, name
-
-    def forward(self, images: Tensor) -> Tensor:
-        """[B, 3, H, W] -> [B, C, h, w]."""
-        features = self.network(images)
-        features = features if self.name is None else features[self.name]
-        if features.ndim == 3:
-            features = features.transpose(1, 2).unsqueeze(-1)
-        elif features.shape[1] != self.channels:
-            features = features.permute(0, 3, 1, 2)
-        return features
 
 
 class StridedNet(nn.Module):

@@ -11,11 +11,10 @@ from PIL import Image
 from torchmetrics.functional.classification import multilabel_average_precision
 
 from stillroom.engine.report.results import Report, Section, StageResult
-from stillroom.tasks.classification.pages import change_cell, data_uri, figure
+from stillroom.tasks.images.page_parts import card, change_cell, changes, figure, gallery, heads, mean_over_seeds, note, row, table
 
 _ROWS = 30
 _IMAGES = 6
-_TINY = 64  # pixels; images up to this size are enlarged without smoothing
 
 
 def multilabel_sections(report: Report, classes: Sequence[str], image_of: Callable[[int], Image.Image]) -> list[Section]:
@@ -39,32 +38,25 @@ def multilabel_sections(report: Report, classes: Sequence[str], image_of: Callab
 def _by_label(arms: Mapping[str, list[StageResult]], report: Report, classes: Sequence[str]) -> Section:
     """A row for each label, the largest change first; means over seeds."""
     found = {name: {result.seed: _precisions(result) for result in results} for name, results in arms.items()}
-    means = {name: _mean(np.array(list(by_seed.values()))) for name, by_seed in found.items()}
+    means = {name: mean_over_seeds(list(by_seed.values())) for name, by_seed in found.items()}
     images_K = next(iter(arms.values()))[0].details["labels"].sum(0)
-    before, after = found.get(report.baseline or "", {}), found.get(report.leading or "", {})
-    seeds = sorted(set(before) & set(after)) if report.baseline != report.leading else []
-    changes_SK = np.array([after[seed] - before[seed] for seed in seeds]) if seeds else None
-    change_K = next(iter(means.values())) if changes_SK is None else _mean(changes_SK)
+    compared = report.baseline != report.leading
+    changes_SK = changes(found.get(report.baseline or "", {}), found.get(report.leading or "", {})) if compared else None
+    change_K = next(iter(means.values())) if changes_SK is None else mean_over_seeds(changes_SK)
     order = np.argsort(-np.abs(np.nan_to_num(change_K)), kind="stable")
-    heads = "".join(f'<th scope="col">{escape(name)}</th>' for name in arms)
-    heads += '<th scope="col" class="first">change</th>' if changes_SK is not None else ""
     rows = []
     for k in order[:_ROWS].tolist():
         cells = [f"<td>{figure(means[name][k])}</td>" for name in arms]
         if changes_SK is not None:
             cells.append(change_cell(change_K[k], changes_SK[:, k]))
-        rows.append(f'<tr><th scope="row">{escape(classes[k])}</th><td>{images_K[k]}</td>{"".join(cells)}</tr>')
-    notes = ["Means over seeds; a change with its standard deviation over seeds."] if len(seeds) > 1 else []
+        rows.append(row(classes[k], f"<td>{images_K[k]}</td>{''.join(cells)}"))
+    several = changes_SK is not None and len(changes_SK) > 1
+    notes = ["Means over seeds; a change with its standard deviation over seeds."] if several else []
     if len(order) > _ROWS:
         notes.append(f"The {len(order) - _ROWS} labels that changed least are left out.")
-    html = (
-        "<p>Average precision of each label, %</p>"
-        '<div class="wide" tabindex="0" role="region" aria-label="Average precision by label">'
-        '<table class="numbers" aria-label="Average precision by label">'
-        f'<thead><tr><th scope="col">label</th><th scope="col">images</th>{heads}</tr></thead><tbody>{"".join(rows)}</tbody></table></div>'
-        f'<p class="note">{" ".join(notes)}</p>'
-    )
-    return Section("Label by label", html)
+    columns = heads(["label", "images", *arms], change=changes_SK is not None)
+    numbers = table("Average precision by label", columns, rows)
+    return Section("Label by label", f"<p>Average precision of each label, %</p>{numbers}{note(notes)}")
 
 
 def _precisions(result: StageResult) -> np.ndarray:
@@ -78,12 +70,6 @@ def _precisions(result: StageResult) -> np.ndarray:
     return found
 
 
-def _mean(values_SK: np.ndarray) -> np.ndarray:
-    """Over seeds; NaN where no seed knows."""
-    known_K = np.isfinite(values_SK).sum(0)
-    return np.divide(np.nansum(values_SK, 0), known_K, out=np.full(values_SK.shape[1], np.nan), where=known_K > 0)
-
-
 def _examples(
     arms: Mapping[str, list[StageResult]], report: Report, classes: Sequence[str], image_of: Callable[[int], Image.Image]
 ) -> list[Section]:
@@ -93,13 +79,12 @@ def _examples(
     if before is None or after is None or before is after or not np.array_equal(before["ids"], after["ids"]):
         return []
     wrong = [((one["scores"] > 0.5) != one["labels"]).sum(1) for one in (before, after)]
-    html = ['<p class="note">What the first seed says, at a probability of 1/2. The first images of each kind, not picked by eye.</p>']
+    html = [note(["What the first seed says, at a probability of 1/2. The first images of each kind, not picked by eye."])]
     groups = {"More labels right by distillation": wrong[1] < wrong[0], "Fewer labels right by distillation": wrong[1] > wrong[0]}
     for title, chosen_N in groups.items():
         places = np.flatnonzero(chosen_N)
-        html.append(f"<h3>{title}: {len(places)} image{'' if len(places) == 1 else 's'}</h3>")
         cards = [_card(place, first, classes, image_of(int(before["ids"][place]))) for place in places[:_IMAGES].tolist()]
-        html.append(f'<div class="gallery">{"".join(cards)}</div>' if cards else "")
+        html.append(gallery(title, len(places), cards))
     return [Section("What the models say", "".join(html))]
 
 
@@ -107,14 +92,8 @@ def _card(place: int, answers: Mapping[str, Mapping[str, np.ndarray]], classes: 
     """One image, its labels, and what each model says."""
     one = next(iter(answers.values()))
     true = [escape(classes[k]) for k in np.flatnonzero(one["labels"][place]).tolist()]
-    lines = [f"<dt>{escape(name)}</dt><dd>{_said(found, place, classes)}</dd>" for name, found in answers.items()]
-    tiny = ' class="tiny"' if max(image.size) <= _TINY else ""
-    names = ", ".join(true) or "no label"
-    number = int(one["ids"][place])
-    return (
-        f'<figure><img{tiny} src="{data_uri(image)}" alt="validation image {number}, {names}" loading="lazy">'
-        f"<figcaption><b>{names}</b> · no. {number}<dl>{''.join(lines)}</dl></figcaption></figure>"
-    )
+    said = {name: _said(found, place, classes) for name, found in answers.items()}
+    return card(image, int(one["ids"][place]), ", ".join(true) or "no label", said)
 
 
 def _said(found: Mapping[str, np.ndarray], place: int, classes: Sequence[str]) -> str:

@@ -9,7 +9,7 @@ from stillroom.engine.distributed import world_size
 from stillroom.tasks.multilabel.labels import summed_bce
 
 if TYPE_CHECKING:
-    from stillroom.tasks.multilabel.data import Batch
+    from stillroom.tasks.images.batches import Batch
 
 
 class MultiLabelDistiller(Distiller):

@@ -12,12 +12,12 @@ from torch import nn
 
 from stillroom.engine import Distiller, Networks, Progress, Report, Training
 from stillroom.engine.cache import CachedTeacher
-from stillroom.engine.report.results import Section
-from stillroom.engine.report.wording import Metric
+from stillroom.engine.report.results import Metric, Section
 from stillroom.engine.task import Built
 from stillroom.errors import InputError
+from stillroom.modules.ml_decoder import HeadOptions
+from stillroom.tasks.images.cached import check_views, drawn_views
 from stillroom.tasks.multilabel.data import MultiLabelData
-from stillroom.tasks.multilabel.head import HeadOptions
 from stillroom.tasks.multilabel.loaded import LoadedMultiLabel, load, ship
 from stillroom.tasks.multilabel.metrics import METRICS, agreement
 from stillroom.tasks.multilabel.models import build_multilabel
@@ -145,24 +145,20 @@ class MultiLabel:
             trust_pickle=trust_pickle,
             argument=argument,
         )
-        if built.classes is not None and built.classes != data.classes:
-            differs = next(f"{a} and {b}" for a, b in zip(built.classes, data.classes, strict=True) if a != b)
-            raise InputError(argument, f"{spec}, whose labels are not those of the data ({differs})", "a network of the same labels")
         check_embeddings(built.network, argument)
-        return built
+        return built.of_classes(data.classes, spec, argument)
 
     def supervised(self, network: nn.Module) -> Distiller:
         """Binary cross-entropy with the labels."""
         return Supervised(network)
 
     def views(self, data: MultiLabelData, asked: int | None) -> int:
-        """One view: the image as it is prepared; InputError where more are asked for without augmentation."""
-        if data.augment == "none" and (asked or 1) > 1:
-            raise InputError("views", asked, "1: without augmentation all views of an image are the same")
-        return asked if asked is not None else 1 if data.augment == "none" else 8
+        """As many random views as are asked for, by default 8; without augmentation one."""
+        return drawn_views(data.augment, asked)
 
     def check_cache(self, teacher: CachedTeacher, data: MultiLabelData) -> None:
-        """Nothing to look at."""
+        """Whether this version of the libraries draws the views that the cache has answers to."""
+        check_views(teacher, data)
 
     def compare(self, details: dict[str, np.ndarray], reference: dict[str, np.ndarray]) -> dict[str, float]:
         """How many decisions two models make alike on the validation images, in %: ``agreement``."""
@@ -174,7 +170,7 @@ class MultiLabel:
 
     def ship(self, folder: Path, network: nn.Module, model: str, data: MultiLabelData) -> None:
         """`student.json`."""
-        ship(folder, network, model, {**data.describe(), "fingerprint": data.fingerprint})
+        ship(folder, network, model, data)
 
     def load(self, run: Path, *, trust_pickle: bool) -> LoadedMultiLabel:
         """The network that a run shipped."""

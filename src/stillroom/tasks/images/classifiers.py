@@ -3,8 +3,7 @@
 A spec is `SOURCE[@WEIGHTS]`, or the folder of a run:
 
 - SOURCE is `timm/NAME`, `torchvision/NAME`, `stillroom/NAME` (`networks.NETWORKS`), `package.module:function` or `file.py:function`;
-  runs record two more: `novel:SOURCE,...`, a network that has found classes besides those it was taught (`novel`), and
-  `shared:SOURCE,...`, one that ends in another's classifier (`shared_classifier`);
+  runs of methods whose students are composed of several networks record others (`engine.specification.composed`);
 - WEIGHTS is a file or a folder of weights, or the word `pretrained`: what timm and torchvision publish under that name;
 - a run's folder holds `student.json`, which says what the student is, and `student.safetensors`.
 """
@@ -12,52 +11,30 @@ A spec is `SOURCE[@WEIGHTS]`, or the folder of a run:
 from __future__ import annotations
 
 import difflib
-import importlib
-import importlib.util
 import inspect
-import json
-import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from pathlib import Path
-from types import ModuleType
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from stillroom.engine.card import Card, read_specification
+from stillroom.engine.specification import composed, function_of
+from stillroom.engine.task import Built
 from stillroom.engine.weights import load_weights
-from stillroom.errors import InputError, near
-from stillroom.tasks.classification import novel
-from stillroom.tasks.classification.networks import NETWORKS
-from stillroom.tasks.classification.shared_classifier import PREFIX, Shared
+from stillroom.errors import InputError, at_least, near
+from stillroom.modules.projectors import probing
+from stillroom.tasks.images.networks import NETWORKS
 
 GRAMMAR = (
     "timm/NAME, torchvision/NAME, stillroom/NAME, package.module:function or file.py:function, each with @weights if wanted, "
     "or the folder of a run"
 )
-LIBRARIES = ("timm/", "torchvision/", "stillroom/")
 PRETRAINED = "pretrained"
 # these two return three logits in training unless they are told not to
 _AUXILIARY_HEADS = ("googlenet", "inception_v3")
 _SIDE = 224  # pixels of an image to learn shapes from, where the data's are not known
-
-
-@dataclass(frozen=True)
-class BuiltModel:
-    """A network and where it came from.
-
-    Args:
-        network: images [B, in_channels, H, W] -> logits [B, num_classes].
-        spec: what builds the same architecture again, without its weights: the part before `@`, or what a run's folder recorded.
-        weights: the file or folder that was loaded, or "pretrained"; None when the network starts from random numbers.
-        classes: their names in the order of the logits, when a run's folder recorded them.
-    """
-
-    network: nn.Module
-    spec: str
-    weights: str | None
-    classes: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -78,7 +55,7 @@ def build_classifier(
     in_channels: int = 3,
     trust_pickle: bool = False,
     argument: str = "model",
-) -> BuiltModel:
+) -> Built:
     """Build the classifier that a spec names, and load its weights if the spec gives some.
 
     Args:
@@ -88,104 +65,49 @@ def build_classifier(
         image_size: side of the images in pixels. Networks that are made for one size (vision transformers, say) are made for this one, and
             the network is tried on one image of it.
         in_channels: channels of the images.
-        trust_pickle: read weights that are pickles, which can run code as they are read; in a run's folder from elsewhere, also run the
-            Python file that its `student.json` names inside the folder.
+        trust_pickle: read weights that are pickles, which can run code as they are read; of a run's folder, also run the code that its
+            `student.json` names.
         argument: what the user calls this argument; named in errors.
 
     Raises:
         InputError: when the spec is none of these, a name is unknown, weights are missing or do not fit, published weights cannot be
             downloaded, or the network does not answer with [B, num_classes] logits.
     """
-    for name, number in (
-        ("num_classes", num_classes),
-        ("image_size", 1 if image_size is None else image_size),
-        ("in_channels", in_channels),
-    ):
-        if number < 1:
-            raise InputError(name, number, "a whole number of at least 1")
+    at_least("num_classes", num_classes, 1)
+    at_least("image_size", 1 if image_size is None else image_size, 1)
+    at_least("in_channels", in_channels, 1)
     wanted = _Wanted(num_classes, image_size, in_channels, argument)
-    if spec and not spec.startswith(LIBRARIES) and Path(spec).is_dir():  # a folder of such a name is reached as ./timm/...
-        built = _from_run(Path(spec), wanted, trust_pickle)
+    named = read_specification(spec, trust_pickle=trust_pickle, argument=argument)
+    if named.card is not None:
+        network = _recorded(named.card, wanted)
     else:
-        source, at, weights = spec.partition("@")
-        if at and not weights:
-            raise InputError(argument, spec, f"after @ a file or folder of weights, or the word {PRETRAINED}")
-        if weights == PRETRAINED:
-            built = BuiltModel(_pretrained(source, wanted), source, weights)
-        else:
-            built = BuiltModel(_untrained(source, wanted), _anywhere(source), weights or None, _classes_of(weights))
-            if weights:
-                load_weights(built.network, weights, trust_pickle=trust_pickle, argument=argument)
-    _try(built.network, spec, wanted)
-    return built
+        network = _pretrained(named.source, wanted) if named.weights == PRETRAINED else _untrained(named.source, wanted)
+    if named.weights and named.weights != PRETRAINED:
+        load_weights(network, named.weights, trust_pickle=trust_pickle, argument=argument)
+    _try(network, spec, wanted)
+    return Built(network, named.spec, named.weights or None, named.classes)
 
 
-def _classes_of(weights: str) -> tuple[str, ...] | None:
-    """The names of the classes that weights were trained for, where they lie in a run's folder."""
-    try:
-        return tuple(map(str, json.loads((Path(weights) / "student.json").read_text(encoding="utf-8"))["classes"]))
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-
-
-def _anywhere(source: str) -> str:
-    """A specification that means the same in another working directory: the path of a Python file made absolute."""
-    file, colon, name = source.rpartition(":")
-    composed = source.startswith((novel.PREFIX, PREFIX))
-    return f"{Path(file).resolve()}{colon}{name}" if file.endswith(".py") and not composed else source
-
-
-def _from_run(folder: Path, wanted: _Wanted, trust_pickle: bool) -> BuiltModel:
-    """The student that a run left in its folder."""
-    card_path = folder / "student.json"
-    if not card_path.is_file():
-        raise InputError(wanted.argument, str(folder), "the folder of a finished run, which holds student.json and student.safetensors")
-    try:
-        card = json.loads(card_path.read_text(encoding="utf-8"))
-        task = card.get("task", "classification")
-        source, num_classes = str(card["model"]).partition("@")[0], int(card["num_classes"])
-        image_size = int(card["image_size"]) if "image_size" in card else wanted.image_size
-        classes = tuple(str(name) for name in card["classes"]) if "classes" in card else None
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(wanted.argument, str(card_path), "JSON with the student's model and num_classes") from error
-    if task != "classification":
-        raise InputError(wanted.argument, f"{folder}, a student of the task {task}", "a student that classifies")
-    if num_classes != wanted.num_classes:
+def _recorded(card: Card, wanted: _Wanted) -> nn.Module:
+    """The student of a run, without its weights."""
+    if card.task != "classification":
+        raise InputError(wanted.argument, f"{card.folder}, a student of the task {card.task}", "a student that classifies")
+    if card.num_classes != wanted.num_classes:
         raise InputError(
-            wanted.argument, f"{folder}, a student of {num_classes} classes", f"a network of {wanted.num_classes} classes, as the data has"
+            wanted.argument,
+            f"{card.folder}, a student of {card.num_classes} classes",
+            f"a network of {wanted.num_classes} classes, as the data has",
         )
-    as_recorded = _Wanted(num_classes, image_size, wanted.in_channels, wanted.argument)
-    for file in _python_files(source, as_recorded):
-        if file.resolve().is_relative_to(folder.resolve()) and not trust_pickle:
-            expected = f"a run whose network is not code of the folder itself ({file}); trust_pickle=True runs that code"
-            raise InputError(wanted.argument, str(folder), expected)
-    network = _untrained(source, as_recorded)
-    weights = folder / "student.safetensors"
-    load_weights(network, weights, trust_pickle=trust_pickle, argument=wanted.argument)
-    return BuiltModel(network, source, str(weights), classes)
-
-
-def _python_files(source: str, wanted: _Wanted) -> list[Path]:
-    """The files whose code a specification without weights runs."""
-    parts: Sequence[str] = ()
-    if source.startswith(novel.PREFIX):
-        parts = [novel.NovelSpec.parse(source, wanted.argument).backbone]
-    elif source.startswith(PREFIX):
-        parts = Shared.parse(source, wanted.argument).parts()
-    if parts:
-        return [file for part in parts for file in _python_files(part, wanted)]
-    file = source.rpartition(":")[0]
-    return [Path(file)] if file.endswith(".py") else []
+    size = card.parsed(lambda content: int(content["image_size"]) if "image_size" in content else wanted.image_size, "image_size")
+    return _untrained(card.model, replace(wanted, image_size=size))
 
 
 def _untrained(source: str, wanted: _Wanted) -> nn.Module:
-    if source.startswith(novel.PREFIX):
-        spec = novel.NovelSpec.parse(source, wanted.argument)
-        return spec.build(lambda part, classes: _untrained(part, replace(wanted, num_classes=classes)), wanted.num_classes, wanted.argument)
-    if source.startswith(PREFIX):
+    whole = composed(source, wanted.argument)
+    if whole is not None:
         example = torch.zeros(1, wanted.in_channels, *[wanted.image_size or _SIDE] * 2)
-        return Shared.parse(source, wanted.argument).build(
-            lambda part: _untrained(part, wanted), wanted.num_classes, example, wanted.argument
+        return whole.build(
+            lambda part, classes: _untrained(part, replace(wanted, num_classes=classes)), wanted.num_classes, example, wanted.argument
         )
     library, _, name = source.partition("/")
     if library == "timm" and name:
@@ -194,11 +116,8 @@ def _untrained(source: str, wanted: _Wanted) -> nn.Module:
         return _torchvision(name, wanted)
     if library == "stillroom" and name:
         return _stillroom(name, wanted)
-    module, _, function = source.rpartition(":")
-    if module and function.isidentifier():
-        return _call(_function(module, function, wanted), source, wanted)
     hint = "".join(f"; is stillroom/{name} meant?" for name in difflib.get_close_matches(source, NETWORKS, n=1))
-    raise InputError(wanted.argument, source or "nothing", GRAMMAR + hint)
+    return _call(function_of(source, wanted.argument, GRAMMAR + hint), source, wanted)
 
 
 def _pretrained(source: str, wanted: _Wanted) -> nn.Module:
@@ -308,41 +227,6 @@ def _no_download(source: str, error: OSError, wanted: _Wanted) -> InputError:
     )
 
 
-def _function(module_name: str, name: str, wanted: _Wanted) -> Callable[..., Any]:
-    """The function that `package.module:function` or `file.py:function` names."""
-    module = _module_of_file(Path(module_name), wanted) if module_name.endswith(".py") else _module(module_name, wanted)
-    function = getattr(module, name, None)
-    if not callable(function):
-        public = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
-        raise InputError(wanted.argument, f"{module_name}:{name}", f"a function of {module_name}, such as {near(name, public)}")
-    return cast("Callable[..., Any]", function)
-
-
-def _module(name: str, wanted: _Wanted) -> ModuleType:
-    if not all(part.isidentifier() for part in name.split(".")):
-        raise InputError(wanted.argument, name, GRAMMAR)
-    try:
-        return importlib.import_module(name)
-    except ModuleNotFoundError as error:
-        if error.name is None or not f"{name}.".startswith(f"{error.name}."):
-            raise  # the module is there; what is missing is something that it imports
-        expected = f"an installed module ({error.name} is not found); a file works as well: path/to/file.py:function"
-        raise InputError(wanted.argument, name, expected) from error
-
-
-def _module_of_file(path: Path, wanted: _Wanted) -> ModuleType:
-    if not path.is_file():
-        raise InputError(wanted.argument, str(path), "an existing Python file")
-    name = f"stillroom_file_{path.stem}"
-    found = importlib.util.spec_from_file_location(name, path)
-    assert found is not None, "a .py file always has a loader"
-    assert found.loader is not None
-    module = importlib.util.module_from_spec(found)
-    sys.modules[name] = module  # dataclasses and pickling look the module up by its name
-    found.loader.exec_module(module)
-    return module
-
-
 def _call(function: Callable[..., Any], source: str, wanted: _Wanted) -> nn.Module:
     """Call a constructor with those of num_classes, in_channels and image_size that it accepts."""
     signature = inspect.signature(function)
@@ -370,17 +254,12 @@ def _try(network: nn.Module, spec: str, wanted: _Wanted) -> None:
     first = next(network.parameters(), torch.zeros(()))
     image = torch.zeros(1, wanted.in_channels, wanted.image_size, wanted.image_size, device=first.device, dtype=first.dtype)
     shape = f"[1, {wanted.in_channels}, {wanted.image_size}, {wanted.image_size}]"
-    modes = [(module, module.training) for module in network.modules()]
-    network.eval()
     try:
-        with torch.no_grad():
+        with probing(network, image):
             logits = network(image)
     except Exception as error:  # whatever a foreign network raises, it says that it cannot read these images
         reason = " ".join(str(error).split()) or type(error).__name__
         raise InputError(wanted.argument, spec, f"a network that reads images {shape}; this one fails ({reason})") from error
-    finally:
-        for module, training in modes:
-            module.training = training
     if not isinstance(logits, Tensor) or logits.shape != (1, wanted.num_classes):
         answer = list(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
         raise InputError(

@@ -1,18 +1,18 @@
-"""A cache of a teacher's answers as the teacher of classification."""
+"""Random views of images, to which a cache keeps a teacher's answers."""
 
 from __future__ import annotations
 
 import numpy as np
 
 from stillroom.engine.cache import CachedTeacher
+from stillroom.engine.task import CacheableData
 from stillroom.errors import InputError
-from stillroom.tasks.classification.data import ImageData
 
 _COMPARED = 8
 _VIEWS = 8
 
 
-def check_views(teacher: CachedTeacher, data: ImageData) -> None:
+def check_views(teacher: CachedTeacher, data: CacheableData) -> None:
     """Looks at the first views: are they what the cache has answers to?
 
     Raises:
@@ -28,12 +28,16 @@ def check_views(teacher: CachedTeacher, data: ImageData) -> None:
             raise InputError("teacher", got, "a cache that is built anew")
 
 
-def views_of(data: ImageData, asked: int | None) -> int:
+def drawn_views(augment: str, asked: int | None) -> int:
     """How many random views of an image a cache has answers to: as many as are asked for, by default 8; without augmentation one.
+
+    Args:
+        augment: what is random about them.
+        asked: how many are asked for; None for the default.
 
     Raises:
         InputError: more, without augmentation.
     """
-    if data.augment == "none" and (asked or 1) > 1:
+    if augment == "none" and (asked or 1) > 1:
         raise InputError("views", asked, "1: without augmentation all views of an image are the same")
-    return asked if asked is not None else 1 if data.augment == "none" else _VIEWS
+    return asked if asked is not None else 1 if augment == "none" else _VIEWS

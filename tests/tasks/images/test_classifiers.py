@@ -16,8 +16,8 @@ from safetensors.torch import save_file
 from torch import nn
 
 from stillroom.errors import InputError
-from stillroom.tasks.classification.models import build_classifier
-from stillroom.tasks.classification.networks import VGG, ResNet
+from stillroom.tasks.images.classifiers import build_classifier
+from stillroom.tasks.images.networks import VGG, ResNet
 
 NETS_PY = """
 from torch import nn

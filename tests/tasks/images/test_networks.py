@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from stillroom.errors import InputError
-from stillroom.tasks.classification.networks import NETWORKS, VGG, ConvNet, ResNet, Taps, WideResNet
+from stillroom.tasks.images.networks import NETWORKS, VGG, ConvNet, ResNet, Taps, WideResNet
 
 # one of each family, the cheapest, and where the depth changes the paths a deeper one
 FAMILIES = ("resnet8", "resnet14", "resnet8x4", "wrn_16_1", "vgg8", "vgg11", "shufflenetv2", "mobilenetv2_tiny", "mobilenetv1", "convnet4")

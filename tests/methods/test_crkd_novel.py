@@ -13,8 +13,8 @@ from torch import nn
 
 from stillroom.engine.weights import save_weights
 from stillroom.errors import InputError
+from stillroom.methods.crkd.novel import NovelClassifier, NovelHead, NovelSpec, Prototypes, headless
 from stillroom.tasks.classification import build_classifier
-from stillroom.tasks.classification.novel import NovelClassifier, NovelHead, NovelSpec, Prototypes, headless
 
 SPEC = NovelSpec("stillroom/resnet8", 4, hidden=8, projection=6, layers=2)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from stillroom.modules.convolutions import Taps, conv_unit, global_average_pool, initialise_convolutions
-from stillroom.tasks.classification.networks.resnet import stage
+from stillroom.tasks.images.networks.resnet import stage
 
 _WIDTHS = (64, 128, 256, 512)
 

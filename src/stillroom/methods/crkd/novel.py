@@ -1,13 +1,13 @@
 """Classifiers that know some classes by their labels and have found others: a backbone, a known head, a novel head.
 
-A run's `student.json` names such a network by its backbone and its heads, see `NovelSpec`.
+A run's `student.json` names such a network by its backbone and its heads, see `NovelSpec`; `catalog.BUILDERS` names this module.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import torch
@@ -173,13 +173,16 @@ class NovelSpec:
         known, hidden, projection, layers = (int(found[name]) for name in ("known", "hidden", "projection", "layers"))
         return cls(found["backbone"], known, hidden, projection, layers, float(found["temperature"]))
 
-    def build(self, make: Callable[[str, int], nn.Module], num_classes: int, argument: str) -> NovelClassifier:
-        """An untrained network.
+    def parts(self) -> tuple[str, ...]:
+        """The backbone's specification."""
+        return (self.backbone,)
 
-        Args:
-            make: builds the classifier of a specification with so many classes.
-            num_classes: L + U.
-            argument: what the user calls the network.
+    def of(self, *parts: str) -> NovelSpec:
+        """The same with another backbone."""
+        return replace(self, backbone=parts[0])
+
+    def build(self, make: Callable[[str, int], nn.Module], num_classes: int, example: Tensor, argument: str) -> NovelClassifier:
+        """An untrained network, as `engine.specification.Composed` says.
 
         Raises:
             InputError: the backbone has no head to leave out, or there are not more than L classes.
@@ -189,3 +192,6 @@ class NovelSpec:
         backbone, features = headless(make(self.backbone, self.known), self.known, argument)
         head = NovelHead(features, num_classes - self.known, hidden=self.hidden, projection=self.projection, layers=self.layers)
         return NovelClassifier(backbone, Prototypes(features, self.known), head, temperature=self.temperature)
+
+
+parse = NovelSpec.parse

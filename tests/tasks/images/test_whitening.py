@@ -5,8 +5,8 @@ import torch
 from torch import Tensor
 
 from stillroom.errors import InputError
-from stillroom.tasks.classification.networks import NETWORKS
-from stillroom.tasks.classification.networks.whitening import Jitter, Whitened, Whitening, contrast_normalised, zca
+from stillroom.tasks.images.networks import NETWORKS
+from stillroom.tasks.images.networks.whitening import Jitter, Whitened, Whitening, contrast_normalised, zca
 
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)
 

@@ -13,12 +13,12 @@ import torch
 from torch import Tensor, nn
 
 import stillroom
-from stillroom.engine.export import export
+from stillroom.engine.export import ExportSpec, export
 from stillroom.engine.weights import save_weights
 from stillroom.errors import InputError
+from stillroom.methods.kd3.shared_classifier import Connector, Shared, SharedClassifier, share_classifier, shrunk
 from stillroom.tasks.classification import build_classifier
 from stillroom.tasks.classification.layers import last_map
-from stillroom.tasks.classification.shared_classifier import Connector, Shared, SharedClassifier, share_classifier, shrunk
 from stillroom.tasks.images.transforms import describe_transform
 
 SIZE = 32
@@ -160,7 +160,7 @@ def test_code_that_lies_in_a_runs_folder_is_not_run(inside: str, tmp_path: Path)
 @pytest.mark.parametrize("format", ["onnx", "torch"])
 def test_it_is_exported(format: str, tmp_path: Path) -> None:
     made, _, _ = shared("stillroom/convnet4", "stillroom/resnet8")
-    exported = export(made, torch.randn(3, 3, SIZE, SIZE), tmp_path / f"student.{format}", format=format, metadata={"a": "b"})
+    exported = export(ExportSpec(made, torch.randn(3, 3, SIZE, SIZE), metadata={"a": "b"}), tmp_path / f"student.{format}", format=format)
     assert exported.outputs[0].difference < 1e-4
 
 

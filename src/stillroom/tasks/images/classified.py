@@ -15,8 +15,8 @@ import logging
 import pickle
 import re
 import sys
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,50 +25,32 @@ import torch
 from PIL import Image
 
 from stillroom.errors import InputError, near
-from stillroom.tasks.classification.shapes import SIZE, class_names, shape_images
-from stillroom.tasks.images.arguments import fraction, split_options
 from stillroom.tasks.images.folders import check_same, find_splits, list_classes, list_files, single_top
+from stillroom.tasks.images.shapes import SIZE, class_names, shape_images
+from stillroom.tasks.images.sources import (
+    IMAGENET_STATISTICS,
+    Kind,
+    LabelledSource,
+    held_out_share,
+    kind_of,
+    open_spec,
+    split_options,
+    whole_numbers,
+)
 from stillroom.tasks.images.stores import DatasetImages, FileImages, Images, MemoryImages, UnreadableImage, hold_out, stratified
 
 logger = logging.getLogger(__name__)
 
-IMAGENET_STATISTICS = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 CIFAR_STATISTICS = (0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)
 TINY_IMAGENET_STATISTICS = (0.4802, 0.4481, 0.3975), (0.2302, 0.2265, 0.2262)
 SMALL = 64  # pixels; images of one size up to this are trained on as they are
-_DEFAULT_VAL = 0.2
 _CIFAR = {  # folder, training files, test files, file of class names, and the two keys
     10: ("cifar-10-batches-py", [f"data_batch_{i}" for i in range(1, 6)], ["test_batch"], "batches.meta", "labels", "label_names"),
     100: ("cifar-100-python", ["train"], ["test"], "meta", "fine_labels", "fine_label_names"),
 }
 
 
-@dataclass(frozen=True)
-class Source:
-    """A data set that was found and listed.
-
-    Attributes:
-        name: its kind, e.g. "imagefolder".
-        classes: their names; label k is `classes[k]`.
-        train, val: the images.
-        image_size: height and width in pixels that networks are given by default.
-        mean, std: of each channel, of pixels in [0, 1].
-        augment: name of the default augmentation (see `transforms.AUGMENTATIONS`).
-        fingerprint: hash of classes, labels, file names and sizes; not of where the files lie, nor of every byte.
-    """
-
-    name: str
-    classes: tuple[str, ...]
-    train: Images
-    val: Images
-    image_size: int
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    augment: str
-    fingerprint: str
-
-
-def open_source(spec: str, *, argument: str = "data") -> Source:
+def open_source(spec: str, *, argument: str = "data") -> LabelledSource:
     """Find and list the images that a specification names.
 
     Args:
@@ -87,33 +69,25 @@ def open_source(spec: str, *, argument: str = "data") -> Source:
     Raises:
         InputError: anything about it that cannot be used.
     """
-    kind, colon, rest = spec.partition(":")
-    path, options = split_options(rest, argument)
-    if not colon:
-        kind, options = split_options(spec, argument)
-    if kind in _OPENERS and kind not in _EMBEDDED and not path:
-        raise InputError(argument, spec, f"{kind}:PATH")
+    kind = kind_of(spec)
     try:
-        if kind in _OPENERS:
-            return _OPENERS[kind](path, options, argument)
-        if path and (kind.endswith(".py") or (re.fullmatch(r"[\w.]+", kind) and _module_exists(kind))):
-            return _from_function(kind, path, options, argument)
+        if kind not in (known.name for known in KINDS):
+            place, _, function = spec.partition(":")
+            if function and (place.endswith(".py") or (re.fullmatch(r"[\w.]+", place) and _module_exists(place))):
+                return _from_function(place, *split_options(function, argument), argument)
+            if kind.endswith(".py"):
+                raise InputError(argument, spec, "file.py:function")
+            if Path(spec).exists():
+                raise InputError(argument, spec, f"a kind before the path, e.g. imagefolder:{spec}")
+        return open_spec(spec, KINDS, argument, others=", or package.module:function")
     except UnreadableImage as error:
         raise InputError(argument, f"{spec} ({error})", "images that can be read") from None
-    if kind.endswith(".py"):
-        raise InputError(argument, spec, "file.py:function")
-    if Path(spec).exists():
-        raise InputError(argument, spec, f"a kind before the path, e.g. imagefolder:{spec}")
-    raise InputError(argument, spec, f"one of {near(kind, _OPENERS, most=len(_OPENERS))}, or package.module:function")
 
 
 # Opening, kind by kind ----------------------------------------------------------------------------------------------------------------
 
 
-def _open_digits(path: str, options: dict[str, str], argument: str) -> Source:
-    if path:
-        raise InputError(argument, f"digits:{path}", "digits alone: it needs no path")
-    _no_options("digits", options, argument)
+def _open_digits(path: str, options: dict[str, str], argument: str) -> LabelledSource:
     from sklearn.datasets import load_digits
 
     scans = load_digits()
@@ -127,26 +101,21 @@ def _open_digits(path: str, options: dict[str, str], argument: str) -> Source:
     return _source("digits", classes, images.take(taken), images.take(left), {}, 8, ((0.306,) * 3, (0.376,) * 3), "digits")
 
 
-def _open_shapes(path: str, options: dict[str, str], argument: str) -> Source:
-    if path:
-        raise InputError(argument, f"shapes:{path}", "shapes alone, or with options: it needs no path")
-    _no_options("shapes", options, argument, known=("train", "val", "seed"))
-    train, val = (_count(options.get(name, str(default)), f"{name}=", argument) for name, default in (("train", 50), ("val", 20)))
-    seed = _count(options.get("seed", "0"), "seed=", argument, least=0)
+def _open_shapes(path: str, options: dict[str, str], argument: str) -> LabelledSource:
+    counts = {"train": 50, "val": 20, "seed": 0, **whole_numbers(options, argument)}
     # the mean and standard deviation of all 3 000 training pictures, rounded
-    images = shape_images(train, seed=seed), shape_images(val, val=True, seed=seed)
+    images = shape_images(counts["train"], seed=counts["seed"]), shape_images(counts["val"], val=True, seed=counts["seed"])
     return _source("shapes", class_names(), *images, {}, SIZE, ((0.47,) * 3, (0.29,) * 3), "digits")
 
 
-def _open_imagefolder(path: str, options: dict[str, str], argument: str) -> Source:
-    _no_options("imagefolder", options, argument, known=("val",))
+def _open_imagefolder(path: str, options: dict[str, str], argument: str) -> LabelledSource:
     store, files, folders = list_files(path, argument)
     train, val = find_splits(files, folders)
     if val is not None and "val" in options:
         raise InputError(argument, f"val={options['val']}", f"no such option, since {path} has a folder {val} of its own")
     classes, names, labels = list_classes(files, folders, train, path, argument)
     if val is None:
-        held_out = hold_out(labels, classes, fraction(options.get("val", str(_DEFAULT_VAL)), argument), argument)
+        held_out = hold_out(labels, classes, held_out_share(options, argument), argument)
         split = [FileImages(store, [names[i] for i in np.flatnonzero(part)], labels[part]) for part in (~held_out, held_out)]
     else:
         val_classes, val_names, val_labels = list_classes(files, folders, val, path, argument)
@@ -155,8 +124,7 @@ def _open_imagefolder(path: str, options: dict[str, str], argument: str) -> Sour
     return _folder_source("imagefolder", classes, split[0], split[1], files)
 
 
-def _open_imagenet(path: str, options: dict[str, str], argument: str) -> Source:
-    _no_options("imagenet", options, argument)
+def _open_imagenet(path: str, options: dict[str, str], argument: str) -> LabelledSource:
     store, files, folders = list_files(path, argument)
     train, val = find_splits(files, folders)
     if val is None:
@@ -168,8 +136,7 @@ def _open_imagenet(path: str, options: dict[str, str], argument: str) -> Source:
     return _source("imagenet", classes, *split, files, 224, IMAGENET_STATISTICS, "imagenet")
 
 
-def _open_tiny_imagenet(path: str, options: dict[str, str], argument: str) -> Source:
-    _no_options("tiny-imagenet", options, argument)
+def _open_tiny_imagenet(path: str, options: dict[str, str], argument: str) -> LabelledSource:
     store, files, folders = list_files(path, argument)
     top = single_top(files, folders)
     annotations = f"{top}val/val_annotations.txt"
@@ -191,9 +158,8 @@ def _open_tiny_imagenet(path: str, options: dict[str, str], argument: str) -> So
     return _source("tiny-imagenet", classes, *split, files, 64, TINY_IMAGENET_STATISTICS, "tiny-imagenet")
 
 
-def _open_cifar(path: str, options: dict[str, str], argument: str, *, of: int) -> Source:
+def _open_cifar(path: str, options: dict[str, str], argument: str, *, of: int) -> LabelledSource:
     kind = f"cifar{of}"
-    _no_options(kind, options, argument)
     folder, train_files, test_files, meta, label_key, names_key = _CIFAR[of]
     root = Path(path).expanduser()
     root = root if root.name == folder else root / folder
@@ -206,27 +172,18 @@ def _open_cifar(path: str, options: dict[str, str], argument: str, *, of: int) -
     return _source(kind, classes, train, val, {}, 32, CIFAR_STATISTICS, "cifar")
 
 
-def _open_cifar10(path: str, options: dict[str, str], argument: str) -> Source:
-    return _open_cifar(path, options, argument, of=10)
+KINDS = (
+    Kind("digits", _open_digits, needs_path=None),
+    Kind("shapes", _open_shapes, ("train", "val", "seed"), needs_path=None),
+    Kind("imagefolder", _open_imagefolder, ("val",)),
+    Kind("cifar10", partial(_open_cifar, of=10)),
+    Kind("cifar100", partial(_open_cifar, of=100)),
+    Kind("tiny-imagenet", _open_tiny_imagenet),
+    Kind("imagenet", _open_imagenet),
+)
 
 
-def _open_cifar100(path: str, options: dict[str, str], argument: str) -> Source:
-    return _open_cifar(path, options, argument, of=100)
-
-
-_OPENERS: dict[str, Callable[[str, dict[str, str], str], Source]] = {
-    "digits": _open_digits,
-    "shapes": _open_shapes,
-    "imagefolder": _open_imagefolder,
-    "cifar10": _open_cifar10,
-    "cifar100": _open_cifar100,
-    "tiny-imagenet": _open_tiny_imagenet,
-    "imagenet": _open_imagenet,
-}
-_EMBEDDED = ("digits", "shapes")  # these need no path
-
-
-def _from_function(place: str, function: str, options: dict[str, str], argument: str) -> Source:
+def _from_function(place: str, function: str, options: dict[str, str], argument: str) -> LabelledSource:
     spec = f"{place}:{function}"
     module = _load_file(place, argument) if place.endswith(".py") else importlib.import_module(place)
     make = getattr(module, function, None)
@@ -265,7 +222,7 @@ def _source(
     image_size: int,
     statistics: tuple[tuple[float, ...], tuple[float, ...]],
     augment: str,
-) -> Source:
+) -> LabelledSource:
     """A source with its fingerprint; `sizes`: bytes of each file."""
     digest = hashlib.sha256(repr((name, classes)).encode())
     for images in (train, val):
@@ -274,10 +231,21 @@ def _source(
             digest.update("\n".join(f"{path} {sizes[path]}" for path in images.names).encode())
         elif isinstance(images, MemoryImages):
             digest.update(images.pixels[:: max(1, len(images) // 1000)].numpy().tobytes())
-    return Source(name, classes, train, val, image_size, *statistics, augment, digest.hexdigest()[:16])
+    mean, std = statistics
+    return LabelledSource(
+        name=name,
+        classes=classes,
+        train=train,
+        val=val,
+        mean=mean,
+        std=std,
+        fingerprint=digest.hexdigest()[:16],
+        image_size=image_size,
+        augment=augment,
+    )
 
 
-def _folder_source(name: str, classes: tuple[str, ...], train: Images, val: Images, sizes: dict[str, int]) -> Source:
+def _folder_source(name: str, classes: tuple[str, ...], train: Images, val: Images, sizes: dict[str, int]) -> LabelledSource:
     """Small images of one size are used as they are, with CIFAR's augmentation; all others as ImageNet's."""
     small = _small_size(train)
     return _source(name, classes, train, val, sizes, small or 224, IMAGENET_STATISTICS, "cifar" if small else "imagenet")
@@ -391,20 +359,6 @@ def _dataset_labels(dataset: Any, spec: str, argument: str) -> np.ndarray:
 
 
 # Reading a specification ----------------------------------------------------------------------------------------------------------------
-
-
-def _no_options(kind: str, options: dict[str, str], argument: str, known: Sequence[str] = ()) -> None:
-    for name, value in options.items():
-        if name not in known:
-            raise InputError(
-                argument, f"{name}={value}", f"an option of {kind}: {near(name, known)}" if known else f"no options: {kind} takes none"
-            )
-
-
-def _count(text: str, option: str, argument: str, least: int = 1) -> int:
-    if not text.isdecimal() or int(text) < least:
-        raise InputError(argument, f"{option}{text}", f"a whole number of at least {least}")
-    return int(text)
 
 
 def _literal(text: str) -> Any:

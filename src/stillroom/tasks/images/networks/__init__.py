@@ -13,15 +13,15 @@ from functools import partial
 from torch import nn
 
 from stillroom.modules.convolutions import Taps
-from stillroom.tasks.classification.networks.convnet import ConvNet
-from stillroom.tasks.classification.networks.experts import ExpertBottleneckResNet, ExpertConvNet, ExpertNetwork, ExpertResNet
-from stillroom.tasks.classification.networks.mobilenet import MobileNetV1, MobileNetV2Tiny
-from stillroom.tasks.classification.networks.resnet import ResNet
-from stillroom.tasks.classification.networks.resnet18 import ResNetSmallStem
-from stillroom.tasks.classification.networks.shufflenet import ShuffleNetV2
-from stillroom.tasks.classification.networks.vgg import CONVOLUTIONS, VGG
-from stillroom.tasks.classification.networks.whitening import Whitened
-from stillroom.tasks.classification.networks.wrn import WideResNet
+from stillroom.tasks.images.networks.convnet import ConvNet
+from stillroom.tasks.images.networks.experts import ExpertBottleneckResNet, ExpertConvNet, ExpertNetwork, ExpertResNet
+from stillroom.tasks.images.networks.mobilenet import MobileNetV1, MobileNetV2Tiny
+from stillroom.tasks.images.networks.resnet import ResNet
+from stillroom.tasks.images.networks.resnet18 import ResNetSmallStem
+from stillroom.tasks.images.networks.shufflenet import ShuffleNetV2
+from stillroom.tasks.images.networks.vgg import CONVOLUTIONS, VGG
+from stillroom.tasks.images.networks.whitening import Whitened
+from stillroom.tasks.images.networks.wrn import WideResNet
 
 __all__ = [
     "NETWORKS",

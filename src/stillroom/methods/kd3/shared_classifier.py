@@ -4,9 +4,9 @@ KD^3's student is made so. The parts are one ordinary network from images to log
 
     shared:BACKBONE,layer=PATH,channels=C,size=HxW,factor=R[,classifier=NETWORK#PATH]
 
-BACKBONE is the specification of a network (`models.build_classifier`) of which the map at `layer` is read and what comes behind it is
-taken off; `channels` and `size` are what the connector answers with and the largest map that it is given; the classifier is linear unless
-`classifier` says of which network it is a part.
+BACKBONE is the specification of a network (`build_classifier`) of which the map at `layer` is read and what comes behind it is taken off;
+`channels` and `size` are what the connector answers with and the largest map that it is given; the classifier is linear unless
+`classifier` says of which network it is a part. `catalog.BUILDERS` names this module.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from __future__ import annotations
 import copy
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -204,17 +204,15 @@ class Shared:
         return cls(found["backbone"], found["layer"], int(found["channels"]), size, int(found["factor"]), classifier)
 
     def parts(self) -> tuple[str, ...]:
-        """The specifications of the networks that it is built from."""
+        """The backbone's specification, and that of the classifier's network where there is one."""
         return (self.backbone,) if self.classifier is None else (self.backbone, self.classifier[0])
 
-    def build(self, network: Callable[[str], nn.Module], num_classes: int, example: Tensor, argument: str) -> SharedClassifier:
-        """The network, from random numbers.
+    def of(self, *parts: str) -> Shared:
+        """The same of other networks."""
+        return replace(self, backbone=parts[0], classifier=None if self.classifier is None else (parts[1], self.classifier[1]))
 
-        Args:
-            network: builds the network of a specification.
-            num_classes: K, of a linear classifier.
-            example: an image [1, C, H, W] that the backbone reads.
-            argument: what the user calls the specification.
+    def build(self, make: Callable[[str, int], nn.Module], num_classes: int, example: Tensor, argument: str) -> SharedClassifier:
+        """The network, from random numbers, as `engine.specification.Composed` says.
 
         Raises:
             InputError: there is no such layer or classifier, or the layer has no map.
@@ -224,11 +222,14 @@ class Shared:
             classifier, path = nn.Linear(self.channels, num_classes), ""
         else:
             spec, path = self.classifier
-            classifier = part(network(spec), path, argument)
-        backbone = network(self.backbone)
+            classifier = part(make(spec, num_classes), path, argument)
+        backbone = make(self.backbone, num_classes)
         width = map_shape(backbone, self.layer, example, argument)[0]
         headless(backbone, self.layer, example, argument)
         return SharedClassifier(backbone, self.layer, Connector(width, self.channels, self.factor), classifier, self.size, path)
+
+
+parse = Shared.parse
 
 
 def part(network: nn.Module, path: str, argument: str) -> nn.Module:

@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stillroom.errors import InputError, StillroomError
+from stillroom.methods.kd3.restyle import restyled
+from stillroom.methods.kd3.web import SteadyBatches, WebData
 from stillroom.tasks.classification import ImageData
-from stillroom.tasks.classification.restyle import restyled
-from stillroom.tasks.classification.web import SteadyBatches, WebData
 from stillroom.tasks.images.stores import MemoryImages
 from tests.tasks.classification.miniatures import classes_of_pictures, picture, zipped
 

@@ -9,18 +9,17 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from lightning.fabric.utilities.rank_zero import rank_zero_only
 from PIL import Image
 
 from stillroom.engine.loading import Draw, Loader, SeekableBatches, identity, sample_order, sample_seeds
 from stillroom.errors import InputError
+from stillroom.methods.kd3.restyle import patches, restyled
 from stillroom.tasks.classification.data import ImageData
 from stillroom.tasks.classification.other_images import WithOtherTrainingImages
-from stillroom.tasks.classification.restyle import patches, restyled
-from stillroom.tasks.classification.sources import SMALL, open_source
 from stillroom.tasks.images.batches import Batches
-from stillroom.tasks.images.folders import EXTENSIONS, counted, list_files, warn_left_out
-from stillroom.tasks.images.stores import FileImages, Images, MemoryImages, TakenImages, into_memory, relabelled, unreadable
+from stillroom.tasks.images.classified import SMALL, open_source
+from stillroom.tasks.images.folders import EXTENSIONS, counted, list_files
+from stillroom.tasks.images.stores import FileImages, Images, MemoryImages, decodable, into_memory, taken
 from stillroom.tasks.images.transforms import AUGMENTATIONS, Transform, eval_transform, train_transform
 
 RESTYLED = "restyled"
@@ -147,7 +146,7 @@ def _opened(web: str | MemoryImages, data: ImageData) -> tuple[Images, str]:
     """The images of a collection, without labels, and a hash of them."""
     if isinstance(web, MemoryImages):
         content = hashlib.sha256(web.pixels.numpy().tobytes()).hexdigest()[:16]
-        return relabelled(web, np.arange(len(web)), np.full(len(web), _UNLABELLED)), content
+        return taken(web, np.arange(len(web)), np.full(len(web), _UNLABELLED)), content
     return _restyled(data) if web == RESTYLED else _collection(web, data.image_size, data.strict)
 
 
@@ -182,7 +181,7 @@ def _collection(spec: str, size: int, strict: bool) -> tuple[Images, str]:
     else:
         source = open_source(spec, argument="web")
         images, content = (
-            relabelled(source.train, np.arange(len(source.train)), np.full(len(source.train), _UNLABELLED)),
+            taken(source.train, np.arange(len(source.train)), np.full(len(source.train), _UNLABELLED)),
             source.fingerprint,
         )
     whole = len(images)
@@ -195,14 +194,7 @@ def _collection(spec: str, size: int, strict: bool) -> tuple[Images, str]:
 
 
 def _readable(images: Images, strict: bool) -> Images:
-    damaged = unreadable(images)
-    names = [images.name(index) for index in damaged.tolist()]
-    if not names:
-        return images
-    if strict:
-        raise InputError("web", counted(names), "none such, since strict was asked for")
-    if len(names) == len(images):
+    (kept,), names = decodable([images], strict=strict, argument="web")
+    if not len(kept):
         raise InputError("web", counted(names), "at least one image that can be decoded")
-    if int(getattr(rank_zero_only, "rank", 0)) == 0:
-        warn_left_out(names)
-    return TakenImages(images, np.setdiff1d(np.arange(len(images)), damaged))
+    return taken(images, kept) if names else images

@@ -11,9 +11,9 @@ from torch import fx, nn
 
 from stillroom.errors import InputError
 from stillroom.tasks.classification import build_classifier
-from stillroom.tasks.classification.networks import NETWORKS, ExpertBottleneckResNet, ExpertNetwork, ExpertResNet
-from stillroom.tasks.classification.networks.experts import CosineClassifier, ExpertBasicBlock, PaddedShortcut
-from tests.tasks.classification.test_networks import tapped
+from stillroom.tasks.images.networks import NETWORKS, ExpertBottleneckResNet, ExpertNetwork, ExpertResNet
+from stillroom.tasks.images.networks.experts import CosineClassifier, ExpertBasicBlock, PaddedShortcut
+from tests.tasks.images.test_networks import tapped
 
 SMALL = ("convnet_experts", "resnet32_experts")
 NAMES = [name for name in NETWORKS if "experts" in name]

@@ -1,0 +1,177 @@
+"""`student.json`: what a run says of the student that it left, so that it can be built again."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+from stillroom.engine.run.stage import write_atomic
+from stillroom.engine.specification import LIBRARIES, runs_code, with_files
+from stillroom.errors import InputError
+
+NAME = "student.json"
+_FIRST = "classification"  # the task of cards from before there were others
+
+Read = TypeVar("Read")
+
+
+@dataclass(frozen=True)
+class Card:
+    """What a `student.json` says.
+
+    Attributes:
+        folder: where it lies, beside the weights.
+        task: which reads the whole of it.
+        model: the network's specification, without weights.
+        num_classes: of the network.
+        classes: their names, in the order of its answers; None where they were not recorded.
+        content: everything.
+        argument: what the user calls the folder.
+    """
+
+    folder: Path
+    task: str
+    model: str
+    num_classes: int
+    classes: tuple[str, ...] | None
+    content: Mapping[str, Any]
+    argument: str
+
+    @property
+    def weights(self) -> Path:
+        """The student's."""
+        return self.folder / "student.safetensors"
+
+    def parsed(self, read: Callable[[Mapping[str, Any]], Read], what: str) -> Read:
+        """What `read` makes of the content.
+
+        Args:
+            read: may raise what Python raises of missing and of strange entries.
+            what: it reads, for the message.
+
+        Raises:
+            InputError: it cannot.
+        """
+        try:
+            return read(self.content)
+        except (KeyError, ValueError, TypeError, AttributeError) as error:
+            raise InputError(self.argument, str(self.folder / NAME), f"JSON with the student's {what}") from error
+
+
+class Described(Protocol):
+    """Data, as far as a card is concerned with them."""
+
+    @property
+    def fingerprint(self) -> str:
+        """Changes when they do."""
+
+    def describe(self) -> dict[str, Any]:
+        """What must be known to use a network that was trained on them: `classes` among it."""
+
+
+def read_card(folder: str | Path, *, trust_pickle: bool, argument: str = "run") -> Card:
+    """The card in a run's folder. What it names may be built: that runs nobody's code, or the user trusts it.
+
+    Args:
+        folder: of the run.
+        trust_pickle: it may name any function, whose module is then run.
+        argument: what the user calls the folder.
+
+    Raises:
+        InputError: there is no card, it is damaged, or it names code and is not trusted.
+    """
+    path = Path(folder) / NAME
+    if not path.is_file():
+        raise InputError(argument, str(folder), f"the folder of a finished run, which holds {NAME} and student.safetensors")
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        task, model = str(content.get("task", _FIRST)), str(content["model"]).partition("@")[0]
+        classes = tuple(map(str, content["classes"])) if "classes" in content else None
+        num_classes = len(classes) if classes is not None and "num_classes" not in content else int(content["num_classes"])
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(argument, str(path), "JSON with the student's model and num_classes") from error
+    if not trust_pickle and runs_code(model, argument):
+        raise InputError(
+            argument,
+            f"{path}, which names {model}",
+            f"a network that comes with a library ({', '.join(f'{library}NAME' for library in LIBRARIES)}); or say --trust-pickle if you "
+            "trust whoever wrote it: trust_pickle=True runs that code",
+        )
+    return Card(Path(folder), task, model, num_classes, classes, content, argument)
+
+
+def write_card(folder: Path, task: str, model: str, data: Described, **more: Any) -> None:
+    """Writes the card of a student.
+
+    Args:
+        folder: of the run.
+        task: the task's name.
+        model: the network's specification.
+        data: what it was trained on.
+        more: what the task must know besides to build it again, or to use it; plain values.
+    """
+    described = data.describe()
+    named = {"task": task, "model": model.partition("@")[0], "num_classes": len(described["classes"])}
+    write_atomic(folder / NAME, json.dumps({**named, **more, **described, "fingerprint": data.fingerprint}, indent=1))
+
+
+def task_of(folder: str | Path) -> str:
+    """The task that a run's card names; where there is none to read, whoever reads the card will say so."""
+    try:
+        content = json.loads((Path(folder) / NAME).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return _FIRST
+    return str(content.get("task", _FIRST)) if isinstance(content, dict) else _FIRST
+
+
+@dataclass(frozen=True)
+class Named:
+    """What a specification names.
+
+    Attributes:
+        source: what builds the network, without its weights.
+        weights: a file or folder, or a word of the task's; empty for none.
+        classes: that the weights were trained for, where a run's folder tells.
+        card: the run's, where the specification is a run's folder.
+    """
+
+    source: str
+    weights: str
+    classes: tuple[str, ...] | None
+    card: Card | None
+
+    @property
+    def spec(self) -> str:
+        """The source as it means the same in another working directory."""
+        return self.source if self.card is not None else with_files(self.source, Path.resolve)
+
+
+def read_specification(spec: str, *, trust_pickle: bool, argument: str) -> Named:
+    """Looks what a user's `SOURCE[@WEIGHTS]`, or the folder of a run, names.
+
+    Args:
+        spec: what was typed. A folder that is called as a library is (`LIBRARIES`) is reached as ``./timm/...``.
+        trust_pickle: see `read_card`.
+        argument: what the user calls it.
+
+    Raises:
+        InputError: nothing after an @, or a folder that `read_card` refuses.
+    """
+    if spec and not spec.startswith(LIBRARIES) and Path(spec).is_dir():
+        card = read_card(spec, trust_pickle=trust_pickle, argument=argument)
+        return Named(card.model, str(card.weights), card.classes, card)
+    source, at, weights = spec.partition("@")
+    if at and not weights:
+        raise InputError(argument, spec, "after @ a file or folder of weights")
+    return Named(source, weights, _classes_of(Path(weights)) if weights else None, None)
+
+
+def _classes_of(weights: Path) -> tuple[str, ...] | None:
+    """What a card beside weights says that they were trained for, if there is one."""
+    try:
+        return tuple(map(str, json.loads((weights / NAME).read_text(encoding="utf-8"))["classes"]))
+    except (OSError, ValueError, KeyError, TypeError):
+        return None

@@ -1,0 +1,77 @@
+"""A report as people and programs get it: a table for the terminal, `report.html` and `metrics.json`."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from stillroom.engine.report import page, wording
+from stillroom.engine.report.gains import Gain
+from stillroom.engine.report.results import SCHEMA, Report, plain
+from stillroom.engine.run.stage import write_atomic
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+
+def report_json(report: Report) -> dict[str, Any]:
+    """Everything but the task's sections as plain data, in the schema at the top of `results`."""
+    return {
+        "schema": SCHEMA,
+        "method": report.method,
+        "title": report.title,
+        "headline": wording.headline(report),
+        "primary": report.primary,
+        "higher_is_better": report.higher_is_better,
+        "teacher": report.teacher if report.teacher in report.arms else None,
+        "baseline": report.baseline,
+        "summary": {arm: plain(asdict(summary)) for arm, summary in report.summary().items()},
+        "gains": {arm: _gain_json(gain) for arm, gain in report.gains(report.baseline).items()},
+        "reference": report.reference,
+        "differences": {arm: _gain_json(gain) for arm, gain in report.gains(report.reference).items()},
+        "failed": dict(report.failed),
+        "stages": {arm: [result.to_json() for result in results] for arm, results in report.arms.items()},
+        "command": report.command,
+        "settings": plain(report.settings),
+        "versions": plain(report.versions),
+        "started": report.started,
+        "finished": report.finished,
+        "notes": list(report.notes),
+    }
+
+
+def report_table(report: Report) -> Table:
+    """The comparison for a terminal, the headline below it."""
+    from rich.table import Table
+    from rich.text import Text
+
+    cells = wording.comparison_cells(report) if report.reference or report.failed else wording.table_cells(report)
+    below = [f"{arm} failed{' with ' if arm in report.arms else ': '}{reason}" for arm, reason in report.failed.items()]
+    if report.gains(report.reference):
+        below.append(f"Differences are paired by seed, with their 95 % intervals. {wording.LEGEND}")
+    table = Table(title=Text(report.title), caption=Text("\n".join([*below, wording.headline(report)])), caption_justify="left")
+    for i, column in enumerate(cells.columns):
+        table.add_column(Text(column), justify="left" if i == 0 else "right", overflow="fold")
+    for row in cells.rows:
+        table.add_row(*map(Text, row))
+    return table
+
+
+def write_report(report: Report, folder: Path | str) -> Path:
+    """Writes `metrics.json` and `report.html` into `folder`, each whole or not at all.
+
+    Returns:
+        The page's path.
+    """
+    folder = Path(folder)
+    write_atomic(folder / "metrics.json", json.dumps(report_json(report), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    write_atomic(folder / "report.html", page.render(report))
+    return folder / "report.html"
+
+
+def _gain_json(gain: Gain) -> dict[str, Any]:
+    told = ("metric", "over", "per_seed", "interval", "clear", "verdict", "images", "image_error", "images_interval")
+    found: dict[str, Any] = plain({"mean": gain.spread.mean, "std": gain.spread.std, **{name: getattr(gain, name) for name in told}})
+    return found

@@ -1,0 +1,123 @@
+"""What a network is called: the words that all tasks share, and which of them run code.
+
+A specification is `SOURCE[@WEIGHTS]`. SOURCE names a network of a library (`LIBRARIES`), or a function of somebody's own,
+`package.module:function` or `file.py:function`; or it is composed of other sources by the builder of a method (`catalog.BUILDERS`), as runs
+record it.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Protocol, cast
+
+from torch import Tensor, nn
+
+from stillroom import catalog
+from stillroom.errors import InputError, near
+
+LIBRARIES = ("timm/", "torchvision/", "transformers/", "gfl/", "atss/", "stillroom/")  # of which Stillroom builds the networks itself
+
+
+class Composed(Protocol):
+    """A network that is built around others; as text it is its specification. A module of `catalog.BUILDERS` reads it by `parse`."""
+
+    def parts(self) -> tuple[str, ...]:
+        """The specifications of the networks that it is built from."""
+
+    def of(self, *parts: str) -> Composed:
+        """The same around other networks."""
+
+    def build(self, make: Callable[[str, int], nn.Module], num_classes: int, example: Tensor, argument: str) -> nn.Module:
+        """The network, from random numbers.
+
+        Args:
+            make: builds the classifier of a specification with so many classes.
+            num_classes: of the whole.
+            example: an input [1, ...] that the parts read.
+            argument: what the user calls the specification.
+
+        Raises:
+            InputError: the parts are not what it can be built from.
+        """
+
+
+def composed(source: str, argument: str) -> Composed | None:
+    """What a source is composed of; None where it names one network.
+
+    Raises:
+        InputError: it begins with a builder's word but does not go on as that builder reads it.
+    """
+    word, colon, _ = source.partition(":")
+    if not colon or word not in catalog.BUILDERS:
+        return None
+    made: Composed = importlib.import_module(catalog.BUILDERS[word]).parse(source, argument)
+    return made
+
+
+def runs_code(source: str, argument: str) -> bool:
+    """Whether building the network of a source runs code that is neither Stillroom's nor a library's."""
+    whole = composed(source, argument)
+    return not source.startswith(LIBRARIES) if whole is None else any(runs_code(part, argument) for part in whole.parts())
+
+
+def with_files(source: str, change: Callable[[Path], object]) -> str:
+    """The same source, but that each Python file in it is called what `change` makes of its path."""
+    whole = composed(source, "model")
+    if whole is not None:
+        return str(whole.of(*(with_files(part, change) for part in whole.parts())))
+    file, colon, name = source.rpartition(":")
+    return f"{change(Path(file))}{colon}{name}" if file.endswith(".py") else source
+
+
+def function_of(source: str, argument: str, expected: str) -> Callable[..., Any]:
+    """The function that `package.module:function` or `file.py:function` names.
+
+    Its module is run by this and only this: what a folder on disk names must have been trusted before (`card.read_card`).
+
+    Args:
+        source: what names it.
+        argument: what the user calls it.
+        expected: what could have been named, where this names no function.
+
+    Raises:
+        InputError: no such module or function.
+    """
+    place, _, name = source.rpartition(":")
+    if not place or not name.isidentifier() or source.startswith(LIBRARIES):
+        raise InputError(argument, source or "nothing", expected)
+    module = _module_of_file(Path(place), argument) if place.endswith(".py") else _module(place, argument, expected)
+    function = getattr(module, name, None)
+    if not callable(function):
+        public = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
+        raise InputError(argument, source, f"a function of {place}, such as {near(name, public)}")
+    return cast("Callable[..., Any]", function)
+
+
+def _module(name: str, argument: str, expected: str) -> ModuleType:
+    if not all(part.isidentifier() for part in name.split(".")):
+        raise InputError(argument, name, expected)
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{name}.".startswith(f"{error.name}."):
+            raise  # the module is there; what is missing is something that it imports
+        wanted = f"an installed module ({error.name} is not found); a file works as well: path/to/file.py:function"
+        raise InputError(argument, name, wanted) from error
+
+
+def _module_of_file(path: Path, argument: str) -> ModuleType:
+    if not path.is_file():
+        raise InputError(argument, str(path), "an existing Python file")
+    name = f"stillroom_file_{path.stem}"
+    found = importlib.util.spec_from_file_location(name, path)
+    assert found is not None, "a .py file always has a loader"
+    assert found.loader is not None
+    module = importlib.util.module_from_spec(found)
+    sys.modules[name] = module  # dataclasses and pickling look the module up by its name
+    found.loader.exec_module(module)
+    return module

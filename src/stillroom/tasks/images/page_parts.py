@@ -1,0 +1,114 @@
+"""Parts that the tasks' report sections are put together from: cells and tables of figures, pictures, galleries."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Mapping, Sequence
+from html import escape
+from io import BytesIO
+
+import numpy as np
+from PIL import Image
+
+_TINY = 64  # pixels; images up to this size are enlarged without smoothing
+_LARGE = 320  # pixels; larger ones are embedded at this size
+
+
+# Figures --------------------------------------------------------------------------------------------------------------------------------
+
+
+def mean_over_seeds(values: Sequence[np.ndarray] | np.ndarray) -> np.ndarray:
+    """Mean of each column [C] of the seeds' figures, without the seeds that have none (NaN); NaN where no seed has one."""
+    values_SC = np.array(values)
+    known_C = np.isfinite(values_SC).sum(0)
+    return np.divide(np.nansum(values_SC, 0), known_C, out=np.full(values_SC.shape[1], np.nan), where=known_C > 0)
+
+
+def changes(before: Mapping[int, np.ndarray], after: Mapping[int, np.ndarray]) -> np.ndarray | None:
+    """Differences of the figures [C] of the seeds that both have, [S, C]; None where there is no such seed."""
+    seeds = sorted(set(before) & set(after))
+    return np.array([after[seed] - before[seed] for seed in seeds]) if seeds else None
+
+
+def figure(value: float) -> str:
+    """A number of a table's cell; a dash for none."""
+    return f"{value:.1f}" if np.isfinite(value) else "–"
+
+
+def change_cell(mean: float, by_seed: np.ndarray) -> str:
+    """A cell with the change in points and its standard deviation over seeds."""
+    if not np.isfinite(mean):
+        return '<td class="first">–</td>'
+    text = f"{mean:+.1f}".replace("-", "−") if abs(mean) >= 0.05 else "0.0"
+    known = by_seed[np.isfinite(by_seed)]
+    spread = f" ± {known.std(ddof=1):.1f}" if len(known) > 1 else ""
+    direction = "" if text == "0.0" else " up" if mean > 0 else " down"
+    return f'<td class="first{direction}">{text}{spread}</td>'
+
+
+# Tables ---------------------------------------------------------------------------------------------------------------------------------
+
+
+def heads(names: Sequence[str], *, change: bool = False) -> str:
+    """Heads of columns; a last one for a change, if there is one."""
+    return "".join(f'<th scope="col">{escape(name)}</th>' for name in names) + (
+        '<th scope="col" class="first">change</th>' if change else ""
+    )
+
+
+def row(name: str, cells: str) -> str:
+    """A row with its head."""
+    return f'<tr><th scope="row">{escape(name)}</th>{cells}</tr>'
+
+
+def table(said: str, heads: str, rows: Sequence[str]) -> str:
+    """A table of figures, which scrolls where it is too wide; `said` is what it is called."""
+    return (
+        f'<div class="wide" tabindex="0" role="region" aria-label="{said}"><table class="numbers" aria-label="{said}">'
+        f"<thead><tr>{heads}</tr></thead><tbody>{''.join(rows)}</tbody></table></div>"
+    )
+
+
+def note(sentences: Sequence[str]) -> str:
+    """What is to be known of a table or a gallery."""
+    return f'<p class="note">{" ".join(sentences)}</p>'
+
+
+# Pictures -------------------------------------------------------------------------------------------------------------------------------
+
+
+def data_uri(image: Image.Image, format: str = "PNG") -> str:
+    """The image inside the page: as a PNG, or in another format, e.g. JPEG; a large one is made smaller as a PNG."""
+    file = BytesIO()
+    if format == "PNG":
+        shown = image if image.mode in ("L", "RGB") else image.convert("RGB")
+        if max(shown.size) > _LARGE:
+            shown = shown.copy()
+            shown.thumbnail((_LARGE, _LARGE))
+        shown.save(file, format="PNG", optimize=True)
+    else:
+        image.save(file, format=format, quality=80)
+    return f"data:image/{format.lower()};base64,{base64.b64encode(file.getvalue()).decode()}"
+
+
+def card(image: Image.Image, number: int, named: str, answers: Mapping[str, str]) -> str:
+    """A validation image with what it is, its number, and what each model says of it.
+
+    Args:
+        image: the picture.
+        number: its id.
+        named: what it is, as HTML.
+        answers: by the models' names: as HTML.
+    """
+    tiny = ' class="tiny"' if max(image.size) <= _TINY else ""
+    lines = "".join(f"<dt>{escape(name)}</dt><dd>{said}</dd>" for name, said in answers.items())
+    return (
+        f'<figure><img{tiny} src="{data_uri(image)}" alt="validation image {number}, {named}" loading="lazy">'
+        f"<figcaption><b>{named}</b> · no. {number}<dl>{lines}</dl></figcaption></figure>"
+    )
+
+
+def gallery(title: str, count: int, cards: Sequence[str]) -> str:
+    """The first of `count` images of a kind, under a heading."""
+    shown = f'<div class="gallery">{"".join(cards)}</div>' if cards else ""
+    return f"<h3>{title}: {count} image{'' if count == 1 else 's'}</h3>{shown}"

@@ -1,0 +1,61 @@
+"""The whole command on two processes, for every task and for a comparison: its numbers, and a page that the first process makes alone."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from torch import nn
+
+from tests import two_processes_job as job
+from tests.engine.test_distributed import environment
+
+
+def metrics(folder: Path) -> dict[str, Any]:
+    loaded: dict[str, Any] = json.loads((folder / "metrics.json").read_text())
+    return loaded
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What two processes wrote."""
+    out = tmp_path_factory.mktemp("two")
+    command = [sys.executable, "-m", "tests.two_processes_job", str(out), "2"]
+    done = subprocess.run(
+        command, cwd=Path(__file__).parents[1], env=environment(), capture_output=True, text=True, timeout=240, check=False
+    )
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-3000:]
+    return out
+
+
+@pytest.fixture(scope="module")
+def one(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What this process wrote."""
+    out = tmp_path_factory.mktemp("one")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(nn.BatchNorm2d, "forward", job.unnormalised)
+        job.run(out, 1)
+    return out
+
+
+@pytest.mark.parametrize("name", job.COMMANDS)
+def test_a_command_on_two_processes_ends_with_the_numbers_of_one(one: Path, two: Path, name: str) -> None:
+    assert (two / name / "report.html").exists()
+    alone, shared = metrics(one / name)["stages"], metrics(two / name)["stages"]
+    assert alone.keys() == shared.keys()
+    for arm, (stage,) in alone.items():
+        other = shared[arm][0]
+        assert other["metrics"] == pytest.approx(stage["metrics"], rel=1e-3, abs=1e-3), arm
+        for row, theirs in zip(stage["history"], other["history"], strict=True):
+            losses = {key: value for key, value in row.items() if key.startswith("train/")}
+            assert {key: theirs[key] for key in losses} == pytest.approx(losses, rel=1e-3, abs=1e-5), arm
+
+
+def test_the_detectors_found_something_to_make_a_page_of(two: Path) -> None:
+    with np.load(two / "detection/seed0/bckd/details.npz") as details:
+        assert len(details["ids"]) > 0  # else precision by class asks no metric

@@ -1,0 +1,39 @@
+"""Runs whole commands, for test_two_processes.py: OUT DEVICES. Each process of several runs this file."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from stillroom.cli import main
+
+# SGD where it can be: Adam's step forgets the size of the gradient, which is what is to be compared.
+COMMANDS = {
+    "classification": "run kd --data digits --subset 60 --val-subset 41 --batch-size 20 --epochs 2 --lr 0.01 --optimizer sgd",
+    "multilabel": "run l2d --data mosaics,train=32,val=21 --batch-size 16 --epochs 2 --optimizer sgd --lr 0.0001 --dropout 0",
+    "detection": "run bckd --data scenes:train=16,val=5,teacher=16 --batch-size 8 --epochs 3 --optimizer sgd --lr 0.02",
+    "comparison": "compare kd dkd --data digits --subset 60 --val-subset 41 --batch-size 20 --epochs 1 --lr 0.01 --optimizer sgd",
+}
+
+
+def run(out: Path, devices: int) -> None:
+    """Every command, in a folder of its name."""
+    several = ["--devices", str(devices), "--strategy", "ddp"] if devices > 1 else []
+    for name, command in COMMANDS.items():
+        words = [*command.split(), "--accelerator", "cpu", "--teacher-precision", "fp32", "--out", str(out / name), *several]
+        if code := main(words):
+            raise SystemExit(f"{name}: exit code {code}")
+
+
+def unnormalised(norm: nn.BatchNorm2d, inputs: Tensor) -> Tensor:
+    """In place of a batch norm's forward: scale and shift alone, since its statistics would be those of one process."""
+    return inputs * norm.weight[:, None, None] + norm.bias[:, None, None]
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    nn.BatchNorm2d.forward = unnormalised  # type: ignore[method-assign]
+    run(Path(sys.argv[1]), int(sys.argv[2]))
