@@ -24,10 +24,10 @@ from measuring import Turns, keep, setting, show, verdict
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from stillroom.engine.cache.bank_writer import BankPlan, write_bank
-from stillroom.engine.cache.labels import LabelFormat
 from stillroom.losses.contrast import nt_xent
 from stillroom.methods.crkd.loss import discovery_targets, relation_loss, swapped_prediction
+from stillroom.methods.ferkd.bank.labels import LabelFormat
+from stillroom.methods.ferkd.bank.writer import BankPlan, write_bank
 from stillroom.methods.ferkd.loss import soft_cross_entropy
 from stillroom.methods.ferkd.mixing import draw_mix, draw_partners, mixed
 from stillroom.methods.kd3.loss import disagreement_weight, weighted_feature_loss

@@ -32,8 +32,8 @@ from stillroom.methods.crkd.recipe import pretrained_stage
 from stillroom.methods.crkd.views import crops
 
 STUDENT, KNOWN, FEW = "stillroom/resnet8", 36, 12
-MIN_LR = 1e-3
-PRETRAINING = Training(epochs=20, lr=0.1, weight_decay=1.5e-4, schedule="cosine")
+OF_EPOCHS: dict[str, Any] = {"step_per": "epoch", "lr_floor": 1e-3}
+PRETRAINING = Training(epochs=20, lr=0.1, weight_decay=1.5e-4, schedule="cosine", **OF_EPOCHS)
 ARMS: Mapping[str, dict[str, Any]] = {
     "UNO": {"alpha": 0.0},
     "relation, w = 1": {"weighting": "constant"},
@@ -109,9 +109,9 @@ def few_novel(data: NovelClassData) -> NovelClassData:
 def discovered(lab: Lab, data: NovelClassData, regime: str, arm: str, supervised: Trained) -> tuple[Trained, DiscoveryNetwork]:
     """One arm of one regime."""
     assert isinstance(supervised.network, KnownClassifier)
-    options = {**REGIMES[regime], **ARMS[arm], "min_lr": MIN_LR}
+    options = {**REGIMES[regime], **ARMS[arm]}
     epochs = options["epochs"]
-    plan = Training(epochs=epochs, lr=0.1, weight_decay=1.5e-4, schedule="cosine", warmup_epochs=epochs // 4)
+    plan = Training(epochs=epochs, lr=0.1, weight_decay=1.5e-4, schedule="cosine", warmup_epochs=epochs // 4, **OF_EPOCHS)
     student = DiscoveryNetwork(copy.deepcopy(supervised.network), data.clusters, heads=2, hidden=128, projection=32)
     distiller = Watched(student, lab.teach(supervised), data, **options)
     shown = crops("small", data.image_size, data.mean, data.std, large=2, small=0)
@@ -139,7 +139,7 @@ def measured(seeds: Mapping[str, list[int]], out: Path) -> Iterator[tuple[Found,
         for seed in chosen:
             lab = Lab(options, seed)
             supervised = pretrained_stage(
-                lab, data.supervised(), PRETRAINING, STUDENT, shown, "small 2", temperature=0.1, min_lr=MIN_LR, trained_layers=()
+                lab, data.supervised(), PRETRAINING, STUDENT, shown, "small 2", temperature=0.1, trained_layers=()
             )
             assert isinstance(supervised.network, KnownClassifier)
             note("supervised", "test accuracy, known classes, %", seed, supervised.result.metrics["top1"])

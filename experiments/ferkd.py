@@ -27,13 +27,13 @@ from record import paired, write
 from torch import Tensor, nn
 
 from stillroom.engine import Lab, LabOptions, Losses, Teacher, Trained, Training
-from stillroom.engine.cache.bank import LabelBank
 from stillroom.methods.ferkd import Calibration, FerKD, adapted_bank
+from stillroom.methods.ferkd.bank.reader import LabelBank
+from stillroom.methods.ferkd.crops import CropRule
+from stillroom.methods.ferkd.labelling import Labelling, label_images
 from stillroom.methods.ferkd.loss import soft_cross_entropy
+from stillroom.methods.ferkd.replay import CropBatch
 from stillroom.tasks.classification import ImageData
-from stillroom.tasks.classification.bank import CropBatch
-from stillroom.tasks.classification.crops import CropRule
-from stillroom.tasks.classification.labelling import Labelling, label_images
 from stillroom.tasks.images.networks import ConvNet
 
 Found = dict[str, dict[str, dict[int, float]]]

@@ -12,7 +12,7 @@ from statistics import mean, stdev
 
 import torch
 
-from stillroom.engine.run.stage import write_atomic
+from stillroom.engine.run.written import write_atomic
 
 Numbers = Mapping[str, Mapping[int, float]]  # metric -> seed -> value
 

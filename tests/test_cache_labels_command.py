@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +10,9 @@ import pytest
 import torch
 
 from stillroom.cli import main
-from stillroom.engine.cache.bank import LabelBank
-from tests.engine.test_distributed import environment
-from tests.torture.kill import changed, kill, start, wait_for
+from stillroom.methods.ferkd.bank.reader import LabelBank
+from tests.processes import Processes
+from tests.torture.kill import changed, kill, wait_for
 
 DATA = ["--data", "digits", "--subset", "60", "--val-subset", "40", "--batch-size", "20", "--accelerator", "cpu"]
 SMALL = [*DATA, "--epochs", "1", "--crops", "6", "--teacher-precision", "fp32"]
@@ -70,25 +68,16 @@ def test_overwrite_labels_anew(finished: Path, tmp_path: Path) -> None:
     assert other.format.kind == "ori"
 
 
-def test_killed_and_shared_by_several_processes_it_is_the_same_bank(tmp_path: Path) -> None:
+def test_killed_and_shared_by_several_processes_it_is_the_same_bank(tmp_path: Path, processes: Processes) -> None:
     job = ["cache-labels", *SMALL, "--subset", "300", "--crops", "40", "--out"]
     assert main([*job, str(tmp_path / "whole")]) == 0
     out = tmp_path / "shared"
-    victim = start([*job, str(out)])
+    victim = processes.start("stillroom.cli", *job, str(out))
     try:
         wait_for(victim, lambda: changed(out / "lanes/000.json"))
     finally:
         kill(victim)
-    workers = [
-        subprocess.Popen(
-            [sys.executable, "-m", "stillroom.cli", *job, str(out)],
-            env=environment(),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for _ in range(2)
-    ]
+    workers = [processes.start("stillroom.cli", *job, str(out), merged=True) for _ in range(2)]
     for worker in workers:
         output, _ = worker.communicate(timeout=240)
         assert worker.returncode == 0, output

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -43,6 +44,17 @@ def test_list_shows_every_method_and_which_are_planned(capsys: pytest.CaptureFix
         assert ("planned" in row) == (not method.room)
 
 
+def test_the_package_is_the_command_too(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    for arguments, code in ((["list"], 0), (["predict"], 2)):
+        monkeypatch.setattr(sys, "argv", ["stillroom", *arguments])
+        with pytest.raises(SystemExit) as left:
+            runpy.run_module("stillroom", run_name="__main__")
+        assert left.value.code == code
+    out, err = capsys.readouterr()
+    assert "Distilling the Knowledge in a Neural Network" in out
+    assert "required: RUN" in err
+
+
 def test_help_shows_every_option_with_dashes_and_its_meaning(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "200")
     with pytest.raises(SystemExit) as ended:
@@ -78,7 +90,7 @@ def test_the_same_command_again_runs_nothing(finished: Path, capsys: pytest.Capt
     assert capsys.readouterr().out.count("done before") == 3
     after = files(finished)
     changed = {name for name in {**before, **after} if before.get(name) != after.get(name)}
-    assert changed <= {"report.html", "metrics.json"}  # the page is written anew
+    assert changed <= {"report.html", "metrics.json", "files.jsonl"}  # the page is written anew, and the record says so
     old, new = (json.loads(state["metrics.json"]) for state in (before, after))
     assert old["stages"] == new["stages"]
     assert old["summary"] == new["summary"]
@@ -167,7 +179,7 @@ def test_more_seeds_are_added_to_those_that_are_there(tmp_path: Path) -> None:
     before = files(tmp_path)
     assert main(["run", "kd", *SMALL, "--out", str(tmp_path), "--seeds", "2"]) == 0
     after = files(tmp_path)
-    rewritten = {"report.html", "metrics.json", "config.yaml"}
+    rewritten = {"report.html", "metrics.json", "config.yaml", "files.jsonl"}
     assert {name for name in before if after.get(name) != before[name]} <= rewritten
     assert {Path(name).parts[0] for name in after.keys() - before.keys()} == {"seed1"}
     assert json.loads(after["metrics.json"])["summary"]["distilled"]["seeds"] == [0, 1]
@@ -261,6 +273,9 @@ BAD: list[tuple[str, list[str], list[str]]] = [
     ("dot", ["--host-options", "3"], ["--host-options: got 3", "a mapping"]),
     ("dot", ["--optimizer", "adamw"], ["--optimizer: got adamw", "sgd"]),
     ("dot", ["--nesterov"], ["--optimizer: got nesterov", "sgd"]),
+    ("dot", ["--host", "kd3"], ["--host: got KD3, which has no task term", "a distiller with both"]),
+    ("kd", ["--student", "frozen.py:frozen"], ["--student: got Sequential", "a network that learns"]),
+    ("supervised", ["--student", "frozen.py:frozen"], ["--student: got Sequential", "a network that learns"]),
     ("kd", ["--seeds", "0"], ["--seeds: got 0", "at least 1"]),
     ("kd", ["--teacher", "stillroom/convnet24@missing.safetensors"], ["--teacher: got 'missing.safetensors'", "does not exist"]),
     ("kd", ["--teacher", "stillroom/convnet24@code.pt"], ["--teacher: got 'code.pt'", "--trust-pickle"]),
@@ -301,6 +316,8 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     card = {"model": "stillroom/convnet4", "num_classes": 3, "classes": ["a", "b", "c"], "image_size": 8}
     Path("other_run/student.json").write_text(json.dumps(card))
     Path("empty_run").mkdir()
+    frozen = "nn.Sequential(nn.Flatten(), nn.Linear(192, num_classes)).requires_grad_(False)"
+    Path("frozen.py").write_text(f"from torch import nn\n\n\ndef frozen(num_classes):\n    return {frozen}\n")
     Path("unknown.yaml").write_text("temprature: 3\n")
     Path("broken.yaml").write_text("a: [\n")
     return tmp_path

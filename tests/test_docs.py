@@ -21,7 +21,7 @@ ROOT = Path(__file__).parents[1]
 PAGES = {path.relative_to(ROOT / "docs").as_posix(): path.read_text(encoding="utf-8") for path in sorted((ROOT / "docs").rglob("*.md"))}
 PAGES["README.md"] = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCK = re.compile(r"<!-- a test runs this block(?:: (\S+))? -->\n```python\n(.*?)```", re.DOTALL)
-IN_DOCS = {page: BLOCK.findall(PAGES[page]) for page in ("add-a-method.md", "bring-your-own.md", "concepts.md")}
+IN_DOCS = {page: BLOCK.findall(PAGES[page]) for page in ("add-a-method.md", "add-a-task.md", "bring-your-own.md", "concepts.md")}
 COMMANDS = [
     (page, command.split("#")[0].replace("\\\n", " ").strip())
     for page, text in PAGES.items()
@@ -40,11 +40,15 @@ def test_python_runs(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.chdir(tmp_path)
     names: dict[str, object] = {}
     for file, block in IN_DOCS[page]:
-        exec(compile(block, page, "exec"), names)
+        exec(compile(block, page, "exec", dont_inherit=True), names)
         if file:
             Path(file).write_text(block)
     if page == "add-a-method.md":
         assert (tmp_path / "runs/at/report.html").exists()
+    if page == "add-a-task.md":
+        assert "Furthest off" in (tmp_path / "runs/coverage/report.html").read_text()
+        assert json.loads((tmp_path / "runs/coverage/student.json").read_text())["task"] == "coverage"
+        assert (tmp_path / "runs/coverage/student.pt2").is_file()
 
 
 def test_the_worked_example_has_the_options_that_it_hands_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

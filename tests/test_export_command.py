@@ -231,6 +231,7 @@ def test_files_folders_and_patterns(photos: Path) -> None:
     [
         (["RUN"], "required: IMAGE"),
         (["RUN", "RUN", "--top", "0"], "--top: got 0"),
+        (["RUN", "RUN", "--threshold", "0.5"], "--threshold: got 0.5, expected none, since this run's student is a classifier"),
         (["RUN", "RUN", "--jsn"], "unrecognized arguments: --jsn"),
         (["RUN", "RUN"], "IMAGE: got "),
         (["RUN/absent", "RUN"], "the folder of a finished run"),

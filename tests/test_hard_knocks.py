@@ -32,6 +32,7 @@ from stillroom.engine.weights import save_weights
 from stillroom.tasks.classification import ImageData
 from stillroom.tasks.images.classifiers import build_classifier
 from tests import test_cli
+from tests.processes import Processes
 from tests.test_cli import BAD, SMALL, Unpickled, files
 from tests.torture.kill import changed, start, unreadable, wait_for
 
@@ -440,11 +441,11 @@ def children(pid: int) -> list[int]:
 
 
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="the system has no /proc to find the worker in")
-def test_killed_worker_is_one_line_and_the_run_goes_on(tmp_path: Path) -> None:
+def test_killed_worker_is_one_line_and_the_run_goes_on(tmp_path: Path, processes: Processes) -> None:
     command = ["run", "kd", "--data", "digits", "--subset", "200", "--val-subset", "40", "--batch-size", "20", "--accelerator", "cpu"]
-    command += ["--workers", "1", "--epochs", "8", "--out", str(tmp_path / "run")]
+    command += ["--workers", "1", "--epochs", "8", "--checkpoint-steps", "10", "--out", str(tmp_path / "run")]
     checkpoint = tmp_path / "run/teacher/last.ckpt"
-    running = start(command)
+    running = processes.start("stillroom.cli", *command, merged=True)
     wait_for(running, lambda: changed(checkpoint))
     os.kill(max(children(running.pid)), signal.SIGKILL)
     output, _ = running.communicate(timeout=60)
@@ -454,7 +455,7 @@ def test_killed_worker_is_one_line_and_the_run_goes_on(tmp_path: Path) -> None:
     assert lines[0].startswith("stillroom: a process that reads data")
     assert "the same command goes on" in lines[0]
     assert unreadable(tmp_path) == []
-    again = start(command)
+    again = processes.start("stillroom.cli", *command, merged=True)
     output, _ = again.communicate(timeout=120)
     assert again.returncode == 0, output
     record: dict[str, Any] = json.loads((tmp_path / "run/teacher/stage.json").read_text())

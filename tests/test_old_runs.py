@@ -163,7 +163,8 @@ def test_data_are_told_apart_as_before() -> None:
     assert before.DATA_SETS.keys() == DATA.keys()
     for name, make in before.DATA_SETS.items():
         was, now = DATA[name], before.described(make())
-        assert {**now, "batch": None} == {**was, "batch": None}, name
+        # What was not kept before, such as a key for a cache of multi-label answers, may be there now.
+        assert {part: now[part] for part in was if part != "batch"} == {part: told for part, told in was.items() if part != "batch"}, name
         assert [shape for shape, _ in now["batch"]] == [shape for shape, _ in was["batch"]], name
         assert [total for _, total in now["batch"]] == pytest.approx([total for _, total in was["batch"]], rel=1e-3, abs=1e-2), name
 

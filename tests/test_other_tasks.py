@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+import yaml
 
 from stillroom.cli import main
 from stillroom.engine.task import task_named
@@ -33,6 +34,15 @@ def test_plain_training_of_a_detector_makes_a_teacher(tmp_path: Path) -> None:
     made, used = (json.loads((folder / "metrics.json").read_text())["stages"] for folder in (tmp_path / "teacher", out))
     assert used["teacher"][0]["metrics"] == made["alone"][0]["metrics"]
     assert used["teacher"][0]["model"] == "stillroom/gfl_24"
+
+
+def test_a_default_warm_up_fits_into_any_run_and_a_typed_one_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    short = ["run", "supervised", "--task", "detection", "--data", TINY, "--epochs", "1", "--batch-size", "8", "--accelerator", "cpu"]
+    assert main([*short, "--out", str(tmp_path / "run")]) == 0
+    assert yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())["warmup_epochs"] == pytest.approx(2.6 / 27)
+    capsys.readouterr()
+    assert main([*short, "--warmup-epochs", "2.6", "--out", str(tmp_path / "other")]) == 2
+    assert "--warmup-epochs: got 2.6, expected fewer than the run's epochs (1)" in capsys.readouterr().err
 
 
 def test_detection_methods_are_compared(tmp_path: Path) -> None:

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from torch import nn
 
 from tests import two_processes_job as job
-from tests.engine.test_distributed import environment
+from tests.processes import Processes
 
 
 def metrics(folder: Path) -> dict[str, Any]:
@@ -22,14 +19,10 @@ def metrics(folder: Path) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def two(tmp_path_factory: pytest.TempPathFactory, processes: Processes) -> Path:
     """What two processes wrote."""
     out = tmp_path_factory.mktemp("two")
-    command = [sys.executable, "-m", "tests.two_processes_job", str(out), "2"]
-    done = subprocess.run(
-        command, cwd=Path(__file__).parents[1], env=environment(), capture_output=True, text=True, timeout=240, check=False
-    )
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-3000:]
+    processes.on_two_ranks(job.run, out, 2)
     return out
 
 
@@ -37,9 +30,7 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def one(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What this process wrote."""
     out = tmp_path_factory.mktemp("one")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(nn.BatchNorm2d, "forward", job.unnormalised)
-        job.run(out, 1)
+    job.run(out, 1)
     return out
 
 

@@ -1,4 +1,4 @@
-"""Trains one small student without batch norm, for test_distributed.py: METHOD OUT DEVICES [ACCUMULATE]."""
+"""Trains one small student without batch norm, for test_distributed.py; as a script: OUT DEVICES, with KD."""
 
 from __future__ import annotations
 
@@ -28,12 +28,11 @@ def distiller(method: str) -> Distiller:
     return DOT(kd, delta=0.05) if method == "dot" else kd
 
 
-def main(method: str, out: str, devices: int, accumulate: int = 1) -> None:
-    torch.set_num_threads(1)
+def main(method: str, out: Path, devices: int, accumulate: int = 1) -> None:
     data = ImageData("digits", batch_size=32, subset=160, val_subset=75)
-    options = LabOptions(out=Path(out), accelerator="cpu", devices=devices, strategy="ddp" if devices > 1 else "auto")
+    options = LabOptions(out=out, accelerator="cpu", devices=devices, strategy="ddp" if devices > 1 else "auto")
     Lab(options).fit(distiller(method), data, Training(epochs=3, clip_norm=0.5, accumulate=accumulate), name="distilled")
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2], int(sys.argv[3]), *map(int, sys.argv[4:]))
+    main("kd", Path(sys.argv[1]), int(sys.argv[2]))

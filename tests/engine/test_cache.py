@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 import pickle
 import signal
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -35,6 +34,7 @@ from stillroom.methods.fitnets import FitNets
 from stillroom.methods.kd import KD
 from stillroom.tasks.classification import Batch, ImageData
 from stillroom.tasks.images.cached import check_views
+from tests.processes import Processes
 
 RESULT = StageResult("teacher", 0, {"top1": 50.0}, {}, [], Footprint(1, 1, 1.0, 1), 0.0, 0, "net", details={"ids": np.arange(3)})
 EXACT = Storage("fp32")
@@ -349,16 +349,23 @@ def test_answers_need_a_row_for_each_sample(tmp_path: Path) -> None:
 # Kills, second builders, and what is refused
 
 
+def build_and_fall(out: Path, mark_seconds: float, rows_before: int) -> None:
+    """Builds a cache up to so many rows, and is killed."""
+
+    def fall(done: int, rows: int) -> None:
+        if done >= rows_before:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    build(out, mark_seconds=mark_seconds, progress=fall)
+
+
 @pytest.mark.parametrize(("mark_seconds", "rows_before"), [(0.0, 96), (1e9, 160)])
-def test_killed_build_is_completed_to_the_same_bytes(tmp_path: Path, finished: Path, mark_seconds: float, rows_before: int) -> None:
-    code = (
-        "import os, signal, sys, torch; from pathlib import Path; torch.set_num_threads(1)\n"
-        "from tests.engine.test_cache import build\n"
-        f"fall = lambda done, rows: os.kill(os.getpid(), signal.SIGKILL) if done >= {rows_before} else None\n"
-        f"build(Path({str(tmp_path)!r}), mark_seconds={mark_seconds}, progress=fall)"
-    )
-    killed = subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[2], timeout=120, capture_output=True, check=False)
-    assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()[-2000:]
+def test_killed_build_is_completed_to_the_same_bytes(
+    tmp_path: Path, finished: Path, mark_seconds: float, rows_before: int, processes: Processes
+) -> None:
+    killed = processes.start(build_and_fall, tmp_path, mark_seconds, rows_before)
+    said = killed.communicate(timeout=120)
+    assert killed.returncode == -signal.SIGKILL, said
     done = json.loads((tmp_path / "cache.json").read_text())["done"]
     assert done == (rows_before if mark_seconds == 0 else 0)
     with pytest.raises(InputError, match=f"of which {done} of 225 rows are done, expected a finished cache"):

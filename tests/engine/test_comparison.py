@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
-import subprocess
 import sys
 import threading
 import time
@@ -25,6 +25,7 @@ from stillroom.engine.run.measure import Footprint
 from stillroom.engine.run.pool import Outcome, attempt, reason_of
 from stillroom.errors import InputError, Interrupted, NonFiniteLoss
 from stillroom.tasks.classification import ImageData
+from tests.processes import Processes
 
 
 def result(piece: Piece, top1: float, **details: Any) -> StageResult:
@@ -77,6 +78,15 @@ def test_reasons_are_one_short_line() -> None:
     assert len(reason_of(ValueError("x " * 1000))) == 300
 
 
+@pytest.fixture
+def forked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Has workers fork from a process that has imported what they need; `compare --jobs 2` is tested as it is."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])
+    monkeypatch.setattr(multiprocessing, "get_context", lambda method: context)
+
+
+@pytest.mark.usefixtures("forked")
 def test_several_processes_do_what_one_does(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     pieces = [Piece("good", 0), Piece("dies", 0), Piece("good", 1), Piece("good", 2), Piece("dot:bad", 0)]
     outcomes = run_at_once(Work(tmp_path), pieces, 2, tmp_path / "logs", "top1")
@@ -113,6 +123,7 @@ def pids(folder: Path) -> list[int]:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="looks at /proc")
+@pytest.mark.usefixtures("forked")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_stop_ends_every_process(tmp_path: Path, number: signal.Signals) -> None:
     def stop() -> None:
@@ -129,16 +140,11 @@ def test_a_stop_ends_every_process(tmp_path: Path, number: signal.Signals) -> No
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="looks at /proc")
-def test_processes_of_a_killed_comparison_end(tmp_path: Path) -> None:
-    code = (
-        "from pathlib import Path\nfrom stillroom.engine.run.comparison import Piece, run_at_once\n"
-        "from tests.engine.test_comparison import Work\n"
-        f"folder = Path({str(tmp_path)!r})\nrun_at_once(Work(folder), [Piece('sleeps', 0)], 2, folder / 'logs', 'top1')\n"
-    )
-    parent = subprocess.Popen([sys.executable, "-c", code], cwd=Path(__file__).parents[2])
+def test_processes_of_a_killed_comparison_end(tmp_path: Path, processes: Processes) -> None:
+    parent = processes.start(run_at_once, Work(tmp_path), [Piece("sleeps", 0)], 2, tmp_path / "logs", "top1")
     assert waited_for(lambda: len(pids(tmp_path)) == 1)
     parent.kill()
-    parent.wait()
+    parent.communicate()
     assert waited_for(lambda: not any(map(alive, pids(tmp_path))), 20)
 
 

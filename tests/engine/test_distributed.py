@@ -16,8 +16,8 @@ import torch
 
 from stillroom.engine.distributed import average_gradients
 from stillroom.engine.weights import read_weights
-
-JOB = Path(__file__).with_name("ddp_job.py")
+from tests.engine import ddp_job
+from tests.processes import Processes
 
 
 def environment() -> dict[str, str]:
@@ -26,12 +26,6 @@ def environment() -> dict[str, str]:
         port = free.getsockname()[1]
     kept = {name: value for name, value in os.environ.items() if name not in ("LOCAL_RANK", "RANK", "WORLD_SIZE", "NODE_RANK")}
     return {**kept, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
-
-
-def train(out: Path, method: str, devices: int, *more: str, launcher: tuple[str, ...] = ()) -> None:
-    command = [sys.executable, *launcher, str(JOB), method, str(out), str(devices), *more]
-    done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=240, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
 
 
 def close(first: Path, second: Path) -> None:
@@ -46,22 +40,26 @@ def close(first: Path, second: Path) -> None:
 
 
 @pytest.mark.parametrize("method", ["kd", "dkd", "dot"])
-def test_two_processes_equal_one(tmp_path: Path, method: str) -> None:
-    train(tmp_path / "one", method, 1)
-    train(tmp_path / "two", method, 2)
+def test_two_processes_equal_one(tmp_path: Path, method: str, processes: Processes) -> None:
+    ddp_job.main(method, tmp_path / "one", 1)
+    processes.on_two_ranks(ddp_job.main, method, tmp_path / "two", 2)
     close(tmp_path / "one", tmp_path / "two")
 
 
-def test_dot_accumulates_the_same_over_two_processes(tmp_path: Path) -> None:
-    train(tmp_path / "one", "dot", 1, "2")
-    train(tmp_path / "two", "dot", 2, "2")
+def test_dot_accumulates_the_same_over_two_processes(tmp_path: Path, processes: Processes) -> None:
+    ddp_job.main("dot", tmp_path / "one", 1, 2)
+    processes.on_two_ranks(ddp_job.main, "dot", tmp_path / "two", 2, 2)
     close(tmp_path / "one", tmp_path / "two")
 
 
-def test_torchrun_starts_the_same_job(tmp_path: Path) -> None:
-    train(tmp_path / "one", "kd", 1)
-    port = environment()["MASTER_PORT"]
-    train(tmp_path / "two", "kd", 2, launcher=("-m", "torch.distributed.run", "--nproc_per_node=2", f"--master_port={port}"))
+@pytest.mark.parametrize("launcher", ["lightning", "torchrun"])
+def test_who_starts_the_processes_makes_no_difference(tmp_path: Path, launcher: str) -> None:
+    ddp_job.main("kd", tmp_path / "one", 1)
+    known = environment()
+    torchrun = ["-m", "torch.distributed.run", "--nproc_per_node=2", f"--master_port={known['MASTER_PORT']}"]
+    command = [sys.executable, *(torchrun if launcher == "torchrun" else []), ddp_job.__file__, str(tmp_path / "two"), "2"]
+    done = subprocess.run(command, env=known, capture_output=True, text=True, timeout=240, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
     close(tmp_path / "one", tmp_path / "two")
 
 
@@ -73,6 +71,7 @@ def test_average_gradients_keeps_absent_absent_in_one_process() -> None:
 def test_ctrl_c_ends_cleanly_says_how_to_go_on_and_the_next_start_finishes(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "stillroom.cli", "run", "kd", "--data", "digits", "--out", str(tmp_path / "run")]
     command += ["--epochs", "300", "--subset", "160"]
+    command += ["--checkpoint-steps", "2"]
     running = subprocess.Popen(command, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     checkpoint = tmp_path / "run/teacher/last.ckpt"
     for _ in range(600):

@@ -14,6 +14,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import nn
 
 from stillroom.engine import Lab, LabOptions, Losses, Teacher, Training
+from stillroom.engine.run.checkpoints import AtomicCheckpointIO
 from stillroom.engine.weights import read_weights
 from stillroom.errors import InputError, Interrupted, NonFiniteLoss, NonFiniteWeights
 from stillroom.methods.dot import DOT
@@ -51,7 +52,7 @@ def teacher() -> Teacher:
 
 def run(out: Path, data: ImageData, *, dot: bool = False, plan: Training = PLAN, **options: Any) -> tuple[dict[str, Any], dict[str, Any]]:
     """Trains in `out`; answers the stage's record without times, and the student's weights."""
-    lab = Lab(LabOptions(out=out, checkpoint_steps=2, accelerator="cpu", **options))
+    lab = Lab(LabOptions(out=out, accelerator="cpu", **{"checkpoint_steps": 2, **options}))
     host = FallingKD(student(), teacher())
     trained = lab.fit(DOT(host) if dot else host, data, plan, name="distilled")
     record = json.loads((trained.folder / "stage.json").read_text())["result"]
@@ -81,6 +82,41 @@ def test_killed_run_ends_with_the_same_numbers(
     assert record == expected_record
     assert weights.keys() == expected_weights.keys()
     assert all(torch.equal(weights[name], expected_weights[name]) for name in weights)
+
+
+@pytest.mark.parametrize(("seconds", "written"), [(1e9, 0), (1.5, 1), (0, 12)], ids=["never", "once", "at every step"])
+def test_checkpoints_on_the_clock_alone(
+    tmp_path: Path, digits: ImageData, uninterrupted: dict[bool, Any], seconds: float, written: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An epoch takes a second of this clock; the run is killed in its third, and does again what no checkpoint has."""
+    saved: list[int] = []
+    save = AtomicCheckpointIO.save_checkpoint
+
+    def noted(io: AtomicCheckpointIO, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        saved.append(checkpoint["global_step"])
+        save(io, checkpoint, path, storage_options)
+
+    class Clock:
+        now = 0.0
+
+        @classmethod
+        def monotonic(cls) -> float:
+            cls.now += 0.2  # asked after each of an epoch's five steps, and when something is saved
+            return cls.now
+
+    monkeypatch.setattr(AtomicCheckpointIO, "save_checkpoint", noted)
+    monkeypatch.setattr("stillroom.engine.run.checkpoints.time", Clock)
+    monkeypatch.setattr(FallingKD, "fall_at", 12)
+    options = {"checkpoint_steps": None, "checkpoint_seconds": seconds}
+    with pytest.raises(Killed):
+        run(tmp_path, digits, **options)
+    assert len(saved) == written
+    assert all(after - before <= 5 * (seconds + 1) for before, after in zip([0, *saved], [*saved, 12], strict=True))
+    monkeypatch.setattr(FallingKD, "fall_at", None)
+    record, weights = run(tmp_path, digits, **options)
+    assert saved[-1] == 15
+    assert record == uninterrupted[False][0]
+    assert all(torch.equal(weights[name], value) for name, value in uninterrupted[False][1].items())
 
 
 def test_two_runs_with_one_seed_are_equal_and_another_seed_differs(
@@ -197,7 +233,7 @@ def test_ctrl_c_once_saves_and_twice_ends_at_once(tmp_path: Path, digits: ImageD
     impatient = InterruptedKD(student(), teacher())
     impatient.presses = presses
     with pytest.raises(Interrupted, match=f"^distilled: {says}") as caught:
-        Lab(LabOptions(out=tmp_path, accelerator="cpu")).fit(impatient, digits, PLAN, name="distilled")
+        Lab(LabOptions(out=tmp_path, accelerator="cpu", checkpoint_steps=5)).fit(impatient, digits, PLAN, name="distilled")
     assert caught.value.exit_code == 130
     assert signal.getsignal(signal.SIGINT) is before
     checkpoint = torch.load(tmp_path / "seed0/distilled/last.ckpt", weights_only=False)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -11,6 +13,7 @@ from hypothesis import strategies as st
 
 from stillroom.engine import Progress, Training
 from stillroom.engine.schedule import Schedule, multistep_lr, warmup_factor
+from stillroom.engine.training import with_fitting_warmup
 from stillroom.errors import InputError
 
 
@@ -119,3 +122,82 @@ def test_refuses_a_position_outside_of_the_run() -> None:
         schedule.rate(1.0, step=-1, steps_per_epoch=2, epochs=9)
     with pytest.raises(InputError, match=r"^steps_per_epoch"):
         schedule.rate(1.0, step=0, steps_per_epoch=0, epochs=9)
+
+
+def whole_epochs(plan: Training, steps: int = 3) -> list[float]:
+    """The rate of each epoch, which must be that of all of its steps."""
+    found = []
+    for epoch in range(plan.epochs):
+        rates = {plan.rate(plan.lr, Progress(epoch + 1, plan.epochs, epoch * steps + step, steps)) for step in range(steps)}
+        assert len(rates) == 1
+        found += rates
+    return found
+
+
+def test_a_rate_may_move_once_per_epoch() -> None:
+    plan = Training(epochs=6, lr=0.4, schedule="cosine", warmup_epochs=2, step_per="epoch")
+    rising = [0.2, 0.4]
+    falling = [0.4 * 0.5 * (1 + math.cos(math.pi * epoch / 4)) for epoch in range(4)]
+    assert whole_epochs(plan) == pytest.approx([*rising, *falling])
+    cycle = Training(epochs=4, lr=0.4, optimizer="adam", schedule="onecycle", peak=0.5, step_per="epoch")
+    assert whole_epochs(cycle)[1] == pytest.approx(0.4)
+    assert cycle.momentum_at(Progress(2, 4, 5, 3)) == cycle.momentum_at(Progress(2, 4, 3, 3)) == pytest.approx(0.8)
+    with pytest.raises(InputError, match="step_per: got week, expected one of step, epoch"):
+        Training(step_per="week")  # type: ignore[arg-type]
+
+
+def test_a_schedule_rises_from_its_floor_and_falls_back_to_it() -> None:
+    rates = whole_epochs(Training(epochs=500, lr=0.4, schedule="cosine", warmup_epochs=10, step_per="epoch", lr_floor=0.001))
+    assert rates[0] == 0.001
+    assert rates[:10] == pytest.approx([0.001 + 0.399 * epoch / 9 for epoch in range(10)])
+    assert rates[9] == rates[10] == 0.4
+    assert all(later < earlier for earlier, later in itertools.pairwise(rates[10:]))
+    assert 0.001 < rates[-1] < 0.0011
+    for warmup, first in ((0, 0.4), (1, 0.001)):
+        rates = whole_epochs(Training(epochs=3, lr=0.4, schedule="cosine", warmup_epochs=warmup, step_per="epoch", lr_floor=0.001))
+        assert rates[0] == first
+        assert rates[warmup] == 0.4
+    assert rates_of_floor("constant", warmup_epochs=2) == pytest.approx([0.1, 0.4, 0.7, 1, 1, 1])
+    assert rates_of_floor("multistep", milestones=(1, 2), factor=0.5) == pytest.approx([1, 1, 0.55, 0.55, 0.325, 0.325])
+
+
+def rates_of_floor(kind: str, **options: object) -> list[float]:
+    return rates(Schedule(kind, floor=0.1, **options), epochs=3, steps_per_epoch=2)  # type: ignore[arg-type]
+
+
+def test_without_a_floor_a_schedule_is_what_it_was() -> None:
+    plan = Training(epochs=4, lr=0.3, schedule="cosine", warmup_epochs=1)
+    places = [Progress(step // 5 + 1, 4, step, 5) for step in range(20)]
+    floored = Training(epochs=4, lr=0.3, schedule="cosine", lr_floor=0.0)
+    assert [plan.rate(0.3, place) for place in places[:5]] == pytest.approx([0.06, 0.12, 0.18, 0.24, 0.3])
+    bare = Training(epochs=4, lr=0.3, schedule="cosine")
+    assert [bare.rate(0.3, place) for place in places] == [floored.rate(0.3, place) for place in places]
+
+
+def test_a_group_that_starts_below_the_floor_stays_where_it_is() -> None:
+    plan = Training(epochs=4, lr=0.3, schedule="cosine", lr_floor=0.1)
+    assert {plan.rate(0.05, Progress(epoch, 4, epoch - 1, 1)) for epoch in range(1, 5)} == {0.05}
+
+
+@pytest.mark.parametrize("floor", [-0.1, 0.5, float("nan")])
+def test_a_floor_above_the_rate_is_refused(floor: float) -> None:
+    with pytest.raises(InputError, match=r"lr_floor: got .*, expected a number from 0 to the learning rate \(0.3\)"):
+        Training(lr=0.3, lr_floor=floor)
+
+
+@pytest.mark.parametrize(
+    ("settings", "warmup"),
+    [
+        ({"epochs": 6}, 2.6),
+        ({"epochs": 2}, 0.2),
+        ({"epochs": 1}, 0.1),
+        ({"epochs": 1, "warmup_epochs": 0}, 0),
+        ({"epochs": 26, "schedule": "onecycle"}, 0),
+        ({"epochs": 20, "warmup_epochs": 20, "step_per": "epoch"}, 15),
+        ({"epochs": 1, "warmup_epochs": 20, "step_per": "epoch"}, 0),
+    ],
+)
+def test_a_warm_up_that_nobody_asked_for_gives_way(settings: dict[str, Any], warmup: float) -> None:
+    made = with_fitting_warmup({"warmup_epochs": 2.6, "schedule": "cosine", "step_per": "step", **settings}, 26)
+    assert made["warmup_epochs"] == pytest.approx(warmup)
+    Training(**made)

@@ -1,14 +1,12 @@
 import copy
 import gc
 import io
-import socket
 import weakref
 
 import pytest
 import timm
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 import torchvision
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
@@ -283,15 +281,9 @@ def test_compiled_inside_another_module_in_place_and_around_the_tap(x):
     assert torch.allclose(step(x), net(x).sum() + net.stem(x).sum())
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-def _ddp_worker(rank, port, folder):
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
+def _gradients_on_a_rank():
+    dist.init_process_group("gloo")
+    rank = dist.get_rank()
 
     def fresh():
         torch.manual_seed(0)
@@ -325,13 +317,12 @@ def _ddp_worker(rank, port, folder):
     wrapped = DistributedDataParallel(step)  # which reduces gradients only while it lives
     wrapped(x).backward()
     grads.append(step.student.stem.weight.grad)
-    torch.save(torch.stack(grads), folder / f"{rank}.pt")
     dist.destroy_process_group()
+    return torch.stack(grads)
 
 
-def test_ddp(tmp_path):
-    mp.spawn(_ddp_worker, args=(_free_port(), tmp_path), nprocs=2)
-    ranks = [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)]
+def test_ddp(processes):
+    ranks = processes.on_two_ranks(_gradients_on_a_rank)
     assert torch.equal(ranks[0], ranks[1])  # reduced over ranks
     assert torch.allclose(ranks[0], ranks[0][:1].expand_as(ranks[0]))
     torch.manual_seed(0)

@@ -8,12 +8,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from stillroom.engine import Progress, Training
 from stillroom.losses.assignment import sinkhorn as balanced
 from stillroom.methods.crkd.loss import discovery_targets, joint_logits, relation_loss, relation_weight, swapped_prediction
 from stillroom.methods.crkd.metrics import Matching, clustering, split_clustering
 from stillroom.methods.crkd.networks import DiscoveryNetwork
 from stillroom.methods.crkd.novel import KnownClassifier, NovelHead, Prototypes
-from stillroom.methods.crkd.schedule import learning_rate
 from tests.golden.check import HERE, Case, load_cases, run_case
 
 MATCHING: dict[str, Matching] = {"all classes": "all", "novel classes only": "novel"}
@@ -117,8 +117,9 @@ def split_cluster_accuracy(inputs: dict[str, Tensor], params: dict[str, Any]) ->
 
 def learning_rates(inputs: dict[str, Tensor], params: dict[str, Any]) -> dict[str, Tensor]:
     epochs = params["max_epochs"]
-    options = {"lr": params["lr"], "min_lr": params["min_lr"], "warmup_epochs": params["warmup_epochs"]}
-    return {"lr": torch.tensor([learning_rate(epoch, epochs=epochs, **options) for epoch in range(epochs)])}
+    options = {"lr": params["lr"], "lr_floor": params["min_lr"], "warmup_epochs": params["warmup_epochs"]}
+    plan = Training(epochs=epochs, schedule="cosine", step_per="epoch", **options)
+    return {"lr": torch.tensor([plan.rate(plan.lr, Progress(epoch, epochs)) for epoch in range(1, epochs + 1)])}
 
 
 ADAPTERS = {

@@ -6,17 +6,17 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torchvision.transforms.v2.functional import to_pil_image
 
 from stillroom.engine import Training
-from stillroom.engine.cache.labels import LabelFormat
+from stillroom.methods.ferkd import FerKD
 from stillroom.methods.ferkd.adaptation import Thresholds, adapt
-from stillroom.methods.ferkd.distiller import epoch_rate
+from stillroom.methods.ferkd.bank.labels import LabelFormat
+from stillroom.methods.ferkd.crops import cut, pixel_boxes
 from stillroom.methods.ferkd.loss import soft_cross_entropy
 from stillroom.methods.ferkd.mixing import Box, Mix, cutmix, cutmix_box, mixed, mixup, partner_rows
-from stillroom.tasks.classification.bank import CropEpochs
-from stillroom.tasks.classification.crops import cut, pixel_boxes
+from stillroom.methods.ferkd.replay import CropEpochs
 from tests.golden.check import HERE, Case, load_cases, run_case, with_gradients
 
 
@@ -77,9 +77,14 @@ def selfmix(inputs: dict[str, Tensor], params: dict[str, Any]) -> dict[str, Tens
 
 
 def epochs(inputs: dict[str, Tensor], params: dict[str, Any]) -> dict[str, Tensor]:
-    passes = CropEpochs(params["epochs"], params["num_crops"], params.get("warmup_epochs", 0)).passes()
-    plan = Training(epochs=params["epochs"], lr=params["lr"], schedule="cosine")
-    rates = [epoch_rate(plan, plan.lr, visit.epoch, steps_per_epoch=10) for visit in passes]
+    warmup = params.get("warmup_epochs", 0)
+    passes = CropEpochs(params["epochs"], params["num_crops"], warmup).passes()
+    distiller = FerKD(nn.Identity(), None, num_crops=params["num_crops"], single_first=warmup)
+    distiller.plan = Training(epochs=params["epochs"], lr=params["lr"], schedule="cosine")
+    rates = []
+    for visit in passes:  # asked for at the end of each pass, which began with it
+        distiller.at(10 * (visit.epoch + visit.crops) - 1, steps_per_epoch=10, epochs=params["epochs"])
+        rates.append(distiller.rate(params["lr"]))
     return {
         "epoch": torch.tensor([visit.epoch for visit in passes]),
         "single_crop": torch.tensor([visit.single for visit in passes]),

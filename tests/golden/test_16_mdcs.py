@@ -73,8 +73,8 @@ def counts(inputs: dict[str, Tensor], params: dict[str, Any]) -> dict[str, Tenso
 
 
 def lr(inputs: dict[str, Tensor], params: dict[str, Any]) -> dict[str, Tensor]:
-    milestones = tuple(params[name] for name in sorted(params) if name.startswith("step"))
-    plan = Training(epochs=1000, milestones=milestones, decay=params["gamma"], warmup_epochs=params["warmup_epoch"])
+    milestones = tuple(params[name] for name in sorted(params) if name.startswith("step") and params[name] is not None)
+    plan = Training(epochs=1000, milestones=milestones, decay=params["gamma"], warmup_epochs=params["warmup_epoch"] or 0, step_per="epoch")
     distiller = MDCS(Answers(torch.zeros(2, 3, 2)), class_counts=[1, 1])
     distiller.plan = plan
     rates = []
@@ -91,3 +91,10 @@ ADAPTERS = {"loss": loss, "cosine_head": cosine_head, "block": block, "counts": 
 def test_reference(case: Case) -> None:
     outcome = run_case(case, ADAPTERS)
     assert outcome.passed, str(outcome)
+
+
+def test_a_schedule_may_have_fewer_milestones_and_no_warm_up() -> None:
+    """The paper's row for Places: a tenth at 10 and at 20, and no third step."""
+    row = {"step1": 10, "step2": 20, "step3": None, "warmup_epoch": None, "gamma": 0.1}
+    found = lr({"epochs": torch.tensor([0, 9, 10, 19, 20, 29])}, row)["multiplier"]
+    torch.testing.assert_close(found, torch.tensor([1, 1, 0.1, 0.1, 0.01, 0.01]))

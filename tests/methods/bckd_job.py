@@ -1,10 +1,7 @@
-"""Trains one small detector without batch norm, for test_bckd.py: OUT DEVICES; one process of several, LOCAL_RANK says which."""
+"""Trains one small detector without batch norm, for test_bckd.py."""
 
 from __future__ import annotations
 
-import json
-import os
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -49,10 +46,3 @@ def train(out: Path, devices: int) -> list[dict[str, Any]]:
     distiller = Noting(network(8, 3), Teacher(network(12, 4), precision="fp32"))
     Lab(options).fit(distiller, data, Training(epochs=2, lr=0.01, clip_norm=1.0, milestones=(0.5,)), name="distilled")
     return distiller._noted
-
-
-if __name__ == "__main__":
-    torch.set_num_threads(1)
-    folder = Path(sys.argv[1])
-    noted = train(folder, int(sys.argv[2]))
-    (folder / f"noted{os.environ['LOCAL_RANK']}.json").write_text(json.dumps(noted))

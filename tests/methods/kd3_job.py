@@ -1,8 +1,7 @@
-"""Trains one small student with KD^3, for test_kd3.py: OUT DEVICES."""
+"""Trains one small student with KD^3, for test_kd3.py."""
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -43,12 +42,8 @@ def made(data: ImageData, *, steady: bool = False, web: MemoryImages | None = No
     return kind(shared, Teacher(teacher, precision="fp32"), collection, teacher_layer="layer4", **given)  # type: ignore[arg-type]
 
 
-def main(out: str, devices: int) -> None:
+def main(out: Path, devices: int) -> None:
     data = small_data()
-    options = LabOptions(out=Path(out), accelerator="cpu", devices=devices, strategy="ddp" if devices > 1 else "auto")
+    options = LabOptions(out=out, accelerator="cpu", devices=devices, strategy="ddp" if devices > 1 else "auto")
     distiller = made(data, cutoff=0.5, switch_off=3.0, offset=200.0)
     Lab(options).fit(distiller, distiller.training_data(data), Training(epochs=2), name="distilled")
-
-
-if __name__ == "__main__":
-    main(sys.argv[1], int(sys.argv[2]))

@@ -1,8 +1,7 @@
-"""Trains one small student without batch norm or dropout, for test_l2d.py: OUT DEVICES."""
+"""Trains one small student without batch norm or dropout, for test_l2d.py."""
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import torch
@@ -19,14 +18,9 @@ def network(width: int, embed_dim: int, dropout: float = 0.0) -> nn.Module:
     return MultiLabelNetwork(backbone, MLDecoder(width, 10, HeadOptions(embed_dim, heads=2, feedforward=16, dropout=dropout)))
 
 
-def main(out: str, devices: int) -> None:
-    torch.set_num_threads(1)
+def main(out: Path, devices: int) -> None:
     data = MultiLabelData("mosaics,train=48,val=30", batch_size=16)
-    options = LabOptions(out=Path(out), accelerator="cpu", devices=devices, strategy="ddp" if devices > 1 else "auto")
+    options = LabOptions(out=out, accelerator="cpu", devices=devices, strategy="ddp" if devices > 1 else "auto")
     # SGD: Adam's step forgets the size of the gradient, which is what is to be compared.
     distiller = L2D(network(6, 8), Teacher(network(12, 16), precision="fp32"), class_aware_weight=10, instance_aware_weight=20)
     Lab(options).fit(distiller, data, Training(epochs=2, lr=1e-4, schedule="constant"), name="distilled")
-
-
-if __name__ == "__main__":
-    main(sys.argv[1], int(sys.argv[2]))

@@ -1,8 +1,7 @@
-"""Trains experts without batch norm, for test_mdcs.py: OUT DEVICES."""
+"""Trains experts without batch norm, for test_mdcs.py."""
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import torch
@@ -19,13 +18,8 @@ def network() -> nn.Module:
     return ExpertNetwork(trunk, [nn.Sequential(nn.Conv2d(6, 4, 3), nn.ReLU(), nn.Flatten()) for _ in range(3)], 64, 10)
 
 
-def main(out: str, devices: int) -> None:
-    torch.set_num_threads(1)
+def main(out: Path, devices: int) -> None:
     data = LongTailedImages("digits,imbalance=exp:8", subset=300, val_subset=60, batch_size=24)
     distiller = build(network(), None, data, ramp_epochs=2, confident_only=False)
-    options = LabOptions(out=Path(out), accelerator="cpu", devices=devices, strategy="ddp" if devices > 1 else "auto")
+    options = LabOptions(out=out, accelerator="cpu", devices=devices, strategy="ddp" if devices > 1 else "auto")
     Lab(options).fit(distiller, distiller.training_data(data), Training(epochs=3, lr=0.02, clip_norm=0.5), name="distilled")
-
-
-if __name__ == "__main__":
-    main(sys.argv[1], int(sys.argv[2]))

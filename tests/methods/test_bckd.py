@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import socket
-import subprocess
-import sys
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -30,6 +26,7 @@ from stillroom.methods.bckd.terms import bckd_terms
 from stillroom.tasks.detection.data import DetectionBatch, DetectionData
 from stillroom.tasks.detection.models import build_detector
 from tests.methods.bckd_job import network, train
+from tests.processes import Processes
 
 TINY = "scenes:train=32,val=12,teacher=32"
 
@@ -218,29 +215,12 @@ def test_killed_and_continued_ends_with_the_same_numbers(data: DetectionData, tm
     assert all(torch.equal(whole[name], continued[name]) for name in whole)
 
 
-def test_two_processes_equal_one_and_share_their_normalisers(tmp_path: Path) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    known = {name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE", "NODE_RANK")}
-    # Both are started at once; Lightning would start the second one when the first has imported everything.
-    started = [
-        subprocess.Popen(
-            [sys.executable, "-m", "tests.methods.bckd_job", str(tmp_path / "two"), "2"],
-            env={**known, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "LOCAL_RANK": rank, "OMP_NUM_THREADS": "1"},
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in "01"
-    ]
+def test_two_processes_equal_one_and_share_their_normalisers(tmp_path: Path, processes: Processes) -> None:
     alone = train(tmp_path / "one", 1)
-    for process in started:
-        _, errors = process.communicate(timeout=240)
-        assert process.returncode == 0, errors[-3000:]
+    noted = processes.on_two_ranks(train, tmp_path / "two", 2)
     one, two = (read_weights(tmp_path / name / "seed0/distilled") for name in ("one", "two"))
     for name, value in one.items():
         torch.testing.assert_close(two[name], value, rtol=1e-4, atol=1e-5)
-    noted = [json.loads((tmp_path / f"two/noted{rank}.json").read_text()) for rank in "01"]
     assert any(first["own"] != second["own"] for first, second in zip(*noted, strict=True))
     for whole, first, second in zip(alone, *noted, strict=True):
         assert first["positives"] == second["positives"] == (first["own"] + second["own"]) / 2 == whole["positives"] / 2

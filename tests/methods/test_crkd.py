@@ -6,8 +6,7 @@ import copy
 import itertools
 import json
 import math
-import subprocess
-import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,7 @@ from torch import Tensor, nn
 
 import stillroom
 from stillroom.cli import main
-from stillroom.engine import Lab, LabOptions, Losses, Progress, Training
+from stillroom.engine import Lab, LabOptions, Losses, Progress
 from stillroom.engine.weights import read_weights
 from stillroom.errors import InputError
 from stillroom.methods.crkd import Discovery, NovelClassData, Pretraining
@@ -32,11 +31,12 @@ from stillroom.methods.crkd.loss import discovery_targets, joint_logits, relatio
 from stillroom.methods.crkd.metrics import clustering, match, split_clustering
 from stillroom.methods.crkd.networks import DiscoveryNetwork, train_only
 from stillroom.methods.crkd.novel import KnownClassifier, Prototypes
-from stillroom.methods.crkd.schedule import learning_rate
+from stillroom.methods.crkd.recipe import SHORT
 from stillroom.methods.crkd.views import crops
 from stillroom.tasks.classification import Batch
 from stillroom.tasks.classification.views import ViewBatch
-from tests.engine.test_distributed import environment
+from tests.methods import crkd_job
+from tests.processes import Processes
 from tests.tasks.classification.miniatures import cifar100, classes_of_pictures
 
 KNOWN, NOVEL, HEADS, BATCH = 4, 3, 2, 12
@@ -220,17 +220,6 @@ def test_matching_refuses(predictions: list[Any], truth: list[Any]) -> None:
         clustering(np.array(predictions), np.array(truth))
 
 
-def test_the_rate_rises_from_the_smallest_and_falls_back() -> None:
-    rates = [learning_rate(epoch, lr=0.4, min_lr=0.001, warmup_epochs=10, epochs=500) for epoch in range(500)]
-    assert rates[0] == 0.001
-    assert rates[9] == rates[10] == 0.4
-    assert np.all(np.diff(rates[10:]) < 0)
-    assert 0.001 < rates[-1] < 0.0011
-    for warmup, first in ((0, 0.4), (1, 0.001)):
-        assert learning_rate(0, lr=0.4, min_lr=0.001, warmup_epochs=warmup, epochs=3) == first
-    assert learning_rate(1, lr=0.4, min_lr=0.001, warmup_epochs=1, epochs=3) == 0.4
-
-
 # Networks and stages --------------------------------------------------------------------------------------------------------------------
 
 
@@ -382,8 +371,8 @@ def test_pre_training_averages_over_all_views() -> None:
 
 
 def test_the_papers_schedule_is_that_of_whole_epochs() -> None:
-    distiller = discovery(min_lr=0.01)
-    distiller.plan = Training(epochs=6, lr=0.2, schedule="cosine", warmup_epochs=2)
+    distiller = discovery()
+    distiller.plan = replace(SHORT, epochs=6, lr=0.2, warmup_epochs=2, lr_floor=0.01)
     optimizer = distiller.configure_optimizers()
     distiller.optimizers = lambda: optimizer  # type: ignore[method-assign, assignment]
     rates = []
@@ -392,7 +381,8 @@ def test_the_papers_schedule_is_that_of_whole_epochs() -> None:
         distiller.on_train_batch_start(None, step)
         rates.append(optimizer.param_groups[0]["lr"])
     assert rates[::2] == rates[1::2]
-    assert rates[::2] == [learning_rate(e, lr=0.2, min_lr=0.01, warmup_epochs=2, epochs=6) for e in range(6)]
+    falling = [0.01 + 0.19 * (1 + math.cos(math.pi * epoch / 4)) / 2 for epoch in range(4)]
+    assert rates[::2] == pytest.approx([0.01, 0.2, *falling])
 
 
 @pytest.mark.parametrize(
@@ -406,7 +396,6 @@ def test_the_papers_schedule_is_that_of_whole_epochs() -> None:
         ({"iterations": 0}, "iterations"),
         ({"weighting": "none"}, "weighting"),
         ({"divergence": "mse"}, "divergence"),
-        ({"min_lr": -1.0}, "min_lr"),
     ],
 )
 def test_what_discovery_refuses(options: dict[str, Any], named: str) -> None:
@@ -526,13 +515,6 @@ def test_crops_that_there_are_not(style: Any, large: int, small: int) -> None:
         crops(style, 32, (0.5,) * 3, (0.5,) * 3, large=large, small=small)
 
 
-@pytest.fixture(autouse=True)
-def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Latency is not what is tested here."""
-    for limit in ("_WARM_UP_SECONDS", "_TIMED_SECONDS"):
-        monkeypatch.setattr(f"stillroom.engine.run.measure.{limit}", 0.0)
-
-
 # Runs -----------------------------------------------------------------------------------------------------------------------------------
 
 SMALL = ["--data", "shapes,train=4,val=2", "--batch-size", "48", "--epochs", "2", "--warmup-epochs", "1", "--pretrain-epochs", "1"]
@@ -619,8 +601,8 @@ def trained(out: Path, data: NovelClassData, fall_at: int | None = None) -> dict
     student = DiscoveryNetwork(KnownClassifier(backbone, taught.known), 24, heads=2, hidden=8, projection=5)
     shown_as = data.in_views(*crops("small", 16, data.mean, data.std, large=2, small=0), said="two")
     lab = Lab(LabOptions(out=out, accelerator="cpu", checkpoint_steps=2))
-    plan = Training(epochs=2, lr=0.1, schedule="cosine", warmup_epochs=1)
-    done = lab.fit(Falling(student, copy.deepcopy(taught), min_lr=0.01), shown_as, plan, name="crkd")
+    plan = replace(SHORT, epochs=2, warmup_epochs=1, lr_floor=0.01)
+    done = lab.fit(Falling(student, copy.deepcopy(taught)), shown_as, plan, name="crkd")
     assert done.network is not None
     return {name: value.clone() for name, value in done.network.state_dict().items()}
 
@@ -634,12 +616,8 @@ def test_killed_and_continued_equals_uninterrupted(pictures: NovelClassData, tmp
         assert all(torch.equal(whole[name], value) for name, value in again.items())
 
 
-def test_two_processes_balance_their_pseudo_labels_together(tmp_path: Path) -> None:
-    job = Path(__file__).with_name("crkd_job.py")
-    command = [sys.executable, str(job), str(tmp_path)]
-    done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=240, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
-    first, second = (torch.load(tmp_path / f"rank{rank}.pt") for rank in (0, 1))
+def test_two_processes_balance_their_pseudo_labels_together(tmp_path: Path, processes: Processes) -> None:
+    first, second = processes.on_two_ranks(crkd_job.main, tmp_path / "run")
     for name, value in first["student"].items():
         if not name.endswith(("running_mean", "running_var")):  # each process's own until they are saved
             assert torch.equal(value, second["student"][name]), name
@@ -651,10 +629,19 @@ def test_two_processes_balance_their_pseudo_labels_together(tmp_path: Path) -> N
 
 # The paper's settings -------------------------------------------------------------------------------------------------------------------
 
-CIFAR = {"small_crops": 2, "heads": 4, "optimizer": "sgd", "momentum": 0.9, "lr": 0.4, "min_lr": 0.001, "warmup_epochs": 10, "epochs": 500}
+CIFAR = {
+    "small_crops": 2,
+    "heads": 4,
+    "optimizer": "sgd",
+    "momentum": 0.9,
+    "lr": 0.4,
+    "lr_floor": 0.001,
+    "warmup_epochs": 10,
+    "epochs": 500,
+}
 CIFAR |= {"pretrain_epochs": 500, "student": "stillroom/resnet18", "views": "cifar", "trained_layers": []}
-VIT = {"small_crops": 0, "heads": 2, "optimizer": "adamw", "lr": 1e-3, "min_lr": 1e-4, "warmup_epochs": 10, "epochs": 100}
-VIT |= {"pretrain_epochs": 50, "pretrain_lr": 1e-3, "pretrain_warmup_epochs": 5, "trained_layers": ["blocks.11"]}
+VIT = {"small_crops": 0, "heads": 2, "optimizer": "adamw", "lr": 1e-3, "lr_floor": 1e-4, "warmup_epochs": 10, "epochs": 100}
+VIT |= {"step_per": "epoch", "pretrain_epochs": 50, "pretrain_lr": 1e-3, "pretrain_warmup_epochs": 5, "trained_layers": ["blocks.11"]}
 VIT |= {"pretrain_trained_layers": ["blocks.11"], "student": "timm/vit_base_patch16_224.dino@pretrained", "views": "photographs"}
 BOTH = {"large_crops": 2, "hidden": 2048, "projection": 256, "projection_layers": 1, "temperature": 0.1, "kd_temperature": 4, "alpha": 0.1}
 BOTH |= {"sinkhorn_iterations": 3, "epsilon": 0.05, "weight_decay": 1.5e-4, "batch_size": 512, "precision": "16-mixed"}

@@ -14,16 +14,16 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from stillroom.engine import Teacher
-from stillroom.engine.cache.bank import LabelBank
-from stillroom.engine.cache.labels import LabelFormat, SoftLabels
 from stillroom.errors import InputError
 from stillroom.methods.ferkd import Calibration, FerKD, adapted_bank
 from stillroom.methods.ferkd.adaptation import HARD, IMPORTANT, UNINFORMATIVE, Thresholds, adapt
+from stillroom.methods.ferkd.bank.labels import LabelFormat, SoftLabels
+from stillroom.methods.ferkd.bank.reader import LabelBank
+from stillroom.methods.ferkd.crops import CropRule
+from stillroom.methods.ferkd.labelling import Labelling, label_images
 from stillroom.methods.ferkd.loss import soft_cross_entropy
 from stillroom.methods.ferkd.mixing import Mix, cutmix, cutmix_box, draw_mix, draw_partners, mixed
 from stillroom.tasks.classification import ImageData, build_classifier
-from stillroom.tasks.classification.crops import CropRule
-from stillroom.tasks.classification.labelling import Labelling, label_images
 
 TYPES = ["ori", "smoothing", "marginal_smoothing_k5", "marginal_renorm_k5"]
 

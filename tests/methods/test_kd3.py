@@ -4,10 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
-import socket
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +26,7 @@ from stillroom.methods.kd3.selection import teacher_weight
 from stillroom.tasks.classification import Batch, ImageData
 from tests.methods.kd3_job import made, small_data
 from tests.methods.kd3_job import main as train
+from tests.processes import Processes
 from tests.tasks.classification.miniatures import cifar100, classes_of_pictures, picture
 
 JOB = Path(__file__).with_name("kd3_job.py")
@@ -40,13 +37,6 @@ SMALL += ("--batch-size", "8", "--accelerator", "cpu", "--workers", "0")
 @pytest.fixture(scope="module")
 def data() -> ImageData:
     return small_data()
-
-
-@pytest.fixture(autouse=True)
-def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Latency is not what is tested here."""
-    for limit in ("_WARM_UP_SECONDS", "_TIMED_SECONDS"):
-        monkeypatch.setattr(f"stillroom.engine.run.measure.{limit}", 0.0)
 
 
 def batch(size: int = 6) -> Batch:
@@ -271,22 +261,10 @@ def test_a_killed_run_ends_with_the_same_numbers(data: ImageData, tmp_path: Path
     assert all(torch.equal(again[1][name], value) for name, value in weights.items())
 
 
-def environment() -> dict[str, str]:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    kept = {name: value for name, value in os.environ.items() if name not in ("LOCAL_RANK", "RANK", "WORLD_SIZE", "NODE_RANK")}
-    root = str(Path(__file__).parents[2])
-    path = os.pathsep.join(filter(None, [root, kept.get("PYTHONPATH")]))
-    return {**kept, "PYTHONPATH": path, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
-
-
-def test_two_processes_choose_what_one_does(tmp_path: Path) -> None:
+def test_two_processes_choose_what_one_does(tmp_path: Path, processes: Processes) -> None:
     """Batch norm and the contrast see each process's own share, so that only the first choice, before any step, is that of one process."""
-    train(str(tmp_path / "one"), 1)
-    command = [sys.executable, str(JOB), str(tmp_path / "two"), "2"]
-    done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=240, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
+    train(tmp_path / "one", 1)
+    processes.on_two_ranks(train, tmp_path / "two", 2)
     one, two = (json.loads((tmp_path / out / "seed0/distilled/selection.json").read_text()) for out in ("one", "two"))
     assert one["1"] == two["1"]
     assert 16 < one["1"]["kept"] < 83

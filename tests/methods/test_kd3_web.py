@@ -102,8 +102,8 @@ def test_refuses_a_folder_without_images_and_a_single_one(data: ImageData, tmp_p
 
 
 def test_refuses_statistics_and_changes_that_there_are_not(data: ImageData) -> None:
-    for options in ({"std": (0.1, 0.0, 0.1)}, {"mean": (0.1, 0.1)}):
-        with pytest.raises(InputError, match="web_std"):
+    for options, named in (({"std": (0.1, 0.0, 0.1)}, "web_std"), ({"mean": (0.1, 0.1)}, "web_mean")):
+        with pytest.raises(InputError, match=f"^{named}: got"):
             WebData(data, **options)  # type: ignore[arg-type]
     with pytest.raises(InputError, match="web_augment: got crop"):
         WebData(data, augment="crop")

@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import socket
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +23,9 @@ from stillroom.errors import InputError
 from stillroom.methods.l2d import L2D, led_losses, mld_loss
 from stillroom.methods.l2d.loss import distances, partial_softmax_loss, structure_losses
 from stillroom.tasks.multilabel import MOSAICS, Batch, MultiLabelData, Supervised, summed_bce
+from tests.methods import l2d_job
 from tests.methods.l2d_job import network
+from tests.processes import Processes
 from tests.tasks.classification.miniatures import picture
 from tests.tasks.multilabel.annotated import coco, tags, voc
 
@@ -244,13 +242,6 @@ def test_refuses_what_it_cannot_use(options: dict[str, Any], message: str) -> No
 SMALL = ("--epochs", "1", "--accelerator", "cpu", "--teacher-precision", "fp32", "--workers", "0")
 
 
-@pytest.fixture(autouse=True)
-def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Latency is not what is tested here."""
-    for limit in ("_WARM_UP_SECONDS", "_TIMED_SECONDS"):
-        monkeypatch.setattr(f"stillroom.engine.run.measure.{limit}", 0.0)
-
-
 def test_a_run_reports_ships_answers_and_exports(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "run"
     assert main(["run", "l2d", "--data", "mosaics,train=64,val=24,teacher=64", *SMALL, "--out", str(out)]) == 0
@@ -319,17 +310,10 @@ def test_a_killed_run_ends_with_the_same_numbers(tmp_path: Path, monkeypatch: py
     assert all(torch.equal(pieced[1][name], value) for name, value in whole[1].items())
 
 
-def test_two_processes_equal_one(tmp_path: Path) -> None:
+def test_two_processes_equal_one(tmp_path: Path, processes: Processes) -> None:
     """Class-aware distances are of the whole batch, and sums are sums over all of it."""
-    for devices in (1, 2):
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = str(free.getsockname()[1])
-        kept = {name: value for name, value in os.environ.items() if name not in ("LOCAL_RANK", "RANK", "WORLD_SIZE", "NODE_RANK")}
-        job = [sys.executable, "-m", "tests.methods.l2d_job", str(tmp_path / str(devices)), str(devices)]
-        environment = {**kept, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": "1"}
-        done = subprocess.run(job, env=environment, capture_output=True, text=True, timeout=240, check=False)
-        assert done.returncode == 0, done.stderr[-3000:]
+    l2d_job.main(tmp_path / "1", 1)
+    processes.on_two_ranks(l2d_job.main, tmp_path / "2", 2)
     one, two = (tmp_path / devices / "seed0/distilled" for devices in ("1", "2"))
     for name, value in read_weights(one).items():
         torch.testing.assert_close(read_weights(two)[name], value, rtol=1e-4, atol=1e-5)

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +20,8 @@ from stillroom.errors import InputError
 from stillroom.methods.mdcs import MDCS, LongTailedImages, build, mdcs_terms, prior_shift
 from stillroom.tasks.classification import Batch, ViewBatch
 from stillroom.tasks.images.networks import ExpertConvNet
-from tests.engine.test_distributed import environment
 from tests.methods import mdcs_job
+from tests.processes import Processes
 
 LAMBDAS = (-0.5, 1.0, 2.5)
 COUNTS = [500, 120, 40, 12, 3]
@@ -291,12 +289,10 @@ def test_killed_run_ends_with_the_same_numbers(tmp_path: Path, tail: LongTailedI
     assert {"val/medium", "val/few"} <= record["history"][0].keys()
 
 
-def test_two_processes_equal_one(tmp_path: Path) -> None:
+def test_two_processes_equal_one(tmp_path: Path, processes: Processes) -> None:
     """Where all instances teach; with confident ones each process has a mean over its own, which the specification accepts."""
-    mdcs_job.main(str(tmp_path / "1"), 1)
-    command = [sys.executable, mdcs_job.__file__, str(tmp_path / "2"), "2"]
-    done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=240, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
+    mdcs_job.main(tmp_path / "1", 1)
+    processes.on_two_ranks(mdcs_job.main, tmp_path / "2", 2)
     one, two = (read_weights(tmp_path / devices / "seed0/distilled") for devices in ("1", "2"))
     for name in one:
         torch.testing.assert_close(one[name], two[name], rtol=1e-4, atol=1e-5)

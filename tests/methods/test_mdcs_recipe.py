@@ -21,13 +21,6 @@ from stillroom.tasks.images.networks import ExpertNetwork
 from tests.tasks.classification.miniatures import cifar100
 
 
-@pytest.fixture(autouse=True)
-def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Latency is not what is tested here."""
-    for limit in ("_WARM_UP_SECONDS", "_TIMED_SECONDS"):
-        monkeypatch.setattr(f"stillroom.engine.run.measure.{limit}", 0.0)
-
-
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A user's unbalanced folder: noise of another size and colour for each of three classes of 24, 8 and 4 images."""

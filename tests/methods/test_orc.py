@@ -5,8 +5,6 @@ from __future__ import annotations
 import copy
 import json
 import math
-import subprocess
-import sys
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
@@ -27,8 +25,8 @@ from stillroom.methods.kd import KD
 from stillroom.methods.orc import ORC, Iteration, distiller, loss
 from stillroom.methods.orc.roles import evaluate_group
 from stillroom.tasks.classification import Batch, ImageData
-from tests.engine.test_distributed import environment
 from tests.methods import orc_job
+from tests.processes import Processes
 
 PLAN = Training(epochs=2, lr=0.05, schedule="constant")
 
@@ -483,13 +481,9 @@ def test_killed_runs_end_with_the_same_networks_and_counts(tmp_path: Path, digit
     assert all(len(state["state"]) for state in whole[1]["optimizer_states"])
 
 
-def test_processes_agree_on_roles_and_end_equal(tmp_path: Path) -> None:
+def test_processes_agree_on_roles_and_end_equal(tmp_path: Path, processes: Processes) -> None:
     """Without intensive teaching, whose feedback samples are each process's own, two processes are one."""
-    command = [sys.executable, orc_job.__file__, str(tmp_path / "two"), "2"]
-    done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=240, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
-    orc_job.main(str(tmp_path / "one"), 1)
-    one, *two = (torch.load(tmp_path / file) for file in ("one/rank0.pt", "two/rank0.pt", "two/rank1.pt"))
+    one, two = orc_job.main(tmp_path / "one", 1), processes.on_two_ranks(orc_job.main, tmp_path / "two", 2)
     torch.testing.assert_close(two[0], two[1], rtol=0, atol=0)
     torch.testing.assert_close(one["frozen pivot"], two[0]["frozen pivot"], rtol=1e-4, atol=1e-5)
     for state in (one, *two):

@@ -128,13 +128,6 @@ def out(tmp_path: Path) -> Iterator[Path]:
     shutil.rmtree(tmp_path / "run", ignore_errors=True)
 
 
-@pytest.fixture(autouse=True)
-def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Latency is not what is tested here, and measuring it for long takes as long as the training."""
-    for limit in ("_WARM_UP_SECONDS", "_TIMED_SECONDS"):
-        monkeypatch.setattr(f"stillroom.engine.run.measure.{limit}", 0.0)
-
-
 @pytest.mark.parametrize(("method", "preset"), CASES)
 def test_a_step_on_the_papers_data(method: str, preset: str, miniatures: dict[str, str], resnet34: str, out: Path) -> None:
     """The paper's networks, on as many classes as the miniature has; the milestones lie behind the run's end."""

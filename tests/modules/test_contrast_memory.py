@@ -2,9 +2,7 @@ from __future__ import annotations
 
 import copy
 import os
-import subprocess
-import sys
-from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -16,6 +14,7 @@ from torch.nn.functional import normalize
 from stillroom.errors import InputError
 from stillroom.losses.contrast import crd_loss
 from stillroom.modules.contrast_memory import ContrastMemory
+from tests.processes import Processes
 
 
 def embeddings(batch: int, width: int = 16, seed: int = 0) -> tuple[Tensor, Tensor]:
@@ -246,11 +245,8 @@ def test_refuses_shapes_that_do_not_fit() -> None:
         bank(student, teacher, torch.tensor(1))
 
 
-def test_ranks_keep_equal_banks_and_the_mean_normaliser(tmp_path: Path) -> None:
-    environment = os.environ | {"MASTER_ADDR": "127.0.0.1"}
-    processes = [subprocess.Popen([sys.executable, __file__, str(rank), str(tmp_path)], env=environment) for rank in range(2)]
-    assert [process.wait(timeout=90) for process in processes] == [0, 0]
-    first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
+def test_ranks_keep_equal_banks_and_the_mean_normaliser(processes: Processes) -> None:
+    first, second = processes.on_two_ranks(_on_a_rank)
     for name in ("student_bank", "teacher_bank", "log_normalisers"):
         assert torch.equal(first["state"][name], second["state"][name])
     alone = memory()
@@ -261,20 +257,17 @@ def test_ranks_keep_equal_banks_and_the_mean_normaliser(tmp_path: Path) -> None:
     torch.testing.assert_close(first["state"]["log_normalisers"].exp(), mean_of_both)
 
 
-def _rank(rank: int, folder: Path) -> None:
+def _on_a_rank() -> dict[str, Any]:
+    rank = int(os.environ["RANK"])
     bank = memory()
     lone = copy.deepcopy(bank)
     student, teacher = embeddings(3, seed=rank)
     ids = torch.tensor([[0, 1, 2], [2, 4, 5]])[rank]
     torch.manual_seed(rank)
     lone(student, teacher, ids)
-    distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+    distributed.init_process_group("gloo")
     torch.manual_seed(rank)
     bank(student, teacher, ids)
     bank.update(student, teacher, ids)
-    torch.save({"state": bank.state_dict(), "own_log_z": lone.log_normalisers}, folder / f"{rank}.pt")
     distributed.destroy_process_group()
-
-
-if __name__ == "__main__":
-    _rank(int(sys.argv[1]), Path(sys.argv[2]))
+    return {"state": bank.state_dict(), "own_log_z": lone.log_normalisers}

@@ -13,7 +13,6 @@ import argparse
 import json
 import os
 import random
-import signal
 import subprocess
 import sys
 import tempfile
@@ -21,13 +20,18 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 import yaml
 
 from stillroom.engine.weights import read_weights
+
+if TYPE_CHECKING:
+    from tests.processes import Process
+
+    Running = subprocess.Popen[str] | Process
 
 # Twelve steps make an epoch, with a checkpoint after the third, sixth, ninth and last.
 JOB = ["--data", "digits", "--subset", "200", "--val-subset", "60", "--batch-size", "16", "--epochs", "8"]
@@ -61,13 +65,13 @@ def start(arguments: list[str] | tuple[str, ...], folder: Path | None = None) ->
     )
 
 
-def kill(running: subprocess.Popen[str]) -> None:
+def kill(running: Running) -> None:
     """SIGKILL, and wait for the end."""
-    running.send_signal(signal.SIGKILL)
+    running.kill()
     running.communicate(timeout=60)
 
 
-def wait_for(running: subprocess.Popen[str], what: Callable[[], Any], still: Any = None) -> Any:
+def wait_for(running: Running, what: Callable[[], Any], still: Any = None) -> Any:
     """What `what` answers once that is true and not `still`."""
     deadline = time.monotonic() + PATIENCE
     while time.monotonic() < deadline:
@@ -75,8 +79,7 @@ def wait_for(running: subprocess.Popen[str], what: Callable[[], Any], still: Any
         if answer and answer != still:
             return answer
         if running.poll() is not None:
-            assert running.stdout is not None
-            raise AssertionError(f"the run ended before it could be killed: {running.stdout.read()[-2000:]}")
+            raise AssertionError(f"the run ended before it could be killed: {running.communicate()[0][-2000:]}")
         time.sleep(0.002)
     kill(running)
     raise AssertionError("the run never came to where it was to be killed")
@@ -90,9 +93,8 @@ def changed(path: Path) -> int:
         return 0
 
 
-def kill_in(arguments: list[str], stage: Path, checkpoints: int, delay: float) -> None:
-    """Starts the run and kills it in `stage`, some moments after a number of its checkpoints were seen."""
-    running = start(arguments)
+def kill_in(running: Running, stage: Path, checkpoints: int, delay: float) -> None:
+    """Kills a run that has just been started, in `stage`, some moments after a number of its checkpoints were seen."""
     try:
         wait_for(running, (stage / "stage.json").exists)
         seen = changed(stage / "last.ckpt")

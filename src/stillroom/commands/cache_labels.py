@@ -8,16 +8,16 @@ from typing import Any
 from stillroom.commands.options import read_options
 from stillroom.commands.parser import named_as_typed
 from stillroom.engine import Experiment, Lab, Networks, Training
-from stillroom.engine.cache.bank import LabelBank
-from stillroom.engine.cache.bank_folder import BankFolder
-from stillroom.engine.cache.labels import DEFAULT_TYPE, LabelDtype, LabelFormat
-from stillroom.engine.cache.released import ReleasedImages, export_released, import_released
 from stillroom.engine.room import Setting
 from stillroom.engine.run.console import StageDisplay, console
 from stillroom.errors import InputError
+from stillroom.methods.ferkd.bank.folder import BankFolder
+from stillroom.methods.ferkd.bank.labels import DEFAULT_TYPE, LabelDtype, LabelFormat
+from stillroom.methods.ferkd.bank.reader import LabelBank
+from stillroom.methods.ferkd.bank.released import ReleasedImages, export_released, import_released
+from stillroom.methods.ferkd.crops import Interpolation
+from stillroom.methods.ferkd.labelling import Labelling, crop_rule, label_images, original_images
 from stillroom.tasks.classification import CONVNETS, DIGITS, ImageData
-from stillroom.tasks.classification.crops import Interpolation
-from stillroom.tasks.classification.labelling import Labelling, crop_rule, label_images, original_images
 
 PROG = "stillroom cache-labels"
 # FKD's best labeller of those that timm has; crops as it was trained with them (FerKD specification, "Hyper-parameters").

@@ -86,6 +86,8 @@ def read_options(
     Raises:
         InputError, UsageError: an option that there is not, or a value that it cannot have.
     """
+    from stillroom.engine.training import with_fitting_warmup
+
     arguments = [_underscored(argument) for argument in arguments]
     preset = early(arguments, "preset") or "default"
     small = preset == "default" and early(arguments, "data") is None
@@ -93,6 +95,8 @@ def read_options(
     values = _parse(prog, parser, arguments)
     values["out"] = str(Path(values["out"] or out))
     parts = {name: {field: values.pop(field) for field in fields} for name, fields in kinds.items()}
+    if early(arguments, "warmup_epochs") is None:
+        parts["plan"] = with_fitting_warmup(parts["plan"], parser.get_defaults()["epochs"])
     for name in ("config", "preset"):
         del values[name]
     return Options(**parts, own=values, preset=preset, setting=setting, is_default_job=small)

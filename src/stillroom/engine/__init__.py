@@ -1,5 +1,9 @@
 """The engine: what turns a distiller into a trained student. It knows no task."""
 
+from stillroom.engine import light as light  # before Lightning is imported
+
+# isort: split
+
 from stillroom.engine.distiller import Batch, Distiller, Losses
 from stillroom.engine.experiment import Experiment, Networks
 from stillroom.engine.lab import Lab, Trained

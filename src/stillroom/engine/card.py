@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
-from stillroom.engine.run.stage import write_atomic
+from stillroom.engine.run.written import write_atomic
 from stillroom.engine.specification import LIBRARIES, runs_code, with_files
 from stillroom.errors import InputError
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -11,9 +12,10 @@ from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 
 from stillroom.engine.run.guard import FiniteGuard
+from stillroom.engine.schedule import warmup_factor
 from stillroom.engine.teacher import Teacher
 from stillroom.engine.training import Progress, Training
-from stillroom.errors import InputError
+from stillroom.errors import InputError, at_least
 
 
 class Batch(Protocol):
@@ -82,9 +84,9 @@ def _sum(terms: Iterable[Tensor]) -> Tensor | None:
 class Distiller(LightningModule):
     """Base of every method: owns the student and what teaches it, and answers `losses(batch)`.
 
-    In anyone's own loop, ``distiller.losses(batch).total.backward()`` is all there is to it. Under the
-    :class:`~stillroom.engine.lab.Lab` the base class sums the terms, steps, and follows the learning-rate schedule; a
-    method that optimises differently sets ``automatic_optimization = False`` and overrides ``training_step``.
+    In anyone's own loop, ``distiller.losses(batch).total.backward()`` is all there is to it, with `at` before it where the method changes
+    over the training. Under the :class:`~stillroom.engine.lab.Lab` the base class sums the terms, steps, and follows the learning-rate
+    schedule; a method that optimises differently sets ``automatic_optimization = False`` and overrides ``training_step``.
 
     The teacher is kept as a plain attribute: it never shows in ``parameters()``, ``state_dict()`` or DDP's buckets. Every other
     module that a method assigns (projectors, memories) is trained with the student and saved in checkpoints.
@@ -98,9 +100,50 @@ class Distiller(LightningModule):
         super().__init__()
         self.student = student
         self.teacher = Teacher(teacher) if isinstance(teacher, nn.Module) else teacher
-        self.progress = Progress()
+        self._place: Progress | None = None
+        self._warned = False
         self.plan = Training()
         self.guard = FiniteGuard()
+
+    @property
+    def progress(self) -> Progress:
+        """Where training stands. The Lab says so before every step, `at` in a loop of one's own; until then it is the beginning.
+
+        A method that asks for it while nobody says so is warned of, once: its ramp would never move.
+        """
+        if self._place is None and not self._warned:
+            self._warned = True
+            warnings.warn(
+                f"{type(self).__name__} changes over the training (a ramp, a schedule), and nobody says how far it has come: it stays at "
+                "the beginning. In a loop of your own call distiller.at(step, steps_per_epoch=..., epochs=...) before each step",
+                stacklevel=3,
+            )
+        return self._place or Progress()
+
+    @progress.setter
+    def progress(self, place: Progress) -> None:
+        self._place = place
+
+    def at(self, step: int, *, steps_per_epoch: int, epochs: int) -> None:
+        """Says where training stands: to be called before each step of a loop of one's own. What the method changes over the training
+        follows it, such as DKD's weight, which grows over the first epochs.
+
+        Args:
+            step: batches seen before this one, over the whole training.
+            steps_per_epoch: batches in an epoch.
+            epochs: epochs in all.
+
+        Raises:
+            InputError: an epoch without batches, or a step that is none of the training's.
+        """
+        at_least("steps_per_epoch", steps_per_epoch, 1)
+        if not 0 <= step < epochs * steps_per_epoch:
+            raise InputError("step", step, f"a number from 0 and below {epochs * steps_per_epoch}, the steps of {epochs} epochs")
+        self.progress = Progress(step // steps_per_epoch + 1, epochs, step, steps_per_epoch)
+
+    def ramp(self, epochs: float) -> float:
+        """min(epoch / epochs, 1): the weight of a loss that grows over the first epochs of the training; 1 where they are one or none."""
+        return warmup_factor(self.progress.epoch, epochs) if epochs > 1 else 1.0
 
     def losses(self, batch: Any) -> Losses:
         """The terms of this batch. The one method that every distiller must have."""
@@ -144,7 +187,7 @@ class Distiller(LightningModule):
     def checked_losses(self, batch: Any) -> Losses:
         """`losses(batch)`, refused with :class:`~stillroom.errors.NonFiniteLoss` when a term is not finite."""
         losses = self.losses(batch)
-        self.guard.watch(losses.terms, batch.ids, self.progress.step)
+        self.guard.watch(losses.terms, batch.ids, (self._place or Progress()).step)
         return losses
 
     def rehearse(self, batch: Any) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from stillroom.engine.lab import Lab, Trained
 from stillroom.engine.report.results import Report
 from stillroom.engine.task import Built, CacheableData, Task, TaskData
 from stillroom.engine.teacher import Teacher
-from stillroom.engine.training import Progress, Training
+from stillroom.engine.training import Progress, Training, with_fitting_warmup
 from stillroom.errors import InputError, positive
 
 Make = Callable[[Any, Any], Distiller]  # (fresh student, frozen Teacher) -> the method's distiller; no teacher where none is named
@@ -47,7 +47,8 @@ class Networks:
         if self.teacher_epochs is not None and self.teacher_epochs < 1:
             raise InputError("teacher_epochs", self.teacher_epochs, "a number of at least 1")
         lr = plan.lr if self.teacher_lr is None else positive("teacher_lr", self.teacher_lr)
-        return replace(plan, epochs=self.teacher_epochs or plan.epochs, lr=lr)
+        settings = {**asdict(plan), "epochs": self.teacher_epochs or plan.epochs, "lr": lr}
+        return replace(plan, **with_fitting_warmup(settings, plan.epochs))
 
 
 class Experiment:
@@ -181,4 +182,4 @@ def cacheable(data: Any, argument: str, spec: str) -> CacheableData:
     """
     if not hasattr(data, "cache_key"):
         raise InputError(argument, spec, f"a network: answers of the task {data.task.name} cannot be kept in a cache")
-    return data  # type: ignore[no-any-return]
+    return data

@@ -6,12 +6,14 @@ import copy
 import io
 import logging
 import math
+import mmap
 import os
 import shutil
 import tempfile
 import warnings
+import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
@@ -22,6 +24,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from stillroom.engine.run.written import put
 from stillroom.engine.tap import unwrap
 from stillroom.engine.weights import load_weights, save_weights
 from stillroom.errors import InputError, StillroomError, at_least_zero
@@ -119,9 +122,31 @@ def place_of(run: Path, out: str | Path | None, format: str) -> Path:
     """The file to write: `out`, or the usual name in the folder `out` or in the run's.
 
     A run's own student.safetensors is what `load` and a continued run read; it is left alone.
+
+    Raises:
+        InputError: there is a file that is no export.
     """
     path = run if out is None else Path(out)
-    return path / f"student{'_described' if format == 'safetensors' else ''}{SUFFIXES[format]}" if path.is_dir() else path
+    path = path / f"student{'_described' if format == 'safetensors' else ''}{SUFFIXES[format]}" if path.is_dir() else path
+    if os.path.lexists(path) and not _exported(path):
+        raise InputError("out", f"{path}, which `stillroom export` did not write", "another name, or that file moved away")
+    return path
+
+
+def _exported(path: Path) -> bool:
+    """Whether a file says of itself that Stillroom exported it (see `ExportSpec.metadata`), whatever its format."""
+    if path.is_symlink() or not path.is_file():
+        return False
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            return any(name.endswith("extra/stillroom") for name in archive.namelist())
+    with path.open("rb") as file, suppress(ValueError):
+        if file.read(9)[8:] == b"{":
+            with safe_open(path, "pt") as opened:
+                return "stillroom" in (opened.metadata() or {})
+        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+            return content.find(b"\n\tstillroom\x12") >= 0  # a key of ONNX's metadata_props, as protobuf writes it
+    return False
 
 
 def export(spec: ExportSpec, path: Path, *, format: str, tolerance: float = 1e-4) -> Exported:
@@ -212,7 +237,7 @@ def _temporary(path: Path) -> Iterator[Path]:
         with file.open("rb") as written:
             os.fsync(written.fileno())
         file.chmod(0o644)  # safetensors writes files for their owner alone
-        os.replace(file, path)
+        put(file, path)
     except (OSError, SafetensorError) as error:
         raise _unwritable(path, error) from None
     finally:

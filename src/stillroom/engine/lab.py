@@ -77,7 +77,7 @@ class Lab:
         check_started(options)
         if options.devices * options.num_nodes > 1:
             check_port()
-        self._run_folder = RunFolder(self.folder, settings or {}, overwrite=options.overwrite)
+        self._run_folder = RunFolder(self.folder, settings or {}, overwrite=options.overwrite, main=self.is_main)
         self.seed = options.seed if seed is None else seed
         self.started = _now()
         self._prefix = f"seed{self.seed}/"

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from stillroom.errors import InputError
+from stillroom.errors import InputError, at_least_zero, one_of
 
 Kind = Literal["multistep", "cosine", "onecycle", "constant"]
 
@@ -59,6 +59,8 @@ class Schedule:
         warmup_epochs: the rate first rises linearly over so many epochs, per step, and the first step already has a share of it.
             Cosine spans what is left of the run; multistep counts its epochs from the start of the run; onecycle has a rise of its own.
         peak: share of the run, in (0, 1), after which onecycle has its full rate.
+        floor: the rate that the schedule falls to, and from which a warm-up rises: its first step has this rate and its last one the full
+            one. None: the schedule falls to zero, and a warm-up's first step has a share of the rate already.
 
     Raises:
         InputError: an argument is out of its range.
@@ -69,11 +71,11 @@ class Schedule:
     factor: float = 0.1
     warmup_epochs: float = 0
     peak: float = 0.3
+    floor: float | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "milestones", tuple(self.milestones))
-        if self.kind not in get_args(Kind):
-            raise InputError("kind", self.kind, f"one of {', '.join(get_args(Kind))}")
+        one_of("kind", self.kind, get_args(Kind))
         if self.kind == "multistep" and not self.milestones:
             raise InputError("milestones", self.milestones, "at least one epoch or fraction of the run, or the schedule constant")
         for milestone in self.milestones:
@@ -87,6 +89,8 @@ class Schedule:
             raise InputError("warmup_epochs", self.warmup_epochs, "0 with the schedule onecycle, which rises by itself")
         if not 0 < self.peak < 1:
             raise InputError("peak", self.peak, "a share of the run between 0 and 1")
+        if self.floor is not None:
+            at_least_zero("floor", self.floor)
 
     def rate(self, base_lr: float, *, step: int, steps_per_epoch: int, epochs: int) -> float:
         """The learning rate of one step.
@@ -106,7 +110,11 @@ class Schedule:
         if not self.warmup_epochs < epochs:
             raise InputError("warmup_epochs", self.warmup_epochs, f"fewer than the run's epochs ({epochs})")
         warmup_steps = self.warmup_epochs * steps_per_epoch
-        return self._after_warmup(base_lr, step, warmup_steps, steps_per_epoch, epochs) * warmup_factor(step + 1, warmup_steps)
+        if self.floor is None:
+            return self._after_warmup(base_lr, step, warmup_steps, steps_per_epoch, epochs) * warmup_factor(step + 1, warmup_steps)
+        floor = min(self.floor, base_lr)
+        risen = step / max(warmup_steps - 1, 1) if step < warmup_steps else 1.0
+        return floor + self._after_warmup(base_lr - floor, step, warmup_steps, steps_per_epoch, epochs) * min(risen, 1.0)
 
     def _after_warmup(self, base_lr: float, step: int, warmup_steps: float, steps_per_epoch: int, epochs: int) -> float:
         if self.kind == "multistep":

@@ -16,7 +16,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from stillroom.engine.folding import fold_batchnorm
 from stillroom.engine.tap import Tap, module_paths, plain_path, tap, unwrap
-from stillroom.errors import InputError
+from stillroom.errors import InputError, one_of
 
 Precision = Literal["auto", "bf16", "fp16", "fp32"]
 Combine = Literal["probabilities", "logits"]
@@ -112,10 +112,8 @@ class Teacher:
         self._networks = (network,) if isinstance(network, nn.Module) else tuple(network) if isinstance(network, Sequence) else ()
         if not self._networks or not all(isinstance(member, nn.Module) for member in self._networks):
             raise InputError("network", type(network).__name__, "a network or a non-empty sequence of networks")
-        if precision not in get_args(Precision):
-            raise InputError("precision", precision, f"one of {', '.join(get_args(Precision))}")
-        if combine not in get_args(Combine):
-            raise InputError("combine", combine, f"one of {', '.join(get_args(Combine))}")
+        one_of("precision", precision, get_args(Precision))
+        one_of("combine", combine, get_args(Combine))
         self._weights = _normalised(weights, len(self._networks))
         self._precision: Precision = precision
         self._combine: Combine = combine

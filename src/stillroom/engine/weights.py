@@ -14,6 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from stillroom.engine.run.written import put
 from stillroom.engine.tap import unwrap
 from stillroom.errors import InputError
 
@@ -109,7 +110,7 @@ def save_weights(network: nn.Module | Mapping[str, Tensor], path: str | Path) ->
         save_file(tensors, temporary, metadata={"format": "pt"})
         temporary.chmod(0o644)  # safetensors makes it unreadable for everybody else
         _sync(temporary)
-        os.replace(temporary, target)
+        put(temporary, target)
         _sync(target.parent)
     finally:
         temporary.unlink(missing_ok=True)

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, distributed
 
 from stillroom.errors import InputError, positive
+from stillroom.losses.precision import at_least_float32
 
 _FLOOR = torch.finfo(torch.float32).min  # stands for the log of 0 where it is subtracted: -inf - -inf would be NaN
 
@@ -29,7 +30,7 @@ def sinkhorn(
             the same K and leading dimensions. One small message for each iteration.
 
     Returns:
-        float32 [..., B, K], no gradient; rows sum to 1, those that `rows_B` leaves out are 0.
+        [..., B, K], float32 at least, no gradient; rows sum to 1, those that `rows_B` leaves out are 0.
 
     Raises:
         InputError: the scores are not [..., B, K] or the mask is not [B], epsilon is not above 0, or there is no iteration.
@@ -43,7 +44,7 @@ def sinkhorn(
     positive("epsilon", epsilon)
     if iterations < 1:
         raise InputError("iterations", iterations, "a whole number of at least 1")
-    log_BK = scores_BK.float() / epsilon
+    log_BK = at_least_float32(scores_BK) / epsilon
     if rows_B is not None:
         log_BK = log_BK.masked_fill(~rows_B[:, None], -torch.inf)
     for _ in range(iterations):  # the shares 1/K of a cluster and 1/B of a sample are constants, which the next division removes

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn.functional import softplus
 
 from stillroom.errors import InputError, at_least_zero, positive
+from stillroom.losses.precision import at_least_float32
 
 
 def crd_loss(scores_BK1: Tensor, num_samples: int) -> Tensor:
@@ -27,7 +28,7 @@ def crd_loss(scores_BK1: Tensor, num_samples: int) -> Tensor:
         num_samples: M, the size of the training set from which negatives are drawn.
 
     Returns:
-        A float32 scalar: a sum over the pairs of an anchor, averaged over anchors.
+        A scalar, float32 at least: a sum over the pairs of an anchor, averaged over anchors.
 
     Raises:
         InputError: there is no negative, or `num_samples` is not above 0.
@@ -39,7 +40,7 @@ def crd_loss(scores_BK1: Tensor, num_samples: int) -> Tensor:
     if num_samples < 1:
         raise InputError("num_samples", num_samples, "the size of the training set, above 0")
     negatives = scores_BK1.shape[1] - 1
-    scores = scores_BK1.float().clamp_min(torch.finfo(torch.float32).tiny)  # a score that underflowed keeps a finite logarithm
+    scores = at_least_float32(scores_BK1).clamp_min(torch.finfo(torch.float32).tiny)  # a score that underflowed keeps a finite logarithm
     log_odds_BK1 = scores.log() - math.log(negatives / num_samples)  # log h / (1 - h)
     return (softplus(-log_odds_BK1[:, 0]) + softplus(log_odds_BK1[:, 1:]).sum(1)).mean()
 
@@ -58,7 +59,7 @@ def nt_xent(first_BD: Tensor, second_BD: Tensor, temperature: float, *, epsilon:
             does (WAD: 1e-8). It bounds the loss by -log(epsilon), which is felt at temperatures of about 0.1 and below.
 
     Returns:
-        A float32 scalar, the mean over rows; exactly 0 for one sample, whose only other row is its positive.
+        A scalar, float32 at least, the mean over rows; exactly 0 for one sample, whose only other row is its positive.
 
     Raises:
         InputError: the shapes differ or are not [B, D]; the temperature is not above 0; epsilon is below 0.
@@ -71,7 +72,7 @@ def nt_xent(first_BD: Tensor, second_BD: Tensor, temperature: float, *, epsilon:
     at_least_zero("epsilon", epsilon)
     count = len(first_BD)
     with torch.autocast(first_BD.device.type, enabled=False):
-        rows_ND = torch.cat((first_BD, second_BD)).float()
+        rows_ND = at_least_float32(torch.cat((first_BD, second_BD)))
         rows_ND = rows_ND / (rows_ND.norm(dim=1, keepdim=True) + epsilon).clamp_min(1e-12)
         similarity_NN = rows_ND @ rows_ND.T / temperature
     itself_NN = torch.eye(2 * count, dtype=torch.bool, device=rows_ND.device)

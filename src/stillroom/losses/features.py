@@ -6,6 +6,7 @@ from torch import Tensor
 from torch.nn.functional import mse_loss
 
 from stillroom.errors import InputError
+from stillroom.losses.precision import in_one_type
 
 
 def hint_loss(student: Tensor, teacher: Tensor) -> Tensor:
@@ -19,7 +20,7 @@ def hint_loss(student: Tensor, teacher: Tensor) -> Tensor:
         teacher: u_h(x), the hint, the same shape. No gradient reaches it.
 
     Returns:
-        A float32 scalar, 0 where the two are equal.
+        A scalar, float32 at least, 0 where the two are equal.
 
     Raises:
         InputError: the shapes differ.
@@ -28,4 +29,4 @@ def hint_loss(student: Tensor, teacher: Tensor) -> Tensor:
     """
     if student.shape != teacher.shape:
         raise InputError("student", f"features of shape {tuple(student.shape)}", f"the shape of the teacher's, {tuple(teacher.shape)}")
-    return mse_loss(student.float(), teacher.detach().float())
+    return mse_loss(*in_one_type(student, teacher.detach()))

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn.functional import kl_div, logsigmoid
 
 from stillroom.errors import InputError
+from stillroom.losses.precision import in_one_type
 
 
 def kd_loss(student_BC: Tensor, teacher_BC: Tensor, temperature: float) -> Tensor:
@@ -116,8 +117,8 @@ def _softened(student_BC: Tensor, teacher_BC: Tensor, temperature: float) -> tup
         raise InputError("student_BC", f"shape {list(student_BC.shape)}", "logits [B, C] of at least one sample")
     if teacher_BC.shape != student_BC.shape:
         raise InputError("teacher_BC", f"shape {list(teacher_BC.shape)}", f"the student's shape {list(student_BC.shape)}")
-    dtype = torch.promote_types(torch.promote_types(student_BC.dtype, teacher_BC.dtype), torch.float32)
-    return student_BC.to(dtype) / temperature, teacher_BC.detach().to(dtype) / temperature
+    student_BC, teacher_BC = in_one_type(student_BC, teacher_BC.detach())
+    return student_BC / temperature, teacher_BC / temperature
 
 
 def _target_mask(labels_B: Tensor, logits_BC: Tensor) -> Tensor:

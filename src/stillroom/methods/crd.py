@@ -27,6 +27,7 @@ from torch.nn.functional import cross_entropy
 from stillroom.engine import Distiller, Experiment, Lab, Losses, Networks, Report, Room, Teacher, Training, tap
 from stillroom.errors import InputError, at_least_zero
 from stillroom.losses.contrast import crd_loss
+from stillroom.losses.precision import at_least_float32
 from stillroom.modules.contrast_memory import ContrastMemory
 from stillroom.modules.projectors import LinearEmbedding, probing
 from stillroom.tasks.classification import CIFAR100, CONVNETS, DIGITS, IMAGENET, SHAPES, Batch, ImageData, pooled_layer
@@ -99,7 +100,7 @@ class CRD(Distiller):
         if self.training:
             self.memory.update(student_BE, teacher_BE, batch.ids)
         return Losses(
-            task={"ce": self.task_weight * cross_entropy(logits_BC.float(), batch.labels)},
+            task={"ce": self.task_weight * cross_entropy(at_least_float32(logits_BC), batch.labels)},
             distill={"crd": self.weight * contrast},
         )
 

@@ -16,9 +16,9 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from stillroom.engine import Distiller, Experiment, Lab, Losses, Networks, Report, Room, Teacher, Training
-from stillroom.engine.schedule import warmup_factor
 from stillroom.errors import at_least_zero, positive
 from stillroom.losses.logits import dkd_loss
+from stillroom.losses.precision import at_least_float32
 from stillroom.tasks.classification import CIFAR100, CONVNETS, DIGITS, IMAGENET, SHAPES, Batch, ImageData
 
 
@@ -63,8 +63,8 @@ class DKD(Distiller):
         logits_BC = self.student(batch.images)
         dkd = dkd_loss(logits_BC, teacher_BC, batch.labels, alpha=self.alpha, beta=self.beta, temperature=self.temperature)
         return Losses(
-            task={"ce": self.task_weight * cross_entropy(logits_BC.float(), batch.labels)},
-            distill={"dkd": warmup_factor(self.progress.epoch, self.warmup) * dkd},
+            task={"ce": self.task_weight * cross_entropy(at_least_float32(logits_BC), batch.labels)},
+            distill={"dkd": self.ramp(self.warmup) * dkd},
         )
 
 

@@ -23,6 +23,7 @@ from torch.nn.functional import cross_entropy
 from stillroom.engine import Distiller, Experiment, Lab, Losses, Networks, Report, Room, Teacher, Training, tap
 from stillroom.errors import InputError, at_least_zero
 from stillroom.losses.features import hint_loss
+from stillroom.losses.precision import at_least_float32
 from stillroom.modules.projectors import ConvRegressor, probing
 from stillroom.tasks.classification import CIFAR100, CONVNETS, DIGITS, IMAGENET, SHAPES, Batch, ImageData, middle_layer
 
@@ -79,7 +80,7 @@ class FitNets(Distiller):
         logits_BC, guided = self._student_with_guided(batch.inputs)
         regressed_BCHW = self.regressor(guided[self.student_layer])
         return Losses(
-            task={"ce": self.task_weight * cross_entropy(logits_BC.float(), batch.labels)},
+            task={"ce": self.task_weight * cross_entropy(at_least_float32(logits_BC), batch.labels)},
             distill={"hint": self.hint_weight * hint_loss(regressed_BCHW, hint[self.teacher_layer])},
         )
 

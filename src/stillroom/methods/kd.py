@@ -17,6 +17,7 @@ from torch.nn.functional import cross_entropy
 from stillroom.engine import Distiller, Experiment, Lab, Losses, Networks, Report, Room, Teacher, Training
 from stillroom.errors import at_least_zero, positive
 from stillroom.losses.logits import kd_loss
+from stillroom.losses.precision import at_least_float32
 from stillroom.tasks.classification import CIFAR100, CONVNETS, DIGITS, IMAGENET, SHAPES, TINY_IMAGENET, Batch, ImageData
 
 
@@ -54,7 +55,7 @@ class KD(Distiller):
         teacher_BC = self.teacher(batch)  # first: its working memory is free again
         logits_BC = self.student(batch.images)
         return Losses(
-            task={"ce": self.task_weight * cross_entropy(logits_BC.float(), batch.labels)},
+            task={"ce": self.task_weight * cross_entropy(at_least_float32(logits_BC), batch.labels)},
             distill={"kd": self.kd_weight * kd_loss(logits_BC, teacher_BC, self.temperature)},
         )
 

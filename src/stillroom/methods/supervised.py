@@ -19,8 +19,9 @@ def recipe(lab: Lab, data: Any, plan: Training, networks: Networks, task: str = 
         networks: which it is.
         task: what the network is to learn: classification, multilabel or detection.
     """
-    alone = Experiment(lab, data, plan, networks).alone()
-    return lab.report("supervised", data, {"alone": alone}, ship="alone")
+    experiment = Experiment(lab, data, plan, networks)
+    experiment.rehearse(lambda student, _: experiment.task.supervised(student))
+    return lab.report("supervised", data, {"alone": experiment.alone()}, ship="alone")
 
 
 def setting(task: str) -> Setting:

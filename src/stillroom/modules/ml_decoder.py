@@ -1,4 +1,4 @@
-"""ML-Decoder: from a feature map to one embedding and one logit for each label."""
+"""ML-Decoder: from a feature map to one embedding and one logit for each label; and a backbone that ends in one."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from stillroom.errors import InputError
+
+EMBEDDINGS = "head.decoder"  # module path of the label-wise embeddings in a `MultiLabelNetwork`
 
 
 @dataclass(frozen=True)
@@ -130,3 +132,30 @@ class MLDecoder(nn.Module):
         """[B, C, h, w] -> [B, K]."""
         logits: Tensor = self.classifier(self.decoder(map_BChw))
         return logits
+
+
+class MultiLabelNetwork(nn.Module):
+    """Images [B, 3, H, W] -> logits [B, K].
+
+    Args:
+        backbone: images -> feature maps [B, C, h, w].
+        head: the maps -> logits; at `EMBEDDINGS` are its label-wise embeddings.
+    """
+
+    def __init__(self, backbone: nn.Module, head: MLDecoder) -> None:
+        super().__init__()
+        self.backbone, self.head = backbone, head
+
+    def forward(self, images: Tensor) -> Tensor:
+        """[B, 3, H, W] -> [B, K]."""
+        logits: Tensor = self.head(self.backbone(images))
+        return logits
+
+
+def check_embeddings(network: nn.Module, argument: str) -> None:
+    """Raises InputError unless the network has one label-wise embedding for each label."""
+    head = getattr(network, "head", None)
+    if isinstance(head, MLDecoder) and head.options.groups not in (None, head.classifier.num_classes):
+        raise InputError(
+            argument, f"a head with {head.options.groups} queries", f"one for each of the {head.classifier.num_classes} labels"
+        )

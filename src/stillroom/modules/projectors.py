@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.functional import linear, normalize
 
 from stillroom.errors import InputError
+from stillroom.losses.precision import at_least_float32
 
 
 @contextmanager
@@ -50,7 +51,7 @@ class LinearEmbedding(nn.Module):
         self.linear = nn.Linear(in_features, embed_dim)
 
     def forward(self, features: Tensor) -> Tensor:
-        """Embeddings [B, E] of unit length, float32.
+        """Embeddings [B, E] of unit length, float32 at least.
 
         Args:
             features: [B, D], or more dimensions that flatten to D such as [B, D, 1, 1].
@@ -59,7 +60,7 @@ class LinearEmbedding(nn.Module):
         if features_BD.shape[1] != self.linear.in_features:
             raise InputError("features", f"a tensor of shape {tuple(features.shape)}", f"[B, {self.linear.in_features}]")
         embedding_BE = linear(features_BD.to(self.linear.weight.dtype), self.linear.weight, self.linear.bias)
-        return normalize(embedding_BE.float(), dim=1)
+        return normalize(at_least_float32(embedding_BE), dim=1)
 
 
 class ConvRegressor(nn.Module):

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 
 from stillroom.errors import InputError
 from stillroom.tasks.classification.metrics import ClassificationEvaluator, agreement
@@ -147,18 +146,17 @@ def test_a_group_cannot_take_a_figures_name():
         ClassificationEvaluator(8, {"top1": torch.ones(8, dtype=torch.bool)})
 
 
-def _share(rank, folder):
-    dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
-    mine = torch.arange(0, 45) if rank == 0 else torch.arange(45, 60)
+def _share():
+    dist.init_process_group("gloo")
+    mine = torch.arange(0, 45) if dist.get_rank() == 0 else torch.arange(45, 60)
     evaluator = evaluated(LOGITS[mine], LABELS[mine], ids=mine, groups=GROUPS)
-    torch.save((evaluator.compute(), evaluator.details()), folder / f"{rank}.pt")
+    answer = evaluator.compute(), evaluator.details()
     dist.destroy_process_group()
+    return answer
 
 
-def test_two_processes_report_as_one(tmp_path):
-    mp.start_processes(_share, (tmp_path,), 2, start_method="fork")  # spawned ones would import everything again
+def test_two_processes_report_as_one(processes):
     alone = evaluated(LOGITS, LABELS, groups=GROUPS)
-    for rank in range(2):
-        figures, details = torch.load(tmp_path / f"{rank}.pt", weights_only=False)
+    for figures, details in processes.on_two_ranks(_share):
         assert figures == pytest.approx(alone.compute())
         assert all(np.array_equal(details[name], column) for name, column in alone.details().items())

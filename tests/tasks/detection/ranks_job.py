@@ -1,4 +1,4 @@
-"""Trains small detectors of several kinds, for test_ranks.py: DATA OUT DEVICES; one process of several, LOCAL_RANK says which.
+"""Trains small detectors of several kinds, for test_ranks.py.
 
 Of random there is nothing left: all anchors and proposals are sampled, nothing is dropped or noised, and what a batch's statistics would
 change is normalised within a sample.
@@ -6,9 +6,6 @@ change is normalised within a sample.
 
 from __future__ import annotations
 
-import json
-import os
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -74,10 +71,3 @@ def train(data: str, out: Path, devices: int, kinds: tuple[str, ...]) -> dict[st
         lab.fit(distiller, shown, Training(epochs=2, lr=0.01, clip_norm=1.0), name=kind)
         objects[kind] = distiller._objects
     return objects
-
-
-if __name__ == "__main__":
-    torch.set_num_threads(1)
-    folder = Path(sys.argv[2])
-    noted = train(sys.argv[1], folder, int(sys.argv[3]), (*KINDS, "rt-detr, denoising"))
-    (folder / f"objects{os.environ['LOCAL_RANK']}.json").write_text(json.dumps(noted))

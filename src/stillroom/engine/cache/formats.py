@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from stillroom.errors import InputError
+from stillroom.errors import InputError, one_of
 
 Dtype = Literal["fp32", "fp16", "bf16"]
 Rest = Literal["spread", "drop"]
@@ -51,8 +51,7 @@ class Storage:
 
     def __post_init__(self) -> None:
         for name, known in (("dtype", get_args(Dtype)), ("rest", get_args(Rest))):
-            if getattr(self, name) not in known:
-                raise InputError(name, getattr(self, name), f"one of {', '.join(known)}")
+            one_of(name, getattr(self, name), known)
         if self.top is not None and self.top < 1:
             raise InputError("top", self.top, "a number of at least 1, or none for all classes")
 

@@ -27,7 +27,7 @@ from typing import IO, Any, Protocol
 import numpy as np
 from filelock import FileLock, Timeout
 
-from stillroom.engine.run.stage import write_atomic
+from stillroom.engine.run.written import Record, beginning, is_what_it_is_called, remove, write_atomic
 from stillroom.errors import InputError, StillroomError
 
 SCHEMA = "stillroom.cache/1"
@@ -70,11 +70,36 @@ class CacheFolder:
         return record
 
     def clear(self) -> None:
-        """Removes the cache, the record first."""
-        for name in self.files:
-            (self.path / name).unlink(missing_ok=True)
-        for name in self.folders:
-            shutil.rmtree(self.path / name, ignore_errors=True)
+        """Removes the cache, its record first, and nothing that it did not write.
+
+        Raises:
+            InputError: one of its files is not as it was written; nothing was removed then.
+        """
+        around = Record.around(self._record_file)
+        written = None if around is None else Record.of(around.folder)
+        if written is None or not written.lists(self._record_file):  # built without a run around it, or by a version without such a record
+            files = self.present()
+        else:
+            mine = (*self.files, *self.folders)
+            files = [path for path in written.present(below=self.path) if path.relative_to(self.path).parts[0] in mine]
+        remove(sorted(files, key=lambda path: path != self._record_file), self.path)
+
+    def present(self) -> list[Path]:
+        """The files that are there, as the cache's own record tells of them; none without one.
+
+        Raises:
+            InputError: one that is something else.
+        """
+        record = self.read()
+        if record is None:
+            return []
+        found = [path for name in self.files if is_what_it_is_called(path := self.path / name) and not path.is_symlink()]
+        for name, header in self._headers(record).items():
+            path = self._array_file(name)
+            if os.path.lexists(path):
+                self._refuse_foreign(path, header)
+                found.append(path)
+        return found
 
     def write(self, record: Mapping[str, Any]) -> None:
         """Writes the record, whole or not at all."""
@@ -217,24 +242,57 @@ class CacheFolder:
     ) -> Iterator[tuple[IO[bytes], int, int]]:
         """Written as a file, not through a memory map: there a full disk is an error, here it would be the end of the process."""
         path, whole = self._array_file(name), math.prod(shape) * dtype.itemsize
-        header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
-        start = io.BytesIO()
-        np.lib.format.write_array_header_1_0(start, header)
-        size = len(start.getvalue())
+        header = _header(shape, dtype)
+        size = len(header)
+        if fresh:
+            self._take(path, header)
         with path.open("wb" if fresh else "r+b", buffering=0) as file:
             if fresh:
-                file.write(start.getvalue())
+                file.write(header)
                 file.truncate(size + whole)
-            elif file.read(size) != start.getvalue():
+            elif file.read(size) != header:
                 raise InputError(self.argument, f"{path} with another header", self._sound)
             yield file, size, whole // rows
+
+    def _take(self, path: Path, header: bytes) -> None:
+        """Enters an array that is about to be made in the record around, if there is one.
+
+        Raises:
+            InputError: something lies there that Stillroom did not write.
+        """
+        around = Record.around(path)
+        if os.path.lexists(path):
+            written = None if around is None else Record.of(around.folder)
+            if written is None or not written.ours(path):
+                self._refuse_foreign(path, header)
+        if around is not None:
+            around.enter({path: beginning(header)})
+
+    def _refuse_foreign(self, path: Path, header: bytes) -> None:
+        if not path.is_symlink() and path.is_file():
+            with path.open("rb") as file:
+                if file.read(len(header)) == header:
+                    return
+        raise InputError(self.argument, f"{path}, which Stillroom did not write", "another folder, or that file moved away")
+
+    def _headers(self, record: Mapping[str, Any]) -> dict[str, bytes]:
+        return {name: _header(shape, dtype) for name, (shape, dtype) in self.shapes(record).items()}
 
     @property
     def _sound(self) -> str:
         return f"a {self.what} that is not damaged"
 
     def _array_file(self, name: str) -> Path:
+        if Path(name).name != name:  # a record that somebody wrote by hand
+            raise InputError(self.argument, f"{self._record_file} with an array called {name!r}", self._sound)
         return self.path / "rows" / f"{name}.npy"
+
+
+def _header(shape: tuple[int, ...], dtype: np.dtype[Any]) -> bytes:
+    """What an array's file begins with."""
+    start = io.BytesIO()
+    np.lib.format.write_array_header_1_0(start, {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape})
+    return start.getvalue()
 
 
 class Recorded(Protocol):

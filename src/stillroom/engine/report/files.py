@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from stillroom.engine.report import page, wording
 from stillroom.engine.report.gains import Gain
 from stillroom.engine.report.results import SCHEMA, Report, plain
-from stillroom.engine.run.stage import write_atomic
+from stillroom.engine.run.written import write_atomic
 
 if TYPE_CHECKING:
     from rich.table import Table

@@ -1,4 +1,4 @@
-"""Checkpoints that survive a kill: written whole or not at all, on the clock, at the end of an epoch, and when asked to stop."""
+"""Checkpoints that survive a kill: written whole or not at all, on the clock, at the end of training, and when asked to stop."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from stillroom.engine.distiller import Distiller
+from stillroom.engine.run.written import put
 from stillroom.errors import Interrupted
 
 
@@ -28,25 +29,27 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         target.parent.mkdir(parents=True, exist_ok=True)
         temporary = target.with_name(f".{target.name}.part")
         try:
-            with temporary.open("wb") as file:
+            temporary.unlink(missing_ok=True)
+            with temporary.open("xb") as file:  # never through a link that somebody put there
                 torch.save(checkpoint, file)
                 file.flush()
                 os.fsync(file.fileno())
-            temporary.replace(target)
+            put(temporary, target)
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise
 
 
 class Checkpoints(Callback):
-    """Saves `last.ckpt` every `seconds` seconds, after every epoch, and before ending on Ctrl-C or SIGTERM.
+    """Saves `last.ckpt` every `seconds` seconds, after the last epoch, and before ending on Ctrl-C or SIGTERM.
 
-    It is the last callback of its trainer, so that the others' records of the epoch are in what it saves.
+    A killed run so does at most `seconds` of its work again, however short or long its epochs are. It is the last callback of its trainer,
+    so that the others' records of the epoch are in what it saves.
 
     Args:
         path: the file.
-        seconds: time between two checkpoints in the middle of an epoch.
-        steps: if given, a checkpoint also after every so many batches.
+        seconds: time between two checkpoints; 0 for one after every step.
+        steps: if given, a checkpoint also after every so many batches and after every epoch.
     """
 
     def __init__(self, path: Path, seconds: float, steps: int | None = None) -> None:
@@ -83,7 +86,7 @@ class Checkpoints(Callback):
             return  # half an optimiser step, or the epoch's end, which saves after its evaluation
         if trainer.world_size > 1 and done % 10 and not self.steps:
             return  # all processes must agree; asking them at every step would cost
-        due = time.monotonic() - self._last > self.seconds or bool(self.steps and done % self.steps == 0)
+        due = self._overdue or bool(self.steps and done % self.steps == 0)
         due, stop = trainer.strategy.broadcast((due, self.stop))
         if due or stop:
             self._save(trainer, pl_module)
@@ -92,9 +95,16 @@ class Checkpoints(Callback):
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """At the end of an epoch."""
-        self._save(trainer, pl_module)
-        if trainer.strategy.broadcast(self.stop):
+        last = trainer.current_epoch + 1 == trainer.max_epochs
+        due, stop = trainer.strategy.broadcast((last or bool(self.steps) or self._overdue, self.stop))
+        if due or stop:
+            self._save(trainer, pl_module)
+        if stop:
             raise Interrupted(f"stopped after epoch {trainer.current_epoch + 1}")
+
+    @property
+    def _overdue(self) -> bool:
+        return time.monotonic() - self._last > self.seconds
 
     def _save(self, trainer: Trainer, pl_module: LightningModule) -> None:
         assert isinstance(pl_module, Distiller)

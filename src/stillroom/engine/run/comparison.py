@@ -15,6 +15,7 @@ from stillroom.engine.report.results import Report, StageResult
 from stillroom.engine.run.console import console
 from stillroom.engine.run.measure import versions
 from stillroom.engine.run.pool import Outcome, Pool, attempt
+from stillroom.engine.run.written import complete, growing
 from stillroom.engine.task import TaskData
 
 
@@ -68,10 +69,13 @@ def run_at_once(work: Work, pieces: Sequence[Piece], jobs: int, logs: Path, prim
         Interrupted: Ctrl-C or SIGTERM came. The processes have saved what they trained, and ended.
     """
     outcomes: Outcomes = {}
-    with Pool(work, jobs, lambda piece: logs / f"{piece.arm.replace(':', '+')}-seed{piece.seed}.txt") as pool:
+    files = {piece: logs / f"{piece.arm.replace(':', '+')}-seed{piece.seed}.txt" for piece in pieces}
+    growing(files.values())
+    with Pool(work, jobs, files.__getitem__) as pool:
         pool.add(*pieces)
         for piece, outcome in pool:
             outcomes[piece] = outcome
+            complete(files[piece])
             _tell(piece, outcome, primary, f"{len(outcomes)} of {len(pieces)}")
     return outcomes
 

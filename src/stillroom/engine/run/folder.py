@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import yaml  # type: ignore[import-untyped]
 
-from stillroom.engine.run.stage import StageFolder, write_atomic
+from stillroom.engine.run.stage import StageFolder
+from stillroom.engine.run.written import RECORD, Record, remove, write_atomic
 from stillroom.errors import InputError
 
 # What may change between a run and its continuation without changing its numbers.
@@ -20,8 +21,6 @@ _FREE_TO_CHANGE = {
     *("jobs", "methods", "options"),
 }
 
-_WRITTEN = ("config.yaml", "metrics.json", "report.html", "student.json", "student.safetensors", "student", "logs")
-
 
 class RunFolder:
     """Looked at when a run is prepared, written to only once its first stage begins: wrong input leaves nothing behind.
@@ -30,18 +29,20 @@ class RunFolder:
         path: the folder.
         settings: every argument of the run; empty for one that was put together in Python.
         overwrite: discard what an earlier run left.
+        main: whether this process is the one that writes: of several, the others may come when it has begun.
 
     Raises:
-        InputError: there is a run with other arguments (the message says which); or `overwrite`, and it is no run's folder; or it
-            cannot be a folder.
+        InputError: there is a run with other arguments (the message says which); or `overwrite`, and it is no run's folder; or a file
+            that Stillroom did not write is in the way; or it cannot be a folder.
     """
 
-    def __init__(self, path: Path, settings: Mapping[str, Any], *, overwrite: bool) -> None:
+    def __init__(self, path: Path, settings: Mapping[str, Any], *, overwrite: bool, main: bool = True) -> None:
         self.path, self.overwrite = path, overwrite
         self.settings = {name: _plain(value) for name, value in settings.items() if name != "overwrite"}
         self.config = path / "config.yaml"
         self._begun = False
-        self._check()
+        if main:
+            self._check()
 
     def begin(self) -> None:
         """Makes the folder, clears it of an earlier run if that was asked for, and writes `config.yaml`. Does nothing the second time."""
@@ -51,6 +52,7 @@ class RunFolder:
             if self.overwrite and self.path.exists():
                 self._discard()
             self.path.mkdir(parents=True, exist_ok=True)
+            (Record.of(self.path) or Record(self.path)).begin()
             text = yaml.safe_dump(self.settings, sort_keys=False)
             # Trainings of one run that go on side by side find it as it should be, and leave it alone.
             if self.settings and not (self.config.exists() and self.config.read_text() == text):
@@ -60,20 +62,17 @@ class RunFolder:
         self._begun = True
 
     def _discard(self) -> None:
-        """Removes what runs write, and nothing else that may lie in the folder."""
-        for record in list(self.path.glob("**/stage.json")):
-            stage = StageFolder(record.parent)
-            with stage.taken():
-                stage.clear()
-        for name in _WRITTEN:
-            path = self.path / name
-            if path.is_dir():
-                shutil.rmtree(path)
-            else:
-                path.unlink(missing_ok=True)
-        for folder in self.path.glob("seed*"):
-            if folder.is_dir() and not any(folder.iterdir()):
-                folder.rmdir()
+        """Removes what the record lists, and nothing else that may lie in the folder; nothing at all where a stage is at work."""
+        record = Record.of(self.path)
+        if record is None:
+            return
+        with ExitStack() as stages:
+            for name in record.marks:
+                if name.endswith("/stage.json") and (self.path / name).exists():
+                    stages.enter_context(StageFolder((self.path / name).parent).taken())
+            files = record.present()
+            record.refuse_in_the_way()
+            remove([*files, self.path / RECORD], self.path)
 
     def _check(self) -> None:
         for parent in (self.path, *self.path.parents):
@@ -83,11 +82,14 @@ class RunFolder:
                 break
         if not self.path.exists() or not any(self.path.iterdir()):
             return
+        record = Record.of(self.path)
         if self.overwrite:
-            if not self.config.exists() and not any(self.path.glob("**/stage.json")):
+            if record is None:
                 raise InputError("--out", str(self.path), "a folder that Stillroom wrote, or a new one: --overwrite discards nothing else")
-            return
-        if self.settings and self.config.exists():
+            record.present()
+        if self.overwrite or record is None:
+            (record or Record(self.path)).refuse_in_the_way()
+        elif self.settings and self.config.exists():
             self._check_settings()
 
     def _check_settings(self) -> None:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from stillroom.engine.distributed import world_size
-from stillroom.engine.run.stage import write_atomic
+from stillroom.engine.run.written import write_atomic
 
 _KEY = "key"
 

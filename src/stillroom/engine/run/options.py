@@ -33,8 +33,8 @@ class LabOptions:
         teacher_compile: compile the teacher's forward pass with torch.compile.
         layout: of a student's convolution weights while it is trained: auto, which is channels last where the student can be trained so, or
             contiguous. Speed, and the last bits of the numbers; files are the same.
-        checkpoint_seconds: time between two checkpoints within an epoch; there is always one after each epoch.
-        checkpoint_steps: if given, a checkpoint also after every so many batches.
+        checkpoint_seconds: time between two checkpoints: so much of its work, at most, a run that was killed does again.
+        checkpoint_steps: if given, a checkpoint also after every so many batches and after every epoch.
         trust_pickle: allow what can run code of whoever made it: weights files that need unpickling of arbitrary objects, and runs' folders
             whose student.json names a function.
         overwrite: discard what an earlier run left in `out`.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import random
 import time
@@ -17,7 +18,7 @@ from lightning.pytorch.strategies import FSDPStrategy
 from torch import Tensor, nn
 
 from stillroom.engine.distiller import Distiller
-from stillroom.engine.distributed import world_size
+from stillroom.engine.distributed import averaged, world_size
 from stillroom.engine.loading import Cycled, Loader
 from stillroom.engine.run.console import StageDisplay
 from stillroom.engine.training import Progress
@@ -54,8 +55,13 @@ def seed_everything(*numbers: int) -> None:
     random.seed(int(state[0]))
     np.random.seed(int(state[0]))  # noqa: NPY002 - users' transforms draw from it
     torch.default_generator.manual_seed(int(state[1]))
-    if torch.cuda.is_available():  # torch.manual_seed would queue a call, with a formatted traceback, at every step of a CPU run
+    if _cuda():  # torch.manual_seed would queue a call, with a formatted traceback, at every step of a CPU run
         torch.cuda.manual_seed_all(int(state[1]))
+
+
+@functools.cache
+def _cuda() -> bool:
+    return torch.cuda.is_available()  # asks the driver each time
 
 
 @contextmanager
@@ -125,9 +131,7 @@ class Recorder(Callback):
         """The record so far, as plain numbers."""
         self._tick()
         if self._sums and world_size() > 1:  # the saved sums serve every process that goes on from them
-            sums = torch.stack(list(self._sums.values()))
-            torch.distributed.all_reduce(sums)
-            self._sums = dict(zip(self._sums, sums / world_size(), strict=True))
+            self._sums = dict(zip(self._sums, averaged(torch.stack(list(self._sums.values()))), strict=True))
         return {
             "history": self.history,
             "best": self.best,

@@ -6,7 +6,6 @@ import hashlib
 import inspect
 import json
 import os
-import shutil
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -22,28 +21,13 @@ from torch import Tensor
 
 from stillroom._version import __version__
 from stillroom.engine.distiller import Distiller
+from stillroom.engine.run.written import EVENTS, OF_A_STAGE, Record, refuse_foreign, write_atomic
 from stillroom.engine.training import Training
 from stillroom.errors import InputError
 
 # Seconds: the data workers of a run that was killed notice it within five, and hold what it held until then.
 _PATIENCE = 10.0
 _LIGHTNING_ATTRIBUTES = frozenset(vars(LightningModule()))
-
-
-def write_atomic(path: Path, content: bytes | str) -> None:
-    """Writes a file under a temporary name and renames it, so that no reader ever sees half of it."""
-    data = content.encode() if isinstance(content, str) else content
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.part")  # one name: what a kill leaves behind is overwritten by the next attempt
-    try:
-        with temporary.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
 
 
 def digest(tensors: Mapping[str, Tensor]) -> str:
@@ -131,16 +115,19 @@ class StageFolder:
         """The stage's record, or None when there is none."""
         if not self.record.exists():
             return None
+        expected = "a folder that Stillroom wrote, or a new one"
         try:
             found: dict[str, Any] = json.loads(self.record.read_text())
         except (OSError, ValueError) as error:
-            raise InputError(
-                "out", f"{self.record} that cannot be read ({error})", "a folder that Stillroom wrote, or a new one"
-            ) from error
+            raise InputError("out", f"{self.record} that cannot be read ({error})", expected) from error
+        if not isinstance(found, dict) or not isinstance(found.get("fingerprint"), dict):
+            raise InputError("out", f"{self.record}, which Stillroom did not write", expected)
         return found
 
     def write(self, record: Mapping[str, Any]) -> None:
         """Writes the stage's record."""
+        if (written := Record.around(self.record)) is not None:
+            written.enter({self.path / EVENTS: None})
         write_atomic(self.record, json.dumps(record, indent=1, default=str))
 
     def write_details(self, details: Mapping[str, np.ndarray]) -> None:
@@ -167,10 +154,12 @@ class StageFolder:
         """The record of this stage when it was begun before with the same fingerprint.
 
         Raises:
-            InputError: the folder holds this stage with another fingerprint; the message says what differs.
+            InputError: the folder holds this stage with another fingerprint; the message says what differs. Or there is no stage yet, and
+                a file in the way of one that Stillroom did not write.
         """
         record = self.read()
         if record is None:
+            self._refuse_in_the_way()
             return None
         old = record["fingerprint"]
         differs = [f"{key} was {old.get(key)!r}, now {parts.get(key)!r}" for key in {**old, **parts} if old.get(key) != parts.get(key)]
@@ -179,6 +168,13 @@ class StageFolder:
                 "out", f"{self.path}, which holds this stage of another run ({'; '.join(differs[:4])})", "another folder, or --overwrite"
             )
         return record
+
+    def _refuse_in_the_way(self) -> None:
+        there = [path for name in OF_A_STAGE if os.path.lexists(path := self.path / name)]
+        if there:
+            around = Record.around(self.record)
+            written = None if around is None else Record.of(around.folder)
+            refuse_foreign(path for path in there if written is None or not written.ours(path))
 
     @contextmanager
     def taken(self) -> Iterator[None]:
@@ -197,7 +193,3 @@ class StageFolder:
             yield
         finally:
             lock.release()
-
-    def clear(self) -> None:
-        """Removes the stage."""
-        shutil.rmtree(self.path, ignore_errors=True)

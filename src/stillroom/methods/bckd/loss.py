@@ -10,11 +10,12 @@ from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from stillroom.errors import InputError, at_least_zero
+from stillroom.losses.precision import at_least_float32, in_one_type
 from stillroom.tasks.detection.boxes import IoUKind, paired_iou
 
 
 def binary_classification_distillation(student_NC: Tensor, teacher_NC: Tensor, *, beta: float = 1.0, detach_gap: bool = False) -> Tensor:
-    """sum over classes of |p_t - p_s|^beta * BCE(z_s, p_t), p = sigmoid(z); per row [N], float32.
+    """sum over classes of |p_t - p_s|^beta * BCE(z_s, p_t), p = sigmoid(z); per row [N], float32 at least.
 
     Zero, with zero gradient, exactly where the scores are equal: unlike a softmax, it does not forgive a constant added to all logits.
 
@@ -28,7 +29,8 @@ def binary_classification_distillation(student_NC: Tensor, teacher_NC: Tensor, *
     """
     _same("teacher_NC", teacher_NC, student_NC)
     at_least_zero("beta", beta)
-    logits_NC, soft_NC = student_NC.float(), teacher_NC.detach().float().sigmoid()
+    logits_NC, teacher_NC = in_one_type(student_NC, teacher_NC.detach())
+    soft_NC = teacher_NC.sigmoid()
     gap_NC = (soft_NC - logits_NC.sigmoid()).abs()
     if beta != 1:
         equal_NC = gap_NC == 0  # where the slope of a power below 1 is infinite, and the gradient would be NaN
@@ -39,14 +41,14 @@ def binary_classification_distillation(student_NC: Tensor, teacher_NC: Tensor, *
 
 
 def gap_weights(student_NC: Tensor, teacher_NC: Tensor) -> Tensor:
-    """omega: the largest difference of a position's scores, max over classes of |p_t - p_s|; [N], float32, without gradient.
+    """omega: the largest difference of a position's scores, max over classes of |p_t - p_s|; [N], float32 at least, without gradient.
 
     Raises:
         InputError: the shapes differ.
     """
     _same("teacher_NC", teacher_NC, student_NC)
     with torch.no_grad():
-        return (teacher_NC.float().sigmoid() - student_NC.float().sigmoid()).abs().amax(1)
+        return (at_least_float32(teacher_NC).sigmoid() - at_least_float32(student_NC).sigmoid()).abs().amax(1)
 
 
 def iou_localisation_distillation(

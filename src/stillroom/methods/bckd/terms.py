@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from stillroom.losses.detection import mean_kl
+from stillroom.losses.precision import at_least_float32
 from stillroom.methods.bckd.loss import binary_classification_distillation, gap_weights, iou_localisation_distillation
 from stillroom.tasks.detection.boxes import IoUKind
 from stillroom.tasks.detection.dense import DenseOutputs, DenseTargets
@@ -104,7 +105,7 @@ def ld_terms(
         d_s, d_t = (outputs.bins[level].flatten(0, 1).unflatten(-1, (4, -1)) for outputs in (student, teacher))
         positive_N = labels.flatten() < z_s.shape[-1]
         kl_N = mean_kl(d_s, d_t, temperature).sum(1)
-        v_N = (z_s.detach().float().sigmoid().amax(1) + quality_weight_offset) * positive_N
+        v_N = (at_least_float32(z_s.detach()).sigmoid().amax(1) + quality_weight_offset) * positive_N
         terms["ld"].append(weight * (v_N * kl_N).sum() / 4)
         terms["ld_vlr"].append(region_weight * (targets.regions[level].flatten() * kl_N).sum() / 16)
     return terms

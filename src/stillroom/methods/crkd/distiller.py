@@ -11,11 +11,11 @@ from torch.nn.functional import cross_entropy
 
 from stillroom.engine import Distiller, Losses, Teacher
 from stillroom.engine.distributed import averaged
-from stillroom.errors import InputError, at_least_zero, positive
+from stillroom.errors import InputError, at_least_zero, one_of, positive
+from stillroom.losses.precision import at_least_float32
 from stillroom.methods.crkd.loss import Divergence, Weighting, discovery_targets, joint_logits, relation_loss, swapped_prediction
 from stillroom.methods.crkd.networks import DiscoveryNetwork, train_only
 from stillroom.methods.crkd.novel import KnownClassifier
-from stillroom.methods.crkd.schedule import learning_rate
 from stillroom.tasks.classification.views import ViewBatch
 
 
@@ -31,61 +31,32 @@ class Answers(NamedTuple):
     head_losses: Tensor
 
 
-class _Stage(Distiller):
-    """What both stages share: the paper's schedule, where the plan's is cosine (see `learning_rate`), and layers that are left as they are.
-
-    Args:
-        student: with a `backbone`.
-        teacher: if any.
-        min_lr: of the cosine schedule.
-        trained_layers: module paths of the backbone that are trained, besides the heads; all if none is named.
-    """
-
-    def __init__(
-        self,
-        student: KnownClassifier | DiscoveryNetwork,
-        teacher: Teacher | nn.Module | None = None,
-        *,
-        min_lr: float = 0.0,
-        trained_layers: Sequence[str] = (),
-    ) -> None:
-        super().__init__(student, teacher)
-        self.min_lr, self.trained_layers = at_least_zero("min_lr", min_lr), tuple(trained_layers)
-        train_only(student.backbone, self.trained_layers, "trained_layers")
-
-    def rate(self, base_lr: float) -> float:
-        """Of the epoch, where the plan's schedule is cosine."""
-        if self.plan.schedule != "cosine":
-            return super().rate(base_lr)
-        plan, epoch = self.plan, self.progress.epoch - 1
-        return learning_rate(epoch, lr=base_lr, min_lr=self.min_lr, warmup_epochs=int(plan.warmup_epochs), epochs=plan.epochs)
-
-
-class Pretraining(_Stage):
+class Pretraining(Distiller):
     """Stage 1: backbone and known head learn the known classes from their labels.
 
         L = mean over all views of CE(l / tau, label)
 
     Args:
         student: backbone and known head.
-        min_lr: learning rate at both ends of the cosine schedule.
         trained_layers: module paths of the backbone that are trained, besides the head; all if none is named.
     """
 
     student: KnownClassifier
 
-    def __init__(self, student: KnownClassifier, *, min_lr: float = 0.0, trained_layers: Sequence[str] = ()) -> None:
-        super().__init__(student, min_lr=min_lr, trained_layers=trained_layers)
+    def __init__(self, student: KnownClassifier, *, trained_layers: Sequence[str] = ()) -> None:
+        super().__init__(student)
+        self.trained_layers = tuple(trained_layers)
+        train_only(student.backbone, self.trained_layers, "trained_layers")
 
     def losses(self, batch: ViewBatch) -> Losses:
         """Cross-entropy, averaged over the batch and over the views, each of which is a forward pass of its own."""
         if self.training:
             self.student.known.normalise()
-        by_view = [cross_entropy(self.student(view).float(), batch.labels) for view in batch.views]
+        by_view = [cross_entropy(at_least_float32(self.student(view)), batch.labels) for view in batch.views]
         return Losses(task={"ce": torch.stack(by_view).mean()})
 
 
-class Discovery(_Stage):
+class Discovery(Distiller):
     """Stage 2: known classes are kept, novel ones found, and what the novel resemble among the known is what the supervised model says.
 
         L = mean over heads of L_cl + alpha * mean over heads of L_rel
@@ -102,7 +73,6 @@ class Discovery(_Stage):
         alpha: weight of L_rel; with 0 this is UNO, and the teacher is not asked.
         kd_temperature, weighting, divergence: see `relation_loss`; tau is the student's.
         epsilon, iterations: of Sinkhorn.
-        min_lr: learning rate at both ends of the cosine schedule.
         trained_layers: module paths of the backbone that are trained, besides the heads; all if none is named.
 
     Raises:
@@ -124,17 +94,17 @@ class Discovery(_Stage):
         divergence: Divergence = "cross-entropy",
         epsilon: float = 0.05,
         iterations: int = 3,
-        min_lr: float = 0.0,
         trained_layers: Sequence[str] = (),
     ) -> None:
-        super().__init__(student, teacher, min_lr=min_lr, trained_layers=trained_layers)
+        super().__init__(student, teacher)
+        self.trained_layers = tuple(trained_layers)
+        train_only(student.backbone, self.trained_layers, "trained_layers")
         if large_views < 1:
             raise InputError("large_views", large_views, "a whole number of at least 1")
         self.large_views, self.alpha = large_views, at_least_zero("alpha", alpha)
         self.temperature, self.kd_temperature = student.temperature, positive("kd_temperature", kd_temperature)
         for name, choice, known in (("weighting", weighting, Weighting), ("divergence", divergence, Divergence)):
-            if choice not in get_args(known):
-                raise InputError(name, choice, f"one of {', '.join(get_args(known))}")
+            one_of(name, choice, get_args(known))
         if iterations < 1:
             raise InputError("iterations", iterations, "a whole number of at least 1")
         self.weighting, self.divergence = weighting, divergence

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import one_hot
 
-from stillroom.errors import InputError, positive
+from stillroom.errors import InputError, one_of, positive
 from stillroom.losses.assignment import sinkhorn
+from stillroom.losses.precision import at_least_float32
 
 Weighting = Literal["learnable", "constant"]
 Divergence = Literal["cross-entropy", "kl"]
@@ -86,7 +87,7 @@ def swapped_prediction(logits_WHBK: Tensor, targets_VHBK: Tensor, temperature: f
         raise InputError("views", views, "at least 2: each view predicts the others' targets")
     if not 1 <= large <= views:
         raise InputError("large_views", large, f"a number from 1 to {views}, since there are {views} views")
-    log_p_WHBK = (_full(logits_WHBK) / positive("temperature", temperature)).log_softmax(-1)
+    log_p_WHBK = (at_least_float32(logits_WHBK) / positive("temperature", temperature)).log_softmax(-1)
     of_others_VHBK = log_p_WHBK.sum(0) - log_p_WHBK[:large]
     cross_entropy_VHB = -(targets_VHBK.detach() * of_others_VHBK).sum(-1)
     return cross_entropy_VHB.mean(-1).sum(0) / (large * (views - 1))
@@ -110,7 +111,7 @@ def relation_weight(logits_VHBK: Tensor, labelled_B: Tensor, known_classes: int,
 
     Source: CrKD's released code, step 5.
     """
-    log_eta_VHB = (_full(logits_VHBK) / softening).log_softmax(-1)[..., :known_classes].logsumexp(-1)
+    log_eta_VHB = (at_least_float32(logits_VHBK) / softening).log_softmax(-1)[..., :known_classes].logsumexp(-1)
     counted_VHB = log_eta_VHB.masked_fill(labelled_B, -torch.inf)
     entries = counted_VHB.shape[0] * counted_VHB.shape[1] * _count(~labelled_B)
     # With logarithms the ratio stays right, and its gradient finite, where eta itself underflows.
@@ -154,14 +155,13 @@ def relation_loss(
     Source: CrKD's released code, step 5.
     """
     for name, choice, known in (("weighting", weighting, Weighting), ("divergence", divergence, Divergence)):
-        if choice not in get_args(known):
-            raise InputError(name, choice, f"one of {', '.join(get_args(known))}")
+        one_of(name, choice, get_args(known))
     softening = positive("temperature", temperature) * positive("kd_temperature", kd_temperature)
     classes = teacher_VHBL.shape[-1]
     if logits_VHBK.ndim != 4 or classes > logits_VHBK.shape[-1]:
         raise InputError("logits_VHBK", f"shape {list(logits_VHBK.shape)}", f"[V, H, B, K] with K of at least {classes} known classes")
-    log_p_VHBL = (_full(teacher_VHBL.detach()) / softening).log_softmax(-1)
-    log_q_VHBL = (_full(logits_VHBK)[..., :classes] / softening).log_softmax(-1)
+    log_p_VHBL = (at_least_float32(teacher_VHBL.detach()) / softening).log_softmax(-1)
+    log_q_VHBL = (at_least_float32(logits_VHBK)[..., :classes] / softening).log_softmax(-1)
     against_VHBL = log_q_VHBL - log_p_VHBL if divergence == "kl" else log_q_VHBL
     difference_VHB = -(log_p_VHBL.exp() * against_VHBL).sum(-1)
     if weighting == "learnable":
@@ -175,7 +175,3 @@ def relation_loss(
 def _count(rows_B: Tensor) -> Tensor:
     """How many rows are chosen, at least 1 to divide by; a tensor, so that nobody waits for the device."""
     return rows_B.sum().clamp_min(1)
-
-
-def _full(logits: Tensor) -> Tensor:
-    return logits.to(torch.promote_types(logits.dtype, torch.float32))

@@ -10,7 +10,7 @@ from typing import Literal, get_args
 
 import numpy as np
 
-from stillroom.errors import InputError
+from stillroom.errors import InputError, one_of
 
 Matching = Literal["all", "novel"]  # the released code's "v2" and "v3"
 
@@ -91,8 +91,7 @@ def match(predictions: np.ndarray, labels: np.ndarray, known_classes: int = 0, m
 
     Arguments and errors as `split_clustering`.
     """
-    if matching not in get_args(Matching):
-        raise InputError("matching", matching, f"one of {', '.join(get_args(Matching))}")
+    one_of("matching", matching, get_args(Matching))
     counts = _table(predictions, labels)
     if matching == "all":
         return _assigned(counts)

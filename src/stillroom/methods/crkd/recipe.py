@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from stillroom.engine import Experiment, Lab, Networks, Report, Room, Trained, Training
 from stillroom.engine.run.measure import measure
-from stillroom.errors import InputError
+from stillroom.errors import InputError, at_least
 from stillroom.methods.crkd.data import NovelClassData
 from stillroom.methods.crkd.distiller import Discovery, Pretraining
 from stillroom.methods.crkd.evaluator import SHOWN
@@ -20,8 +20,8 @@ from stillroom.methods.crkd.views import Style, crops
 from stillroom.tasks.classification import ImageData
 from stillroom.tasks.classification.views import View
 
-# The default job: the paper's schedule, shortened.
-SHORT = Training(epochs=16, lr=0.1, weight_decay=1.5e-4, schedule="cosine", warmup_epochs=4)
+# The default job: the paper's schedule, shortened. Constant within an epoch; the first epoch of a warm-up has the smallest rate.
+SHORT = Training(epochs=16, lr=0.1, weight_decay=1.5e-4, schedule="cosine", warmup_epochs=4, step_per="epoch", lr_floor=0.0)
 _BY_AUGMENTATION: dict[str, Style] = {"cifar": "cifar", "tiny-imagenet": "cifar", "imagenet": "photographs"}
 
 
@@ -103,7 +103,6 @@ def recipe(
     divergence: Divergence = "cross-entropy",
     epsilon: float = 0.05,
     sinkhorn_iterations: int = 3,
-    min_lr: float = 0.0,
     trained_layers: tuple[str, ...] = (),
     pretrain_epochs: int = 20,
     pretrain_lr: float = 0.1,
@@ -116,7 +115,7 @@ def recipe(
     Args:
         lab: where and how to run.
         data: the images, and which classes are known.
-        plan: how the discovery is trained. The schedule cosine is the paper's here: constant within an epoch, warm-up from `min_lr`.
+        plan: how the discovery is trained, and but for what follows the pre-training.
         student: network, optionally with weights after ``@``; its head is replaced. It is its own teacher after the pre-training.
         views: how an image is changed for its crops: cifar, photographs (as for vision transformers), small (pictures of some 16
             pixels), digits (those, not mirrored), or auto: what suits the data.
@@ -133,7 +132,6 @@ def recipe(
         divergence: cross-entropy (the released code's) or kl (the paper's).
         epsilon: of Sinkhorn; smaller makes harder pseudo-labels.
         sinkhorn_iterations: of its two normalisations.
-        min_lr: learning rate at both ends of the schedule, of both stages.
         trained_layers: module paths of the backbone that discovery trains, e.g. ``[blocks.11]``; all by default.
         pretrain_epochs: epochs on the known classes.
         pretrain_lr: their learning rate.
@@ -146,11 +144,8 @@ def recipe(
     shown = crops(views, data.image_size, data.mean, data.std, large=large_crops, small=small_crops)
     said = f"crkd {views} {large_crops}+{small_crops}"
     known = data.supervised()
-    for name, epochs, warmup in (("", plan.epochs, plan.warmup_epochs), ("pretrain_", pretrain_epochs, pretrain_warmup_epochs)):
-        if epochs < 1:
-            raise InputError(f"{name}epochs", epochs, "a number of at least 1")
-        if not 0 <= warmup < epochs or (warmup % 1 and plan.schedule == "cosine"):
-            raise InputError(f"{name}warmup_epochs", warmup, f"a whole number below that of the epochs ({epochs})")
+    if not 0 <= pretrain_warmup_epochs < at_least("pretrain_epochs", pretrain_epochs, 1):
+        raise InputError("pretrain_warmup_epochs", pretrain_warmup_epochs, f"a number below that of the epochs ({pretrain_epochs})")
     before = replace(
         plan,
         epochs=pretrain_epochs,
@@ -158,7 +153,7 @@ def recipe(
         optimizer=pretrain_optimizer or plan.optimizer,
         warmup_epochs=pretrain_warmup_epochs,
     )
-    first: dict[str, Any] = {"temperature": temperature, "min_lr": min_lr, "trained_layers": pretrain_trained_layers}
+    first: dict[str, Any] = {"temperature": temperature, "trained_layers": pretrain_trained_layers}
     shape = {"heads": heads, "hidden": hidden, "projection": projection, "layers": projection_layers}
     second: dict[str, Any] = {
         "large_views": large_crops,
@@ -167,7 +162,6 @@ def recipe(
         "divergence": divergence,
         "epsilon": epsilon,
         "iterations": sinkhorn_iterations,
-        "min_lr": min_lr,
         "trained_layers": trained_layers,
     }
     with lab.shared():  # everything is built once and thrown away: what is wrong with an argument is said before the pre-training
@@ -203,7 +197,7 @@ _CIFAR: dict[str, Any] = {
     "heads": 4,
     "optimizer": "sgd",
     "lr": 0.4,
-    "min_lr": 0.001,
+    "lr_floor": 0.001,
     "warmup_epochs": 10,
     "epochs": 500,
     "pretrain_epochs": 500,
@@ -219,7 +213,7 @@ _FINE_GRAINED: dict[str, Any] = {
     "heads": 2,
     "optimizer": "adamw",
     "lr": 1e-3,
-    "min_lr": 1e-4,
+    "lr_floor": 1e-4,
     "warmup_epochs": 10,
     "epochs": 100,
     "pretrain_epochs": 50,

@@ -12,7 +12,8 @@ from torch.nn.functional import pad
 from torchvision.transforms import v2
 
 from stillroom.engine.loading import uniforms
-from stillroom.errors import InputError
+from stillroom.errors import InputError, one_of
+from stillroom.modules.pixels import windows
 from stillroom.tasks.classification.views import View
 from stillroom.tasks.images.transforms import Parameters, Transform, eval_transform
 
@@ -38,8 +39,7 @@ def crops(style: Style, image_size: int, mean: Sequence[float], std: Sequence[fl
 
     Source: CrKD's released code; "small" and "digits" are the project's own, for its experiments.
     """
-    if style not in get_args(Style):
-        raise InputError("views", style, f"one of {', '.join(get_args(Style))}")
+    one_of("views", style, get_args(Style))
     if large < 1:
         raise InputError("large_crops", large, "a whole number of at least 1")
     if small < 0 or (small and style != "cifar"):
@@ -103,11 +103,9 @@ class _ShiftNoise:
 
     def apply(self, images_BCHW: Tensor, drawn: Parameters) -> Tensor:
         """uint8 to float; values may leave [0, 1]."""
-        batch, channels, height, width = images_BCHW.shape
+        channels, height, width = images_BCHW.shape[1:]
         padded = pad(images_BCHW.float() / 255, (1, 1, 1, 1), mode="replicate")
-        windows = padded.unfold(2, height, 1).unfold(3, width, 1)  # [B, C, top, left, H, W]
-        top_B, left_B = torch.from_numpy(1 - drawn["roll"]).T
-        shifted = windows[torch.arange(batch), :, top_B, left_B]
+        shifted = windows(padded, torch.from_numpy(1 - drawn["roll"]), (height, width))
         flipped_B = torch.from_numpy(drawn["flip"])
         shifted = torch.where(flipped_B[:, None, None, None], shifted.flip(-1), shifted)
         draws = uniforms(drawn["noise"], 3 + 2 * channels * height * width)[:, 3:]

@@ -123,7 +123,7 @@ class DOT(OwnGradients):
 
     def _informed_host(self) -> Distiller:
         """The host, which alone is not told how and how far it is trained."""
-        self.host.plan, self.host.progress = self.plan, self.progress
+        self.host.plan, self.host._place = self.plan, self._place  # not `progress`: a host that does not ask for it warns of nothing
         return self.host
 
     def _step(self, optimizer: DOTOptimizer) -> None:

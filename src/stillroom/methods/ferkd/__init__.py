@@ -6,8 +6,8 @@ crops, gives hard ones the smoothed ground truth, and leaves the rest:
 
     L = - 1/R sum_r sum_c y_a[r, c] log softmax(z_s[r])[c]
 
-`adaptation` holds the rule, `calibration` what it makes of a bank, `mixing` SelfMix, `loss` and `distiller` the training step, `recipe` the
-experiment. The bank itself is `stillroom.engine.cache.bank`, its replay `stillroom.tasks.classification.bank`.
+`bank` holds the stored crops and labels, `crops` and `labelling` how they are made, `replay` training on them; `adaptation` the rule,
+`calibration` what it makes of a bank, `mixing` SelfMix, `loss` and `distiller` the training step, `recipe` the experiment.
 """
 
 from stillroom.methods.ferkd.calibration import Calibration, adapted_bank

@@ -17,8 +17,8 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from stillroom.engine.cache.labels import LabelFormat, SoftLabels
 from stillroom.errors import InputError
+from stillroom.methods.ferkd.bank.labels import LabelFormat, SoftLabels
 
 Score = Literal["max", "truth"]
 UNINFORMATIVE, HARD, IMPORTANT = 0, 1, 2

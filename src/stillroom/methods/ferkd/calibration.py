@@ -13,12 +13,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from stillroom.engine.cache.bank import LabelBank
-from stillroom.engine.cache.bank_folder import Rows
-from stillroom.engine.cache.bank_writer import BankPlan, write_bank
-from stillroom.engine.cache.labels import LabelFormat, SoftLabels
-from stillroom.errors import InputError
+from stillroom.errors import InputError, one_of
 from stillroom.methods.ferkd.adaptation import HARD, IMPORTANT, UNINFORMATIVE, Score, Thresholds, adapt, confidence
+from stillroom.methods.ferkd.bank.folder import Rows
+from stillroom.methods.ferkd.bank.labels import LabelFormat, SoftLabels
+from stillroom.methods.ferkd.bank.reader import LabelBank
+from stillroom.methods.ferkd.bank.writer import BankPlan, write_bank
 
 _SAMPLE = 2**24  # scores that quantiles are taken of
 BINS = (0.0, 0.3, 0.5, 0.7, 0.9, 1.0)  # of the confidence, for the report
@@ -49,8 +49,7 @@ class Calibration:
             raise InputError("thresholds", list(self.thresholds), "three numbers 0 <= T_L <= T_M <= T_T <= 1")
         if not 0 <= self.epsilon <= 1:
             raise InputError("epsilon", self.epsilon, "a number from 0 to 1")
-        if self.score not in get_args(Score):
-            raise InputError("score", self.score, f"one of {', '.join(get_args(Score))}")
+        one_of("score", self.score, get_args(Score))
 
     def scores(self, bank: LabelBank) -> Thresholds:
         """The thresholds as scores; quantiles are those of all crops, or of an even sample of 16 million."""

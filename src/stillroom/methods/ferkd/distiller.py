@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import warnings
+from dataclasses import replace
 from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
-from stillroom.engine import Distiller, Losses, Progress, Training
-from stillroom.engine.cache.bank import LabelBank
-from stillroom.errors import InputError, at_least_zero, near, positive
+from stillroom.engine import Distiller, Losses
+from stillroom.errors import InputError, one_of, positive
+from stillroom.methods.ferkd.bank.reader import LabelBank
 from stillroom.methods.ferkd.loss import soft_cross_entropy
 from stillroom.methods.ferkd.mixing import draw_mix, draw_partners, mixed
-from stillroom.tasks.classification.bank import BankData, CropBatch, CropEpochs
+from stillroom.methods.ferkd.replay import BankData, CropBatch, CropEpochs
 
 Mixing = Literal["selfmix", "cross", "none"]
 Partner = Literal["shift", "similar"]
@@ -36,7 +37,6 @@ class FerKD(Distiller):
         cutmix_alpha: of CutMix's.
         partner: of a crop in SelfMix: by a random cyclic ``shift``, or the one with the most ``similar`` label [both inferred].
         temperature: tau_s > 0 of the student's softmax; the loss has no factor tau_s^2.
-        lr_floor: the learning rate that the schedule falls to, and that a warm-up rises from.
         missing: training images that the bank does not have are an ``error``, or ``skip``.
 
     Raises:
@@ -56,14 +56,12 @@ class FerKD(Distiller):
         cutmix_alpha: float = 1.0,
         partner: Partner = "shift",
         temperature: float = 1.0,
-        lr_floor: float = 0.0,
         missing: Literal["error", "skip"] = "error",
     ) -> None:
         super().__init__(student)
         CropEpochs(1, num_crops, single_first)  # refuses what cannot be
         for name, word, known in (("mix", mix, get_args(Mixing)), ("partner", partner, get_args(Partner))):
-            if word not in known:
-                raise InputError(name, word, f"one of {near(word, known, most=len(known))}")
+            one_of(name, word, known)
         if not 0 <= mix_probability <= 1:
             raise InputError("mix_probability", mix_probability, "a number from 0 to 1")
         if mix == "selfmix" and num_crops == 1:
@@ -72,7 +70,7 @@ class FerKD(Distiller):
         self.num_crops, self.single_first = num_crops, single_first
         self.mix, self.mix_probability, self.partner = mix, mix_probability, partner
         self.mixup_alpha, self.cutmix_alpha = positive("mixup_alpha", mixup_alpha), positive("cutmix_alpha", cutmix_alpha)
-        self.temperature, self.lr_floor = positive("temperature", temperature), at_least_zero("lr_floor", lr_floor)
+        self.temperature = positive("temperature", temperature)
 
     def training_data(self, data: Any) -> BankData:
         """The stored crops, passed over as the plan's number of epochs asks for."""
@@ -101,21 +99,7 @@ class FerKD(Distiller):
         return mixed(images_R3HW, labels_RC, partners_R.to(images_R3HW.device, non_blocking=True), mix)
 
     def rate(self, base_lr: float) -> float:
-        """The plan's learning rate, which changes where a pass over the images begins."""
+        """The plan's learning rate where a pass over the images begins: the released code asks for it at the epochs 0, K, 2K, ... only."""
         place = self.progress
-        visit = CropEpochs(place.epochs, self.num_crops, self.single_first).at(place.epoch - 1)
-        return epoch_rate(self.plan, base_lr, visit.epoch, place.steps_per_epoch, floor=self.lr_floor)
-
-
-def epoch_rate(plan: Training, base_lr: float, epoch: int, steps_per_epoch: int, *, floor: float = 0.0) -> float:
-    """The plan's learning rate at the start of an epoch, from 0: the released code asks for it at the epochs 0, K, 2K, ... only.
-
-    Args:
-        plan: with the schedule.
-        base_lr: the full rate.
-        epoch: the first one of a pass.
-        steps_per_epoch: of a warm-up, which is counted in steps.
-        floor: the rate that the schedule's zero stands for.
-    """
-    start = Progress(epoch + 1, plan.epochs, epoch * steps_per_epoch, steps_per_epoch)
-    return floor + (base_lr - floor) * plan.rate(1.0, start)
+        first = CropEpochs(place.epochs, self.num_crops, self.single_first).at(place.epoch - 1).epoch
+        return self.plan.rate(base_lr, replace(place, epoch=first + 1, step=first * place.steps_per_epoch))

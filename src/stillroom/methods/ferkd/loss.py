@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from stillroom.errors import InputError, positive
+from stillroom.losses.precision import at_least_float32
 
 
 def soft_cross_entropy(student_RC: Tensor, labels_RC: Tensor, temperature: float = 1.0) -> Tensor:
@@ -30,6 +31,5 @@ def soft_cross_entropy(student_RC: Tensor, labels_RC: Tensor, temperature: float
     if student_RC.ndim != 2 or student_RC.numel() == 0 or labels_RC.shape != student_RC.shape:
         got = f"labels {list(labels_RC.shape)} for logits {list(student_RC.shape)}"
         raise InputError("labels_RC", got, "a soft label [R, C] for each row of logits [R, C], at least one")
-    logits_RC = student_RC if student_RC.dtype.itemsize >= 4 else student_RC.float()
-    log_q_RC = (logits_RC / positive("temperature", temperature)).log_softmax(-1)
+    log_q_RC = (at_least_float32(student_RC) / positive("temperature", temperature)).log_softmax(-1)
     return -(labels_RC.detach().to(log_q_RC.dtype) * log_q_RC).sum(-1).mean()

@@ -9,16 +9,16 @@ import numpy as np
 from torch import nn
 
 from stillroom.engine import Experiment, Lab, Networks, Report, Room, Teacher, Trained, Training
-from stillroom.engine.cache.bank import LabelBank
-from stillroom.engine.cache.bank_folder import BankFolder
-from stillroom.engine.cache.labels import DEFAULT_TYPE, LabelFormat
 from stillroom.engine.run.console import StageDisplay
 from stillroom.errors import InputError
 from stillroom.methods.ferkd.adaptation import Score
+from stillroom.methods.ferkd.bank.folder import BankFolder
+from stillroom.methods.ferkd.bank.labels import DEFAULT_TYPE, LabelFormat
+from stillroom.methods.ferkd.bank.reader import LabelBank
 from stillroom.methods.ferkd.calibration import Calibration, adapted_bank
 from stillroom.methods.ferkd.distiller import FerKD, Mixing
+from stillroom.methods.ferkd.labelling import Labelling, crop_rule, label_images
 from stillroom.tasks.classification import CONVNETS, ImageData
-from stillroom.tasks.classification.labelling import Labelling, crop_rule, label_images
 
 # Like the other methods' digits, but for the schedule, which is the method's own.
 DIGITS = Training(epochs=100, lr=0.05, weight_decay=5e-4, schedule="cosine")

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from stillroom.engine import Distiller, Losses, Teacher
 from stillroom.engine.distributed import gather_rows, rank, world_size
-from stillroom.engine.run.stage import write_atomic
-from stillroom.errors import InputError, at_least_zero, positive
+from stillroom.engine.run.written import write_atomic
+from stillroom.errors import InputError, at_least_zero, one_of, positive
 from stillroom.losses.contrast import nt_xent
 from stillroom.losses.logits import kd_loss
 from stillroom.methods.kd3.loss import disagreement_weight, weighted_feature_loss
@@ -98,8 +98,7 @@ class KD3(Distiller):
         self.switch_off = None if switch_off is None else positive("switch_off", switch_off)
         self.offset = None if offset is None else positive("offset", offset)
         for name, value, known in (("scoring", scoring, ("changed", "plain")), ("contrast", contrast, ("separate", "cross"))):
-            if value not in known:
-                raise InputError(name, value, f"one of {', '.join(known)}")
+            one_of(name, value, known)
         self.scoring, self.contrast = scoring, contrast
         self.contrast_weight, self.temperature = at_least_zero("contrast_weight", contrast_weight), positive("temperature", temperature)
         self.mix = MixDistribution(beta, probability=mix_probability, partners=partners)

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn.functional import pairwise_distance
 
 from stillroom.errors import InputError
+from stillroom.losses.precision import at_least_float32, in_one_type
 
 
 @torch.no_grad()
@@ -21,7 +22,7 @@ def disagreement_weight(student_BK: Tensor, teacher_BK: Tensor) -> tuple[Tensor,
         teacher_BK: z_t.
 
     Returns:
-        d >= 0, float32 [B]; and w in (0.5, 1], float32 [B]. Both are constants: no gradient flows through the weight.
+        d >= 0, [B]; and w in (0.5, 1], [B], both float32 at least. Both are constants: no gradient flows through the weight.
 
     Raises:
         InputError: the logits are not two equal shapes [B, K].
@@ -30,7 +31,7 @@ def disagreement_weight(student_BK: Tensor, teacher_BK: Tensor) -> tuple[Tensor,
     """
     if student_BK.ndim != 2 or student_BK.shape != teacher_BK.shape:
         raise InputError("student_BK", f"shape {list(student_BK.shape)}", f"logits [B, K] as the teacher's {list(teacher_BK.shape)}")
-    distance_B = pairwise_distance(student_BK.float(), teacher_BK.float(), p=2.0, eps=1e-6)
+    distance_B = pairwise_distance(*in_one_type(student_BK, teacher_BK), p=2.0, eps=1e-6)
     return distance_B, distance_B.sigmoid()
 
 
@@ -43,7 +44,7 @@ def weighted_feature_loss(student_BCHW: Tensor, teacher_BCHW: Tensor, weight_B: 
         weight_B: w; no gradient reaches it. None for no weights: a plain mean squared error.
 
     Returns:
-        A float32 scalar.
+        A scalar, float32 at least.
 
     Raises:
         InputError: the maps are not two equal shapes [B, C, H, W], or there are not as many weights.
@@ -52,9 +53,9 @@ def weighted_feature_loss(student_BCHW: Tensor, teacher_BCHW: Tensor, weight_B: 
     """
     if student_BCHW.ndim != 4 or student_BCHW.shape != teacher_BCHW.shape:
         raise InputError("student_BCHW", f"shape {list(student_BCHW.shape)}", f"[B, C, H, W] as the teacher's {list(teacher_BCHW.shape)}")
-    squared_BCHW = (student_BCHW.float() - teacher_BCHW.detach().float()).square()
+    squared_BCHW = (at_least_float32(student_BCHW) - teacher_BCHW.detach()).square()
     if weight_B is None:
         return squared_BCHW.mean()
     if weight_B.shape != student_BCHW.shape[:1]:
         raise InputError("weight_B", f"shape {list(weight_B.shape)}", f"[{len(student_BCHW)}], one for each image")
-    return (weight_B.detach().float()[:, None, None, None] * squared_BCHW).mean()
+    return (weight_B.detach()[:, None, None, None] * squared_BCHW).mean()

@@ -16,8 +16,7 @@ from torch.nn.functional import conv2d, pad
 from torchvision.transforms.v2.functional import gaussian_blur
 
 from stillroom.engine.loading import sample_seeds, uniforms
-
-_GREY = (0.299, 0.587, 0.114)
+from stillroom.modules.pixels import grey
 
 
 def restyled(pixels_NCHW: Tensor, *, seed: int = 0) -> Tensor:
@@ -54,12 +53,8 @@ def patches(pictures: Sequence[Image.Image], count: int, size: int, *, seed: int
     return torch.stack(found)
 
 
-def _grey(images: Tensor) -> Tensor:
-    return (images * torch.tensor(_GREY).view(1, 3, 1, 1)).sum(1, keepdim=True)
-
-
 def _tinted(images: Tensor, numbers_N3: Tensor) -> Tensor:
-    return _grey(images) * (0.4 + 0.6 * numbers_N3[:, :, None, None])
+    return grey(images) * (0.4 + 0.6 * numbers_N3[:, :, None, None])
 
 
 def _posterised(images: Tensor, numbers_N3: Tensor) -> Tensor:
@@ -83,7 +78,7 @@ def _blurred(images: Tensor, numbers_N3: Tensor) -> Tensor:
 def _sketched(images: Tensor, numbers_N3: Tensor) -> Tensor:
     across = torch.tensor([[-1.0, 0, 1], [-2, 0, 2], [-1, 0, 1]])
     kernels = torch.stack((across, across.T))[:, None]
-    slopes = conv2d(pad(_grey(images), (1, 1, 1, 1), mode="replicate"), kernels).square().sum(1, keepdim=True).sqrt()
+    slopes = conv2d(pad(grey(images), (1, 1, 1, 1), mode="replicate"), kernels).square().sum(1, keepdim=True).sqrt()
     return (slopes / slopes.amax((2, 3), keepdim=True).clamp_min(1e-6)).expand(-1, 3, -1, -1)
 
 

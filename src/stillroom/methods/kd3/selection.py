@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from stillroom.errors import InputError, positive
+from stillroom.losses.precision import in_one_type
 
 
 def teacher_weight(epoch: int, *, switch_off: float, offset: float, steepness: float = 5.0) -> float:
@@ -60,7 +61,7 @@ def blended_prediction(teacher_BK: Tensor, student_BK: Tensor, alpha: float) -> 
         raise InputError("student_BK", f"shape {list(student_BK.shape)}", f"logits [B, K] as the teacher's {list(teacher_BK.shape)}")
     if not 0 <= alpha <= 1:
         raise InputError("alpha", alpha, "a share from 0 to 1")
-    blended_BK = torch.lerp(student_BK.float(), teacher_BK.float(), alpha)
+    blended_BK = torch.lerp(*in_one_type(student_BK, teacher_BK), alpha)
     labels_B = blended_BK.argmax(-1)
     confidence_B = (blended_BK.gather(1, labels_B[:, None])[:, 0] - blended_BK.logsumexp(-1)).exp()  # softmax, of one class
     if not confidence_B.isfinite().all():

@@ -16,6 +16,7 @@ from stillroom.errors import InputError
 from stillroom.methods.kd3.restyle import patches, restyled
 from stillroom.tasks.classification.data import ImageData
 from stillroom.tasks.classification.other_images import WithOtherTrainingImages
+from stillroom.tasks.images.arguments import statistics
 from stillroom.tasks.images.batches import Batches
 from stillroom.tasks.images.classified import SMALL, open_source
 from stillroom.tasks.images.folders import EXTENSIONS, counted, list_files
@@ -69,12 +70,10 @@ class WebData(WithOtherTrainingImages):
         if len(self.images) < 2:
             raise InputError("web", "one image", "a collection of two images or more")
         self.augment = augment or (data.augment if web == RESTYLED else "imagenet")
-        statistics = tuple(mean or data.mean), tuple(std or data.std)
-        if min(statistics[1]) <= 0 or {len(values) for values in statistics} != {3}:
-            raise InputError("web_std", list(statistics[1]), "three numbers above 0, and three of the mean")
-        self._changed = train_transform(self.augment, data.image_size, *statistics)
-        self._plain = eval_transform("cifar" if isinstance(self.images, MemoryImages) else "imagenet", data.image_size, *statistics)
-        parts = data.fingerprint, content, self.augment, statistics, steady
+        used = statistics(mean, std, (data.mean, data.std), of="web_")
+        self._changed = train_transform(self.augment, data.image_size, *used)
+        self._plain = eval_transform("cifar" if isinstance(self.images, MemoryImages) else "imagenet", data.image_size, *used)
+        parts = data.fingerprint, content, self.augment, used, steady
         self.fingerprint = hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
         self.indices: Mapping[str, np.ndarray] = {}
 

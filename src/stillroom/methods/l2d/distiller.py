@@ -9,7 +9,8 @@ from torch.nn.functional import kl_div
 
 from stillroom.engine import Losses, Teacher, tap
 from stillroom.engine.distributed import whole_batch, world_size
-from stillroom.errors import InputError, at_least_zero
+from stillroom.errors import at_least_zero, one_of
+from stillroom.losses.precision import in_one_type
 from stillroom.methods.l2d.loss import led_losses, mld_loss, partial_softmax_loss
 from stillroom.tasks.multilabel import EMBEDDINGS, Batch, MultiLabelDistiller, summed_bce
 
@@ -58,8 +59,7 @@ class L2D(MultiLabelDistiller):
         self.embedding_weight = at_least_zero("embedding_weight", embedding_weight)
         self.class_aware_weight = at_least_zero("class_aware_weight", class_aware_weight)
         self.instance_aware_weight = at_least_zero("instance_aware_weight", instance_aware_weight)
-        if logits_loss not in ("mld", "psm", "softmax"):
-            raise InputError("logits_loss", logits_loss, "one of mld, psm, softmax")
+        one_of("logits_loss", logits_loss, ("mld", "psm", "softmax"))
         self.logits_loss = logits_loss
         self.embeddings, self.teacher_embeddings = embeddings, teacher_embeddings
         self._student_with_embeddings = tap(student, embeddings, argument="embeddings")
@@ -90,7 +90,7 @@ class L2D(MultiLabelDistiller):
             return mld_loss(logits_BK, teacher_BK)
         if self.logits_loss == "psm":
             return partial_softmax_loss(logits_BK, teacher_BK, labels_BK)
-        log_q_BK, log_p_BK = logits_BK.float().log_softmax(1), teacher_BK.detach().float().log_softmax(1)
+        log_q_BK, log_p_BK = (each.log_softmax(1) for each in in_one_type(logits_BK, teacher_BK.detach()))
         return kl_div(log_q_BK, log_p_BK, log_target=True, reduction="batchmean")
 
     def structure(self, student_BKD: Tensor, teacher_BKE: Tensor, labels_BK: Tensor) -> tuple[Tensor, Tensor]:

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid, smooth_l1_loss
 
-from stillroom.errors import InputError
-from stillroom.tasks.multilabel.labels import binary, full
+from stillroom.errors import InputError, one_of
+from stillroom.losses.labels import binary
+from stillroom.losses.precision import at_least_float32
 
 Reduction = Literal["batchmean", "mean", "sum"]
 
@@ -38,11 +39,10 @@ def mld_loss(student_BK: Tensor, teacher_BK: Tensor, *, reduction: Reduction = "
     Source: specification, Method 2.
     """
     _same_logits(student_BK, teacher_BK)
-    if reduction not in ("batchmean", "mean", "sum"):
-        raise InputError("reduction", reduction, "one of batchmean, mean, sum")
+    one_of("reduction", reduction, ("batchmean", "mean", "sum"))
     limit = math.log((1 - eps) / eps)
-    s_BK = student_BK.to(full(student_BK)).clamp(-limit, limit)
-    t_BK = teacher_BK.detach().to(full(teacher_BK)).clamp(-limit, limit)
+    s_BK = at_least_float32(student_BK).clamp(-limit, limit)
+    t_BK = at_least_float32(teacher_BK.detach()).clamp(-limit, limit)
     yes_BK = t_BK.sigmoid() * (logsigmoid(t_BK) - logsigmoid(s_BK))
     no_BK = (-t_BK).sigmoid() * (logsigmoid(-t_BK) - logsigmoid(-s_BK))
     total = (yes_BK + no_BK).sum()
@@ -64,7 +64,7 @@ def distances(rows_SMD: Tensor, members_SM: Tensor | None = None, *, eps: float 
     if members_SM is None:
         members_SM = torch.ones(rows_SMD.shape[:2], dtype=torch.bool, device=rows_SMD.device)
     with torch.autocast(rows_SMD.device.type, enabled=False):
-        rows_SMD = rows_SMD.to(full(rows_SMD)).masked_fill(~members_SM[:, :, None], 0.0)
+        rows_SMD = at_least_float32(rows_SMD).masked_fill(~members_SM[:, :, None], 0.0)
         # Distances do not change when a set is moved as a whole, and around 0 the difference of squares keeps its digits.
         rows_SMD = rows_SMD - rows_SMD.detach().sum(1, keepdim=True) / members_SM.sum(1).clamp_min(1)[:, None, None]
         products_SMM = rows_SMD @ rows_SMD.transpose(1, 2)
@@ -167,7 +167,7 @@ def partial_softmax_loss(student_BK: Tensor, teacher_BK: Tensor, labels_BK: Tens
     """
     _same_logits(student_BK, teacher_BK)
     targets_BK = binary(labels_BK, student_BK)
-    s_BK, t_BK = student_BK.to(full(student_BK)), teacher_BK.detach().to(full(teacher_BK))
+    s_BK, t_BK = at_least_float32(student_BK), at_least_float32(teacher_BK.detach())
     positive_BK = targets_BK == 1
     none_B1 = positive_BK.all(1, keepdim=True)
     hidden_BK = positive_BK & ~none_B1  # where there is no negative, any finite stand-in: its share below is 0

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
 from stillroom.engine import Distiller, Losses
-from stillroom.engine.schedule import warmup_factor
 from stillroom.errors import InputError, at_least_zero, positive
 from stillroom.methods.mdcs.loss import mdcs_terms, prior_shift
 from stillroom.methods.mdcs.views import Style, two_views
@@ -31,7 +29,7 @@ class MDCS(Distiller):
         L = L_DL + weight * min(epoch / ramp, 1) * L_CS          (section "Method" 3; see `mdcs_terms`)
 
     There is no teacher network. With ``lambdas=(0, 0, 0)`` and ``weight=0`` this is plain cross-entropy on both views, with
-    ``(1, 1, 1)`` balanced softmax. The learning rate steps once per epoch, as in the released code.
+    ``(1, 1, 1)`` balanced softmax.
 
     Args:
         student: network from images [B, 3, H, W] to logits [B, C] with a method ``experts(images)`` that answers [B, E, C].
@@ -99,7 +97,7 @@ class MDCS(Distiller):
         terms = mdcs_terms(logits_NEC, batch.labels, self.shift_EC, confident_only=self.confident_only, temperature=self.temperature)
         if self.weight == 0:
             return Losses(task={"diversity": terms.diversity})
-        weight = self.weight * warmup_factor(self.progress.epoch, self.ramp_epochs)
+        weight = self.weight * self.ramp(self.ramp_epochs)
         return Losses(task={"diversity": terms.diversity}, distill={"consistency": weight * terms.consistency})
 
     def parameter_groups(self) -> list[dict[str, Any]]:
@@ -116,8 +114,3 @@ class MDCS(Distiller):
             {"params": [p for p in classifiers if p.requires_grad]},
             {"params": [p for p in others if p.requires_grad], "lr": self.backbone_lr},
         ]
-
-    def rate(self, base_lr: float) -> float:
-        """The plan's learning rate, one step to an epoch."""
-        place = self.progress
-        return self.plan.rate(base_lr, replace(place, step=place.epoch - 1, steps_per_epoch=1))

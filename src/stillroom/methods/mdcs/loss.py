@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy, kl_div
 
 from stillroom.errors import InputError, positive
+from stillroom.losses.precision import at_least_float32
 
 
 class Terms(NamedTuple):
@@ -86,8 +87,7 @@ def mdcs_terms(logits_NEC: Tensor, labels_B: Tensor, shift_EC: Tensor, *, confid
     """
     _check(logits_NEC, labels_B, shift_EC)
     positive("temperature", temperature)
-    dtype = torch.promote_types(logits_NEC.dtype, torch.float32)
-    shifted_NEC = logits_NEC.to(dtype) + shift_EC.to(dtype)
+    shifted_NEC = at_least_float32(logits_NEC) + shift_EC
     experts, images = shifted_NEC.shape[1], len(labels_B)
 
     labels_NE = labels_B.repeat(2)[:, None].expand(-1, experts)
@@ -98,7 +98,7 @@ def mdcs_terms(logits_NEC: Tensor, labels_B: Tensor, shift_EC: Tensor, *, confid
     teaching_BE = confident_BE if confident_only else torch.ones_like(confident_BE)
     log_p_BEC, log_q_BEC = (weak_BEC / temperature).log_softmax(-1), (strong_BEC / temperature).log_softmax(-1)
     divergence_BE = kl_div(log_q_BEC, log_p_BEC, log_target=True, reduction="none").sum(-1)
-    share_BE = teaching_BE.to(dtype) / teaching_BE.sum(0).clamp(min=1)
+    share_BE = teaching_BE.to(shifted_NEC.dtype) / teaching_BE.sum(0).clamp(min=1)
     return Terms(diversity, temperature**2 * (share_BE * divergence_BE).sum(), confident_BE)
 
 

@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.nn.functional import kl_div, one_hot
 
 from stillroom.errors import InputError
+from stillroom.losses.precision import at_least_float32
 
 
 def expert_divergence(logits_BEC: Tensor) -> Tensor:
@@ -19,7 +20,7 @@ def expert_divergence(logits_BEC: Tensor) -> Tensor:
     experts = logits_BEC.shape[1]
     if experts < 2:
         raise InputError("logits_BEC", f"shape {list(logits_BEC.shape)}", "[B, E, C] of at least two experts")
-    log_p_BEC = logits_BEC.float().log_softmax(-1)
+    log_p_BEC = at_least_float32(logits_BEC).log_softmax(-1)
     pairs_BEE = kl_div(log_p_BEC[:, None], log_p_BEC[:, :, None], log_target=True, reduction="none").sum(-1)
     return pairs_BEE.sum((1, 2)) / (experts * (experts - 1))
 

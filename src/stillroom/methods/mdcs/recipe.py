@@ -17,7 +17,7 @@ from stillroom.methods.mdcs.measures import expert_divergence
 from stillroom.tasks.classification import Batch, ImageData
 from stillroom.tasks.images.networks import ExpertBottleneckResNet
 
-SHORT = Training(epochs=100, lr=0.1, momentum=0.9, weight_decay=5e-4, nesterov=True, schedule="cosine")
+SHORT = Training(epochs=100, lr=0.1, momentum=0.9, weight_decay=5e-4, nesterov=True, schedule="cosine", step_per="epoch")
 
 
 def build(

@@ -17,7 +17,8 @@ from torch.nn.functional import pad
 from torchvision.transforms import v2
 
 from stillroom.engine.loading import uniforms
-from stillroom.errors import InputError, near
+from stillroom.errors import one_of
+from stillroom.modules.pixels import grey, windows
 from stillroom.tasks.classification.views import View
 from stillroom.tasks.images.transforms import Parameters, Transform, eval_transform
 
@@ -26,7 +27,6 @@ Style = Literal["small", "cifar", "imagenet"]
 _ROTATION = 15.0  # degrees
 _JITTER = 0.4  # brightness, contrast and saturation
 _BRIGHTNESS, _TINT, _GREY = 0.4, 0.2, 0.2
-_LUMA = (0.299, 0.587, 0.114)
 
 
 def two_views(style: Style, image_size: int, mean: Sequence[float], std: Sequence[float], *, mirror: bool = True) -> tuple[View, View]:
@@ -54,6 +54,7 @@ def two_views(style: Style, image_size: int, mean: Sequence[float], std: Sequenc
     Raises:
         InputError: an unknown style.
     """
+    one_of("views", style, get_args(Style))
     if style == "small":
         fit = eval_transform("small", image_size, mean, std).each
         return Transform(fit, mean, std, together=Weak(mirror)), Transform(fit, mean, std, together=Strong(mirror))
@@ -65,10 +66,8 @@ def two_views(style: Style, image_size: int, mean: Sequence[float], std: Sequenc
         weak = [*begin, v2.RandomRotation(_ROTATION), *end, normalise]
         policy = v2.AutoAugment(v2.AutoAugmentPolicy.CIFAR10)
         return v2.Compose(weak), v2.Compose([*begin, policy, *end, Cutout(image_size // 2), normalise])
-    if style == "imagenet":
-        begin = [v2.RandomResizedCrop(image_size, antialias=True), *mirrors, v2.ColorJitter(_JITTER, _JITTER, _JITTER)]
-        return v2.Compose([*begin, *end, normalise]), v2.Compose([*begin, _rand_augment(image_size, mean), *end, normalise])
-    raise InputError("views", style, f"one of {near(style, get_args(Style))}")
+    begin = [v2.RandomResizedCrop(image_size, antialias=True), *mirrors, v2.ColorJitter(_JITTER, _JITTER, _JITTER)]
+    return v2.Compose([*begin, *end, normalise]), v2.Compose([*begin, _rand_augment(image_size, mean), *end, normalise])
 
 
 class Weak:
@@ -89,9 +88,7 @@ class Weak:
         """uint8 [B, 3, S, S] -> float32 in [0, 1]."""
         height, width = images_BCHW.shape[-2:]
         padded = pad(images_BCHW.to(torch.float32) / 255, (_border((height, width)),) * 4, mode="reflect")
-        every = padded.unfold(2, height, 1).unfold(3, width, 1)  # a view [B, C, top, left, H, W]
-        tops_B, lefts_B = torch.from_numpy(drawn["corner"]).T
-        cropped = every[torch.arange(len(padded)), :, tops_B, lefts_B]
+        cropped = windows(padded, torch.from_numpy(drawn["corner"]), (height, width))
         return torch.where(torch.from_numpy(drawn["flip"])[:, None, None, None], cropped.flip(-1), cropped)
 
 
@@ -117,8 +114,7 @@ class Strong(Weak):
         images = super().apply(images_BCHW, drawn)
         factor_BC = torch.from_numpy(drawn["brightness"])[:, None] * torch.from_numpy(drawn["tint"])
         images = (images * factor_BC[..., None, None]).clamp(max=1)
-        grey = (images * images.new_tensor(_LUMA)[:, None, None]).sum(1, keepdim=True)
-        images = torch.where(torch.from_numpy(drawn["grey"])[:, None, None, None], grey, images)
+        images = torch.where(torch.from_numpy(drawn["grey"])[:, None, None, None], grey(images), images)
         return blackened(images, torch.from_numpy(drawn["hole"]), images.shape[-1] // 2)
 
 

@@ -16,7 +16,7 @@ from stillroom.engine.distributed import average_gradients, world_size
 from stillroom.engine.own_gradients import OwnGradients
 from stillroom.engine.run.recorder import evaluating
 from stillroom.engine.teacher import Renormalise
-from stillroom.errors import InputError, at_least_zero, positive
+from stillroom.errors import InputError, at_least_zero, one_of, positive
 from stillroom.methods.orc.loss import Teaching, intensive_loss, labels_loss, private_loss, student_loss
 from stillroom.methods.orc.roles import Evaluation, evaluate_group
 
@@ -111,8 +111,7 @@ class ORC(OwnGradients):
             ("teaching", teaching, ("individual", "ensemble")),
             ("mixing", mixing, ("mix", "feedback", "train")),
         ):
-            if value not in known:
-                raise InputError(argument, value, f"one of {', '.join(known)}")
+            one_of(argument, value, known)
         if not 0 <= at_least_zero("beta", beta) <= 1:
             raise InputError("beta", beta, "a number from 0 to 1")
         self.num_promoted = {"dynamic": num_promoted, "fixed": 1, "none": 0}[promotion]

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from stillroom.losses.logits import kd_loss
+from stillroom.losses.precision import at_least_float32
 
 Teaching = Literal["individual", "ensemble"]
 
@@ -84,4 +85,4 @@ def labels_loss(logits_NC: Tensor, labels_N: Tensor, *, beta: float) -> Tensor:
 
 
 def _ce(logits_NC: Tensor, labels_N: Tensor) -> Tensor:
-    return F.cross_entropy(logits_NC.to(torch.promote_types(logits_NC.dtype, torch.float32)), labels_N)
+    return F.cross_entropy(at_least_float32(logits_NC), labels_N)

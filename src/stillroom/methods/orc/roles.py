@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from stillroom.engine.distributed import averaged
+from stillroom.losses.precision import at_least_float32
 
 
 class Evaluation(NamedTuple):
@@ -50,7 +51,7 @@ def evaluate_group(logits_KNC: Tensor, labels_N: Tensor, *, feedback_temperature
     """
     networks, samples, classes = logits_KNC.shape
     size = samples if size is None else size
-    logits_KNC = logits_KNC.detach().to(torch.promote_types(logits_KNC.dtype, torch.float32))
+    logits_KNC = at_least_float32(logits_KNC.detach())
     ce_KN = F.cross_entropy(logits_KNC.reshape(-1, classes), labels_N.repeat(networks), reduction="none").view(networks, samples)
     mean_ce_K = averaged(ce_KN.mean(1))  # all processes promote the same networks [inferred]
     error_KN = logits_KNC.argmax(-1) != labels_N

@@ -69,12 +69,9 @@ class Contrast(Distiller):
         features_MD, labels_M = self._remembered(batch.inputs.device)
         return class_scores(self.student(batch.inputs), features_MD, labels_M, self.num_classes) / self.temperature
 
-    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
-        """Sets the learning rate."""
-        super().on_train_batch_start(batch, batch_idx)
-        if self.released_schedule:
-            for group in self.trainer.optimizers[0].param_groups:
-                group["lr"] = released_rate(group["initial_lr"], self.progress)
+    def rate(self, base_lr: float) -> float:
+        """The plan's learning rate, or the released code's."""
+        return released_rate(base_lr, self.progress) if self.released_schedule else super().rate(base_lr)
 
     def _remembered(self, device: torch.device) -> tuple[Tensor, Tensor]:
         if self._known is None or self._known[0] != self.progress.step:
@@ -89,9 +86,10 @@ def released_rate(lr: float, progress: Progress) -> float:
 
         e <= 10: lr (1 + 9 e / 10)      e > 10: 10 lr (1 + cos(pi (e - 10) / T)) / 2
 
-    with e the epochs, in fractions, before this step and T epochs in all. The cosine does not reach zero.
+    with e the epochs, in fractions, before the step before this one, and T epochs in all: the released code sets the rate behind each step,
+    so that the first one and the second have the rate lr. The cosine does not reach zero.
     """
-    epoch = progress.step / progress.steps_per_epoch
+    epoch = max(progress.step - 1, 0) / progress.steps_per_epoch
     if epoch <= 10:
         return lr * (1 + 9 * epoch / 10)
     return 10 * lr * (1 + math.cos(math.pi * (epoch - 10) / progress.epochs)) / 2

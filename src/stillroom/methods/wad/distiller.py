@@ -10,6 +10,7 @@ from torch.nn.functional import cross_entropy
 
 from stillroom.engine import Distiller, Losses
 from stillroom.errors import InputError
+from stillroom.losses.precision import at_least_float32
 
 
 def weighted_cross_entropy(logits_BC: Tensor, labels_B: Tensor, weights_B: Tensor) -> Tensor:
@@ -21,11 +22,11 @@ def weighted_cross_entropy(logits_BC: Tensor, labels_B: Tensor, weights_B: Tenso
         weights_B: their weights, constants.
 
     Returns:
-        A float32 scalar.
+        A scalar, float32 at least.
 
     Source: the specification's stage 3; half-precision logits are compared in float32.
     """
-    return (weights_B.detach() * cross_entropy(logits_BC.float(), labels_B, reduction="none")).sum() / max(len(labels_B), 1)
+    return (weights_B.detach() * cross_entropy(at_least_float32(logits_BC), labels_B, reduction="none")).sum() / max(len(labels_B), 1)
 
 
 class WAD(Distiller):
@@ -62,7 +63,7 @@ class WAD(Distiller):
             batch: of labelled images under "labelled" and, if there are any, of unlabelled ones under "unlabelled".
         """
         labelled = batch["labelled"]
-        terms = {"labelled": cross_entropy(self.student(labelled.inputs).float(), self.labels_N[labelled.ids])}
+        terms = {"labelled": cross_entropy(at_least_float32(self.student(labelled.inputs)), self.labels_N[labelled.ids])}
         if "unlabelled" not in batch:
             return Losses(task=terms)
         unlabelled = batch["unlabelled"]

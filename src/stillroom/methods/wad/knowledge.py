@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from stillroom.errors import InputError
+from stillroom.losses.precision import at_least_float32
 
 _EPSILON = 1e-8
 _GROUP = 16  # rows of the memory that are brought down to their maximum by plain reductions
@@ -80,7 +81,7 @@ def class_scores(features_UD: Tensor, memory_MD: Tensor, memory_labels_M: Tensor
 
 def unit_rows(features_ND: Tensor) -> Tensor:
     """z = g / (|g| + 1e-8), in float32; a row of zeros stays zero and is similar to nothing."""
-    features_ND = features_ND.float()
+    features_ND = at_least_float32(features_ND)
     return features_ND / (features_ND.norm(dim=1, keepdim=True) + _EPSILON)
 
 
@@ -153,6 +154,6 @@ def reliable(logits_UC: Tensor, logit_ids_U: Tensor, labels_U: Tensor, label_ids
     if twice or len(logit_ids_U) != len(label_ids_U) or not torch.equal(logit_ids_U.sort().values, sorted_ids_U):
         raise InputError("logit_ids_U", f"{len(logit_ids_U)} ids", f"those of label_ids_U ({len(label_ids_U)}), each once")
     labels_U = labels_U[by_id][place_U]
-    surprise_U = cross_entropy(logits_UC.float(), labels_U, reduction="none")
+    surprise_U = cross_entropy(at_least_float32(logits_UC), labels_U, reduction="none")
     chosen = surprise_U.argsort(stable=True)[: int(share * len(labels_U))]
     return logit_ids_U[chosen], labels_U[chosen]

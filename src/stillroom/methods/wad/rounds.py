@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from stillroom.engine import Lab, Trained, Training
 from stillroom.engine.run.recorder import evaluating, seed_everything
-from stillroom.engine.run.stage import digest, write_atomic
+from stillroom.engine.run.stage import digest
+from stillroom.engine.run.written import write_atomic
 from stillroom.methods.wad.distiller import WAD
 from stillroom.methods.wad.knowledge import knowledge, promoted_share, reliable, unit_rows
 from stillroom.methods.wad.networks import Encoder

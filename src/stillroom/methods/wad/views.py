@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import affine_grid, grid_sample
 
+from stillroom.modules.pixels import grey
+
 
 class PhotoViews(nn.Module):
     """SimCLR's views of photographs: mirror, colours, grey, and a crop resized to the whole image.
@@ -38,13 +40,13 @@ class PhotoViews(nn.Module):
         rows = pixels.new_empty(len(pixels), 1, 1, 1)
         brightness, contrast, saturation = (torch.empty_like(rows).uniform_(1 - self.strength, 1 + self.strength) for _ in range(3))
         changed = (pixels * brightness).clamp(0, 1)
-        middle = luma(changed).mean((2, 3), keepdim=True)
+        middle = grey(changed).mean((2, 3), keepdim=True)
         changed = (middle + contrast * (changed - middle)).clamp(0, 1)
-        grey = luma(changed)
-        changed = (grey + saturation * (changed - grey)).clamp(0, 1)
+        pale = grey(changed)
+        changed = (pale + saturation * (changed - pale)).clamp(0, 1)
         changed = hue_shifted(changed, torch.empty_like(rows).uniform_(-self.hue, self.hue))
         changed = torch.where(torch.rand_like(rows) < self.jitter, changed, pixels)
-        return torch.where(torch.rand_like(rows) < self.grey, luma(changed), changed)
+        return torch.where(torch.rand_like(rows) < self.grey, grey(changed), changed)
 
     def _cropped(self, pixels: Tensor) -> Tensor:
         count = len(pixels)
@@ -89,12 +91,6 @@ def warped(pixels: Tensor, matrices_B23: Tensor, border: str) -> Tensor:
     with torch.autocast(pixels.device.type, enabled=False):
         grid = affine_grid(matrices_B23.float(), list(pixels.shape), align_corners=False)
         return grid_sample(pixels.float(), grid, padding_mode=border, align_corners=False)
-
-
-def luma(pixels: Tensor) -> Tensor:
-    """Grey of ITU-R 601, [B, 3, H, W] -> [B, 1, H, W]."""
-    red, green, blue = pixels.split(1, 1)
-    return 0.299 * red + 0.587 * green + 0.114 * blue
 
 
 def hue_shifted(pixels: Tensor, turns: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torchmetrics import Metric, MetricCollection
-from torchmetrics.classification import MulticlassAccuracy, MulticlassCalibrationError
+from torchmetrics.classification import MulticlassAccuracy, MulticlassCalibrationError, MulticlassStatScores
 from torchmetrics.functional.classification import multiclass_accuracy
 
 from stillroom.engine.distributed import gather_samples
@@ -18,6 +18,7 @@ from stillroom.errors import InputError
 
 Details = dict[str, np.ndarray]
 _PERCENT = ("top1", "top5", "ece")
+_HELD = 2**22  # logits: 16 MiB, and as much for their probabilities
 
 
 class NegativeLogLikelihood(Metric):
@@ -41,29 +42,6 @@ class NegativeLogLikelihood(Metric):
     def compute(self) -> Tensor:
         """The mean so far."""
         return self.total / self.count
-
-
-class ClassAccuracy(Metric):
-    """The share of right answers within each class, from predicted classes [B] (-1: none) and labels [B]."""
-
-    full_state_update = False
-    higher_is_better = True
-    right: Tensor
-    count: Tensor
-
-    def __init__(self, num_classes: int) -> None:
-        super().__init__()
-        for name in ("right", "count"):
-            self.add_state(name, torch.zeros(num_classes, dtype=torch.int64), dist_reduce_fx="sum")
-
-    def update(self, predicted_B: Tensor, labels_B: Tensor) -> None:
-        """Add a batch."""
-        self.count.index_add_(0, labels_B, torch.ones_like(labels_B))
-        self.right.index_add_(0, labels_B, (predicted_B == labels_B).to(labels_B.dtype))
-
-    def compute(self) -> Tensor:
-        """[C]; NaN for a class without samples."""
-        return self.right / self.count
 
 
 class ClassificationEvaluator:
@@ -103,8 +81,9 @@ class ClassificationEvaluator:
         )
         self.likelihood = NegativeLogLikelihood()
         self.calibration = MulticlassCalibrationError(num_classes, n_bins=15, norm="l1")
-        self.within_class = ClassAccuracy(num_classes)
+        self.within_class = MulticlassStatScores(num_classes, average=None)
         self._rows: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
+        self._held: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
 
     def to(self, device: torch.device | str) -> ClassificationEvaluator:
         """Move to where the logits will be."""
@@ -117,24 +96,36 @@ class ClassificationEvaluator:
         logits_BC, labels_B = logits.detach().float(), batch.labels
         probabilities_BC = logits_BC.softmax(-1)
         confidence_B, predicted_B = probabilities_BC.max(-1)
-        broken_B = confidence_B.isnan()
-        worst_BC = -F.one_hot(labels_B, self.num_classes).to(logits_BC.dtype)  # the label last: wrong, for any k
-        self.accuracy.update(torch.where(broken_B[:, None], worst_BC, logits_BC), labels_B)
+        answered_B = torch.where(confidence_B.isnan(), -1, predicted_B)
         self.likelihood.update(logits_BC, labels_B)
-        self.calibration.update(torch.where(broken_B[:, None], 1 / self.num_classes, probabilities_BC), labels_B)
-        answered_B = torch.where(broken_B, -1, predicted_B)
-        if self.groups:
-            self.within_class.update(answered_B, labels_B)
         self._rows.append((batch.ids, labels_B, answered_B, confidence_B))
+        self._held.append((logits_BC, probabilities_BC, answered_B, labels_B))
+        if sum(logits_BC.numel() for logits_BC, *_ in self._held) > _HELD:
+            self._hand_over()
+
+    def _hand_over(self) -> None:
+        """Gives what is held to the metrics, at once: each of their updates costs more than a small network's answer."""
+        if not self._held:
+            return
+        logits_NC, probabilities_NC, answered_N, labels_N = (torch.cat(column) for column in zip(*self._held, strict=True))
+        self._held = []
+        broken_N = answered_N < 0
+        worst_NC = -F.one_hot(labels_N, self.num_classes).to(logits_NC.dtype)  # the label last: wrong, for any k
+        self.accuracy.update(torch.where(broken_N[:, None], worst_NC, logits_NC), labels_N)
+        self.calibration.update(torch.where(broken_N[:, None], 1 / self.num_classes, probabilities_NC), labels_N)
+        if self.groups:
+            self.within_class.update(torch.where(broken_N, (labels_N + 1) % self.num_classes, answered_N), labels_N)
 
     def compute(self) -> dict[str, float]:
         """The figures, over all processes."""
+        self._hand_over()
         values = {**self.accuracy.compute(), "nll": self.likelihood.compute(), "ece": self.calibration.compute()}
         figures = {name: float(value) * (100 if name in _PERCENT else 1) for name, value in values.items()}
         if np.isnan(figures["nll"]):
             figures["ece"] = float("nan")
         if self.groups:
-            accuracy_C = self.within_class.compute().cpu().double()
+            scores_C5 = self.within_class.compute().cpu()  # right, and samples, are the first and the last
+            accuracy_C = (scores_C5[:, 0] / scores_C5[:, 4]).double()
             figures |= {name: 100 * float(accuracy_C[mask_C].nanmean()) for name, mask_C in self.groups.items()}
         return figures
 
@@ -150,7 +141,7 @@ class ClassificationEvaluator:
         """Forget everything, for the next pass."""
         for metric in self._metrics:
             metric.reset()
-        self._rows = []
+        self._rows, self._held = [], []
 
     @property
     def _metrics(self) -> tuple[Metric | MetricCollection, ...]:

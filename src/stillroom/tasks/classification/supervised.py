@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch.nn.functional import cross_entropy
 
 from stillroom.engine import Distiller, Losses
+from stillroom.losses.precision import at_least_float32
 from stillroom.tasks.images.batches import Batch
 
 
@@ -17,4 +18,4 @@ class Supervised(Distiller):
 
     def losses(self, batch: Batch) -> Losses:
         """The cross-entropy as the only task term."""
-        return Losses(task={"ce": cross_entropy(self.student(batch.images).float(), batch.labels)})
+        return Losses(task={"ce": cross_entropy(at_least_float32(self.student(batch.images)), batch.labels)})

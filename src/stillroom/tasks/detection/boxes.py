@@ -11,13 +11,14 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from stillroom.errors import InputError
+from stillroom.errors import InputError, one_of
+from stillroom.losses.precision import at_least_float32, in_one_type
 
 IoUKind = Literal["iou", "giou", "diou", "ciou"]
 
 
 def paired_iou(a_N4: Tensor, b_N4: Tensor, kind: IoUKind = "iou", eps: float = 1e-6) -> Tensor:
-    """Overlap of each box with the one in the same row, [N], float32.
+    """Overlap of each box with the one in the same row, [N], float32 at least.
 
     ``giou`` subtracts the share of the enclosing box that neither covers; ``diou`` the squared distance of the centres over the enclosing
     box's squared diagonal; ``ciou`` that and the disagreement of the aspect ratios.
@@ -34,9 +35,8 @@ def paired_iou(a_N4: Tensor, b_N4: Tensor, kind: IoUKind = "iou", eps: float = 1
     """
     if a_N4.shape != b_N4.shape or a_N4.shape[-1:] != (4,):
         raise InputError("b_N4", f"boxes of shape {tuple(b_N4.shape)}", f"[N, 4], as a_N4 {tuple(a_N4.shape)}")
-    if kind not in get_args(IoUKind):
-        raise InputError("kind", kind, f"one of {', '.join(get_args(IoUKind))}")
-    a, b = a_N4.float(), b_N4.float()
+    one_of("kind", kind, get_args(IoUKind))
+    a, b = in_one_type(a_N4, b_N4)
     size_a, size_b = a[..., 2:] - a[..., :2], b[..., 2:] - b[..., :2]
     inner = (torch.minimum(a[..., 2:], b[..., 2:]) - torch.maximum(a[..., :2], b[..., :2])).clamp_min(0)
     outer = (torch.maximum(a[..., 2:], b[..., 2:]) - torch.minimum(a[..., :2], b[..., :2])).clamp_min(0)
@@ -71,10 +71,10 @@ def distances_to_boxes(points_N2: Tensor, boxes_N4: Tensor, most: float | None =
 
 
 def expected_distances(bins: Tensor) -> Tensor:
-    """The integral of a distribution over distances: bin logits [N, 4 * (n + 1)] -> [N, 4], in units of a bin; float32.
+    """The integral of a distribution over distances: bin logits [N, 4 * (n + 1)] -> [N, 4], in units of a bin; float32 at least.
 
     Source: Li et al. 2020 (Generalized Focal Loss), eq. 4: sum over k of k * softmax(bins)_k.
     """
-    shares = bins.float().reshape(*bins.shape[:-1], 4, -1).softmax(-1)
+    shares = at_least_float32(bins).reshape(*bins.shape[:-1], 4, -1).softmax(-1)
     # A sum and not a matrix product, which autocast would compute in reduced precision.
     return (shares * torch.arange(shares.shape[-1], dtype=shares.dtype, device=shares.device)).sum(-1)

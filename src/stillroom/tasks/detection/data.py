@@ -133,10 +133,9 @@ class DetectionData(ImageSetData):
         if self.source.teacher is None and self.teacher_scales is None:
             return self
         scales = "" if self.teacher_scales is None else f" {self.teacher_scales}"
-        indices = {split: found for split, found in self.indices.items() if split != "train" or self.source.teacher is None}
+        indices = self.indices if self.source.teacher is None else self._indices_but_train()
         cache_key = {**self.cache_key, "data": f"{self.source.fingerprint}, the teacher's"}
-        changes = {"scales": self.teacher_scales, "indices": indices, "cache_key": cache_key}
-        return self.derive(f"teacher{scales}", train=self.source.teacher, **changes)
+        return self.derive(f"teacher{scales}", train=self.source.teacher, scales=self.teacher_scales, indices=indices, cache_key=cache_key)
 
     def evaluator(self) -> DetectionEvaluator:
         """COCO's average precision; of data in Pascal VOC's layout that set's own, too."""

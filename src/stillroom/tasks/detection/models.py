@@ -27,10 +27,11 @@ from stillroom.engine.specification import function_of
 from stillroom.engine.task import Built
 from stillroom.engine.weights import load_weights
 from stillroom.errors import InputError, at_least, near
-from stillroom.tasks.detection import detr_models
 from stillroom.tasks.detection.backbones import PyramidMaps, TimmBackbone, adopt_backbone
 from stillroom.tasks.detection.detector import Detector
 from stillroom.tasks.detection.detr import ADAPTERS
+from stillroom.tasks.detection.detr_models import build as build_detr
+from stillroom.tasks.detection.detr_models import is_folder
 from stillroom.tasks.detection.gfl import GFL
 from stillroom.tasks.detection.small import SMALL
 from stillroom.tasks.detection.two_stage import TwoStageDetector
@@ -69,7 +70,7 @@ def build_detector(spec: str, *, num_classes: int, trust_pickle: bool = False, a
         # A wrapped model is looked at without its adapter: so fit its own checkpoints, and ours, whose keys begin with "model.".
         load_weights(getattr(network, "model", network), weights, trust_pickle=trust_pickle, argument=argument)
     library, _, name = source.partition("/")
-    if library == "transformers" and detr_models.is_folder(name):
+    if library == "transformers" and is_folder(name):
         weights = weights or name
     return Built(network, replace(named, source=source).spec, weights or None, named.classes)
 
@@ -92,7 +93,7 @@ def _untrained(source: str, num_classes: int, argument: str) -> Detector[Any, An
         made = torchvision.models.get_model(name, weights=None, weights_backbone=None, num_classes=num_classes + background)
         return _wrapped(made, source, argument)
     if library == "transformers":
-        return detr_models.build(name, num_classes, argument)
+        return build_detr(name, num_classes, argument)
     return _wrapped(function_of(source, argument, _KINDS)(num_classes), source, argument)
 
 

@@ -77,7 +77,7 @@ class Detection:
         built = build_detector(spec, num_classes=data.num_classes, trust_pickle=trust_pickle, argument=argument)
         return built.of_classes(data.classes, spec, argument)
 
-    def supervised(self, network: nn.Module) -> Distiller:
+    def supervised(self, network: Any) -> Distiller:
         """The detector's own losses."""
         return DetectionDistiller(network)
 

@@ -21,7 +21,7 @@ class Batch(NamedTuple):
 
     Attributes:
         images: float32 [B, 3, H, W], normalised.
-        labels: int64 [B], classes 0 .. C-1; where an image has several labels, [B, K], 0 or 1.
+        labels: int64 [B], classes 0 .. C-1; where an image has several labels, [B, K], 0 or 1; float32 [B] where they are quantities.
         ids: int64 [B], each sample's index in its data set.
         views: int64 [B], which recorded view of its training sample each image is (see `ImageSetData.replaying`); None for others.
     """
@@ -47,7 +47,8 @@ class Batches(Dataset[Any]):
 
     def __init__(self, images: Images, transform: Transform, *, prepared: bool, told: bool) -> None:
         self.images, self.transform, self.prepared, self.told = images, transform, prepared, told
-        self.labels = torch.from_numpy(images.labels)
+        labels = torch.from_numpy(images.labels)
+        self.labels = labels if labels.is_floating_point() else labels.long()
         self.samples = Seeded(Pictures(images), transform.prepare)
 
     def __len__(self) -> int:
@@ -68,7 +69,7 @@ class Batches(Dataset[Any]):
             drawn = {name: np.stack([each[name] for each in drawn_each]) for name in drawn_each[0]}
         drawn |= self.transform.draw(seeds, images_BCHW.shape[-2:])
         inputs_BCHW = self.transform.apply(images_BCHW, drawn)
-        batch = Batch(inputs_BCHW, self.labels[ids_B].long(), ids_B, None if draws[0].view < 0 else views_B)
+        batch = Batch(inputs_BCHW, self.labels[ids_B], ids_B, None if draws[0].view < 0 else views_B)
         return (batch, drawn) if self.told else batch
 
 

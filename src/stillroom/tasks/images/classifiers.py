@@ -45,6 +45,7 @@ class _Wanted:
     image_size: int | None
     in_channels: int
     argument: str
+    task: str
 
 
 def build_classifier(
@@ -55,6 +56,7 @@ def build_classifier(
     in_channels: int = 3,
     trust_pickle: bool = False,
     argument: str = "model",
+    task: str = "classification",
 ) -> Built:
     """Build the classifier that a spec names, and load its weights if the spec gives some.
 
@@ -68,6 +70,7 @@ def build_classifier(
         trust_pickle: read weights that are pickles, which can run code as they are read; of a run's folder, also run the code that its
             `student.json` names.
         argument: what the user calls this argument; named in errors.
+        task: of which a run's student must be: one whose networks are classifiers in form, whatever their answers mean.
 
     Raises:
         InputError: when the spec is none of these, a name is unknown, weights are missing or do not fit, published weights cannot be
@@ -76,7 +79,7 @@ def build_classifier(
     at_least("num_classes", num_classes, 1)
     at_least("image_size", 1 if image_size is None else image_size, 1)
     at_least("in_channels", in_channels, 1)
-    wanted = _Wanted(num_classes, image_size, in_channels, argument)
+    wanted = _Wanted(num_classes, image_size, in_channels, argument, task)
     named = read_specification(spec, trust_pickle=trust_pickle, argument=argument)
     if named.card is not None:
         network = _recorded(named.card, wanted)
@@ -90,8 +93,9 @@ def build_classifier(
 
 def _recorded(card: Card, wanted: _Wanted) -> nn.Module:
     """The student of a run, without its weights."""
-    if card.task != "classification":
-        raise InputError(wanted.argument, f"{card.folder}, a student of the task {card.task}", "a student that classifies")
+    if card.task != wanted.task:
+        expected = "a student that classifies" if wanted.task == "classification" else f"one of {wanted.task}"
+        raise InputError(wanted.argument, f"{card.folder}, a student of the task {card.task}", expected)
     if card.num_classes != wanted.num_classes:
         raise InputError(
             wanted.argument,

@@ -204,7 +204,7 @@ def open_voc(path: str, options: dict[str, str], argument: str) -> list[Annotate
         names = [options.get("train", "train"), options.get("val", "val")]
     parts = read_voc(path, names, argument)
     if len(parts) == 2:
-        _check_apart(*parts, f"train={names[0]}, val={names[1]}", argument)
+        _check_apart(parts[0], parts[1], f"train={names[0]}, val={names[1]}", argument)
     return parts
 
 

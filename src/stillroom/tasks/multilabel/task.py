@@ -10,18 +10,18 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from stillroom.engine import Distiller, Networks, Progress, Report, Training
+from stillroom.engine import Distiller, Networks, Report, Training
 from stillroom.engine.cache import CachedTeacher
 from stillroom.engine.report.results import Metric, Section
 from stillroom.engine.task import Built
+from stillroom.engine.training import Stopped
 from stillroom.errors import InputError
-from stillroom.modules.ml_decoder import HeadOptions
+from stillroom.modules.ml_decoder import HeadOptions, check_embeddings
 from stillroom.tasks.images.cached import check_views, drawn_views
 from stillroom.tasks.multilabel.data import MultiLabelData
 from stillroom.tasks.multilabel.loaded import LoadedMultiLabel, load, ship
 from stillroom.tasks.multilabel.metrics import METRICS, agreement
 from stillroom.tasks.multilabel.models import build_multilabel
-from stillroom.tasks.multilabel.networks import check_embeddings
 from stillroom.tasks.multilabel.pages import multilabel_sections
 from stillroom.tasks.multilabel.supervised import Supervised
 
@@ -53,25 +53,6 @@ COCO: dict[str, Any] = {
     "feedforward": 2048,
     "precision": "16-mixed",
 }
-
-
-@dataclass(frozen=True)
-class Stopped(Training):
-    """A training that is stopped before its schedule has ended.
-
-    Args:
-        of: epochs of the whole schedule.
-    """
-
-    of: int = 1
-
-    def rate(self, base_lr: float, progress: Progress) -> float:
-        """As of the whole schedule."""
-        return super().rate(base_lr, replace(progress, epochs=self.of))
-
-    def momentum_at(self, progress: Progress) -> float | None:
-        """As of the whole schedule."""
-        return super().momentum_at(replace(progress, epochs=self.of))
 
 
 @dataclass(frozen=True)

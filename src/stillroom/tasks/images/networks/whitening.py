@@ -14,6 +14,7 @@ from torch.nn.functional import pad
 
 from stillroom.errors import InputError
 from stillroom.modules.convolutions import Taps
+from stillroom.modules.pixels import windows
 
 _CONSTANT = 0.1  # of pixels 0..255: an image that differs anywhere has a length of about 1 at least
 
@@ -134,9 +135,7 @@ class Jitter(nn.Module):
         flips, corners = torch.rand(draws) < 0.5, torch.randint(0, 2 * self.border + 1, (draws, 2))
         padded = pad(images, (self.border,) * 4, mode="reflect")
         if self.each:
-            every = padded.unfold(2, height, 1).unfold(3, width, 1)  # a view [B, C, top, left, H, W]
-            tops_B, lefts_B = corners.to(images.device).T
-            moved = every[torch.arange(len(images), device=images.device), :, tops_B, lefts_B]
+            moved = windows(padded, corners.to(images.device), (height, width))
             moved = torch.where(flips.to(images.device)[:, None, None, None], moved.flip(-1), moved)
         else:
             top, left = corners[0].tolist()

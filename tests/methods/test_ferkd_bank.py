@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import json
 import pickle
-import signal
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -17,11 +14,13 @@ import numpy as np
 import pytest
 import torch
 
-from stillroom.engine.cache.bank import LabelBank
-from stillroom.engine.cache.bank_folder import BankFolder, Rows
-from stillroom.engine.cache.bank_writer import BankPlan, write_bank
-from stillroom.engine.cache.labels import LabelFormat
 from stillroom.errors import InputError
+from stillroom.methods.ferkd.bank.folder import BankFolder, Rows
+from stillroom.methods.ferkd.bank.labels import LabelFormat
+from stillroom.methods.ferkd.bank.reader import LabelBank
+from stillroom.methods.ferkd.bank.writer import BankPlan, write_bank
+from tests.processes import Processes
+from tests.torture.kill import wait_for
 
 IMAGES, CROPS, CLASSES = 40, 6, 12
 FORM = LabelFormat.of("marginal_smoothing_k3", CLASSES, "fp32")
@@ -144,26 +143,23 @@ def test_several_processes_write_one_bank_and_each_image_is_labelled_once(finish
     assert files(tmp_path) == files(finished)
 
 
-WORKER = """
-import sys, time
-from pathlib import Path
-sys.path.insert(0, {tests!r})
-from tests.engine.test_label_bank import plan, row, write_bank
-def rows(first, last):
-    for image in range(first, last):
-        if image == 3:
-            print("here", flush=True)
-            time.sleep(60)
-        yield row(image)
-write_bank({out!r}, plan(), rows, mark_seconds=0)
-"""
+def write_and_sleep(out: Path, reached: Path) -> None:
+    """Labels three images and falls asleep in its share."""
+
+    def sleepy(first: int, last: int) -> Iterator[Rows]:
+        for image in range(first, last):
+            if image == 3:
+                reached.touch()
+                time.sleep(60)
+            yield row(image)
+
+    write_bank(out, plan(), sleepy, mark_seconds=0)
 
 
-def test_the_share_of_a_process_that_was_killed_is_taken_over(finished: Path, tmp_path: Path) -> None:
-    code = WORKER.format(tests=str(Path(__file__).parents[2]), out=str(tmp_path))
-    running = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
-    assert running.stdout is not None
-    assert running.stdout.readline() == "here\n"
+def test_the_share_of_a_process_that_was_killed_is_taken_over(finished: Path, tmp_path: Path, processes: Processes) -> None:
+    tmp_path, reached = tmp_path / "bank", tmp_path / "reached"
+    running = processes.start(write_and_sleep, tmp_path, reached)
+    wait_for(running, reached.exists)
     folder = BankFolder(tmp_path)
     record = folder.read()
     assert record is not None
@@ -173,8 +169,8 @@ def test_the_share_of_a_process_that_was_killed_is_taken_over(finished: Path, tm
     helper.start()  # does the other lane, and waits for this one
     time.sleep(0.2)
     assert helper.is_alive()
-    running.send_signal(signal.SIGKILL)
-    running.wait()
+    running.kill()
+    running.communicate()
     helper.join(30)
     assert files(tmp_path) == files(finished)
 

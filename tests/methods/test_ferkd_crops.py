@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torchvision.transforms.v2.functional import to_pil_image
 
 from stillroom.errors import InputError
-from stillroom.tasks.classification.crops import CropRule, cut, cut_together, pixel_boxes
+from stillroom.methods.ferkd.crops import CropRule, cut, cut_together, pixel_boxes
 
 SEEDS = np.arange(400) * 7919
 

@@ -12,10 +12,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from stillroom.engine.cache.bank import LabelBank
-from stillroom.engine.cache.labels import LabelFormat
-from stillroom.engine.cache.released import ReleasedImages, export_released, import_released, read_record, record_paths
 from stillroom.errors import InputError
+from stillroom.methods.ferkd.bank.labels import LabelFormat
+from stillroom.methods.ferkd.bank.reader import LabelBank
+from stillroom.methods.ferkd.bank.released import ReleasedImages, export_released, import_released, read_record, record_paths
 
 CLASSES = ("cat", "dog", "fish", "gnu", "hen", "ibis", "jay")
 NAMES = ("photos/train/cat/a.v2.jpg", "photos/train/dog/b.JPEG", "photos/train/dog/c.png")

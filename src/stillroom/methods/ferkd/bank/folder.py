@@ -29,10 +29,10 @@ import numpy as np
 import torch
 from filelock import FileLock, Timeout
 
-from stillroom.engine.cache.labels import LabelFormat, SoftLabels
 from stillroom.engine.cache.store import CacheFolder, Writer
-from stillroom.engine.run.stage import write_atomic
+from stillroom.engine.run.written import is_what_it_is_called, write_atomic
 from stillroom.errors import InputError
+from stillroom.methods.ferkd.bank.labels import LabelFormat, SoftLabels
 
 SCHEMA = "stillroom.labels/1"
 SOUND = "classes that there are, probabilities with a sum of 1, boxes within the image"
@@ -53,6 +53,15 @@ class BankFolder(CacheFolder):
     def shapes(self, record: Mapping[str, Any]) -> dict[str, tuple[tuple[int, ...], np.dtype[Any]]]:
         """[N, ...]."""
         return {name: ((record["images"], *shape), np.dtype(dtype)) for name, (shape, dtype) in record["arrays"].items()}
+
+    def present(self) -> list[Path]:
+        """The files of the bank that are there, and those of the banks that were made of it."""
+        record = self.read()
+        if record is None:
+            return []
+        lanes = [lane.file for lane in self.lanes(record) if is_what_it_is_called(lane.file) and not lane.file.is_symlink()]
+        made_of_it = [path for bank in self.path.glob("adapted/*/bank.json") for path in BankFolder(bank.parent, self.argument).present()]
+        return [*super().present(), *lanes, *made_of_it]
 
     def lanes(self, record: Mapping[str, Any]) -> list[Lane]:
         """All lanes."""
@@ -79,18 +88,19 @@ class Lane:
         return str(self.folder)
 
     @property
-    def _file(self) -> Path:
+    def file(self) -> Path:
+        """What says how many are done."""
         return self.folder.path / "lanes" / f"{self.number:03}.json"
 
     @property
     def done(self) -> int:
         """Images that are on the disk."""
         try:
-            return int(json.loads(self._file.read_text(encoding="utf-8"))["done"])
+            return int(json.loads(self.file.read_text(encoding="utf-8"))["done"])
         except FileNotFoundError:
             return 0
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise InputError(self.folder.argument, f"{self._file}, which cannot be read ({error})", "a bank that is not damaged") from None
+            raise InputError(self.folder.argument, f"{self.file}, which cannot be read ({error})", "a bank that is not damaged") from None
 
     @property
     def finished(self) -> bool:
@@ -99,12 +109,12 @@ class Lane:
 
     def write(self, record: Mapping[str, Any]) -> None:
         """Writes how many are done, whole or not at all."""
-        write_atomic(self._file, json.dumps({"done": record["done"]}))
+        write_atomic(self.file, json.dumps({"done": record["done"]}))
 
     @contextmanager
     def taken(self) -> Iterator[bool]:
         """Takes the lane, if nobody has it; a process that dies has none."""
-        lock = FileLock(self._file.with_suffix(".lock"))
+        lock = FileLock(self.file.with_suffix(".lock"))
         try:
             lock.acquire(timeout=0)
         except Timeout:

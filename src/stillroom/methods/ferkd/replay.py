@@ -16,13 +16,13 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from stillroom.engine.cache.bank import LabelBank
-from stillroom.engine.cache.labels import SoftLabels
 from stillroom.engine.loading import Draw, Loader, SeekableBatches, identity, sample_order, sample_seeds, uniforms
-from stillroom.errors import InputError
-from stillroom.tasks.classification.crops import cut, cut_together
+from stillroom.errors import InputError, one_of
+from stillroom.methods.ferkd.bank.labels import SoftLabels
+from stillroom.methods.ferkd.bank.reader import LabelBank
+from stillroom.methods.ferkd.crops import cut, cut_together
+from stillroom.methods.ferkd.labelling import checksum, height_and_width, original_images
 from stillroom.tasks.classification.data import ImageData
-from stillroom.tasks.classification.labelling import checksum, height_and_width, original_images
 from stillroom.tasks.images.stores import Images, MemoryImages
 from stillroom.tasks.images.transforms import Transform
 
@@ -218,8 +218,7 @@ class BankData(ImageData):
     """
 
     def __init__(self, data: ImageData, bank: LabelBank, epochs: CropEpochs, *, missing: Literal["error", "skip"] = "error") -> None:
-        if missing not in ("error", "skip"):
-            raise InputError("missing", missing, "one of error, skip")
+        one_of("missing", missing, ("error", "skip"))
         if tuple(bank.classes) != tuple(data.classes):
             raise InputError(
                 "labels", f"{bank.path} of {_shortly(bank.classes)}", f"a bank of the data's classes: {_shortly(data.classes)}"

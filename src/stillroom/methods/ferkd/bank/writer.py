@@ -12,11 +12,11 @@ from typing import Any
 
 import numpy as np
 
-from stillroom.engine.cache.bank import LabelBank
-from stillroom.engine.cache.bank_folder import SOUND, BankFolder, Lane, Rows, unsound_rows
-from stillroom.engine.cache.labels import LabelFormat
 from stillroom.engine.report.results import StageResult
 from stillroom.errors import InputError
+from stillroom.methods.ferkd.bank.folder import SOUND, BankFolder, Lane, Rows, unsound_rows
+from stillroom.methods.ferkd.bank.labels import LabelFormat
+from stillroom.methods.ferkd.bank.reader import LabelBank
 
 _LANES = 256  # at most; fewer where there are few images, since each takes a moment to begin and to end
 
@@ -131,8 +131,9 @@ def _begin(bank: BankFolder, record: dict[str, Any], plan: BankPlan) -> dict[str
     with bank.opened(record, fresh=True):
         pass
     (bank.path / "lanes").mkdir(exist_ok=True)
-    for file in (bank.path / "lanes").glob("*.json"):
-        file.unlink()  # of a bank whose record was lost
+    for lane in bank.lanes(record):
+        if lane.done:  # of a bank whose record was lost
+            lane.write({"done": 0})
     bank.save_json("images.json", {"names": list(plan.names)})
     if plan.result is not None:
         bank.save("details.npz", plan.result.details)

@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from stillroom.errors import InputError
+from stillroom.errors import InputError, one_of
 
 LabelDtype = Literal["fp16", "fp32"]
 Kind = Literal["ori", "hard", "smoothing", "marginal_smoothing", "marginal_renorm"]
@@ -70,8 +70,7 @@ class LabelFormat:
         Raises:
             InputError: an unknown name or type of numbers, or fewer than two classes.
         """
-        if dtype not in _TORCH:
-            raise InputError("dtype", dtype, "one of fp16, fp32")
+        one_of("dtype", dtype, _TORCH)
         if num_classes < 2:
             raise InputError("num_classes", num_classes, "at least two classes")
         if label_type == "ori":

@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from stillroom.engine.cache.bank_folder import SOUND, BankFolder, unsound_rows
-from stillroom.engine.cache.labels import LabelFormat, SoftLabels
 from stillroom.engine.report.results import StageResult
-from stillroom.engine.run.stage import write_atomic
+from stillroom.engine.run.written import write_atomic
 from stillroom.errors import InputError
+from stillroom.methods.ferkd.bank.folder import SOUND, BankFolder, unsound_rows
+from stillroom.methods.ferkd.bank.labels import LabelFormat, SoftLabels
 
 _BLOCK = 2**20  # crops that are looked at at a time
 

@@ -15,12 +15,12 @@ from PIL import Image
 from torch import Tensor, nn
 
 from stillroom.engine import Teacher
-from stillroom.engine.cache.bank import LabelBank
 from stillroom.errors import InputError
+from stillroom.methods.ferkd.bank.reader import LabelBank
+from stillroom.methods.ferkd.crops import CropRule
+from stillroom.methods.ferkd.labelling import Labelling, label_images, original_images
+from stillroom.methods.ferkd.replay import BankData, CropBatch, CropEpochs, choose_crops
 from stillroom.tasks.classification import ImageData
-from stillroom.tasks.classification.bank import BankData, CropBatch, CropEpochs, choose_crops
-from stillroom.tasks.classification.crops import CropRule
-from stillroom.tasks.classification.labelling import Labelling, label_images, original_images
 
 CROPS = 6
 LABELLING = Labelling(crops=CROPS, label_type="ori", dtype="fp32", rule=CropRule(area=(0.3, 1.0)), interpolation="bilinear")

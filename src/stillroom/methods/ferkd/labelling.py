@@ -14,16 +14,16 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from stillroom.engine.cache.bank import LabelBank
-from stillroom.engine.cache.bank_folder import Rows
-from stillroom.engine.cache.bank_writer import BankPlan, write_bank
-from stillroom.engine.cache.labels import DEFAULT_TYPE, LabelDtype, LabelFormat
 from stillroom.engine.cache.views import Views
 from stillroom.engine.loading import Draw, Loader, SeekableBatches, identity
 from stillroom.engine.report.results import StageResult
 from stillroom.engine.teacher import Teacher
 from stillroom.errors import InputError, positive
-from stillroom.tasks.classification.crops import CropRule, Interpolation, cut, cut_together
+from stillroom.methods.ferkd.bank.folder import Rows
+from stillroom.methods.ferkd.bank.labels import DEFAULT_TYPE, LabelDtype, LabelFormat
+from stillroom.methods.ferkd.bank.reader import LabelBank
+from stillroom.methods.ferkd.bank.writer import BankPlan, write_bank
+from stillroom.methods.ferkd.crops import CropRule, Interpolation, cut, cut_together
 from stillroom.tasks.classification.data import ImageData
 from stillroom.tasks.images.classified import SMALL
 from stillroom.tasks.images.stores import Images, MemoryImages, TakenImages, read_image
@@ -38,7 +38,7 @@ class Labelling:
 
     Args:
         crops: M, crops of each image.
-        label_type: how labels are stored (see `engine.cache.labels`).
+        label_type: how labels are stored (see `bank.labels`).
         dtype: of the stored probabilities.
         temperature: tau_t of the teacher's softmax.
         rule: how crops are drawn.

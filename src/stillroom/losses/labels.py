@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from stillroom.errors import InputError
+from stillroom.losses.precision import at_least_float32
 
 
 def binary(labels_BK: Tensor, logits_BK: Tensor) -> Tensor:
@@ -29,12 +30,7 @@ def binary(labels_BK: Tensor, logits_BK: Tensor) -> Tensor:
     valid_BK = (labels_BK == 0) | (labels_BK == 1)
     if labels_BK.device.type == "cpu" and not valid_BK.all():
         raise InputError("labels", f"the value {labels_BK[~valid_BK][0].item()}", "0 or 1: neither soft nor missing labels")
-    return labels_BK.to(full(logits_BK)).masked_fill(~valid_BK, torch.nan)
-
-
-def full(values: Tensor) -> torch.dtype:
-    """The tensor's type, float32 at least."""
-    return torch.promote_types(values.dtype, torch.float32)
+    return labels_BK.to(at_least_float32(logits_BK)).masked_fill(~valid_BK, torch.nan)
 
 
 def summed_bce(logits_BK: Tensor, labels_BK: Tensor, *, eps: float = 1e-8) -> Tensor:
@@ -55,7 +51,7 @@ def summed_bce(logits_BK: Tensor, labels_BK: Tensor, *, eps: float = 1e-8) -> Te
     Raises:
         InputError: see `binary`.
     """
-    targets_BK, s_BK = binary(labels_BK, logits_BK), logits_BK.to(full(logits_BK))
+    targets_BK, s_BK = binary(labels_BK, logits_BK), at_least_float32(logits_BK)
     least = math.log(eps)
     log_yes_BK, log_no_BK = logsigmoid(s_BK).clamp_min(least), logsigmoid(-s_BK).clamp_min(least)
     return -(targets_BK * log_yes_BK + (1 - targets_BK) * log_no_BK).sum()

@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from stillroom.engine.cache.labels import LabelFormat, SoftLabels
 from stillroom.errors import InputError
+from stillroom.methods.ferkd.bank.labels import LabelFormat, SoftLabels
 
 TYPES = ("ori", "hard", "smoothing", "marginal_smoothing_k1", "marginal_smoothing_k5", "marginal_smoothing_k10", "marginal_renorm_k5")
 

@@ -9,6 +9,7 @@ STEM is the image's path below ``train/`` up to its first dot. The files are PyT
 from __future__ import annotations
 
 import io
+import os
 import pickle
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -20,12 +21,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from stillroom.engine.cache.bank import LabelBank
-from stillroom.engine.cache.bank_folder import Rows, unsound_rows
-from stillroom.engine.cache.bank_writer import BankPlan, write_bank
-from stillroom.engine.cache.labels import LabelDtype, LabelFormat, SoftLabels
-from stillroom.engine.run.stage import write_atomic
+from stillroom.engine.run.written import write_atomic
 from stillroom.errors import InputError
+from stillroom.methods.ferkd.bank.folder import Rows, unsound_rows
+from stillroom.methods.ferkd.bank.labels import LabelDtype, LabelFormat, SoftLabels
+from stillroom.methods.ferkd.bank.reader import LabelBank
+from stillroom.methods.ferkd.bank.writer import BankPlan, write_bank
 
 
 class Record(NamedTuple):
@@ -178,12 +179,15 @@ def import_released(
 
 
 def export_released(bank: LabelBank, root: Path, *, progress: Callable[[int, int], None] = lambda done, images: None) -> None:
-    """Writes a bank in the released layout: discarded crops are left out; files that are there are replaced.
+    """Writes a bank in the released layout: discarded crops are left out; records that are there are replaced.
 
     Raises:
-        InputError: two images would have one file.
+        InputError: two images would have one file, or a file is there that is no such record; nothing was written then.
     """
     paths = record_paths(root, bank.names, "export")
+    for path in paths:
+        if os.path.lexists(path):
+            read_record(path, bank.format, "export")
     for number, path in enumerate(paths):
         image = np.array([number])
         crops = np.flatnonzero(bank.kept(image)[0])
