@@ -132,13 +132,13 @@ def printed(method: str, capsys: pytest.CaptureFixture[str], *arguments: str) ->
 
 def test_the_small_job_is_for_those_who_name_no_data(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     small, named = printed("kd", capsys), printed("kd", capsys, "--data", "digits")
-    assert (small["data"], small["seeds"], small["epochs"], small["lr"], small["temperature"]) == ("shapes", 3, 20, 0.4, 8.0)
-    assert (named["data"], named["seeds"], named["epochs"], named["lr"], named["temperature"]) == ("digits", 1, 100, 0.05, 4.0)
+    assert (small["data"], small["seeds"], small["epochs"], small["lr"]) == ("shapes,train=20,teacher=200", 3, 30, 0.4)
+    assert (named["data"], named["seeds"], named["epochs"], named["lr"]) == ("digits", 1, 100, 0.05)
     assert printed("kd", capsys, "--epochs", "3") == {**small, "epochs": 3}
     config = tmp_path / "own.yaml"
     config.write_text("data: digits\n")
     assert printed("kd", capsys, "--config", str(config)) == named
-    assert printed("dot", capsys)["host_options"] == {"temperature": 8.0}
+    assert printed("dot", capsys)["data"] == small["data"]
 
 
 def test_help_and_report_of_the_small_job_say_what_to_expect(finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -29,7 +29,6 @@ from tests.methods.kd3_job import main as train
 from tests.processes import Processes
 from tests.tasks.classification.miniatures import cifar100, classes_of_pictures, picture
 
-JOB = Path(__file__).with_name("kd3_job.py")
 SMALL = ("--data", "digits", "--subset", "40", "--val-subset", "20", "--epochs", "2")
 SMALL += ("--batch-size", "8", "--accelerator", "cpu", "--workers", "0")
 

@@ -92,6 +92,6 @@ ROOM = Room(
     recipe,
     tasks=("classification",),
     presets=PRESETS,
-    default={**SHAPES, "seeds": 3, "temperature": 8.0},
+    default={**SHAPES, "seeds": 3},
     build=build,
 )
