@@ -97,17 +97,27 @@ def _dedented(text: str) -> str:
 
 def tried() -> str:
     """What the default job was chosen from, a row each."""
-    rows = [["data", "teacher", "student", "training", "T", "seed", "teacher, %", "alone, %", "distilled, %", "gain"]]
+    rows = [["data", "teacher", "student", "training", "T", "seeds", "teacher, %", "alone, %", "distilled, %", "gain"]]
     rows += [["---"] * 4 + ["---:"] * 6]
     for line in (ROOT / "results/default/tried.jsonl").read_text(encoding="utf-8").splitlines():
         found = json.loads(line)
         setting = found["tried"]
         schedule = f"{setting['epochs']} epochs of {setting['batch']}, rate {setting['lr']:g}, {setting['schedule']}"
         shaken = "" if setting["augment"] == "none" else ", shifts and noise"
-        networks = [f"convnet{setting['teacher']}, {setting['teacher_epochs']} epochs", f"convnet{setting['student']}"]
+        more = "" if setting["teacher_data"] == setting["data"] else f" of {setting['teacher_data']}"
+        networks = [f"convnet{setting['teacher']}, {setting['teacher_epochs']} epochs{more}", f"convnet{setting['student']}"]
         numbers = [f"{found[arm]:.1f}" for arm in ("teacher", "alone", "distilled")]
         numbers.append(effects.number(found["distilled"] - found["alone"], 1))
-        rows.append([setting["data"], *networks, schedule + shaken, f"{setting['temperature']:g}", str(setting["seed"]), *numbers])
+        rows.append(
+            [
+                setting["data"],
+                *networks,
+                schedule + shaken,
+                f"{setting['temperature']:g}",
+                f"{setting['teacher_seed']}, {setting['seed']}",
+                *numbers,
+            ]
+        )
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 

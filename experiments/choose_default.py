@@ -24,8 +24,10 @@ from stillroom.tasks.classification import ImageData, build_classifier
 OUT = Path("results/default/tried.jsonl")
 USUAL = {
     "data": "shapes,seed=1",
+    "teacher_data": "shapes,seed=1",
     "teacher": 24,
     "teacher_epochs": 20,
+    "teacher_lr": 0.2,
     "student": 6,
     "epochs": 20,
     "lr": 0.4,
@@ -34,14 +36,17 @@ USUAL = {
     "batch": 64,
     "temperature": 4.0,
     "seed": 0,
+    "teacher_seed": 0,
 }
-SLOW = {"student": 4, "lr": 0.05, "schedule": "cosine", "augment": "digits"}  # these three by `stillroom run kd`
-FEW = "shapes,train=20,seed=1"
+SLOW = {"teacher_lr": 0.05, "student": 4, "lr": 0.05, "schedule": "cosine", "augment": "digits"}  # these three by `stillroom run kd`
+FEW = {"data": "shapes,train=20,seed=1", "teacher_data": "shapes,train=20,seed=1"}
+SHAKEN = {"augment": "digits", "lr": 0.3, "seed": 100}
+MORE = {**FEW, "teacher_data": "shapes,train=200,seed=1", "teacher_epochs": 6, "epochs": 30, "seed": 100, "teacher_seed": 1000}
 TRIES: list[dict[str, Any]] = [
     {**SLOW, "teacher_epochs": 40, "schedule": "multistep"},
-    {**SLOW, "data": FEW, "teacher": 16, "teacher_epochs": 60, "epochs": 40},
+    {**SLOW, **FEW, "teacher": 16, "teacher_epochs": 60, "epochs": 40},
     {**SLOW, "teacher": 16, "teacher_epochs": 30, "epochs": 16},
-    {"data": FEW, "teacher": 16, "teacher_epochs": 30, "student": 4, "epochs": 30, "lr": 0.2},
+    {**FEW, "teacher": 16, "teacher_epochs": 30, "student": 4, "epochs": 30, "lr": 0.2},
     {"teacher": 16, "student": 4, "lr": 0.2},
     {"teacher": 16, "lr": 0.2},
     {"teacher": 16},
@@ -49,12 +54,24 @@ TRIES: list[dict[str, Any]] = [
     {},
     {"temperature": 2.0},
     {"temperature": 8.0},
-    {"data": FEW, "teacher_epochs": 40, "epochs": 40},
+    {**FEW, "teacher_epochs": 40, "epochs": 40},
     {"temperature": 16.0},
-    {"temperature": 8.0, "epochs": 12},
-    {"temperature": 8.0, "student": 4},
+    {"epochs": 12, "temperature": 8.0},
+    {"student": 4, "temperature": 8.0},
     {"temperature": 8.0, "seed": 1},
     {"temperature": 8.0, "seed": 2},
+    {"temperature": 8.0, "teacher_seed": 2},  # by `stillroom run kd`
+    {**SHAKEN, "teacher_seed": 1000},
+    {**SHAKEN, "temperature": 8.0, "teacher_seed": 1000},
+    {**SHAKEN, "teacher_seed": 1001},
+    {**SHAKEN, "temperature": 8.0, "teacher_seed": 1001},
+    {**MORE, "student": 12, "lr": 0.2},
+    {**MORE, "student": 12, "lr": 0.2, "temperature": 8.0},
+    {**MORE, "student": 12, "lr": 0.2, "augment": "digits"},
+    {**MORE, "student": 12},
+    {**MORE},
+    {**MORE, "student": 12, "epochs": 60},
+    {**MORE, "student": 12, "teacher_seed": 1001},
 ]
 
 
@@ -101,12 +118,15 @@ def main() -> None:
             continue
         data = ImageData(tried["data"], batch_size=tried["batch"], augment=tried["augment"])
         plan = Training(epochs=tried["epochs"], lr=tried["lr"], schedule=tried["schedule"])
-        rate = min(tried["lr"], 0.2)
-        taught = tried["data"], tried["augment"], tried["teacher"], tried["teacher_epochs"], rate, tried["schedule"]
+        taught = tuple(
+            tried[name] for name in ("teacher_data", "teacher", "teacher_epochs", "teacher_lr", "schedule", "augment", "teacher_seed")
+        )
         if taught not in teachers:
-            of_teacher = Training(epochs=tried["teacher_epochs"], lr=rate, schedule=tried["schedule"])
-            net = network(tried["teacher"], 0)
-            teachers[taught] = net, trained(net, ImageData(tried["data"], augment=tried["augment"]), of_teacher, 0, None, 1.0)[0]
+            seed, more = tried["teacher_seed"], "train=200" in tried["teacher_data"]  # the teacher of more pictures sees them as they are
+            of_teacher = Training(epochs=tried["teacher_epochs"], lr=tried["teacher_lr"], schedule=tried["schedule"])
+            shown = ImageData(tried["teacher_data"], augment="none" if more else tried["augment"])
+            net = network(tried["teacher"], seed)
+            teachers[taught] = net, trained(net, shown, of_teacher, seed, None, 1.0)[0]
         teacher, score = teachers[taught]
         (alone, alone_s), (distilled, distilled_s) = (
             trained(network(tried["student"], tried["seed"]), data, plan, tried["seed"], by, tried["temperature"]) for by in (None, teacher)

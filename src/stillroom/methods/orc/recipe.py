@@ -200,6 +200,6 @@ ROOM = Room(
     recipe,
     tasks=("classification",),
     presets=PRESETS,
-    default={**SHAPES, "seeds": 3},
+    default={**SHAPES, "seeds": 3, "group": "stillroom/convnet16"},
     build=build,
 )
