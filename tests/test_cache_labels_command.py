@@ -14,7 +14,7 @@ from stillroom.methods.ferkd.bank.reader import LabelBank
 from tests.processes import Processes
 from tests.torture.kill import changed, kill, wait_for
 
-DATA = ["--subset", "60", "--val-subset", "40", "--batch-size", "20", "--accelerator", "cpu"]
+DATA = ["--data", "digits", "--subset", "60", "--val-subset", "40", "--batch-size", "20", "--accelerator", "cpu"]
 SMALL = [*DATA, "--epochs", "1", "--crops", "6", "--teacher-precision", "fp32"]
 
 

@@ -19,7 +19,7 @@ from stillroom import catalog
 from stillroom.cli import main
 from stillroom.engine.weights import read_weights
 
-SMALL = ("--epochs", "1", "--subset", "60", "--val-subset", "40", "--batch-size", "20", "--accelerator", "cpu")
+SMALL = ("--data", "digits", "--epochs", "1", "--subset", "60", "--val-subset", "40", "--batch-size", "20", "--accelerator", "cpu")
 
 
 def files(folder: Path) -> dict[str, bytes]:
@@ -128,6 +128,28 @@ def printed(method: str, capsys: pytest.CaptureFixture[str], *arguments: str) ->
     assert not ended.value.code
     loaded: dict[str, Any] = yaml.safe_load(capsys.readouterr().out)
     return loaded
+
+
+def test_the_small_job_is_for_those_who_name_no_data(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    small, named = printed("kd", capsys), printed("kd", capsys, "--data", "digits")
+    assert (small["data"], small["seeds"], small["epochs"], small["lr"]) == ("shapes,train=20,teacher=200", 3, 30, 0.4)
+    assert (named["data"], named["seeds"], named["epochs"], named["lr"]) == ("digits", 1, 100, 0.05)
+    assert printed("kd", capsys, "--epochs", "3") == {**small, "epochs": 3}
+    config = tmp_path / "own.yaml"
+    config.write_text("data: digits\n")
+    assert printed("kd", capsys, "--config", str(config)) == named
+    assert printed("dot", capsys)["data"] == small["data"]
+
+
+def test_help_and_report_of_the_small_job_say_what_to_expect(finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    expect = catalog.load("kd").expect
+    assert expect
+    with pytest.raises(SystemExit):
+        main(["run", "kd", "--help"])
+    assert expect in " ".join(capsys.readouterr().out.split())
+    assert main(["run", "kd", *SMALL[2:], "--seeds", "1", "--out", str(tmp_path / "run")]) == 0
+    assert expect in json.loads((tmp_path / "run/metrics.json").read_text())["notes"]
+    assert expect not in json.loads((finished / "metrics.json").read_text())["notes"]  # on other data it says nothing
 
 
 @pytest.mark.parametrize("method", [method.name for method in catalog.METHODS if method.room])

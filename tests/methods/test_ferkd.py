@@ -155,7 +155,7 @@ def test_two_processes_equal_one(tmp_path: Path, bank: LabelBank, processes: Pro
 
 # The experiment
 
-SMALL = ["--subset", "120", "--val-subset", "40", "--batch-size", "24", "--accelerator", "cpu", "--epochs", "6"]
+SMALL = ["--data", "digits", "--subset", "120", "--val-subset", "40", "--batch-size", "24", "--accelerator", "cpu", "--epochs", "6"]
 
 
 def test_a_run_of_its_own_and_one_from_its_bank(tmp_path: Path) -> None:

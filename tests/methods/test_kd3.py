@@ -29,7 +29,8 @@ from tests.methods.kd3_job import main as train
 from tests.processes import Processes
 from tests.tasks.classification.miniatures import cifar100, classes_of_pictures, picture
 
-SMALL = ("--epochs", "2", "--subset", "40", "--val-subset", "20", "--batch-size", "8", "--accelerator", "cpu", "--workers", "0")
+SMALL = ("--data", "digits", "--subset", "40", "--val-subset", "20", "--epochs", "2")
+SMALL += ("--batch-size", "8", "--accelerator", "cpu", "--workers", "0")
 
 
 @pytest.fixture(scope="module")
@@ -349,7 +350,8 @@ def test_bad_input_is_one_line(options: tuple[str, ...], message: str, tmp_path:
 
 
 def test_a_cache_is_no_teacher_here(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    cache = ("--subset", "40", "--val-subset", "20", "--accelerator", "cpu", "--epochs", "1", "--out", str(tmp_path / "cache"))
+    cache = ("--data", "digits", "--subset", "40", "--val-subset", "20", "--epochs", "1")
+    cache += ("--accelerator", "cpu", "--out", str(tmp_path / "cache"))
     assert main(["cache", *cache]) == 0
     capsys.readouterr()
     options = ("--teacher", f"cache:{tmp_path / 'cache'}", "--out", str(tmp_path / "run"))

@@ -400,3 +400,26 @@ def test_bad_input_is_one_line(arguments: list[str], message: str, tmp_path: Pat
     assert said.startswith(f"stillroom: {message}")
     assert "\n" not in said
     assert not (tmp_path / "run").exists()
+
+
+def test_it_learns_from_a_cache_of_its_teacher(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = [
+        "--data",
+        "mosaics,train=32,val=16,teacher=32",
+        "--augment",
+        "turn",
+        "--batch-size",
+        "16",
+        "--epochs",
+        "1",
+        "--accelerator",
+        "cpu",
+    ]
+    cache, run = str(tmp_path / "cache"), tmp_path / "run"
+    taught = ["--teacher", "stillroom/strided24", "--taps", "head.decoder", "--views", "2", "--dtype", "fp32"]
+    assert main(["cache", *data, *taught, "--out", cache]) == 0
+    assert "logits, head.decoder of 32 images, 2 views each" in capsys.readouterr().out
+    assert main(["run", "l2d", *data, "--teacher", f"cache:{cache}", "--out", str(run)]) == 0
+    assert json.loads((run / "metrics.json").read_text())["stages"]["teacher"][0]["model"] == "stillroom/strided24"
+    assert main(["run", "l2d", *data, "--subset", "20", "--teacher", f"cache:{cache}", "--out", str(tmp_path / "other")]) == 2
+    assert "subset was None, now 20" in capsys.readouterr().err

@@ -17,6 +17,7 @@ from stillroom.engine.room import setting_of
 from stillroom.engine.run.console import StageDisplay, console
 from stillroom.engine.task import TASKS, task_named
 from stillroom.errors import InputError, one_of
+from stillroom.tasks.images.sources import kind_of
 from stillroom.tasks.students import task_of
 
 PROG = "stillroom cache"
@@ -50,7 +51,7 @@ def _task(arguments: list[str]) -> str:
     """
     if (named := early(arguments, "task")) is not None:
         return one_of("--task", named, TASKS)
-    teacher, kind = early(arguments, "teacher") or "", (early(arguments, "data") or "").partition(":")[0]
+    teacher, kind = early(arguments, "teacher") or "", kind_of(early(arguments, "data") or "")
     if (Path(teacher) / "student.json").is_file():
         if (found := task_of(teacher)) not in TASKS:
             raise InputError("--teacher", f"{teacher}, a run of the task {found}", f"a teacher of {' or '.join(TASKS)}")

@@ -356,4 +356,11 @@ def recipe(
 
 PRESETS = {"paper": COCO}
 
-ROOM = Room(recipe, tasks=("detection",), presets=PRESETS, build=build)
+ROOM = Room(
+    recipe,
+    tasks=("detection",),
+    presets=PRESETS,
+    expect="On these scenes BCKD gave +3.4 +- 1.9 AP over no distillation, which three seeds do not tell from chance; the paper "
+    "sees +2.8 to +3.1 on COCO.",
+    build=build,
+)

@@ -30,7 +30,7 @@ from stillroom.losses.contrast import crd_loss
 from stillroom.losses.precision import at_least_float32
 from stillroom.modules.contrast_memory import ContrastMemory
 from stillroom.modules.projectors import LinearEmbedding, probing
-from stillroom.tasks.classification import CIFAR100, CONVNETS, DIGITS, IMAGENET, Batch, ImageData, pooled_layer
+from stillroom.tasks.classification import CIFAR100, CONVNETS, DIGITS, IMAGENET, SHAPES, Batch, ImageData, pooled_layer
 
 
 class CRD(Distiller):
@@ -174,4 +174,10 @@ PRESETS = {
     "paper:imagenet": {**IMAGENET, "negatives": 16384},
 }
 
-ROOM = Room(recipe, tasks=("classification",), presets=PRESETS, build=build)
+ROOM = Room(
+    recipe,
+    tasks=("classification",),
+    presets=PRESETS,
+    default={**SHAPES, "seeds": 3},
+    build=build,
+)

@@ -19,7 +19,7 @@ from stillroom.engine import Distiller, Experiment, Lab, Losses, Networks, Repor
 from stillroom.errors import at_least_zero, positive
 from stillroom.losses.logits import dkd_loss
 from stillroom.losses.precision import at_least_float32
-from stillroom.tasks.classification import CIFAR100, CONVNETS, DIGITS, IMAGENET, Batch, ImageData
+from stillroom.tasks.classification import CIFAR100, CONVNETS, DIGITS, IMAGENET, SHAPES, Batch, ImageData
 
 
 class DKD(Distiller):
@@ -95,4 +95,10 @@ PRESETS = {
     "paper:imagenet": {**IMAGENET, "alpha": 1.0, "beta": 0.5, "temperature": 1.0, "warmup": 1},
 }
 
-ROOM = Room(recipe, tasks=("classification",), presets=PRESETS, build=build)
+ROOM = Room(
+    recipe,
+    tasks=("classification",),
+    presets=PRESETS,
+    default={**SHAPES, "seeds": 3},
+    build=build,
+)

@@ -25,7 +25,7 @@ from stillroom.errors import InputError, at_least_zero
 from stillroom.losses.features import hint_loss
 from stillroom.losses.precision import at_least_float32
 from stillroom.modules.projectors import ConvRegressor, probing
-from stillroom.tasks.classification import CIFAR100, CONVNETS, DIGITS, IMAGENET, Batch, ImageData, middle_layer
+from stillroom.tasks.classification import CIFAR100, CONVNETS, DIGITS, IMAGENET, SHAPES, Batch, ImageData, middle_layer
 
 
 class FitNets(Distiller):
@@ -134,4 +134,10 @@ PRESETS = {
     "paper:imagenet": {**IMAGENET, "student_layer": "layer2", "teacher_layer": "layer2"},
 }
 
-ROOM = Room(recipe, tasks=("classification",), presets=PRESETS, build=build)
+ROOM = Room(
+    recipe,
+    tasks=("classification",),
+    presets=PRESETS,
+    default={**SHAPES, "seeds": 3},
+    build=build,
+)

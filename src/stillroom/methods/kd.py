@@ -18,7 +18,7 @@ from stillroom.engine import Distiller, Experiment, Lab, Losses, Networks, Repor
 from stillroom.errors import at_least_zero, positive
 from stillroom.losses.logits import kd_loss
 from stillroom.losses.precision import at_least_float32
-from stillroom.tasks.classification import CIFAR100, CONVNETS, DIGITS, IMAGENET, TINY_IMAGENET, Batch, ImageData
+from stillroom.tasks.classification import CIFAR100, CONVNETS, DIGITS, IMAGENET, SHAPES, TINY_IMAGENET, Batch, ImageData
 
 
 class KD(Distiller):
@@ -88,4 +88,10 @@ PRESETS = {
     "paper:imagenet": {**IMAGENET, "temperature": 1.0, "task_weight": 0.5, "kd_weight": 0.5},
 }
 
-ROOM = Room(recipe, tasks=("classification",), presets=PRESETS, build=build)
+ROOM = Room(
+    recipe,
+    tasks=("classification",),
+    presets=PRESETS,
+    default={**SHAPES, "seeds": 3},
+    build=build,
+)

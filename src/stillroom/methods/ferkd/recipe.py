@@ -182,4 +182,11 @@ PRESETS = {
     },
 }
 
-ROOM = Room(recipe, tasks=("classification",), presets=PRESETS, build=build)
+ROOM = Room(
+    recipe,
+    tasks=("classification",),
+    presets=PRESETS,
+    expect="Not measured on these digits. On CIFAR-10 the stored labels as they are (FKD) gave +3.5 +- 0.8 points over hard "
+    "labels, FerKD +2.0 +- 0.9 (5 seeds): adapting them did not pay there; the paper sees +0.7 over FKD on ImageNet.",
+    build=build,
+)

@@ -153,4 +153,11 @@ PRESETS["paper:tiny-imagenet"] = {
     "unlabelled": "imagefolder:data/imagenet64",
 }
 
-ROOM = Room(recipe, tasks=("classification",), presets=PRESETS, build=build)
+ROOM = Room(
+    recipe,
+    tasks=("classification",),
+    presets=PRESETS,
+    expect="Not measured on these digits. On CIFAR-10 with foreign images KD3 was at -11.9 +- 3.1 points against plain KD on the "
+    "same images (3 seeds); the paper sees it above.",
+    build=build,
+)

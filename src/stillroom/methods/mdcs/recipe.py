@@ -211,4 +211,11 @@ PRESETS = {
     },
 }
 
-ROOM = Room(recipe, tasks=("classification",), presets=PRESETS, build=build)
+ROOM = Room(
+    recipe,
+    tasks=("classification",),
+    presets=PRESETS,
+    expect="Not measured on these digits. On a long tail of CIFAR-10 MDCS gave +12.3 +- 1.9 points over cross-entropy (3 seeds), "
+    "all of it by its diversity loss; the paper sees the consistency term add to it.",
+    build=build,
+)

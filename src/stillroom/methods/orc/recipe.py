@@ -16,7 +16,7 @@ from stillroom.engine import Distiller, Experiment, Lab, Networks, Report, Room,
 from stillroom.engine.report.results import Metric
 from stillroom.errors import InputError
 from stillroom.methods.orc.distiller import ORC
-from stillroom.tasks.classification import CIFAR100, DIGITS, IMAGENET, TASK, ImageData
+from stillroom.tasks.classification import CIFAR100, DIGITS, IMAGENET, SHAPES, TASK, ImageData
 
 NETWORKS = Networks("stillroom/convnet16", "stillroom/convnet6")
 GROUP = "stillroom/convnet12,stillroom/convnet9"
@@ -196,4 +196,10 @@ PRESETS = {
     },
 }
 
-ROOM = Room(recipe, tasks=("classification",), presets=PRESETS, build=build)
+ROOM = Room(
+    recipe,
+    tasks=("classification",),
+    presets=PRESETS,
+    default={**SHAPES, "seeds": 3, "group": "stillroom/convnet16"},
+    build=build,
+)

@@ -106,6 +106,7 @@ class MultiLabel:
     sgd = MOSAICS_SGD
     networks = MultiLabelNetworks("stillroom/strided64", "stillroom/strided24")
     presets: Mapping[str, Mapping[str, Any]] = {"paper": COCO}
+    default: Mapping[str, Any] = {}
     kinds: tuple[str, ...] = ("mosaics", "csv")
     layers: Mapping[str, Callable[[nn.Module, str], str]] = {}
     exact: tuple[str, ...] = ()

@@ -1,0 +1,46 @@
+"""The default job of every method that has one on drawn pictures, as a newcomer runs it:  python experiments/default_jobs.py [METHOD ...]
+
+Each is `stillroom run METHOD` and nothing else: three seeds, one teacher for all of them. Writes `results/default/METHOD.json` from the
+run's own `metrics.json`, with the processor time that it took (for its sake a run's folder must not be there yet), and the table that the
+command printed, as `METHOD.txt`.
+"""
+
+from __future__ import annotations
+
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+import from_run
+
+RESULTS = Path("results/default")
+METHODS = ("kd", "dkd", "fitnets", "crd", "dot", "orc", "ferkd")
+
+
+def processor_seconds() -> float:
+    """What the commands that have ended took, in s."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
+def table_in(printed: str) -> str:
+    """The last thing that the command prints but for the report's place: its title, the table, and the sentences below it."""
+    lines = printed.rstrip().splitlines()
+    started = max(number for number, line in enumerate(lines) if ": epoch " in line or "done before" in line) + 1
+    return "\n".join(line.rstrip() for line in lines[started:] if not line.startswith("report: ")).strip("\n") + "\n"
+
+
+def main(methods: list[str]) -> None:
+    for method in methods or METHODS:
+        run, before = Path("runs/default") / method, processor_seconds()
+        if run.exists():
+            raise SystemExit(f"{run} is there already")
+        printed = subprocess.run(["stillroom", "run", method, "--out", str(run)], check=True, stdout=subprocess.PIPE, text=True).stdout
+        took = f"The command took {processor_seconds() - before:.0f} s of processor time, its start and the report included."
+        from_run.main(run, RESULTS / f"{method}.json", [took])
+        (RESULTS / f"{method}.txt").write_text(table_in(printed), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
