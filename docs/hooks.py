@@ -96,29 +96,22 @@ def _dedented(text: str) -> str:
 
 
 def tried() -> str:
-    """What the default job was chosen from, a row each."""
-    rows = [["data", "teacher", "student", "training", "T", "seeds", "teacher, %", "alone, %", "distilled, %", "gain"]]
-    rows += [["---"] * 4 + ["---:"] * 6]
+    """What the default job was chosen from, a row each; what is said of the teacher stands before the student's."""
+    rows = [["pictures", "networks", "epochs", "rate", "T", "seeds", "teacher", "alone", "distilled", "gain"], ["---"] * 4 + ["---:"] * 6]
     for line in (ROOT / "results/default/tried.jsonl").read_text(encoding="utf-8").splitlines():
         found = json.loads(line)
         setting = found["tried"]
-        schedule = f"{setting['epochs']} epochs of {setting['batch']}, rate {setting['lr']:g}, {setting['schedule']}"
-        shaken = "" if setting["augment"] == "none" else ", shifts and noise"
-        more = "" if setting["teacher_data"] == setting["data"] else f" of {setting['teacher_data']}"
-        networks = [f"convnet{setting['teacher']}, {setting['teacher_epochs']} epochs{more}", f"convnet{setting['student']}"]
-        numbers = [f"{found[arm]:.1f}" for arm in ("teacher", "alone", "distilled")]
-        numbers.append(effects.number(found["distilled"] - found["alone"], 1))
-        rows.append(
-            [
-                setting["data"],
-                *networks,
-                schedule + shaken,
-                f"{setting['temperature']:g}",
-                f"{setting['teacher_seed']}, {setting['seed']}",
-                *numbers,
-            ]
-        )
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+        shaken = "\\*" if setting["augment"] != "none" else ""
+        of_teacher, own = ((re.findall(r"train=(\d+)", setting[name]) or ["50"])[0] + shaken for name in ("teacher_data", "data"))
+        if setting["teacher_data"] != setting["data"]:
+            of_teacher = of_teacher.removesuffix(shaken)  # that teacher saw its pictures as they are
+        batch = "" if setting["batch"] == 64 else f", batches of {setting['batch']}"
+        cells = [f"{of_teacher}, {own}", f"{setting['teacher']}, {setting['student']}", f"{setting['teacher_epochs']}, {setting['epochs']}"]
+        cells += [f"{setting['lr']:g} {setting['schedule']}{batch}", f"{setting['temperature']:g}"]
+        cells += [f"{setting['teacher_seed']}, {setting['seed']}", *(f"{found[arm]:.1f}" for arm in ("teacher", "alone", "distilled"))]
+        rows.append([*cells, effects.number(found["distilled"] - found["alone"], 1)])
+    table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
+    return f'<div class="tried" markdown>\n\n{table}\n\n</div>'
 
 
 def files() -> list[dict[str, Any]]:

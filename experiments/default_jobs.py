@@ -10,6 +10,7 @@ from __future__ import annotations
 import resource
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 
 import from_run
@@ -25,10 +26,11 @@ def processor_seconds() -> float:
 
 
 def table_in(printed: str) -> str:
-    """The last thing that the command prints but for the report's place: its title, the table, and the sentences below it."""
+    """What the command prints at its end, but for the report's place: title, table and the sentences below, as 80 columns have them."""
     lines = printed.rstrip().splitlines()
     started = max(number for number, line in enumerate(lines) if ": epoch " in line or "done before" in line) + 1
-    return "\n".join(line.rstrip() for line in lines[started:] if not line.startswith("report: ")).strip("\n") + "\n"
+    kept = [line.rstrip() for line in lines[started:] if not line.startswith("report: ")]
+    return "".join(f"{piece}\n" for line in kept for piece in textwrap.wrap(line, 80) or [""]).strip("\n") + "\n"
 
 
 def main(methods: list[str]) -> None:

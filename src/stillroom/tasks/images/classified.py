@@ -58,8 +58,8 @@ def open_source(spec: str, *, argument: str = "data") -> LabelledSource:
         spec: one of
             ``digits``: scikit-learn's 8x8 scans, 900 for training and 897 for validation;
             ``shapes``: 60 classes of 16x16 pictures, each a shape, a hue and a texture, drawn when asked for; 50 of each class for training
-            and 20 for validation, or ``,train=N,val=N``; with ``,teacher=N`` a teacher is trained on so many, of which the students' are the
-            first; with ``,seed=1`` on other pictures, to choose settings on;
+            and 20 for validation, or ``,train=N,val=N``; with ``,teacher=N`` a teacher is trained on so many, which begin with
+            the students'; with ``,seed=1`` on other pictures, to choose settings on;
             ``imagefolder:PATH``: a folder or zip of ``train/CLASS/*.jpg`` and ``val/`` or ``test/``, or of ``CLASS/*.jpg``, of which the
             share ``,val=0.2`` (stratified, always the same images) is held out;
             ``cifar10:PATH``, ``cifar100:PATH``: the Python version of the sets as torchvision keeps it, downloaded where missing;
