@@ -464,6 +464,8 @@ def test_novel_classes_by_name_come_last(tmp_path: Path) -> None:
     batch = list(data.eval_loader())[-1]
     assert batch.images.shape[1:] == (3, 16, 16)
     assert data.fingerprint != NovelClassData(f"imagefolder:{folder}", known_classes=2, image_size=16).fingerprint
+    for same in ("cat, dog", ["3", 2]):
+        assert NovelClassData(f"imagefolder:{folder}", known_classes=same, image_size=16).fingerprint == data.fingerprint  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

@@ -635,6 +635,8 @@ def test_own_images_are_numbered_behind_the_labelled_ones_and_told_apart(tmp_pat
     torch.testing.assert_close(blue, torch.tensor([0.0, 80.0, 160.0]), atol=1.0, rtol=0)
     picture(tmp_path / "more" / "3.png")
     assert own_images(data, str(tmp_path / "more")).data.fingerprint != pool.data.fingerprint
+    assert len(own_images(data, f"imagefolder:{tmp_path / 'more'}").unlabelled) == 4
+    assert len(own_images(data, "shapes,train=1,val=1").unlabelled) == 60  # other data, without their labels
 
 
 @pytest.mark.parametrize(

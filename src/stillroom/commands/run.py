@@ -22,12 +22,11 @@ def run(arguments: list[str], command: str) -> None:
     if not arguments or arguments[0].startswith("-"):
         raise InputError("METHOD", arguments[0] if arguments else "nothing", f"one of {built}, before the options")
     method, options = arguments[0], arguments[1:]
-    catalog.find(method)
+    room = catalog.load(method)
 
     from stillroom.commands.options import early, read_options
     from stillroom.engine import run_seeds
 
-    room = catalog.load(method)
     with named_as_typed(room.choice or ""):
         setting = room.chosen(early(options, room.choice) if room.choice else None)
     given = read_options(f"stillroom run {method}", room.recipe, options, setting=setting, out=f"runs/{method}")

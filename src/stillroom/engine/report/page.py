@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from functools import cache
 from importlib.resources import files
-
-import jinja2
+from typing import TYPE_CHECKING
 
 from stillroom.engine.report.figures import figures
 from stillroom.engine.report.results import Report
 from stillroom.engine.report.wording import LEGEND, cost_cells, headline, interval_text, result_cells
+
+if TYPE_CHECKING:
+    import jinja2
 
 _STYLES = 6  # how many colours for distilled arms the template has
 
@@ -30,6 +32,8 @@ def _styles_of(report: Report) -> dict[str, str]:
 
 @cache
 def _template() -> jinja2.Template:
+    import jinja2
+
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined)
     return environment.from_string(files("stillroom.engine.report").joinpath("report.html").read_text(encoding="utf-8"))
 

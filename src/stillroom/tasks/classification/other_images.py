@@ -74,7 +74,7 @@ def open_unlabelled(spec: str, label: int) -> tuple[Images, str]:
     kind, _, path = spec.partition(":")
     path = path if kind == "imagefolder" else spec
     found = bool(path) and Path(path).expanduser().exists()
-    if not found and ":" not in spec and kind != "digits":
+    if not found and ":" not in spec and spec.partition(",")[0] not in ("digits", "shapes"):
         raise InputError("unlabelled", spec or "nothing", "a folder or a zip file that exists, or other data such as cifar100:PATH")
     if kind != "imagefolder" and not found:
         source = open_source(spec, argument="unlabelled")

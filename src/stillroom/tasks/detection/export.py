@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
 from stillroom.engine.card import Card
@@ -115,6 +114,8 @@ def in_order(found: tuple[Tensor, ...], wanted: tuple[Tensor, ...]) -> tuple[Ten
 
     RT-DETR's queries are the places of the highest scores, highest first: where two are nearly equal, rounding decides which is first.
     """
+    from scipy.optimize import linear_sum_assignment
+
     if [part.shape for part in found] != [part.shape for part in wanted]:
         return found
     scale = max(float(wanted[1].abs().max()), 1.0)  # boxes count as much as scores
