@@ -139,7 +139,7 @@ ROUTES: dict[str, tuple[tuple[str, ...], Callable[[str], list[str]]]] = {
         TASKS,
         lambda task: ["compare", JOBS[task][0], *JOBS[task][1:], "--teacher", "RUN", "--epochs", "1", "--out", "out"],
     ),
-    "a group's member": ((CLASSIFICATION,), lambda task: ["run", "orc", "--group", "[RUN]", "--epochs", "1", "--out", "out"]),
+    "a group's member": ((CLASSIFICATION,), lambda task: ["run", "orc", "--data", "digits", "--group", "[RUN]", "--out", "out"]),
 }
 
 

@@ -210,7 +210,7 @@ def test_dot_says_at_once_that_it_cannot_host_ferkd(
     bank: LabelBank, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    data = ["--subset", "160", "--val-subset", "75", "--augment", "none", "--accelerator", "cpu"]
+    data = ["--data", "digits", "--subset", "160", "--val-subset", "75", "--augment", "none", "--accelerator", "cpu"]
     assert main(["run", "dot", "--host", "ferkd", "--host-options", json.dumps({"labels": str(bank.path)}), *data]) == 2
     assert "--host: got FerKD, which has no task term" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())

@@ -100,7 +100,7 @@ ROOM = Room(
     tasks=("classification",),
     presets=PRESETS,
     default={**SHAPES, "seeds": 3},
-    expect="A clear gain, since the teacher was trained on ten times as many pictures: +18.2 +- 2.5 points over the student alone (3 seeds), "
-    "level with KD; the paper sees it above KD.",
+    expect="A clear gain, since the teacher was trained on ten times as many pictures: +18.2 +- 2.5 points over the student alone "
+    "(3 seeds), level with KD; the paper sees it above KD.",
     build=build,
 )
