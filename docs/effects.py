@@ -302,7 +302,8 @@ def overview(files: Iterable[dict[str, Any]]) -> str:
 
     def label(row: Effect) -> str:
         arm = f"{escape(row.arm)}, " if row.arm not in ("distilled", row.method) and not row.group and row.over == "alone" else ""
-        return f"{arm}{escape(row.gain)} <small>over {escape(row.over)}</small>"
+        over = "the student alone" if row.over == "alone" else row.over
+        return f"{arm}{escape(row.gain)} <small>over {escape(over)}</small>"
 
     def heading(row: Effect) -> str:
         linked = (ROOT / f"docs/methods/{row.method}.md").exists()
