@@ -126,4 +126,4 @@ def test_catalog_is_data_alone() -> None:
         if isinstance(node, ast.Import | ast.ImportFrom)
         for name in ([node.module] if isinstance(node, ast.ImportFrom) else [alias.name for alias in node.names])
     }
-    assert imported == {"__future__", "importlib", "dataclasses", "typing", "stillroom.errors", "stillroom.engine.room"}
+    assert imported == {"__future__", "gc", "importlib", "dataclasses", "typing", "stillroom.errors", "stillroom.engine.room"}

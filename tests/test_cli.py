@@ -98,7 +98,7 @@ def test_the_same_command_again_runs_nothing(finished: Path, capsys: pytest.Capt
 
 @pytest.mark.parametrize("how", ["dashes", "underscores", "equals", "config", "mixed"])
 def test_options_may_be_written_in_several_ways(finished: Path, tmp_path: Path, how: str, capsys: pytest.CaptureFixture[str]) -> None:
-    values = {"epochs": 1, "subset": 60, "val_subset": 40, "batch_size": 20, "accelerator": "cpu", "out": str(finished)}
+    values = {"data": "digits", "epochs": 1, "subset": 60, "val_subset": 40, "batch_size": 20, "accelerator": "cpu", "out": str(finished)}
     written = tmp_path / "job.yaml"
     written.write_text(yaml.safe_dump(values))
     pairs = list(values.items())

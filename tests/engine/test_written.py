@@ -17,7 +17,7 @@ from stillroom.engine.run.written import RECORD, Record, complete, growing, writ
 from stillroom.errors import InputError
 from tests.fixtures import make_before_redesign as before
 
-SMALL = ["--epochs", "1", "--subset", "40", "--val-subset", "20", "--batch-size", "20", "--accelerator", "cpu"]
+SMALL = ["--data", "digits", "--epochs", "1", "--subset", "40", "--val-subset", "20", "--batch-size", "20", "--accelerator", "cpu"]
 RUN = ["run", "kd", *SMALL]
 COMPARE = ["compare", "kd", *SMALL]
 CACHE = ["cache", *SMALL, "--views", "1"]
