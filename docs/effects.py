@@ -125,19 +125,20 @@ def spreads(method: str) -> set[str]:
     """Mean and standard deviation of every difference of a method, as its help may quote them: "+5.3 +- 2.2"."""
     path = ROOT / f"results/{method}.json"
     rows = claimed(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else []
-    rows += [row for row in default_jobs() if row.method == method]
+    rows += [row for row in [*default_jobs(), *default_jobs(by_baseline=True)] if row.method == method]
     return {f"{row.mean:+.1f} +- {stdev(row.differences):.1f}" for row in rows if len(row.differences) > 1}
 
 
-def default_jobs() -> list[Effect]:
-    """What every arm of the default jobs has more than the student alone."""
+def default_jobs(*, by_baseline: bool = False) -> list[Effect]:
+    """What every arm of the default jobs has more than the student alone, or than the job's own baseline."""
     made = []
     for path in sorted((ROOT / "results/default").glob("*.json")):
         found = json.loads(path.read_text(encoding="utf-8"))
         compared, data = found["comparison"], found["setting"]["data"].partition(",")[0]
+        over = compared["baseline"] if by_baseline else "alone"
         for arm in found["arms"]:
-            if arm not in ("alone", compared["teacher"]):
-                row = {"arm": arm, "over": "alone", "gain": data}
+            if arm not in ("alone", compared["baseline"], compared["teacher"]):  # a baseline that is a method has its own job
+                row = {"arm": arm, "over": over, "gain": data}
                 made.append(effect(found, "", row, method=found["method"], metric=compared["primary"]))
     return made
 

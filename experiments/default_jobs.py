@@ -16,7 +16,7 @@ from pathlib import Path
 import from_run
 
 RESULTS = Path("results/default")
-METHODS = ("kd", "dkd", "fitnets", "crd", "dot", "orc", "ferkd")
+METHODS = ("kd", "dkd", "fitnets", "crd", "dot", "orc")
 
 
 def processor_seconds() -> float:
