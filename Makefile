@@ -17,7 +17,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	touch $@
 
 demo: install
-	$(BIN)/stillroom run dkd --out runs/demo
+	$(BIN)/stillroom run kd --out runs/demo
 	@echo "The report lies at $(CURDIR)/runs/demo/report.html"
 
 test: install

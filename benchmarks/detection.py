@@ -20,7 +20,7 @@ from measuring import Allocated, Turns, keep, setting, show, verdict
 from torch import Tensor, nn
 from torchvision.transforms.v2.functional import normalize
 
-from stillroom.methods.bckd.terms import bckd_terms, ld_terms, softmax_terms
+from stillroom.methods.bckd import bckd_terms, ld_terms, softmax_terms
 from stillroom.tasks.detection.backbones import TimmBackbone, pad_batch
 from stillroom.tasks.detection.dense import DenseOutputs, dense_targets
 from stillroom.tasks.detection.gfl import GFL, assign_atss, gfl_losses, gfl_outputs

@@ -1,4 +1,4 @@
-"""What mkdocs does to the pages besides: results tables, the schema of metrics.json, equations as MathML. No page needs a script."""
+"""What mkdocs does to the pages besides: results as plots and tables, the schema of metrics.json, equations as MathML; without scripts."""
 
 from __future__ import annotations
 
@@ -6,10 +6,12 @@ import ast
 import json
 import math
 import re
+from collections.abc import Callable
 from html import escape, unescape
 from pathlib import Path
 from typing import Any
 
+import effects
 from latex2mathml.converter import convert
 from mkdocs.exceptions import PluginError
 
@@ -27,11 +29,38 @@ LABELS = {
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
     """Fills in what is generated."""
-    if "<!-- results -->" in markdown:
-        markdown = markdown.replace("<!-- results -->", results())
-    if "<!-- schema -->" in markdown:
-        markdown = markdown.replace("<!-- schema -->", schema())
-    return markdown
+    made: dict[str, Callable[[], str]] = {
+        "results": results,
+        "overview": lambda: effects.overview(files()),
+        "defaults": effects.defaults,
+        "tried": tried,
+        "schema": schema,
+    }
+    of_job: dict[str, Callable[[str], str]] = {
+        "printed": printed,
+        "scores": lambda method: effects.scores(default_job(method)),
+        "minutes": minutes,
+        "job": lambda method: effects.defaults([method]),
+    }
+    markdown = re.sub(rf"<!-- ({'|'.join(made)}) -->", lambda found: made[found[1]](), markdown)
+    return re.sub(rf"<!-- ({'|'.join(of_job)}): (\w+) -->", lambda found: of_job[found[1]](found[2]), markdown)
+
+
+def default_job(method: str) -> dict[str, Any]:
+    """What a method's default job measured."""
+    found: dict[str, Any] = json.loads((ROOT / f"results/default/{method}.json").read_text(encoding="utf-8"))
+    return found
+
+
+def printed(method: str) -> str:
+    """What a method's default job printed at its end."""
+    return f"```text\n{(ROOT / f'results/default/{method}.txt').read_text(encoding='utf-8')}```"
+
+
+def minutes(method: str) -> str:
+    """How long a method's default job takes."""
+    (seconds,) = re.findall(r"(\d+) s of processor time", " ".join(default_job(method)["notes"]))
+    return f"{seconds} seconds of processor time"
 
 
 def on_page_content(html: str, **_: Any) -> str:
@@ -66,28 +95,61 @@ def _dedented(text: str) -> str:
     return "\n".join(line.removeprefix("    ") for line in text.rstrip().splitlines())
 
 
+def tried() -> str:
+    """What the default job was chosen from, a row each; what is said of the teacher stands before the student's."""
+    rows = [["pictures", "networks", "epochs", "rate", "T", "seeds", "teacher", "alone", "distilled", "gain"], ["---"] * 4 + ["---:"] * 6]
+    for line in (ROOT / "results/default/tried.jsonl").read_text(encoding="utf-8").splitlines():
+        found = json.loads(line)
+        setting = found["tried"]
+        shaken = "\\*" if setting["augment"] != "none" else ""
+        of_teacher, own = ((re.findall(r"train=(\d+)", setting[name]) or ["50"])[0] + shaken for name in ("teacher_data", "data"))
+        if setting["teacher_data"] != setting["data"]:
+            of_teacher = of_teacher.removesuffix(shaken)  # that teacher saw its pictures as they are
+        batch = "" if setting["batch"] == 64 else f", batches of {setting['batch']}"
+        cells = [f"{of_teacher}, {own}", f"{setting['teacher']}, {setting['student']}", f"{setting['teacher_epochs']}, {setting['epochs']}"]
+        cells += [f"{setting['lr']:g} {setting['schedule']}{batch}", f"{setting['temperature']:g}"]
+        cells += [f"{setting['teacher_seed']}, {setting['seed']}", *(f"{found[arm]:.1f}" for arm in ("teacher", "alone", "distilled"))]
+        rows.append([*cells, effects.number(found["distilled"] - found["alone"], 1)])
+    table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
+    return f'<div class="tried" markdown>\n\n{table}\n\n</div>'
+
+
+def files() -> list[dict[str, Any]]:
+    """The files in `results/`, in the order of the methods' pages."""
+    found = [json.loads(path.read_text(encoding="utf-8")) for path in (ROOT / "results").glob("*.json")]
+    return sorted(found, key=lambda one: effects.ORDER.index(one["method"]))
+
+
 def results() -> str:
     """A section for each file in `results/`."""
-    files = sorted((ROOT / "results").glob("*.json"))
-    return "\n\n".join(section(json.loads(path.read_text(encoding="utf-8"))) for path in files) or "Nothing was measured yet."
+    return "\n\n".join(section(found) for found in files()) or "Nothing was measured yet."
 
 
 def section(found: dict[str, Any]) -> str:
-    """One file: verdict, tables, and how it was measured."""
-    method, arms = found["method"], found["arms"]
+    """One file: the claims as a plot; folded away what was said of them, tables, and how it was measured."""
+    method = found["method"]
     groups: dict[str, dict[str, Any]] = {}
-    for arm, metrics in arms.items():
+    for arm, metrics in found["arms"].items():
         group, colon, name = arm.partition(": ")
         groups.setdefault(group if colon else "", {})[name if colon else arm] = metrics
-    page = f" ([the method](methods/{method}.md))" if (ROOT / f"docs/methods/{method}.md").exists() else ""
+    page = f" [The method.](methods/{method}.md)" if (ROOT / f"docs/methods/{method}.md").exists() else ""
     seeds = len(found["seeds"])
-    said = found["verdict"].replace("+-", "±").rstrip(".").split("; ")
-    verdict = "\n".join(f"- {part}" for part in said) if len(said) > 3 else f"{found['verdict']}"
-    parts = [f"## {method} {{ #{method} }}", f"Measured: {seeds} seed{'s' if seeds != 1 else ''}{page}.", verdict, *found.get("notes", [])]
+    verdict = "\n".join(f"- {part}" for part in found["verdict"].replace("+-", "±").rstrip(".").split("; "))
+    folded = [verdict, *found.get("notes", [])]
     for group, rows in groups.items():
-        parts += ([f"**{group}**"] if group else []) + [table(rows)]
-    made = f"Seeds {', '.join(map(str, found['seeds']))}; {found['date']}; {found['hardware']}. Made by:"
-    return "\n\n".join([*parts, made, f"```\n{lines(found['command'])}\n```"])
+        folded += ([f"**{group}**"] if group else []) + [table(rows)]
+    folded += [f"Seeds {', '.join(map(str, found['seeds']))}; {found['date']}; {found['hardware']}. Made by:"]
+    folded += [f"```\n{lines(found['command'])}\n```"]
+    return "\n\n".join(
+        [
+            f"## {effects.name_of(method)} {{ #{method} }}",
+            f"Measured: {seeds} seed{'s' if seeds != 1 else ''}.{page}",
+            effects.claims_of(found),
+            "<details markdown>\n<summary>In words, every number, and how it was measured</summary>",
+            *folded,
+            "</details>",
+        ]
+    )
 
 
 def lines(command: str, width: int = 90) -> str:

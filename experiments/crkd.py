@@ -35,7 +35,7 @@ STUDENT, KNOWN, FEW = "stillroom/resnet8", 36, 12
 OF_EPOCHS: dict[str, Any] = {"step_per": "epoch", "lr_floor": 1e-3}
 PRETRAINING = Training(epochs=20, lr=0.1, weight_decay=1.5e-4, schedule="cosine", **OF_EPOCHS)
 ARMS: Mapping[str, dict[str, Any]] = {
-    "UNO": {"alpha": 0.0},
+    "UNO": {"relation_weight": 0.0},
     "relation, w = 1": {"weighting": "constant"},
     "CrKD": {},
 }
@@ -80,7 +80,7 @@ def relations(taught: KnownClassifier, student: nn.Module, data: NovelClassData)
     """The teacher's and the student's relation of each novel training image, [N, L] each, and its true class [N]."""
     found: list[tuple[Tensor, Tensor, Tensor]] = []
     for batch in data.train_eval_loader():
-        novel = batch.labels >= data.known_classes
+        novel = batch.labels >= data.known_count
         if novel.any():
             images = batch.images[novel]
             answers = [network.known(network.backbone(images)) for network in (taught, student)]
@@ -101,7 +101,7 @@ def few_novel(data: NovelClassData) -> NovelClassData:
     """All known training images and FEW of each novel class."""
     labels = data.train_labels.numpy()
     place = np.arange(len(labels)) - np.searchsorted(labels, labels)  # within its class: the pictures come class by class
-    few = data.restricted(train=np.flatnonzero((labels < data.known_classes) | (place < FEW)))
+    few = data.restricted(train=np.flatnonzero((labels < data.known_count) | (place < FEW)))
     assert isinstance(few, NovelClassData)
     return few
 
@@ -112,7 +112,7 @@ def discovered(lab: Lab, data: NovelClassData, regime: str, arm: str, supervised
     options = {**REGIMES[regime], **ARMS[arm]}
     epochs = options["epochs"]
     plan = Training(epochs=epochs, lr=0.1, weight_decay=1.5e-4, schedule="cosine", warmup_epochs=epochs // 4, **OF_EPOCHS)
-    student = DiscoveryNetwork(copy.deepcopy(supervised.network), data.clusters, heads=2, hidden=128, projection=32)
+    student = DiscoveryNetwork(copy.deepcopy(supervised.network), data.clusters, novel_heads=2, hidden=128, projection=32)
     distiller = Watched(student, lab.teach(supervised), data, **options)
     shown = crops("small", data.image_size, data.mean, data.std, large=2, small=0)
     name = f"{regime}-{arm}".replace(" ", "").replace(",", "-").replace("=", "")
@@ -125,7 +125,7 @@ Curves = dict[str, list[Tensor]]
 
 def measured(seeds: Mapping[str, list[int]], out: Path) -> Iterator[tuple[Found, Curves]]:
     """Every arm of every regime with its seeds; after each seed, all that was found so far."""
-    data = NovelClassData("shapes", known=KNOWN, batch_size=128)
+    data = NovelClassData("shapes", known_classes=KNOWN, batch_size=128)
     sets = {"last stage": few_novel(data), "everything": data}
     options = LabOptions(out=out, seeds=max(map(len, seeds.values())), teacher_precision="fp32", accelerator="cpu")
     shown = crops("small", data.image_size, data.mean, data.std, large=2, small=0)
@@ -139,7 +139,7 @@ def measured(seeds: Mapping[str, list[int]], out: Path) -> Iterator[tuple[Found,
         for seed in chosen:
             lab = Lab(options, seed)
             supervised = pretrained_stage(
-                lab, data.supervised(), PRETRAINING, STUDENT, shown, "small 2", temperature=0.1, trained_layers=()
+                lab, data.supervised(), PRETRAINING, STUDENT, shown, "small 2", cosine_temperature=0.1, trained_layers=()
             )
             assert isinstance(supervised.network, KnownClassifier)
             note("supervised", "test accuracy, known classes, %", seed, supervised.result.metrics["top1"])

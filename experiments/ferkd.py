@@ -38,14 +38,14 @@ from stillroom.tasks.images.networks import ConvNet
 
 Found = dict[str, dict[str, dict[int, float]]]
 MAIN, SPEED, STORAGE, FAIR = "adaptation", "speed", "storage", "fair chance"
-TRUTH = Calibration((0.0, 1.0, 1.0), absolute=True, epsilon=0.0, score="truth")  # every label becomes the ground truth
+TRUTH = Calibration((0.0, 1.0, 1.0), absolute=True, label_smoothing=0.0, score="truth")  # every label becomes the ground truth
 CALIBRATIONS = {
     "hard labels": TRUTH,
     "discard only": Calibration((0.03, 0.03, 0.97)),
     "calibrate only": Calibration((0.0, 0.2, 1.0)),
     "FerKD": Calibration(),
 }
-FAIR_CALIBRATION = Calibration((0.01, 0.08, 0.99), epsilon=0.3)
+FAIR_CALIBRATION = Calibration((0.01, 0.08, 0.99), label_smoothing=0.3)
 
 
 def network(width: int) -> ConvNet:

@@ -1,4 +1,4 @@
-"""Writes `results/METHOD.json` from a finished run:  python experiments/from_run.py runs/dkd results/dkd.json [NOTE ...]"""
+"""Writes what a finished run measured to `results/`:  python experiments/from_run.py runs/dkd results/dkd.json [NOTE ...]"""
 
 from __future__ import annotations
 
@@ -11,10 +11,12 @@ from record import write
 
 def main(run: Path, out: Path, notes: list[str]) -> None:
     found = json.loads((run / "metrics.json").read_text())
+    primary = found["primary"]
     arms: dict[str, dict[str, dict[int, float]]] = {}
     for arm, stages in found["stages"].items():
         for stage in stages:
-            numbers = {**stage["metrics"], "best top1": stage["best"].get("top1", stage["metrics"]["top1"]), "seconds": stage["seconds"]}
+            best = stage["best"].get(primary, stage["metrics"][primary])
+            numbers = {**stage["metrics"], f"best {primary}": best, "seconds": stage["seconds"]}
             for metric, value in numbers.items():
                 arms.setdefault(arm, {}).setdefault(metric, {})[stage["seed"]] = value
     seeds = sorted({stage["seed"] for stages in found["stages"].values() for stage in stages})
@@ -30,6 +32,7 @@ def main(run: Path, out: Path, notes: list[str]) -> None:
         measured_on=f"{versions['machine']}; torch {versions['torch']}",  # the run's, not this process's
         day=found["finished"][:10],
         notes=notes,
+        comparison={name: found[name] for name in ("primary", "teacher", "baseline")},
     )
 
 

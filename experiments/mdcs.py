@@ -33,12 +33,12 @@ from stillroom.tasks.classification import Batch
 
 SHIFTS = (-0.5, 1.0, 2.5)
 ARMS: dict[str, dict[str, Any]] = {
-    "CE": {"lambdas": (0.0, 0.0, 0.0), "weight": 0.0},
-    "LA": {"lambdas": (1.0, 1.0, 1.0), "weight": 0.0},
-    "DL": {"lambdas": SHIFTS, "weight": 0.0},
-    "MDCS": {"lambdas": SHIFTS, "weight": 0.6},
-    "MDCS, all instances": {"lambdas": SHIFTS, "weight": 0.6, "confident_only": False},
-    "CE+CS": {"lambdas": (0.0, 0.0, 0.0), "weight": 0.6},
+    "CE": {"lambdas": (0.0, 0.0, 0.0), "consistency_weight": 0.0},
+    "LA": {"lambdas": (1.0, 1.0, 1.0), "consistency_weight": 0.0},
+    "DL": {"lambdas": SHIFTS, "consistency_weight": 0.0},
+    "MDCS": {"lambdas": SHIFTS, "consistency_weight": 0.6},
+    "MDCS, all instances": {"lambdas": SHIFTS, "consistency_weight": 0.6, "confident_only": False},
+    "CE+CS": {"lambdas": (0.0, 0.0, 0.0), "consistency_weight": 0.6},
 }
 CLASSES = {"": slice(None), ", 3 largest classes": slice(0, 3), ", 3 smallest classes": slice(7, 10)}
 ACCURACY, SMALLEST, APART = "accuracy, %", "accuracy, 3 smallest classes, %", "weak to strong view, nats"
@@ -84,7 +84,7 @@ def experiment(data: LongTailedImages, plan: Training, seeds: list[int], out: Pa
         for arm, numbers in ARMS.items():
             trained = stages.trained(
                 arm.replace(" ", "").replace(",", "-"),
-                lambda fresh, numbers=numbers: build(fresh, None, data, ramp_epochs=0.1 * plan.epochs, views="small", **numbers),
+                lambda fresh, numbers=numbers: build(fresh, None, data, ramp_epochs=0.1 * plan.epochs, view_style="small", **numbers),
             )
             measured, answers = measure(trained.network, data)
             for metric, value in {**measured, "seconds": trained.result.seconds}.items():
@@ -142,7 +142,7 @@ def main() -> None:
     )
     arguments = parser.parse_args()
     seeds = list(range(arguments.seeds))
-    plan = Training(epochs=arguments.epochs, lr=0.1, momentum=0.9, weight_decay=5e-4, nesterov=True, schedule="cosine")
+    plan = Training(epochs=arguments.epochs, lr=0.1, momentum=0.9, weight_decay=5e-4, nesterov=True, schedule="cosine", step_per="epoch")
     spec = f"imagefolder:{arguments.cifar10},imbalance=exp:100,largest=1500"
     data = LongTailedImages(spec, batch_size=64, image_size=16, val_subset=4000)
     found, majority = experiment(data, plan, seeds, arguments.runs)

@@ -60,7 +60,7 @@ def orc(**options: Any) -> Made:
     """ORC around a copy of the pivot."""
 
     def made(student: nn.Module, group: list[nn.Module], teacher: Teacher) -> Distiller:
-        return ORC(student, copy.deepcopy(teacher.networks[0]), group, beta=BETA, temperature=TEMPERATURE, **options)
+        return ORC(student, copy.deepcopy(teacher.networks[0]), group, balance=BETA, temperature=TEMPERATURE, **options)
 
     return made
 

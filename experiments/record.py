@@ -52,8 +52,15 @@ def write(
     measured_on: str | None = None,
     day: str | None = None,
     notes: Sequence[str] = (),
+    comparison: Mapping[str, object] | None = None,
 ) -> None:
-    """Writes `results/METHOD.json`; `measured_on` and `day` where the numbers were not measured by this process, today."""
+    """Writes `results/METHOD.json`.
+
+    Args:
+        measured_on, day: where the numbers were not measured by this process, today.
+        notes: what is to be known besides.
+        comparison: what a run compares: its primary metric, teacher and baseline.
+    """
     content = {
         "method": method,
         "command": command,
@@ -64,5 +71,6 @@ def write(
         "date": day or date.today().isoformat(),
         "notes": list(notes),
         "verdict": verdict,
+        **({} if comparison is None else {"comparison": dict(comparison)}),
     }
     write_atomic(path, json.dumps(content, indent=1) + "\n")

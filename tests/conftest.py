@@ -1,4 +1,7 @@
-"""Shared by all tests: one thread per process, and small jobs on real digits."""
+"""Shared by all tests: one thread per process, and small jobs on real digits.
+
+Nothing heavy is imported before a fixture asks for it: the process that only hands out tests to pytest's workers starts them sooner.
+"""
 
 from __future__ import annotations
 
@@ -6,21 +9,31 @@ import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
-import torch
 
-from stillroom.tasks.classification import ImageData
 from tests.processes import Processes
 
-torch.set_num_threads(1)
+if TYPE_CHECKING:
+    from stillroom.tasks.classification import ImageData
+
 # A shell that starts the suite in the background has Ctrl-C ignored, in every process below it; some tests press it.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _one_thread() -> None:
+    import torch
+
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(autouse=True)
 def _seeded() -> None:
     """Random weights and inputs of a test do not depend on which tests ran before it."""
+    import torch
+
     torch.manual_seed(0)
 
 
@@ -36,6 +49,8 @@ def hasty() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def digits() -> ImageData:
     """160 training and 80 validation digits in batches of 32: five steps make an epoch."""
+    from stillroom.tasks.classification import ImageData
+
     return ImageData("digits", batch_size=32, subset=160, val_subset=80)
 
 
@@ -48,6 +63,8 @@ def shared_data() -> Path:
 @pytest.fixture(scope="session")
 def processes(tmp_path_factory: pytest.TempPathFactory) -> Processes:
     """Processes that have imported everything, to run on two ranks or to be killed: `tests/processes.py`."""
+    if not hasattr(os, "fork"):
+        pytest.skip("the system cannot fork")
     own = tmp_path_factory.getbasetemp()
     shared = own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
     return Processes(shared, tmp_path_factory.mktemp("processes"))

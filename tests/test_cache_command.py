@@ -15,7 +15,7 @@ from stillroom.engine.cache import CachedTeacher
 from stillroom.engine.weights import read_weights
 from stillroom.errors import StillroomError
 
-DATA = ("--subset", "60", "--val-subset", "40", "--batch-size", "20", "--accelerator", "cpu")
+DATA = ("--data", "digits", "--subset", "60", "--val-subset", "40", "--batch-size", "20", "--accelerator", "cpu")
 SMALL = (*DATA, "--epochs", "2", "--teacher-precision", "fp32")
 
 

@@ -14,7 +14,7 @@ from stillroom.methods.ferkd.bank.reader import LabelBank
 from tests.processes import Processes
 from tests.torture.kill import changed, kill, wait_for
 
-DATA = ["--subset", "60", "--val-subset", "40", "--batch-size", "20", "--accelerator", "cpu"]
+DATA = ["--data", "digits", "--subset", "60", "--val-subset", "40", "--batch-size", "20", "--accelerator", "cpu"]
 SMALL = [*DATA, "--epochs", "1", "--crops", "6", "--teacher-precision", "fp32"]
 
 
@@ -93,7 +93,7 @@ def test_killed_and_shared_by_several_processes_it_is_the_same_bank(tmp_path: Pa
         (["--dtype", "bf16"], "--dtype: got bf16, expected one of fp16, fp32"),
         (["--temperature", "0"], "--temperature: got 0.0"),
         (["--crop-area", "[0.9, 0.1]"], "area: got [0.9, 0.1]"),
-        (["--flip", "-1"], "--flip: got -1.0"),
+        (["--crop-flip", "-1"], "--crop-flip: got -1.0"),
         (["--interpolation", "nearest"], "--interpolation: got nearest, expected one of bilinear, bicubic"),
         (["--teacher", "stillroom/nothing"], "--teacher: got stillroom/nothing"),
         (["--reference", "nowhere"], "--reference: got nowhere, which is no bank of labels"),

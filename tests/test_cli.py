@@ -19,7 +19,7 @@ from stillroom import catalog
 from stillroom.cli import main
 from stillroom.engine.weights import read_weights
 
-SMALL = ("--epochs", "1", "--subset", "60", "--val-subset", "40", "--batch-size", "20", "--accelerator", "cpu")
+SMALL = ("--data", "digits", "--epochs", "1", "--subset", "60", "--val-subset", "40", "--batch-size", "20", "--accelerator", "cpu")
 
 
 def files(folder: Path) -> dict[str, bytes]:
@@ -90,7 +90,7 @@ def test_the_same_command_again_runs_nothing(finished: Path, capsys: pytest.Capt
     assert capsys.readouterr().out.count("done before") == 3
     after = files(finished)
     changed = {name for name in {**before, **after} if before.get(name) != after.get(name)}
-    assert changed <= {"report.html", "metrics.json"}  # the page is written anew
+    assert changed <= {"report.html", "metrics.json", "files.jsonl"}  # the page is written anew, and the record says so
     old, new = (json.loads(state["metrics.json"]) for state in (before, after))
     assert old["stages"] == new["stages"]
     assert old["summary"] == new["summary"]
@@ -130,6 +130,29 @@ def printed(method: str, capsys: pytest.CaptureFixture[str], *arguments: str) ->
     return loaded
 
 
+def test_the_small_job_is_for_those_who_name_no_data(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    small, named = printed("kd", capsys), printed("kd", capsys, "--data", "digits")
+    assert (small["data"], small["seeds"], small["epochs"], small["lr"]) == ("shapes,train=20,teacher=200", 3, 30, 0.4)
+    assert (named["data"], named["seeds"], named["epochs"], named["lr"]) == ("digits", 1, 100, 0.05)
+    assert printed("kd", capsys, "--epochs", "3") == {**small, "epochs": 3}
+    config = tmp_path / "own.yaml"
+    config.write_text("data: digits\n")
+    assert printed("kd", capsys, "--config", str(config)) == named
+    assert printed("dot", capsys)["data"] == small["data"]
+
+
+def test_help_and_report_of_the_small_job_say_what_to_expect(finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    expect = catalog.load("kd").expect
+    assert expect
+    with pytest.raises(SystemExit):
+        main(["run", "kd", "--help"])
+    assert expect in " ".join(capsys.readouterr().out.split())
+    quick = ("--seeds", "1", "--val-subset", "60", "--teacher", "stillroom/convnet3", "--teacher-epochs", "1")
+    assert main(["run", "kd", *SMALL[2:], *quick, "--out", str(tmp_path / "run")]) == 0
+    assert expect in json.loads((tmp_path / "run/metrics.json").read_text())["notes"]
+    assert expect not in json.loads((finished / "metrics.json").read_text())["notes"]  # on other data it says nothing
+
+
 @pytest.mark.parametrize("method", [method.name for method in catalog.METHODS if method.room])
 def test_printed_config_works_as_a_config(method: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     presets = list(catalog.load(method).chosen(None).presets)
@@ -157,7 +180,7 @@ def test_more_seeds_are_added_to_those_that_are_there(tmp_path: Path) -> None:
     before = files(tmp_path)
     assert main(["run", "kd", *SMALL, "--out", str(tmp_path), "--seeds", "2"]) == 0
     after = files(tmp_path)
-    rewritten = {"report.html", "metrics.json", "config.yaml"}
+    rewritten = {"report.html", "metrics.json", "config.yaml", "files.jsonl"}
     assert {name for name in before if after.get(name) != before[name]} <= rewritten
     assert {Path(name).parts[0] for name in after.keys() - before.keys()} == {"seed1"}
     assert json.loads(after["metrics.json"])["summary"]["distilled"]["seeds"] == [0, 1]

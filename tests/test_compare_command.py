@@ -15,7 +15,7 @@ from stillroom.commands.compare import arms_of, run
 from stillroom.engine.lab import Lab
 from stillroom.errors import InputError, StillroomError
 
-SMALL = ("--epochs", "2", "--subset", "60", "--val-subset", "40", "--batch-size", "20", "--accelerator", "cpu")
+SMALL = ("--epochs", "2", "--data", "digits", "--subset", "60", "--val-subset", "40", "--batch-size", "20", "--accelerator", "cpu")
 
 
 def compare(out: Path, *arguments: str) -> dict[str, Any]:
@@ -206,3 +206,10 @@ def test_presets_reach_the_methods(monkeypatch: pytest.MonkeyPatch) -> None:
     plain, own = arms_of(["dot", "kd"], {"kd": {"temperature": 4}})
     assert plain.options["delta"] == 0.05  # as in `stillroom run dot`
     assert (plain.stage, own.stage) == ("dot", "kd")  # a default that is typed out changes nothing
+
+
+def test_arms_of_the_small_job_have_its_options() -> None:
+    (named,), (small,) = arms_of(["orc"], {}), arms_of(["orc"], {}, None)
+    assert (named.options["group"], small.options["group"]) == ("stillroom/convnet12,stillroom/convnet9", "stillroom/convnet16")
+    (typed,) = arms_of(["orc"], {"orc": {"group": ["stillroom/convnet9"]}}, None)
+    assert typed.options["group"] == ["stillroom/convnet9"]

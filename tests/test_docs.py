@@ -7,7 +7,10 @@ import importlib.util
 import json
 import re
 import shlex
+from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import pytest
 
@@ -97,20 +100,59 @@ def test_a_quoted_verdict_is_the_measured_one(page: str) -> None:
         assert quote in measured
 
 
-def test_results_tables_are_made_from_the_files() -> None:
+@pytest.fixture(scope="module")
+def hooks() -> Iterator[ModuleType]:
+    """`docs/hooks.py`, as mkdocs loads it: its folder is where it finds what stands beside it."""
     pytest.importorskip("mkdocs")
     pytest.importorskip("latex2mathml")
     found = importlib.util.spec_from_file_location("stillroom_docs_hooks", ROOT / "docs/hooks.py")
     assert found is not None
     assert found.loader is not None
     hooks = importlib.util.module_from_spec(found)
-    found.loader.exec_module(hooks)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.syspath_prepend(ROOT / "docs")
+        found.loader.exec_module(hooks)
+        yield hooks
+
+
+def test_results_tables_are_made_from_the_files(hooks: ModuleType) -> None:
     page = hooks.on_page_markdown(PAGES["results.md"])
     for path in (ROOT / "results").glob("*.json"):
         measured = json.loads(path.read_text(encoding="utf-8"))
-        assert f"## {measured['method']} " in page
+        assert f"{{ #{measured['method']} }}" in page
     assert hooks.cell({"mean": 61.41667, "std": 0.64291}).split() == ["61.42", "±", "0.64"]
     assert hooks.cell({"mean": 65.35, "std": None}) == "65.35"
     assert "stillroom.report/1" in hooks.on_page_markdown(PAGES["report.md"])
     assert "<math" in hooks.on_page_content('<p><span class="arithmatex">\\(a &lt; b\\)</span></p>')
     assert [str(path) for path in (ROOT / "docs").rglob("*.md") if "MEASURED_" in path.read_text(encoding="utf-8")] == []
+
+
+def test_an_effect_is_told_from_noise_and_from_what_the_paper_says(hooks: ModuleType) -> None:
+    def effect(differences: tuple[float, ...], paper: str) -> Any:
+        return hooks.effects.Effect("kd", "", "kd", "alone", "top1", differences, paper)
+
+    assert effect((1.0, 2.0, 3.0), "above").interval == pytest.approx((2 - 2.484, 2 + 2.484), abs=1e-3)  # Student: 4.303 / sqrt(3)
+    assert [effect(found, "above").verdict for found in ((3.0, 4, 3), (-3.0, -4, -3), (1.0, 2, 3), (1.0,), (2.0, 2, 2))] == [
+        "agrees",
+        "opposite",
+        "open",
+        "open",
+        "open",  # equal on every seed: the metric is too coarse
+    ]
+    assert [effect(found, "level").verdict for found in ((3.0, 4, 3), (1.0, 2, 3))] == ["opposite", "open"]
+    with pytest.raises(hooks.PluginError, match="has no top1 of kd and alone"):
+        hooks.effects.effect({"method": "kd", "arms": {}}, "", {"arm": "kd", "over": "alone"}, method="kd", metric="top1")
+
+
+SPREAD = re.compile(r"[+-]\d+\.\d \+- \d+\.\d")
+
+
+@pytest.mark.parametrize("method", [method.name for method in catalog.METHODS if method.room])
+def test_what_a_method_says_to_expect_was_measured(method: str, hooks: ModuleType) -> None:
+    said = SPREAD.findall(catalog.load(method).expect)
+    assert said or method == "supervised"
+    assert set(said) <= hooks.effects.spreads(method)
+
+
+def test_the_readme_shows_what_the_first_command_printed() -> None:
+    assert (ROOT / "results/default/kd.txt").read_text(encoding="utf-8") in PAGES["README.md"]

@@ -442,8 +442,8 @@ def children(pid: int) -> list[int]:
 
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="the system has no /proc to find the worker in")
 def test_killed_worker_is_one_line_and_the_run_goes_on(tmp_path: Path, processes: Processes) -> None:
-    command = ["run", "kd", "--subset", "200", "--val-subset", "40", "--batch-size", "20", "--accelerator", "cpu", "--workers", "1"]
-    command += ["--epochs", "8", "--checkpoint-steps", "10", "--out", str(tmp_path / "run")]
+    command = ["run", "kd", "--data", "digits", "--subset", "200", "--val-subset", "40", "--batch-size", "20", "--accelerator", "cpu"]
+    command += ["--workers", "1", "--epochs", "8", "--checkpoint-steps", "10", "--out", str(tmp_path / "run")]
     checkpoint = tmp_path / "run/teacher/last.ckpt"
     running = processes.start("stillroom.cli", *command, merged=True)
     wait_for(running, lambda: changed(checkpoint))

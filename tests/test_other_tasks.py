@@ -101,6 +101,6 @@ def test_methods_of_several_stages_say_why_they_host_nothing(method: str, capsys
 def test_a_host_that_cannot_be_is_refused_before_anything_is_trained(
     host: str, why: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["run", "dot", "--host", host, "--subset", "32", "--epochs", "1", "--out", str(tmp_path / "run")]) == 2
+    assert main(["run", "dot", "--host", host, "--data", "digits", "--subset", "32", "--epochs", "1", "--out", str(tmp_path / "run")]) == 2
     assert why in capsys.readouterr().err
     assert not (tmp_path / "run").exists()

@@ -133,13 +133,13 @@ ROUTES: dict[str, tuple[tuple[str, ...], Callable[[str], list[str]]]] = {
     "export": (TASKS, lambda task: ["export", "RUN", "--format", "safetensors"]),
     "run --teacher": (TASKS, lambda task: ["run", *JOBS[task], "--teacher", "RUN", "--epochs", "1", "--out", "out"]),
     "run --student": (TASKS, lambda task: ["run", *JOBS[task], "--student", "RUN", "--epochs", "1", "--out", "out"]),
-    "cache": ((CLASSIFICATION, DETECTION), lambda task: ["cache", *JOBS[task][1:3], "--teacher", "RUN", "--out", "out"]),
+    "cache": (TASKS, lambda task: ["cache", *JOBS[task][1:3], "--teacher", "RUN", "--out", "out"]),
     "cache-labels": ((CLASSIFICATION,), lambda task: ["cache-labels", "--data", "digits", "--teacher", "RUN", "--out", "out"]),
     "compare": (
-        (CLASSIFICATION, DETECTION),
+        TASKS,
         lambda task: ["compare", JOBS[task][0], *JOBS[task][1:], "--teacher", "RUN", "--epochs", "1", "--out", "out"],
     ),
-    "a group's member": ((CLASSIFICATION,), lambda task: ["run", "orc", "--group", "[RUN]", "--epochs", "1", "--out", "out"]),
+    "a group's member": ((CLASSIFICATION,), lambda task: ["run", "orc", "--data", "digits", "--group", "[RUN]", "--out", "out"]),
 }
 
 

@@ -69,7 +69,8 @@ def test_average_gradients_keeps_absent_absent_in_one_process() -> None:
 
 
 def test_ctrl_c_ends_cleanly_says_how_to_go_on_and_the_next_start_finishes(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "stillroom.cli", "run", "kd", "--out", str(tmp_path / "run"), "--epochs", "300", "--subset", "160"]
+    command = [sys.executable, "-m", "stillroom.cli", "run", "kd", "--data", "digits", "--out", str(tmp_path / "run")]
+    command += ["--epochs", "300", "--subset", "160"]
     command += ["--checkpoint-steps", "2"]
     running = subprocess.Popen(command, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     checkpoint = tmp_path / "run/teacher/last.ckpt"

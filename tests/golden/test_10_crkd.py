@@ -27,7 +27,7 @@ def relation_kd(inputs: dict[str, Tensor], params: dict[str, Any]) -> dict[str, 
     student, teacher = inputs["student_logits"].requires_grad_(), inputs["teacher_logits"]
     labelled, known = inputs["mask_labeled"].bool(), params["num_labeled_classes"]
     tau, softening = params["temperature"], params["kd_temperature"]
-    loss = relation_loss(student, teacher, labelled, temperature=tau, kd_temperature=softening)
+    loss = relation_loss(student, teacher, labelled, cosine_temperature=tau, temperature=softening)
     mass, weight = relation_weight(student, labelled, known, tau * softening)
     (gradient,) = torch.autograd.grad(loss.mean(), [student])
     return {
@@ -59,7 +59,7 @@ def discovery_step(inputs: dict[str, Tensor], params: dict[str, Any]) -> dict[st
     )
     cluster = swapped_prediction(logits, targets, tau)
     teacher = inputs["teacher_logits_lab"][:large, None]
-    relation = relation_loss(logits[:large], teacher, labelled, temperature=tau, kd_temperature=params["kd_temperature"])
+    relation = relation_loss(logits[:large], teacher, labelled, cosine_temperature=tau, temperature=params["kd_temperature"])
     loss = cluster.mean() + params["alpha"] * relation.mean()
     by_known, by_novel = torch.autograd.grad(loss, [known, novel])
     return {
@@ -79,7 +79,7 @@ def heads(inputs: dict[str, Tensor], params: dict[str, Any]) -> dict[str, Tensor
     network = DiscoveryNetwork(
         KnownClassifier(nn.Identity(), known),
         novel_classes,
-        heads=params["num_heads"],
+        novel_heads=params["num_heads"],
         hidden=params["hidden_dim"],
         projection=params["proj_dim"],
         layers=params["num_hidden_layers"],

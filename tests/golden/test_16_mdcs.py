@@ -30,7 +30,7 @@ class Answers(nn.Module):
 
 def loss(inputs: dict[str, Tensor], params: dict[str, Any]) -> dict[str, Tensor]:
     student, labels = Answers(inputs["logits"]), inputs["targets"]
-    numbers = {"weight": params["kl_weight"], "ramp_epochs": params["kl_warmup_epochs"], "temperature": params["temperature"]}
+    numbers = {"consistency_weight": params["kl_weight"], "ramp_epochs": params["kl_warmup_epochs"], "temperature": params["temperature"]}
     distiller = MDCS(student, class_counts=inputs["class_counts"], lambdas=params["lambdas"], **numbers)
     distiller.shift_EC = prior_shift(inputs["class_counts"], params["lambdas"], epsilon=params["eps"])
     distiller.progress = Progress(epoch=params["epoch"], epochs=max(params["epoch"], 400))

@@ -9,8 +9,14 @@ import torch
 from torch import Tensor
 
 from stillroom.losses.detection import distribution_focal_loss, mean_kl, quality_focal_loss
-from stillroom.methods.bckd.loss import binary_classification_distillation, gap_weights, iou_localisation_distillation
-from stillroom.methods.bckd.terms import bckd_terms, ld_terms, softmax_terms
+from stillroom.methods.bckd import (
+    bckd_terms,
+    binary_classification_distillation,
+    gap_weights,
+    iou_localisation_distillation,
+    ld_terms,
+    softmax_terms,
+)
 from stillroom.tasks.detection.atss import atss, valuable_region
 from stillroom.tasks.detection.boxes import boxes_from_distances, expected_distances
 from stillroom.tasks.detection.dense import dense_targets

@@ -70,7 +70,7 @@ def iterations(inputs: dict[str, Tensor], params: dict[str, Any]) -> dict[str, T
         student,
         pivot,
         group,
-        beta=params["beta"],
+        balance=params["beta"],
         temperature=params["temperature"],
         num_promoted=params["k"],
         feedback_temperature=params.get("tau_feedback", 1.0),

@@ -38,9 +38,9 @@ class Checking(Discovery):
 
 
 def main(out: Path) -> dict[str, Any]:
-    data = NovelClassData("shapes,train=2,val=1", known=36, batch_size=40)
+    data = NovelClassData("shapes,train=2,val=1", known_classes=36, batch_size=40)
     shown = data.in_views(*crops("small", 16, data.mean, data.std, large=2, small=0), said="two")
-    distiller = Checking(DiscoveryNetwork(network(), 24, heads=2, hidden=8, projection=5), network())
+    distiller = Checking(DiscoveryNetwork(network(), 24, novel_heads=2, hidden=8, projection=5), network())
     lab = Lab(LabOptions(out=out, accelerator="cpu", devices=2, strategy="ddp"))
     lab.fit(distiller, shown, Training(epochs=2, lr=0.1, schedule="constant"), name="crkd")
     return {"student": distiller.student.state_dict(), **distiller.found}

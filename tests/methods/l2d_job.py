@@ -15,7 +15,7 @@ from stillroom.tasks.multilabel import HeadOptions, MLDecoder, MultiLabelData, M
 def network(width: int, embed_dim: int, dropout: float = 0.0) -> nn.Module:
     torch.manual_seed(width)
     backbone = nn.Sequential(nn.Conv2d(3, width, 3, stride=2), nn.ReLU())
-    return MultiLabelNetwork(backbone, MLDecoder(width, 10, HeadOptions(embed_dim, heads=2, feedforward=16, dropout=dropout)))
+    return MultiLabelNetwork(backbone, MLDecoder(width, 10, HeadOptions(embed_dim, attention_heads=2, feedforward=16, dropout=dropout)))
 
 
 def main(out: Path, devices: int) -> None:

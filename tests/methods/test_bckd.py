@@ -19,10 +19,17 @@ from stillroom.engine import Lab, LabOptions, Losses, Progress, Teacher, Trainin
 from stillroom.engine.weights import read_weights
 from stillroom.errors import InputError
 from stillroom.losses.detection import mean_kl
-from stillroom.methods.bckd import BCKD, LD, SoftmaxKD
-from stillroom.methods.bckd.loss import binary_classification_distillation, gap_weights, iou_localisation_distillation
-from stillroom.methods.bckd.recipe import PRESETS
-from stillroom.methods.bckd.terms import bckd_terms
+from stillroom.methods.bckd import (
+    BCKD,
+    EPS,
+    LD,
+    PRESETS,
+    SoftmaxKD,
+    bckd_terms,
+    binary_classification_distillation,
+    gap_weights,
+    iou_localisation_distillation,
+)
 from stillroom.tasks.detection.data import DetectionBatch, DetectionData
 from stillroom.tasks.detection.models import build_detector
 from tests.methods.bckd_job import network, train
@@ -161,10 +168,29 @@ def test_a_level_alone_is_skipped_where_nothing_is(data: DetectionData) -> None:
     assert has == [True, False]
 
 
+def test_positions_count_up_to_the_image_s_edge_or_as_in_the_release_up_to_a_multiple_of_32() -> None:
+    torch.manual_seed(0)
+    student, teacher = network(8, 3), network(12, 4)  # strides 4 and 8
+    images, sizes = torch.randn(2, 3, 64, 96), torch.tensor([[33, 70], [64, 96]])
+    boxes, labels = [torch.tensor([[2.0, 2, 18, 18]])] * 2, [torch.tensor([1])] * 2
+    outputs, told = student.raw(images, sizes), teacher.raw(images, sizes)
+    counted, terms = {}, {}
+    for release in (False, True):
+        distiller = BCKD(student, teacher, count_padding=release, skip_levels_without_positives=False)
+        targets = distiller.targets(outputs, boxes, labels)
+        counted[release] = [level.sum(1).tolist() for level in targets.weights]
+        terms[release] = distiller.distillation(outputs, told, targets)["bcd"]
+    assert counted[False] == [[9 * 18, 16 * 24], [5 * 9, 8 * 12]]  # rows times columns whose centres, multiples of the stride, lie inside
+    assert counted[True] == [[16 * 24, 16 * 24], [8 * 12, 8 * 12]]
+    every = [binary_classification_distillation(*(each.logits[level].flatten(0, 1) for each in (outputs, told))) for level in range(2)]
+    torch.testing.assert_close(terms[True], torch.cat(every).sum() / (targets.positives + EPS))
+    assert terms[False] < terms[True]
+
+
 @pytest.mark.parametrize(
     ("make", "named"),
     [
-        (lambda student, teacher: BCKD(student, teacher, beta=-1), "beta"),
+        (lambda student, teacher: BCKD(student, teacher, gap_exponent=-1), "gap_exponent"),
         (lambda student, teacher: BCKD(student, teacher, cls_weight=-1), "cls_weight"),
         (lambda student, teacher: SoftmaxKD(student, teacher, temperature=0), "temperature"),
         (lambda student, teacher: SoftmaxKD(student, teacher, region="some"), "region"),

@@ -44,7 +44,7 @@ def batch(size: int = 8, seed: int = 0) -> Batch:
 
 
 def test_terms_and_their_weights() -> None:
-    one, other = crd(), crd(task_weight=0.5, weight=2.4)
+    one, other = crd(), crd(task_weight=0.5, contrast_weight=2.4)
     torch.manual_seed(1)
     losses = one.losses(batch())
     torch.manual_seed(1)
@@ -161,8 +161,8 @@ def test_task_term_is_plain_cross_entropy() -> None:
 @pytest.mark.parametrize(
     ("argument", "make"),
     [
-        ("temperature", lambda: crd(temperature=0.0)),
-        ("weight", lambda: crd(weight=-0.1)),
+        ("contrast_temperature", lambda: crd(contrast_temperature=0.0)),
+        ("contrast_weight", lambda: crd(contrast_weight=-0.1)),
         ("task_weight", lambda: crd(task_weight=float("nan"))),
         ("negatives", lambda: crd(negatives=0)),
         ("momentum", lambda: crd(momentum=1.0)),

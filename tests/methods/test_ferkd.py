@@ -155,7 +155,7 @@ def test_two_processes_equal_one(tmp_path: Path, bank: LabelBank, processes: Pro
 
 # The experiment
 
-SMALL = ["--subset", "120", "--val-subset", "40", "--batch-size", "24", "--accelerator", "cpu", "--epochs", "6"]
+SMALL = ["--data", "digits", "--subset", "120", "--val-subset", "40", "--batch-size", "24", "--accelerator", "cpu", "--epochs", "6"]
 
 
 def test_a_run_of_its_own_and_one_from_its_bank(tmp_path: Path) -> None:
@@ -188,7 +188,7 @@ def test_a_run_of_its_own_and_one_from_its_bank(tmp_path: Path) -> None:
         (["--num-crops", "0"], "--crops: got 0"),
         (["--mix", "cutout"], "--mix: got cutout"),
         (["--crop-area", "[0.5, 2]"], "area: got [0.5, 2.0]"),
-        (["--flip", "2"], "--flip: got 2.0"),
+        (["--crop-flip", "2"], "--crop-flip: got 2.0"),
         (["--student", "stillroom/nothing"], "--student: got stillroom/nothing"),
         (["--missing", "perhaps"], "--missing: got perhaps"),
         (["--temperature", "0"], "--temperature: got 0.0"),
@@ -210,7 +210,7 @@ def test_dot_says_at_once_that_it_cannot_host_ferkd(
     bank: LabelBank, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    data = ["--subset", "160", "--val-subset", "75", "--augment", "none", "--accelerator", "cpu"]
+    data = ["--data", "digits", "--subset", "160", "--val-subset", "75", "--augment", "none", "--accelerator", "cpu"]
     assert main(["run", "dot", "--host", "ferkd", "--host-options", json.dumps({"labels": str(bank.path)}), *data]) == 2
     assert "--host: got FerKD, which has no task term" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
@@ -233,7 +233,7 @@ NUMBERS: dict[str, dict[str, Any]] = {
         "clip_norm": None,
     },
 }
-COMMON = {"temperature": 1, "epsilon": 0.1, "thresholds": [0.03, 0.2, 0.97], "mix": "selfmix", "mix_probability": 1, "score": "max"}
+COMMON = {"temperature": 1, "label_smoothing": 0.1, "thresholds": [0.03, 0.2, 0.97], "mix": "selfmix", "mix_probability": 1, "score": "max"}
 
 
 @pytest.mark.parametrize("preset", NUMBERS)
@@ -252,7 +252,7 @@ def test_the_labeller_s_numbers_are_the_papers(capsys: pytest.CaptureFixture[str
     expected = {"crops": 500, "batch_size": 50, "crop_area": [0.08, 0.936], "label_type": "marginal_smoothing_k5", "temperature": 1}
     expected |= {
         "image_size": 475,
-        "flip": 0.5,
+        "crop_flip": 0.5,
         "interpolation": "bicubic",
         "teacher": "timm/tf_efficientnet_l2.ns_jft_in1k_475@pretrained",
     }

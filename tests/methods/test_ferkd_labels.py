@@ -97,7 +97,7 @@ def test_a_whole_bank_is_adapted_by_its_quantiles(tmp_path: Path, bank: LabelBan
     torch.manual_seed(0)
     teacher = Teacher(build_classifier("stillroom/convnet4", num_classes=10).network, precision="fp32")
     own = label_images(tmp_path / "bank", teacher, digits(), Labelling(crops=8, label_type=label_type, dtype="fp32"))
-    new = adapted_bank(own, Calibration((0.1, 0.3, 0.9), epsilon=0.2))
+    new = adapted_bank(own, Calibration((0.1, 0.3, 0.9), label_smoothing=0.2))
     said = new.about["adaptation"]
     if label_type != "hard":  # all of them equally sure
         assert said["shares"] == pytest.approx({"discarded": 0.2, "hard": 0.2, "important": 0.6}, abs=0.01)
@@ -113,7 +113,7 @@ def test_a_whole_bank_is_adapted_by_its_quantiles(tmp_path: Path, bank: LabelBan
     assert hard.float().mean() == pytest.approx(said["shares"]["hard"] / (1 - said["shares"]["discarded"]), abs=0.02)
     for name in ("coords", "flips", "targets"):
         assert np.array_equal(new.arrays[name], own.arrays[name])
-    again = adapted_bank(own, Calibration((0.1, 0.3, 0.9), epsilon=0.2))
+    again = adapted_bank(own, Calibration((0.1, 0.3, 0.9), label_smoothing=0.2))
     assert again.path == new.path
     assert adapted_bank(own, Calibration()).path != new.path
 
@@ -135,7 +135,7 @@ def test_the_teacher_is_counted_right_where_it_is(bank: LabelBank) -> None:
     [
         ({"thresholds": (0.3, 0.2, 0.9)}, r"thresholds: got \[0.3, 0.2, 0.9\], expected three numbers 0 <= T_L <= T_M <= T_T <= 1"),
         ({"thresholds": (0.1, 0.2, float("nan"))}, "thresholds: got"),
-        ({"epsilon": 1.5}, "epsilon: got 1.5"),
+        ({"label_smoothing": 1.5}, "label_smoothing: got 1.5"),
         ({"score": "gt"}, "score: got gt, expected one of max, truth"),
     ],
 )

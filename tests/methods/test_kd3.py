@@ -29,7 +29,8 @@ from tests.methods.kd3_job import main as train
 from tests.processes import Processes
 from tests.tasks.classification.miniatures import cifar100, classes_of_pictures, picture
 
-SMALL = ("--epochs", "2", "--subset", "40", "--val-subset", "20", "--batch-size", "8", "--accelerator", "cpu", "--workers", "0")
+SMALL = ("--data", "digits", "--subset", "40", "--val-subset", "20", "--epochs", "2")
+SMALL += ("--batch-size", "8", "--accelerator", "cpu", "--workers", "0")
 
 
 @pytest.fixture(scope="module")
@@ -46,13 +47,13 @@ def batch(size: int = 6) -> Batch:
 
 
 def test_terms_are_those_of_the_paper(data: ImageData) -> None:
-    distiller, shown = made(data, contrast_weight=0.5, temperature=0.3), batch()
+    distiller, shown = made(data, contrast_weight=0.5, contrast_temperature=0.3), batch()
     torch.manual_seed(1)
     losses = distiller.losses(shown)
     assert set(losses.terms) == {"feature", "contrast"}
     assert not losses.task
 
-    again = made(data, contrast_weight=0.5, temperature=0.3)
+    again = made(data, contrast_weight=0.5, contrast_temperature=0.3)
     student, (network,) = again.student, again.teacher.networks
     torch.manual_seed(1)
     mixed = again.mix(shown.images)
@@ -283,7 +284,7 @@ def user(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     common = ("--data", f"imagefolder:{root / 'letters'}", "--batch-size", "8", "--accelerator", "cpu", "--workers", "0")
     teacher = ("--student", "stillroom/wrn_16_1", "--epochs", "1", "--out", str(root / "teacher"))
     assert main(["run", "supervised", *common, *teacher]) == 0
-    options = ("--teacher", str(root / "teacher"), "--student", "stillroom/resnet8", "--epochs", "2", "--web", str(root / "pile"))
+    options = ("--teacher", str(root / "teacher"), "--student", "stillroom/resnet8", "--epochs", "2", "--unlabelled", str(root / "pile"))
     assert main(["run", "kd3", *common, *options, "--out", str(root / "run")]) == 0
     return {"root": root, "run": root / "run", "pile": root / "pile"}
 
@@ -308,7 +309,7 @@ def test_a_users_run_leaves_a_student_that_can_be_used(user: dict[str, Path], tm
 
 def test_the_students_run_can_be_distilled_into_again(user: dict[str, Path], tmp_path: Path) -> None:
     common = ("--data", f"imagefolder:{user['root'] / 'letters'}", "--batch-size", "8", "--accelerator", "cpu", "--workers", "0")
-    options = ("--teacher", str(user["run"]), "--student", str(user["run"]), "--web", str(user["pile"]), "--epochs", "1")
+    options = ("--teacher", str(user["run"]), "--student", str(user["run"]), "--unlabelled", str(user["pile"]), "--epochs", "1")
     assert main(["run", "kd3", *common, *options, "--out", str(tmp_path / "again")]) == 0
     assert json.loads((tmp_path / "again/student.json").read_text())["model"].startswith("shared:shared:stillroom/resnet8,")
     assert stillroom.load(tmp_path / "again").classes == ("a", "b", "c")
@@ -322,11 +323,11 @@ def test_it_is_compared_with_others(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (("--web", "nowhere"), "--web: got nowhere, expected a folder or a zip file that exists"),
+        (("--unlabelled", "nowhere"), "--unlabelled: got nowhere, expected a folder or a zip file that exists"),
         (("--cutoff", "0"), "--cutoff: got 0.0, expected a number above 0 and up to 1"),
-        (("--beta", "0"), "--beta: got 0.0, expected a finite number above 0"),
+        (("--mix-beta", "0"), "--mix-beta: got 0.0, expected a finite number above 0"),
         (("--contrast", "both"), "--contrast: got both, expected one of separate, cross"),
-        (("--web-augment", "crop"), "--web-augment: got crop, expected one of cifar"),
+        (("--unlabelled-augment", "crop"), "--unlabelled-augment: got crop, expected one of cifar"),
         (
             ("--student", "timm/test_vit", "--image-size", "32"),
             "--student-layer: got nothing, expected the module path of the last feature map",
@@ -349,7 +350,8 @@ def test_bad_input_is_one_line(options: tuple[str, ...], message: str, tmp_path:
 
 
 def test_a_cache_is_no_teacher_here(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    cache = ("--subset", "40", "--val-subset", "20", "--accelerator", "cpu", "--epochs", "1", "--out", str(tmp_path / "cache"))
+    cache = ("--data", "digits", "--subset", "40", "--val-subset", "20", "--epochs", "1")
+    cache += ("--accelerator", "cpu", "--out", str(tmp_path / "cache"))
     assert main(["cache", *cache]) == 0
     capsys.readouterr()
     options = ("--teacher", f"cache:{tmp_path / 'cache'}", "--out", str(tmp_path / "run"))
@@ -374,10 +376,10 @@ def test_the_numbers_are_the_papers(preset: str, capsys: pytest.CaptureFixture[s
         "offset": 160,
         "steepness": 5,
         "factor": 2,
-        "beta": 0.1,
+        "mix_beta": 0.1,
         "mix_probability": 1,
         "partners": "random",
-        "temperature": 0.3,
+        "contrast_temperature": 0.3,
         "contrast_weight": 0.001,
         "contrast": "separate",
         "embed_dim": 128,
@@ -404,7 +406,7 @@ def test_a_step_on_the_papers_data(tmp_path: Path) -> None:
     """The paper's networks on CIFAR's files and a folder of web images, in small."""
     for number in range(12):
         picture(tmp_path / "web" / f"n{number % 3}" / f"{number}.JPEG", (20 * number, 99, 10), (32, 32))
-    small = ["--data", f"cifar100:{cifar100(tmp_path / 'cifar')}", "--web", f"imagefolder:{tmp_path / 'web'}", "--epochs", "1"]
+    small = ["--data", f"cifar100:{cifar100(tmp_path / 'cifar')}", "--unlabelled", f"imagefolder:{tmp_path / 'web'}", "--epochs", "1"]
     small += ["--batch-size", "4", "--subset", "8", "--val-subset", "5", "--workers", "0", "--accelerator", "cpu"]
     assert main(["run", "kd3", "--preset", "paper:cifar100", *small, "--out", str(tmp_path / "run")]) == 0
     card = json.loads((tmp_path / "run/student.json").read_text())

@@ -81,10 +81,10 @@ def test_a_pile_of_broken_images_is_none(tmp_path: Path, size: int) -> None:
 @pytest.mark.parametrize(
     ("web", "message"),
     [
-        ("imagefolder:nowhere", "web: got nowhere, expected a folder or a zip file that exists"),
-        ("nowhere", "web: got nowhere, expected a folder or a zip file that exists, or other data"),
-        ("", "web: got nothing, expected a folder or a zip file that exists, or other data"),
-        ("cifra100:nowhere", "web: got cifra100:nowhere, expected one of cifar100"),
+        ("imagefolder:nowhere", "unlabelled: got nowhere, expected a folder or a zip file that exists"),
+        ("nowhere", "unlabelled: got nowhere, expected a folder or a zip file that exists, or other data"),
+        ("", "unlabelled: got nothing, expected a folder or a zip file that exists, or other data"),
+        ("cifra100:nowhere", "unlabelled: got cifra100:nowhere, expected one of cifar100"),
     ],
 )
 def test_refuses_what_is_not_there(data: ImageData, web: str, message: str) -> None:
@@ -94,20 +94,20 @@ def test_refuses_what_is_not_there(data: ImageData, web: str, message: str) -> N
 
 def test_refuses_a_folder_without_images_and_a_single_one(data: ImageData, tmp_path: Path) -> None:
     (tmp_path / "notes.txt").touch()
-    with pytest.raises(InputError, match=r"web: .* expected images in it"):
+    with pytest.raises(InputError, match=r"unlabelled: .* expected images in it"):
         WebData(data, str(tmp_path))
     picture(tmp_path / "lonely.png")
-    with pytest.raises(InputError, match="web: got one image"):
+    with pytest.raises(InputError, match="unlabelled: got one image"):
         WebData(data, str(tmp_path))
 
 
 def test_refuses_statistics_and_changes_that_there_are_not(data: ImageData) -> None:
-    for options in ({"std": (0.1, 0.0, 0.1)}, {"mean": (0.1, 0.1)}):
-        with pytest.raises(InputError, match="web_std"):
+    for options, named in (({"std": (0.1, 0.0, 0.1)}, "unlabelled_std"), ({"mean": (0.1, 0.1)}, "unlabelled_mean")):
+        with pytest.raises(InputError, match=f"^{named}: got"):
             WebData(data, **options)  # type: ignore[arg-type]
-    with pytest.raises(InputError, match="web_augment: got crop"):
+    with pytest.raises(InputError, match="unlabelled_augment: got crop"):
         WebData(data, augment="crop")
-    with pytest.raises(InputError, match="web: got restyled, expected imagefolder:PATH"):
+    with pytest.raises(InputError, match="unlabelled: got restyled, expected imagefolder:PATH"):
         WebData(ImageData("digits", image_size=96, subset=20, val_subset=10))
 
 

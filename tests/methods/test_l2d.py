@@ -329,7 +329,7 @@ PAPER = {
     "class_aware_weight": 100,
     "instance_aware_weight": 1000,
     "embed_dim": 768,
-    "heads": 8,
+    "attention_heads": 8,
     "feedforward": 2048,
     "dropout": 0.1,
     "batch_size": 64,
@@ -388,7 +388,7 @@ def test_a_step_of_each_preset_on_the_sets_formats(tmp_path: Path) -> None:
         (["--embed-dim", "63"], "--embed-dim: got 63, expected a multiple of the number of heads, 4"),
         (["--data", "digits"], "--data: got digits, expected one of mosaics, coco, voc, csv"),
         (["--data", "coco:here"], "--data: got coco:here, expected coco:IMAGES,ANNOTATIONS.json"),
-        (["--teacher", "cache:there"], "--teacher: got cache:there, expected a network"),
+        (["--teacher", "cache:there"], "--teacher: got there, which is no cache"),
         (["--teacher-stop", "30"], "--teacher-stop: got 30, expected an epoch from 1 to 20"),
         (["--logits-weight", "-1"], "--logits-weight: got -1"),
         (["--augment", "cifar"], "--augment: got cifar, expected one of"),
@@ -400,3 +400,26 @@ def test_bad_input_is_one_line(arguments: list[str], message: str, tmp_path: Pat
     assert said.startswith(f"stillroom: {message}")
     assert "\n" not in said
     assert not (tmp_path / "run").exists()
+
+
+def test_it_learns_from_a_cache_of_its_teacher(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = [
+        "--data",
+        "mosaics,train=32,val=16,teacher=32",
+        "--augment",
+        "turn",
+        "--batch-size",
+        "16",
+        "--epochs",
+        "1",
+        "--accelerator",
+        "cpu",
+    ]
+    cache, run = str(tmp_path / "cache"), tmp_path / "run"
+    taught = ["--teacher", "stillroom/strided24", "--taps", "head.decoder", "--views", "2", "--dtype", "fp32"]
+    assert main(["cache", *data, *taught, "--out", cache]) == 0
+    assert "logits, head.decoder of 32 images, 2 views each" in capsys.readouterr().out
+    assert main(["run", "l2d", *data, "--teacher", f"cache:{cache}", "--out", str(run)]) == 0
+    assert json.loads((run / "metrics.json").read_text())["stages"]["teacher"][0]["model"] == "stillroom/strided24"
+    assert main(["run", "l2d", *data, "--subset", "20", "--teacher", f"cache:{cache}", "--out", str(tmp_path / "other")]) == 2
+    assert "subset was None, now 20" in capsys.readouterr().err

@@ -193,14 +193,14 @@ def test_losses_are_the_terms_of_one_forward_over_both_views() -> None:
 
 @pytest.mark.parametrize(("epoch", "ramp", "factor"), [(1, 20, 0.05), (20, 20, 1.0), (33, 20, 1.0), (1, 0, 1.0)])
 def test_the_ramp_counts_epochs_from_one(epoch: int, ramp: float, factor: float) -> None:
-    distiller = MDCS(student(), class_counts=[1] * 10, ramp_epochs=ramp, weight=2.0)
+    distiller = MDCS(student(), class_counts=[1] * 10, ramp_epochs=ramp, consistency_weight=2.0)
     distiller.progress = Progress(epoch=epoch, epochs=400)
-    full = MDCS(student(), class_counts=[1] * 10, ramp_epochs=0, weight=1.0)
+    full = MDCS(student(), class_counts=[1] * 10, ramp_epochs=0, consistency_weight=1.0)
     torch.testing.assert_close(distiller.losses(views()).distill["consistency"], 2 * factor * full.losses(views()).distill["consistency"])
 
 
 def test_a_weight_of_zero_leaves_the_consistency_out() -> None:
-    losses = MDCS(student(), class_counts=[1] * 10, weight=0).losses(views())
+    losses = MDCS(student(), class_counts=[1] * 10, consistency_weight=0).losses(views())
     assert set(losses.terms) == {"diversity"}
 
 
@@ -218,7 +218,7 @@ def test_the_student_needs_experts_and_the_batch_two_views() -> None:
         MDCS(student(), class_counts=[1] * 10).losses(Batch(batch.views[0], batch.labels, batch.ids))  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("option", [{"weight": -1}, {"ramp_epochs": -1}, {"temperature": 0}, {"backbone_lr": -0.1}])
+@pytest.mark.parametrize("option", [{"consistency_weight": -1}, {"ramp_epochs": -1}, {"temperature": 0}, {"backbone_lr": -0.1}])
 def test_numbers_out_of_range_are_refused(option: dict[str, float]) -> None:
     with pytest.raises(InputError, match=next(iter(option))):
         MDCS(student(), class_counts=[1] * 10, **option)
@@ -252,7 +252,7 @@ class FallingMDCS(MDCS):
         return super().losses(batch)
 
 
-PLAN = Training(epochs=4, lr=0.1, nesterov=True, schedule="cosine", warmup_epochs=2)
+PLAN = Training(epochs=4, lr=0.1, nesterov=True, schedule="cosine", warmup_epochs=2, step_per="epoch")
 
 
 def run(out: Path, data: LongTailedImages) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -299,6 +299,14 @@ def test_two_processes_equal_one(tmp_path: Path, processes: Processes) -> None:
 
 
 def test_build_hands_on_every_option(tail: LongTailedImages) -> None:
-    made = build(student(), None, tail, lambdas=(0.0, 0.0, 0.0), weight=0.5, ramp_epochs=3, confident_only=False, views="cifar")
-    assert (made.lambdas, made.weight, made.ramp_epochs, made.confident_only, made.views) == ((0.0,) * 3, 0.5, 3, False, "cifar")
+    made = build(
+        student(), None, tail, lambdas=(0.0, 0.0, 0.0), consistency_weight=0.5, ramp_epochs=3, confident_only=False, view_style="cifar"
+    )
+    assert (made.lambdas, made.consistency_weight, made.ramp_epochs, made.confident_only, made.view_style) == (
+        (0.0,) * 3,
+        0.5,
+        3,
+        False,
+        "cifar",
+    )
     torch.testing.assert_close(made.shift_EC, torch.zeros(3, 10))

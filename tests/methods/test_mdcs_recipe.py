@@ -90,13 +90,13 @@ def test_experts_of_ones_own(photos: Path, tmp_path: Path) -> None:
     [
         (["--student", "stillroom/convnet4"], "student: got ConvNet, expected a network of experts"),
         (["--lambdas", "[0,1]"], "lambdas: got [0.0, 1.0], expected one number for each of the student's 3 experts"),
-        (["--weight", "-1"], "weight: got -1.0, expected a finite number of at least 0"),
+        (["--consistency-weight", "-1"], "consistency_weight: got -1.0, expected a finite number of at least 0"),
         (["--temperature", "0"], "temperature: got 0.0, expected a finite number above 0"),
         (["--few-below", "300"], "few_below: got 300, expected a number from 0 to 101"),
         (["--data", "digits,imbalance=exp:5000"], "data: got imbalance=exp:5000, expected a ratio of at most"),
         (["--pretrained", "resnet.pth"], "student: got stillroom/convnet_experts, expected a ResNet for photographs"),
         (["--pretrained", "none.pth", "--student", "stillroom/resnet50_experts"], "pretrained: got 'none.pth', which does not exist"),
-        (["--views", "cifr"], "views: got cifr, expected one of small, cifar, imagenet"),
+        (["--view-style", "cifr"], "view_style: got cifr, expected one of small, cifar, imagenet"),
     ],
 )
 def test_what_cannot_be_used_is_said_in_one_line_before_anything_is_trained(
@@ -118,11 +118,11 @@ def test_it_can_be_compared_with_other_methods(tmp_path: Path) -> None:
 
 # Presets: the specification's table -------------------------------------------------------------------------------------------------------
 
-SHARED = {"optimizer": "sgd", "momentum": 0.9, "nesterov": True, "lambdas": [-0.5, 1.0, 2.5], "weight": 0.6, "temperature": 1.0}
-SHARED |= {"ramp_epochs": 20, "confident_only": True, "decay": 0.1}
-CIFAR = {"student": "stillroom/resnet32_experts", "batch_size": 64, "lr": 0.1, "weight_decay": 5e-4, "epochs": 400, "views": "cifar"}
+SHARED = {"optimizer": "sgd", "momentum": 0.9, "nesterov": True, "lambdas": [-0.5, 1.0, 2.5], "consistency_weight": 0.6, "temperature": 1.0}
+SHARED |= {"ramp_epochs": 20, "confident_only": True, "decay": 0.1, "step_per": "epoch"}
+CIFAR = {"student": "stillroom/resnet32_experts", "batch_size": 64, "lr": 0.1, "weight_decay": 5e-4, "epochs": 400, "view_style": "cifar"}
 CIFAR |= {"schedule": "multistep", "warmup_epochs": 20, "milestones": [200, 320, 380], "std": [0.2023, 0.1994, 0.201]}
-IMAGENET = {"student": "stillroom/resnet50_experts", "image_size": 224, "views": "imagenet", "epochs": 400, "backbone_lr": None}
+IMAGENET = {"student": "stillroom/resnet50_experts", "image_size": 224, "view_style": "imagenet", "epochs": 400, "backbone_lr": None}
 TABLE: dict[str, dict[str, Any]] = {
     "paper": {**CIFAR, "data": "cifar100:data/cifar100,imbalance=exp:100"},
     "paper:cifar10": {**CIFAR, "data": "cifar10:data/cifar10,imbalance=exp:100"},

@@ -69,7 +69,7 @@ def test_the_papers_views_read_files_and_tensors(style: Any, size: int) -> None:
             assert first.shape == (3, size, size)
             assert first.dtype == torch.float32
             assert torch.equal(first, again)
-    with pytest.raises(InputError, match="views"):
+    with pytest.raises(InputError, match="view_style"):
         two_views("imagnet", 32, *STATISTICS)  # type: ignore[arg-type]
 
 

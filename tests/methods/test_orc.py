@@ -276,7 +276,7 @@ def test_running_statistics_move_once_in_an_iteration() -> None:
 
 def test_a_group_of_one_with_a_frozen_pivot_is_kd(tmp_path: Path, digits: ImageData) -> None:
     pivot = net(12)
-    alone = orc((), promotion="none", intensive=False, beta=0.9)
+    alone = orc((), promotion="none", intensive=False, balance=0.9)
     kd = KD(net(4), Teacher(pivot, precision="fp32", fold=False), temperature=4.0, task_weight=0.1, kd_weight=0.9)
     states = []
     for made in (alone, kd):
@@ -499,8 +499,8 @@ def test_processes_agree_on_roles_and_end_equal(tmp_path: Path, processes: Proce
         ("num_promoted", {"num_promoted": 3}, "got 3, expected a number from 0 to 2: of a group of 3 networks"),
         ("num_promoted", {"num_promoted": -1}, "got -1"),
         ("fixed_index", {"fixed_index": 3}, "got 3, expected a number from 0 to 2"),
-        ("beta", {"beta": 1.5}, "got 1.5, expected a number from 0 to 1"),
-        ("beta", {"beta": math.nan}, "got nan"),
+        ("balance", {"balance": 1.5}, "got 1.5, expected a number from 0 to 1"),
+        ("balance", {"balance": math.nan}, "got nan"),
         ("temperature", {"temperature": 0.0}, "got 0.0"),
         ("mixup_alpha", {"mixup_alpha": 0.0}, "got 0.0"),
         ("feedback_temperature", {"feedback_temperature": -1.0}, "got -1.0"),
@@ -561,7 +561,7 @@ def test_refuses_to_accumulate_and_to_be_a_host() -> None:
 
 
 def test_a_loop_of_one_s_own_teaches_everybody() -> None:
-    made = orc(beta=0.2, pivot_lr_factor=1.0)
+    made = orc(balance=0.2, pivot_lr_factor=1.0)
     optimizers = started(made, Training(lr=0.05))
     networks = [*made.members, made.pivot]
 

@@ -25,7 +25,7 @@ from stillroom.methods.orc.recipe import PRESETS, specs_of
 from stillroom.tasks.classification import ImageData, build_classifier
 from tests.tasks.classification.miniatures import cifar100, imagenet
 
-SMALL = ["--subset", "160", "--val-subset", "60", "--batch-size", "32", "--epochs", "2", "--accelerator", "cpu"]
+SMALL = ["--data", "digits", "--subset", "160", "--val-subset", "60", "--batch-size", "32", "--epochs", "2", "--accelerator", "cpu"]
 NETWORKS = ["--teacher", "stillroom/convnet9", "--student", "stillroom/convnet4"]
 
 
@@ -129,7 +129,7 @@ def test_a_teacher_that_is_no_network_is_refused(digits: ImageData) -> None:
         (["--group", "stillroom/convnet6@none.safetensors"], "--group: got 'none.safetensors', which does not exist"),
         (["--promotion", "best"], "--promotion: got best, expected one of dynamic, fixed, none"),
         (["--mixing", "both"], "--mixing: got both, expected one of mix, feedback, train"),
-        (["--beta", "1.1"], "--beta: got 1.1, expected a number from 0 to 1"),
+        (["--balance", "1.1"], "--balance: got 1.1, expected a number from 0 to 1"),
         (["--pivot-lr-factor", "-1"], "--pivot-lr-factor: got -1.0"),
         (["--accumulate", "2"], "--accumulate: got 2, expected 1"),
         (["--fixed-index", "7", "--promotion", "fixed"], "--fixed-index: got 7, expected a number from 0 to 2"),
@@ -165,7 +165,7 @@ def test_a_finished_run_needs_no_checkpoint(tmp_path: Path) -> None:
 SHARED = {"optimizer": "sgd", "momentum": 0.9, "schedule": "multistep", "decay": 0.1, "num_promoted": 1, "mixup_alpha": 1.0}
 SHARED |= {"promotion": "dynamic", "feedback_temperature": 1.0, "pivot_lr_factor": 0.1, "teaching": "individual", "intensive": True}
 CIFAR = {**SHARED, "epochs": 240, "lr": 0.05, "weight_decay": 5e-4, "batch_size": 64, "milestones": [150, 180, 210]}
-CIFAR |= {"beta": 0.9, "temperature": 4.0}
+CIFAR |= {"balance": 0.9, "temperature": 4.0}
 CIFAR10 = {"data": "cifar10:data/cifar10", "teacher": "stillroom/resnet26", "group": "stillroom/resnet20,stillroom/resnet14"}
 CIFAR10 |= {"student": "stillroom/resnet8"}
 EARLIER = {"temperature": 5.0, "epochs": 160, "lr": 0.1, "milestones": [80, 120], "weight_decay": 1e-4, "batch_size": 128}
@@ -183,7 +183,7 @@ PAPER: dict[str, dict[str, Any]] = {
         "weight_decay": 1e-4,
         "batch_size": 256,
         "milestones": [30, 60, 90],
-        "beta": 0.5,
+        "balance": 0.5,
         "temperature": 1.0,
     },
 }

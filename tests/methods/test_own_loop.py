@@ -123,7 +123,7 @@ def test_methods_without_a_ramp_warn_of_nothing() -> None:
     with silence():
         for distiller in (KD(net(6), teacher), DOT(KD(net(6), teacher)), dkd(warmup=0), dkd(warmup=1)):
             distiller.losses(batch())
-        mdcs(weight=0.0).losses(views())
+        mdcs(consistency_weight=0.0).losses(views())
 
 
 def test_the_lab_drives_it(tmp_path: Path) -> None:

@@ -61,7 +61,7 @@ KD = {"temperature": 4, "task_weight": 0.1, "kd_weight": 0.9}
 KD_IMAGENET = {"temperature": 1, "task_weight": 0.5, "kd_weight": 0.5}
 DKD = {"alpha": 1, "beta": 8, "temperature": 4, "task_weight": 1, "warmup": 20}
 FITNETS = {"task_weight": 1, "hint_weight": 100}
-CRD = {"embed_dim": 128, "task_weight": 1, "weight": 0.8, "temperature": 0.07, "negatives": 16384}
+CRD = {"embed_dim": 128, "task_weight": 1, "contrast_weight": 0.8, "contrast_temperature": 0.07, "negatives": 16384}
 OWN: dict[tuple[str, str], dict[str, Any]] = {
     ("supervised", "paper"): {},
     ("supervised", "paper:tiny-imagenet"): {},

@@ -288,7 +288,7 @@ def test_the_pool_holds_no_true_label_of_an_unlabelled_image(digits: ImageData) 
 
 @pytest.mark.parametrize("targets", [["3"], ["3", "3"], ["3", "eleven"], ["3", "10"]])
 def test_target_classes_that_there_are_not(digits: ImageData, targets: list[str]) -> None:
-    with pytest.raises(InputError, match="target_classes"):
+    with pytest.raises(InputError, match="known_classes"):
         benchmark(digits, targets, 12, 0.5)
 
 
@@ -371,7 +371,7 @@ def contrast(**options: Any) -> Contrast:
 
 
 def test_contrast_answers_with_the_similarity_to_each_class_s_images() -> None:
-    distiller = contrast(temperature=0.25).eval()
+    distiller = contrast(contrast_temperature=0.25).eval()
     memory, asked = batch([0, 1, 2]), batch([7, 8])
     expected = class_scores(distiller.student(asked.images), distiller.student(memory.images), torch.arange(3), 3) / 0.25
     torch.testing.assert_close(distiller.predict(asked), expected)
@@ -590,7 +590,7 @@ DIGITS = [*SHORT, *SMALL, "--subset", "160", "--val-subset", "80", "--batch-size
 def test_the_command_reports_and_ships_a_student_that_loads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
     monkeypatch.chdir(tmp_path)
     picture(tmp_path / "asked.png", size=(8, 8))
-    assert main(["run", "wad", *DIGITS, "--out", "run", "--target-classes", "[7, 3, 1]", "--labelled", "9"]) == 0
+    assert main(["run", "wad", *DIGITS, "--out", "run", "--known-classes", "[7, 3, 1]", "--labelled", "9"]) == 0
     found = json.loads(Path("run/metrics.json").read_text())
     assert list(found["stages"]) == ["teacher", "alone", "distilled"]
     assert found["stages"]["alone"][0]["epochs"] == found["stages"]["distilled"][0]["epochs"] == 2
@@ -598,7 +598,7 @@ def test_the_command_reports_and_ships_a_student_that_loads(tmp_path: Path, monk
     assert main(["predict", "run", "asked.png"]) == 0
     assert main(["export", "run", "--format", "safetensors"]) == 0
     capsys.readouterr()
-    assert main(["run", "wad", *DIGITS, "--out", "run", "--target-classes", "[7, 3, 1]", "--labelled", "9"]) == 0
+    assert main(["run", "wad", *DIGITS, "--out", "run", "--known-classes", "[7, 3, 1]", "--labelled", "9"]) == 0
     assert "round1: done before" in capsys.readouterr().out
 
 
@@ -635,6 +635,8 @@ def test_own_images_are_numbered_behind_the_labelled_ones_and_told_apart(tmp_pat
     torch.testing.assert_close(blue, torch.tensor([0.0, 80.0, 160.0]), atol=1.0, rtol=0)
     picture(tmp_path / "more" / "3.png")
     assert own_images(data, str(tmp_path / "more")).data.fingerprint != pool.data.fingerprint
+    assert len(own_images(data, f"imagefolder:{tmp_path / 'more'}").unlabelled) == 4
+    assert len(own_images(data, "shapes,train=1,val=1").unlabelled) == 60  # other data, without their labels
 
 
 @pytest.mark.parametrize(
@@ -642,14 +644,15 @@ def test_own_images_are_numbered_behind_the_labelled_ones_and_told_apart(tmp_pat
     [
         (["--labelled", "2"], "labelled: got 2"),
         (["--mismatch", "1"], "mismatch: got 1"),
-        (["--target-classes", "[seven, 3]"], "target_classes: got seven"),
+        (["--known-classes", "[seven, 3]"], "known_classes: got seven"),
         (["--iterations", "0"], "iterations: got 0"),
         (["--knowledge-views", "-1"], "knowledge_views: got -1"),
         (["--promote", "2"], "promote: got 2"),
         (["--unlabelled", "nowhere"], "unlabelled: got nowhere"),
         (["--unlabelled", "empty"], "unlabelled: got empty"),
-        (["--unlabelled", "broken"], "images that can be decoded"),
-        (["--unlabelled", "empty", "--target-classes", "[1, 2]"], "target_classes"),
+        (["--unlabelled", "restyled"], "unlabelled: got restyled"),
+        (["--unlabelled", "broken"], "image that can be decoded"),
+        (["--unlabelled", "empty", "--known-classes", "[1, 2]"], "known_classes"),
         (["--student", "stillroom/wrn_28_2_whitened", "--image-size", "128"], "image_size: got 128"),
         (["--jitter-each"], "a whitened student"),
         (["--teacher", "resnet19"], "teacher: got resnet19"),
@@ -692,7 +695,7 @@ PAPER = {
     "weight_decay": 0,
     "batch_size": 32,
     "labelled": 800,
-    "temperature": 0.5,
+    "contrast_temperature": 0.5,
     "hidden": 512,
     "embed_dim": 128,
     "promote": 0.1,
@@ -711,11 +714,11 @@ PAPER = {
 @pytest.mark.parametrize(
     ("preset", "own"),
     [
-        ("paper", {"target_classes": ["airplane", "automobile"], "teacher_epochs": 700, "iterations": 1500}),
+        ("paper", {"known_classes": ["airplane", "automobile"], "teacher_epochs": 700, "iterations": 1500}),
         (
             "paper:cifar100",
             {
-                "target_classes": [
+                "known_classes": [
                     str(number) for number in (3, 42, 43, 88, 97, 15, 19, 21, 32, 39, 35, 63, 64, 66, 75, 37, 50, 65, 74, 80)
                 ],
                 "teacher_epochs": 2000,
@@ -735,7 +738,7 @@ def test_the_presets_have_the_specification_s_numbers(preset: str, own: dict[str
 @pytest.mark.parametrize("preset", ["paper", "paper:cifar100"])
 def test_the_paper_s_networks_on_its_data_in_small(preset: str, tmp_path: Path) -> None:
     data = f"cifar10:{cifar10(tmp_path / 'data')}" if preset == "paper" else f"cifar100:{cifar100(tmp_path / 'data', 40)}"
-    few = [] if preset == "paper" else ["--target-classes", "[0, 4]"]
+    few = [] if preset == "paper" else ["--known-classes", "[0, 4]"]
     small = ["--data", data, *SHORT, "--labelled", "6", "--batch-size", "4", "--rounds", "1", "--image-size", "8", *few]
     out = tmp_path / "run"
     assert main(["run", "wad", "--preset", preset, *small, "--out", str(out)]) == 0

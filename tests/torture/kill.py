@@ -34,7 +34,8 @@ if TYPE_CHECKING:
     Running = subprocess.Popen[str] | Process
 
 # Twelve steps make an epoch, with a checkpoint after the third, sixth, ninth and last.
-JOB = ["--subset", "200", "--val-subset", "60", "--batch-size", "16", "--epochs", "8", "--checkpoint-steps", "3", "--accelerator", "cpu"]
+JOB = ["--data", "digits", "--subset", "200", "--val-subset", "60", "--batch-size", "16", "--epochs", "8"]
+JOB += ["--checkpoint-steps", "3", "--accelerator", "cpu"]
 CRD_DOT = ["--host", "crd", "--host-options", '{"negatives": 32}']
 DIFFERENT = {"seconds", "samples_per_second", "latency_ms", "started", "finished", "resumed", "out", "command"}
 PATIENCE = 120

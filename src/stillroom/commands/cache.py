@@ -17,6 +17,7 @@ from stillroom.engine.room import setting_of
 from stillroom.engine.run.console import StageDisplay, console
 from stillroom.engine.task import TASKS, task_named
 from stillroom.errors import InputError, one_of
+from stillroom.tasks.images.sources import kind_of
 from stillroom.tasks.students import task_of
 
 PROG = "stillroom cache"
@@ -50,7 +51,7 @@ def _task(arguments: list[str]) -> str:
     """
     if (named := early(arguments, "task")) is not None:
         return one_of("--task", named, TASKS)
-    teacher, kind = early(arguments, "teacher") or "", (early(arguments, "data") or "").partition(":")[0]
+    teacher, kind = early(arguments, "teacher") or "", kind_of(early(arguments, "data") or "")
     if (Path(teacher) / "student.json").is_file():
         if (found := task_of(teacher)) not in TASKS:
             raise InputError("--teacher", f"{teacher}, a run of the task {found}", f"a teacher of {' or '.join(TASKS)}")
@@ -76,7 +77,7 @@ def cache(
         lab: where and how to run.
         data: the images.
         plan: how the teacher is trained, if it has to be.
-        task: what the teacher does; by default the task of the run that it comes from, or the one that the data are made for.
+        task: of the networks; by default that of the run that it comes from, or the one that the data are made for.
         networks: the teacher whose answers are stored.
         views: random versions of each image that are stored, which training then shows in turn; by default 8, without augmentation 1. With
             as many as there are epochs, and the same seed, training sees the very images that it would see without a cache. For detection

@@ -29,7 +29,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "batch_size": 50,
         "crops": 500,
         "crop_area": [0.08, 0.936],
-        "flip": 0.5,
+        "crop_flip": 0.5,
         "label_type": DEFAULT_TYPE,
         "temperature": 1.0,
     }
@@ -66,7 +66,7 @@ def cache_labels(
     dtype: LabelDtype = "fp16",
     temperature: float = 1.0,
     crop_area: tuple[float, float] | None = None,
-    flip: float | None = None,
+    crop_flip: float | None = None,
     interpolation: Interpolation = "bicubic",
     reference: str | None = None,
     records: str | None = None,
@@ -80,19 +80,19 @@ def cache_labels(
         plan: how the teacher is trained, if it has to be.
         networks: the teacher that labels.
         crops: stored crops of each image; of imported records the most that one has.
-        label_type: what is stored of a label: ``ori`` everything, ``hard`` the class, ``smoothing`` the class and its probability,
+        label_type: how labels are stored: ``ori`` everything, ``hard`` the class, ``smoothing`` the class and its probability,
             ``marginal_smoothing_k5`` or ``marginal_renorm_k5`` the five largest probabilities (or another number).
-        dtype: of the stored probabilities: fp16 or fp32.
-        temperature: of the teacher's softmax.
+        dtype: of the stored numbers: fp16 or fp32; probabilities.
+        temperature: temperature of softened class probabilities, tau_t > 0; the teacher's.
         crop_area: smallest and largest area of a crop, as fractions of the image's; by default 0.08 and 1, for digits 0.5 and 1.
-        flip: probability of a mirrored crop; by default 0.5, for digits 0.
+        crop_flip: probability of a mirrored crop; by default 0.5, for digits 0.
         interpolation: in resizing crops for the teacher: bilinear or bicubic.
         reference: folder of a bank whose crops are labelled again, instead of new ones.
         records: folder of released records (``train/CLASS/IMAGE.tar``) to import, instead of asking a teacher.
         export: folder that the finished bank is also written to, as such records.
     """
     experiment = Experiment(lab, data, plan, networks)
-    labelling = Labelling(crops, label_type, dtype, temperature, crop_rule(data, crop_area, flip), interpolation, lab.options.seed)
+    labelling = Labelling(crops, label_type, dtype, temperature, crop_rule(data, crop_area, crop_flip), interpolation, lab.options.seed)
     LabelFormat.of(label_type, data.num_classes, dtype)
     again = None if reference is None else LabelBank(reference, argument="reference")
     if records is None:

@@ -105,6 +105,8 @@ def run(arguments: list[str], command: str) -> None:
     words = list(takewhile(lambda word: not word.startswith("-"), arguments))
     given = [f"--methods={json.dumps(words)}"] if words else []
     setting = setting_of(_task(words, arguments), Compare)
+    if setting.default:
+        setting = replace(setting, default={**setting.default, "seeds": 3})
     options = read_options(PROG, Compare, [*given, *arguments[len(words) :]], setting=setting, out="runs/compare")
     with named_as_typed(*options.settings):
         _compare(options, command)
@@ -113,7 +115,7 @@ def run(arguments: list[str], command: str) -> None:
 def _compare(options: Options, command: str) -> None:
     started = now()
     asked = Compare(**options.own)
-    arms = arms_of(asked.methods or [], asked.options or {}, options.preset)
+    arms = arms_of(asked.methods or [], asked.options or {}, None if options.is_default_job else options.preset)
     for arm in arms:
         if arm.task != arms[0].task:
             raise InputError("METHODS", f"{arms[0].name} ({arms[0].task}) and {arm.name} ({arm.task})", "methods of one task")
@@ -160,13 +162,13 @@ def _task(words: Sequence[str], arguments: Sequence[str]) -> str:
     return catalog.load(host or method, "METHODS").tasks[0]
 
 
-def arms_of(words: Sequence[str], options: Mapping[str, Mapping[str, Any]], preset: str = "default") -> list[Arm]:
+def arms_of(words: Sequence[str], options: Mapping[str, Mapping[str, Any]], preset: str | None = "default") -> list[Arm]:
     """What is to be compared.
 
     Args:
         words: as typed: ``kd``, ``dot:dkd``, ``soft=kd``.
         options: by arm, where they differ from the method's defaults.
-        preset: whose values the methods' options have where none are given.
+        preset: whose values the methods' options have where none are given; None for the default jobs'.
 
     Raises:
         InputError: an unknown method or option, a value of the wrong kind, a name twice, or one method twice with the same options.
@@ -189,7 +191,7 @@ def arms_of(words: Sequence[str], options: Mapping[str, Mapping[str, Any]], pres
     return arms
 
 
-def _arm(word: str, options: Mapping[str, Mapping[str, Any]], preset: str) -> Arm:
+def _arm(word: str, options: Mapping[str, Mapping[str, Any]], preset: str | None) -> Arm:
     name, equals, what = word.rpartition("=")
     name = name if equals else what
     if not re.fullmatch(r"\w[\w+-]*" if equals else r"[^.]*", name) or name in (_ALONE, _TEACHER):
@@ -216,11 +218,12 @@ def _arm(word: str, options: Mapping[str, Mapping[str, Any]], preset: str) -> Ar
     return Arm(name, method, {**known, **made}, _stage_name(method, differing), differing)
 
 
-def _preset_of(room: Room, preset: str, known: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in room.presets.get(preset, {}).items() if name in known}
+def _preset_of(room: Room, preset: str | None, known: Mapping[str, Any]) -> dict[str, Any]:
+    values = room.default if preset is None else room.presets.get(preset, {})
+    return {name: value for name, value in values.items() if name in known}
 
 
-def _hosted(made: dict[str, Any], typed: Mapping[str, Any], preset: str, host: str) -> dict[str, Any]:
+def _hosted(made: dict[str, Any], typed: Mapping[str, Any], preset: str | None, host: str) -> dict[str, Any]:
     """The options of a method that trains another's losses: the preset's are those of the method that it hosts."""
     room = catalog.load(host, "METHODS")
     inner = _preset_of(room, preset, room.options)

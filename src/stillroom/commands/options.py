@@ -29,6 +29,7 @@ class Options:
         own: the command's other arguments.
         preset: the one that was chosen.
         setting: what the command starts from.
+        is_default_job: whether neither data nor a preset were named.
     """
 
     data: dict[str, Any]
@@ -38,6 +39,7 @@ class Options:
     own: dict[str, Any]
     preset: str
     setting: Setting
+    is_default_job: bool
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -78,7 +80,7 @@ def read_options(
         prog: what was typed before the options, e.g. ``stillroom run kd``.
         own: a function or a dataclass whose parameters, besides `lab`, `data`, `plan` and `networks`, are the command's own options.
         arguments: the options, with dashes or underscores.
-        setting: the data's class, the defaults and the presets.
+        setting: the data's class, the defaults and the presets; its small job is what is run where neither data nor a preset are named.
         out: the run's folder by default.
 
     Raises:
@@ -88,7 +90,8 @@ def read_options(
 
     arguments = [_underscored(argument) for argument in arguments]
     preset = early(arguments, "preset") or "default"
-    parser, kinds = _parser(prog, own, setting, Path(out), preset)
+    small = preset == "default" and early(arguments, "data") is None
+    parser, kinds = _parser(prog, own, setting, Path(out), preset, setting.default if small else {})
     values = _parse(prog, parser, arguments)
     values["out"] = str(Path(values["out"] or out))
     parts = {name: {field: values.pop(field) for field in fields} for name, fields in kinds.items()}
@@ -96,7 +99,7 @@ def read_options(
         parts["plan"] = with_fitting_warmup(parts["plan"], parser.get_defaults()["epochs"])
     for name in ("config", "preset"):
         del values[name]
-    return Options(**parts, own=values, preset=preset, setting=setting)
+    return Options(**parts, own=values, preset=preset, setting=setting, is_default_job=small)
 
 
 def check_object(prog: str, function: Callable[..., Any], skip: set[str], values: Mapping[str, Any], option: str) -> dict[str, Any]:
@@ -129,6 +132,7 @@ def _parser(
     setting: Setting,
     out: Path,
     preset: str,
+    default: Mapping[str, Any],
 ) -> tuple[jsonargparse.ArgumentParser, dict[str, list[str]]]:
     """The parser, and which option belongs to the networks, the data, the training plan and the lab; the rest are the command's own."""
     import inspect
@@ -149,7 +153,7 @@ def _parser(
     parser = jsonargparse.ArgumentParser(
         prog=prog,
         usage=f"{prog} [options]",
-        description=(inspect.getdoc(own) or "").splitlines()[0],
+        description="\n\n".join(filter(None, [(inspect.getdoc(own) or "").splitlines()[0], setting.expect])),
         formatter_class=Help,
         exit_on_error=False,
         default_env=False,
@@ -169,7 +173,7 @@ def _parser(
         defaults |= {name: getattr(setting.networks, name) for name in kinds["networks"]}
     for name, kind in (("data", setting.data), ("plan", Training), ("lab", LabOptions)):
         kinds[name] = list(parser.add_class_arguments(kind, None, as_group=True))
-    parser.set_defaults(defaults)
+    parser.set_defaults({**defaults, **default})
     if preset != "default":
         if preset not in setting.presets:
             raise InputError("--preset", preset, f"one of {', '.join(names)}")

@@ -31,5 +31,6 @@ def run(arguments: list[str], command: str) -> None:
         setting = room.chosen(early(options, room.choice) if room.choice else None)
     given = read_options(f"stillroom run {method}", room.recipe, options, setting=setting, out=f"runs/{method}")
     with named_as_typed(*given.settings):
-        lab = given.made_lab()
-        run_seeds(room.recipe, lab, given.made_data(), {**given.trained_by(), **given.own}, command=command, settings=given.settings)
+        lab, recipe = given.made_lab(), {**given.trained_by(), **given.own}
+        notes = [given.setting.expect] if given.is_default_job and given.setting.expect else []
+        run_seeds(room.recipe, lab, given.made_data(), recipe, command=command, settings=given.settings, notes=notes)

@@ -29,8 +29,8 @@ class Networks:
         teacher: network, optionally with weights after ``@``; without weights it is trained first. Or the folder of an earlier run, or
             ``cache:FOLDER``.
         student: network, as above.
-        teacher_epochs: epochs for a teacher that has to be trained; by default as many as the student's.
-        teacher_lr: its learning rate; by default the student's.
+        teacher_epochs: epochs of the teacher, where it has to be trained; by default as many as the student's.
+        teacher_lr: learning rate of the teacher; by default the student's.
     """
 
     teacher: str = ""

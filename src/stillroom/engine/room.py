@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, get_type_hints
 
 from stillroom.engine.distiller import Distiller
@@ -28,6 +28,8 @@ class Setting:
         networks: which they are by default; None for a recipe that names them otherwise.
         presets: other defaults, by name.
         without: options of the networks that the recipe does not have.
+        default: of the small job that is run where no data are named: its data and whatever is to be otherwise for them.
+        expect: what a person should expect of that job, in a sentence or two.
     """
 
     data: type[Any]
@@ -35,6 +37,8 @@ class Setting:
     networks: Networks | None
     presets: Presets
     without: frozenset[str] = frozenset()
+    default: Mapping[str, Any] = field(default_factory=dict)
+    expect: str = ""
 
 
 @dataclass(frozen=True)
@@ -47,6 +51,9 @@ class Room:
             otherwise has no `networks`.
         tasks: names of the tasks that it works on.
         presets: other defaults by name, `paper` among them.
+        default: of the small job that is run where no data are named: its data and whatever is to be otherwise for them.
+        expect: what a person should expect of that job, from `results/`, in a sentence or two; for the help and the job's report. A test
+            holds its numbers against those that were measured.
         build: ``build(student, teacher, data, **options)``: the method's distiller, for comparisons and hosts; None where the method is no
             distiller around one student.
         reason: why there is no `build`, in words that go on from the method's name: "has no teacher".
@@ -57,6 +64,8 @@ class Room:
     recipe: Callable[..., Report]
     tasks: tuple[str, ...]
     presets: Presets = field(default_factory=dict)
+    default: Mapping[str, Any] = field(default_factory=dict)
+    expect: str = ""
     build: Callable[..., Distiller] | None = None
     reason: str = ""
     choice: str | None = None
@@ -78,8 +87,10 @@ class Room:
         """
         defaults = {name: parameter.default for name, parameter in inspect.signature(self.recipe).parameters.items()}
         if self.choice is not None and self.setting is not None:
-            return self.setting(defaults[self.choice] if value is None else value)
-        return Setting(get_type_hints(self.recipe)["data"], defaults["plan"], defaults.get("networks"), self.presets)
+            usual = value is None or value == defaults[self.choice]
+            return replace(self.setting(value or defaults[self.choice]), expect=self.expect if usual else "")
+        data, networks = get_type_hints(self.recipe)["data"], defaults.get("networks")
+        return Setting(data, defaults["plan"], networks, self.presets, default=self.default, expect=self.expect)
 
 
 def setting_of(task: str, own: Callable[..., Any], *, plan: Training | None = None, teacher: bool = True, student: bool = True) -> Setting:
@@ -98,8 +109,12 @@ def setting_of(task: str, own: Callable[..., Any], *, plan: Training | None = No
     options = options_of(type(found.networks))
     without = frozenset(name for name in options if not (teacher if name.startswith("teacher") else student or name != "student"))
     known = {*options_of(own, {"lab", "data", "plan", "networks"}), *options_of(found.data), *options_of(Training), *options} - without
-    presets = {name: {option: preset[option] for option in preset if option in known} for name, preset in found.presets.items()}
-    return Setting(found.data, plan or found.plan, found.networks, presets, without)
+
+    def of_these(preset: Mapping[str, Any]) -> dict[str, Any]:
+        return {option: value for option, value in preset.items() if option in known}
+
+    presets = {name: of_these(preset) for name, preset in found.presets.items()}
+    return Setting(found.data, plan or found.plan, found.networks, presets, without, of_these(found.default))
 
 
 def options_of(function: Callable[..., Any], given: Collection[str] = ()) -> dict[str, Any]:

@@ -188,6 +188,7 @@ class Task(Protocol):
         plan: how the networks of the default job are trained.
         sgd: the same under plain SGD with momentum, for methods that are defined for it alone.
         presets: the task's papers' settings, by name.
+        default: of the small job that is run where no data are named: its data and whatever is to be otherwise for them.
         kinds: of data that only this task reads, as they are typed before the colon.
         layers: module paths by a word, for a cache's taps: ``(network, argument)``.
         exact: parts of a teacher's answer that a cache stores in fp32 whatever it is asked for.
@@ -199,6 +200,7 @@ class Task(Protocol):
     plan: Training
     sgd: Training
     presets: Mapping[str, Mapping[str, Any]]
+    default: Mapping[str, Any]
     kinds: tuple[str, ...]
     layers: Mapping[str, Callable[[nn.Module, str], str]]
     exact: tuple[str, ...]

@@ -142,3 +142,22 @@ def with_fitting_warmup(settings: Mapping[str, Any], usual_epochs: int) -> dict[
         warmup *= epochs / usual_epochs
         warmup = math.floor(warmup) if settings["step_per"] == "epoch" else warmup
     return {**settings, "warmup_epochs": warmup}
+
+
+@dataclass(frozen=True)
+class Stopped(Training):
+    """A training that is stopped before its schedule has ended.
+
+    Args:
+        of: epochs of the whole schedule.
+    """
+
+    of: int = 1
+
+    def rate(self, base_lr: float, progress: Progress) -> float:
+        """As of the whole schedule."""
+        return super().rate(base_lr, replace(progress, epochs=self.of))
+
+    def momentum_at(self, progress: Progress) -> float | None:
+        """As of the whole schedule."""
+        return super().momentum_at(replace(progress, epochs=self.of))

@@ -25,12 +25,12 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from stillroom.engine import Distiller, Experiment, Lab, Losses, Networks, Report, Room, Teacher, Training, tap
-from stillroom.errors import InputError, at_least_zero
+from stillroom.errors import InputError, at_least_zero, positive
 from stillroom.losses.contrast import crd_loss
 from stillroom.losses.precision import at_least_float32
 from stillroom.modules.contrast_memory import ContrastMemory
 from stillroom.modules.projectors import LinearEmbedding, probing
-from stillroom.tasks.classification import CIFAR100, CONVNETS, DIGITS, IMAGENET, Batch, ImageData, pooled_layer
+from stillroom.tasks.classification import CIFAR100, CONVNETS, DIGITS, IMAGENET, SHAPES, Batch, ImageData, pooled_layer
 
 
 class CRD(Distiller):
@@ -46,12 +46,12 @@ class CRD(Distiller):
         train_labels: [M] class of each training image by id: negatives come from other classes. With ``torch.arange(M)`` every other
             image may be one.
         example: a few inputs [B, 3, H, W], run once through both networks in eval mode to learn the features' widths.
-        embed_dim: width of the embeddings in which the features meet.
-        temperature: tau > 0 of the critic.
+        embed_dim: length of the embeddings; in which the features meet.
+        contrast_temperature: temperature of the contrast; tau > 0 of the critic.
         momentum: share of the old row when the memory moves on, in [0, 1).
         negatives: N for each image and direction.
         task_weight: w_task, weight of the cross-entropy.
-        weight: w, weight of the contrast.
+        contrast_weight: weight of the contrast, w.
 
     Raises:
         InputError: a number is out of its range, or a layer does not answer with features of this form.
@@ -69,14 +69,15 @@ class CRD(Distiller):
         train_labels: Tensor,
         example: Tensor,
         embed_dim: int = 128,
-        temperature: float = 0.07,
+        contrast_temperature: float = 0.07,
         momentum: float = 0.5,
         negatives: int = 16384,
         task_weight: float = 1.0,
-        weight: float = 0.8,
+        contrast_weight: float = 0.8,
     ) -> None:
         super().__init__(student, teacher)
-        self.task_weight, self.weight = at_least_zero("task_weight", task_weight), at_least_zero("weight", weight)
+        self.task_weight = at_least_zero("task_weight", task_weight)
+        self.contrast_weight = at_least_zero("contrast_weight", contrast_weight)
         self.student_layer, self.teacher_layer = student_layer, teacher_layer
         self._student_with_features = tap(student, student_layer, argument="student_layer")
         self._teacher_with_features = self.teacher.tap(teacher_layer, argument="teacher_layer")
@@ -86,7 +87,12 @@ class CRD(Distiller):
         self.student_embedding = LinearEmbedding(student_BD.shape[1], embed_dim)
         self.teacher_embedding = LinearEmbedding(teacher_BD.shape[1], embed_dim)
         self.memory = ContrastMemory(
-            len(train_labels), embed_dim, negatives=negatives, temperature=temperature, momentum=momentum, labels=train_labels
+            len(train_labels),
+            embed_dim,
+            negatives=negatives,
+            temperature=positive("contrast_temperature", contrast_temperature),
+            momentum=momentum,
+            labels=train_labels,
         )
 
     def losses(self, batch: Batch) -> Losses:
@@ -101,7 +107,7 @@ class CRD(Distiller):
             self.memory.update(student_BE, teacher_BE, batch.ids)
         return Losses(
             task={"ce": self.task_weight * cross_entropy(at_least_float32(logits_BC), batch.labels)},
-            distill={"crd": self.weight * contrast},
+            distill={"crd": self.contrast_weight * contrast},
         )
 
 
@@ -127,8 +133,8 @@ def build(
 
     Args:
         student, teacher, data: what learns, what teaches, on what.
-        student_layer: module path of the student's features; by default its pooled features.
-        teacher_layer: the teacher's, likewise.
+        student_layer: module path in the student; of its features, by default the pooled ones.
+        teacher_layer: module path in the teacher; likewise.
         momentum_of_memory: share of the old embedding when the memory moves on, from 0 and below 1.
         negatives: other images that each image is contrasted with, in each direction (the paper: 16384).
         options: those of `CRD`.
@@ -168,4 +174,10 @@ PRESETS = {
     "paper:imagenet": {**IMAGENET, "negatives": 16384},
 }
 
-ROOM = Room(recipe, tasks=("classification",), presets=PRESETS, build=build)
+ROOM = Room(
+    recipe,
+    tasks=("classification",),
+    presets=PRESETS,
+    default={**SHAPES, "seeds": 3},
+    build=build,
+)

@@ -19,7 +19,7 @@ from stillroom.engine import Distiller, Experiment, Lab, Losses, Networks, Repor
 from stillroom.errors import at_least_zero, positive
 from stillroom.losses.logits import dkd_loss
 from stillroom.losses.precision import at_least_float32
-from stillroom.tasks.classification import CIFAR100, CONVNETS, DIGITS, IMAGENET, Batch, ImageData
+from stillroom.tasks.classification import CIFAR100, CONVNETS, DIGITS, IMAGENET, SHAPES, Batch, ImageData
 
 
 class DKD(Distiller):
@@ -31,7 +31,7 @@ class DKD(Distiller):
         alpha: weight of the target-class part.
         beta: weight of the non-target part; larger for a teacher that is sure of its answers (the paper: 8 by default; 2 for res56 to
             res20 and res110 to res32, 6 for VGG and WRN pairs).
-        temperature: T > 0; larger shows more of the teacher's ranking of wrong classes.
+        temperature: temperature of softened class probabilities, T > 0; larger shows more of the teacher's ranking of wrong classes.
         task_weight: w_task, weight of the cross-entropy.
         warmup: epochs over which the distillation loss grows to its weight; 0 for none.
 
@@ -95,4 +95,12 @@ PRESETS = {
     "paper:imagenet": {**IMAGENET, "alpha": 1.0, "beta": 0.5, "temperature": 1.0, "warmup": 1},
 }
 
-ROOM = Room(recipe, tasks=("classification",), presets=PRESETS, build=build)
+ROOM = Room(
+    recipe,
+    tasks=("classification",),
+    presets=PRESETS,
+    default={**SHAPES, "seeds": 3},
+    expect="A clear gain, since the teacher was trained on ten times as many pictures: +18.2 +- 2.5 points over the student alone "
+    "(3 seeds), level with KD; the paper sees it above KD.",
+    build=build,
+)

@@ -25,7 +25,7 @@ from stillroom.errors import InputError, at_least_zero
 from stillroom.losses.features import hint_loss
 from stillroom.losses.precision import at_least_float32
 from stillroom.modules.projectors import ConvRegressor, probing
-from stillroom.tasks.classification import CIFAR100, CONVNETS, DIGITS, IMAGENET, Batch, ImageData, middle_layer
+from stillroom.tasks.classification import CIFAR100, CONVNETS, DIGITS, IMAGENET, SHAPES, Batch, ImageData, middle_layer
 
 
 class FitNets(Distiller):
@@ -98,8 +98,8 @@ def build(
 
     Args:
         student, teacher, data: what learns, what teaches, on what.
-        student_layer: module path of the guided layer; by default a middle one of the networks that come with Stillroom.
-        teacher_layer: module path of the hint layer, likewise.
+        student_layer: module path in the student; of the guided layer, by default a middle one of the networks that come with Stillroom.
+        teacher_layer: module path in the teacher; of the hint layer, likewise.
         options: those of `FitNets`.
     """
     return FitNets(
@@ -134,4 +134,10 @@ PRESETS = {
     "paper:imagenet": {**IMAGENET, "student_layer": "layer2", "teacher_layer": "layer2"},
 }
 
-ROOM = Room(recipe, tasks=("classification",), presets=PRESETS, build=build)
+ROOM = Room(
+    recipe,
+    tasks=("classification",),
+    presets=PRESETS,
+    default={**SHAPES, "seeds": 3},
+    build=build,
+)

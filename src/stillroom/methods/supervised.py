@@ -17,7 +17,7 @@ def recipe(lab: Lab, data: Any, plan: Training, networks: Networks, task: str = 
         data: of the task.
         plan: how the network is trained.
         networks: which it is.
-        task: what the network is to learn: classification, multilabel or detection.
+        task: of the networks: classification, multilabel or detection.
     """
     experiment = Experiment(lab, data, plan, networks)
     experiment.rehearse(lambda student, _: experiment.task.supervised(student))

@@ -1,7 +1,8 @@
-"""ML-Decoder: from a feature map to one embedding and one logit for each label."""
+"""ML-Decoder: from a feature map to one embedding and one logit for each label; and a backbone that ends in one."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -10,39 +11,52 @@ from torch import Tensor, nn
 
 from stillroom.errors import InputError
 
+EMBEDDINGS = "head.decoder"  # module path of the label-wise embeddings in a `MultiLabelNetwork`
+_IN_JSON = {"attention_heads": "heads"}  # names of students on people's disks
+
 
 @dataclass(frozen=True)
 class HeadOptions:
     """The sizes of an ML-Decoder.
 
     Args:
-        embed_dim: D, length of a label's embedding; a multiple of `heads`.
-        heads: of the cross-attention.
+        embed_dim: D, length of a label's embedding; a multiple of `attention_heads`.
+        attention_heads: of the cross-attention.
         feedforward: width of the layer behind it.
         dropout: share of activations and attention weights dropped in training, in [0, 1).
         groups: Q, number of queries; None for one for each label. With fewer, a query answers for several labels.
     """
 
     embed_dim: int = 768
-    heads: int = 8
+    attention_heads: int = 8
     feedforward: int = 2048
     dropout: float = 0.1
     groups: int | None = None
 
     def __post_init__(self) -> None:
-        for name in ("embed_dim", "heads", "feedforward"):
+        for name in ("embed_dim", "attention_heads", "feedforward"):
             if getattr(self, name) < 1:
                 raise InputError(name, getattr(self, name), "a whole number of at least 1")
-        if self.embed_dim % self.heads:
-            raise InputError("embed_dim", self.embed_dim, f"a multiple of the number of heads, {self.heads}")
+        if self.embed_dim % self.attention_heads:
+            raise InputError("embed_dim", self.embed_dim, f"a multiple of the number of heads, {self.attention_heads}")
         if not 0 <= self.dropout < 1:
             raise InputError("dropout", self.dropout, "a number from 0 and below 1")
         if self.groups is not None and self.groups < 1:
             raise InputError("groups", self.groups, "a whole number of at least 1, or none")
 
     def to_json(self) -> dict[str, Any]:
-        """Plain data; ``HeadOptions(**data)`` is the inverse."""
-        return asdict(self)
+        """Plain data, as in `student.json`; `from_json` is the inverse."""
+        return {_IN_JSON.get(name, name): value for name, value in asdict(self).items()}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> HeadOptions:
+        """The inverse of `to_json`.
+
+        Raises:
+            TypeError: a name that is none of these.
+        """
+        known = {in_json: name for name, in_json in _IN_JSON.items()}
+        return cls(**{known.get(name, name): value for name, value in data.items()})
 
 
 class LabelDecoder(nn.Module):
@@ -64,7 +78,7 @@ class LabelDecoder(nn.Module):
         dim = options.embed_dim
         self.embed = nn.Linear(in_features, dim)
         self.register_buffer("queries", torch.randn(queries, dim))
-        self.attention = nn.MultiheadAttention(dim, options.heads, dropout=options.dropout, batch_first=True)
+        self.attention = nn.MultiheadAttention(dim, options.attention_heads, dropout=options.dropout, batch_first=True)
         self.linear1 = nn.Linear(dim, options.feedforward)
         self.linear2 = nn.Linear(options.feedforward, dim)
         self.norm1, self.norm2, self.norm3 = (nn.LayerNorm(dim, eps=1e-5) for _ in range(3))
@@ -130,3 +144,30 @@ class MLDecoder(nn.Module):
         """[B, C, h, w] -> [B, K]."""
         logits: Tensor = self.classifier(self.decoder(map_BChw))
         return logits
+
+
+class MultiLabelNetwork(nn.Module):
+    """Images [B, 3, H, W] -> logits [B, K].
+
+    Args:
+        backbone: images -> feature maps [B, C, h, w].
+        head: the maps -> logits; at `EMBEDDINGS` are its label-wise embeddings.
+    """
+
+    def __init__(self, backbone: nn.Module, head: MLDecoder) -> None:
+        super().__init__()
+        self.backbone, self.head = backbone, head
+
+    def forward(self, images: Tensor) -> Tensor:
+        """[B, 3, H, W] -> [B, K]."""
+        logits: Tensor = self.head(self.backbone(images))
+        return logits
+
+
+def check_embeddings(network: nn.Module, argument: str) -> None:
+    """Raises InputError unless the network has one label-wise embedding for each label."""
+    head = getattr(network, "head", None)
+    if isinstance(head, MLDecoder) and head.options.groups not in (None, head.classifier.num_classes):
+        raise InputError(
+            argument, f"a head with {head.options.groups} queries", f"one for each of the {head.classifier.num_classes} labels"
+        )

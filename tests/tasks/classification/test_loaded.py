@@ -25,7 +25,8 @@ from stillroom.tasks.images.networks import ConvNet
 from stillroom.tasks.images.stores import UnreadableImage
 from tests.tasks.classification.miniatures import classes_of_pictures
 
-SMALL = ("--epochs", "1", "--subset", "100", "--val-subset", "40", "--accelerator", "cpu", "--teacher-precision", "fp32")
+SMALL = ("--data", "digits", "--subset", "100", "--val-subset", "40", "--epochs", "1")
+SMALL += ("--accelerator", "cpu", "--teacher-precision", "fp32")
 
 
 def run(out: Path, *options: str) -> Path:

@@ -63,7 +63,30 @@ def test_the_source() -> None:
     assert ImageData("shapes").train_size == 3000
 
 
-@pytest.mark.parametrize("spec", ["shapes:somewhere", "shapes,train=0", "shapes,train=x", "shapes,test=3"])
+def test_another_seed_draws_other_pictures_of_the_same_classes() -> None:
+    data, other = ImageData("shapes,train=2,val=1"), ImageData("shapes,train=2,val=1,seed=1")
+    assert other.classes == data.classes
+    assert other.fingerprint != data.fingerprint
+    for val in (False, True):
+        pictures, others = shape_images(2, val=val), shape_images(2, val=val, seed=1)
+        assert not (pictures.pixels == others.pixels).flatten(1).all(1).any()
+        assert not set(pictures.names) & set(others.names)  # a bank of labels of the ones does not pass for the others'
+    assert ImageData("shapes,train=2,val=1,seed=0").fingerprint == data.fingerprint
+
+
+def test_a_teacher_has_more_pictures_that_begin_with_the_students() -> None:
+    data, plain = ImageData("shapes,train=2,val=1,teacher=5", augment="none"), ImageData("shapes,train=2,val=1", augment="none")
+    taught = data.for_teacher()
+    assert (data.train_size, taught.train_size) == (120, 300)
+    own, more = ({one.train_name(i) for i in range(one.train_size)} for one in (data, taught))
+    assert own < more
+    assert torch.equal(taught.val_labels, data.val_labels)
+    others = {ImageData(f"shapes,train=2,val=1,teacher={n}").for_teacher().fingerprint for n in (5, 6)}
+    assert len({data.fingerprint, plain.fingerprint, taught.fingerprint, *others}) == 5
+    assert plain.for_teacher() is plain
+
+
+@pytest.mark.parametrize("spec", ["shapes:somewhere", "shapes,seed=-1", "shapes,train=0", "shapes,train=x", "shapes,test=3"])
 def test_what_it_refuses(spec: str) -> None:
     with pytest.raises(InputError, match=r"^data: got"):
         ImageData(spec)

@@ -63,7 +63,7 @@ class Noting(DetectionDistiller):
 
 
 def train(data: str, out: Path, devices: int, kinds: tuple[str, ...]) -> dict[str, list[int]]:
-    shown = DetectionData(data, batch_size=2, flip=False)
+    shown = DetectionData(data, batch_size=2, augment="none")
     options = LabOptions(out=out, accelerator="cpu", devices=devices, strategy="ddp" if devices > 1 else "auto")
     lab, objects = Lab(options), {}
     for kind in kinds:

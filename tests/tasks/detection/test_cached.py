@@ -175,7 +175,7 @@ def test_building_on_something_else_is_refused(finished: Path, change: dict[str,
     ("data", "named"),
     [
         (scenes(image_size=40), "image_size was None, now 40"),
-        (scenes(flip=False), "flip was True, now False"),
+        (scenes(augment="none"), "flip was True, now False"),
         (scenes(mean=(0.1, 0.2, 0.3)), "mean was"),
         (scenes().for_teacher(), "data was"),
     ],
@@ -223,7 +223,7 @@ def test_the_command_stores_and_a_run_learns_from_it(tmp_path: Path, capsys: pyt
     ("arguments", "says"),
     [
         (["cache", "--views", "8"], "--views: got 8, expected 2: an image and its mirror image"),
-        (["cache", "--views", "2", "--flip", "false"], "--views: got 2, expected 1: nothing about an image is random"),
+        (["cache", "--views", "2", "--augment", "none"], "--views: got 2, expected 1: nothing about an image is random"),
         (["cache", "--task", "poetry"], "--task: got poetry, expected one of classification, detection"),
         (["cache", "--teacher", "RUN"], "RUN, a run of the task multilabel, expected a teacher of classification or detection"),
         (["cache", "--taps", "head.towers"], "--taps: got 'head.towers'"),

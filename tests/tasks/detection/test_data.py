@@ -135,7 +135,6 @@ def test_a_subset_shows_the_images_that_its_indices_name() -> None:
         ({"subset": 13}, "subset: got 13, expected a number from 1 to 12"),
         ({"val_subset": 0}, "val_subset: got 0, expected a number from 1 to 6"),
         ({"augment": "cifar"}, "augment: got cifar, expected one of mirror, none"),
-        ({"augment": "none", "flip": True}, "flip: got True, expected nothing beside augment"),
         ({"workers": -1}, "workers: got -1"),
         ({"image_size": 4}, "image_size: got 4"),
     ],
@@ -143,14 +142,6 @@ def test_a_subset_shows_the_images_that_its_indices_name() -> None:
 def test_refuses_what_it_cannot_use(options: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=f"^{message}"):
         DetectionData(SCENES, **options)
-
-
-def test_flip_is_what_augment_was_called() -> None:
-    for flip, augment in ((True, "mirror"), (False, "none")):
-        old, new = DetectionData(SCENES, flip=flip), DetectionData(SCENES, augment=augment)
-        assert (old.fingerprint, old.cache_key) == (new.fingerprint, new.cache_key)
-        shown = [[batch.boxes[0] for batch in data.train_loader(seed=4)] for data in (old, new)]
-        assert all(map(torch.equal, *shown))
 
 
 def test_files_too_large_to_be_kept_are_read_by_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

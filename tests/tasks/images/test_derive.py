@@ -13,10 +13,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stillroom.engine.cache import Views
+from stillroom.engine.loading import Draw
 from stillroom.tasks.classification import ImageData
 from stillroom.tasks.detection.data import DetectionData
+from stillroom.tasks.images.batches import Batch, Batches
 from stillroom.tasks.images.data import ImageSetData
-from stillroom.tasks.images.stores import taken
+from stillroom.tasks.images.stores import MemoryImages, taken
+from stillroom.tasks.images.transforms import eval_transform
 from stillroom.tasks.multilabel import MultiLabelData
 
 OPENED: dict[str, Callable[[], ImageSetData]] = {
@@ -164,3 +167,12 @@ def test_cache_keys_stay() -> None:
         "teacher_mean": [0.306] * 3,
         "teacher_std": [0.2] * 3,
     }
+
+
+def test_labels_that_are_measures_stay_as_they_are() -> None:
+    labels = np.array([0.25, 1.5, 2.75], np.float32)
+    images = MemoryImages(torch.zeros(3, 3, 4, 4, dtype=torch.uint8), labels, ["a", "b", "c"])
+    plain = eval_transform("none", 4, (0.0,) * 3, (1.0,) * 3)
+    batch = Batches(images, plain, prepared=True, told=False).__getitems__([Draw(2, 0), Draw(0, 0)])
+    assert isinstance(batch, Batch)
+    assert batch.labels.tolist() == [2.75, 0.25]

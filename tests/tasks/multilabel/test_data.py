@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from stillroom.errors import InputError
+from stillroom.tasks.images.transforms import train_transform, transform_from
 from stillroom.tasks.multilabel import MultiLabelData
-from stillroom.tasks.multilabel.transforms import train_transform, transform_from
 from tests.tasks.multilabel.annotated import tags, voc
 
 

@@ -11,10 +11,10 @@ import torch
 from stillroom.engine import Teacher
 from stillroom.engine.weights import save_weights
 from stillroom.errors import InputError
+from stillroom.modules.ml_decoder import check_embeddings
 from stillroom.tasks.multilabel import EMBEDDINGS, HeadOptions, MLDecoder, MultiLabelNetwork, build_multilabel
-from stillroom.tasks.multilabel.networks import check_embeddings
 
-HEAD = HeadOptions(embed_dim=16, heads=2, feedforward=24)
+HEAD = HeadOptions(embed_dim=16, attention_heads=2, feedforward=24)
 
 
 def build(spec: str, classes: int = 5, size: int = 32, head: HeadOptions = HEAD) -> MultiLabelNetwork:

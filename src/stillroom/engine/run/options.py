@@ -37,7 +37,7 @@ class LabOptions:
         checkpoint_steps: if given, a checkpoint also after every so many batches and after every epoch.
         trust_pickle: allow what can run code of whoever made it: weights files that need unpickling of arbitrary objects, and runs' folders
             whose student.json names a function.
-        overwrite: discard what an earlier run left in `out`.
+        overwrite: discard what an earlier run wrote into `out`, and nothing else that lies there.
     """
 
     out: Path | None = None

@@ -18,7 +18,7 @@ from lightning.pytorch.strategies import FSDPStrategy
 from torch import Tensor, nn
 
 from stillroom.engine.distiller import Distiller
-from stillroom.engine.distributed import world_size
+from stillroom.engine.distributed import averaged, world_size
 from stillroom.engine.loading import Cycled, Loader
 from stillroom.engine.run.console import StageDisplay
 from stillroom.engine.training import Progress
@@ -131,9 +131,7 @@ class Recorder(Callback):
         """The record so far, as plain numbers."""
         self._tick()
         if self._sums and world_size() > 1:  # the saved sums serve every process that goes on from them
-            sums = torch.stack(list(self._sums.values()))
-            torch.distributed.all_reduce(sums)
-            self._sums = dict(zip(self._sums, sums / world_size(), strict=True))
+            self._sums = dict(zip(self._sums, averaged(torch.stack(list(self._sums.values()))), strict=True))
         return {
             "history": self.history,
             "best": self.best,

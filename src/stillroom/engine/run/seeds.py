@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -23,6 +23,7 @@ def run_seeds(
     *,
     command: str = "",
     settings: dict[str, Any] | None = None,
+    notes: Sequence[str] = (),
 ) -> Report:
     """Runs a recipe once per seed, merges the reports, and writes the page.
 
@@ -35,6 +36,7 @@ def run_seeds(
         arguments: the recipe's other arguments.
         command: what the user typed, for the report.
         settings: every argument of the run, for the report.
+        notes: what the report says besides.
     """
     reports = []
     for repetition in range(options.seeds):
@@ -45,6 +47,7 @@ def run_seeds(
         return reports[-1]
     report = Report.merge(reports)
     report.command, report.settings = command, settings or {}
+    report.notes += notes
     report.sections = data.task.sections(report, data)
     page = write_report(report, lab.folder)
     console.print(report_table(report))

@@ -9,9 +9,10 @@ import torch
 
 from stillroom.engine.loading import Loader
 from stillroom.engine.run.recorder import Evaluator
-from stillroom.errors import InputError, near
+from stillroom.errors import InputError
 from stillroom.methods.crkd.evaluator import DiscoveryEvaluator
 from stillroom.tasks.classification import ImageData
+from stillroom.tasks.classification.subsets import ChosenClasses, chosen_classes
 from stillroom.tasks.images.stores import Images, MemoryImages, TakenImages
 
 
@@ -21,14 +22,14 @@ class NovelClassData(ImageData):
     Batches hold the labels of the unlabelled images too: only evaluation may look at them.
 
     Args:
-        data: where the images are; see `ImageData`. ``shapes`` needs no file.
-        known: L: the first so many classes are known, the others novel. Not beside `novel`.
-        novel: names of the novel classes, where they are not the last ones; all others are known.
+        data: where the images are: see `ImageData`. ``shapes`` needs no file.
+        known_classes: the classes that are known; their names or numbers, or one number: the first so many. All others are novel. By
+            default 60 % of them.
         clusters: how many novel classes to look for, where it is not known how many there are; by default as many as there are.
         batch_size: images in a batch, labelled and unlabelled, of all processes together.
         workers: processes that read images ahead; by default none for images in memory, else up to 4.
-        image_size: height and width in pixels that the network is given; by default the data's own, or 224.
-        augment: which changes of training images suit the data (see `ImageData`); here it chooses the views where they are ``auto``.
+        image_size: pixels of the images that the network is given; height and width; by default the data's own, or 224.
+        augment: random changes of training images, see `ImageData`; here they choose how views are made, where `view_style` does not.
         subset: train on this many images only, drawn evenly from the classes; by default on all.
         val_subset: validate on this many images only, drawn evenly from the classes; by default on all.
         mean: of each channel, for pixels in [0, 1]; by default the data's own, or ImageNet's.
@@ -44,8 +45,7 @@ class NovelClassData(ImageData):
         self,
         data: str = "shapes",
         *,
-        known: int | None = None,
-        novel: list[str] | None = None,
+        known_classes: ChosenClasses = None,
         clusters: int | None = None,
         batch_size: int = 128,
         workers: int | None = None,
@@ -71,28 +71,27 @@ class NovelClassData(ImageData):
             subset_seed=subset_seed,
             strict=strict,
         )
-        if novel is not None:
+        given = round(0.6 * self.num_classes) if known_classes is None else known_classes
+        known = sorted(chosen_classes(given, self.classes, most=self.num_classes - 1))
+        if not isinstance(given, int):  # known classes are the first ones from here on
             indices = self.indices  # nothing is left out
-            self.__dict__.update(vars(self.restricted(classes=self._known_first(novel, known))))
+            novel = [number for number in range(self.num_classes) if number not in known]
+            self.__dict__.update(vars(self.restricted(classes=[*known, *novel])))
             self.indices = indices
-            known = self.num_classes - len(novel)
-        self.known_classes = round(0.6 * self.num_classes) if known is None else known
-        if not 0 < self.known_classes < self.num_classes:
-            expected = f"a number from 1 to {self.num_classes - 1}, since there are {self.num_classes} classes"
-            raise InputError("known", self.known_classes, expected)
-        self.clusters = self.num_classes - self.known_classes if clusters is None else clusters
+        self.known_count = len(known)
+        self.clusters = self.num_classes - self.known_count if clusters is None else clusters
         if self.clusters < 1:
             raise InputError("clusters", self.clusters, "a whole number of at least 1")
-        self._mark("known", str(self.known_classes), str(self.clusters))
+        self._mark("known", str(self.known_count), str(self.clusters))
 
     @property
     def labelled(self) -> np.ndarray:
         """Whether each training image is of a known class, bool [N]."""
-        return self._train.labels < self.known_classes
+        return self._train.labels < self.known_count
 
     def supervised(self) -> ImageData:
-        """The known classes alone, for the pre-training."""
-        return self.restricted(classes=range(self.known_classes))
+        """The known classes alone, to train the teacher on."""
+        return self.restricted(classes=range(self.known_count))
 
     def eval_loader(self, *, rank: int = 0, world: int = 1) -> Loader:
         """The validation images, and behind them the unlabelled training images; each exactly once over all processes."""
@@ -102,24 +101,16 @@ class NovelClassData(ImageData):
 
     def evaluator(self) -> Evaluator:  # type: ignore[override]  # whose answers are those of several heads
         """What scores the discovery; of the known classes alone, a classifier."""
-        return DiscoveryEvaluator(self.known_classes, len(self._val)) if self._novel else super().evaluator()
+        return DiscoveryEvaluator(self.known_count, len(self._val)) if self._novel else super().evaluator()
 
     def describe(self) -> dict[str, Any]:
         """As `ImageData`; novel classes have numbers, not names, since a network finds them in an order of its own."""
         found = [f"novel {number + 1}" for number in range(self.clusters)] if self._novel else []
-        return {**super().describe(), "classes": [*self.classes[: self.known_classes], *found]}
+        return {**super().describe(), "classes": [*self.classes[: self.known_count], *found]}
 
     @property
     def _novel(self) -> bool:
-        return self.num_classes > self.known_classes
-
-    def _known_first(self, novel: list[str], known: int | None) -> list[int]:
-        if known is not None:
-            raise InputError("known", known, "nothing beside the names of the novel classes")
-        for name in novel:
-            if name not in self.classes:
-                raise InputError("novel", name, f"a class of the data, such as {near(name, self.classes)}")
-        return [n for n, name in enumerate(self.classes) if name not in novel] + [n for n, name in enumerate(self.classes) if name in novel]
+        return self.num_classes > self.known_count
 
 
 class _Joined:

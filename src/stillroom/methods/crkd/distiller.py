@@ -11,7 +11,7 @@ from torch.nn.functional import cross_entropy
 
 from stillroom.engine import Distiller, Losses, Teacher
 from stillroom.engine.distributed import averaged
-from stillroom.errors import InputError, at_least_zero, one_of, positive
+from stillroom.errors import InputError, at_least, at_least_zero, one_of, positive
 from stillroom.losses.precision import at_least_float32
 from stillroom.methods.crkd.loss import Divergence, Weighting, discovery_targets, joint_logits, relation_loss, swapped_prediction
 from stillroom.methods.crkd.networks import DiscoveryNetwork, train_only
@@ -70,9 +70,9 @@ class Discovery(Distiller):
         student: the discovery network.
         teacher: the supervised network; answers with its known logits divided by its temperature.
         large_views: V, how many of a batch's views are large crops; they come first.
-        alpha: weight of L_rel; with 0 this is UNO, and the teacher is not asked.
-        kd_temperature, weighting, divergence: see `relation_loss`; tau is the student's.
-        epsilon, iterations: of Sinkhorn.
+        relation_weight: alpha, weight of L_rel; with 0 this is UNO, and the teacher is not asked.
+        temperature, weighting, divergence: see `relation_loss`; tau is the student's.
+        sinkhorn_epsilon, sinkhorn_iterations: of Sinkhorn.
         trained_layers: module paths of the backbone that are trained, besides the heads; all if none is named.
 
     Raises:
@@ -88,12 +88,12 @@ class Discovery(Distiller):
         teacher: Teacher | nn.Module,
         *,
         large_views: int = 2,
-        alpha: float = 0.1,
-        kd_temperature: float = 4.0,
+        relation_weight: float = 0.1,
+        temperature: float = 4.0,
         weighting: Weighting = "learnable",
         divergence: Divergence = "cross-entropy",
-        epsilon: float = 0.05,
-        iterations: int = 3,
+        sinkhorn_epsilon: float = 0.05,
+        sinkhorn_iterations: int = 3,
         trained_layers: Sequence[str] = (),
     ) -> None:
         super().__init__(student, teacher)
@@ -101,14 +101,13 @@ class Discovery(Distiller):
         train_only(student.backbone, self.trained_layers, "trained_layers")
         if large_views < 1:
             raise InputError("large_views", large_views, "a whole number of at least 1")
-        self.large_views, self.alpha = large_views, at_least_zero("alpha", alpha)
-        self.temperature, self.kd_temperature = student.temperature, positive("kd_temperature", kd_temperature)
+        self.large_views, self.relation_weight = large_views, at_least_zero("relation_weight", relation_weight)
+        self.cosine_temperature, self.temperature = student.temperature, positive("temperature", temperature)
         for name, choice, known in (("weighting", weighting, Weighting), ("divergence", divergence, Divergence)):
             one_of(name, choice, get_args(known))
-        if iterations < 1:
-            raise InputError("iterations", iterations, "a whole number of at least 1")
+        self.sinkhorn_iterations = at_least("sinkhorn_iterations", sinkhorn_iterations, 1)
         self.weighting, self.divergence = weighting, divergence
-        self.epsilon, self.iterations = positive("epsilon", epsilon), iterations
+        self.sinkhorn_epsilon = positive("sinkhorn_epsilon", sinkhorn_epsilon)
 
     def losses(self, batch: ViewBatch) -> Losses:
         """Swapped predictions and class relations, averaged over the heads; in train mode the heads' losses enter their sums."""
@@ -129,27 +128,27 @@ class Discovery(Distiller):
             batch.labels,
             labelled_B,
             known_classes,
-            epsilon=self.epsilon,
-            iterations=self.iterations,
+            epsilon=self.sinkhorn_epsilon,
+            iterations=self.sinkhorn_iterations,
             over_processes=True,
         )
-        cluster_H = swapped_prediction(logits_WHBK, targets_VHBK, self.temperature)
+        cluster_H = swapped_prediction(logits_WHBK, targets_VHBK, self.cosine_temperature)
         if self.training:
             self._track(cluster_H.detach().clone())
         task = {"cluster": cluster_H.mean()}
-        if not self.alpha:
+        if not self.relation_weight:
             return Losses(task)
-        answers_NL = self.teacher(torch.cat(views[:large])) * self.temperature
+        answers_NL = self.teacher(torch.cat(views[:large])) * self.cosine_temperature
         relation_H = relation_loss(
             logits_WHBK[:large],
             answers_NL.view(large, 1, -1, known_classes),
             labelled_B,
+            cosine_temperature=self.cosine_temperature,
             temperature=self.temperature,
-            kd_temperature=self.kd_temperature,
             weighting=self.weighting,
             divergence=self.divergence,
         )
-        return Losses(task, distill={"relation": self.alpha * relation_H.mean()})
+        return Losses(task, distill={"relation": self.relation_weight * relation_H.mean()})
 
     def predict(self, batch: Any) -> Answers:
         """Every head's logits, and what says which head is best."""

@@ -124,8 +124,8 @@ def relation_loss(
     teacher_VHBL: Tensor,
     labelled_B: Tensor,
     *,
-    temperature: float = 0.1,
-    kd_temperature: float = 4.0,
+    cosine_temperature: float = 0.1,
+    temperature: float = 4.0,
     weighting: Weighting = "learnable",
     divergence: Divergence = "cross-entropy",
 ) -> Tensor:
@@ -140,8 +140,8 @@ def relation_loss(
         logits_VHBK: the student's y on the large crops.
         teacher_VHBL: b, the teacher's known logits, where H may be 1 (the same for every head). No gradient reaches them.
         labelled_B: bool, m.
-        temperature: tau.
-        kd_temperature: T.
+        cosine_temperature: tau.
+        temperature: T.
         weighting: learnable (w of `relation_weight`) or constant (w = 1).
         divergence: cross-entropy as in the released code, or the paper's KL. They differ by the entropy of p, which w multiplies: the
             gradient that reaches w is another.
@@ -156,7 +156,7 @@ def relation_loss(
     """
     for name, choice, known in (("weighting", weighting, Weighting), ("divergence", divergence, Divergence)):
         one_of(name, choice, get_args(known))
-    softening = positive("temperature", temperature) * positive("kd_temperature", kd_temperature)
+    softening = positive("cosine_temperature", cosine_temperature) * positive("temperature", temperature)
     classes = teacher_VHBL.shape[-1]
     if logits_VHBK.ndim != 4 or classes > logits_VHBK.shape[-1]:
         raise InputError("logits_VHBK", f"shape {list(logits_VHBK.shape)}", f"[V, H, B, K] with K of at least {classes} known classes")
@@ -169,7 +169,7 @@ def relation_loss(
     else:
         weight_VHB = (~labelled_B).to(difference_VHB)
     summed_H = (weight_VHB * difference_VHB).sum((0, 2))
-    return kd_temperature**2 * summed_H / (len(logits_VHBK) * _count(~labelled_B))
+    return temperature**2 * summed_H / (len(logits_VHBK) * _count(~labelled_B))
 
 
 def _count(rows_B: Tensor) -> Tensor:

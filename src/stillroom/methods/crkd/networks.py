@@ -17,7 +17,7 @@ class DiscoveryNetwork(nn.Module):
     Args:
         supervised: backbone f and known head, from the pre-training.
         novel_classes: U.
-        heads: H novel heads, which differ by their initial weights alone.
+        novel_heads: H, which differ by their initial weights alone.
         hidden, projection, layers: see `NovelHead`.
 
     Attributes:
@@ -34,21 +34,21 @@ class DiscoveryNetwork(nn.Module):
         supervised: KnownClassifier,
         novel_classes: int,
         *,
-        heads: int = 4,
+        novel_heads: int = 4,
         hidden: int = 2048,
         projection: int = 256,
         layers: int = 1,
     ) -> None:
         super().__init__()
-        for name, number in (("novel_classes", novel_classes), ("heads", heads)):
+        for name, number in (("novel_classes", novel_classes), ("novel_heads", novel_heads)):
             if number < 1:
                 raise InputError(name, number, "a whole number of at least 1")
         self.backbone, self.known, self.temperature = supervised.backbone, supervised.known, supervised.temperature
         features = supervised.known.in_features
         self.novel = nn.ModuleList(
-            NovelHead(features, novel_classes, hidden=hidden, projection=projection, layers=layers) for _ in range(heads)
+            NovelHead(features, novel_classes, hidden=hidden, projection=projection, layers=layers) for _ in range(novel_heads)
         )
-        self.register_buffer("head_losses", torch.zeros(heads))
+        self.register_buffer("head_losses", torch.zeros(novel_heads))
 
     def normalise_prototypes(self) -> None:
         """Divides the prototypes of all heads by their lengths, in place: before every forward pass of the training."""

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from stillroom.engine import Experiment, Lab, Networks, Report, Room, Trained, Training
 from stillroom.engine.run.measure import measure
-from stillroom.errors import InputError, at_least
+from stillroom.errors import InputError, at_least, positive
 from stillroom.methods.crkd.data import NovelClassData
 from stillroom.methods.crkd.distiller import Discovery, Pretraining
 from stillroom.methods.crkd.evaluator import SHOWN
@@ -34,17 +34,17 @@ def pretrained_stage(lab: Lab, data: ImageData, plan: Training, student: str, vi
         plan: how to train.
         student: specification of a classifier, whose head is replaced.
         views, said: how images are shown.
-        options: of `Pretraining`, and `temperature`.
+        options: of `Pretraining`, and `cosine_temperature`.
     """
-    supervised, spec = _fresh(lab, data, student, options.pop("temperature"))
+    supervised, spec = _fresh(lab, data, student, options.pop("cosine_temperature"))
     return lab.fit(Pretraining(supervised, **options), data.in_views(*views, said=said), plan, name="supervised", model=spec)
 
 
-def _fresh(lab: Lab, data: ImageData, student: str, temperature: float) -> tuple[KnownClassifier, str]:
+def _fresh(lab: Lab, data: ImageData, student: str, cosine_temperature: float) -> tuple[KnownClassifier, str]:
     """The network of stage 1, and the specification of its backbone."""
     built = Experiment(lab, data, Training(), Networks(student=student)).network(student, "student")
     backbone, features = headless(built.network, data.num_classes, "student")
-    return KnownClassifier(backbone, Prototypes(features, data.num_classes), temperature=temperature), built.spec
+    return KnownClassifier(backbone, Prototypes(features, data.num_classes), temperature=cosine_temperature), built.spec
 
 
 def discovery_stage(
@@ -56,7 +56,7 @@ def discovery_stage(
     views: Sequence[View],
     said: str,
     *,
-    heads: int,
+    novel_heads: int,
     hidden: int,
     projection: int,
     layers: int,
@@ -69,13 +69,13 @@ def discovery_stage(
         supervised: stage 1.
         name: of the stage.
         views, said: how images are shown.
-        heads, hidden, projection, layers: see `DiscoveryNetwork`.
+        novel_heads, hidden, projection, layers: see `DiscoveryNetwork`.
         options: of `Discovery`.
     """
     assert isinstance(supervised.network, KnownClassifier)
     taught = copy.deepcopy(supervised.network).requires_grad_(True)  # whatever the pre-training left as it was
-    student = DiscoveryNetwork(taught, data.clusters, heads=heads, hidden=hidden, projection=projection, layers=layers)
-    known, temperature = data.known_classes, taught.temperature
+    student = DiscoveryNetwork(taught, data.clusters, novel_heads=novel_heads, hidden=hidden, projection=projection, layers=layers)
+    known, temperature = data.known_count, taught.temperature
     spec = NovelSpec(supervised.result.model, known, hidden=hidden, projection=projection, layers=layers, temperature=temperature)
     distiller = Discovery(student, lab.teach(supervised), **options)
     trained = lab.fit(distiller, data.in_views(*views, said=said), plan, name=name, model=str(spec))
@@ -89,89 +89,89 @@ def recipe(
     data: NovelClassData,
     plan: Training = SHORT,
     student: str = "stillroom/resnet8",
-    views: Style | Literal["auto"] = "auto",
+    view_style: Style | None = None,
     large_crops: int = 2,
     small_crops: int = 0,
-    heads: int = 2,
+    novel_heads: int = 2,
     hidden: int = 128,
     projection: int = 32,
     projection_layers: int = 1,
-    alpha: float = 0.1,
-    temperature: float = 0.1,
-    kd_temperature: float = 4.0,
+    relation_weight: float = 0.1,
+    cosine_temperature: float = 0.1,
+    temperature: float = 4.0,
     weighting: Weighting = "learnable",
     divergence: Divergence = "cross-entropy",
-    epsilon: float = 0.05,
+    sinkhorn_epsilon: float = 0.05,
     sinkhorn_iterations: int = 3,
     trained_layers: tuple[str, ...] = (),
-    pretrain_epochs: int = 20,
-    pretrain_lr: float = 0.1,
-    pretrain_optimizer: Literal["sgd", "adam", "adamw"] | None = None,
-    pretrain_warmup_epochs: int = 0,
-    pretrain_trained_layers: tuple[str, ...] = (),
+    teacher_epochs: int = 20,
+    teacher_lr: float = 0.1,
+    teacher_optimizer: Literal["sgd", "adam", "adamw"] | None = None,
+    teacher_warmup_epochs: int = 0,
+    teacher_trained_layers: tuple[str, ...] = (),
 ) -> Report:
     """Learn the known classes with labels, then find the novel ones with UNO and with class-relation distillation; compare the two.
 
     Args:
         lab: where and how to run.
         data: the images, and which classes are known.
-        plan: how the discovery is trained, and but for what follows the pre-training.
-        student: network, optionally with weights after ``@``; its head is replaced. It is its own teacher after the pre-training.
-        views: how an image is changed for its crops: cifar, photographs (as for vision transformers), small (pictures of some 16
-            pixels), digits (those, not mirrored), or auto: what suits the data.
+        plan: how the discovery is trained, and, but for the options of the teacher, the teacher before it.
+        student: network, optionally with weights after ``@``; its head is replaced. Trained on the known classes it is its own teacher.
+        view_style: how the views of an image are made: ``cifar``, ``photographs`` (as for vision transformers), ``small`` (pictures of
+            some 16 pixels) or ``digits`` (those, not mirrored); by default what suits the data.
         large_crops: V, views of an image that give targets.
         small_crops: S, views that only predict; for cifar's views.
-        heads: H, novel heads; the one with the smallest training loss is shipped.
-        hidden: M, hidden width of the novel heads' projectors.
+        novel_heads: H, novel heads; the one with the smallest training loss is shipped.
+        hidden: hidden width; M, of the novel heads' projectors.
         projection: P, width of the space in which novel classes are found.
         projection_layers: K, hidden layers of the projectors.
-        alpha: weight of the class-relation distillation.
-        temperature: tau > 0 of all softmaxes over cosines.
-        kd_temperature: T > 0, on top of tau for the class relations.
+        relation_weight: weight of the class-relation distillation.
+        cosine_temperature: tau > 0 of all softmaxes over cosines.
+        temperature: temperature of softened class probabilities, T > 0; of the class relations, on top of tau.
         weighting: of the unlabelled images in the distillation: learnable (the paper's) or constant.
         divergence: cross-entropy (the released code's) or kl (the paper's).
-        epsilon: of Sinkhorn; smaller makes harder pseudo-labels.
+        sinkhorn_epsilon: of Sinkhorn; smaller makes harder pseudo-labels.
         sinkhorn_iterations: of its two normalisations.
         trained_layers: module paths of the backbone that discovery trains, e.g. ``[blocks.11]``; all by default.
-        pretrain_epochs: epochs on the known classes.
-        pretrain_lr: their learning rate.
-        pretrain_optimizer: by default that of the discovery.
-        pretrain_warmup_epochs: their warm-up.
-        pretrain_trained_layers: module paths of the backbone that the pre-training trains; all by default.
+        teacher_epochs: epochs of the teacher; on the known classes.
+        teacher_lr: learning rate of the teacher.
+        teacher_optimizer: optimiser of the teacher; by default that of the discovery.
+        teacher_warmup_epochs: warm-up of the teacher, in epochs.
+        teacher_trained_layers: module paths of the backbone that the teacher trains; all by default.
     """
-    if views == "auto":
-        views = "digits" if data.source.name == "digits" else _BY_AUGMENTATION.get(data.augment, "small")
-    shown = crops(views, data.image_size, data.mean, data.std, large=large_crops, small=small_crops)
-    said = f"crkd {views} {large_crops}+{small_crops}"
+    style = view_style or ("digits" if data.source.name == "digits" else _BY_AUGMENTATION.get(data.augment, "small"))
+    shown = crops(style, data.image_size, data.mean, data.std, large=large_crops, small=small_crops)
+    said = f"crkd {style} {large_crops}+{small_crops}"
     known = data.supervised()
-    if not 0 <= pretrain_warmup_epochs < at_least("pretrain_epochs", pretrain_epochs, 1):
-        raise InputError("pretrain_warmup_epochs", pretrain_warmup_epochs, f"a number below that of the epochs ({pretrain_epochs})")
+    if not 0 <= teacher_warmup_epochs < at_least("teacher_epochs", teacher_epochs, 1):
+        raise InputError("teacher_warmup_epochs", teacher_warmup_epochs, f"a number below that of the epochs ({teacher_epochs})")
     before = replace(
         plan,
-        epochs=pretrain_epochs,
-        lr=pretrain_lr,
-        optimizer=pretrain_optimizer or plan.optimizer,
-        warmup_epochs=pretrain_warmup_epochs,
+        epochs=teacher_epochs,
+        lr=teacher_lr,
+        optimizer=teacher_optimizer or plan.optimizer,
+        warmup_epochs=teacher_warmup_epochs,
     )
-    first: dict[str, Any] = {"temperature": temperature, "trained_layers": pretrain_trained_layers}
-    shape = {"heads": heads, "hidden": hidden, "projection": projection, "layers": projection_layers}
+    positive("cosine_temperature", cosine_temperature)
+    first: dict[str, Any] = {"cosine_temperature": cosine_temperature, "trained_layers": teacher_trained_layers}
+    shape = {"novel_heads": novel_heads, "hidden": hidden, "projection": projection, "layers": projection_layers}
     second: dict[str, Any] = {
         "large_views": large_crops,
-        "kd_temperature": kd_temperature,
+        "temperature": temperature,
         "weighting": weighting,
         "divergence": divergence,
-        "epsilon": epsilon,
-        "iterations": sinkhorn_iterations,
+        "sinkhorn_epsilon": sinkhorn_epsilon,
+        "sinkhorn_iterations": sinkhorn_iterations,
         "trained_layers": trained_layers,
     }
     with lab.shared():  # everything is built once and thrown away: what is wrong with an argument is said before the pre-training
-        tried, _ = _fresh(lab, known, student, temperature)
-        Discovery(DiscoveryNetwork(tried, data.clusters, **shape), tried, **second, alpha=alpha)
-        train_only(tried.backbone, pretrain_trained_layers, "pretrain_trained_layers")
+        tried, _ = _fresh(lab, known, student, cosine_temperature)
+        Discovery(DiscoveryNetwork(tried, data.clusters, **shape), tried, **second, relation_weight=relation_weight)
+        train_only(tried.backbone, teacher_trained_layers, "teacher_trained_layers")
     supervised = pretrained_stage(lab, known, before, student, shown, said, **first)
     arms = {
-        name: discovery_stage(lab, data, plan, supervised, name, shown, said, **shape, **second, alpha=weight)
-        for name, weight in (("uno", 0.0), ("crkd", alpha))
+        name: discovery_stage(lab, data, plan, supervised, name, shown, said, **shape, **second, relation_weight=weight)
+        for name, weight in (("uno", 0.0), ("crkd", relation_weight))
     }
     report = lab.report("crkd", data, arms, baseline="uno", ship="crkd")
     report.metric_formats |= SHOWN
@@ -192,48 +192,49 @@ _CIFAR: dict[str, Any] = {
     **_HEADS,
     "data": "cifar100:data/cifar100",
     "student": "stillroom/resnet18",
-    "views": "cifar",
+    "view_style": "cifar",
     "small_crops": 2,
-    "heads": 4,
+    "novel_heads": 4,
     "optimizer": "sgd",
     "lr": 0.4,
     "lr_floor": 0.001,
     "warmup_epochs": 10,
     "epochs": 500,
-    "pretrain_epochs": 500,
-    "pretrain_lr": 0.1,
-    "pretrain_warmup_epochs": 10,
+    "teacher_epochs": 500,
+    "teacher_lr": 0.1,
+    "teacher_warmup_epochs": 10,
 }
 _FINE_GRAINED: dict[str, Any] = {
     **_SHARED,
     **_HEADS,
     "student": "timm/vit_base_patch16_224.dino@pretrained",
-    "views": "photographs",
+    "view_style": "photographs",
     "small_crops": 0,
-    "heads": 2,
+    "novel_heads": 2,
     "optimizer": "adamw",
     "lr": 1e-3,
     "lr_floor": 1e-4,
     "warmup_epochs": 10,
     "epochs": 100,
-    "pretrain_epochs": 50,
-    "pretrain_lr": 1e-3,
-    "pretrain_warmup_epochs": 5,
+    "teacher_epochs": 50,
+    "teacher_lr": 1e-3,
+    "teacher_warmup_epochs": 5,
     "trained_layers": ["blocks.11"],
-    "pretrain_trained_layers": ["blocks.11"],
+    "teacher_trained_layers": ["blocks.11"],
 }
 PRESETS = {
-    "paper": {**_CIFAR, "known": 50},
-    "paper:cifar100-80": {**_CIFAR, "known": 80},
-    "paper:cifar10": {**_CIFAR, "data": "cifar10:data/cifar10", "known": 5},
-    "paper:cub": {**_FINE_GRAINED, "data": "imagefolder:data/cub", "known": 100},
-    "paper:cars": {**_FINE_GRAINED, "data": "imagefolder:data/stanford-cars", "known": 98},
-    "paper:aircraft": {**_FINE_GRAINED, "data": "imagefolder:data/aircraft", "known": 50},
+    "paper": {**_CIFAR, "known_classes": 50},
+    "paper:cifar100-80": {**_CIFAR, "known_classes": 80},
+    "paper:cifar10": {**_CIFAR, "data": "cifar10:data/cifar10", "known_classes": 5},
+    "paper:cub": {**_FINE_GRAINED, "data": "imagefolder:data/cub", "known_classes": 100},
+    "paper:cars": {**_FINE_GRAINED, "data": "imagefolder:data/stanford-cars", "known_classes": 98},
+    "paper:aircraft": {**_FINE_GRAINED, "data": "imagefolder:data/aircraft", "known_classes": 50},
 }
 
 ROOM = Room(
     recipe,
     tasks=("classification",),
     presets=PRESETS,
+    expect="Level with UNO on such pictures (+0.7 +- 2.4 points of novel accuracy, 3 seeds); the paper sees +0.8 to +6.5.",
     reason="finds classes that have no labels, with heads of its own and itself as the teacher: its stages are an experiment of their own",
 )

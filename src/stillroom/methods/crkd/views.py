@@ -39,7 +39,7 @@ def crops(style: Style, image_size: int, mean: Sequence[float], std: Sequence[fl
 
     Source: CrKD's released code; "small" and "digits" are the project's own, for its experiments.
     """
-    one_of("views", style, get_args(Style))
+    one_of("view_style", style, get_args(Style))
     if large < 1:
         raise InputError("large_crops", large, "a whole number of at least 1")
     if small < 0 or (small and style != "cifar"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -97,11 +98,17 @@ def setting(host: str) -> Setting:
     task = room.tasks[0]
     found = setting_of(task, recipe, plan=task_named(task).sgd)
 
+    def of_host(values: Mapping[str, Any]) -> dict[str, Any]:
+        return {"host_options": {name: value for name, value in values.items() if name in room.options} or None}
+
     def numbers(preset: str) -> dict[str, Any]:
-        own = {name: value for name, value in room.presets.get(preset, {}).items() if name in room.options}
-        return {"delta": 0.09 if preset == "paper:imagenet" else 0.075, "host_options": own or None}
+        return {**PRESETS.get(preset, PRESETS["paper"]), **of_host(room.presets.get(preset, {}))}
 
-    return replace(found, presets={name: {**preset, **numbers(name)} for name, preset in found.presets.items()})
+    presets = {name: {**preset, **numbers(name)} for name, preset in found.presets.items()}
+    default = {**found.default, **of_host(room.default), "seeds": 3} if found.default else {}
+    return replace(found, presets=presets, default=default)
 
 
-ROOM = Room(recipe, tasks=TASKS, build=build, choice="host", setting=setting)
+PRESETS = {"paper": {"delta": 0.075}, "paper:tiny-imagenet": {"delta": 0.075}, "paper:imagenet": {"delta": 0.09}}
+
+ROOM = Room(recipe, tasks=TASKS, presets=PRESETS, build=build, choice="host", setting=setting)

@@ -31,25 +31,34 @@ class Calibration:
     Args:
         thresholds: T_L, T_M, T_T: shares of the bank's crops (quantiles of the score) [inferred], or scores.
         absolute: the thresholds are scores, e.g. 0.15, 0.3, 0.95.
-        epsilon: of the smoothed ground truth.
+        label_smoothing: epsilon of the smoothed ground truth.
         score: a crop's confidence: the ``max`` of its label, or the probability of the ``truth``.
 
     Raises:
-        InputError: thresholds that do not rise or lie outside [0, 1], an epsilon outside [0, 1], an unknown score.
+        InputError: thresholds that do not rise or lie outside [0, 1], a smoothing outside [0, 1], an unknown score.
     """
 
     thresholds: tuple[float, float, float] = (0.03, 0.2, 0.97)
     absolute: bool = False
-    epsilon: float = 0.1
+    label_smoothing: float = 0.1
     score: Score = "max"
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "thresholds", tuple(float(value) for value in self.thresholds))
         if len(self.thresholds) != 3 or not 0 <= self.thresholds[0] <= self.thresholds[1] <= self.thresholds[2] <= 1:
             raise InputError("thresholds", list(self.thresholds), "three numbers 0 <= T_L <= T_M <= T_T <= 1")
-        if not 0 <= self.epsilon <= 1:
-            raise InputError("epsilon", self.epsilon, "a number from 0 to 1")
+        if not 0 <= self.label_smoothing <= 1:
+            raise InputError("label_smoothing", self.label_smoothing, "a number from 0 to 1")
         one_of("score", self.score, get_args(Score))
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data, under the names that adapted banks on people's disks have."""
+        return {
+            "thresholds": list(self.thresholds),
+            "absolute": self.absolute,
+            "epsilon": self.label_smoothing,
+            "score": self.score,
+        }
 
     def scores(self, bank: LabelBank) -> Thresholds:
         """The thresholds as scores; quantiles are those of all crops, or of an even sample of 16 million."""
@@ -81,7 +90,7 @@ def adapted_bank(
     Raises:
         InputError: the folder holds another bank.
     """
-    said = {**asdict(calibration), "thresholds": list(calibration.thresholds), "of": bank.fingerprint()}
+    said = {**calibration.to_json(), "of": bank.fingerprint()}
     if folder is None:
         folder = bank.path / "adapted" / hashlib.blake2b(json.dumps(said, sort_keys=True).encode(), digest_size=6).hexdigest()
     thresholds = calibration.scores(bank)
@@ -147,7 +156,7 @@ def _adapted(block: Rows, form: LabelFormat, thresholds: Thresholds, calibration
         form,
         targets_R,
         thresholds,
-        epsilon=calibration.epsilon,
+        epsilon=calibration.label_smoothing,
         score=calibration.score,
         images_R=images_R,
         kept_R=kept_R,

@@ -32,11 +32,11 @@ class FerKD(Distiller):
         num_crops: K, crops of an image in a step; the passes of the training are counted by it.
         single_first: epochs at the start that show one crop of each image, as the paper's warm-up does.
         mix: ``selfmix`` mixes crops of one image (section 6), ``cross`` any two rows (section 7, the usual MixUp and CutMix).
-        mix_probability: how often a step is mixed.
-        mixup_alpha: of MixUp's Beta distribution [inferred for SelfMix].
+        mix_probability: how often a batch is mixed.
+        mixup_alpha: a > 0 of MixUp's lambda ~ Beta(a, a) [inferred for SelfMix].
         cutmix_alpha: of CutMix's.
         partner: of a crop in SelfMix: by a random cyclic ``shift``, or the one with the most ``similar`` label [both inferred].
-        temperature: tau_s > 0 of the student's softmax; the loss has no factor tau_s^2.
+        temperature: temperature of softened class probabilities, tau_s > 0; the student's. The loss has no factor tau_s^2.
         missing: training images that the bank does not have are an ``error``, or ``skip``.
 
     Raises:

@@ -60,11 +60,15 @@ class Labelling:
             raise InputError("crops", self.crops, "a whole number of at least 1")
 
 
-def crop_rule(data: ImageData, area: tuple[float, float] | None, flip: float | None) -> CropRule:
+def crop_rule(data: ImageData, crop_area: tuple[float, float] | None, crop_flip: float | None) -> CropRule:
     """How crops are drawn: as given, else as the data's augmentation suggests (digits are neither mirrored nor cut to small pieces)."""
     digits = data.augment == "digits" or data.source.augment == "digits"
     suits = CropRule(area=(0.5, 1.0), flip=0.0) if digits else CropRule()
-    return CropRule(area=suits.area if area is None else area, flip=suits.flip if flip is None else flip)
+    area, flip = suits.area if crop_area is None else crop_area, suits.flip if crop_flip is None else crop_flip
+    try:
+        return CropRule(area=area, flip=flip)
+    except InputError as error:
+        raise InputError(f"crop_{error.argument}", error.got, error.expected) from None
 
 
 def original_images(data: ImageData) -> Images:

@@ -32,7 +32,7 @@ def build(
     labels: str | None = None,
     thresholds: tuple[float, float, float] = (0.03, 0.2, 0.97),
     absolute: bool = False,
-    epsilon: float = 0.1,
+    label_smoothing: float = 0.1,
     score: Score = "max",
     **options: Any,
 ) -> FerKD:
@@ -44,7 +44,7 @@ def build(
         raise InputError("labels", "nothing", "the folder of a bank that `stillroom cache-labels` wrote")
     bank = LabelBank(labels)
     made = FerKD(student, bank, **options)  # refuses what is wrong before a bank is adapted
-    made.bank = adapted_bank(bank, Calibration(thresholds, absolute, epsilon, score))
+    made.bank = adapted_bank(bank, Calibration(thresholds, absolute, label_smoothing, score))
     return made
 
 
@@ -57,10 +57,10 @@ def recipe(
     crops: int = 64,
     label_type: str = DEFAULT_TYPE,
     crop_area: tuple[float, float] | None = None,
-    flip: float | None = None,
+    crop_flip: float | None = None,
     thresholds: tuple[float, float, float] = (0.03, 0.2, 0.97),
     absolute: bool = False,
-    epsilon: float = 0.1,
+    label_smoothing: float = 0.1,
     score: Score = "max",
     mix: Mixing = "selfmix",
     **options: Any,
@@ -72,16 +72,16 @@ def recipe(
         data: the images.
         plan: how the networks are trained; one pass with `num_crops` crops of each image counts as so many epochs.
         labels: folder of a bank that `stillroom cache-labels` wrote. Without one the teacher writes it first, into the run's folder; with
-            one no teacher is needed, and the options of the teacher and those from `crops` to `flip` say nothing.
+            one no teacher is needed, and the options of the teacher and those from `crops` to `crop_flip` say nothing.
         networks: which they are; the teacher labels.
         crops: stored crops of each image.
-        label_type: how their labels are stored: ``ori``, ``hard``, ``smoothing``, ``marginal_smoothing_k5`` or ``marginal_renorm_k5``.
+        label_type: how labels are stored: ``ori``, ``hard``, ``smoothing``, ``marginal_smoothing_k5`` or ``marginal_renorm_k5``.
         crop_area: smallest and largest area of a crop, as fractions of the image's; by default 0.08 and 1, for digits 0.5 and 1.
-        flip: probability of a mirrored crop; by default 0.5, for digits 0.
+        crop_flip: probability of a mirrored crop; by default 0.5, for digits 0.
         thresholds: below the first crops are discarded as too hard, below the second they are given smoothed ground truth, above the third
             they are discarded as too easy; as shares of all crops.
         absolute: the thresholds are confidences instead of shares.
-        epsilon: how much the ground truth is smoothed.
+        label_smoothing: how much the ground truth is smoothed.
         score: a crop's confidence: ``max`` probability, or probability of the ``truth``.
         mix: ``selfmix`` mixes crops of one image, ``cross`` crops of any, ``none`` does not. FKD's arm is never mixed.
         options: those of `FerKD`.
@@ -90,8 +90,8 @@ def recipe(
     def distiller(fresh: nn.Module, stored: LabelBank | None, mixing: Mixing) -> FerKD:
         return FerKD(fresh, stored, mix=mixing, **options)
 
-    calibration = Calibration(thresholds, absolute, epsilon, score)
-    labelling = Labelling(crops, label_type, rule=crop_rule(data, crop_area, flip), seed=lab.options.seed)
+    calibration = Calibration(thresholds, absolute, label_smoothing, score)
+    labelling = Labelling(crops, label_type, rule=crop_rule(data, crop_area, crop_flip), seed=lab.options.seed)
     LabelFormat.of(label_type, data.num_classes)
     experiment = Experiment(lab, data, plan, networks)
     with lab.shared():  # what is wrong with an argument is said now
@@ -182,4 +182,11 @@ PRESETS = {
     },
 }
 
-ROOM = Room(recipe, tasks=("classification",), presets=PRESETS, build=build)
+ROOM = Room(
+    recipe,
+    tasks=("classification",),
+    presets=PRESETS,
+    expect="Not measured on these digits. On CIFAR-10 the stored labels as they are (FKD) gave +3.5 +- 0.8 points over hard "
+    "labels, FerKD +2.0 +- 0.9 (5 seeds): adapting them did not pay there; the paper sees +0.7 over FKD on ImageNet.",
+    build=build,
+)

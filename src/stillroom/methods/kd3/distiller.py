@@ -52,13 +52,13 @@ class KD3(Distiller):
         scoring: ``changed``: the images are scored changed as in training, which makes the choice random as in the released code;
             ``plain``: as in evaluation.
         weighted: weigh images by w in L_feat.
-        beta: a of MixDistribution.
-        mix_probability: of a batch being mixed.
+        mix_beta: a > 0 of MixDistribution's lambda ~ Beta(a, a).
+        mix_probability: how often a batch is mixed.
         partners: ``random`` or ``crossdomain``, see `MixDistribution`.
-        contrast_weight: gamma; 0 for no contrast, and then no second view.
+        contrast_weight: weight of the contrast, gamma; 0 for no contrast, and then no second view.
         contrast: ``separate``, as released; ``cross`` adds C(a_s, sg[b_t]) + C(sg[a_t], b_s) [inferred].
-        temperature: t of the contrast.
-        embed_dim: D.
+        contrast_temperature: temperature of the contrast; t > 0.
+        embed_dim: length of the embeddings; D.
 
     Raises:
         InputError: a number is out of its range, or there is no such layer.
@@ -81,12 +81,12 @@ class KD3(Distiller):
         steepness: float = 5.0,
         scoring: Scoring = "changed",
         weighted: bool = True,
-        beta: float = 0.1,
+        mix_beta: float = 0.1,
         mix_probability: float = 1.0,
         partners: Partners = "random",
         contrast_weight: float = 0.001,
         contrast: Contrast = "separate",
-        temperature: float = 0.3,
+        contrast_temperature: float = 0.3,
         embed_dim: int = 128,
     ) -> None:
         super().__init__(student, teacher)
@@ -100,8 +100,9 @@ class KD3(Distiller):
         for name, value, known in (("scoring", scoring, ("changed", "plain")), ("contrast", contrast, ("separate", "cross"))):
             one_of(name, value, known)
         self.scoring, self.contrast = scoring, contrast
-        self.contrast_weight, self.temperature = at_least_zero("contrast_weight", contrast_weight), positive("temperature", temperature)
-        self.mix = MixDistribution(beta, probability=mix_probability, partners=partners)
+        self.contrast_weight = at_least_zero("contrast_weight", contrast_weight)
+        self.contrast_temperature = positive("contrast_temperature", contrast_temperature)
+        self.mix = MixDistribution(positive("mix_beta", mix_beta), probability=mix_probability, partners=partners)
         if contrast_weight:  # without the contrast they would be parameters that nothing trains
             self.student_embedding = LinearEmbedding(student.connector.in_channels, embed_dim)
             self.teacher_embedding = LinearEmbedding(student.connector.channels, embed_dim)
@@ -136,10 +137,9 @@ class KD3(Distiller):
 
     def contrasts(self, a_s_BD: Tensor, b_s_BD: Tensor, a_t_BD: Tensor, b_t_BD: Tensor) -> Tensor:
         """L_con of the embeddings of clean (a) and mixed (b) views, of student and teacher; a scalar."""
-        own = nt_xent(a_s_BD, b_s_BD, self.temperature) + nt_xent(a_t_BD, b_t_BD, self.temperature)
-        if self.contrast == "separate":
-            return own
-        return own + nt_xent(a_s_BD, b_t_BD.detach(), self.temperature) + nt_xent(a_t_BD.detach(), b_s_BD, self.temperature)
+        t = self.contrast_temperature
+        own = nt_xent(a_s_BD, b_s_BD, t) + nt_xent(a_t_BD, b_t_BD, t)
+        return own if self.contrast == "separate" else own + nt_xent(a_s_BD, b_t_BD.detach(), t) + nt_xent(a_t_BD.detach(), b_s_BD, t)
 
     def alpha(self) -> float:
         """The teacher's share in this epoch's choice."""

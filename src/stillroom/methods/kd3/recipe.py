@@ -24,17 +24,16 @@ def build(
     teacher: Teacher,
     data: ImageData,
     *,
-    web: str = "restyled",
-    web_augment: str | None = None,
-    web_mean: tuple[float, float, float] | None = None,
-    web_std: tuple[float, float, float] | None = None,
+    unlabelled: str = "restyled",
+    unlabelled_augment: str | None = None,
+    unlabelled_mean: tuple[float, float, float] | None = None,
+    unlabelled_std: tuple[float, float, float] | None = None,
     equal_updates: bool = True,
     **options: Any,
 ) -> KD3:
     """The distiller for `data`, whose web images are as `recipe` says; the other options are those of `learning_from`."""
-    return learning_from(
-        WebData(data, web, augment=web_augment, mean=web_mean, std=web_std, steady=equal_updates), student, teacher, **options
-    )
+    web = WebData(data, unlabelled, augment=unlabelled_augment, mean=unlabelled_mean, std=unlabelled_std, steady=equal_updates)
+    return learning_from(web, student, teacher, **options)
 
 
 def learning_from(
@@ -52,8 +51,8 @@ def learning_from(
 
     Args:
         web, student, teacher: on what it learns, what learns, what teaches.
-        student_layer: module path of the student's last feature map; by default what its pooling reads.
-        teacher_layer: module path of the teacher's, likewise.
+        student_layer: module path in the student; of its last feature map, by default what its pooling reads.
+        teacher_layer: module path in the teacher; likewise.
         teacher_classifier: module path of what makes the teacher's logits of its pooled map; by default its last linear layer.
         factor: r of the connector: the teacher's channels divided by it are its inner width.
         options: those of `KD3`.
@@ -84,13 +83,13 @@ def recipe(
     lab: Lab,
     data: ImageData,
     plan: Training = PLAN,
-    web: str = "restyled",
+    unlabelled: str = "restyled",
     networks: Networks = CONVNETS,
-    web_augment: str | None = None,
-    web_mean: tuple[float, float, float] | None = None,
-    web_std: tuple[float, float, float] | None = None,
+    unlabelled_augment: str | None = None,
+    unlabelled_mean: tuple[float, float, float] | None = None,
+    unlabelled_std: tuple[float, float, float] | None = None,
     equal_updates: bool = True,
-    kd_temperature: float = 4.0,
+    temperature: float = 4.0,
     **options: Any,
 ) -> Report:
     """Distil without the original data: compare KD^3 on unlabelled web images with plain distillation on the same images.
@@ -99,38 +98,39 @@ def recipe(
         lab: where and how to run.
         data: the classes and the test images; its training images are used for a teacher without weights only.
         plan: how the networks are trained.
-        web: the unlabelled images: imagefolder:PATH or PATH, a folder or zip of any image files at any depth; other data such as
+        unlabelled: the unlabelled images: imagefolder:PATH or PATH, a folder or zip of any image files at any depth; other data such as
             cifar100:PATH, without their labels; or restyled, for a first look: the training images in other styles, and patches of
             photographs.
         networks: which they are; the student's part behind the last map gives way to a connector and the teacher's classifier.
-        web_augment: random changes of web images, as --augment; by default imagenet, which crops and mirrors (for restyled: --augment).
-        web_mean: mean of the web images' channels, if they are to be normalised with another than the data's.
-        web_std: their standard deviation, likewise.
+        unlabelled_augment: random changes of the unlabelled images, as --augment; by default imagenet, which crops and mirrors (for
+            restyled: --augment).
+        unlabelled_mean: mean of the unlabelled images' channels, if they are to be normalised with another than the data's.
+        unlabelled_std: their standard deviation, likewise.
         equal_updates: give every epoch the updates of one pass over all web images, going through the chosen ones again and again; false,
             as in the paper: an epoch shows the chosen ones once.
-        kd_temperature: T of the plain distillation.
+        temperature: temperature of softened class probabilities, T > 0; of the plain distillation.
         options: those of `learning_from`.
     """
-    collection = WebData(data, web, augment=web_augment, mean=web_mean, std=web_std, steady=equal_updates)
+    web = WebData(data, unlabelled, augment=unlabelled_augment, mean=unlabelled_mean, std=unlabelled_std, steady=equal_updates)
 
     def distiller(fresh: nn.Module, taught: Teacher) -> KD3:
-        return learning_from(collection, fresh, taught, **options)
+        return learning_from(web, fresh, taught, **options)
 
     experiment = Experiment(lab, data, plan, networks)
     experiment.rehearse(distiller)
     trained = experiment.teacher()
-    plain = experiment.distilled("kd", lambda fresh, taught: WebKD(fresh, taught, collection, temperature=kd_temperature))
+    plain = experiment.distilled("kd", lambda fresh, taught: WebKD(fresh, taught, web, temperature=temperature))
     built = experiment.network(networks.student, "student")
     made = distiller(built.network, lab.teach(trained))
     model = made.student.specification(built.spec, trained.result.model)
-    distilled = lab.fit(made, collection, plan, name="kd3", model=model)
+    distilled = lab.fit(made, web, plan, name="kd3", model=model)
     return lab.report("kd3", data, {"teacher": trained, "kd": plain, "kd3": distilled}, baseline="kd", ship="kd3")
 
 
 PRESETS = {
     "paper": {
         "data": "cifar10:data/cifar10",
-        "web": "imagefolder:data/imagenet32",
+        "unlabelled": "imagefolder:data/imagenet32",
         "teacher": "stillroom/resnet34",
         "student": "stillroom/resnet18",
         "batch_size": 1024,
@@ -150,7 +150,14 @@ PRESETS["paper:cifar100"] = {**PRESETS["paper"], "data": "cifar100:data/cifar100
 PRESETS["paper:tiny-imagenet"] = {
     **PRESETS["paper"],
     "data": "tiny-imagenet:data/tiny-imagenet-200",
-    "web": "imagefolder:data/imagenet64",
+    "unlabelled": "imagefolder:data/imagenet64",
 }
 
-ROOM = Room(recipe, tasks=("classification",), presets=PRESETS, build=build)
+ROOM = Room(
+    recipe,
+    tasks=("classification",),
+    presets=PRESETS,
+    expect="Not measured on these digits. On CIFAR-10 with foreign images KD3 was at -11.9 +- 3.1 points against plain KD on the "
+    "same images (3 seeds); the paper sees it above.",
+    build=build,
+)

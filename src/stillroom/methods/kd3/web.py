@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -15,11 +14,11 @@ from stillroom.engine.loading import Draw, Loader, SeekableBatches, identity, sa
 from stillroom.errors import InputError
 from stillroom.methods.kd3.restyle import patches, restyled
 from stillroom.tasks.classification.data import ImageData
-from stillroom.tasks.classification.other_images import WithOtherTrainingImages
+from stillroom.tasks.classification.other_images import WithOtherTrainingImages, open_unlabelled, readable
+from stillroom.tasks.images.arguments import statistics
 from stillroom.tasks.images.batches import Batches
-from stillroom.tasks.images.classified import SMALL, open_source
-from stillroom.tasks.images.folders import EXTENSIONS, counted, list_files
-from stillroom.tasks.images.stores import FileImages, Images, MemoryImages, decodable, into_memory, taken
+from stillroom.tasks.images.classified import SMALL
+from stillroom.tasks.images.stores import Images, MemoryImages, into_memory, taken
 from stillroom.tasks.images.transforms import AUGMENTATIONS, Transform, eval_transform, train_transform
 
 RESTYLED = "restyled"
@@ -37,10 +36,8 @@ class WebData(WithOtherTrainingImages):
 
     Args:
         data: whose validation images, classes, image size, batch size, workers and statistics these are.
-        web: where the images are: ``imagefolder:PATH`` or PATH alone, a folder or zip in which every image file at any depth counts;
-            ``restyled``: the training images of `data` in other styles, and as many patches of two photographs that come with scikit-learn,
-            for a first look; or any other specification of data, e.g. ``cifar100:PATH``, of which the training images are taken. Or images
-            in memory.
+        unlabelled: where the images are, see `open_unlabelled`; or ``restyled``: the training images of `data` in other styles, and as many
+            patches of two photographs that come with scikit-learn, for a first look. Or images in memory.
         augment: random changes of the images, see `transforms.AUGMENTATIONS`; by default ``imagenet`` (crop of 8 to 100 % of the area, and
             mirror), for restyled images those of `data`.
         mean: of each channel, for pixels in [0, 1]; by default that of `data`.
@@ -55,7 +52,7 @@ class WebData(WithOtherTrainingImages):
     def __init__(
         self,
         data: ImageData,
-        web: str | MemoryImages = RESTYLED,
+        unlabelled: str | MemoryImages = RESTYLED,
         *,
         augment: str | None = None,
         mean: Sequence[float] | None = None,
@@ -63,18 +60,16 @@ class WebData(WithOtherTrainingImages):
         steady: bool = False,
     ) -> None:
         if augment is not None and augment not in AUGMENTATIONS:
-            raise InputError("web_augment", augment, f"one of {', '.join(AUGMENTATIONS)}")
+            raise InputError("unlabelled_augment", augment, f"one of {', '.join(AUGMENTATIONS)}")
         self.data, self.steady = data, steady
-        self.images, content = _opened(web, data)
+        self.images, content = _opened(unlabelled, data)
         if len(self.images) < 2:
-            raise InputError("web", "one image", "a collection of two images or more")
-        self.augment = augment or (data.augment if web == RESTYLED else "imagenet")
-        statistics = tuple(mean or data.mean), tuple(std or data.std)
-        if min(statistics[1]) <= 0 or {len(values) for values in statistics} != {3}:
-            raise InputError("web_std", list(statistics[1]), "three numbers above 0, and three of the mean")
-        self._changed = train_transform(self.augment, data.image_size, *statistics)
-        self._plain = eval_transform("cifar" if isinstance(self.images, MemoryImages) else "imagenet", data.image_size, *statistics)
-        parts = data.fingerprint, content, self.augment, statistics, steady
+            raise InputError("unlabelled", "one image", "a collection of two images or more")
+        self.augment = augment or (data.augment if unlabelled == RESTYLED else "imagenet")
+        used = statistics(mean, std, (data.mean, data.std), of="unlabelled_")
+        self._changed = train_transform(self.augment, data.image_size, *used)
+        self._plain = eval_transform("cifar" if isinstance(self.images, MemoryImages) else "imagenet", data.image_size, *used)
+        parts = data.fingerprint, content, self.augment, used, steady
         self.fingerprint = hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
         self.indices: Mapping[str, np.ndarray] = {}
 
@@ -95,7 +90,7 @@ class WebData(WithOtherTrainingImages):
     def train_loader(self, *, seed: int, rank: int = 0, world: int = 1) -> Loader:
         """Shuffled, changed batches of the collection; a short last one of fewer than two images a process is left out."""
         if len(self.images) < 2 * world:
-            raise InputError("web", f"{len(self.images)} images", f"at least two for each of the {world} processes")
+            raise InputError("unlabelled", f"{len(self.images)} images", f"at least two for each of the {world} processes")
         kind = SteadyBatches if self.steady else SeekableBatches
         batches = kind(
             len(self.images), self.batch_size, seed=seed, drop_last=False, least=min(2 * world, self.batch_size), rank=rank, world=world
@@ -142,19 +137,19 @@ class SteadyBatches(SeekableBatches):
             yield [Draw(*pair) for pair in zip(ids.tolist(), seeds.tolist(), strict=True)]
 
 
-def _opened(web: str | MemoryImages, data: ImageData) -> tuple[Images, str]:
+def _opened(pile: str | MemoryImages, data: ImageData) -> tuple[Images, str]:
     """The images of a collection, without labels, and a hash of them."""
-    if isinstance(web, MemoryImages):
-        content = hashlib.sha256(web.pixels.numpy().tobytes()).hexdigest()[:16]
-        return taken(web, np.arange(len(web)), np.full(len(web), _UNLABELLED)), content
-    return _restyled(data) if web == RESTYLED else _collection(web, data.image_size, data.strict)
+    if isinstance(pile, MemoryImages):
+        content = hashlib.sha256(pile.pixels.numpy().tobytes()).hexdigest()[:16]
+        return taken(pile, np.arange(len(pile)), np.full(len(pile), _UNLABELLED)), content
+    return _restyled(data) if pile == RESTYLED else _collection(pile, data.image_size, data.strict)
 
 
 def _restyled(data: ImageData) -> tuple[Images, str]:
     """The training images of `data`, restyled, and patches of photographs."""
     size = data.image_size
     if size > SMALL or 3 * size**2 * data.train_size > _MEMORY:
-        raise InputError("web", RESTYLED, f"imagefolder:PATH, a pile of unlabelled images, for images of {size} pixels")
+        raise InputError("unlabelled", RESTYLED, f"imagefolder:PATH, a pile of unlabelled images, for images of {size} pixels")
     from sklearn.datasets import load_sample_images
 
     fit = eval_transform("cifar", size, data.mean, data.std)
@@ -168,33 +163,11 @@ def _restyled(data: ImageData) -> tuple[Images, str]:
 @lru_cache(maxsize=2)  # opened anew for every arm of a comparison
 def _collection(spec: str, size: int, strict: bool) -> tuple[Images, str]:
     """The images of a collection without labels, as far as they can be decoded, and a hash of its content."""
-    kind, _, path = spec.partition(":")
-    path = path if kind == "imagefolder" else spec
-    found = bool(path) and Path(path).expanduser().exists()
-    if not found and ":" not in spec and kind != "digits":
-        raise InputError("web", spec or "nothing", "a folder or a zip file that exists, or other data such as cifar100:PATH")
-    if kind == "imagefolder" or found:
-        store, files, _ = list_files(path, "web")
-        names = sorted(name for name in files if name.rpartition(".")[2].lower() in EXTENSIONS)
-        images: Images = FileImages(store, names, np.full(len(names), _UNLABELLED))
-        content = hashlib.sha256("\n".join(f"{name} {files[name]}" for name in names).encode()).hexdigest()[:16]
-    else:
-        source = open_source(spec, argument="web")
-        images, content = (
-            taken(source.train, np.arange(len(source.train)), np.full(len(source.train), _UNLABELLED)),
-            source.fingerprint,
-        )
+    images, content = open_unlabelled(spec, _UNLABELLED)
     whole = len(images)
     if size <= SMALL and 3 * size**2 * whole <= _MEMORY:
         fit = eval_transform("cifar", size, (0.0,) * 3, (1.0,) * 3)
         images = into_memory(images, size, lambda image: fit.prepare(image)[0], strict=strict)
     else:
-        images = _readable(images, strict)
+        images = readable(images, strict=strict)
     return images, f"{content} {len(images)} of {whole} at {size}"
-
-
-def _readable(images: Images, strict: bool) -> Images:
-    (kept,), names = decodable([images], strict=strict, argument="web")
-    if not len(kept):
-        raise InputError("web", counted(names), "at least one image that can be decoded")
-    return taken(images, kept) if names else images

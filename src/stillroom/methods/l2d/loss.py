@@ -10,8 +10,8 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid, smooth_l1_loss
 
 from stillroom.errors import InputError, one_of
+from stillroom.losses.labels import binary
 from stillroom.losses.precision import at_least_float32
-from stillroom.tasks.multilabel.labels import binary
 
 Reduction = Literal["batchmean", "mean", "sum"]
 

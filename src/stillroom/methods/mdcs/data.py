@@ -39,8 +39,8 @@ class LongTailedImages(ImageData):
     """Images as in `ImageData`, which reports the accuracy of many-, medium- and few-shot classes besides.
 
     Args:
-        data: see `ImageData`; your own unbalanced images as they are, e.g. ``imagefolder:photos``, or a balanced set made unbalanced, e.g.
-            ``cifar100:PATH,imbalance=exp:100``.
+        data: where the images are: see `ImageData`; your own unbalanced images as they are, e.g. ``imagefolder:photos``, or a balanced set
+            made unbalanced, e.g. ``cifar100:PATH,imbalance=exp:100``.
         few_below: classes with fewer training images are few-shot.
         many_above: classes with more training images are many-shot.
         options: those of `ImageData`.

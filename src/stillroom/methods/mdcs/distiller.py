@@ -26,23 +26,23 @@ class Experts(Protocol):
 class MDCS(Distiller):
     """A network of experts trained on labels and, expert by expert, on its own answer to a weaker view of the same image.
 
-        L = L_DL + weight * min(epoch / ramp, 1) * L_CS          (section "Method" 3; see `mdcs_terms`)
+        L = L_DL + w * min(epoch / ramp, 1) * L_CS          (section "Method" 3; see `mdcs_terms`)
 
-    There is no teacher network. With ``lambdas=(0, 0, 0)`` and ``weight=0`` this is plain cross-entropy on both views, with
+    There is no teacher network. With ``lambdas=(0, 0, 0)`` and ``consistency_weight=0`` this is plain cross-entropy on both views, with
     ``(1, 1, 1)`` balanced softmax.
 
     Args:
         student: network from images [B, 3, H, W] to logits [B, C] with a method ``experts(images)`` that answers [B, E, C].
         class_counts: n, [C] training images of each class, of all processes together.
         lambdas: prior exponent of each expert.
-        weight: of the consistency term; 0 leaves it out.
+        consistency_weight: w, of the consistency term; 0 leaves it out.
         ramp_epochs: epochs over which it grows to its weight; 0 for none.
         confident_only: images that an expert gets wrong in the weak view do not teach it.
-        temperature: T > 0 of the consistency term; 1 in the paper.
+        temperature: temperature of softened class probabilities, T > 0; in the consistency term; 1 in the paper.
         backbone_lr: learning rate of everything but the experts' classifiers, when other than the plan's; for a backbone that was trained
             before.
-        views: the two views of an image: ``small``, ``cifar`` or ``imagenet`` (`two_views`); by default ``imagenet`` for photographs and
-            else ``small``. They take the place of the data's `augment`.
+        view_style: how the views of an image are made: ``small``, ``cifar`` or ``imagenet`` (`two_views`); by default ``imagenet`` for
+            photographs and else ``small``. They take the place of the data's `augment`.
 
     Raises:
         InputError: a number is out of its range, a class has no image, or the student has no experts.
@@ -54,12 +54,12 @@ class MDCS(Distiller):
         *,
         class_counts: Tensor | Sequence[int],
         lambdas: Sequence[float] = (-0.5, 1.0, 2.5),
-        weight: float = 0.6,
+        consistency_weight: float = 0.6,
         ramp_epochs: float = 20,
         confident_only: bool = True,
         temperature: float = 1.0,
         backbone_lr: float | None = None,
-        views: Style | None = None,
+        view_style: Style | None = None,
     ) -> None:
         super().__init__(student)
         if not isinstance(student, Experts):
@@ -67,16 +67,17 @@ class MDCS(Distiller):
                 "student", type(student).__name__, "a network of experts: stillroom/resnet32_experts, or one with a method experts(images)"
             )
         self.lambdas = tuple(lambdas)
-        self.weight, self.ramp_epochs = at_least_zero("weight", weight), at_least_zero("ramp_epochs", ramp_epochs)
+        self.consistency_weight = at_least_zero("consistency_weight", consistency_weight)
+        self.ramp_epochs = at_least_zero("ramp_epochs", ramp_epochs)
         self.confident_only, self.temperature = confident_only, positive("temperature", temperature)
         self.backbone_lr = None if backbone_lr is None else at_least_zero("backbone_lr", backbone_lr)
-        self.views = views
+        self.view_style = view_style
         self.shift_EC: Tensor
         self.register_buffer("shift_EC", prior_shift(class_counts, self.lambdas))
 
     def training_data(self, data: ImageData) -> ImageData:
         """Every training image in a weak and a strong view."""
-        style = self.views or ("imagenet" if data.augment == "imagenet" else "small")
+        style = self.view_style or ("imagenet" if data.augment == "imagenet" else "small")
         mirror = data.augment != "digits"
         views = two_views(style, data.image_size, data.mean, data.std, mirror=mirror)
         return data.in_views(*views, said=f"mdcs {style}, mirror {mirror}")
@@ -95,9 +96,9 @@ class MDCS(Distiller):
         both_NCHW = torch.cat([weak_BCHW, strong_BCHW])  # one forward: batch norms see both views together
         logits_NEC: Tensor = self.student.experts(both_NCHW)  # type: ignore[operator]
         terms = mdcs_terms(logits_NEC, batch.labels, self.shift_EC, confident_only=self.confident_only, temperature=self.temperature)
-        if self.weight == 0:
+        if self.consistency_weight == 0:
             return Losses(task={"diversity": terms.diversity})
-        weight = self.weight * self.ramp(self.ramp_epochs)
+        weight = self.consistency_weight * self.ramp(self.ramp_epochs)
         return Losses(task={"diversity": terms.diversity}, distill={"consistency": weight * terms.consistency})
 
     def parameter_groups(self) -> list[dict[str, Any]]:

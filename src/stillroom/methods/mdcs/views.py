@@ -54,7 +54,7 @@ def two_views(style: Style, image_size: int, mean: Sequence[float], std: Sequenc
     Raises:
         InputError: an unknown style.
     """
-    one_of("views", style, get_args(Style))
+    one_of("view_style", style, get_args(Style))
     if style == "small":
         fit = eval_transform("small", image_size, mean, std).each
         return Transform(fit, mean, std, together=Weak(mirror)), Transform(fit, mean, std, together=Strong(mirror))

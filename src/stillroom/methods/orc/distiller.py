@@ -56,8 +56,8 @@ class ORC(OwnGradients):
         pivot: the pre-trained teacher. It is trained further, in place: hand over a copy of one that is still needed.
         group: the other networks of the student group, untrained.
         names: what the student group's networks are called in the record, the target last; by default member1, member2, ..., target.
-        beta: balance of the labels (1 - beta) and the teachers (beta), in [0, 1].
-        temperature: T > 0.
+        balance: beta, balance of the labels (1 - beta) and the teachers (beta), in [0, 1].
+        temperature: temperature of softened class probabilities, T > 0.
         promotion: dynamic: the best on the batch become temporary teachers; fixed: always the network `fixed_index`; none: the pivot
             teaches alone.
         num_promoted: k, temporary teachers in each iteration; at least one student remains. The paper's best is 1.
@@ -66,7 +66,7 @@ class ORC(OwnGradients):
         intensive: whether the pivot is refined; if not it stays as it is given.
         private: whether the pivot corrects the temporary teachers; if not they learn from the labels only.
         mixing: what the pivot is refined on: mix (training images mixed with feedback samples), feedback or train alone.
-        mixup_alpha: a > 0 of lambda ~ Beta(a, a).
+        mixup_alpha: a > 0 of MixUp's lambda ~ Beta(a, a).
         feedback_temperature: tau_F > 0; a smaller one takes more feedback samples from the worst network.
         pivot_lr_factor: the pivot's learning rate over the students', at least 0. A pre-trained pivot must not be destroyed: 0.1 for
             full schedules, 0.01 for less than some 10 000 iterations; 1 is the paper's letter.
@@ -85,7 +85,7 @@ class ORC(OwnGradients):
         group: Sequence[nn.Module],
         *,
         names: Sequence[str] | None = None,
-        beta: float = 0.9,
+        balance: float = 0.9,
         temperature: float = 4.0,
         promotion: Promotion = "dynamic",
         num_promoted: int = 1,
@@ -112,15 +112,15 @@ class ORC(OwnGradients):
             ("mixing", mixing, ("mix", "feedback", "train")),
         ):
             one_of(argument, value, known)
-        if not 0 <= at_least_zero("beta", beta) <= 1:
-            raise InputError("beta", beta, "a number from 0 to 1")
+        if not 0 <= at_least_zero("balance", balance) <= 1:
+            raise InputError("balance", balance, "a number from 0 to 1")
         self.num_promoted = {"dynamic": num_promoted, "fixed": 1, "none": 0}[promotion]
         if not 0 <= self.num_promoted < size:
             expected = f"a number from 0 to {size - 1}: of a group of {size} networks, one at least remains a student"
             raise InputError("num_promoted", self.num_promoted, expected)
         if not 0 <= fixed_index < size:
             raise InputError("fixed_index", fixed_index, f"a number from 0 to {size - 1}")
-        self.beta, self.temperature = beta, positive("temperature", temperature)
+        self.balance, self.temperature = balance, positive("temperature", temperature)
         self.promotion, self.fixed_index = promotion, fixed_index
         self.teaching: Teaching = teaching
         self.intensive, self.private, self.mixing = intensive, private, mixing
@@ -229,13 +229,13 @@ class ORC(OwnGradients):
         promoted: list[int] = [self.fixed_index] if self.promotion == "fixed" else chosen_k.tolist()
 
         # 5. Private teaching, after which the temporary teachers answer anew [inferred: with batch statistics].
-        weighed = {"beta": self.beta, "temperature": self.temperature}
+        weighed = {"beta": self.balance, "temperature": self.temperature}
         private, teachers = {}, []
         for i in promoted:
             if self.private:
                 private[i] = private_loss(logits[i], pivot_NC, labels_N, **weighed)
             else:
-                private[i] = labels_loss(logits[i], labels_N, beta=self.beta)
+                private[i] = labels_loss(logits[i], labels_N, beta=self.balance)
             self._update(optimizers[i], private[i])
             with _leaving_buffers(members[i]):
                 teachers.append(members[i](images))

@@ -16,7 +16,7 @@ from stillroom.engine import Distiller, Experiment, Lab, Networks, Report, Room,
 from stillroom.engine.report.results import Metric
 from stillroom.errors import InputError
 from stillroom.methods.orc.distiller import ORC
-from stillroom.tasks.classification import CIFAR100, DIGITS, IMAGENET, TASK, ImageData
+from stillroom.tasks.classification import CIFAR100, DIGITS, IMAGENET, SHAPES, TASK, ImageData
 
 NETWORKS = Networks("stillroom/convnet16", "stillroom/convnet6")
 GROUP = "stillroom/convnet12,stillroom/convnet9"
@@ -51,7 +51,7 @@ def recipe(
     plan: Training = DIGITS,
     networks: Networks = NETWORKS,
     group: list[str] | str = GROUP,
-    beta: float = 0.9,
+    balance: float = 0.9,
     temperature: float = 4.0,
     **options: Any,
 ) -> Report:
@@ -63,8 +63,8 @@ def recipe(
         plan: how the networks are trained; the pivot is trained further with a smaller learning rate, see `pivot_lr_factor`.
         networks: the teacher is the pivot, the student the target: the network that is delivered.
         group: the other networks of the student group, of sizes between the two: ``stillroom/convnet12,stillroom/convnet9`` or a list.
-        beta: balance of the labels (1 - beta) and the teachers (beta), from 0 to 1; KD's, too.
-        temperature: T > 0; KD's, too.
+        balance: beta, balance of the labels (1 - beta) and the teachers (beta), from 0 to 1; KD's, too.
+        temperature: temperature of softened class probabilities, T > 0; KD's, too.
         options: those of `ORC`.
     """
     specs = specs_of(group)
@@ -72,11 +72,11 @@ def recipe(
     def kd(fresh: nn.Module, taught: Teacher) -> Distiller:
         hosted = catalog.load("kd").build
         assert hosted is not None
-        return hosted(fresh, taught, data, temperature=temperature, task_weight=1 - beta, kd_weight=beta)
+        return hosted(fresh, taught, data, temperature=temperature, task_weight=1 - balance, kd_weight=balance)
 
     def orc(fresh: nn.Module, taught: Teacher) -> ORC:
         members = [experiment.network(spec, "group").network for spec in specs]
-        trained.append(_around(fresh, taught, data, specs, members, beta=beta, temperature=temperature, **options))
+        trained.append(_around(fresh, taught, data, specs, members, balance=balance, temperature=temperature, **options))
         return trained[-1]
 
     experiment = Experiment(lab, data, plan, networks)
@@ -190,10 +190,16 @@ PRESETS = {
         "group": "stillroom.methods.orc.recipe:resnet26,stillroom.methods.orc.recipe:resnet22",  # torchvision has no depth between the two
         "batch_size": 256,
         "lr": 0.1,
-        "beta": 0.5,
+        "balance": 0.5,
         "temperature": 1.0,
         "pivot_lr_factor": 0.1,
     },
 }
 
-ROOM = Room(recipe, tasks=("classification",), presets=PRESETS, build=build)
+ROOM = Room(
+    recipe,
+    tasks=("classification",),
+    presets=PRESETS,
+    default={**SHAPES, "seeds": 3, "group": "stillroom/convnet16"},
+    build=build,
+)

@@ -29,7 +29,7 @@ class Contrast(Distiller):
         views: pixels -> pixels, a random view of each row.
         memory: gives the labelled images in batches, each once; asked for once in each evaluation.
         num_classes: C.
-        temperature: tau.
+        contrast_temperature: tau.
         released_schedule: the paper's learning rate (`released_rate`) in the plan's place.
     """
 
@@ -40,13 +40,13 @@ class Contrast(Distiller):
         memory: Callable[[], Iterable[Any]],
         num_classes: int,
         *,
-        temperature: float = 0.5,
+        contrast_temperature: float = 0.5,
         released_schedule: bool = True,
     ) -> None:
         super().__init__(encoder)
         self.views = views
         self.num_classes = num_classes
-        self.temperature = positive("temperature", temperature)
+        self.contrast_temperature = positive("contrast_temperature", contrast_temperature)
         self.released_schedule = released_schedule
         self._memory = memory
         self._known: tuple[int, Tensor, Tensor] | None = None  # step, features and labels
@@ -62,12 +62,12 @@ class Contrast(Distiller):
         pixels = self.encoder.pixels(batch.inputs)
         projections_ND = self.encoder.project(self.views(torch.cat((pixels, pixels))))
         first_BD, second_BD = projections_ND.chunk(2)
-        return Losses(task={"ntxent": nt_xent(first_BD, second_BD, self.temperature, epsilon=EPSILON)})
+        return Losses(task={"ntxent": nt_xent(first_BD, second_BD, self.contrast_temperature, epsilon=EPSILON)})
 
     def predict(self, batch: Any) -> Tensor:
         """S / tau, [B, C], of images as they are."""
         features_MD, labels_M = self._remembered(batch.inputs.device)
-        return class_scores(self.student(batch.inputs), features_MD, labels_M, self.num_classes) / self.temperature
+        return class_scores(self.student(batch.inputs), features_MD, labels_M, self.num_classes) / self.contrast_temperature
 
     def rate(self, base_lr: float) -> float:
         """The plan's learning rate, or the released code's."""

@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 
 from stillroom.engine.loading import Cycled, Loader
-from stillroom.errors import InputError, near
+from stillroom.errors import InputError
 from stillroom.methods.wad.split import mismatch_split
 from stillroom.tasks.classification import ImageData
-from stillroom.tasks.classification.other_images import WithOtherTrainingImages
-from stillroom.tasks.images.folders import EXTENSIONS, list_files, warn_left_out
-from stillroom.tasks.images.stores import FileImages, TakenImages, unreadable
+from stillroom.tasks.classification.other_images import WithOtherTrainingImages, open_unlabelled, readable
+from stillroom.tasks.classification.subsets import ChosenClasses, chosen_classes
 from stillroom.tasks.images.transforms import transform_from
 
 logger = logging.getLogger(__name__)
@@ -44,20 +41,16 @@ class Pool:
         return self.data.in_views(transform_from(self.data.describe()["transform"]), said="plain")
 
 
-def benchmark(
-    data: ImageData, targets: Sequence[str | int] | None, labelled: int, mismatch: float, *, even: bool = False, seed: int = 0
-) -> Pool:
+def benchmark(data: ImageData, known_classes: ChosenClasses, labelled: int, mismatch: float, *, even: bool = False, seed: int = 0) -> Pool:
     """The paper's benchmark made from fully labelled data (see `mismatch_split`).
 
     Args:
         data: images of target and unknown classes.
-        targets: names of the target classes, or their numbers, in the order that the student will have them in; by default the first
-            half of all.
+        known_classes: the target classes, as `chosen_classes` reads them, in the order that the student will have them in; by default the
+            first half of all.
         labelled, mismatch, even, seed: see `mismatch_split`.
     """
-    numbers = list(range((data.num_classes + 1) // 2)) if targets is None else [_number(name, data) for name in targets]
-    if len(set(numbers)) < max(2, len(numbers)):
-        raise InputError("target_classes", list(targets or data.classes), "at least two classes, each once")
+    numbers = chosen_classes((data.num_classes + 1) // 2 if known_classes is None else known_classes, data.classes, fewest=2)
     labels = data.train_labels.numpy()
     split = mismatch_split(labels, numbers, labelled, mismatch, even=even, seed=seed)
     ids = np.concatenate([split.labelled, split.unlabelled])
@@ -69,25 +62,18 @@ def benchmark(
     return Pool(pool, np.arange(len(split.labelled)), place[labels[ids]])
 
 
-def own_images(data: ImageData, folder: str) -> Pool:
-    """Labelled data beside a folder (or zip) of images without labels, at any depth.
+def own_images(data: ImageData, unlabelled: str) -> Pool:
+    """Labelled data beside a pile of images without labels, see `open_unlabelled`.
 
     Files that cannot be decoded are left out, with one warning.
 
     Raises:
-        InputError: the folder has no readable image.
+        InputError: no such pile, or no image in it that can be decoded, or (`data.strict`) one that cannot.
     """
-    store, files, _ = list_files(folder, "unlabelled")
-    names = sorted(name for name in files if name.rpartition(".")[2].lower() in EXTENSIONS)
-    images = FileImages(store, names, np.full(len(names), _UNLABELLED))
-    damaged = unreadable(images)
-    if len(damaged) == len(names):
-        raise InputError("unlabelled", folder, "images that can be decoded")
-    if len(damaged):
-        warn_left_out([names[i] for i in damaged])
-    said = hashlib.sha256(repr([(name, files[name]) for name in names]).encode()).hexdigest()
-    kept = TakenImages(images, np.setdiff1d(np.arange(len(names)), damaged))
-    return Pool(data.joined(kept, said), np.arange(data.train_size), None)
+    if unlabelled == "restyled":
+        raise InputError("unlabelled", unlabelled, "a pile of images: there is one of the labelled images restyled for kd3 only")
+    images, said = open_unlabelled(unlabelled, _UNLABELLED)
+    return Pool(data.joined(readable(images, strict=data.strict), said), np.arange(data.train_size), None)
 
 
 class RoundData(WithOtherTrainingImages):
@@ -124,13 +110,3 @@ class RoundData(WithOtherTrainingImages):
             loaders[name] = self.data.train_loader(seed=seed + 1_000_003 * self.number, rank=rank, world=world, drop_last=False)
             loaders[name].choose(ids)
         return Cycled(loaders, self.steps)
-
-
-def _number(name: Any, data: ImageData) -> int:
-    """A class by its name, or else by its number."""
-    name = str(name)
-    if name in data.classes:
-        return data.classes.index(name)
-    if name.isdigit() and int(name) < data.num_classes:
-        return int(name)
-    raise InputError("target_classes", name, f"classes of the data or their numbers, such as {near(name, data.classes)}")

@@ -18,6 +18,7 @@ from stillroom.methods.wad.pool import Pool, RoundData, benchmark, own_images
 from stillroom.methods.wad.rounds import Rounds, train_in_rounds, write_labels
 from stillroom.methods.wad.views import PhotoViews, ScanViews
 from stillroom.tasks.classification import ImageData
+from stillroom.tasks.classification.subsets import ChosenClasses
 from stillroom.tasks.images.classifiers import build_classifier
 from stillroom.tasks.images.networks import Whitened
 
@@ -36,11 +37,26 @@ def make_encoder(lab: Lab, spec: str, data: ImageData, hidden: int, dim: int) ->
 
 
 def teacher_stage(
-    lab: Lab, pool: Pool, encoder: Encoder, views: nn.Module, plan: Training, *, released: bool, temperature: float = 0.5, model: str = ""
+    lab: Lab,
+    pool: Pool,
+    encoder: Encoder,
+    views: nn.Module,
+    plan: Training,
+    *,
+    released: bool,
+    contrast_temperature: float = 0.5,
+    model: str = "",
 ) -> Trained:
     """Stage 1: contrastive learning on all images of the pool. Its accuracy is that of the labels that it gives to validation images."""
     labelled = pool.data.restricted(train=pool.labelled)
-    made = Contrast(encoder, views, labelled.train_eval_loader, pool.data.num_classes, temperature=temperature, released_schedule=released)
+    made = Contrast(
+        encoder,
+        views,
+        labelled.train_eval_loader,
+        pool.data.num_classes,
+        contrast_temperature=contrast_temperature,
+        released_schedule=released,
+    )
     return lab.fit(made, pool.plain, plan, name="teacher", model=model)
 
 
@@ -65,7 +81,7 @@ def recipe(
     plan: Training = ROUND,
     teacher: str = "stillroom/convnet24",
     student: str = "stillroom/convnet24",
-    target_classes: list[str | int] | None = None,
+    known_classes: ChosenClasses = None,
     labelled: int = 20,
     even: bool = True,
     mismatch: float = 0.6,
@@ -75,8 +91,8 @@ def recipe(
     teacher_schedule: Literal["paper", "cosine", "constant"] = "constant",
     hidden: int = 64,
     embed_dim: int = 64,
-    temperature: float = 0.5,
-    views: Literal["photos", "scans"] | None = None,
+    contrast_temperature: float = 0.5,
+    view_style: Literal["photos", "scans"] | None = None,
     iterations: int = 150,
     rounds: int = 5,
     promote: float = 0.1,
@@ -89,20 +105,24 @@ def recipe(
         lab: where and how to run.
         data: the images. Of fully labelled data a benchmark is made; with `unlabelled` they are the labelled ones.
         plan: how the student is trained in each round, with an optimiser made anew; an epoch is so many `iterations`.
-        teacher: network that learns without labels: ``resnet18`` (the paper's, for small images), or any, optionally with weights.
+        teacher: network; it learns without labels: ``resnet18`` (the paper's, for small images), or any, optionally with weights.
         student: network, optionally with weights after ``@``. ``stillroom/wrn_28_2_whitened`` is the paper's.
-        target_classes: names or numbers of the classes to be learned; all others are unknown. By default the first half.
+        known_classes: the classes that are known; their names or numbers, or one number: the first so many. They are the targets, to be
+            learned. By default the first half.
         labelled: how many images of target classes keep their labels.
         even: draw them evenly from the classes, instead of from all together.
         mismatch: share of images of unknown classes among the unlabelled, from 0 and below 1; as many as there are.
-        unlabelled: your own case: a folder or zip of images without labels; then every image of the data is labelled.
-        teacher_epochs: of contrastive training.
-        teacher_lr: its learning rate (of adam; of sgd for the paper's schedule, which starts there and goes up to ten times as much).
-        teacher_schedule: of its learning rate.
-        hidden: width of the teacher's projection head.
-        embed_dim: length of the teacher's projections.
-        temperature: of the contrastive loss.
-        views: how the teacher's random views are made: as of photographs, or of scanned signs; by default what suits the data.
+        unlabelled: the unlabelled images: imagefolder:PATH or PATH, a folder or zip of any image files at any depth; or other data such as
+            cifar100:PATH, without their labels. Then every image of the data is labelled. By default those of the data that
+            keep no label.
+        teacher_epochs: epochs of the teacher; of contrastive training.
+        teacher_lr: learning rate of the teacher; of adam, or of sgd for the paper's schedule, which starts there and goes up to ten times
+            as much.
+        teacher_schedule: of the teacher's learning rate.
+        hidden: hidden width; of the teacher's projection head.
+        embed_dim: length of the embeddings; of the teacher's projections.
+        contrast_temperature: temperature of the contrast; above 0.
+        view_style: how the views of an image are made: of ``photos``, or of ``scans`` of signs; by default what suits the data.
         iterations: steps of an epoch of a round.
         rounds: rounds that promote; one more follows them, and the last of these promotes nothing already.
         promote: share of the unlabelled images that promotions start from; 0 for none.
@@ -122,19 +142,19 @@ def recipe(
         raise InputError("knowledge_views", knowledge_views, "a whole number of at least 0")
     if not 0 <= at_least_zero("promote", promote) <= 1:
         raise InputError("promote", promote, "a share from 0 to 1")
-    positive("temperature", temperature)
+    positive("contrast_temperature", contrast_temperature)
     if unlabelled is None:
-        pool = benchmark(data, target_classes, labelled, mismatch, even=even, seed=lab.seed)
+        pool = benchmark(data, known_classes, labelled, mismatch, even=even, seed=lab.seed)
     else:
-        if target_classes is not None:
-            raise InputError("target_classes", target_classes, "none beside unlabelled: every class of the data is a target")
+        if known_classes is not None:
+            raise InputError("known_classes", known_classes, "none beside unlabelled: every class of the data is a target")
         pool = own_images(data, unlabelled)
 
     def built() -> Built:
         return Experiment(lab, pool.data, plan, Networks(student=student)).network(student, "student")
 
     how = Rounds(iterations=iterations, rounds=rounds, promote=promote, views=knowledge_views)
-    made_of = (views or ("scans" if data.augment == "digits" else "photos")) == "photos"
+    made_of = (view_style or ("scans" if data.augment == "digits" else "photos")) == "photos"
     random_views, asked_views = (PhotoViews(), PhotoViews(mirror=0)) if made_of else (ScanViews(), ScanViews())
     rehearsed = built().network  # what is wrong with it is said now
     if jitter_each and not isinstance(rehearsed, Whitened):
@@ -149,7 +169,14 @@ def recipe(
         schedule="cosine" if teacher_schedule == "cosine" else "constant",
     )
     taught = teacher_stage(
-        lab, pool, encoder, random_views, contrast, released=released, temperature=temperature, model=f"{teacher} (contrastive)"
+        lab,
+        pool,
+        encoder,
+        random_views,
+        contrast,
+        released=released,
+        contrast_temperature=contrast_temperature,
+        model=f"{teacher} (contrastive)",
     )
 
     first = built()
@@ -179,8 +206,8 @@ _PAPER = {
     "teacher_schedule": "paper",
     "hidden": 512,
     "embed_dim": 128,
-    "temperature": 0.5,
-    "views": "photos",
+    "contrast_temperature": 0.5,
+    "view_style": "photos",
     "rounds": 5,
     "promote": 0.1,
     "knowledge_views": 1,
@@ -189,14 +216,14 @@ PRESETS = {
     "paper": {
         **_PAPER,
         "data": "cifar10:data/cifar10",
-        "target_classes": ["airplane", "automobile"],
+        "known_classes": ["airplane", "automobile"],
         "teacher_epochs": 700,
         "iterations": 1500,
     },
     "paper:cifar100": {
         **_PAPER,
         "data": "cifar100:data/cifar100",
-        "target_classes": [str(n) for n in (3, 42, 43, 88, 97, 15, 19, 21, 32, 39, 35, 63, 64, 66, 75, 37, 50, 65, 74, 80)],
+        "known_classes": [str(n) for n in (3, 42, 43, 88, 97, 15, 19, 21, 32, 39, 35, 63, 64, 66, 75, 37, 50, 65, 74, 80)],
         "teacher_epochs": 2000,
         "iterations": 2000,
     },
@@ -206,5 +233,7 @@ ROOM = Room(
     recipe,
     tasks=("classification",),
     presets=PRESETS,
+    expect="WAD gave +2.7 +- 1.2 points over the labels alone from 20 labels (5 seeds), +16.4 +- 7.1 from 5 (10 seeds): its "
+    "pseudo-labels do that, its weights are level with none, where the paper sees them help.",
     reason="learns in rounds from images without labels, with a teacher that has seen none: its stages are an experiment of their own",
 )

@@ -41,7 +41,7 @@ class ImageData(ImageSetData):
             ``tiny-imagenet:PATH``, ``imagenet:PATH``, or ``package.module:function`` or ``file.py:function`` returning (train, val).
             Behind any of them ``,imbalance=exp:100`` (or step, reverse) trains on a long tail, with ``,largest=500`` images of its largest
             class, and ``,noise=0.2`` with wrong labels.
-        image_size: height and width in pixels that the network is given; by default the data's own, or 224.
+        image_size: pixels of the images that the network is given; height and width; by default the data's own, or 224.
         augment: random changes of training images: ``cifar``, ``tiny-imagenet``, ``imagenet``, ``digits`` or ``none``; by default what
             suits the data.
         options: those of every task on images, see `ImageSetData`.

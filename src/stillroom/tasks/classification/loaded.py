@@ -13,34 +13,24 @@ from torch import Tensor, nn
 from stillroom.engine.card import Described, read_card, write_card
 from stillroom.engine.run.written import put
 from stillroom.tasks.images.classifiers import build_classifier
-from stillroom.tasks.images.loaded import Ranking, Scoring, Unreadable, described
+from stillroom.tasks.images.loaded import Ranked, Scoring, Unreadable, described
 from stillroom.tasks.images.transforms import transform_from
 
 TASK = "classification"
 
 
-@dataclass(frozen=True)
-class Prediction:
-    """What a student says about one image.
-
-    Attributes:
-        file: the image.
-        ranking: classes and their probabilities, the most probable first.
-    """
-
-    file: Path
-    ranking: Ranking
+class Prediction(Ranked):
+    """The most probable classes of one image."""
 
     def to_json(self) -> dict[str, Any]:
         """The most probable class, and the ranking."""
-        top = [{"class": name, "confidence": probability} for name, probability in self.ranking]
+        top = self.entries()
         return {**top[0], "top": top}
 
     def rows(self) -> list[list[str]]:
         """The most probable class, and the others in one cell."""
         (name, probability), *others = self.ranking
-        cells = [", ".join(f"{other} {value:.1%}" for other, value in others)] if others else []
-        return [[name, f"{probability:.1%}", *cells]]
+        return [[name, f"{probability:.1%}", *([", ".join(self.words()[1:])] if others else [])]]
 
 
 @dataclass(frozen=True)

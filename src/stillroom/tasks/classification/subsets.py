@@ -9,17 +9,18 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal, TypeAlias, get_args
 
 import numpy as np
 from torch import Tensor
 
 from stillroom.engine.loading import sample_order, sample_seeds, uniforms
-from stillroom.errors import InputError
+from stillroom.errors import InputError, near
 from stillroom.tasks.images.stores import Images, taken
 
 Shape = Literal["exp", "step", "reverse"]
 _SHAPES = get_args(Shape)
+ChosenClasses: TypeAlias = "list[str | int] | int | str | None"
 
 
 @dataclass(frozen=True)
@@ -190,6 +191,36 @@ def restricted(
                 raise InputError("labels", f"{len(now)} labels", f"{len(kept)} numbers from 0 to {num_classes - 1}")
         parts.append((taken(images, kept, now), kept))
     return parts[0], parts[1]
+
+
+def chosen_classes(
+    given: list[str | int] | int | str, classes: Sequence[str], *, fewest: int = 1, most: int | None = None, argument: str = "known_classes"
+) -> list[int]:
+    """Numbers of the classes that are meant, in the order of `given`.
+
+    Args:
+        given: names of classes or their numbers, in a list or with commas between them; or one number: the first so many.
+        classes: the names of all.
+        fewest, most: how many may be meant; by default any number of them.
+        argument: what the user calls the choice.
+
+    Raises:
+        InputError: a class that there is not, or twice; too few or too many.
+    """
+    most = len(classes) if most is None else most
+    if isinstance(given, int):
+        if not fewest <= given <= most:
+            raise InputError(argument, given, f"a number from {fewest} to {most}, since there are {len(classes)} classes")
+        return list(range(given))
+    names = [name.strip() for name in given.split(",")] if isinstance(given, str) else [str(name) for name in given]
+    numbers = []
+    for name in names:
+        if name not in classes and not (name.isdigit() and int(name) < len(classes)):
+            raise InputError(argument, name, f"classes of the data or their numbers, such as {near(name, classes)}")
+        numbers.append(classes.index(name) if name in classes else int(name))
+    if len(set(numbers)) < len(numbers) or not fewest <= len(numbers) <= most:
+        raise InputError(argument, given, f"{fewest} to {most} classes, each once")
+    return numbers
 
 
 def _number(name: str, text: str, argument: str, shown: str | None = None) -> float:

@@ -77,10 +77,9 @@ class DetectionData(ImageSetData):
         data: where the images are: ``scenes`` (drawn from a seed; ``scenes:size=64,train=300``), ``coco:IMAGES,ANNOTATIONS.json`` or
             ``voc:ROOT`` (folder or zip); options follow after commas, see `sources.open_source`.
         batch_size: images in a batch, of all processes together.
-        image_size: pixels that the shorter side of an image is brought to; by default the data's own.
+        image_size: pixels of the images that the network is given; their shorter side is brought to it; by default the data's own.
         max_size: pixels that the longer side may have; by default no limit.
         augment: random changes of training images: ``mirror`` (the default) shows half of them mirrored; or ``none``.
-        flip: the same as it was called before: true for mirror, false for none.
         teacher_scales: while a teacher is trained, the shorter side of each image is drawn anew from this range of pixels, e.g.
             ``[480, 800]`` as the papers do; by default it is `image_size`.
         strict: refuse data with image files that cannot be decoded, which are left out otherwise, with one warning.
@@ -100,7 +99,6 @@ class DetectionData(ImageSetData):
         image_size: int | None = None,
         max_size: int | None = None,
         augment: str | None = None,
-        flip: bool | None = None,
         teacher_scales: Range | None = None,
         strict: bool = False,
         **options: Any,
@@ -111,9 +109,7 @@ class DetectionData(ImageSetData):
             raise InputError("max_size", max_size, "at least the image size")
         if teacher_scales is not None and not 8 <= teacher_scales[0] <= teacher_scales[1]:
             raise InputError("teacher_scales", list(teacher_scales), "two numbers of pixels of at least 8, the smaller first")
-        if augment is not None and flip is not None:
-            raise InputError("flip", flip, f"nothing beside augment, which says {augment}")
-        self.augment = one_of("augment", augment or ("none" if flip is False else "mirror"), AUGMENTATIONS)
+        self.augment = one_of("augment", augment or "mirror", AUGMENTATIONS)
         source = open_source(data, strict=strict)
         super().__init__(data, source, batch_size=batch_size, strict=strict, **options)
         self.teacher_scales = teacher_scales
@@ -133,10 +129,9 @@ class DetectionData(ImageSetData):
         if self.source.teacher is None and self.teacher_scales is None:
             return self
         scales = "" if self.teacher_scales is None else f" {self.teacher_scales}"
-        indices = {split: found for split, found in self.indices.items() if split != "train" or self.source.teacher is None}
+        indices = self.indices if self.source.teacher is None else self._indices_but_train()
         cache_key = {**self.cache_key, "data": f"{self.source.fingerprint}, the teacher's"}
-        changes = {"scales": self.teacher_scales, "indices": indices, "cache_key": cache_key}
-        return self.derive(f"teacher{scales}", train=self.source.teacher, **changes)
+        return self.derive(f"teacher{scales}", train=self.source.teacher, scales=self.teacher_scales, indices=indices, cache_key=cache_key)
 
     def evaluator(self) -> DetectionEvaluator:
         """COCO's average precision; of data in Pascal VOC's layout that set's own, too."""

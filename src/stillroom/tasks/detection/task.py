@@ -62,6 +62,7 @@ class Detection:
     sgd = SCENES_SGD
     networks = Networks("stillroom/gfl_32", "stillroom/gfl_24", teacher_epochs=6, teacher_lr=3e-3)
     presets: Mapping[str, Mapping[str, Any]] = {"paper": COCO}
+    default: Mapping[str, Any] = {}
     kinds: tuple[str, ...] = ("scenes", "coco", "voc")
     layers: Mapping[str, Callable[[nn.Module, str], str]] = {}
     exact: tuple[str, ...] = EXACT

@@ -21,11 +21,18 @@ def per_channel(argument: str, given: Sequence[float] | None, default: Sequence[
     return tuple(float(value) for value in values)
 
 
-def statistics(mean: Sequence[float] | None, std: Sequence[float] | None, default: tuple[Sequence[float], Sequence[float]]) -> Statistics:
-    """What images are normalised with: the mean and the standard deviation that were given, or else the default's."""
-    found = per_channel("mean", mean, default[0]), per_channel("std", std, default[1])
+def statistics(
+    mean: Sequence[float] | None, std: Sequence[float] | None, default: tuple[Sequence[float], Sequence[float]], *, of: str = ""
+) -> Statistics:
+    """What images are normalised with: the mean and the standard deviation that were given, or else the default's.
+
+    Args:
+        mean, std, default: three numbers each.
+        of: what stands before "mean" and "std" in the names of the arguments.
+    """
+    found = per_channel(f"{of}mean", mean, default[0]), per_channel(f"{of}std", std, default[1])
     if min(found[1]) <= 0:
-        raise InputError("std", list(found[1]), "numbers above 0")
+        raise InputError(f"{of}std", list(found[1]), "numbers above 0")
     return found
 
 

@@ -16,6 +16,7 @@ import pickle
 import re
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -57,7 +58,8 @@ def open_source(spec: str, *, argument: str = "data") -> LabelledSource:
         spec: one of
             ``digits``: scikit-learn's 8x8 scans, 900 for training and 897 for validation;
             ``shapes``: 60 classes of 16x16 pictures, each a shape, a hue and a texture, drawn when asked for; 50 of each class for training
-            and 20 for validation, or ``,train=N,val=N``;
+            and 20 for validation, or ``,train=N,val=N``; with ``,teacher=N`` a teacher is trained on so many, which begin with
+            the students'; with ``,seed=1`` on other pictures, to choose settings on;
             ``imagefolder:PATH``: a folder or zip of ``train/CLASS/*.jpg`` and ``val/`` or ``test/``, or of ``CLASS/*.jpg``, of which the
             share ``,val=0.2`` (stratified, always the same images) is held out;
             ``cifar10:PATH``, ``cifar100:PATH``: the Python version of the sets as torchvision keeps it, downloaded where missing;
@@ -102,10 +104,14 @@ def _open_digits(path: str, options: dict[str, str], argument: str) -> LabelledS
 
 
 def _open_shapes(path: str, options: dict[str, str], argument: str) -> LabelledSource:
-    counts = {"train": 50, "val": 20, **whole_numbers(options, argument)}
+    counts = {"train": 50, "val": 20, "seed": 0, **whole_numbers(options, argument)}
     # the mean and standard deviation of all 3 000 training pictures, rounded
-    images = shape_images(counts["train"]), shape_images(counts["val"], val=True)
-    return _source("shapes", class_names(), *images, {}, SIZE, ((0.47,) * 3, (0.29,) * 3), "digits")
+    images = shape_images(counts["train"], seed=counts["seed"]), shape_images(counts["val"], val=True, seed=counts["seed"])
+    source = _source("shapes", class_names(), *images, {}, SIZE, ((0.47,) * 3, (0.29,) * 3), "digits")
+    if "teacher" not in counts:
+        return source
+    fingerprint = hashlib.sha256(f"{source.fingerprint}, {counts['teacher']} for the teacher".encode()).hexdigest()[:16]
+    return replace(source, teacher=shape_images(counts["teacher"], seed=counts["seed"]), fingerprint=fingerprint)
 
 
 def _open_imagefolder(path: str, options: dict[str, str], argument: str) -> LabelledSource:
@@ -174,7 +180,7 @@ def _open_cifar(path: str, options: dict[str, str], argument: str, *, of: int) -
 
 KINDS = (
     Kind("digits", _open_digits, needs_path=None),
-    Kind("shapes", _open_shapes, ("train", "val"), needs_path=None),
+    Kind("shapes", _open_shapes, ("train", "val", "teacher", "seed"), needs_path=None),
     Kind("imagefolder", _open_imagefolder, ("val",)),
     Kind("cifar10", partial(_open_cifar, of=10)),
     Kind("cifar100", partial(_open_cifar, of=100)),

@@ -146,8 +146,13 @@ class ImageSetData:
         return self.derive((views,), views=views, cache_key=self.cache_key)
 
     def for_teacher(self) -> Self:
-        """The data that a teacher is trained on: here the same."""
-        return self
+        """The same data with the images that the source has for training a teacher, where it has others: of made-up images mostly more."""
+        if self.source.teacher is None:
+            return self
+        return self.derive("teacher", train=self.source.teacher, indices=self._indices_but_train())
+
+    def _indices_but_train(self) -> dict[str, np.ndarray]:
+        return {split: indices for split, indices in self.indices.items() if split != "train"}
 
     def _mark(self, *described: Any) -> None:
         """Makes the fingerprint that of other data; for constructors, which have further arguments of their own."""

@@ -1,4 +1,4 @@
-"""Any classifier up to its last feature map, for tasks whose heads read maps."""
+"""Backbones by name, for tasks whose heads read feature maps: any classifier up to its last map."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from stillroom.errors import InputError, near
 from stillroom.modules.convolutions import Taps
 from stillroom.modules.projectors import probing
 from stillroom.tasks.images.classifiers import PRETRAINED, build_classifier
+from stillroom.tasks.images.networks import BACKBONES
 
 _MAPS = ("permute", "layer4", "features", "trunk_output", "conv5", "layers", "blocks", "inception5b", "Mixed_7c")  # torchvision's names
 _MAP = "map"
@@ -41,19 +42,40 @@ class FeatureMap(nn.Module):
         return features
 
 
-def feature_maps(source: str, num_classes: int, image_size: int, *, pretrained: bool, trust_pickle: bool, argument: str) -> FeatureMap:
-    """The classifier of a source without all that is behind its last feature map: images [B, 3, H, W] -> maps [B, C, h, w].
+def feature_maps(
+    source: str, num_classes: int, image_size: int, *, pretrained: bool, trust_pickle: bool, argument: str
+) -> tuple[nn.Module, int]:
+    """A backbone by name, images [B, 3, H, W] -> maps [B, C, h, w], and C.
 
     Args:
-        source: a classifier without weights, see `build_classifier`, and after a `#`, which functions need, the module path of the map.
-        num_classes: of the data; a classifier is built for as many, whose head is then taken away.
-        image_size: side of the images in pixels.
+        source: a backbone of Stillroom (`networks.BACKBONES`); or a classifier without weights, see `build_classifier`, of which all that
+            is behind its last feature map is taken off, and after a `#`, which functions need, the module path of the map.
+        num_classes: of the data; a classifier is built for as many.
+        image_size: side of the images in pixels; the backbone is tried on one of them.
         pretrained: with the weights that its library publishes.
         trust_pickle, argument: see `build_classifier`.
 
     Raises:
-        InputError: no such classifier, or it has no such map.
+        InputError: no such backbone, or it has no such map.
     """
+    library, _, name = source.partition("/")
+    if library == "stillroom" and name in BACKBONES and not pretrained:
+        backbone = BACKBONES[name]()
+    else:
+        backbone = _headless(source, num_classes, image_size, pretrained, trust_pickle, argument)
+    image = torch.zeros(1, 3, image_size, image_size)
+    try:
+        with probing(backbone, image):
+            shape = backbone(image).shape
+    except (RuntimeError, ValueError, TypeError, AssertionError) as error:
+        expected = f"a network that reads images of {image_size} pixels ({' '.join(str(error).split())})"
+        raise InputError(argument, source, expected) from error
+    if len(shape) != 4 or 0 in shape:
+        raise InputError(argument, source, f"a backbone that gives feature maps [B, C, h, w], not {list(shape)}")
+    return backbone, int(shape[1])
+
+
+def _headless(source: str, num_classes: int, image_size: int, pretrained: bool, trust_pickle: bool, argument: str) -> FeatureMap:
     plain, hash_, layer = source.partition("#")
     spec = f"{plain}@{PRETRAINED}" if pretrained else plain
     classifier: Any = build_classifier(

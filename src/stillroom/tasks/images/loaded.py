@@ -27,6 +27,27 @@ Read = TypeVar("Read")
 
 
 @dataclass(frozen=True)
+class Ranked:
+    """What a student says about one image.
+
+    Attributes:
+        file: the image.
+        ranking: classes and their probabilities, the most probable first.
+    """
+
+    file: Path
+    ranking: Ranking
+
+    def entries(self) -> list[dict[str, Any]]:
+        """The ranking, for JSON."""
+        return [{"class": name, "confidence": probability} for name, probability in self.ranking]
+
+    def words(self) -> list[str]:
+        """The ranking, for people."""
+        return [f"{name} {probability:.1%}" for name, probability in self.ranking]
+
+
+@dataclass(frozen=True)
 class Scoring:
     """A trained network that gives every class a probability.
 

@@ -1,8 +1,8 @@
 """Compositional pictures: every class is a shape, a hue and a texture, so that each shares two of the three with many others.
 
 5 shapes (disc, square, triangle, cross, ring) x 4 hues x 3 textures (plain, vertical and horizontal stripes) are 60 classes of 16x16
-pictures. Centre, radius, rotation, saturation, brightness, background and noise are random; every picture is a function of its number
-alone and always the same.
+pictures. Centre, radius, rotation, saturation, brightness, background and noise are random; every picture is a function of its
+number and the seed alone and always the same.
 """
 
 from __future__ import annotations
@@ -33,15 +33,18 @@ def class_names() -> tuple[str, ...]:
     return tuple(every[kind] for kind in _kinds())
 
 
-def shape_images(per_class: int, *, val: bool = False) -> MemoryImages:
-    """So many pictures of each class, class after class. Those of validation are others; more of them begin with the fewer."""
+def shape_images(per_class: int, *, val: bool = False, seed: int = 0) -> MemoryImages:
+    """So many pictures of each class, class after class. Those of validation are others; more of them begin with the fewer.
+
+    Another `seed` draws other pictures of the same classes: what is tried out on them has not seen those of seed 0.
+    """
     names = class_names()
     labels = np.repeat(np.arange(len(names)), per_class)
     number = np.tile(np.arange(per_class), len(names))
-    seeds = sample_seeds(_VAL if val else _TRAIN, 0, number * len(names) + labels)
-    split = "val" if val else "train"
+    seeds = sample_seeds(_VAL if val else _TRAIN, seed, number * len(names) + labels)
+    folder = f"shapes/{f'seed{seed}/' if seed else ''}{'val' if val else 'train'}"
     return MemoryImages(
-        _painted(_kinds()[labels], seeds), labels, [f"shapes/{split}/{names[c]}/{i}" for c, i in zip(labels, number, strict=True)]
+        _painted(_kinds()[labels], seeds), labels, [f"{folder}/{names[c]}/{i}" for c, i in zip(labels, number, strict=True)]
     )
 
 

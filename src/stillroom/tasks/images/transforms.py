@@ -9,7 +9,10 @@ the changed image and applied again. Names and units:
 - ``crop``: float32 (top, left, height, width), as fractions of the image's height and width; black lies outside;
 - ``flip``: bool, mirrored left to right (after cropping, rotating);
 - ``roll``: int64 (down, right), a cyclic shift in pixels; ``noise``: int64, the seed of the noise that is added;
-- ``angle``: float32, a rotation in degrees, counter-clockwise.
+- ``angle``: float32, a rotation in degrees, counter-clockwise;
+- ``turn``: int64, 0 to 7 (1: mirrored; 2: upside down; 4: transposed);
+- ``cutout``: float32 (top, left) of a rectangle's centre as fractions, and its colour, in [0, 1]; ``policy``: int64, the seed of what
+  RandAugment draws.
 """
 
 from __future__ import annotations
@@ -25,11 +28,17 @@ from torch import Tensor, nn
 from torchvision.transforms import v2
 from torchvision.transforms.v2.functional import center_crop, horizontal_flip, pil_to_tensor, resize, resized_crop, rotate
 
-from stillroom.engine.loading import uniforms
-from stillroom.errors import InputError, near
+from stillroom.engine.loading import kept_generators, seed_generators, uniforms
+from stillroom.errors import one_of
 from stillroom.modules.pixels import windows
 
 AUGMENTATIONS = ("cifar", "tiny-imagenet", "imagenet", "digits", "none")
+SQUASHED_AUGMENTATIONS = (
+    "randaugment",
+    "mirror",
+    "turn",
+    "none",
+)  # of images that are squashed to a square, since a crop would lose objects
 _PADDING = 4
 _NOISE = 0.15
 _DEGREES = 20.0
@@ -108,41 +117,50 @@ class Transform:
         return self.batch(self.prepare(image)[0][None], np.array([seed]))[0]
 
 
-def train_transform(augment: str, image_size: int, mean: Sequence[float], std: Sequence[float]) -> Transform:
+def train_transform(augment: str, image_size: int, mean: Sequence[float], std: Sequence[float], *, squash: bool = False) -> Transform:
     """The transform of a training set.
 
     Args:
-        augment: one of `AUGMENTATIONS`. ``cifar``: shift by up to 4 pixels (black outside) and mirror; ``tiny-imagenet``: rotation by up to
-            20 degrees and mirror; ``imagenet``: crop of 8 to 100 % of the area and mirror; ``digits``: roll by up to 1 pixel and Gaussian
-            noise of standard deviation 0.15, the same in all channels; ``none``.
+        augment: ``cifar``: shift by up to 4 pixels (black outside) and mirror; ``tiny-imagenet``: rotation by up to 20 degrees and mirror;
+            ``imagenet``: crop of 8 to 100 % of the area and mirror; ``digits``: roll by up to 1 pixel and Gaussian noise of standard
+            deviation 0.15, the same in all channels; ``mirror``: left to right, half of the time; ``turn``: one of the eight ways to turn
+            and mirror a square, for images without an up and a down; ``randaugment``: squashed, a rectangle of half the side in one random
+            colour over a random place (Cutout), then two random operations of RandAugment at magnitude 9 (the number and the magnitude are
+            inferred), as L2D's code; ``none``.
         image_size: height and width of the result, in pixels.
+        mean, std: of each channel, for pixels in [0, 1].
+        squash: bring images to a square without regard to their shape, where nothing is cropped; else the shorter side is resized and the
+            centre cut out.
 
     Raises:
         InputError: an unknown augmentation.
     """
-    if augment not in AUGMENTATIONS:
-        raise InputError("augment", augment, f"one of {near(augment, AUGMENTATIONS)}")
-    if augment == "imagenet":
-        return Transform(_CropAndFlip(image_size), mean, std)
-    if augment == "tiny-imagenet":
-        return Transform(_RotateAndFlip(image_size), mean, std)
-    together: dict[str, BatchChange] = {"cifar": _ShiftAndFlip(), "digits": _RollAndNoise()}
-    return Transform(_Fit(image_size, image_size), mean, std, together=together.get(augment))
+    one_of("augment", augment, dict.fromkeys((*AUGMENTATIONS, *SQUASHED_AUGMENTATIONS)))
+    each: dict[str, Callable[[int], Change]] = {
+        "imagenet": _CropAndFlip,
+        "tiny-imagenet": _RotateAndFlip,
+        "randaugment": _CutoutAndRandAugment,
+    }
+    if augment in each:
+        return Transform(each[augment](image_size), mean, std)
+    together: dict[str, BatchChange] = {"cifar": _ShiftAndFlip(), "digits": _RollAndNoise(), "mirror": _Turned(2), "turn": _Turned(8)}
+    fit = _Squash(image_size) if squash else _Fit(image_size, image_size)
+    return Transform(fit, mean, std, together=together.get(augment))
 
 
 def eval_transform(style: str, image_size: int, mean: Sequence[float], std: Sequence[float]) -> Transform:
-    """The transform of a validation set: for ``imagenet`` the shorter side is resized to 256/224 of the size and the centre is cut out;
-    for all others the shorter side is resized to the size itself."""
+    """The transform of a validation set: for ``imagenet`` the shorter side is resized to 256/224 of the size and the centre is cut out; for
+    ``squash`` the image is resized to a square; for all others the shorter side is resized to the size itself."""
     return transform_from(describe_transform(style, image_size, mean, std))
 
 
 def describe_transform(style: str, image_size: int, mean: Sequence[float], std: Sequence[float]) -> dict[str, Any]:
     """What `transform_from`, or another program, needs to prepare images as `eval_transform` does; plain numbers and strings."""
-    resize = round(image_size * 256 / 224) if style == "imagenet" else image_size
+    shorter = round(image_size * 256 / 224) if style == "imagenet" else image_size
+    sizes = {"resize": [image_size, image_size]} if style == "squash" else {"resize": shorter, "crop": image_size}
     return {
         "image_size": image_size,
-        "resize": resize,
-        "crop": image_size,
+        **sizes,
         "interpolation": "bilinear",
         "mean": [float(value) for value in mean],
         "std": [float(value) for value in std],
@@ -152,7 +170,9 @@ def describe_transform(style: str, image_size: int, mean: Sequence[float], std: 
 def transform_from(description: dict[str, Any]) -> Transform:
     """The evaluation transform that `describe_transform` described."""
     interpolation = v2.InterpolationMode(description["interpolation"])
-    return Transform(_Fit(description["resize"], description["crop"], interpolation), description["mean"], description["std"])
+    squash = isinstance(description["resize"], Sequence)
+    fit = _Squash(description["image_size"]) if squash else _Fit(description["resize"], description["crop"], interpolation)
+    return Transform(fit, description["mean"], description["std"])
 
 
 class _Fit(nn.Module):
@@ -169,6 +189,18 @@ class _Fit(nn.Module):
             image = resize(image, [self.resize], interpolation=self.interpolation, antialias=True)
             image = center_crop(image, [self.crop])
         return image if isinstance(image, Tensor) else torch.from_numpy(np.array(image)).permute(2, 0, 1)
+
+
+class _Squash:
+    """RGB, resized to a square without regard to its shape, uint8 [3, S, S]; an image that is there already costs nothing."""
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+
+    def __call__(self, image: Image.Image | Tensor) -> Tensor:
+        if isinstance(image, Image.Image):
+            return pil_to_tensor(resize(image.convert("RGB"), [self.size] * 2))
+        return image if tuple(image.shape[1:]) == (self.size, self.size) else resize(image, [self.size] * 2, antialias=True)
 
 
 class _CropAndFlip:
@@ -234,6 +266,51 @@ class _RollAndNoise:
         radius, angle = np.split(draws[:, 2:], 2, axis=1)
         normal = np.sqrt(-2 * np.log1p(-radius)) * np.cos(2 * np.pi * angle)  # Box and Muller
         return rolled + _NOISE * torch.from_numpy(normal.astype(np.float32)).view(-1, 1, height, width)
+
+
+class _CutoutAndRandAugment:
+    """Squashed to a square, then Cutout, then RandAugment."""
+
+    def __init__(self, size: int) -> None:
+        self.squash = _Squash(size)
+        self.policy = v2.RandAugment()
+
+    def draw(self, image: Image.Image | Tensor) -> Parameters:
+        return {"cutout": torch.rand(5).numpy(), "policy": torch.randint(2**62, (1,)).numpy().reshape(())}
+
+    def apply(self, image: Image.Image | Tensor, drawn: Parameters) -> Tensor:
+        squashed = self.squash(image)
+        with kept_generators():
+            seed_generators(int(drawn["policy"]))
+            changed: Tensor = self.policy(_cut_out(squashed, drawn["cutout"]))
+        return changed
+
+
+def _cut_out(image_3SS: Tensor, drawn: np.ndarray) -> Tensor:
+    size = image_3SS.shape[-1]
+    top, left = (drawn[:2] * size - size / 4).round().astype(int).tolist()
+    colour_3 = torch.from_numpy(drawn[2:] * 255).round().to(torch.uint8)
+    cut_3SS = image_3SS.clone()
+    cut_3SS[:, max(top, 0) : max(top + size // 2, 0), max(left, 0) : max(left + size // 2, 0)] = colour_3[:, None, None]
+    return cut_3SS
+
+
+class _Turned:
+    """Mirrored, or turned and mirrored, each image its own."""
+
+    def __init__(self, ways: int) -> None:
+        self.ways = ways
+
+    def draw(self, seeds: np.ndarray, size: Sequence[int]) -> Parameters:
+        return {"turn": (uniforms(seeds, 1)[:, 0] * self.ways).astype(np.int64)}
+
+    def apply(self, images_BCHW: Tensor, drawn: Parameters) -> Tensor:
+        turn_B = torch.from_numpy(drawn["turn"]).view(-1, 1, 1, 1)
+        images_BCHW = torch.where((turn_B & 1).bool(), images_BCHW.flip(-1), images_BCHW)
+        images_BCHW = torch.where((turn_B & 2).bool(), images_BCHW.flip(-2), images_BCHW)
+        if self.ways == 8:
+            images_BCHW = torch.where((turn_B & 4).bool(), images_BCHW.transpose(-1, -2), images_BCHW)
+        return _scaled(images_BCHW)
 
 
 def _scaled(images_BCHW: Tensor) -> Tensor:

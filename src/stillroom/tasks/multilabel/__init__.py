@@ -1,12 +1,11 @@
 """Multi-label classification of images: data in the usual formats, networks with label-wise embeddings, metrics, and the experiment."""
 
-from stillroom.modules.ml_decoder import HeadOptions, MLDecoder
+from stillroom.losses.labels import summed_bce
+from stillroom.modules.ml_decoder import EMBEDDINGS, HeadOptions, MLDecoder, MultiLabelNetwork
 from stillroom.tasks.images.batches import Batch
 from stillroom.tasks.multilabel.data import MultiLabelData
-from stillroom.tasks.multilabel.labels import binary, summed_bce
 from stillroom.tasks.multilabel.loaded import LoadedMultiLabel, load
 from stillroom.tasks.multilabel.models import build_multilabel
-from stillroom.tasks.multilabel.networks import EMBEDDINGS, MultiLabelNetwork
 from stillroom.tasks.multilabel.supervised import MultiLabelDistiller, Supervised
 from stillroom.tasks.multilabel.task import COCO, MOSAICS, TASK, MultiLabelNetworks
 
@@ -24,7 +23,6 @@ __all__ = [
     "MultiLabelNetwork",
     "MultiLabelNetworks",
     "Supervised",
-    "binary",
     "build_multilabel",
     "load",
     "summed_bce",

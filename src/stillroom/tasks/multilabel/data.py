@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from stillroom.errors import at_least, one_of
 from stillroom.tasks.images.data import ImageSetData, hashed
+from stillroom.tasks.images.sources import LabelledSource
+from stillroom.tasks.images.transforms import SQUASHED_AUGMENTATIONS, describe_transform, eval_transform, train_transform
 from stillroom.tasks.multilabel.metrics import MultiLabelEvaluator
 from stillroom.tasks.multilabel.sources import open_source
-from stillroom.tasks.multilabel.transforms import AUGMENTATIONS, describe_transform, train_transform, transform_from
-
-if TYPE_CHECKING:
-    from typing_extensions import Self
 
 _MEMORY = 0.5e9  # bytes of squashed images that are kept
 
@@ -31,7 +29,8 @@ class MultiLabelData(ImageSetData):
             student has something left to learn) or ``mosaics:SOURCE`` (of any classified images),
             ``coco:IMAGES,ANNOTATIONS.json``, ``voc:ROOT`` (folder or zip) or ``csv:FILE`` (rows ``file,tag;tag``); options follow after
             commas, e.g. ``voc:bccd.zip,counts=RBC:10:15+Platelets``.
-        image_size: height and width in pixels that images are squashed to; by default 224, or the mosaics' own.
+        image_size: pixels of the images that the network is given; they are squashed to this height and width; by default
+            224, or the mosaics' own.
         augment: random changes of training images: ``randaugment`` (with Cutout, as the paper), ``mirror``, ``turn`` or ``none``; by
             default randaugment, for mosaics none.
         options: those of every task on images, see `ImageSetData`.
@@ -40,17 +39,19 @@ class MultiLabelData(ImageSetData):
         InputError: an argument that cannot be used; it is named.
     """
 
+    source: LabelledSource
+
     def __init__(
         self, data: str = "mosaics,grid=3,tile=4", *, image_size: int | None = None, augment: str | None = None, **options: Any
     ) -> None:
         if augment is not None:
-            one_of("augment", augment, AUGMENTATIONS)
+            one_of("augment", augment, SQUASHED_AUGMENTATIONS)
         source = open_source(data)
         super().__init__(data, source, **options)
         self.image_size = source.image_size if image_size is None else at_least("image_size", image_size, 1)
         self.augment = augment or source.augment
-        self._train_transform = train_transform(self.augment, self.image_size, self.mean, self.std)
-        self._eval_transform = transform_from(describe_transform(self.image_size, self.mean, self.std))
+        self._train_transform = train_transform(self.augment, self.image_size, self.mean, self.std, squash=True)
+        self._eval_transform = eval_transform("squash", self.image_size, self.mean, self.std)
         self.in_memory = 3 * self.image_size**2 * sum(map(len, self._listed)) <= _MEMORY
         kept = tuple(map(len, self._listed))
         chosen = {"subset": self.subset, "val_subset": self.val_subset}
@@ -58,13 +59,6 @@ class MultiLabelData(ImageSetData):
         known = {"image_size": self.image_size, "augment": self.augment, **chosen, "subset_seed": self.subset_seed}
         content = hashed(repr((source.fingerprint, self.left_out))) if self.left_out else source.fingerprint
         self._identify(*parts, content=content, **known)
-
-    def for_teacher(self) -> Self:
-        """The same data with the images that the source has for training a teacher: of mosaics others, and more of them."""
-        if self.source.teacher is None:
-            return self
-        indices = {split: indices for split, indices in self.indices.items() if split != "train"}
-        return self.derive("teacher", train=self.source.teacher, indices=indices)
 
     @property
     def train_labels(self) -> Tensor:
@@ -81,4 +75,4 @@ class MultiLabelData(ImageSetData):
         return MultiLabelEvaluator(self.num_classes)
 
     def _described(self) -> dict[str, Any]:
-        return {"image_size": self.image_size, "transform": describe_transform(self.image_size, self.mean, self.std)}
+        return {"image_size": self.image_size, "transform": describe_transform("squash", self.image_size, self.mean, self.std)}

@@ -13,37 +13,27 @@ from torch import Tensor, nn
 from stillroom.engine.card import Described, read_card, write_card
 from stillroom.errors import InputError
 from stillroom.modules.ml_decoder import MLDecoder
-from stillroom.tasks.images.loaded import Ranking, Scoring, Unreadable, described
+from stillroom.tasks.images.loaded import Ranked, Scoring, Unreadable, described
+from stillroom.tasks.images.transforms import transform_from
 from stillroom.tasks.multilabel.models import TASK, build_multilabel
-from stillroom.tasks.multilabel.transforms import transform_from
 
 _SURE = 0.5  # probability above which a label is given
 
 
 @dataclass(frozen=True)
-class Labelled:
-    """What a student says about one image.
+class Labelled(Ranked):
+    """All labels of one image; `top` is how many to name."""
 
-    Attributes:
-        file: the image.
-        ranking: all labels and their probabilities, the most probable first.
-        top: how many to name.
-    """
-
-    file: Path
-    ranking: Ranking
     top: int
 
     def to_json(self) -> dict[str, Any]:
         """The labels above one half, and the most probable ones."""
-        top = [{"class": name, "confidence": probability} for name, probability in self.ranking[: self.top]]
-        return {"labels": [name for name, probability in self.ranking if probability > _SURE], "top": top}
+        return {"labels": [name for name, probability in self.ranking if probability > _SURE], "top": self.entries()[: self.top]}
 
     def rows(self) -> list[list[str]]:
         """The labels above one half, and the most probable of the others."""
-        told = [f"{name} {probability:.1%}" for name, probability in self.ranking]
-        count = sum(probability > _SURE for _, probability in self.ranking)
-        return [[", ".join(told[:count]) or "none", ", ".join(told[count : count + self.top])]]
+        words, count = self.words(), sum(probability > _SURE for _, probability in self.ranking)
+        return [[", ".join(words[:count]) or "none", ", ".join(words[count : count + self.top])]]
 
 
 @dataclass(frozen=True)

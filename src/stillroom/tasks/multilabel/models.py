@@ -10,18 +10,13 @@ A spec is `BACKBONE[#LAYER][@WEIGHTS]`, or the folder of a run:
 
 from __future__ import annotations
 
-import torch
-from torch import nn
-
 from stillroom.engine.card import Card, read_specification
 from stillroom.engine.task import Built
 from stillroom.engine.weights import load_weights
 from stillroom.errors import InputError
-from stillroom.modules.ml_decoder import HeadOptions, MLDecoder
-from stillroom.modules.projectors import probing
+from stillroom.modules.ml_decoder import HeadOptions, MLDecoder, MultiLabelNetwork
 from stillroom.tasks.images.classifiers import PRETRAINED
 from stillroom.tasks.images.feature_maps import feature_maps
-from stillroom.tasks.multilabel.networks import BACKBONES, MultiLabelNetwork
 
 TASK = "multilabel"  # what `student.json` calls it
 
@@ -52,13 +47,10 @@ def build_multilabel(
     if named.card is not None:
         image_size, head = _recorded(named.card, num_classes)
     pretrained = named.weights == PRETRAINED  # a published backbone is a start, not a trained network: its head is fresh
-    library, _, name = named.source.partition("/")
-    backbone = (
-        BACKBONES[name]()
-        if library == "stillroom" and name in BACKBONES and not pretrained
-        else feature_maps(named.source, num_classes, image_size, pretrained=pretrained, trust_pickle=trust_pickle, argument=argument)
+    backbone, channels = feature_maps(
+        named.source, num_classes, image_size, pretrained=pretrained, trust_pickle=trust_pickle, argument=argument
     )
-    network = MultiLabelNetwork(backbone, MLDecoder(_channels(backbone, spec, image_size, argument), num_classes, head))
+    network = MultiLabelNetwork(backbone, MLDecoder(channels, num_classes, head))
     if named.weights and not pretrained:
         load_weights(network, named.weights, trust_pickle=trust_pickle, argument=argument)
     return Built(network, named.spec, None if pretrained else named.weights or None, named.classes)
@@ -69,23 +61,9 @@ def _recorded(card: Card, num_classes: int) -> tuple[int, HeadOptions]:
     if card.task != TASK:
         raise InputError(card.argument, f"{card.folder}, a student of {card.task}", "a multi-label student")
     size, head = card.parsed(
-        lambda content: (int(content["image_size"]), HeadOptions(**content["head"])), "model, classes, image_size and head"
+        lambda content: (int(content["image_size"]), HeadOptions.from_json(content["head"])), "model, classes, image_size and head"
     )
     if card.num_classes != num_classes:
         got = f"{card.folder}, a student of {card.num_classes} labels"
         raise InputError(card.argument, got, f"a network of {num_classes} labels, as the data has")
     return size, head
-
-
-def _channels(backbone: nn.Module, source: str, image_size: int, argument: str) -> int:
-    """C of the feature map of one black image."""
-    image = torch.zeros(1, 3, image_size, image_size)
-    try:
-        with probing(backbone, image):
-            shape = backbone(image).shape
-    except (RuntimeError, ValueError, TypeError, AssertionError) as error:
-        expected = f"a network that reads images of {image_size} pixels ({' '.join(str(error).split())})"
-        raise InputError(argument, source, expected) from error
-    if len(shape) != 4 or 0 in shape:
-        raise InputError(argument, source, f"a backbone that gives feature maps [B, C, h, w], not {list(shape)}")
-    return int(shape[1])

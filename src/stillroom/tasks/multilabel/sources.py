@@ -12,6 +12,7 @@ import numpy as np
 from stillroom.engine.loading import sample_order
 from stillroom.errors import InputError, near
 from stillroom.tasks.images.annotations import Annotated, read_tags
+from stillroom.tasks.images.mosaics import Mosaics
 from stillroom.tasks.images.sources import (
     COCO_OPTIONS,
     Kind,
@@ -24,10 +25,10 @@ from stillroom.tasks.images.sources import (
     open_voc,
     whole_numbers,
 )
-from stillroom.tasks.images.stores import FileImages, Images
-from stillroom.tasks.multilabel.mosaics import Mosaics
+from stillroom.tasks.images.stores import FileImages
 
 _SIZE = 224
+_PLAIN: dict[str, Any] = {"mean": (0.0,) * 3, "std": (1.0,) * 3}  # pixels are normalised by nothing, as the paper does
 
 Condition = tuple[str, int]  # a label: at least so many objects of a class
 
@@ -61,21 +62,23 @@ def _open_mosaics(path: str, options: dict[str, str], argument: str) -> Labelled
     sizes = {split: whole.pop(split) for split in ("train", "val", "teacher")}
     made = Mosaics(path, fill=float(fill), argument=argument, **whole)
     digest = hashlib.sha256(repr((made.key, sizes)).encode())
-    parts = {split: made.images(split, count) for split, count in sizes.items()}
-    return _source("mosaics", made.classes, parts["train"], parts["val"], digest, made.size, "none", parts["teacher"])
+    parts: dict[str, Any] = {split: made.images(split, count) for split, count in sizes.items()}
+    return LabelledSource(
+        name="mosaics", classes=made.classes, fingerprint=digest.hexdigest()[:16], image_size=made.size, augment="none", **parts, **_PLAIN
+    )
 
 
 def _open_coco(path: str, options: dict[str, str], argument: str) -> LabelledSource:
     classes, parts = open_coco(path, options, argument)
     drop = drops_empty(options, argument, "images without any object")
-    return _labelled_source("coco", [(name, 1) for name in classes], parts, options, argument, drop=drop)
+    return _source("coco", [(name, 1) for name in classes], parts, options, argument, drop=drop)
 
 
 def _open_voc(path: str, options: dict[str, str], argument: str) -> LabelledSource:
     parts = open_voc(path, options, argument)
     found = sorted({name for part in parts for objects in part.objects for name in objects})
     conditions = _conditions(options["counts"], found, argument) if "counts" in options else [(name, 1) for name in found]
-    return _labelled_source("voc", conditions, parts, options, argument)
+    return _source("voc", conditions, parts, options, argument)
 
 
 def _open_csv(path: str, options: dict[str, str], argument: str) -> LabelledSource:
@@ -83,7 +86,7 @@ def _open_csv(path: str, options: dict[str, str], argument: str) -> LabelledSour
     if "val" in options and not is_number(options["val"]):
         parts.append(read_tags(options["val"], options.get("images"), argument))
     tags = sorted({tag for part in parts for tags in part.objects for tag in tags})
-    return _labelled_source("csv", [(tag, 1) for tag in tags], parts, options, argument)
+    return _source("csv", [(tag, 1) for tag in tags], parts, options, argument)
 
 
 KINDS = (
@@ -98,31 +101,6 @@ KINDS = (
 
 
 def _source(
-    name: str,
-    classes: tuple[str, ...],
-    train: Images,
-    val: Images,
-    digest: Any,
-    image_size: int,
-    augment: str,
-    teacher: Images | None = None,
-) -> LabelledSource:
-    """A source, whose images are normalised by nothing, as the paper does."""
-    return LabelledSource(
-        name=name,
-        classes=classes,
-        train=train,
-        val=val,
-        mean=(0.0,) * 3,
-        std=(1.0,) * 3,
-        fingerprint=digest.hexdigest()[:16],
-        teacher=teacher,
-        image_size=image_size,
-        augment=augment,
-    )
-
-
-def _labelled_source(
     name: str, conditions: Sequence[Condition], parts: Sequence[Annotated], options: dict[str, str], argument: str, *, drop: bool = False
 ) -> LabelledSource:
     """A source of one or two annotated splits; of one, a share is held out."""
@@ -143,7 +121,8 @@ def _labelled_source(
     for images, part in zip(split, (parts[0], parts[-1]), strict=True):
         digest.update(np.ascontiguousarray(images.labels).tobytes())
         digest.update("\n".join(f"{path} {part.sizes[path]}" for path in images.names).encode())
-    return _source(name, classes, train, val, digest, _SIZE, "randaugment")
+    found: dict[str, Any] = {"fingerprint": digest.hexdigest()[:16], "image_size": _SIZE, "augment": "randaugment", **_PLAIN}
+    return LabelledSource(name=name, classes=classes, train=train, val=val, **found)
 
 
 def _labelled(part: Annotated, conditions: Sequence[Condition], *, drop: bool) -> FileImages:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from stillroom.engine import Distiller, Losses
 from stillroom.engine.distributed import world_size
-from stillroom.tasks.multilabel.labels import summed_bce
+from stillroom.losses.labels import summed_bce
 
 if TYPE_CHECKING:
     from stillroom.tasks.images.batches import Batch

@@ -10,18 +10,18 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from stillroom.engine import Distiller, Networks, Progress, Report, Training
+from stillroom.engine import Distiller, Networks, Report, Training
 from stillroom.engine.cache import CachedTeacher
 from stillroom.engine.report.results import Metric, Section
 from stillroom.engine.task import Built
+from stillroom.engine.training import Stopped
 from stillroom.errors import InputError
-from stillroom.modules.ml_decoder import HeadOptions
+from stillroom.modules.ml_decoder import HeadOptions, check_embeddings
 from stillroom.tasks.images.cached import check_views, drawn_views
 from stillroom.tasks.multilabel.data import MultiLabelData
 from stillroom.tasks.multilabel.loaded import LoadedMultiLabel, load, ship
 from stillroom.tasks.multilabel.metrics import METRICS, agreement
 from stillroom.tasks.multilabel.models import build_multilabel
-from stillroom.tasks.multilabel.networks import check_embeddings
 from stillroom.tasks.multilabel.pages import multilabel_sections
 from stillroom.tasks.multilabel.supervised import Supervised
 
@@ -49,29 +49,10 @@ COCO: dict[str, Any] = {
     "schedule": "onecycle",
     "peak": 0.2,
     "embed_dim": 768,
-    "heads": 8,
+    "attention_heads": 8,
     "feedforward": 2048,
     "precision": "16-mixed",
 }
-
-
-@dataclass(frozen=True)
-class Stopped(Training):
-    """A training that is stopped before its schedule has ended.
-
-    Args:
-        of: epochs of the whole schedule.
-    """
-
-    of: int = 1
-
-    def rate(self, base_lr: float, progress: Progress) -> float:
-        """As of the whole schedule."""
-        return super().rate(base_lr, replace(progress, epochs=self.of))
-
-    def momentum_at(self, progress: Progress) -> float | None:
-        """As of the whole schedule."""
-        return super().momentum_at(replace(progress, epochs=self.of))
 
 
 @dataclass(frozen=True)
@@ -79,28 +60,28 @@ class MultiLabelNetworks(Networks):
     """Which networks teach and learn, and the sizes of the heads that are built on them.
 
     Args:
-        teacher: backbone, optionally with weights of the whole network after ``@``; without them it is trained first (``@pretrained`` are
-            published weights of the backbone alone). Or the folder of an earlier run, or cache:FOLDER.
-        student: likewise.
-        teacher_epochs: length of the schedule of a teacher that has to be trained; by default as the student's.
-        teacher_lr: its learning rate; by default the student's.
+        teacher: network, named by its backbone, optionally with weights of the whole after ``@``; without them it is trained first
+            (``@pretrained`` are published weights of the backbone alone). Or the folder of an earlier run, or cache:FOLDER.
+        student: network, likewise.
+        teacher_epochs: epochs of the teacher, where it has to be trained: of its whole schedule; by default as many as the student's.
+        teacher_lr: learning rate of the teacher; by default the student's.
         teacher_stop: the epoch after which its training is stopped, whatever is left of the schedule (the paper: 30 of 80).
-        embed_dim: length of a label's embedding, in heads that are built here.
-        heads: of their cross-attention.
+        embed_dim: length of the embeddings; of a label's, in decoders that are built here.
+        attention_heads: of their cross-attention.
         feedforward: width of the layer behind it.
         dropout: in training, from 0 and below 1.
     """
 
     teacher_stop: int | None = None
     embed_dim: int = 64
-    heads: int = 4
+    attention_heads: int = 4
     feedforward: int = 128
     dropout: float = 0.1
 
     @property
     def head(self) -> HeadOptions:
         """Of networks that are no run's."""
-        return HeadOptions(self.embed_dim, self.heads, self.feedforward, self.dropout)
+        return HeadOptions(self.embed_dim, self.attention_heads, self.feedforward, self.dropout)
 
     def teacher_plan(self, plan: Training) -> Training:
         """As `Networks`, and stopped where that was asked for.
@@ -125,6 +106,7 @@ class MultiLabel:
     sgd = MOSAICS_SGD
     networks = MultiLabelNetworks("stillroom/strided64", "stillroom/strided24")
     presets: Mapping[str, Mapping[str, Any]] = {"paper": COCO}
+    default: Mapping[str, Any] = {}
     kinds: tuple[str, ...] = ("mosaics", "csv")
     layers: Mapping[str, Callable[[nn.Module, str], str]] = {}
     exact: tuple[str, ...] = ()

@@ -2,7 +2,7 @@
 
 `NETWORKS["resnet8x4"](num_classes=100)` builds one. Each is a plain `nn.Module` from images [B, in_channels, H, W] to logits
 [B, num_classes] that reads every image size its strides allow, and has a method `taps()` that names its intermediate tensors by module
-path.
+path. `BACKBONES` have no classifier.
 """
 
 from __future__ import annotations
@@ -19,11 +19,13 @@ from stillroom.tasks.images.networks.mobilenet import MobileNetV1, MobileNetV2Ti
 from stillroom.tasks.images.networks.resnet import ResNet
 from stillroom.tasks.images.networks.resnet18 import ResNetSmallStem
 from stillroom.tasks.images.networks.shufflenet import ShuffleNetV2
+from stillroom.tasks.images.networks.strided import StridedNet
 from stillroom.tasks.images.networks.vgg import CONVOLUTIONS, VGG
 from stillroom.tasks.images.networks.whitening import Whitened
 from stillroom.tasks.images.networks.wrn import WideResNet
 
 __all__ = [
+    "BACKBONES",
     "NETWORKS",
     "VGG",
     "ConvNet",
@@ -36,6 +38,7 @@ __all__ = [
     "ResNet",
     "ResNetSmallStem",
     "ShuffleNetV2",
+    "StridedNet",
     "Taps",
     "Whitened",
     "WideResNet",
@@ -65,4 +68,10 @@ NETWORKS: dict[str, Callable[..., nn.Module]] = {
     "resnext50_experts": partial(ExpertBottleneckResNet, (3, 4, 6, 3), groups=32, group_width=4),
     "resnet50_experts_full": partial(ExpertBottleneckResNet, (3, 4, 6, 3), widths=WHOLE),
     "resnet152_experts_full": partial(ExpertBottleneckResNet, (3, 8, 36, 3), widths=WHOLE),
+}
+
+# Images [B, 3, H, W] -> feature maps [B, C, h, w].
+BACKBONES: dict[str, Callable[..., nn.Module]] = {
+    "strided64": partial(StridedNet, (16, 32, 64)),
+    "strided24": partial(StridedNet, (8, 16, 24)),
 }
