@@ -132,7 +132,7 @@ def spreads(method: str) -> set[str]:
 def default_jobs(*, by_baseline: bool = False) -> list[Effect]:
     """What every arm of the default jobs has more than the student alone, or than the job's own baseline."""
     made = []
-    for path in sorted((ROOT / "results/default").glob("*.json")):
+    for path in sorted((ROOT / "results/default").glob("*.json"), key=lambda path: ORDER.index(path.stem)):
         found = json.loads(path.read_text(encoding="utf-8"))
         compared, data = found["comparison"], found["setting"]["data"].partition(",")[0]
         over = compared["baseline"] if by_baseline else "alone"

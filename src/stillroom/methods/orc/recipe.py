@@ -201,7 +201,8 @@ ROOM = Room(
     tasks=("classification",),
     presets=PRESETS,
     default={**SHAPES, "seeds": 3, "group": "stillroom/convnet16"},
-    expect="ORC gives +8.8 +- 1.6 points over the student alone (3 seeds), since the teacher was trained on ten times as many pictures, "
-    "but -8.8 +- 1.4 against plain KD from it; the paper sees it above KD after schedules that are hundreds of times as long.",
+    expect="ORC gives +8.8 +- 1.6 points over the student alone (3 seeds), since the teacher was trained on ten times as many "
+    "pictures, but -8.8 +- 1.4 against plain KD from it; the paper sees it above KD after schedules that are hundreds of "
+    "times as long.",
     build=build,
 )
