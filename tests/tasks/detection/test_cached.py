@@ -224,8 +224,8 @@ def test_the_command_stores_and_a_run_learns_from_it(tmp_path: Path, capsys: pyt
     [
         (["cache", "--views", "8"], "--views: got 8, expected 2: an image and its mirror image"),
         (["cache", "--views", "2", "--augment", "none"], "--views: got 2, expected 1: nothing about an image is random"),
-        (["cache", "--task", "poetry"], "--task: got poetry, expected one of classification, detection"),
-        (["cache", "--teacher", "RUN"], "RUN, a run of the task multilabel, expected a teacher of classification or detection"),
+        (["cache", "--task", "poetry"], "--task: got poetry, expected one of classification, multilabel, detection"),
+        (["cache", "--teacher", "RUN"], "RUN, a run of the task poetry, expected a teacher of classification or multilabel or detection"),
         (["cache", "--taps", "head.towers"], "--taps: got 'head.towers'"),
         (["run", "bckd", "--teacher", "cache:nowhere"], "--teacher: got nowhere, which is no cache"),
     ],
@@ -236,7 +236,7 @@ def test_wrong_input_is_one_line(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     Path("RUN").mkdir()
-    Path("RUN/student.json").write_text('{"task": "multilabel"}')
+    Path("RUN/student.json").write_text('{"task": "poetry"}')
     assert main([*arguments, *TINY, "--out", "out"]) == 2
     error = capsys.readouterr().err
     assert says in error
