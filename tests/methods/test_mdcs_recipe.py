@@ -82,7 +82,7 @@ def test_experts_of_ones_own(photos: Path, tmp_path: Path) -> None:
     ]
     command += ["--student", f"{tmp_path / 'nets.py'}:build", "--lambdas", "[0,2]", "--accelerator", "cpu", "--out", str(tmp_path / "run")]
     assert main(command) == 0
-    assert stillroom.load(tmp_path / "run").network(torch.zeros(1, 3, 16, 16)).shape == (1, 3)
+    assert stillroom.load(tmp_path / "run", trust_pickle=True).network(torch.zeros(1, 3, 16, 16)).shape == (1, 3)
 
 
 @pytest.mark.parametrize(
