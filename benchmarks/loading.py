@@ -4,12 +4,16 @@ The images in memory are prepared in the training process, where no one else can
 to be small. Images in files are read ahead by workers: their share is waiting, unless the workers take the cores from the training.
 
     python benchmarks/loading.py [--data imagefolder:PATH.zip] [--subset 10000] [--threads N]
+    python benchmarks/loading.py --start     # photographs: from opening the data to an epoch's end, beside torchvision
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -78,6 +82,75 @@ def photographs(folder: Path, count: int = 256, classes: int = 4) -> ImageData:
     return ImageData(f"imagefolder:{folder}", batch_size=16)
 
 
+# A script that has only this to do: which loader, workers, folder -> seconds, and the processor seconds of all its processes.
+STARTED = """
+import json, resource, sys, time
+import torch
+
+torch.set_num_threads(1)
+who, workers, folder = sys.argv[1], int(sys.argv[2]), sys.argv[3]
+if who == "torchvision":
+    from torch.utils.data import DataLoader
+    from torchvision import datasets, transforms
+
+    chain = [transforms.RandomResizedCrop(224), transforms.RandomHorizontalFlip(), transforms.ToTensor()]
+    chain.append(transforms.Normalize([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]))
+else:
+    from stillroom.tasks.classification import ImageData
+
+
+def used():
+    kinds = resource.getrusage(resource.RUSAGE_SELF), resource.getrusage(resource.RUSAGE_CHILDREN)
+    return sum(kind.ru_utime + kind.ru_stime for kind in kinds)
+
+
+moments, processor = [time.perf_counter()], used()
+if who == "torchvision":
+    data = datasets.ImageFolder(f"{folder}/train", transforms.Compose(chain))
+    loader = DataLoader(data, batch_size=16, shuffle=True, drop_last=True, num_workers=workers)
+else:
+    loader = ImageData(f"imagefolder:{folder}", batch_size=16, workers=workers).train_loader(seed=0)
+moments.append(time.perf_counter())
+batches = iter(loader)
+next(batches)
+moments.append(time.perf_counter())
+for _ in batches:
+    pass
+moments.append(time.perf_counter())
+if who == "stillroom":
+    loader.end_workers()  # else they stay for the next epoch
+del batches, loader
+print(json.dumps([moment - moments[0] for moment in moments[1:]] + [used() - processor]))
+"""
+
+
+def beginning(rounds: int, note: str) -> None:
+    """How soon the first batch of photographs is there, and how long a short epoch takes with all that comes before it."""
+    turns: dict[tuple[str, int], list[list[float]]] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        photographs(Path(folder))
+        for _ in range(rounds):
+            for workers in (0, 2):
+                for who in ("torchvision", "stillroom"):
+                    command = [sys.executable, "-c", STARTED, who, str(workers), folder]
+                    done = subprocess.run(command, capture_output=True, text=True, check=True)
+                    turns.setdefault((who, workers), []).append(json.loads(done.stdout))
+    names = ("opened", "first_batch", "epoch", "processor")
+    lines = [
+        {"benchmark": "loading, start", "what": who, "workers": workers, "rounds": rounds,
+         **{name: statistics.median(turn[number] for turn in each) for number, name in enumerate(names)}}
+        for (who, workers), each in turns.items()
+    ]  # fmt: skip
+    about = setting(note)
+    show(
+        "256 photographs in batches of 16, seconds since the data began to be opened",
+        ["loader", "workers", "opened", "first batch", "end of the epoch", "processor, all processes"],
+        [[line["what"], str(line["workers"]), *(f"{line[name]:.2f}" for name in names)] for line in lines],
+        about,
+    )
+    keep("loading", lines, about)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", default="digits")
@@ -85,8 +158,13 @@ def main() -> None:
     parser.add_argument("--threads", type=int, help="by default what PyTorch takes")
     parser.add_argument("--seconds", type=float, default=12.0, help="of measuring, per row")
     parser.add_argument("--steps", type=int, default=150, help="at most, per row")
+    parser.add_argument("--start", action="store_true", help="measure what an epoch's beginning costs instead")
+    parser.add_argument("--rounds", type=int, default=7, help="of --start")
     parser.add_argument("--note", default="")
     options = parser.parse_args()
+    if options.start:
+        beginning(options.rounds, options.note)
+        return
     if options.threads:
         torch.set_num_threads(options.threads)
     small = ImageData(options.data, batch_size=64, subset=options.subset, val_subset=100)

@@ -28,7 +28,7 @@ from torch.nn.functional import cross_entropy, kl_div, log_softmax
 from stillroom.engine import Lab, LabOptions, Teacher
 from stillroom.methods import kd
 from stillroom.tasks.classification import Batch, ImageData
-from stillroom.tasks.classification.networks import NETWORKS
+from stillroom.tasks.images.networks import NETWORKS
 
 LOOP, LAB = "plain loop", "stillroom run kd"
 LIMIT = 1.25

@@ -245,7 +245,7 @@ def unreadable(images: Images) -> np.ndarray:
     ends = len(indices) > _DECODED
     with warnings.catch_warnings(), ThreadPoolExecutor(os.cpu_count()) as threads:
         warnings.filterwarnings("ignore", module=r"PIL\..*")  # on EXIF data and the like that do not hinder reading
-        parts = np.array_split(indices, -(-len(indices) // 256))
+        parts = np.array_split(indices, -(-len(indices) // 32))
         good = threads.map(lambda part: [files.readable(index, ends=ends) for index in part.tolist()], parts)
         return np.flatnonzero(~np.concatenate(list(good)))
 
