@@ -114,6 +114,7 @@ PRESETS = {"paper": {"delta": 0.075}, "paper:tiny-imagenet": {"delta": 0.075}, "
 ROOM = Room(
     recipe,
     tasks=TASKS,
+    presets=PRESETS,
     expect="KD under DOT gives +16.1 +- 2.1 points over the student alone (3 seeds), since the teacher was trained on ten times as many "
     "pictures, and is level with KD under plain SGD (-1.6 +- 1.4); the paper sees it +0.8 to +1.8 above on CIFAR-100.",
     build=build,
