@@ -380,7 +380,7 @@ def test_the_record_says_who_was_promoted_and_how_the_pivot_fares(tmp_path: Path
     assert made.promotions.sum() == 10
     assert 0 <= row["train/accuracy/pivot"] <= 100
     assert 0.1 <= row["train/confidence/pivot"] <= 1
-    assert 0 < row["train/feedback"] <= 32
+    assert 0 < row["train/feedback/samples"] <= 32
     assert row["train/total"] == pytest.approx(row["train/intensive"] + row["train/private"] + row["train/group"])
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stillroom.commands.parser import UsageError
-from stillroom.errors import InputError, StillroomError, near
+from stillroom.errors import InputError, StillroomError, near, one_of
 
 if TYPE_CHECKING:
     import jsonargparse
@@ -50,11 +50,22 @@ class Options:
         """The data."""
         return self.setting.data(**self.data)
 
-    def made_lab(self) -> LabOptions:
-        """Where and how to run."""
+    def made_lab(self, alone: str = "") -> LabOptions:
+        """Where and how to run.
+
+        Args:
+            alone: how the command is meant, where a single process runs it once.
+
+        Raises:
+            InputError: an option that cannot be used, or several of what there can be one of.
+        """
         from stillroom.engine import LabOptions
 
-        return LabOptions(**{**self.lab, "out": Path(self.lab["out"])})
+        made = LabOptions(**{**self.lab, "out": Path(self.lab["out"])})
+        for option in ("devices", "num_nodes", "seeds") if alone else ():
+            if getattr(made, option) != 1:
+                raise InputError(option, getattr(made, option), f"1: {alone}")
+        return made
 
     def trained_by(self) -> dict[str, Any]:
         """The arguments `plan` and, where there are such, `networks` of a recipe."""
@@ -81,25 +92,49 @@ def read_options(
         own: a function or a dataclass whose parameters, besides `lab`, `data`, `plan` and `networks`, are the command's own options.
         arguments: the options, with dashes or underscores.
         setting: the data's class, the defaults and the presets; its small job is what is run where neither data nor a preset are named.
-        out: the run's folder by default.
+        out: the run's folder by default; with a number behind it where that holds a run with other arguments.
 
     Raises:
         InputError, UsageError: an option that there is not, or a value that it cannot have.
     """
+    from stillroom.engine.run.options import started_by_torchrun
     from stillroom.engine.training import with_fitting_warmup
 
     arguments = [_underscored(argument) for argument in arguments]
+    folder = early(arguments, "out")
+    if (before := early(arguments, "continue_from")) is not None:
+        if not (Path(before) / "config.yaml").is_file():
+            raise InputError("--continue-from", before, "the folder of a finished run, which holds config.yaml")
+        arguments = [f"--config={Path(before) / 'config.yaml'}", f"--out={folder or out}", *arguments]
     preset = early(arguments, "preset") or "default"
     small = preset == "default" and early(arguments, "data") is None
     parser, kinds = _parser(prog, own, setting, Path(out), preset, setting.default if small else {})
     values = _parse(prog, parser, arguments)
-    values["out"] = str(Path(values["out"] or out))
+    values["out"] = str(Path(folder or out))
+    if early(arguments, "devices") is None and early(arguments, "num_nodes") is None:
+        values |= started_by_torchrun()
     parts = {name: {field: values.pop(field) for field in fields} for name, fields in kinds.items()}
     if early(arguments, "warmup_epochs") is None:
         parts["plan"] = with_fitting_warmup(parts["plan"], parser.get_defaults()["epochs"])
     for name in ("config", "preset"):
         del values[name]
-    return Options(**parts, own=values, preset=preset, setting=setting, is_default_job=small)
+    made = Options(**parts, own=values, preset=preset, setting=setting, is_default_job=small)
+    if folder is None and not made.lab["overwrite"]:
+        made.lab["out"] = _default_folder(out, made.settings)
+    return made
+
+
+def _default_folder(out: str, settings: Mapping[str, Any]) -> str:
+    """Where a run goes that was given no folder; says so where the usual one holds another run."""
+    from lightning.fabric.utilities.rank_zero import rank_zero_only
+
+    from stillroom.engine.run.console import console
+    from stillroom.engine.run.folder import numbered
+
+    found = str(numbered(Path(out), settings))
+    if found != out and not getattr(rank_zero_only, "rank", 0):
+        console.print(f"{out} holds something else, so this run is in {found}", markup=False)
+    return found
 
 
 def check_object(prog: str, function: Callable[..., Any], skip: set[str], values: Mapping[str, Any], option: str) -> dict[str, Any]:
@@ -175,9 +210,7 @@ def _parser(
         kinds[name] = list(parser.add_class_arguments(kind, None, as_group=True))
     parser.set_defaults({**defaults, **default})
     if preset != "default":
-        if preset not in setting.presets:
-            raise InputError("--preset", preset, f"one of {', '.join(names)}")
-        parser.set_defaults(dict(setting.presets[preset]))
+        parser.set_defaults(dict(setting.presets[one_of("--preset", preset, names)]))
     return parser, kinds
 
 

@@ -61,6 +61,9 @@ class Experiment:
     """
 
     def __init__(self, lab: Lab, data: TaskData, plan: Training, networks: Networks, *, taught: Trained | None = None) -> None:
+        before = lab.options.continue_from and Path(lab.options.continue_from) / "teacher"
+        if before and before.is_dir() and "@" not in networks.teacher and not Path(networks.teacher).is_dir():
+            networks = replace(networks, teacher=f"{networks.teacher}@{before}")  # it was trained there
         self.lab, self.data, self.plan, self.networks = lab, data, plan, networks
         self._taught = taught
         self._tried: Teacher | None = None  # a rehearsal's teacher, for the rehearsals after it
@@ -122,7 +125,8 @@ class Experiment:
         built, renormalise = self.network(self.networks.teacher, "teacher"), self.data.renormalise
         if built.weights is not None:
             around = self.task.supervised
-            return self.lab.evaluate(built.network, self.data, name="teacher", model=built.spec, renormalise=renormalise, around=around)
+            known = {"model": built.spec, "renormalise": renormalise, "weights": built.weights}
+            return self.lab.evaluate(built.network, self.data, name="teacher", around=around, **known)
         if renormalise is not None:
             got = f"{list(renormalise.to_mean)} for {self.networks.teacher}, a teacher without weights"
             raise InputError("teacher_mean", got, "none: a teacher that is trained here has the student's statistics")
