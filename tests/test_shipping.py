@@ -64,7 +64,8 @@ def test_the_best_epoch_is_loaded_where_it_is_asked_for(compared: Path, tmp_path
     [
         (
             {},
-            r"run: got .*cmp, expected one of its arms, named by --arm: teacher; alone \(seeds 0, 1\); kd \(seeds 0, 1\); soft \(seeds 0, 1\)",
+            r"run: got .*cmp, expected one of its arms, named by --arm: teacher; alone \(seeds 0, 1\); "
+            r"kd \(seeds 0, 1\); soft \(seeds 0, 1\)",
         ),
         ({"arm": "dkd"}, r"arm: got dkd, expected one of teacher; alone"),
         ({"arm": "kd"}, r"seed: got none, expected one of those that kd has: .*kd \(seeds 0, 1\)"),

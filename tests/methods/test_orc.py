@@ -28,6 +28,8 @@ from stillroom.tasks.classification import Batch, ImageData
 from tests.methods import orc_job
 from tests.processes import Processes
 
+pytestmark = pytest.mark.usefixtures("kept_checkpoints")
+
 PLAN = Training(epochs=2, lr=0.05, schedule="constant")
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -154,10 +154,8 @@ def check_object(prog: str, function: Callable[..., Any], skip: set[str], values
 
     parser = jsonargparse.ArgumentParser(exit_on_error=False, default_env=False)
     parser.add_function_arguments(function, skip=set(skip))
-    try:
-        checked: dict[str, Any] = parser.parse_object(dict(values)).as_dict()
-    except (argparse.ArgumentError, jsonargparse.ArgumentError, TypeError, ValueError) as error:
-        raise _explained(prog, parser, _message(error), f"{option}.") from None
+    with _explaining(prog, parser, f"{option}."):
+        checked = parser.parse_object(dict(values)).as_dict()
     return {name: value for name, value in checked.items() if name in values}
 
 
@@ -215,22 +213,25 @@ def _parser(
 
 
 def _parse(prog: str, parser: jsonargparse.ArgumentParser, arguments: list[str]) -> dict[str, Any]:
-    import jsonargparse
-
     flags = {f"--{name}" for name, default in parser.get_defaults().as_dict().items() if isinstance(default, bool)}
     bare = [option in flags and after.startswith("--") for option, after in zip(arguments, [*arguments[1:], "--"], strict=True)]
     arguments = [f"{option}=true" if flag else option for option, flag in zip(arguments, bare, strict=True)]
+    with _explaining(prog, parser):
+        return dict(parser.parse_args(arguments).as_dict())
+
+
+@contextlib.contextmanager
+def _explaining(prog: str, parser: jsonargparse.ArgumentParser, prefix: str = "") -> Iterator[None]:
+    """Says what the parser complains of in our words; `prefix` stands before the options' names where they are keys of a mapping."""
+    import jsonargparse
+
     try:
-        values: dict[str, Any] = parser.parse_args(arguments).as_dict()
+        yield
+    except StillroomError:
+        raise
     except (argparse.ArgumentError, jsonargparse.ArgumentError, TypeError, ValueError) as error:
-        if isinstance(error, StillroomError):
-            raise
-        raise _explained(prog, parser, _message(error), "") from None
-    return values
-
-
-def _message(error: Exception) -> str:
-    return " ".join(str(getattr(error, "message", None) or error).split())
+        complaint = " ".join(str(getattr(error, "message", None) or error).split())
+        raise _explained(prog, parser, complaint, prefix) from None
 
 
 _WORDS = {

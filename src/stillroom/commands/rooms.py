@@ -83,5 +83,5 @@ def _around_distiller(kind: type[Distiller]) -> Room:
         given = [one for one in inspect.signature(function).parameters.values() if one.kind is not inspect.Parameter.VAR_KEYWORD]
         function.__signature__ = inspect.Signature([*given, *own])  # type: ignore[attr-defined]  # what the command line reads
         function.__doc__ = kind.__doc__
-        function.__annotations__ |= {"data": task.data, **{one.name: one.annotation for one in own}}
+        function.__annotations__ = {"data": task.data, **{one.name: one.annotation for one in own}}
     return Room(recipe, tasks=(task.name,), build=build)

@@ -36,6 +36,7 @@ RECORD = "files.jsonl"
 SCHEMA = "stillroom.files/1"
 EVENTS = "events"  # a folder whose files TensorBoard names; in the record it stands for all that TensorBoard wrote there
 _EDGE = 2**16  # bytes of a file's beginning and end that its mark looks at: a network's weights are not read whole
+_CARD = {"model", "num_classes", "classes"}  # keys of a `student.json`
 _OF_TIMM = ("student/config.json", "student/model.safetensors")
 _OF_A_RUN = ("config.yaml", "metrics.json", "report.html", "student.json", "student.safetensors", *_OF_TIMM, RECORD)
 # What a run puts into its folder, above, and a stage into its own.
@@ -310,6 +311,8 @@ def of_before(folder: Path) -> dict[str, set[str] | None]:
 
     for stage in _stages_of_before(folder):
         take(*(f"{stage}/{name}" for name in (*OF_A_STAGE[:-1], "selection.json") if is_what_it_is_called(folder / stage / name)))
+        if _mapping(folder / stage / "student.json").keys() >= _CARD:
+            take(f"{stage}/student.json")
         if (folder / stage / EVENTS).is_dir():
             found[f"{stage}/{EVENTS}"] = None
     settings, metrics, card = (_mapping(folder / name) for name in ("config.yaml", "metrics.json", "student.json"))
@@ -325,7 +328,7 @@ def of_before(folder: Path) -> dict[str, set[str] | None]:
         take("metrics.json")
     if b'name="generator" content="stillroom' in _head(folder / "report.html"):
         take("report.html")
-    if {"model", "num_classes", "classes"} <= card.keys():
+    if card.keys() >= _CARD:
         take("student.json")
         if is_what_it_is_called(folder / "student.safetensors"):
             take("student.safetensors")
