@@ -283,6 +283,8 @@ BAD: list[tuple[str, list[str], list[str]]] = [
     ("dot", ["--nesterov"], ["--optimizer: got nesterov", "sgd"]),
     ("dot", ["--host", "kd3"], ["--host: got KD3, which has no task term", "a distiller with both"]),
     ("kd", ["--student", "frozen.py:frozen"], ["--student: got Sequential", "a network that learns"]),
+    ("supervised", ["--data", "coco:photos,boxes.json"], ["--data: got coco", "--task detection, which reads these"]),
+    ("supervised", ["--data", "nowhere:x"], ["--data: got nowhere:x", "digits"]),
     ("supervised", ["--student", "frozen.py:frozen"], ["--student: got Sequential", "a network that learns"]),
     ("kd", ["--seeds", "0"], ["--seeds: got 0", "at least 1"]),
     ("kd", ["--teacher", "stillroom/convnet24@missing.safetensors"], ["--teacher: got 'missing.safetensors'", "does not exist"]),

@@ -141,3 +141,37 @@ def test_one_architecture_has_one_latency(compared: Path) -> None:
     latencies = {arm: {stage["footprint"]["latency_ms"] for stage in found} for arm, found in stages.items()}
     assert latencies["kd"] == latencies["soft"] == latencies["alone"]
     assert len(latencies["kd"]) == 1
+
+
+_CPU = "--accelerator cpu --epochs 1"
+_DIGITS = f"--data digits --subset 64 --val-subset 40 --batch-size 16 {_CPU}"
+METHODS = {
+    "kd3": f"{_DIGITS} --teacher stillroom/convnet4 --student stillroom/convnet3",
+    "crkd": f"--data shapes,train=4,val=2 --known-classes 40 --subset 120 --val-subset 60 --batch-size 16 {_CPU} --warmup-epochs 0 "
+    "--teacher-epochs 1 --student stillroom/convnet4 --hidden 16 --projection 8",
+    "mdcs": f"--data digits,imbalance=exp:10 --subset 200 --val-subset 40 --batch-size 16 {_CPU}",
+    "bckd": f"--data scenes:size=32,train=8,val=8,teacher=8 --batch-size 8 {_CPU} --warmup-epochs 0 --student stillroom/gfl_24 "
+    "--teacher stillroom/gfl_24 --teacher-epochs 1",
+    "l2d": f"--data mosaics,grid=2,tile=4,train=64,val=32,teacher=64 --batch-size 16 {_CPU} --student stillroom/strided24 "
+    "--teacher stillroom/strided24 --embed-dim 16 --feedforward 32",
+    "wad": f"--data digits --subset 200 --val-subset 40 --batch-size 16 {_CPU} --known-classes 5",
+    "orc": f"{_DIGITS} --teacher stillroom/convnet4 --student stillroom/convnet3 --group stillroom/convnet6",
+}
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_stage_of_every_kind_of_method_is_loaded(method: str, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    assert main(["run", method, *METHODS[method].split(), "--out", str(out)]) == 0
+    stages = sorted(record.parent for record in out.rglob("stage.json"))
+    if method == "wad":  # its teacher answers with embeddings: it is no classifier
+        stages = [stage for stage in stages if stage.name != "teacher"]
+    assert len(stages) >= 2
+    for stage in stages:
+        network, kept = stillroom.load(stage).network, stage / "shipped.safetensors"
+        assert same(network, kept if kept.exists() else stage / "student.safetensors"), stage
+    arms = json.loads((out / "metrics.json").read_text())["stages"]
+    for arm, found in arms.items():
+        if out / found[0]["folder"] not in stages:
+            continue
+        assert stillroom.load(out, arm=arm, seed=0).classes == stillroom.load(out / found[0]["folder"]).classes

@@ -178,6 +178,8 @@ def test_non_finite_loss_stops_naming_step_terms_and_ids_and_keeps_the_last_good
     assert list(caught.value.terms) == ["kd"]
     assert len(caught.value.ids) == 32
     assert "step 7" in str(caught.value)
+    assert caught.value.files == [digits.train_name(index) for index in caught.value.ids]
+    assert f"the batch's samples are {', '.join(caught.value.files[:5])} and 27 more" in str(caught.value)
     checkpoint = torch.load(tmp_path / "seed0/distilled/last.ckpt", weights_only=False)
     assert all(value.isfinite().all() for value in checkpoint["state_dict"].values() if value.is_floating_point())
 

@@ -50,7 +50,8 @@ class Card:
 
     @property
     def weights(self) -> Path:
-        """The student's; those of a teacher that was scored only are where they were, if they were in a file."""
+        """The student's, of the last epoch or the best. Others are named by the card: a part of what was trained, or a file that a teacher
+        was read from, which was scored only."""
         return self.folder / ("best.safetensors" if self.best else str(self.content.get("weights", "student.safetensors")))
 
     @property
@@ -117,7 +118,7 @@ def read_card(folder: str | Path, *, trust_pickle: bool, argument: str = "run") 
             "trust whoever wrote it: trust_pickle=True runs that code",
         )
     card = Card(path.parent, task, model, num_classes, classes, content, argument, best)
-    if best and not card.weights.is_file():
+    if best and ("weights" in content or not card.weights.is_file()):
         raise InputError(argument, str(folder), f"a stage that was trained, whose folder holds {card.weights.name}")
     return card
 

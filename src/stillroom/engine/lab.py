@@ -146,7 +146,7 @@ class Lab:
             data: what to train on.
             plan: optimiser, schedule and length.
             name: of the stage, unique within the recipe; its folder's name.
-            model: the student's specification, for the report and for loading it again.
+            model: the student's specification, for the report and for loading it again; with a remark in brackets for the report alone.
 
         Returns:
             The stage with its student as the last epoch left it; `best.safetensors` in its folder has the best epoch's weights.
@@ -180,7 +180,7 @@ class Lab:
             for companion, network in distiller.companions().items():
                 load_weights(network, folder.companion(companion))
             if self.is_main and not (folder.path / CARD).exists():  # finished by a version that wrote none
-                self._describe(folder, distiller.student, model, data)
+                self._describe(folder, distiller, model, data)
             self._display(name).say(f"done before ({record['result']['epochs']} epochs)")
         seed_everything(self.seed)
         return Trained(name, distiller.student, self._result(record, folder), folder.path)
@@ -381,16 +381,19 @@ class Lab:
             folder.drop_checkpoint()
         return {**record, "details": details}
 
-    def _describe(self, folder: StageFolder, scored: nn.Module, model: str, data: TaskData, weights: str | None = None) -> None:
+    def _describe(self, folder: StageFolder, distiller: Distiller, model: str, data: TaskData, weights: str | None = None) -> None:
         """Writes the stage's own `student.json`, so that its network can be used as a run's student can; of one that has a name."""
-        student = scored.student if isinstance(scored, Distiller) else scored
-        if not model:
+        if not model or model.endswith(")"):  # no name, or one with a remark: no specification that builds it again
             return
-        data.task.ship(folder.path, student, model, data)
+        shipped = distiller.shipped()
+        data.task.ship(folder.path, shipped, model, data)
         if weights is not None:
             amend_card(folder.path, weights=str(Path(weights).resolve()))
-        if isinstance(scored, _Renormalised):
-            read = {"mean": list(scored.renormalise.to_mean), "std": list(scored.renormalise.to_std)}
+        elif shipped is not distiller.student:
+            save_weights(shipped, folder.companion("shipped"))
+            amend_card(folder.path, weights=folder.companion("shipped").name)
+        if isinstance(distiller, _Renormalised):
+            read = {"mean": list(distiller.renormalise.to_mean), "std": list(distiller.renormalise.to_std)}
             amend_card(folder.path, transform={**data.describe()["transform"], **read})
 
     def _result(self, record: dict[str, Any], folder: StageFolder) -> StageResult:

@@ -36,7 +36,8 @@ def pretrained_stage(lab: Lab, data: ImageData, plan: Training, student: str, vi
         views, said: how images are shown.
         options: of `Pretraining`, and `cosine_temperature`.
     """
-    supervised, spec = _fresh(lab, data, student, options.pop("cosine_temperature"))
+    supervised, backbone = _fresh(lab, data, student, options.pop("cosine_temperature"))
+    spec = str(NovelSpec(backbone, data.num_classes, temperature=supervised.temperature))
     return lab.fit(Pretraining(supervised, **options), data.in_views(*views, said=said), plan, name="supervised", model=spec)
 
 
@@ -76,7 +77,8 @@ def discovery_stage(
     taught = copy.deepcopy(supervised.network).requires_grad_(True)  # whatever the pre-training left as it was
     student = DiscoveryNetwork(taught, data.clusters, novel_heads=novel_heads, hidden=hidden, projection=projection, layers=layers)
     known, temperature = data.known_count, taught.temperature
-    spec = NovelSpec(supervised.result.model, known, hidden=hidden, projection=projection, layers=layers, temperature=temperature)
+    backbone = NovelSpec.parse(supervised.result.model, "teacher").backbone
+    spec = NovelSpec(backbone, known, hidden=hidden, projection=projection, layers=layers, temperature=temperature)
     distiller = Discovery(student, lab.teach(supervised), **options)
     trained = lab.fit(distiller, data.in_views(*views, said=said), plan, name=name, model=str(spec))
     shipped = student.best()
