@@ -138,7 +138,9 @@ class Lab:
             renormalise=trained.renormalise,
         )
 
-    def fit(self, distiller: Distiller, data: TaskData, plan: Training | None = None, *, name: str, model: str = "") -> Trained:
+    def fit(
+        self, distiller: Distiller, data: TaskData, plan: Training | None = None, *, name: str, model: str = "", origin: str = ""
+    ) -> Trained:
         """Trains the distiller's student, or reads the finished stage, or goes on with the killed one.
 
         Args:
@@ -147,6 +149,7 @@ class Lab:
             plan: optimiser, schedule and length.
             name: of the stage, unique within the recipe; its folder's name.
             model: the student's specification, for the report and for loading it again; with a remark in brackets for the report alone.
+            origin: what its weights start from, in words for the terminal and the report, where it is not random numbers.
 
         Returns:
             The stage with its student as the last epoch left it; `best.safetensors` in its folder has the best epoch's weights.
@@ -168,13 +171,15 @@ class Lab:
                 if self.is_main and folder.open(parts) is None:
                     folder.write({"fingerprint": parts, "finished": False})
                     folder.write_indices(data.indices)
+                if origin:
+                    self._display(name).say(origin)
                 whole = copy.deepcopy(distiller.student) if self.options.strategy.startswith("fsdp") else None
                 with self._layout(distiller, data):
                     recorder = self._train(distiller, data, plan, folder, name)
                 if whole is not None:  # the one that was trained is left in shards
                     distiller.student = whole
                     distiller.student.load_state_dict(recorder.weights)
-                record = self._conclude(distiller.cpu(), data, folder, name, model, parts, recorder)
+                record = self._conclude(distiller.cpu(), data, folder, name, model, parts, recorder, origin)
         else:
             load_weights(distiller.student, folder.student)
             for companion, network in distiller.companions().items():
@@ -195,6 +200,7 @@ class Lab:
         renormalise: Renormalise | None = None,
         around: Callable[[Any], Distiller] = Distiller,
         weights: str | None = None,
+        origin: str = "",
     ) -> Trained:
         """Scores a network that needs no training; a stage like any other, on disk and in the report.
 
@@ -206,6 +212,7 @@ class Lab:
             renormalise: applied to the inputs, for a network that was trained with other statistics than the data have.
             around: makes the distiller whose `predict` answers, for tasks whose networks do not answer in the form that is scored.
             weights: the file or folder that the network's come from; if there is one, no copy of them is kept.
+            origin: where the network comes from, in words for the report.
         """
         folder = self._stage_folder(name)
         parts = {
@@ -217,7 +224,9 @@ class Lab:
         record = folder.open(parts)
         if record is None or not record.get("finished"):
             scored = around(network) if renormalise is None else _Renormalised(network, renormalise, around)
-            record = self._conclude(scored, data, folder, name, model, parts, None, weights if weights and Path(weights).exists() else None)
+            elsewhere = weights if weights and Path(weights).exists() else None
+            record = self._conclude(scored, data, folder, name, model, parts, None, origin, elsewhere)
+        self._display(name).say(f"{model}, {origin}: {_score(record, data)}" if origin else _score(record, data))
         seed_everything(self.seed)
         return Trained(name, network, self._result(record, folder), folder.path, renormalise)
 
@@ -346,6 +355,7 @@ class Lab:
         model: str,
         parts: dict[str, Any],
         recorder: Recorder | None,
+        origin: str,
         weights: str | None = None,
     ) -> dict[str, Any]:
         """Evaluates the final student once more, this time with details, and writes the stage's record, last of all."""
@@ -367,6 +377,7 @@ class Lab:
             epochs=len(recorder.history) if recorder else 0,
             model=model,
             resumed=recorder.continued if recorder else 0,
+            origin=origin,
         )
         record = {"fingerprint": parts, "finished": True, "result": result.to_json()}
         details = evaluator.details()
@@ -395,6 +406,14 @@ class Lab:
         if isinstance(distiller, _Renormalised):
             read = {"mean": list(distiller.renormalise.to_mean), "std": list(distiller.renormalise.to_std)}
             amend_card(folder.path, transform={**data.describe()["transform"], **read})
+
+    def earlier(self, name: str) -> str | None:
+        """A stage that all seeds share, of the run that this one continues, as a specification; None where none was trained there."""
+        if self.options.continue_from is None:
+            return None
+        folder = Path(self.options.continue_from) / name
+        record = StageFolder(folder).read() or {}
+        return str(folder) if record.get("finished") and record["result"]["epochs"] and (folder / CARD).exists() else None
 
     def _result(self, record: dict[str, Any], folder: StageFolder) -> StageResult:
         result = StageResult.from_json(record["result"])
@@ -436,3 +455,9 @@ class _Renormalised(Distiller):
         if hasattr(batch, "renormalised"):
             return self._answer(batch.renormalised(self.renormalise))
         return self.student(self.renormalise(batch.inputs))
+
+
+def _score(record: dict[str, Any], data: TaskData) -> str:
+    """The primary metric, for the terminal."""
+    primary = data.evaluator().primary
+    return f"{primary} {record['result']['metrics'][primary]:.2f}"
