@@ -44,11 +44,8 @@ def _run(arguments: list[str]) -> int:
         else:
             _parser().parse_args(arguments)
             _list()
-    except StillroomError as error:
-        print(f"stillroom: {' '.join(str(error).split())}", file=sys.stderr)
-        return error.exit_code
     except Exception as error:
-        told = explained(error)
+        told = error if isinstance(error, StillroomError) else explained(error)
         if told is None:
             raise
         print(f"stillroom: {' '.join(str(told).split())}", file=sys.stderr)

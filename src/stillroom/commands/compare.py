@@ -34,7 +34,7 @@ from stillroom.engine.run.console import console
 from stillroom.engine.run.feed import selects
 from stillroom.engine.run.measure import now
 from stillroom.engine.run.pool import Outcome, reason_of
-from stillroom.errors import InputError, StillroomError, near
+from stillroom.errors import InputError, StillroomError, at_least, near
 
 PROG = "stillroom compare"
 _ALONE, _TEACHER = "alone", "teacher"
@@ -136,12 +136,9 @@ def _compare(options: Options, command: str) -> None:
     seeds = range(lab.seed, lab.seed + lab.seeds)
     pieces = [Piece(name, seed) for seed in seeds for name in (_ALONE, *bench.arms) if name not in refused]
     outcomes: Outcomes = {Piece(name, seed): Outcome(reason=reason) for name, reason in refused.items() for seed in seeds}
-    if asked.jobs == 1:
-        outcomes |= run_here(bench, pieces)
-    else:  # what is finished is only read: not worth a process
-        done = [piece for piece in pieces if bench.finished(piece)]
-        outcomes |= run_here(bench, done)
-        left = [piece for piece in pieces if piece not in done]
+    here = [piece for piece in pieces if asked.jobs == 1 or bench.finished(piece)]  # what is only read is not worth a process
+    outcomes |= run_here(bench, here)
+    if left := [piece for piece in pieces if piece not in here]:
         outcomes |= run_at_once(bench, left, asked.jobs, out / "logs", bench.data.evaluator().primary)
     go_alone()
     if not bench.is_main:
@@ -249,9 +246,7 @@ def _stage_name(method: str, differing: Mapping[str, Any]) -> str:
 
 
 def _check_jobs(jobs: int, lab: LabOptions) -> None:
-    if jobs < 1:
-        raise InputError("jobs", jobs, "a number of at least 1")
-    if jobs > 1 and (lab.devices * lab.num_nodes > 1 or int(os.environ.get("WORLD_SIZE", "1")) > 1):
+    if at_least("jobs", jobs, 1) > 1 and (lab.devices * lab.num_nodes > 1 or int(os.environ.get("WORLD_SIZE", "1")) > 1):
         raise InputError("jobs", jobs, "1 where a training is itself shared by several processes")
 
 
