@@ -81,7 +81,7 @@ def _around_distiller(kind: type[Distiller]) -> Room:
     ]
     for function in (build, recipe):
         given = [one for one in inspect.signature(function).parameters.values() if one.kind is not inspect.Parameter.VAR_KEYWORD]
-        function.__signature__ = inspect.Signature([*given, *own])  # type: ignore[attr-defined]  # what the command line reads
+        vars(function)["__signature__"] = inspect.Signature([*given, *own])  # what the command line reads
         function.__doc__ = kind.__doc__
         function.__annotations__ = {"data": task.data, **{one.name: one.annotation for one in own}}
     return Room(recipe, tasks=(task.name,), build=build)

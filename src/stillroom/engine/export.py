@@ -244,10 +244,11 @@ def _quiet() -> Iterator[None]:
     """The exporters' progress and advice, which is for their developers, stays off the terminal."""
     with (
         quiet_loggers(_TALKATIVE, logging.CRITICAL),
-        warnings.catch_warnings(action="ignore"),
+        warnings.catch_warnings(),
         redirect_stdout(io.StringIO()),
         redirect_stderr(io.StringIO()),
     ):
+        warnings.simplefilter("ignore")
         yield
 
 

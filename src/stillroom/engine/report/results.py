@@ -132,8 +132,8 @@ class StageResult:
     epochs: int
     model: str
     resumed: int = 0
-    origin: str = ""
     details: dict[str, np.ndarray] = field(default_factory=dict, repr=False, compare=False)
+    origin: str = ""
     folder: str = ""
 
     def to_json(self) -> dict[str, Any]:
