@@ -12,7 +12,7 @@ from torch.nn.functional import pad
 from torchvision.transforms import v2
 
 from stillroom.engine.loading import uniforms
-from stillroom.errors import InputError, one_of
+from stillroom.errors import InputError, at_least, one_of
 from stillroom.modules.pixels import windows
 from stillroom.tasks.classification.views import View
 from stillroom.tasks.images.transforms import Parameters, Transform, eval_transform
@@ -40,8 +40,7 @@ def crops(style: Style, image_size: int, mean: Sequence[float], std: Sequence[fl
     Source: CrKD's released code; "small" and "digits" are the project's own, for its experiments.
     """
     one_of("view_style", style, get_args(Style))
-    if large < 1:
-        raise InputError("large_crops", large, "a whole number of at least 1")
+    at_least("large_crops", large, 1)
     if small < 0 or (small and style != "cifar"):
         raise InputError("small_crops", small, "a whole number from 0" if style == "cifar" else f"0: {style} has no small crops")
     if large + small < 2:
