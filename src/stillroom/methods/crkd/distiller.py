@@ -135,8 +135,8 @@ class Discovery(Distiller):
             over_processes=True,
         )
         cluster_H = swapped_prediction(logits_WHBK, targets_VHBK, self.cosine_temperature)
-        if self.training:
-            self._track(cluster_H.detach().clone())
+        if self.training:  # S_h: over the whole training, as the released code has it, and equal in all processes
+            self.student.head_losses += averaged(cluster_H)
         task = {"cluster": cluster_H.mean()}
         if not self.relation_weight:
             return Losses(task)
@@ -155,7 +155,3 @@ class Discovery(Distiller):
     def predict(self, batch: Any) -> Answers:
         """Every head's logits, and what says which head is best."""
         return Answers(self.student(batch.inputs), self.student.head_losses)
-
-    def _track(self, cluster_H: Tensor) -> None:
-        """S += L_cl(h): over the whole training, as the released code does, and equal in all processes."""
-        self.student.head_losses += averaged(cluster_H)

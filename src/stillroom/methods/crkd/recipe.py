@@ -156,11 +156,12 @@ _SHARED: dict[str, Any] = {
     "schedule": "cosine",
     "precision": "16-mixed",
     "workers": 8,
+    "hidden": 2048,
+    "projection": 256,
+    "projection_layers": 1,
 }
-_HEADS: dict[str, Any] = {"hidden": 2048, "projection": 256, "projection_layers": 1}
 _CIFAR: dict[str, Any] = {
     **_SHARED,
-    **_HEADS,
     "data": "cifar100:data/cifar100",
     "student": "stillroom/resnet18",
     "view_style": "cifar",
@@ -177,7 +178,6 @@ _CIFAR: dict[str, Any] = {
 }
 _FINE_GRAINED: dict[str, Any] = {
     **_SHARED,
-    **_HEADS,
     "student": "timm/vit_base_patch16_224.dino@pretrained",
     "view_style": "photographs",
     "small_crops": 0,
