@@ -11,6 +11,7 @@ from stillroom.engine.report.gains import Gain
 from stillroom.engine.report.results import Metric, Report
 
 NOTHING = "–"
+_FOLDED = 8  # characters
 LEGEND = (
     "A difference is clear where its 95 % interval, in which the spread over seeds and the chance of the validation images are joined, "
     "leaves out 0; else these runs cannot tell."
@@ -135,10 +136,9 @@ class Cells:
     rows: list[list[str]]
 
     def fits(self, width: int) -> bool:
-        """Whether a terminal of so many columns shows it without breaking a word."""
-        needed = [
-            max(len(word) for cell in column for word in (cell.split() or [""])) for column in zip(self.columns, *self.rows, strict=True)
-        ]
+        """Whether a terminal of so many columns shows it, with words that are longer than `_FOLDED` broken where they must be."""
+        columns = list(zip(self.columns, *self.rows, strict=True))
+        needed = [min(_FOLDED, max(len(word) for cell in column for word in cell.split() or [""])) for column in columns]
         return sum(needed) + 3 * len(needed) + 1 <= width
 
 
