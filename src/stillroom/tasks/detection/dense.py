@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from stillroom.engine.distributed import averaged, world_size
+from stillroom.tasks.detection.boxes import centres
 from stillroom.tasks.detection.outputs import Outputs
 
 
@@ -46,8 +47,7 @@ class DenseOutputs(Outputs):
 def on_image(anchors: Sequence[Tensor], image_sizes: Tensor) -> tuple[Tensor, ...]:
     """Which positions have their centre on their image, not on its padding; per level bool [B, N_l]."""
     height_B1, width_B1 = image_sizes[:, :1], image_sizes[:, 1:]
-    centres = [(level[:, :2] + level[:, 2:]) / 2 for level in anchors]
-    return tuple((centre[:, 1] < height_B1) & (centre[:, 0] < width_B1) for centre in centres)
+    return tuple((centre[:, 1] < height_B1) & (centre[:, 0] < width_B1) for centre in map(centres, anchors))
 
 
 @dataclass(frozen=True)
