@@ -63,7 +63,7 @@ class Detection:
     networks = Networks("stillroom/gfl_32", "stillroom/gfl_24", teacher_epochs=6, teacher_lr=3e-3)
     presets: Mapping[str, Mapping[str, Any]] = {"paper": COCO}
     default: Mapping[str, Any] = {}
-    kinds: tuple[str, ...] = ("scenes", "coco", "voc")
+    kinds: tuple[str, ...] = ("scenes", "coco", "voc", "yolo")
     layers: Mapping[str, Callable[[nn.Module, str], str]] = {}
     exact: tuple[str, ...] = ("boxes",)  # half precision would place a box in a large image to the pixel, or worse
     metric_formats: Mapping[str, Metric] = {}
