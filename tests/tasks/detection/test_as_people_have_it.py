@@ -381,9 +381,10 @@ def test_yolo_labels_lie_in_many_places(labels: str, archive: bool, tmp_path: Pa
     check(open_source(f"yolo:{packed(root) if archive else root}"))
 
 
-def lists(root: Path, line: str) -> None:
+def lists(root: Path, line: str) -> dict[str, object]:
     for split, numbers in SPLITS:
         (root / f"{split}.txt").write_text("\n".join(line.format(root=root, split=split, i=i) for i in numbers) + "\n")
+    return {"train": "train.txt", "val": "val.txt"}
 
 
 ELSEWHERE_PATHS = "paths that were written elsewhere, found by their last parts"
@@ -399,10 +400,10 @@ PLACES: dict[str, tuple[Callable[[Path], dict[str, object]], str | None]] = {
     "Roboflow's": (lambda root: {"train": "../images/train", "val": "../images/val"}, ELSEWHERE_PATHS),
     "lists of folders": (lambda root: {"train": ["images/train"], "val": ["images/val"]}, None),
     "lists of files": (lambda root: {"train": [f"images/train/{i}.jpg" for i in range(7)], "val": ["images/val/*.jpg"]}, None),
-    "lists in files": (lambda root: lists(root, "./images/{split}/{i}.jpg") or {"train": "train.txt", "val": "val.txt"}, None),
-    "absolute lists": (lambda root: lists(root, "{root}/images/{split}/{i}.jpg") or {"train": "train.txt", "val": "val.txt"}, None),
+    "lists in files": (lambda root: lists(root, "./images/{split}/{i}.jpg"), None),
+    "absolute lists": (lambda root: lists(root, "{root}/images/{split}/{i}.jpg"), None),
     "lists of another machine": (
-        lambda root: lists(root, "/gone/set/images/{split}/{i}.jpg") or {"train": "train.txt", "val": "val.txt"},
+        lambda root: lists(root, "/gone/set/images/{split}/{i}.jpg"),
         ELSEWHERE_PATHS,
     ),
     "names by numbers": (lambda root: {"names": {0: "cat", 1: "dog"}}, None),
@@ -469,9 +470,14 @@ def test_an_image_is_told_by_its_content(tmp_path: Path) -> None:
     assert len(open_source(described(tmp_path)).train) == 7
 
 
+def rewritten(file: Path, text: str, spec: str) -> str:
+    file.write_text(text)
+    return spec
+
+
 WRONG: dict[str, tuple[Callable[[Path], str], str]] = {
     "no such file": (lambda root: f"yolo:{root / 'nothing.yaml'}", r"nothing\.yaml, expected a data\.yaml"),
-    "no YAML": (lambda root: (root / "data.yaml").write_text("a: [b") and f"yolo:{root}", r"data\.yaml, expected YAML"),
+    "no YAML": (lambda root: rewritten(root / "data.yaml", "a: [b", f"yolo:{root}"), r"data\.yaml, expected YAML"),
     "no names": (lambda root: described(root, names=None), "no classes, expected the classes' names"),
     "one name twice": (lambda root: described(root, names=["cat", "cat"]), "two classes of one name"),
     "no split": (lambda root: described(root, train=None, test="images/train"), "got train, expected a split of the set: val, test"),
@@ -479,11 +485,11 @@ WRONG: dict[str, tuple[Callable[[Path], str], str]] = {
     "a folder that is gone": (lambda root: described(root, train="photos"), "train with what is missing: photos"),
     "one folder twice": (lambda root: described(root, val="images/train"), "share 7 images"),
     "an unknown class": (
-        lambda root: (root / "labels/val/7.txt").write_text(f"2 {centred(CAT)}\n") and described(root),
+        lambda root: rewritten(root / "labels/val/7.txt", f"2 {centred(CAT)}\n", described(root)),
         r"labels/val/7\.txt, line 1: 2 0\..* \(no class 2\), expected class \(0 to 1\)",
     ),
-    "three numbers": (lambda root: (root / "labels/val/7.txt").write_text("0 1 2 3") and described(root), "line 1: 0 1 2 3"),
-    "a word": (lambda root: (root / "labels/val/7.txt").write_text("0 a b c d") and described(root), "line 1: 0 a b c d"),
+    "three numbers": (lambda root: rewritten(root / "labels/val/7.txt", "0 1 2 3", described(root)), "line 1: 0 1 2 3"),
+    "a word": (lambda root: rewritten(root / "labels/val/7.txt", "0 a b c d", described(root)), "line 1: 0 a b c d"),
     "no labels": (lambda root: described(root, val="other") if images(root / "other") else "", "images without a file of labels"),
 }
 
