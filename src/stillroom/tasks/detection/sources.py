@@ -15,7 +15,7 @@ from torch import Tensor
 from stillroom.engine.loading import sample_order
 from stillroom.errors import InputError
 from stillroom.tasks.detection.files import look_at, note_looks, turned
-from stillroom.tasks.detection.scenes import CLASSES, Scene, make_scenes
+from stillroom.tasks.detection.scenes import CLASSES, make_scenes
 from stillroom.tasks.images import annotations as read
 from stillroom.tasks.images.coco import COCO_OPTIONS, mask_bounds, open_coco
 from stillroom.tasks.images.sources import IMAGENET_STATISTICS, Kind, Source, drops_empty, held_out_share, open_spec, whole_numbers
@@ -118,13 +118,12 @@ def _open_scenes(path: str, options: dict[str, str], argument: str) -> Detection
     size, seed = numbers["size"], numbers["seed"]
     if size < 16:
         raise InputError(argument, f"size={size}", "at least 16 pixels")
-    sides = (size // 6, size // 2)
-    whole = _drawn(make_scenes(max(numbers["teacher"], numbers["train"]), size=size, sides=sides, seed=2 * seed), "train")
+    whole = _drawn("train", max(numbers["teacher"], numbers["train"]), size=size, seed=2 * seed)
     return DetectionSource(
         name="scenes",
         classes=CLASSES,
         train=whole.take(np.arange(numbers["train"])),
-        val=_drawn(make_scenes(numbers["val"], size=size, sides=sides, seed=2 * seed + 1), "val"),
+        val=_drawn("val", numbers["val"], size=size, seed=2 * seed + 1),
         mean=(0.45,) * 3,
         std=(0.25,) * 3,
         fingerprint=hashlib.sha256(repr(sorted(numbers.items())).encode()).hexdigest()[:16],
@@ -133,12 +132,11 @@ def _open_scenes(path: str, options: dict[str, str], argument: str) -> Detection
     )
 
 
-def _drawn(scenes: list[Scene], split: str) -> Annotated:
-    pixels = torch.from_numpy(np.stack([scene.image for scene in scenes])).permute(0, 3, 1, 2).contiguous()
-    images = MemoryImages(pixels, np.zeros(len(scenes), np.int64), [f"scenes/{split}/{i}" for i in range(len(scenes))])
-    crowd = [np.zeros(len(scene.labels), np.int64) for scene in scenes]
-    shapes = [(len(scene.image), len(scene.image)) for scene in scenes]
-    return Annotated(images, [scene.boxes for scene in scenes], [scene.labels for scene in scenes], crowd, shapes)
+def _drawn(split: str, count: int, *, size: int, seed: int) -> Annotated:
+    pixels, boxes, labels = (list(column) for column in zip(*make_scenes(count, size=size, seed=seed), strict=True))
+    images_BCHW = torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2).contiguous()
+    images = MemoryImages(images_BCHW, np.zeros(count, np.int64), [f"scenes/{split}/{i}" for i in range(count)])
+    return Annotated(images, boxes, labels, [np.zeros_like(label) for label in labels], [(size, size)] * count)
 
 
 def _list_coco(path: str, options: dict[str, str], argument: str) -> _Listed:
