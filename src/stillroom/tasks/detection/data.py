@@ -70,8 +70,8 @@ class DetectionData(ImageSetData):
     """A training and a validation set of images with boxes.
 
     Args:
-        data: where the images are: ``scenes`` (drawn from a seed; ``scenes:size=64,train=300``), ``coco:IMAGES,ANNOTATIONS.json`` or
-            ``voc:ROOT`` (folder or zip); options follow after commas, see `sources.open_source`.
+        data: where the images are: ``scenes`` (drawn from a seed; ``scenes:size=64,train=300``), ``coco:IMAGES,ANNOTATIONS.json``,
+            ``voc:ROOT`` or ``yolo:data.yaml``; options follow after commas, see `sources.open_source`.
         batch_size: images in a batch, of all processes together.
         image_size: pixels of the images that the network is given; their shorter side is brought to it; by default the data's own.
         max_size: pixels that the longer side may have; by default no limit.

@@ -81,11 +81,11 @@ class ImageTargets:
 
     Attributes:
         matched: int64 [A], index of the object; -1 for background, -2 for ignored.
-        regions: float [A]; see `DenseTargets`.
+        regions: float [A], see `DenseTargets`; None where nobody asked for them.
     """
 
     matched: Tensor
-    regions: Tensor
+    regions: Tensor | None = None
 
 
 Assigner = Callable[[Tensor, Sequence[int], Tensor], ImageTargets]
@@ -118,7 +118,8 @@ def dense_targets(
         labels_BA[image, which] = labels_G[objects]
         boxes_BA4[image, which] = boxes_G4[objects].to(boxes_BA4.dtype)
         weights_BA[image, at[found.matched == -2]] = 0
-        regions_BA[image, at] = found.regions.to(regions_BA.dtype)
+        if found.regions is not None:
+            regions_BA[image, at] = found.regions.to(regions_BA.dtype)
     positive_BA = labels_BA < num_classes
     counts = [positive_BA.sum(1).clamp_min(1).sum(), *(level.sum() for level in positive_BA.split(sizes, 1))]
     normalisers = averaged(torch.stack(counts).to(anchors_A4.dtype))

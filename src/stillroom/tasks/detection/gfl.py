@@ -131,8 +131,7 @@ def assign_atss(topk: int = 9, *, regions: bool = False) -> Assigner:
 
     def assign(anchors_A4: Tensor, level_sizes: Sequence[int], boxes_G4: Tensor) -> ImageTargets:
         found = atss(anchors_A4, level_sizes, boxes_G4, topk)
-        region = valuable_region(anchors_A4, boxes_G4, found) if regions else anchors_A4.new_zeros(len(anchors_A4))
-        return ImageTargets(found.matched, region)
+        return ImageTargets(found.matched, valuable_region(anchors_A4, boxes_G4, found) if regions else None)
 
     return assign
 

@@ -78,10 +78,9 @@ class RetinaNetDetector(_Torchvision):
         """The model's own matcher."""
 
         def assign(anchors_A4: Tensor, level_sizes: Sequence[int], boxes_G4: Tensor) -> ImageTargets:
-            nothing = anchors_A4.new_zeros(len(anchors_A4))
             if not len(boxes_G4):
-                return ImageTargets(torch.full_like(nothing, -1, dtype=torch.long), nothing)
-            return ImageTargets(self.model.proposal_matcher(box_iou(boxes_G4, anchors_A4)), nothing)
+                return ImageTargets(anchors_A4.new_full((len(anchors_A4),), -1, dtype=torch.long))
+            return ImageTargets(self.model.proposal_matcher(box_iou(boxes_G4, anchors_A4)))
 
         return assign
 
@@ -133,8 +132,7 @@ class FCOSDetector(_Torchvision):
         """`fcos_match`."""
 
         def assign(anchors_A4: Tensor, level_sizes: Sequence[int], boxes_G4: Tensor) -> ImageTargets:
-            matched = fcos_match(anchors_A4, level_sizes, boxes_G4, self.model.center_sampling_radius)
-            return ImageTargets(matched, anchors_A4.new_zeros(len(anchors_A4)))
+            return ImageTargets(fcos_match(anchors_A4, level_sizes, boxes_G4, self.model.center_sampling_radius))
 
         return assign
 
