@@ -14,6 +14,7 @@ from PIL import Image
 
 from stillroom.errors import InputError
 from stillroom.tasks.detection.sources import Annotated, DetectionSource, open_source
+from stillroom.tasks.images.annotations import ELSEWHERE, SWAPPED
 
 WIDTH, HEIGHT, COUNT = 64, 40, 10
 Box = tuple[float, float, float, float]
@@ -132,10 +133,8 @@ def texts(content: dict[str, Any]) -> None:
         mark.update(category_id=float(mark["category_id"]), bbox=[str(number) for number in mark["bbox"]])
 
 
-ELSEWHERE = "file names that were written elsewhere, found by their last part"
 MASKS = "objects without a box, which their masks give"
 RELATIVE = "boxes in parts of their image, not in pixels, read so"
-SWAPPED = "boxes whose corners were swapped, put right"
 COCO: dict[str, tuple[Callable[[dict[str, Any]], object], str | None]] = {
     "as it is": (lambda content: None, None),
     "polygons alone": (marks(polygon), MASKS),
@@ -206,11 +205,21 @@ def test_coco_in_its_own_layout(tmp_path: Path) -> None:
     assert (len(source.train), len(source.val)) == (7, 3)
 
 
+@pytest.mark.parametrize("place", ["images", "images/default", ""])
+@pytest.mark.parametrize("file", ["result.json", "annotations/instances_default.json", "test.json"])
+def test_coco_with_one_file_of_annotations(file: str, place: str, tmp_path: Path) -> None:
+    """As Label Studio and CVAT export it."""
+    images(tmp_path / place)
+    (tmp_path / file).parent.mkdir(exist_ok=True)
+    (tmp_path / file).write_text(json.dumps(coco()))
+    check(open_source(f"coco:{tmp_path}"))
+
+
 def test_images_that_no_annotation_lists_are_counted(tmp_path: Path) -> None:
     images(tmp_path / "images", range(12))
     (tmp_path / "boxes.json").write_text(json.dumps(coco()))
     source = open_source(f"coco:{tmp_path / 'images'},{tmp_path / 'boxes.json'}")
-    assert said(source) == {"images that the annotations do not list, left out": (2, "10.jpg")}
+    assert said(source) == {"images without an annotation, left out": (2, "10.jpg")}
 
 
 # Pascal VOC -----------------------------------------------------------------------------------------------------------------------------
@@ -308,6 +317,15 @@ def test_voc_in_other_folders(layout: str, archive: bool, tmp_path: Path) -> Non
     assert source.notes.counts["images without an annotation, left out"] == 1
 
 
+def test_voc_images_are_found_by_the_name_in_the_file(tmp_path: Path) -> None:
+    images(tmp_path / "img")
+    for i in range(COUNT):
+        (tmp_path / f"ann_{i}.xml").write_text(xml().replace("<annotation>", f"<annotation><filename>{i}.jpg</filename>"))
+    source = open_source(f"voc:{tmp_path}")
+    check(source)
+    assert said(source) == {ELSEWHERE: (COUNT, "0.jpg")}
+
+
 @pytest.mark.parametrize("held_out", ["valid", "val", "test"])
 def test_voc_as_roboflow_exports_it(held_out: str, tmp_path: Path) -> None:
     for split, numbers in (("train", range(7)), (held_out, range(7, 10))):
@@ -387,7 +405,6 @@ def lists(root: Path, line: str) -> dict[str, object]:
     return {"train": "train.txt", "val": "val.txt"}
 
 
-ELSEWHERE_PATHS = "paths that were written elsewhere, found by their last parts"
 PLACES: dict[str, tuple[Callable[[Path], dict[str, object]], str | None]] = {
     "folders": (lambda root: {}, None),
     "a path": (lambda root: {"path": str(root)}, None),
@@ -396,15 +413,15 @@ PLACES: dict[str, tuple[Callable[[Path], dict[str, object]], str | None]] = {
         "a path of data.yaml that is not here, its own folder taken instead",
     ),
     "absolute folders": (lambda root: {"train": str(root / "images/train"), "val": str(root / "images/val")}, None),
-    "folders of another machine": (lambda root: {"train": "/content/set/images/train", "val": "D:\\set\\images\\val"}, ELSEWHERE_PATHS),
-    "Roboflow's": (lambda root: {"train": "../images/train", "val": "../images/val"}, ELSEWHERE_PATHS),
+    "folders of another machine": (lambda root: {"train": "/content/set/images/train", "val": "D:\\set\\images\\val"}, ELSEWHERE),
+    "Roboflow's": (lambda root: {"train": "../images/train", "val": "../images/val"}, ELSEWHERE),
     "lists of folders": (lambda root: {"train": ["images/train"], "val": ["images/val"]}, None),
     "lists of files": (lambda root: {"train": [f"images/train/{i}.jpg" for i in range(7)], "val": ["images/val/*.jpg"]}, None),
     "lists in files": (lambda root: lists(root, "./images/{split}/{i}.jpg"), None),
     "absolute lists": (lambda root: lists(root, "{root}/images/{split}/{i}.jpg"), None),
     "lists of another machine": (
         lambda root: lists(root, "/gone/set/images/{split}/{i}.jpg"),
-        ELSEWHERE_PATHS,
+        ELSEWHERE,
     ),
     "names by numbers": (lambda root: {"names": {0: "cat", 1: "dog"}}, None),
     "names and their count": (lambda root: {"nc": 2}, None),

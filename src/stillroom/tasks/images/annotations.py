@@ -9,17 +9,18 @@ import logging
 import unicodedata
 import zipfile
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import takewhile
 from pathlib import Path
+from posixpath import basename, dirname, splitext
 from typing import Any
 from urllib.parse import unquote
 
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 
 from stillroom.errors import InputError
-from stillroom.tasks.images.folders import Folder, Zip, list_files
+from stillroom.tasks.images.folders import EXTENSIONS, Folder, Zip, list_files
 
 logger = logging.getLogger(__name__)
 
@@ -31,6 +32,7 @@ _SPLITS = {
     **dict.fromkeys(("val", "valid", "validation"), "val"),
     **dict.fromkeys(("test", "testing"), "test"),
 }
+ELSEWHERE = "paths that lead elsewhere, found by their last part"
 SWAPPED = "boxes whose corners were swapped, put right"
 _ABOUT = 1e-3  # what rounding may do to a number in parts of an image
 # What lies beside images and is none; whatever else does is taken for one, and looked at.
@@ -124,6 +126,20 @@ def check_apart(train: Annotated, val: Annotated, said: str, argument: str) -> N
         raise InputError(argument, f"{said}, which share {len(both)} images, such as {min(both)}", "splits that share none")
 
 
+def note_others(parts: Sequence[Annotated], annotated: Container[str] = ()) -> None:
+    """Notes how many images lie beside those of the splits, which are in one place, and have no annotation.
+
+    Args:
+        parts: the splits.
+        annotated: names, without folder and ending, of images that have one and are in neither.
+    """
+    listed = {name for part in parts for name in part.names}
+    folders = {dirname(name) for name in listed}
+    beside = (name for name in parts[0].sizes if name not in listed and dirname(name) in folders and extension(name) in EXTENSIONS)
+    others = sorted(name for name in beside if splitext(basename(name))[0] not in annotated)
+    parts[0].notes.add("images without an annotation, left out", others[0] if others else "", len(others))
+
+
 def all_relative(parts: Sequence[Annotated]) -> bool:
     """Whether no box reaches beyond 1, where all would be less than a pixel: boxes are in parts of their image. If so, it is noted."""
     count = 0
@@ -211,7 +227,7 @@ class Places:
             plain = name.replace("\\", "/").removeprefix("./")
             place = next((f"{start}{plain}" for start in self.starts if f"{start}{plain}" in self.sizes), None)
             if place is None and (place := self._nearest(plain)) is not None:
-                notes.add("file names that were written elsewhere, found by their last part", name)
+                notes.add(ELSEWHERE, name)
             if place is None:
                 missing.append(plain)
             elif place in found:

@@ -5,10 +5,9 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
-from posixpath import dirname
 from typing import Any
 
 from stillroom.errors import InputError
@@ -21,11 +20,11 @@ from stillroom.tasks.images.annotations import (
     all_relative,
     check_apart,
     content_of,
-    extension,
     flag,
+    note_others,
     split_of,
 )
-from stillroom.tasks.images.folders import EXTENSIONS, Folder, Zip, check_same, list_files
+from stillroom.tasks.images.folders import Folder, Zip, check_same, list_files
 
 COCO_OPTIONS = ("val_images", "val_annotations", "val", "empty")
 _PARTS = "COCO's images, categories and annotations"
@@ -47,7 +46,7 @@ def open_coco(path: str, options: dict[str, str], argument: str) -> tuple[tuple[
         return _open_root(path, options, argument)
     classes, train = _read(images, annotations, argument)
     if "val_annotations" not in options and "val_images" not in options:
-        _note_others([train])
+        note_others([train])
         return classes, [train]
     if "val" in options:
         raise InputError(argument, f"val={options['val']}", "either a share to hold out or val_annotations, not both")
@@ -56,10 +55,10 @@ def open_coco(path: str, options: dict[str, str], argument: str) -> tuple[tuple[
     check_same(classes, other, argument)
     if Path(val_images).expanduser().resolve() == Path(images).expanduser().resolve():
         check_apart(train, val, f"coco:{path} and its validation images", argument)
-        _note_others([train, val])
+        note_others([train, val])
     else:
-        _note_others([train])
-        _note_others([val])
+        note_others([train])
+        note_others([val])
     return classes, [train, val]
 
 
@@ -68,9 +67,10 @@ def _open_root(root: str, options: dict[str, str], argument: str) -> tuple[tuple
         raise InputError(argument, f"coco:{root}", "coco:IMAGES,ANNOTATIONS.json")
     store, sizes, _ = list_files(root, argument)
     by_split: dict[str, list[str]] = {}
-    for name in sorted(name for name in sizes if name.lower().endswith(".json")):
+    files = sorted(name for name in sizes if name.lower().endswith(".json"))
+    for name in files:
         words = re.sub(r"[^a-z/]+", "/", name.lower())  # train2017 is of the split train
-        by_split.setdefault(split_of(f"{words}/") or "", []).append(name)
+        by_split.setdefault(split_of(f"{words}/") or "" if len(files) > 1 else "", []).append(name)
     train = next((split for split in ("train", "") if split in by_split), "")
     held_out = next((split for split in ("val", "test") if split in by_split and train and "val" not in options), None)
     read = []
@@ -87,7 +87,7 @@ def _open_root(root: str, options: dict[str, str], argument: str) -> tuple[tuple
     if held_out:
         check_same(classes, read[1][0], argument)
         check_apart(parts[0], parts[1], f"coco:{root}", argument)
-    _note_others(parts)
+    note_others(parts)
     return classes, parts
 
 
@@ -101,14 +101,6 @@ def _read(images: str, annotations: str, argument: str) -> tuple[tuple[str, ...]
     read = _json(content, annotations, argument)
     store, sizes, _ = list_files(images, argument)
     return _parsed(read, store, Places(sizes, annotations, argument))
-
-
-def _note_others(parts: Sequence[Annotated]) -> None:
-    """Notes how many images beside those of the splits, which are in one place, are in none."""
-    listed = {name for part in parts for name in part.names}
-    folders = {dirname(name) for name in listed}
-    others = [name for name in parts[0].sizes if name not in listed and dirname(name) in folders and extension(name) in EXTENSIONS]
-    parts[0].notes.add("images that the annotations do not list, left out", min(others, default=""), len(others))
 
 
 def _json(content: bytes, source: str, argument: str) -> dict[str, Any]:

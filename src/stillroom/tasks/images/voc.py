@@ -22,6 +22,7 @@ from stillroom.tasks.images.annotations import (
     extension,
     flag,
     may_be_image,
+    note_others,
     split_of,
 )
 from stillroom.tasks.images.folders import EXTENSIONS, list_files
@@ -49,6 +50,8 @@ def open_voc(path: str, options: dict[str, str], argument: str) -> list[Annotate
     parts = [found.images(split) for split in ((train,) if val is None else (train, val))]
     if len(parts) == 2:
         check_apart(parts[0], parts[1], f"train={train}, val={val}", argument)
+    if not found.lists:
+        note_others(parts, {basename(splitext(name)[0]) for name in found.annotations})
     relative = all_relative(parts)
     return [_placed(part, relative) for part in parts]
 
@@ -121,12 +124,6 @@ class _Set:
             raise InputError(self.argument, got, "JPEGImages and Annotations of every listed id")
         if not names:
             raise InputError(self.argument, split or "no annotation", "a split with images in it")
-        if not self.lists:
-            known, folders = {basename(splitext(name)[0]) for name in self.annotations}, {dirname(name) for name in names}
-            for stem, paths in self.pictures.items():
-                for path in paths if stem not in known else ():
-                    if dirname(path) in folders:
-                        notes.add("images without an annotation, left out", path)
         return Annotated(self.store, names, things, self.sizes, shapes, [False] * len(names), notes)
 
     def _of(self, split: str) -> list[str]:

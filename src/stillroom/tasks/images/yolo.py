@@ -14,7 +14,18 @@ from typing import Any
 import yaml  # type: ignore[import-untyped]
 
 from stillroom.errors import InputError
-from stillroom.tasks.images.annotations import Annotated, Box, Notes, Thing, check_apart, content_of, decoded, may_be_image, split_of
+from stillroom.tasks.images.annotations import (
+    ELSEWHERE,
+    Annotated,
+    Box,
+    Notes,
+    Thing,
+    check_apart,
+    content_of,
+    decoded,
+    may_be_image,
+    split_of,
+)
 from stillroom.tasks.images.folders import Folder, Zip, list_files
 from stillroom.tasks.images.sources import is_number
 
@@ -252,7 +263,7 @@ class _Set:
             for base in bases:
                 place = normpath(join(base, end))
                 if self.where.is_file(place) or self.where.inside(place):
-                    self.notes.add("paths that were written elsewhere, found by their last parts", said, start > 0)
+                    self.notes.add(ELSEWHERE, said, start > 0)
                     return place
         return None
 
