@@ -98,16 +98,17 @@ def build(
 
     Args:
         student, teacher, data: what learns, what teaches, on what.
-        student_layer: module path in the student; of the guided layer, by default a middle one of the networks that come with Stillroom.
+        student_layer: module path in the student; of the guided layer, by default a middle one (see `middle_layer`).
         teacher_layer: module path in the teacher; of the hint layer, likewise.
         options: those of `FitNets`.
     """
+    example = data.example_inputs()
     return FitNets(
         student,
         teacher,
-        student_layer=student_layer or middle_layer(student, "student_layer"),
-        teacher_layer=teacher_layer or middle_layer(teacher.networks[0], "teacher_layer"),
-        example=data.example_inputs(),
+        student_layer=student_layer or middle_layer(student, example, "student_layer"),
+        teacher_layer=teacher_layer or middle_layer(teacher.networks[0], example, "teacher_layer"),
+        example=example,
         **options,
     )
 
@@ -116,10 +117,7 @@ def recipe(lab: Lab, data: ImageData, plan: Training = DIGITS, networks: Network
     """Train (or load) a teacher, a student alone, and the same student with hints; compare them.
 
     Args:
-        lab: where and how to run.
-        data: the images.
-        plan: how the networks are trained.
-        networks: which they are.
+        lab, data, plan, networks: where to run, on what, how to train, and which networks; see `Room`.
         options: those of `build`.
     """
 
