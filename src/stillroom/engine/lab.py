@@ -340,7 +340,8 @@ class Lab:
                 raise NonFiniteLoss(error.step, error.terms, error.ids, [named(index) for index in error.ids]) from None
             except Interrupted as error:
                 raise Interrupted(f"{display.title}: {error}; everything is saved, the same command goes on from here") from None
-            except SystemExit:  # how Lightning ends at a KeyboardInterrupt
+            # How Lightning ends at a KeyboardInterrupt; and how a loader fails whose workers got the same signal.
+            except (SystemExit, RuntimeError):
                 if not checkpoints.stop:
                     raise
                 raise Interrupted(f"{display.title}: stopped at once; the same command goes on from the last checkpoint") from None
