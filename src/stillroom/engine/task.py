@@ -3,6 +3,9 @@
 A task room holds one object, its `Task`, in a module `task`; the class of its data names it (`data.task`). Commands, methods that serve
 several tasks, the Lab and the report know tasks by these contracts alone. What a task has not (a supervised arm, an export, a cache) is
 absent from its `Task`, and the commands that need it say so in one line. `docs/add-a-task.md` tells a whole task on one page.
+
+Two things that a task may have besides: its data `first_lines()`, sentences that a run begins with; itself ``remarks(report, data)``,
+sentences on results that a reader must not miss, which the terminal and the report say.
 """
 
 from __future__ import annotations

@@ -127,6 +127,7 @@ def merge(
         finished=now(),
         notes=list(notes),
     )
+    report.notes += data.task.remarks(report, data) if hasattr(data.task, "remarks") else []
     report.sections = data.task.sections(report, data)
     return report
 

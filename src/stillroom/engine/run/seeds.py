@@ -47,9 +47,12 @@ def run_seeds(
         return reports[-1]
     report = Report.merge(reports)
     report.command, report.settings = command, settings or {}
-    report.notes += notes
+    remarks = data.task.remarks(report, data) if hasattr(data.task, "remarks") else []
+    report.notes += [*notes, *remarks]
     report.sections = data.task.sections(report, data)
     page = write_report(report, lab.folder)
     console.print(report_table(report))
+    for remark in remarks:
+        console.print(remark, markup=False, style="bold")
     console.print(f"report: {page}", markup=False)
     return report

@@ -14,7 +14,7 @@ from typing import Any
 from xml.etree import ElementTree
 
 from stillroom.errors import InputError
-from stillroom.tasks.images.folders import EXTENSIONS, Folder, Zip, list_files
+from stillroom.tasks.images.folders import EXTENSIONS, Store, list_files
 
 _HEADS = ("file", "filename", "image", "path")  # of a table's first column, where it has a head
 
@@ -46,7 +46,7 @@ class Annotated:
         shapes: (height, width) of each image as its annotation says; None where it does not.
     """
 
-    store: Folder | Zip
+    store: Store
     names: list[str]
     things: list[list[Thing]]
     sizes: dict[str, int]
@@ -201,7 +201,7 @@ def _json(path: str, argument: str) -> dict[str, Any]:
     return content
 
 
-def _voc_split(store: Folder | Zip, sizes: Mapping[str, int], lists: str, split: str, argument: str) -> list[str]:
+def _voc_split(store: Store, sizes: Mapping[str, int], lists: str, split: str, argument: str) -> list[str]:
     ids: dict[str, None] = {}
     for part in split.split("+"):
         name = f"{lists}{part}.txt"
@@ -214,9 +214,7 @@ def _voc_split(store: Folder | Zip, sizes: Mapping[str, int], lists: str, split:
     return list(ids)
 
 
-def _voc_images(
-    store: Folder | Zip, sizes: dict[str, int], top: str, pictures: Mapping[str, str], ids: Sequence[str], argument: str
-) -> Annotated:
+def _voc_images(store: Store, sizes: dict[str, int], top: str, pictures: Mapping[str, str], ids: Sequence[str], argument: str) -> Annotated:
     missing = [number for number in ids if number not in pictures or f"{top}Annotations/{number}.xml" not in sizes]
     if missing:
         raise InputError(

@@ -18,10 +18,11 @@ from torch import Tensor
 
 from stillroom.engine.loading import sample_order
 from stillroom.errors import InputError, StillroomError
-from stillroom.tasks.images.folders import Folder, Zip, counted, warn_left_out
+from stillroom.tasks.images.folders import Store, begins_as_image, counted, printable, warn_left_out
 
 _DECODED = 20_000  # images of larger sets are looked at only at both ends before a run
 _END = 32  # bytes, enough for the marks that formats begin and end with
+_ONE_FRAME = ("jpg", "jpeg", "jpe", "jfif", "png", "bmp", "ppm", "pgm")  # formats of one picture, or whose further ones are no pages
 
 
 class UnreadableImage(StillroomError):
@@ -77,9 +78,9 @@ class MemoryImages:
 
 
 class FileImages:
-    """Images in files of a folder or zip: paths relative to it, and their labels."""
+    """Images in files of a folder, zip, tar or table: their names in it, and their labels."""
 
-    def __init__(self, store: Folder | Zip, names: Sequence[str], labels: np.ndarray) -> None:
+    def __init__(self, store: Store, names: Sequence[str], labels: np.ndarray) -> None:
         self.store, self.names, self.labels = store, names, labels
 
     def __len__(self) -> int:
@@ -108,11 +109,22 @@ class FileImages:
             return False
         return True
 
+    def has_frames(self, index: int) -> bool:
+        """Whether a file holds several pictures, of which the first alone is read. It need not be decoded for that."""
+        name = self.names[index]
+        if name.rpartition(".")[2].lower() in _ONE_FRAME:
+            return False
+        try:
+            with Image.open(io.BytesIO(self.store.read(name))) as image:
+                return image.format != "MPO" and bool(getattr(image, "is_animated", False))
+        except Exception:  # whatever its reader met: it is left out, and said to be
+            return False
+
     def _decoded(self, name: str, *, coarse: bool = False) -> Image.Image:
         try:
             content = self.store.read(name)
         except (OSError, zipfile.BadZipFile) as error:
-            raise UnreadableImage(f"{name}: cannot be read ({error})") from None
+            raise UnreadableImage(f"{printable(name)}: cannot be read ({error})") from None
         return read_image(io.BytesIO(content), name, coarse=coarse)
 
     def name(self, index: int) -> str:
@@ -250,6 +262,16 @@ def unreadable(images: Images) -> np.ndarray:
         return np.flatnonzero(~np.concatenate(list(good)))
 
 
+def several_frames(splits: Sequence[Images]) -> list[str]:
+    """Names of the files of animations and the like, of which the first picture alone is read; of the first 20 000 that may be such."""
+    names = []
+    for images in splits:
+        if isinstance(images, FileImages):
+            asked = [i for i, name in enumerate(images.names) if name.rpartition(".")[2].lower() not in _ONE_FRAME][:_DECODED]
+            names += [images.names[index] for index in asked if images.has_frames(index)]
+    return names
+
+
 def _complete(head: bytes, tail: bytes) -> bool:
     """Whether a file's ends are those of a whole JPEG or PNG."""
     if head.startswith(b"\xff\xd8\xff"):
@@ -270,8 +292,9 @@ def read_image(file: str | Path | IO[bytes] | Image.Image, name: str | None = No
     """
     if name is None:
         name = getattr(file, "filename", "") or "an image in memory" if isinstance(file, Image.Image) else str(file)
+    name = printable(str(name))
     try:
-        with ImageOps.exif_transpose(file) if isinstance(file, Image.Image) else Image.open(file) as image:
+        with ImageOps.exif_transpose(file) if isinstance(file, Image.Image) else _opened(file) as image:
             if coarse:
                 image.draft("RGB", (1, 1))
             ImageOps.exif_transpose(image, in_place=True)
@@ -284,8 +307,26 @@ def read_image(file: str | Path | IO[bytes] | Image.Image, name: str | None = No
             return image if image.mode == "RGB" else image.convert("RGB")
     except FileNotFoundError:
         raise UnreadableImage(f"{name}: no such file") from None
-    except (OSError, SyntaxError, ValueError, EOFError, NotImplementedError, UnidentifiedImageError, Image.DecompressionBombError) as error:
+    except UnreadableImage:
+        raise
+    except Exception as error:  # formats' readers raise whatever they stumble over in damaged bytes
         raise UnreadableImage(f"{name}: not a readable image ({error})") from None
+
+
+def _opened(file: str | Path | IO[bytes]) -> Image.Image:
+    """An image file, its head read; HEIC by pillow-heif, where that is installed."""
+    try:
+        return Image.open(file)
+    except UnidentifiedImageError:
+        head = file.getvalue() if isinstance(file, io.BytesIO) else Path(file).read_bytes() if isinstance(file, str | Path) else b""
+        if head[4:8] != b"ftyp" or not begins_as_image(head[:_END]):
+            raise
+        try:
+            import pillow_heif
+        except ImportError:
+            raise OSError("HEIC is read where pillow-heif is installed: pip install pillow-heif") from None
+        pillow_heif.register_heif_opener()
+        return Image.open(file)
 
 
 def into_memory(images: Images, size: int, prepare: Callable[[Tensor | Image.Image], Tensor], *, strict: bool = False) -> MemoryImages:
