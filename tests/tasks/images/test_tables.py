@@ -125,7 +125,7 @@ def test_splits_by_a_column_a_flag_the_folders_or_a_second_table(root: Path) -> 
     rows = [f"{name},{label},{part}" for (name, label), part in zip(ROWS, parts, strict=True)]
     assert split("\n".join(["image,label,split", *rows])) == (6, 3)
     source = open_source(written(root, "\n".join(["image,label,split", *rows])))
-    assert "passed over 1 image not in train or val, the first photos/9.png" in source.notes
+    assert "passed over 1 image in neither train nor val, the first photos/9.png" in source.notes
     assert split("\n".join(["image,label,set", *rows]).replace("valid", "test")) == (6, 4)
     flags = "\n".join(["name,label,is_valid", *rows]).replace(",train", ",False").replace(",valid", ",True").replace(",test", ",True")
     assert split(flags) == (6, 4)
@@ -155,7 +155,7 @@ def test_rows_that_are_not_used_are_counted(root: Path) -> None:
     picture(root / "photos" / "extra.png")
     text = lines(",", "image", "label") + "\nphotos/0.png,cat\nphotos/extra.png,\n"
     notes = open_source(written(root, text)).notes
-    assert "passed over 1 row that were named before, with the same label, the first photos/0.png" in notes
+    assert "passed over 1 row named before with the same label, the first photos/0.png" in notes
     assert "passed over 1 image without a label, the first photos/extra.png" in notes
     source = open_source(written(root, lines(",", "image", "label")) + f",root={root}")
     assert "passed over 1 image that the table does not name, the first photos/extra.png" in source.notes

@@ -191,7 +191,7 @@ class ImageData(ImageSetData):
         unknown = [name for name, train, val in zip(self.classes, train_C, val_C, strict=True) if val and not train]
         unseen = [name for name, train, val in zip(self.classes, train_C, val_C, strict=True) if not val and not train]
         unasked = [name for name, train, val in zip(self.classes, train_C, val_C, strict=True) if train and not val]
-        if unseen[:1] == self.classes[:1] and self.classes[0] == "0" and len(unseen) == 1:
+        if unseen == ["0"] and self.classes[0] == "0":
             met.append("labels start at 1: class 0 has no image, and takes one of a network's answers")
         elif unseen:
             met.append(f"classes without any image: {_few(unseen)}")

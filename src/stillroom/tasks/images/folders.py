@@ -309,7 +309,7 @@ def begins_as_image(head: bytes) -> bool:
     )
 
 
-def passed_over(names: Sequence[str], what: str = "that are no images", kind: str = "file") -> list[str]:
+def passed_over(names: Sequence[str], what: str = "other than images", kind: str = "file") -> list[str]:
     """What is said of files that a set is read without: a sentence, or none."""
     if not names:
         return []

@@ -182,7 +182,7 @@ def _each_once(items: Sequence[Item], where: str, argument: str, said: list[str]
                     argument, f"{where} with {printable(item.name)} in {known.split} and in {item.split}", "splits that share none"
                 )
             repeated.append(item.name)
-    said += passed_over(repeated, "that were named before, with the same label", "row")
+    said += passed_over(repeated, "named before with the same label", "row")
     return list(first.values())
 
 
@@ -197,7 +197,7 @@ def _splits(items: list[Item], options: Mapping[str, str], where: str, argument:
     train = "train" if found["train"] else ""  # a table may mark the others alone
     if not found[train]:
         raise InputError(argument, f"{where} with no training image", "at least one")
-    said += passed_over([item.name for item in items if item.split not in (train, held_out)], f"not in train or {held_out}", "image")
+    said += passed_over([item.name for item in items if item.split not in (train, held_out)], f"in neither train nor {held_out}", "image")
     return [Item(item.name, item.label, "train" if item.split == train else "val") for item in items if item.split in (train, held_out)]
 
 

@@ -99,8 +99,8 @@ def open_relabelled(path: str, options: dict[str, str], argument: str) -> Labell
     classes, train_names, _ = list_classes(images, folders, train, path, argument)
     _, val_names, val_labels = list_classes(images, folders, val, path, argument, known=classes)
     named = {item.name for item in items}
-    training, validating = set(train_names), set(val_names)
-    items = [replace(item, split="train" if item.name in training else "val") for item in items if item.name in training | validating]
+    training, listed = set(train_names), {*train_names, *val_names}
+    items = [replace(item, split="train" if item.name in training else "val") for item in items if item.name in listed]
     items += [Item(name, classes[k], "val") for name, k in zip(val_names, val_labels.tolist(), strict=True) if name not in named]
     said += passed_over([name for name in train_names if name not in named], f"that {options['labels']} does not name", "training image")
     if not any(item.label in classes for item in items if item.split == "train"):
