@@ -173,7 +173,7 @@ def test_training_and_testing_folders_are_splits(tmp_path: Path) -> None:
 def test_the_first_lines_count_classes_and_say_the_size(tmp_path: Path) -> None:
     data = ImageData(f"imagefolder:{classes_of_pictures(tmp_path / 'small', count=10)}")
     assert data.first_lines() == [
-        "16 training + 4 validation images of 2 classes: cat 8 + 2, dog 8 + 2",
+        "16 training + 4 validation images of 2 classes: cat (8 + 2), dog (8 + 2)",
         "12 × 12 pixels: all images are 12 × 12 pixels, which is small enough to be taken as it is",
         "held out 20% of each class to validate on: 4 images, always the same",
     ]
@@ -271,6 +271,7 @@ def test_no_folder_ends_in_a_traceback(tmp_path: Path, files: list[tuple[str, st
         assert len(data.val_labels) + len(data.train_labels) + len(data.left_out) <= len(files)
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning:PIL")
 @settings(max_examples=200, deadline=None)
 @given(start=st.sampled_from(IMAGES), where=st.integers(0, 400), noise=st.binary(max_size=40))
 def test_no_damaged_image_ends_in_a_traceback(start: bytes, where: int, noise: bytes) -> None:

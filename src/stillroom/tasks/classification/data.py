@@ -176,7 +176,7 @@ class ImageData(ImageSetData):
     def first_lines(self) -> list[str]:
         """Counts of each class in each split, the size and why, and what was met."""
         train_C, val_C = self.listed_counts()
-        shown = [f"{name} {train} + {val}" for name, train, val in zip(self.classes[:_NAMED], train_C, val_C, strict=False)]
+        shown = [f"{name} ({train} + {val})" for name, train, val in zip(self.classes[:_NAMED], train_C, val_C, strict=False)]
         if len(self.classes) > _NAMED:
             shown.append(
                 f"... ({train_C.min()} to {train_C.max()} training and {val_C.min()} to {val_C.max()} validation images of a class)"

@@ -61,7 +61,7 @@ def confusion_sections(report: Report, classes: Sequence[str]) -> list[Section]:
     told = [f"Answers of {escape(first)}{', means over seeds' if seeds > 1 else ''}."]
     if len(classes) <= _MATRIX:
         html = _matrix(counts[first], classes)
-        told.append("Rows are what the images are, columns what they are taken for; a last column counts images without an answer.")
+        told.append("Rows are what the images are, columns what they are taken for.")
     else:
         html = _worst_pairs(counts, classes)
         if not html:
@@ -117,9 +117,8 @@ def one_answer(report: Report, classes: Sequence[str]) -> list[str]:
             most, count = int(said[times.argmax()]), int(times.max())
             if count >= _SAME * len(predicted) and np.unique(labels, return_counts=True)[1].max() < _TRUE * len(labels):
                 what = classes[most] if most >= 0 else "nothing that is a number"
-                told.append(
-                    f"{name}, seed {result.seed}, answers {what} to {count} of {len(predicted)} validation images: it has learnt nothing."
-                )
+                images = f"{count} of {len(predicted)} validation images"
+                told.append(f"{name}, seed {result.seed}, answers {what} to {images}: it tells no classes apart.")
     return told
 
 

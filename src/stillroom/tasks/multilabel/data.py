@@ -82,7 +82,7 @@ class MultiLabelData(ImageSetData):
         """How many images there are, with which labels; the size and why; what was met."""
         train, val = map(len, self._listed)
         counts = zip(self.classes[:_NAMED], *self.listed_counts(), strict=False)
-        shown = ", ".join(f"{name} {trained} + {measured}" for name, trained, measured in counts)
+        shown = ", ".join(f"{name} ({trained} + {measured})" for name, trained, measured in counts)
         more = f" and {self.num_classes - _NAMED} more" if self.num_classes > _NAMED else ""
         first = f"{train} training + {val} validation images with {self.num_classes} labels: {shown}{more}"
         return [first, f"{self.image_size} × {self.image_size} pixels: {self._why}", *self._met()]
