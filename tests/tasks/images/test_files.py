@@ -210,6 +210,14 @@ def test_labels_of_a_function_that_start_at_1_or_are_unknown(tmp_path: Path) -> 
     assert "validation images that no training image shows, which cannot be learnt: 3, 4, 5" in lines(",first=0,unknown=True")
 
 
+def test_values_that_are_no_numbers_are_called_so(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    source = LABELLED_FROM_ONE.replace("images = torch.zeros(20, 3, 8, 8)", "images = torch.zeros(20, 3, 8, 8); images[2] = torch.nan")
+    (tmp_path / "holes.py").write_text(source)
+    data = ImageData(f"{tmp_path / 'holes.py'}:make,first=0")
+    assert len(data.train_labels) == 19
+    assert "left out 1 image that cannot be used (values that are not numbers (NaN)): train/2" in caplog.messages
+
+
 def test_marks_of_formats_are_told_from_text() -> None:
     for text in (
         b"",

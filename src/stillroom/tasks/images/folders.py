@@ -410,16 +410,16 @@ def check_same(train: Sequence[str], val: Sequence[str], argument: str) -> None:
     raise InputError(argument, differences, "the same classes for training and validation")
 
 
-def warn_left_out(names: Sequence[str]) -> None:
-    """One warning for all images that a set goes without, from one process of several."""
+def warn_left_out(names: Sequence[str], what: str = "image file{s} that cannot be decoded") -> None:
+    """One warning for all images that a set goes without, from one process of several; `what` they are, see `counted`."""
     if int(getattr(rank_zero_only, "rank", 0)) == 0:
-        logger.warning("left out %s", counted(names))
+        logger.warning("left out %s", counted(names, what))
 
 
-def counted(names: Sequence[str]) -> str:
-    """How many image files cannot be decoded, and the first five of them."""
-    files, first = "1 image file" if len(names) == 1 else f"{len(names)} image files", map(printable, names[:5])
-    return f"{files} that cannot be decoded: {', '.join(first)}{f' and {len(names) - 5} more' if len(names) > 5 else ''}"
+def counted(names: Sequence[str], what: str = "image file{s} that cannot be decoded") -> str:
+    """How many images cannot be used, and the first five of them; `{s}` in what they are stands where one and many differ."""
+    which, first = what.format(s="" if len(names) == 1 else "s"), map(printable, names[:5])
+    return f"{len(names)} {which}: {', '.join(first)}{f' and {len(names) - 5} more' if len(names) > 5 else ''}"
 
 
 def _bytes(path: str) -> int | None:

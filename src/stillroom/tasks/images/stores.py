@@ -150,6 +150,8 @@ class DatasetImages:
         if isinstance(image, np.ndarray):
             pixels = pixels[None] if pixels.ndim == 2 else pixels.permute(2, 0, 1)
         if pixels.is_floating_point():
+            if pixels.isnan().any():
+                raise UnreadableImage(f"{self.name(index)}: values that are not numbers (NaN)")
             if not (pixels.min() >= 0 and pixels.max() <= 1):
                 raise UnreadableImage(f"{self.name(index)}: values outside [0, 1]; leave normalising to the data's mean and std")
             pixels = (pixels * 255).round()
@@ -342,18 +344,22 @@ def into_memory(images: Images, size: int, prepare: Callable[[Tensor | Image.Ima
         UnreadableImage: none can be decoded; or one cannot, and `strict`.
     """
     pixels = torch.empty(len(images), 3, size, size, dtype=torch.uint8)
-    readable = np.ones(len(images), bool)
+    readable, failure = np.ones(len(images), bool), ""
     for index in range(len(images)):  # threads are slower: for small files the interpreter's lock is held most of the time
         try:
             pixels[index] = prepare(images.image(index))
-        except UnreadableImage:
+        except UnreadableImage as error:
             if strict:
                 raise
-            readable[index] = False
+            readable[index], failure = False, failure or str(error)
     if not readable.any():
         raise UnreadableImage(f"{images.name(0)} and all other images cannot be decoded")
     if not readable.all():
-        warn_left_out([images.name(int(i)) for i in np.flatnonzero(~readable)])
+        names = [images.name(int(i)) for i in np.flatnonzero(~readable)]
+        if isinstance(images, FileImages):
+            warn_left_out(names)
+        else:  # what a user's own function gave
+            warn_left_out(names, f"image{{s}} that cannot be used ({failure.partition(': ')[2]})")
     kept = np.flatnonzero(readable)
     names = [images.name(int(i)) for i in kept]
     return MemoryImages(pixels if readable.all() else pixels[torch.from_numpy(kept)], images.labels[kept], names)
