@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from stillroom.commands.options import read_options
+from stillroom.commands.options import introduced, read_options
 from stillroom.commands.parser import named_as_typed
 from stillroom.engine import Experiment, Lab, Networks, Training
 from stillroom.engine.room import Setting
@@ -52,7 +52,7 @@ def run(arguments: list[str], command: str) -> None:
                 raise InputError(name, getattr(options, name), "1: start the command several times, and the processes share the images")
         # Where the bank is exported to is no part of what it is: that may be asked for once it is finished.
         settings = {name: value for name, value in given.settings.items() if name != "export"}
-        bank = cache_labels(Lab(options, settings=settings), given.made_data(), **given.trained_by(), **given.own)
+        bank = cache_labels(Lab(options, settings=settings), introduced(given.made_data()), **given.trained_by(), **given.own)
     _tell(bank)
 
 

@@ -20,7 +20,7 @@ from typing import Any
 from torch import nn
 
 from stillroom import catalog
-from stillroom.commands.options import Options, check_object, early, read_options
+from stillroom.commands.options import Options, check_object, early, introduced, read_options
 from stillroom.commands.parser import named_as_typed
 from stillroom.engine import Distiller, Experiment, Lab, LabOptions, TaskData, Teacher
 from stillroom.engine.distributed import go_alone
@@ -123,6 +123,7 @@ def _compare(options: Options, command: str) -> None:
     out = Path(options.lab["out"])
     _check_jobs(asked.jobs, lab)
     bench = Bench(lab, options, {arm.name: arm for arm in arms})
+    introduced(bench.data)
     refused = bench.rehearse()
     if len(refused) == len(arms):
         raise StillroomError("nothing to compare, no method can be run: " + "; ".join(f"{name}: {why}" for name, why in refused.items()))

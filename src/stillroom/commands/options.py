@@ -47,16 +47,8 @@ class Options:
         return {**self.data, **self.plan, **self.lab, **self.networks, **self.own}
 
     def made_data(self) -> Any:
-        """The data; what they are is said first of all, by the first process."""
-        from lightning.fabric.utilities.rank_zero import rank_zero_only
-
-        from stillroom.engine.run.console import console
-
-        data = self.setting.data(**self.data)
-        if not int(getattr(rank_zero_only, "rank", 0)):
-            for line in data.first_lines() if hasattr(data, "first_lines") else ():
-                console.print(f"data: {line}", markup=False)
-        return data
+        """The data."""
+        return self.setting.data(**self.data)
 
     def made_lab(self) -> LabOptions:
         """Where and how to run."""
@@ -72,6 +64,18 @@ class Options:
         if self.setting.networks is not None:
             found["networks"] = replace(self.setting.networks, **self.networks)
         return found
+
+
+def introduced(data: Any) -> Any:
+    """The data, after the first process has said what they are."""
+    from lightning.fabric.utilities.rank_zero import rank_zero_only
+
+    from stillroom.engine.run.console import console
+
+    if not int(getattr(rank_zero_only, "rank", 0)):
+        for line in data.first_lines() if hasattr(data, "first_lines") else ():
+            console.print(f"data: {line}", markup=False)
+    return data
 
 
 def read_options(

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from stillroom.engine.cache import CACHE, CachedTeacher
-from stillroom.engine.distiller import Distiller
+from stillroom.engine.distiller import OLD_RATE, Distiller
 from stillroom.engine.lab import Lab, Trained
 from stillroom.engine.report.results import Report
 from stillroom.engine.task import Built, CacheableData, Task, TaskData
@@ -18,6 +18,7 @@ from stillroom.errors import InputError, positive
 
 Make = Callable[[Any, Any], Distiller]  # (fresh student, frozen Teacher) -> the method's distiller; no teacher where none is named
 
+_FINE_TUNING = 10  # epochs at most, by default
 _TRIED = 4  # samples of the one forward pass of a rehearsal
 
 
@@ -26,11 +27,13 @@ class Networks:
     """Which networks teach and learn.
 
     Args:
-        teacher: network, optionally with weights after ``@``; without weights it is trained first. Or the folder of an earlier run, or
-            ``cache:FOLDER``.
+        teacher: network, optionally with weights after ``@``; without weights it is trained first, and with weights whose head answers
+            for other classes than the data's it is fine-tuned first. Or the folder of an earlier run, or ``cache:FOLDER``.
         student: network, as above.
-        teacher_epochs: epochs of the teacher, where it has to be trained; by default as many as the student's.
-        teacher_lr: learning rate of the teacher; by default the student's.
+        teacher_epochs: epochs of the teacher, where it has to be trained; by default as many as the student's, and to fine-tune 10 at
+            most.
+        teacher_lr: learning rate of the teacher; by default the student's. Where it is fine-tuned that of its new head; all else learns at
+            a tenth of it, and the rate falls to zero in a cosine.
     """
 
     teacher: str = ""
@@ -38,8 +41,8 @@ class Networks:
     teacher_epochs: int | None = None
     teacher_lr: float | None = None
 
-    def teacher_plan(self, plan: Training) -> Training:
-        """How a teacher is trained, where the students are trained by `plan`.
+    def teacher_plan(self, plan: Training, *, start: bool = False) -> Training:
+        """How a teacher is trained, where the students are trained by `plan`; with `start` one that brings weights and has a new head.
 
         Raises:
             InputError: a number that cannot be used.
@@ -47,7 +50,8 @@ class Networks:
         if self.teacher_epochs is not None and self.teacher_epochs < 1:
             raise InputError("teacher_epochs", self.teacher_epochs, "a number of at least 1")
         lr = plan.lr if self.teacher_lr is None else positive("teacher_lr", self.teacher_lr)
-        settings = {**asdict(plan), "epochs": self.teacher_epochs or plan.epochs, "lr": lr}
+        epochs = self.teacher_epochs or (min(plan.epochs, _FINE_TUNING) if start else plan.epochs)
+        settings = {**asdict(plan), "epochs": epochs, "lr": lr, **({"schedule": "cosine"} if start else {})}
         return replace(plan, **with_fitting_warmup(settings, plan.epochs))
 
 
@@ -120,14 +124,24 @@ class Experiment:
         if cached := self._cached():
             return Trained("teacher", None, replace(cached.result, seed=self.lab.seed), cached.folder, teacher=cached)
         built, renormalise = self.network(self.networks.teacher, "teacher"), self.data.renormalise
-        if built.weights is not None:
+        if built.weights is not None and not built.start:
             around = self.task.supervised
-            return self.lab.evaluate(built.network, self.data, name="teacher", model=built.spec, renormalise=renormalise, around=around)
+            return self.lab.evaluate(
+                built.network,
+                self.data,
+                name="teacher",
+                model=built.spec,
+                renormalise=renormalise,
+                around=around,
+                origin=f"the weights of {built.weights}, scored and used as they are",
+            )
         if renormalise is not None:
             got = f"{list(renormalise.to_mean)} for {self.networks.teacher}, a teacher without weights"
             raise InputError("teacher_mean", got, "none: a teacher that is trained here has the student's statistics")
-        plan = self.networks.teacher_plan(self.plan)
-        return self.lab.fit(self.task.supervised(built.network), self.data.for_teacher(), plan, name="teacher", model=built.spec)
+        plan = self.networks.teacher_plan(self.plan, start=bool(built.start))
+        made = self.task.supervised(built.network)
+        made.new_head = built.new
+        return self.lab.fit(made, self.data.for_teacher(), plan, name="teacher", model=built.spec, origin=_origin(built, plan))
 
     def _cached(self) -> CachedTeacher | None:
         spec = self.networks.teacher
@@ -151,7 +165,8 @@ class Experiment:
         built = self.network(self.networks.student, "student")
         made = make(built.network)
         made.plan = self.plan  # what it shows may depend on how long it does
-        return self.lab.fit(made, self.as_trained(made), self.plan, name=name, model=built.spec)
+        made.new_head = built.new
+        return self.lab.fit(made, self.as_trained(made), self.plan, name=name, model=built.spec, origin=_origin(built, self.plan))
 
     def as_trained(self, distiller: Distiller) -> Any:
         """The data as the distiller trains on them: the views that its teacher's cache has answers to, or what the method shows."""
@@ -172,6 +187,16 @@ class Experiment:
         stages = {"teacher": self.teacher(), "alone": self.alone()}
         stages |= {name: self.distilled(name, make) for name, make in arms.items()}
         return self.lab.report(method, self.data, stages, baseline=baseline, ship=ship or list(arms)[-1])
+
+
+def _origin(built: Built, plan: Training) -> str:
+    """What a network that is trained starts from, for the terminal and the report; nothing for random numbers."""
+    if built.weights is None:
+        return ""
+    if not built.start:
+        return f"starts from the weights of {built.weights}"
+    rates = f"the new head at a learning rate of {plan.lr:g}, all else at {plan.lr * OLD_RATE:g}"
+    return f"starts from the weights of {built.weights} without their head, since {built.start}; {plan.epochs} epochs, {rates}"
 
 
 def cacheable(data: Any, argument: str, spec: str) -> CacheableData:

@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from stillroom.engine.experiment import Networks
     from stillroom.engine.export import ExportSpec
 
+FindLayer = Callable[[nn.Module, Any, str], str]  # (network, a few inputs, what the user calls it) -> module path
+
 TASKS = ("classification", "multilabel", "detection")  # each with a room whose module `task` holds its TASK
 
 
@@ -105,12 +107,16 @@ class Built:
         spec: what builds the same architecture again, without its weights.
         weights: the file or folder that was loaded, or "pretrained"; None when the network starts from random numbers.
         classes: their names in the order of its answers, when a run's folder recorded them.
+        start: why the weights are a start and no trained network: what their head answers for. Empty where they are taken as they are.
+        new: names of the parameters that start from random numbers then.
     """
 
     network: Any
     spec: str
     weights: str | None
     classes: tuple[str, ...] | None = None
+    start: str = ""
+    new: tuple[str, ...] = ()
 
     def of_classes(self, classes: Sequence[str], spec: str, argument: str) -> Built:
         """Itself, if the classes that a run's folder recorded, where one did, are these.
@@ -193,7 +199,7 @@ class Task(Protocol):
         presets: the task's papers' settings, by name.
         default: of the small job that is run where no data are named: its data and whatever is to be otherwise for them.
         kinds: of data that only this task reads, as they are typed before the colon.
-        layers: module paths by a word, for a cache's taps: ``(network, argument)``.
+        layers: module paths by a word, for a cache's taps: ``(network, example, argument)``, see `FindLayer`.
         exact: parts of a teacher's answer that a cache stores in fp32 whatever it is asked for.
         metric_formats: how its metrics are written, where the report does not know them.
     """
@@ -205,7 +211,7 @@ class Task(Protocol):
     presets: Mapping[str, Mapping[str, Any]]
     default: Mapping[str, Any]
     kinds: tuple[str, ...]
-    layers: Mapping[str, Callable[[nn.Module, str], str]]
+    layers: Mapping[str, FindLayer]
     exact: tuple[str, ...]
     metric_formats: Mapping[str, Metric]
 

@@ -7,6 +7,7 @@ import re
 import uuid
 import warnings
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -23,7 +24,21 @@ _IN_FOLDER = ("student.safetensors", "model.safetensors")
 # Where checkpoints keep the state dict, in the order of preference.
 _NESTED = ("state_dict", "model", "model_state_dict", "net", "network", "student", "module", "weights", "ema", "state_dict_ema")
 _PREFIXES = {"module", "model", "student", "network", "net", "backbone"}
+_HEADS = 2  # layers that answer for the classes: one, or one more for a distillation token
 _SHOWN = 5  # offending keys of each kind in a message
+
+
+@dataclass(frozen=True)
+class OtherHead:
+    """A network's head that a file has no weights for, since the file's answers for other classes.
+
+    Args:
+        classes: how many the file's head answers for.
+        left: names of the network's parameters that were left as they were.
+    """
+
+    classes: int
+    left: tuple[str, ...]
 
 
 def read_weights(path: str | Path, *, trust_pickle: bool = False, argument: str = "weights") -> dict[str, Tensor]:
@@ -56,7 +71,9 @@ def read_weights(path: str | Path, *, trust_pickle: bool = False, argument: str 
     return weights
 
 
-def load_weights(network: nn.Module, path: str | Path, *, trust_pickle: bool = False, argument: str = "weights") -> None:
+def load_weights(
+    network: nn.Module, path: str | Path, *, trust_pickle: bool = False, argument: str = "weights", other_head: bool = False
+) -> OtherHead | None:
     """Load a file's weights into a network, all or nothing.
 
     Prefixes that training code puts before the keys (``module.``, ``model.``, ``student.``, ``backbone.``, ..., also several) are taken
@@ -66,6 +83,10 @@ def load_weights(network: nn.Module, path: str | Path, *, trust_pickle: bool = F
     Args:
         network: takes the weights in its own dtype and on its own device; unchanged on error.
         path, trust_pickle, argument: see `read_weights`.
+        other_head: also take a file whose head answers for another number of classes: the head is left as it is.
+
+    Returns:
+        What was left out of the file's head; None where everything was loaded.
 
     Raises:
         InputError: as `read_weights`, or keys, shapes or types do not fit, or a weight is no number; the message lists the first
@@ -77,12 +98,15 @@ def load_weights(network: nn.Module, path: str | Path, *, trust_pickle: bool = F
     weights = {_without_compile(key): value for key, value in read_weights(path, trust_pickle=trust_pickle, argument=argument).items()}
     expected = {plain: own[key] for plain, key in by_plain_key.items()}
     best = max(_candidates(weights), key=lambda candidate: _score(candidate, expected))
-    problems = _differences(best, expected)
+    head = _other_head(best, expected) if other_head else None
+    taken = expected if head is None else {key: value for key, value in expected.items() if key not in head.left}
+    problems = _differences({key: value for key, value in best.items() if key in taken or key not in expected}, taken)
     if problems:
         got = f"'{path}', which does not fit {type(network).__name__}: {'; '.join(problems)}"
         raise InputError(argument, got, "the weights of this very network")
-    fitting = {by_plain_key[key]: value for key, value in best.items() if key in expected}
+    fitting = {by_plain_key[key]: value for key, value in best.items() if key in taken}
     network.load_state_dict(fitting, strict=False)
+    return head and OtherHead(head.classes, tuple(by_plain_key[key] for key in head.left))
 
 
 def save_weights(network: nn.Module | Mapping[str, Tensor], path: str | Path) -> None:
@@ -219,9 +243,17 @@ def _differences(weights: Mapping[str, Tensor], expected: Mapping[str, Tensor]) 
         )
         if entries
     ]
-    heads = {(weights[key].shape[:1], expected[key].shape[:1]) for key in reshaped if weights[key].shape[1:] == expected[key].shape[1:]}
-    if len(heads) == 1 and not missing and not unexpected:
-        ((theirs, ours),) = heads
-        if theirs and ours:
-            problems.append(f"the file's classifier has {theirs[0]} classes, the network's {ours[0]}")
+    if (head := _other_head(weights, expected)) and not missing and not unexpected:
+        ours = expected[head.left[0]].shape[0]
+        problems.append(f"the file's classifier has {head.classes} classes, the network's {ours}")
     return problems
+
+
+def _other_head(weights: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> OtherHead | None:
+    """The head of a file, where all that does not fit of it is the number of classes that it answers for."""
+    reshaped = [key for key in expected if key in weights and weights[key].shape != expected[key].shape]
+    if not reshaped or any(weights[key].shape[1:] != expected[key].shape[1:] or not weights[key].ndim for key in reshaped):
+        return None
+    counts = {(weights[key].shape[0], expected[key].shape[0]) for key in reshaped}
+    layers = {key.rpartition(".")[0] for key in reshaped}
+    return OtherHead(counts.pop()[0], tuple(reshaped)) if len(counts) == 1 and len(layers) <= _HEADS else None

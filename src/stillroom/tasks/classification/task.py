@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from torch import nn
 from stillroom.engine import Distiller, Networks, Report, Training
 from stillroom.engine.cache import CachedTeacher
 from stillroom.engine.report.results import Metric, Section
-from stillroom.engine.task import Built
+from stillroom.engine.task import Built, FindLayer
 from stillroom.tasks.classification.data import ImageData
 from stillroom.tasks.classification.layers import middle_layer, pooled_layer
 from stillroom.tasks.classification.loaded import Loaded, load, ship
@@ -91,18 +91,23 @@ class Classification:
     presets: Mapping[str, Mapping[str, Any]] = {"paper": CIFAR100, "paper:tiny-imagenet": TINY_IMAGENET, "paper:imagenet": IMAGENET}
     default: Mapping[str, Any] = SHAPES
     kinds: tuple[str, ...] = ()
-    layers: Mapping[str, Callable[[nn.Module, str], str]] = {"middle": middle_layer, "pooled": pooled_layer}
+    layers: Mapping[str, FindLayer] = {"middle": middle_layer, "pooled": pooled_layer}
     exact: tuple[str, ...] = ()
     metric_formats: Mapping[str, Metric] = {}
 
     def build(self, spec: str, data: ImageData, networks: Networks, *, trust_pickle: bool, argument: str) -> Built:
-        """The classifier of a specification, with a head for the data's classes.
+        """The classifier of a specification, with a head for the data's classes: a new one where its weights answer for others.
 
         Raises:
             InputError: it cannot be built, or its weights know other classes than the data have.
         """
         built = build_classifier(
-            spec, num_classes=data.num_classes, image_size=data.image_size, trust_pickle=trust_pickle, argument=argument
+            spec,
+            num_classes=data.num_classes,
+            image_size=data.image_size,
+            trust_pickle=trust_pickle,
+            argument=argument,
+            classes=data.classes,
         )
         return built.of_classes(data.classes, spec, argument)
 

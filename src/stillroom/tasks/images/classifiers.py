@@ -10,16 +10,17 @@ A spec is `SOURCE[@WEIGHTS]`, or the folder of a run:
 
 from __future__ import annotations
 
+import copy
 import difflib
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from stillroom.engine.card import Card, read_specification
+from stillroom.engine.card import Card, Named, read_specification
 from stillroom.engine.specification import composed, function_of
 from stillroom.engine.task import Built
 from stillroom.engine.weights import load_weights
@@ -34,6 +35,7 @@ GRAMMAR = (
 PRETRAINED = "pretrained"
 # these two return three logits in training unless they are told not to
 _AUXILIARY_HEADS = ("googlenet", "inception_v3")
+Start = tuple[str, tuple[str, ...]]  # as in `Built`: why weights are a start, and the parameters that they leave as they were
 _SIDE = 224  # pixels of an image to learn shapes from, where the data's are not known
 
 
@@ -57,12 +59,13 @@ def build_classifier(
     trust_pickle: bool = False,
     argument: str = "model",
     task: str = "classification",
+    classes: Sequence[str] | None = None,
 ) -> Built:
     """Build the classifier that a spec names, and load its weights if the spec gives some.
 
     Args:
-        spec: see the module's docstring. The published weights of another number of classes are loaded without their head, which then
-            starts from random numbers.
+        spec: see the module's docstring. Published weights of another number of classes are loaded without their head, which then starts
+            from random numbers.
         num_classes: C, the classes of the data.
         image_size: side of the images in pixels. Networks that are made for one size (vision transformers, say) are made for this one, and
             the network is tried on one image of it.
@@ -71,6 +74,8 @@ def build_classifier(
             `student.json` names.
         argument: what the user calls this argument; named in errors.
         task: of which a run's student must be: one whose networks are classifiers in form, whatever their answers mean.
+        classes: names of the data's classes. Where they are given, weights from a file or a run whose head answers for others (another
+            number, or other names) are a start, too: they are loaded without the head.
 
     Raises:
         InputError: when the spec is none of these, a name is unknown, weights are missing or do not fit, published weights cannot be
@@ -82,21 +87,64 @@ def build_classifier(
     wanted = _Wanted(num_classes, image_size, in_channels, argument, task)
     named = read_specification(spec, trust_pickle=trust_pickle, argument=argument)
     if named.card is not None:
-        network = _recorded(named.card, wanted)
+        network = _recorded(named.card, wanted, fixed=classes is None)
     else:
         network = _pretrained(named.source, wanted) if named.weights == PRETRAINED else _untrained(named.source, wanted)
-    if named.weights and named.weights != PRETRAINED:
-        load_weights(network, named.weights, trust_pickle=trust_pickle, argument=argument)
+    if named.weights == PRETRAINED:
+        start, new = _published_head(named.source, network, wanted)
+    elif named.weights:
+        start, new = _loaded(network, named, wanted, trust_pickle, classes)
+    else:
+        start, new = "", ()
     _try(network, spec, wanted)
-    return Built(network, named.spec, named.weights or None, named.classes)
+    return Built(network, named.spec, named.weights or None, None if start else named.classes, start, new)
 
 
-def _recorded(card: Card, wanted: _Wanted) -> nn.Module:
-    """The student of a run, without its weights."""
+def _loaded(network: nn.Module, named: Named, wanted: _Wanted, trust_pickle: bool, classes: Sequence[str] | None) -> Start:
+    """Loads a file's weights; without its head, if it answers for other classes than these."""
+    others = named.classes is not None and classes is not None and {*named.classes} != {*classes}
+    before = copy.deepcopy(network.state_dict()) if others else {}
+    head = load_weights(network, named.weights, trust_pickle=trust_pickle, argument=wanted.argument, other_head=classes is not None)
+    if head is not None:
+        return f"its head answers for {head.classes} classes, not for the {wanted.num_classes} of the data", head.left
+    if named.classes is None or not others:
+        return "", ()
+    new = _head_parameters(named.source, network, wanted)  # of as many classes, but of others
+    network.load_state_dict({name: before[name] for name in new}, strict=False)
+    return f"its head answers for {', '.join(named.classes[:3])}, ..., not for the data's classes", new
+
+
+def _published_head(source: str, network: nn.Module, wanted: _Wanted) -> Start:
+    """Of published weights, which are loaded without their head where that does not fit."""
+    library, _, name = source.partition("/")
+    if library == "timm":
+        import timm
+
+        config = timm.get_pretrained_cfg(name)
+        published = 0 if config is None else int(config.num_classes)
+    else:
+        from torchvision import models
+
+        published = len(models.get_model_weights(name).DEFAULT.meta["categories"])
+    if published == wanted.num_classes:
+        return "", ()
+    said = f"they answer for {published} classes, not for the {wanted.num_classes} of the data" if published else "they have no head"
+    return said, _head_parameters(source, network, wanted)
+
+
+def _head_parameters(source: str, network: nn.Module, wanted: _Wanted) -> tuple[str, ...]:
+    """Names of the parameters whose shape depends on the number of classes."""
+    with torch.random.fork_rng(devices=[]):
+        larger = _untrained(source, replace(wanted, num_classes=wanted.num_classes + 1)).state_dict()
+    return tuple(name for name, value in network.state_dict().items() if name in larger and larger[name].shape != value.shape)
+
+
+def _recorded(card: Card, wanted: _Wanted, *, fixed: bool) -> nn.Module:
+    """The student of a run, without its weights; `fixed`, one of other classes is refused."""
     if card.task != wanted.task:
         expected = "a student that classifies" if wanted.task == "classification" else f"one of {wanted.task}"
         raise InputError(wanted.argument, f"{card.folder}, a student of the task {card.task}", expected)
-    if card.num_classes != wanted.num_classes:
+    if fixed and card.num_classes != wanted.num_classes:
         raise InputError(
             wanted.argument,
             f"{card.folder}, a student of {card.num_classes} classes",
