@@ -8,14 +8,14 @@ from typing import Any
 
 from torch import nn
 
-from stillroom.commands.options import early, introduced, read_options
+from stillroom.commands.options import early, read_options
 from stillroom.commands.parser import named_as_typed
 from stillroom.engine import Experiment, Lab, Networks, Training, tap
 from stillroom.engine.cache import CACHE, CachedTeacher, CacheFolder, Dtype, Rest, Storage, Views, build_cache
 from stillroom.engine.experiment import cacheable
 from stillroom.engine.room import setting_of
 from stillroom.engine.run.console import StageDisplay, console
-from stillroom.engine.task import TASKS, FindLayer, task_named
+from stillroom.engine.task import TASKS, FindLayer, first_lines, task_named
 from stillroom.errors import InputError, one_of
 from stillroom.tasks.images.sources import kind_of
 from stillroom.tasks.students import task_of
@@ -37,9 +37,11 @@ def run(arguments: list[str], command: str) -> None:
         for option in ("devices", "num_nodes", "seeds"):
             if getattr(options, option) != 1:
                 raise InputError(option, getattr(options, option), "1: a cache is built once, by one process")
-        data = introduced(given.made_data())
+        data = given.made_data()
         cacheable(data, "task", name)
-        built = cache(Lab(options, settings=given.settings), data, **given.trained_by(), **{**given.own, "task": name})
+        built = cache(
+            Lab(options, settings=given.settings, opening=first_lines(data)), data, **given.trained_by(), **{**given.own, "task": name}
+        )
     _tell(built)
 
 

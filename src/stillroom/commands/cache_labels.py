@@ -5,11 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from stillroom.commands.options import introduced, read_options
+from stillroom.commands.options import read_options
 from stillroom.commands.parser import named_as_typed
 from stillroom.engine import Experiment, Lab, Networks, Training
 from stillroom.engine.room import Setting
 from stillroom.engine.run.console import StageDisplay, console
+from stillroom.engine.task import first_lines
 from stillroom.errors import InputError
 from stillroom.methods.ferkd.bank.folder import BankFolder
 from stillroom.methods.ferkd.bank.labels import DEFAULT_TYPE, LabelDtype, LabelFormat
@@ -52,7 +53,9 @@ def run(arguments: list[str], command: str) -> None:
                 raise InputError(name, getattr(options, name), "1: start the command several times, and the processes share the images")
         # Where the bank is exported to is no part of what it is: that may be asked for once it is finished.
         settings = {name: value for name, value in given.settings.items() if name != "export"}
-        bank = cache_labels(Lab(options, settings=settings), introduced(given.made_data()), **given.trained_by(), **given.own)
+        data = given.made_data()
+        lab = Lab(options, settings=settings, opening=first_lines(data))
+        bank = cache_labels(lab, data, **given.trained_by(), **given.own)
     _tell(bank)
 
 

@@ -20,7 +20,7 @@ from typing import Any
 from torch import nn
 
 from stillroom import catalog
-from stillroom.commands.options import Options, check_object, early, introduced, read_options
+from stillroom.commands.options import Options, check_object, early, read_options
 from stillroom.commands.parser import named_as_typed
 from stillroom.engine import Distiller, Experiment, Lab, LabOptions, TaskData, Teacher
 from stillroom.engine.distributed import go_alone
@@ -32,6 +32,7 @@ from stillroom.engine.run.comparison import Outcomes, Piece, merge, now, run_at_
 from stillroom.engine.run.console import console
 from stillroom.engine.run.feed import selects
 from stillroom.engine.run.pool import Outcome, reason_of
+from stillroom.engine.task import first_lines
 from stillroom.errors import InputError, StillroomError, near
 
 PROG = "stillroom compare"
@@ -123,13 +124,14 @@ def _compare(options: Options, command: str) -> None:
     out = Path(options.lab["out"])
     _check_jobs(asked.jobs, lab)
     bench = Bench(lab, options, {arm.name: arm for arm in arms})
-    introduced(bench.data)
     refused = bench.rehearse()
     if len(refused) == len(arms):
         raise StillroomError("nothing to compare, no method can be run: " + "; ".join(f"{name}: {why}" for name, why in refused.items()))
     for name, reason in refused.items():
         console.print(f"{name}: failed: {reason}", markup=False)
 
+    for line in first_lines(bench.data):
+        console.print(f"data: {line}", markup=False)
     teacher = bench.teach()
     seeds = range(lab.seed, lab.seed + lab.seeds)
     pieces = [Piece(name, seed) for seed in seeds for name in (_ALONE, *bench.arms) if name not in refused]

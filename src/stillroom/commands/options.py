@@ -66,18 +66,6 @@ class Options:
         return found
 
 
-def introduced(data: Any) -> Any:
-    """The data, after the first process has said what they are."""
-    from lightning.fabric.utilities.rank_zero import rank_zero_only
-
-    from stillroom.engine.run.console import console
-
-    if not int(getattr(rank_zero_only, "rank", 0)):
-        for line in data.first_lines() if hasattr(data, "first_lines") else ():
-            console.print(f"data: {line}", markup=False)
-    return data
-
-
 def read_options(
     prog: str,
     own: Callable[..., Any],

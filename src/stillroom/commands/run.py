@@ -24,7 +24,7 @@ def run(arguments: list[str], command: str) -> None:
     method, options = arguments[0], arguments[1:]
     room = catalog.load(method)
 
-    from stillroom.commands.options import early, introduced, read_options
+    from stillroom.commands.options import early, read_options
     from stillroom.engine import run_seeds
 
     with named_as_typed(room.choice or ""):
@@ -33,4 +33,4 @@ def run(arguments: list[str], command: str) -> None:
     with named_as_typed(*given.settings):
         lab, recipe = given.made_lab(), {**given.trained_by(), **given.own}
         notes = [given.setting.expect] if given.is_default_job and given.setting.expect else []
-        run_seeds(room.recipe, lab, introduced(given.made_data()), recipe, command=command, settings=given.settings, notes=notes)
+        run_seeds(room.recipe, lab, given.made_data(), recipe, command=command, settings=given.settings, notes=notes)

@@ -255,6 +255,11 @@ class Task(Protocol):
         """The student that a run shipped."""
 
 
+def first_lines(data: Any) -> list[str]:
+    """What data say of themselves before anything is trained on them; nothing, where they say nothing."""
+    return list(data.first_lines()) if hasattr(data, "first_lines") else []
+
+
 def task_named(name: str, argument: str = "task") -> Task:
     """The task of that name; its room is imported when it is asked for.
 

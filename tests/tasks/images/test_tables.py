@@ -161,6 +161,12 @@ def test_rows_that_are_not_used_are_counted(root: Path) -> None:
     assert "passed over 1 image that the table does not name, the first photos/extra.png" in source.notes
 
 
+def test_a_table_that_is_not_there() -> None:
+    for path in ("absent.csv", "nowhere/absent.csv"):
+        with pytest.raises(InputError, match=f"csv:{path}, expected a table that exists"):
+            open_source(f"csv:{path}")
+
+
 @pytest.mark.parametrize(
     ("text", "options", "words"),
     [

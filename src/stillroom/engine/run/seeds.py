@@ -12,7 +12,7 @@ from stillroom.engine.report.files import report_table, write_report
 from stillroom.engine.report.results import Report
 from stillroom.engine.run.console import console
 from stillroom.engine.run.options import LabOptions
-from stillroom.engine.task import TaskData
+from stillroom.engine.task import TaskData, first_lines
 
 
 def run_seeds(
@@ -40,7 +40,12 @@ def run_seeds(
     """
     reports = []
     for repetition in range(options.seeds):
-        lab = Lab(replace(options, overwrite=options.overwrite and not repetition), options.seed + repetition, settings)
+        lab = Lab(
+            replace(options, overwrite=options.overwrite and not repetition),
+            options.seed + repetition,
+            settings,
+            first_lines(data) if not repetition else (),
+        )
         reports.append(recipe(lab, data, **arguments))
     go_alone()
     if not lab.is_main:

@@ -64,6 +64,8 @@ def open_csv(path: str, options: dict[str, str], argument: str) -> LabelledSourc
         InputError: it cannot be read, lacks a column, or names files that are missing; see also `labelled.items_source`.
     """
     root = options.get("root")
+    if not Path(path).expanduser().is_file():
+        raise InputError(argument, f"csv:{path}", "a table that exists")
     store = open_store(str(Path(path).expanduser().parent) if root is None else root, argument)
     said: list[str] = []
     val = options.get("val")
