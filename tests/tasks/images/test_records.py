@@ -106,6 +106,19 @@ def test_what_save_to_disk_writes(tmp_path: Path, splits: tuple[str, ...]) -> No
     assert labels_of(source) == {n: ("cat", "dog")[n % 2] for n in range(6 * len(splits))}
 
 
+def test_the_cache_of_datasets(tmp_path: Path) -> None:
+    for split, first in (("train", 0), ("test", 6)):
+        arrow(table(first, 6, names=["cat", "dog"]), tmp_path / "default" / "0.0.0" / f"pets-{split}.arrow")
+    (tmp_path / "default" / "0.0.0" / "state.json").unlink()
+    (tmp_path / "default" / "0.0.0" / "cache-1.arrow").write_bytes(b"of somebody's map")
+    source = open_source(f"hf:{tmp_path}")
+    assert (len(source.train), len(source.val)) == (6, 6)
+    assert labels_of(source) == {n: ("cat", "dog")[n % 2] for n in range(12)}
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match=r"state\.json"):
+        open_source(f"hf:{tmp_path / 'empty'}")
+
+
 def test_files_that_cells_name(tmp_path: Path) -> None:
     pa = pytest.importorskip("pyarrow")
     for n in range(6):

@@ -391,7 +391,7 @@ def list_classes(
         place = np.array([classes.index(name) if name in classes else -1 for name in there])
         return ClassFolders(classes, names, place[labels])
     if len(classes) == 0:
-        raise InputError(argument, where, "one folder per class")
+        raise InputError(argument, where, "one folder per class (or labels=FILE, a table)")
     if empty:
         raise InputError(argument, where, f"images in every class folder; empty: {', '.join(map(printable, empty[:5]))}")
     if len(classes) < 2:

@@ -49,7 +49,7 @@ def open_parquet(path: str, options: dict[str, str], argument: str) -> LabelledS
 
 
 def open_hf(path: str, options: dict[str, str], argument: str) -> LabelledSource:
-    """``hf:FOLDER``: what `datasets` keeps on disk: ``save_to_disk``'s folder, of a data set or of its splits, or a repository of Parquet.
+    """``hf:FOLDER``: what `datasets` keeps on disk: ``save_to_disk``'s folder, a repository of Parquet files, its cache's Arrow files.
 
     Raises:
         InputError: no such folder; see also `open_parquet`.
@@ -62,7 +62,13 @@ def open_hf(path: str, options: dict[str, str], argument: str) -> LabelledSource
     if not states:
         if any(place.rglob("*.parquet")):
             return open_parquet(path, options, argument)
-        raise InputError(argument, path, "state.json of save_to_disk, or Parquet files, in it")
+        cached = [file for file in sorted(place.rglob("*.arrow")) if not file.name.startswith(("cache-", "."))]
+        if not cached:
+            raise InputError(argument, path, "state.json of save_to_disk, Arrow or Parquet files in it")
+        names = [file.relative_to(place).as_posix() for file in cached]
+        return _source(
+            "hf", path, [_Part(file, name, split_of_path(name)) for file, name in zip(cached, names, strict=True)], options, argument
+        )
     parts = []
     for folder in states:
         try:
