@@ -148,6 +148,7 @@ def test_numbers_are_classes_in_the_order_of_numbers(root: Path) -> None:
     assert any("labels start at 1" in note for note in source.notes)
     assert any("no training image has 3, 4, 5, 6, 7" in note for note in source.notes)
     assert notes(["0.0", "1.0"] * 5).classes == ("0", "1")  # a column of pandas that had holes
+    assert notes(["010", "002"] * 5).classes == ("002", "010")
     assert not any("start" in note for note in notes(["0", "1"] * 5).notes)
 
 
@@ -214,6 +215,14 @@ def test_a_table_gives_an_image_folder_other_labels(tmp_path: Path) -> None:
     numbered = text.replace(",dog\n", ",1\n").replace(",cat\n", ",0\n")
     (tmp_path / "noisy.csv").write_text(numbered)
     assert open_source(spec).train.labels.tolist() == source.train.labels.tolist()
+    for split in ("train", "test"):  # folders that are numbers are meant by their names
+        for number, name in enumerate(("cat", "dog"), 1):
+            (tmp_path / "set" / split / name).rename(tmp_path / "set" / split / f"{number:02}")
+    (tmp_path / "noisy.csv").write_text(text.replace("dog", "02").replace("cat", "01"))
+    assert open_source(spec).train.labels.tolist() == source.train.labels.tolist()
+    for split in ("train", "test"):
+        for number, name in enumerate(("cat", "dog"), 1):
+            (tmp_path / "set" / split / f"{number:02}").rename(tmp_path / "set" / split / name)
     (tmp_path / "noisy.csv").write_text(text.replace(",dog\n", ",emu\n"))
     with pytest.raises(InputError, match="the label emu, expected names of the folders: cat, dog"):
         open_source(spec)

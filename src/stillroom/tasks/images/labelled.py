@@ -206,7 +206,7 @@ def _order(labels: Sequence[str], said: list[str]) -> tuple[str, ...]:
     names = set(labels)
     if not all(name.isascii() and name.isdecimal() for name in names):
         return tuple(sorted(names))
-    numbers = sorted(map(int, names))
+    numbers = sorted(set(map(int, names)))
     if numbers[0] == 1:
         said.append(f"labels start at 1: label 1 is the first of a network's {len(numbers)} answers")
     if missing := sorted(set(range(numbers[0], numbers[-1])) - set(numbers)) if numbers[-1] - numbers[0] < 10_000 else []:
@@ -214,14 +214,12 @@ def _order(labels: Sequence[str], said: list[str]) -> tuple[str, ...]:
         said.append(
             f"labels are numbers from {numbers[0]} to {numbers[-1]} of which no training image has {few}: the others are the classes"
         )
-    return tuple(map(str, numbers))
+    return tuple(sorted(names, key=lambda name: (int(name), name)))
 
 
 def plain_label(text: str) -> str:
-    """A label as it is compared: without spaces around it, and a whole number without a fraction or zeros before it ("03", "3.0")."""
-    text = text.strip()
-    match = re.fullmatch(r"0*(\d+)(?:\.0+)?", text)
-    return match[1] if match else text
+    """A label as it is compared: without spaces around it, and a whole number without a fraction ("3.0", as columns with holes have it)."""
+    return re.sub(r"^(\d+)\.0+$", r"\1", text.strip())
 
 
 def split_named(text: str) -> str | None:
