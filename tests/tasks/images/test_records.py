@@ -106,6 +106,13 @@ def test_what_save_to_disk_writes(tmp_path: Path, splits: tuple[str, ...]) -> No
     assert labels_of(source) == {n: ("cat", "dog")[n % 2] for n in range(6 * len(splits))}
 
 
+def test_names_without_images_stay_classes(tmp_path: Path) -> None:
+    path = parquet(table(0, 10, names=["cat", "dog", "emu"]), tmp_path / "all.parquet")
+    data = ImageData(f"parquet:{path}")
+    assert data.classes == ("cat", "dog", "emu")
+    assert "classes without any image: emu" in data.first_lines()
+
+
 def test_the_cache_of_datasets(tmp_path: Path) -> None:
     for split, first in (("train", 0), ("test", 6)):
         arrow(table(first, 6, names=["cat", "dog"]), tmp_path / "default" / "0.0.0" / f"pets-{split}.arrow")

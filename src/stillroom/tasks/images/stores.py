@@ -381,7 +381,7 @@ def hold_out(labels: np.ndarray, classes: Sequence[str], fraction: float, argume
         InputError: a class has one image only.
     """
     place, sizes = _place_in_class(labels, 0)
-    if (lonely := np.flatnonzero(sizes < 2)).size:
+    if (lonely := np.flatnonzero(sizes == 1)).size:
         names = ", ".join(classes[i] for i in lonely[:5])
         raise InputError(argument, f"one image of {names}", "at least two images of each class, one to train on and one to hold out")
     return place < np.clip(np.round(fraction * sizes), 1, sizes - 1)[labels]

@@ -407,7 +407,8 @@ class _Finder:
     def __init__(self, store: Store) -> None:
         self.store = store
         self.sizes: dict[str, int] = {}
-        self._by_last: dict[str, list[str]] = {}
+        self._whole: dict[str, str | None] = {}
+        self._tails: dict[str, str | None] = {}
 
     def find(self, name: str) -> str | None:
         """The name in the store."""
@@ -424,30 +425,30 @@ class _Finder:
 
     def _searched(self, name: str) -> str | None:
         """A file that is the only one to end as the name, or as a part of it that has a folder; whatever the capitals."""
-        if not self._by_last:
+        if not self._whole:
             with contextlib.suppress(OSError, zipfile.BadZipFile):
                 self.sizes |= self.store.listing()[0]
-            for file in self.sizes:
-                last = _normal(file).rpartition("/")[2]
-                for key in {last, last.rpartition(".")[0] or last}:
-                    self._by_last.setdefault(key, []).append(file)
+            self._list()
         parts = _normal(name).split("/")
-        same = self._by_last.get(parts[-1], [])
         for first in range(len(parts)):
             tail = "/".join(parts[first:])
-            at_the_top = [file for file in same if _normal(file) == tail]
-            deeper = [file for file in same if f"/{_without_extension(file, tail)}".endswith(f"/{tail}")]
+            if tail in self._whole:
+                return self._whole[tail]
             loose = "/" not in tail and first and not name.startswith("/")  # another folder's file may have that name
-            fitting = at_the_top or ([] if loose else deeper)
-            if fitting:
-                return fitting[0] if len(fitting) == 1 else None
+            if tail in self._tails and not loose:
+                return self._tails[tail]
         return None
 
-
-def _without_extension(file: str, name: str) -> str:
-    """A file's path, without its extension if the name has none."""
-    plain = _normal(file)
-    return plain if plain.endswith(name) else plain.rpartition(".")[0]
+    def _list(self) -> None:
+        """Every file by its path and all ends of it, with and without its extension; None where several end so."""
+        for file in self.sizes:
+            plain = _normal(file)
+            for path in {plain, plain.rpartition(".")[0] if "." in plain.rpartition("/")[2] else plain}:
+                self._whole[path] = None if self._whole.get(path, file) != file else file
+                parts = path.split("/")
+                for first in range(1, len(parts)):
+                    tail = "/".join(parts[first:])
+                    self._tails[tail] = None if self._tails.get(tail, file) != file else file
 
 
 def _normal(name: str) -> str:
