@@ -15,6 +15,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image, features
+from torch.utils.data import TensorDataset
 
 from stillroom.errors import InputError
 from stillroom.tasks.classification.data import ImageData
@@ -207,6 +208,12 @@ def test_labels_of_a_function_that_start_at_1_or_are_unknown(tmp_path: Path) -> 
 
     assert "labels start at 1: class 0 has no image" in lines("")
     assert "start at 1" not in lines(",first=0")
+    (tmp_path / "named.py").write_text(
+        LABELLED_FROM_ONE.replace("    return TensorDataset", "    TensorDataset.classes = list('abc')\n    return TensorDataset")
+    )
+    with pytest.raises(InputError, match=r"the largest is 3 \(they start at 1: take 1 off\)"):
+        ImageData(f"{tmp_path / 'named.py'}:make")
+    del TensorDataset.classes
     assert "validation images that no training image shows, which cannot be learnt: 3, 4, 5" in lines(",first=0,unknown=True")
 
 

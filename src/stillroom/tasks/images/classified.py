@@ -237,7 +237,8 @@ def _from_function(place: str, function: str, options: dict[str, str], argument:
     count = int(max(part.max() for part in labels)) + 1
     classes = stated[0] or stated[1] or tuple(map(str, range(count)))
     if count > len(classes):
-        raise InputError(argument, spec, f"labels below {len(classes)}, the number of its classes; the largest is {count - 1}")
+        from_one = " (they start at 1: take 1 off)" if min(part.min() for part in labels) == 1 and count == len(classes) + 1 else ""
+        raise InputError(argument, spec, f"labels below {len(classes)}, the number of its classes; the largest is {count - 1}{from_one}")
     if len(classes) < 2:
         raise InputError(argument, spec, "at least two classes")
     train, val = (DatasetImages(dataset, part, split) for dataset, part, split in zip(pair, labels, ("train", "val"), strict=True))
