@@ -74,7 +74,7 @@ def test_what_is_no_image_is_counted_and_named(tmp_path: Path, capsys: pytest.Ca
     (tmp_path / "cat" / "notes.txt").write_text("BM is no bitmap, P1 no drawing")
     (tmp_path / "labels.csv").write_text("a,b")
     source = open_source(f"imagefolder:{tmp_path}")
-    assert "passed over 2 files other than images, the first cat/notes.txt" in source.notes
+    assert "passed over 2 files other than images, the first cat/notes.txt" in source.said
     found = find_images([str(tmp_path), str(tmp_path / "labels.csv")])
     assert [file.name for file in found.others] == ["notes.txt"]
     assert len(found.files) == 11  # one that is named is taken as it is
@@ -84,7 +84,7 @@ def test_images_in_no_class_are_counted(tmp_path: Path) -> None:
     for split in ("train", "val", "test"):
         classes_of_pictures(tmp_path / split, count=2)
     picture(tmp_path / "train" / "stray.png")
-    notes = open_source(f"imagefolder:{tmp_path}").notes
+    notes = open_source(f"imagefolder:{tmp_path}").said
     assert "passed over 5 images in no class's folder of train or val, the first test/cat/0.png" in notes
 
 
@@ -103,7 +103,7 @@ def test_what_systems_leave_behind_is_no_class_and_no_image(tmp_path: Path, kind
     source = open_source(f"imagefolder:{place}")
     assert source.classes == ("cat", "dog")
     assert len(source.train) + len(source.val) == 10
-    assert not any("passed over" in note for note in source.notes)
+    assert not any("passed over" in note for note in source.said)
     assert find_images([str(root)]).others == []
 
 
@@ -149,8 +149,8 @@ def test_a_name_in_an_unknown_encoding(tmp_path: Path) -> None:
 def test_classes_that_are_numbers(tmp_path: Path) -> None:
     source = open_source(f"imagefolder:{classes_of_pictures(tmp_path / 'a', ('1', '2', '10'))}")
     assert source.classes == ("1", "10", "2")
-    assert any("in the order of text (1, 10, 2): a teacher of bare weights may have them as 1, 2, 10" in note for note in source.notes)
-    assert not any("order" in note for note in open_source(f"imagefolder:{classes_of_pictures(tmp_path / 'b', ('01', '02', '10'))}").notes)
+    assert any("in the order of text (1, 10, 2): a teacher of bare weights may have them as 1, 2, 10" in note for note in source.said)
+    assert not any("order" in note for note in open_source(f"imagefolder:{classes_of_pictures(tmp_path / 'b', ('01', '02', '10'))}").said)
 
 
 @pytest.mark.parametrize("how", ["absent", "empty"])

@@ -80,7 +80,7 @@ def test_a_parquet_file(tmp_path: Path, plain: bool) -> None:
     source = open_source(f"parquet:{path}")
     assert labels_of(source) == {n: str(n % 2) for n in range(10)}
     assert (len(source.train), len(source.val), source.image_size) == (8, 2, 12)
-    assert source.notes[0] == "images are in column image; labels are in column label"
+    assert source.said[0] == "images are in column image; labels are in column label"
     by_width = open_source(f"parquet:{parquet(table(0, 4), tmp_path / 'x' / 'train.parquet')},label=label,val=0.5")
     assert len(by_width.val) == 2
     for options, words in ((",label=breed", "a column of .*: image, label, width"), (",label=width", "1 class")):

@@ -105,8 +105,8 @@ def test_fields_that_are_named(tmp_path: Path) -> None:
 def test_samples_that_are_not_used_are_counted(tmp_path: Path) -> None:
     files = [(f"{n}.png", png((0, 10 * n, 0))) for n in range(6)] + [(f"{n}.cls", str(n % 2).encode()) for n in range(5)]
     source = open_source(f"webdataset:{packed(tmp_path / 's.tar', [*files, ('lone.cls', b'1')])}")
-    assert "passed over 1 image without a label, the first s.tar/5.png" in source.notes
-    assert "passed over 1 sample without an image, the first s.tar/lone" in source.notes
+    assert "passed over 1 image without a label, the first s.tar/5.png" in source.said
+    assert "passed over 1 sample without an image, the first s.tar/lone" in source.said
 
 
 def test_workers_read_shards_in_any_order(tmp_path: Path) -> None:

@@ -78,7 +78,7 @@ def test_every_form_of_a_table_is_read_alike(root: Path, text: str) -> None:
     assert pairs(source) == EXPECTED
     assert source.classes == ("cat", "dog")
     assert (len(source.train), len(source.val), source.image_size) == (8, 2, 12)
-    assert any(note.startswith("images are in column") for note in source.notes)
+    assert any(note.startswith("images are in column") for note in source.said)
     assert source.fingerprint == open_source(written(root, text) + options).fingerprint
 
 
@@ -125,7 +125,7 @@ def test_splits_by_a_column_a_flag_the_folders_or_a_second_table(root: Path) -> 
     rows = [f"{name},{label},{part}" for (name, label), part in zip(ROWS, parts, strict=True)]
     assert split("\n".join(["image,label,split", *rows])) == (6, 3)
     source = open_source(written(root, "\n".join(["image,label,split", *rows])))
-    assert "passed over 1 image in neither train nor val, the first photos/9.png" in source.notes
+    assert "passed over 1 image in neither train nor val, the first photos/9.png" in source.said
     assert split("\n".join(["image,label,set", *rows]).replace("valid", "test")) == (6, 4)
     flags = "\n".join(["name,label,is_valid", *rows]).replace(",train", ",False").replace(",valid", ",True").replace(",test", ",True")
     assert split(flags) == (6, 4)
@@ -145,21 +145,21 @@ def test_numbers_are_classes_in_the_order_of_numbers(root: Path) -> None:
 
     source = notes(["1", "10", "2", "1", "10", "2", "1", "10", "2", "2"])
     assert source.classes == ("1", "2", "10")
-    assert any("labels start at 1" in note for note in source.notes)
-    assert any("no training image has 3, 4, 5, 6, 7" in note for note in source.notes)
+    assert any("labels start at 1" in note for note in source.said)
+    assert any("no training image has 3, 4, 5, 6, 7" in note for note in source.said)
     assert notes(["0.0", "1.0"] * 5).classes == ("0", "1")  # a column of pandas that had holes
     assert notes(["010", "002"] * 5).classes == ("002", "010")
-    assert not any("start" in note for note in notes(["0", "1"] * 5).notes)
+    assert not any("start" in note for note in notes(["0", "1"] * 5).said)
 
 
 def test_rows_that_are_not_used_are_counted(root: Path) -> None:
     picture(root / "photos" / "extra.png")
     text = lines(",", "image", "label") + "\nphotos/0.png,cat\nphotos/extra.png,\n"
-    notes = open_source(written(root, text)).notes
+    notes = open_source(written(root, text)).said
     assert "passed over 1 row named before with the same label, the first photos/0.png" in notes
     assert "passed over 1 image without a label, the first photos/extra.png" in notes
     source = open_source(written(root, lines(",", "image", "label")) + f",root={root}")
-    assert "passed over 1 image that the table does not name, the first photos/extra.png" in source.notes
+    assert "passed over 1 image that the table does not name, the first photos/extra.png" in source.said
 
 
 def test_a_table_that_is_not_there() -> None:
@@ -209,8 +209,8 @@ def test_a_table_gives_an_image_folder_other_labels(tmp_path: Path) -> None:
     source = open_source(spec)
     assert np.bincount(source.train.labels).tolist() == [3, 5]
     assert np.bincount(source.val.labels).tolist() == [5, 5]
-    assert any("gives 1 training images another label" in note for note in source.notes)
-    assert any("passed over 2 training images that" in note for note in source.notes)
+    assert any("gives 1 training images another label" in note for note in source.said)
+    assert any("passed over 2 training images that" in note for note in source.said)
     assert ImageData(spec).fingerprint != ImageData(spec.replace("worse", "clean")).fingerprint
     numbered = text.replace(",dog\n", ",1\n").replace(",cat\n", ",0\n")
     (tmp_path / "noisy.csv").write_text(numbered)

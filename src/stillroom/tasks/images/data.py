@@ -131,7 +131,7 @@ class ImageSetData:
 
     def _met(self) -> list[str]:
         """What was found on the way to the images; sentences without a full stop."""
-        met = list(self.source.notes)
+        met = list(self.source.said)
         if self.left_out:
             met.append(f"left out {counted(self.left_out)}")
         if self.animated:

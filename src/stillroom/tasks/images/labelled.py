@@ -73,7 +73,7 @@ def source_of(
         image_size=image_size,
         augment=augment,
         why=why,
-        notes=tuple(notes),
+        said=tuple(notes),
     )
 
 
