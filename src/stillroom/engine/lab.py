@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -28,7 +28,7 @@ from stillroom.engine.distributed import rank, world_size
 from stillroom.engine.loading import Loader
 from stillroom.engine.report.results import Report, StageResult
 from stillroom.engine.run.checkpoints import AtomicCheckpointIO, Checkpoints
-from stillroom.engine.run.console import StageDisplay, quiet_libraries
+from stillroom.engine.run.console import StageDisplay, console, quiet_libraries
 from stillroom.engine.run.feed import Feed, selects
 from stillroom.engine.run.folder import RunFolder
 from stillroom.engine.run.layout import channels_last
@@ -72,9 +72,12 @@ class Lab:
         options: where and how to run; `options.out` must be given.
         seed: this Lab's seed; by default `options.seed`.
         settings: every argument of the run, kept in `config.yaml` and compared when a run goes on.
+        opening: lines that the first process says when the first stage begins: what the data are.
     """
 
-    def __init__(self, options: LabOptions, seed: int | None = None, settings: dict[str, Any] | None = None) -> None:
+    def __init__(
+        self, options: LabOptions, seed: int | None = None, settings: dict[str, Any] | None = None, opening: Sequence[str] = ()
+    ) -> None:
         if options.out is None:
             raise InputError("out", None, "the folder of the run")
         self.options = options
@@ -85,6 +88,7 @@ class Lab:
         self._run_folder = RunFolder(self.folder, settings or {}, overwrite=options.overwrite, main=self.is_main)
         self.seed = options.seed if seed is None else seed
         self.started = now()
+        self._opening = opening
         self._prefix = f"seed{self.seed}/"
         torch.backends.cudnn.deterministic = True
         seed_everything(self.seed)
@@ -108,6 +112,9 @@ class Lab:
         """Makes the run's folder and writes its arguments there, as the first stage does; for work that is no stage."""
         if self.is_main:
             self._run_folder.begin()
+            for line in self._opening:
+                console.print(f"data: {line}", markup=False)
+            self._opening = ()
 
     @contextmanager
     def shared(self) -> Iterator[None]:
@@ -431,8 +438,7 @@ class Lab:
             load_weights(network, before.companion(companion), argument="continue_from")
 
     def _stage_folder(self, name: str) -> StageFolder:
-        if self.is_main:
-            self._run_folder.begin()
+        self.begin()
         return StageFolder(self.folder / f"{self._prefix}{name}")
 
     def _display(self, name: str) -> StageDisplay:
