@@ -253,7 +253,7 @@ class Terminated(KD):
 
 
 def test_a_loader_that_ends_by_the_same_signal_is_no_failure(tmp_path: Path, digits: ImageData) -> None:
-    with pytest.raises(Interrupted, match="^distilled: stopped at once; the same command goes on from the last"):
+    with pytest.raises(Interrupted, match=r"^distilled: stopped at once; the same command goes on from the last"):
         Lab(LabOptions(out=tmp_path, accelerator="cpu")).fit(Terminated(student(), teacher()), digits, PLAN, name="distilled")
 
 
