@@ -10,6 +10,7 @@ from typing import Any, Protocol, TypeVar
 
 from stillroom.engine.run.written import write_atomic
 from stillroom.engine.specification import LIBRARIES, runs_code, with_files
+from stillroom.engine.weights import without_set
 from stillroom.errors import InputError
 
 NAME = "student.json"
@@ -166,7 +167,7 @@ def read_specification(spec: str, *, trust_pickle: bool, argument: str) -> Named
     source, at, weights = spec.partition("@")
     if at and not weights:
         raise InputError(argument, spec, "after @ a file or folder of weights")
-    return Named(source, weights, _classes_of(Path(weights)) if weights else None, None)
+    return Named(source, weights, _classes_of(without_set(weights)) if weights else None, None)
 
 
 def _classes_of(weights: Path) -> tuple[str, ...] | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -10,15 +10,18 @@ from typing import Any
 from stillroom.engine.cache import CACHE, CachedTeacher
 from stillroom.engine.distiller import Distiller
 from stillroom.engine.lab import Lab, Trained
-from stillroom.engine.report.results import Report
+from stillroom.engine.report.gains import image_error
+from stillroom.engine.report.results import COMMON_METRICS, Metric, Report, StageResult
 from stillroom.engine.task import Built, CacheableData, Task, TaskData
-from stillroom.engine.teacher import Teacher
+from stillroom.engine.teacher import Resized, Teacher
 from stillroom.engine.training import Progress, Training, with_fitting_warmup
 from stillroom.errors import InputError, positive
 
 Make = Callable[[Any, Any], Distiller]  # (fresh student, frozen Teacher) -> the method's distiller; no teacher where none is named
 
 _TRIED = 4  # samples of the one forward pass of a rehearsal
+_WARNING = "WARNING: "
+_FAR = 0.15  # of the student's score: so much worse than the student alone, a teacher is not what it was meant to be
 
 
 @dataclass(frozen=True)
@@ -31,12 +34,14 @@ class Networks:
         student: network, as above.
         teacher_epochs: epochs of the teacher, where it has to be trained; by default as many as the student's.
         teacher_lr: learning rate of the teacher; by default the student's.
+        accept_teacher: go on with a teacher that is no better than chance, or far worse than the student alone.
     """
 
     teacher: str = ""
     student: str = ""
     teacher_epochs: int | None = None
     teacher_lr: float | None = None
+    accept_teacher: bool = False
 
     def teacher_plan(self, plan: Training) -> Training:
         """How a teacher is trained, where the students are trained by `plan`.
@@ -90,14 +95,30 @@ class Experiment:
         with self.lab.shared():
             self.networks.teacher_plan(self.plan)
             if self._tried is None and self.networks.teacher:
-                self._tried = self._cached() or Teacher(self.network(self.networks.teacher, "teacher").network)
+                self._tried = self._cached() or self._untaught()
             student = self.network(self.networks.student, "student")
+            self._say("student", student.notes)
             rehearsed = []
             for number, one in enumerate(make):
                 fresh = student if not number else self.network(self.networks.student, "student")
                 rehearsed.append(one(fresh.network, self._tried))
                 self._try(rehearsed[-1])
         return rehearsed
+
+    def _untaught(self) -> Teacher:
+        """The teacher's network as it is before anything is trained."""
+        built = self.network(self.networks.teacher, "teacher")
+        return Teacher(built.network, renormalise=built.renormalise or self.data.renormalise)
+
+    def _say(self, title: str, notes: Sequence[str]) -> None:
+        """What a user should know of a network, in the first seed's lines: what is the matter with it in lines of their own."""
+        if self.lab.seed != self.lab.options.seed:
+            return
+        loud = [note for note in notes if note.startswith(_WARNING)]
+        if quiet := [note for note in notes if note not in loud]:
+            self.lab.say(title, "; ".join(quiet))
+        for note in loud:
+            self.lab.say(title, note)
 
     def _try(self, distiller: Distiller) -> None:
         """One forward pass of a few samples, as the first step of training shows them."""
@@ -119,15 +140,70 @@ class Experiment:
     def _teacher(self) -> Trained:
         if cached := self._cached():
             return Trained("teacher", None, replace(cached.result, seed=self.lab.seed), cached.folder, teacher=cached)
-        built, renormalise = self.network(self.networks.teacher, "teacher"), self.data.renormalise
+        built = self.network(self.networks.teacher, "teacher")
         if built.weights is not None:
-            around = self.task.supervised
-            return self.lab.evaluate(built.network, self.data, name="teacher", model=built.spec, renormalise=renormalise, around=around)
-        if renormalise is not None:
-            got = f"{list(renormalise.to_mean)} for {self.networks.teacher}, a teacher without weights"
-            raise InputError("teacher_mean", got, "none: a teacher that is trained here has the student's statistics")
+            return self.lab.evaluate(
+                built.network,
+                self.data,
+                name="teacher",
+                model=built.spec,
+                renormalise=built.renormalise or self.data.renormalise,
+                around=self.task.supervised,
+                accept=lambda result: self._accepted(built, result),
+            )
+        if (renormalise := self.data.renormalise) is not None:
+            size = isinstance(renormalise, Resized)
+            got = f"{list(renormalise.size if isinstance(renormalise, Resized) else renormalise.to_mean)} for {self.networks.teacher}"
+            expected = f"none: a teacher that is trained here has the student's {'images' if size else 'statistics'}"
+            raise InputError("teacher_image_size" if size else "teacher_mean", f"{got}, a teacher without weights", expected)
+        self._say("teacher", built.notes)
         plan = self.networks.teacher_plan(self.plan)
-        return self.lab.fit(self.task.supervised(built.network), self.data.for_teacher(), plan, name="teacher", model=built.spec)
+        taught = self.lab.fit(self.task.supervised(built.network), self.data.for_teacher(), plan, name="teacher", model=built.spec)
+        doubts = [f"{_WARNING}the teacher was trained here to answers {doubt}" for doubt in self._doubts(taught.result)[:1]]
+        self._say("teacher", doubts)
+        return replace(taught, notes=(*_sentences(built.notes), *doubts))
+
+    def _doubts(self, result: StageResult) -> list[str]:
+        """What is to be said against a teacher, where the task knows how to tell."""
+        found: list[str] = self.task.doubts(result, self.data) if hasattr(self.task, "doubts") else []
+        return found
+
+    def _accepted(self, built: Built, result: StageResult) -> tuple[str, ...]:
+        """The notes on a teacher that brought its weights, if it is to teach.
+
+        Raises:
+            InputError: it cannot be right, and was not accepted all the same.
+        """
+        primary = self.data.evaluator().primary
+        self._say("teacher", [f"{primary} {result.metrics[primary]:.2f} with the weights that it brought", *built.notes])
+        doubts = self._doubts(result)
+        if doubts and not self.networks.accept_teacher:
+            got = f"{self.networks.teacher}, {'; '.join(doubts)}"
+            raise InputError("teacher", got, "one that knows the data's classes, or --accept-teacher to go on with it")
+        notes = _sentences(built.notes)
+        if doubts:
+            notes.append(f"{_WARNING}the teacher cannot be right: {'; '.join(doubts)}. It was accepted all the same.")
+            self._say("teacher", notes[-1:])
+        return tuple(notes)
+
+    def _beaten(self, teacher: Trained, alone: Trained) -> Trained:
+        """The teacher, with a note if it is far worse than the student alone.
+
+        Raises:
+            InputError: it is, it brought its weights, and was not accepted all the same.
+        """
+        evaluator = self.data.evaluator()
+        score, other = teacher.result.metrics[evaluator.primary], alone.result.metrics[evaluator.primary]
+        one_image = 100.0 if COMMON_METRICS.get(evaluator.primary, Metric("")).unit == "%" else 0.0
+        _, error = image_error([(alone.result.details, teacher.result.details)], [(other, score)], one_image)
+        behind = (other - score) * (1 if evaluator.higher_is_better else -1)
+        if not behind > max(_FAR * abs(other), 3 * error):
+            return teacher
+        said = f"{evaluator.primary} {score:.2f}, far worse than the student alone ({other:.2f})"
+        if teacher.result.epochs == 0 and teacher.teacher is None and not self.networks.accept_teacher:
+            raise InputError("teacher", f"{self.networks.teacher} with {said}", "a better one, or --accept-teacher to go on with it")
+        self._say("teacher", [f"{_WARNING}{said}"])
+        return replace(teacher, notes=(*teacher.notes, f"{_WARNING}the teacher has {said}."))
 
     def _cached(self) -> CachedTeacher | None:
         spec = self.networks.teacher
@@ -170,8 +246,16 @@ class Experiment:
         """
         self.rehearse(*arms.values())
         stages = {"teacher": self.teacher(), "alone": self.alone()}
+        stages["teacher"] = self._beaten(stages["teacher"], stages["alone"])
         stages |= {name: self.distilled(name, make) for name, make in arms.items()}
         return self.lab.report(method, self.data, stages, baseline=baseline, ship=ship or list(arms)[-1])
+
+
+def _sentences(notes: Sequence[str]) -> list[str]:
+    """Notes on the teacher's network as the report has them: one sentence, and one for each warning."""
+    quiet = [note for note in notes if not note.startswith(_WARNING)]
+    loud = [f"{_WARNING}the teacher: {note.removeprefix(_WARNING)}." for note in notes if note not in quiet]
+    return [f"The teacher: {'; '.join(quiet)}.", *loud] if quiet else loud
 
 
 def cacheable(data: Any, argument: str, spec: str) -> CacheableData:

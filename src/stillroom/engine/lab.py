@@ -19,6 +19,7 @@ from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor, nn
 
 from stillroom import catalog
+from stillroom.engine.answers import changed_answers
 from stillroom.engine.distiller import Distiller
 from stillroom.engine.distributed import rank, world_size
 from stillroom.engine.report.results import Report, StageResult
@@ -33,7 +34,7 @@ from stillroom.engine.run.options import LabOptions, check_port, check_started
 from stillroom.engine.run.recorder import Recorder, evaluate, seed_everything
 from stillroom.engine.run.stage import StageFolder, digest, fingerprint
 from stillroom.engine.task import TaskData
-from stillroom.engine.teacher import Renormalise, Teacher
+from stillroom.engine.teacher import Renormalise, Resized, Teacher
 from stillroom.engine.training import Training
 from stillroom.engine.weights import load_weights, save_weights
 from stillroom.errors import InputError, Interrupted
@@ -47,6 +48,7 @@ class Trained:
         network: None for a teacher that is known by its stored answers only.
         renormalise: if the network reads other inputs than the data give.
         teacher: what teaches in the network's place, where it does.
+        notes: sentences on it for the report.
     """
 
     name: str
@@ -55,6 +57,7 @@ class Trained:
     folder: Path
     renormalise: Renormalise | None = None
     teacher: Teacher | None = None
+    notes: tuple[str, ...] = ()
 
 
 class Lab:
@@ -93,6 +96,10 @@ class Lab:
     def device(self) -> torch.device:
         """Where work of one process is done."""
         return _device(self.options.accelerator)
+
+    def say(self, title: str, text: str) -> None:
+        """One line on the terminal, of the first process."""
+        StageDisplay(title, silent=not self.is_main).say(text)
 
     def begin(self) -> None:
         """Makes the run's folder and writes its arguments there, as the first stage does; for work that is no stage."""
@@ -179,6 +186,7 @@ class Lab:
         model: str = "",
         renormalise: Renormalise | None = None,
         around: Callable[[Any], Distiller] = Distiller,
+        accept: Callable[[StageResult], tuple[str, ...]] = lambda result: (),
     ) -> Trained:
         """Scores a network that needs no training; a stage like any other, on disk and in the report.
 
@@ -189,20 +197,30 @@ class Lab:
             model: the network's specification, for the report.
             renormalise: applied to the inputs, for a network that was trained with other statistics than the data have.
             around: makes the distiller whose `predict` answers, for tasks whose networks do not answer in the form that is scored.
+            accept: looks at what was measured, and answers with the stage's notes; what it raises leaves nothing written.
         """
-        folder = self._stage_folder(name)
+        folder = StageFolder(self.folder / f"{self._prefix}{name}")
         parts = {
             "architecture": repr(network),
             "weights": digest(network.state_dict()),
             "data": data.fingerprint,
             "renormalise": repr(renormalise),
         }
-        record = folder.open(parts)
-        if record is None or not record.get("finished"):
+        if changed := changed_answers(network):
+            parts["answers"] = changed
+        record = None if self.is_main and self._run_folder.discards else folder.open(parts)
+        done = record is not None and record.get("finished")
+        if not done:
             scored = around(network) if renormalise is None else _Renormalised(network, renormalise, around)
-            record = self._conclude(scored, data, folder, name, model, parts, None)
+            record = self._measured(scored, data, name, model, parts, None, renormalise)
+        assert record is not None
+        result = _result(record, folder)
+        notes = accept(result)
+        self._stage_folder(name)
+        if not done:
+            self._write(record, folder, scored)
         seed_everything(self.seed)
-        return Trained(name, network, _result(record, folder), folder.path, renormalise)
+        return Trained(name, network, result, folder.path, renormalise, notes=notes)
 
     def report(
         self, method: str, data: TaskData, arms: dict[str, Trained], *, baseline: str | None = "alone", ship: str = "distilled"
@@ -238,6 +256,7 @@ class Lab:
             baseline=baseline if baseline in arms else None,
             subject=ship if ship != baseline else None,
             metric_formats=dict(data.task.metric_formats),
+            notes=[note for trained in arms.values() for note in trained.notes],
             versions=versions(),
             started=self.started,
             finished=_now(),
@@ -315,6 +334,21 @@ class Lab:
         recorder: Recorder | None,
     ) -> dict[str, Any]:
         """Evaluates the final student once more, this time with details, and writes the stage's record, last of all."""
+        record = self._measured(distiller, data, name, model, parts, recorder)
+        self._write(record, folder, distiller)
+        return record
+
+    def _measured(
+        self,
+        distiller: Distiller,
+        data: TaskData,
+        name: str,
+        model: str,
+        parts: dict[str, Any],
+        recorder: Recorder | None,
+        renormalise: Renormalise | None = None,
+    ) -> dict[str, Any]:
+        """The record of a stage whose student is final, with the details of its evaluation."""
         evaluator = data.evaluator()
         device = _device(self.options.accelerator)
         distiller.student.to(device)
@@ -323,28 +357,33 @@ class Lab:
             distiller.predict, distiller, loader, evaluator, device, nullcontext, lambda batch: move_data_to_device(batch, device)
         )
         distiller.student.cpu()
+        example = data.example_inputs()
+        if isinstance(renormalise, Resized):  # a network for images of that size may read no others
+            example = renormalise(example)
         result = StageResult(
             name=name,
             seed=self.seed,
             metrics=metrics,
             best=recorder.best if recorder else {},
             history=recorder.history if recorder else [],
-            footprint=measure(distiller.student, data.example_inputs()),
+            footprint=measure(distiller.student, example),
             seconds=recorder.seconds if recorder else 0.0,
             epochs=len(recorder.history) if recorder else 0,
             model=model,
             resumed=recorder.continued if recorder else 0,
         )
-        record = {"fingerprint": parts, "finished": True, "result": result.to_json()}
-        details = evaluator.details()
-        if self.is_main:
-            folder.path.mkdir(parents=True, exist_ok=True)
-            save_weights(distiller.student, folder.student)
-            for companion, network in distiller.companions().items():
-                save_weights(network, folder.companion(companion))
-            folder.write_details(details)
-            folder.write(record)
-        return {**record, "details": details}
+        return {"fingerprint": parts, "finished": True, "result": result.to_json(), "details": evaluator.details()}
+
+    def _write(self, record: dict[str, Any], folder: StageFolder, distiller: Distiller) -> None:
+        """The stage's files, its record last of all."""
+        if not self.is_main:
+            return
+        folder.path.mkdir(parents=True, exist_ok=True)
+        save_weights(distiller.student, folder.student)
+        for companion, network in distiller.companions().items():
+            save_weights(network, folder.companion(companion))
+        folder.write_details(record["details"])
+        folder.write({name: value for name, value in record.items() if name != "details"})
 
     def _stage_folder(self, name: str) -> StageFolder:
         if self.is_main:

@@ -102,12 +102,16 @@ class Built:
         spec: what builds the same architecture again, without its weights.
         weights: the file or folder that was loaded, or "pretrained"; None when the network starts from random numbers.
         classes: their names in the order of its answers, when a run's folder recorded them.
+        notes: what a user should know of how it was brought here, a clause each.
+        renormalise: what makes its inputs of the data's, where it reads others.
     """
 
     network: Any
     spec: str
     weights: str | None
     classes: tuple[str, ...] | None = None
+    notes: tuple[str, ...] = ()
+    renormalise: Renormalise | None = None
 
     def of_classes(self, classes: Sequence[str], spec: str, argument: str) -> Built:
         """Itself, if the classes that a run's folder recorded, where one did, are these.

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,23 +11,30 @@ import numpy as np
 from torch import nn
 
 from stillroom.engine import Distiller, Networks, Report, Training
+from stillroom.engine.answers import AsLogits, looks_like_probabilities
 from stillroom.engine.cache import CachedTeacher
-from stillroom.engine.report.results import Metric, Section
+from stillroom.engine.report.results import Metric, Section, StageResult
 from stillroom.engine.task import Built
+from stillroom.errors import InputError
+from stillroom.modules.projectors import probing
 from stillroom.tasks.classification.data import ImageData
+from stillroom.tasks.classification.doubts import doubts
 from stillroom.tasks.classification.layers import middle_layer, pooled_layer
 from stillroom.tasks.classification.loaded import Loaded, load, ship
 from stillroom.tasks.classification.metrics import agreement
+from stillroom.tasks.classification.networks import ClassifierNetworks
 from stillroom.tasks.classification.pages import classification_sections
 from stillroom.tasks.classification.supervised import Supervised
 from stillroom.tasks.images.cached import check_views, drawn_views
-from stillroom.tasks.images.classifiers import build_classifier
+from stillroom.tasks.images.classifiers import PRETRAINED, build_classifier, configurations
+from stillroom.tasks.images.configurations import class_names
+from stillroom.tasks.images.foreign import teacher_inputs
 
 # Where data are named and nothing else: on scikit-learn's digits some 1 500 steps. The paper of DOT sees its effect only once the longer
 # memory has filled.
 DIGITS = Training(epochs=100, lr=0.05, weight_decay=5e-4, milestones=(0.62, 0.85))
 
-CONVNETS = Networks("stillroom/convnet24", "stillroom/convnet4")
+CONVNETS = ClassifierNetworks("stillroom/convnet24", "stillroom/convnet4")
 
 # The default job: few drawn pictures, whose classes resemble one another, and a teacher that has seen ten times as many. Chosen on
 # pictures of another seed (shapes,seed=1); docs/methods/kd.md lists what was tried.
@@ -79,6 +87,16 @@ IMAGENET: dict[str, Any] = {
 }
 
 
+_LOOKED_AT = 8  # images
+
+
+def _unsure_order(classes: Sequence[str]) -> str:
+    """The first of classes that are all numbers and not in the order of numbers; nothing of others."""
+    if not all(name.isdecimal() for name in classes) or sorted(classes, key=int) == list(classes):
+        return ""
+    return ", ".join(classes[:4]) + (", ..." if len(classes) > 4 else "")
+
+
 class Classification:
     """Images of one class each; see `engine.task.Task`."""
 
@@ -100,10 +118,53 @@ class Classification:
         Raises:
             InputError: it cannot be built, or its weights know other classes than the data have.
         """
+        if argument != "teacher":
+            built = build_classifier(
+                spec, num_classes=data.num_classes, image_size=data.image_size, trust_pickle=trust_pickle, argument=argument
+            )
+            return self._looked_at(built.of_classes(data.classes, spec, argument), data)
+        options = networks if isinstance(networks, ClassifierNetworks) else ClassifierNetworks()
+        names = None if options.teacher_classes is None else class_names(options.teacher_classes, "teacher_classes")
         built = build_classifier(
-            spec, num_classes=data.num_classes, image_size=data.image_size, trust_pickle=trust_pickle, argument=argument
+            spec,
+            num_classes=data.num_classes,
+            image_size=data.teacher_image_size or data.image_size,
+            trust_pickle=trust_pickle,
+            argument=argument,
+            classes=data.classes,
+            own_classes=names,
+            probabilities=options.teacher_answers == "probabilities",
         )
-        return built.of_classes(data.classes, spec, argument)
+        if built.weights is None:
+            if names is not None:
+                got = f"{options.teacher_classes} for {spec}, a teacher without weights"
+                raise InputError("teacher_classes", got, "none: a teacher that is trained here has the data's classes")
+            return self._looked_at(built, data)
+        renormalise, notes = teacher_inputs(data, configurations(spec, trust_pickle=trust_pickle, argument=argument))
+        if built.classes is None and built.weights != PRETRAINED and (order := _unsure_order(data.classes)):
+            notes.append(f"WARNING: the data's classes are numbers, in the order {order}; in which its own are, its file does not say")
+        built = replace(built, renormalise=renormalise, notes=(*built.notes, *notes))
+        return self._looked_at(built.of_classes(data.classes, spec, argument), data)
+
+    def _looked_at(self, built: Built, data: ImageData) -> Built:
+        """Notes that it answers with probabilities, if it does so to real images: of a network of somebody's."""
+        if not any(isinstance(hook, AsLogits) and not hook.changes for hook in built.network._forward_hooks.values()):
+            return built
+        images = data.eval_loader().first(_LOOKED_AT).images
+        images = images if built.renormalise is None else built.renormalise(images)
+        with probing(built.network, images):
+            logits_BC = built.network(images)
+        if not looks_like_probabilities(logits_BC):
+            return built
+        warning = (
+            "WARNING: it answers with probabilities (no number below 0, and each row sums to 1) where logits are expected: losses take a "
+            "softmax of them once more. Leave its own out, or say --teacher-answers probabilities of a teacher"
+        )
+        return replace(built, notes=(*built.notes, warning))
+
+    def doubts(self, result: StageResult, data: ImageData) -> list[str]:
+        """What a teacher's answers to the validation set say against it, a clause each."""
+        return doubts(result.details, data.classes)
 
     def supervised(self, network: nn.Module) -> Distiller:
         """Cross-entropy with the labels."""
