@@ -159,7 +159,7 @@ class Experiment:
         self._say("teacher", built.notes)
         plan = self.networks.teacher_plan(self.plan)
         taught = self.lab.fit(self.task.supervised(built.network), self.data.for_teacher(), plan, name="teacher", model=built.spec)
-        doubts = [f"{_WARNING}the teacher was trained here to answers {doubt}" for doubt in self._doubts(taught.result)[:1]]
+        doubts = [f"{_WARNING}the teacher, trained here, {doubt}." for doubt in self._doubts(taught.result)[:1]]
         self._say("teacher", doubts)
         return replace(taught, notes=(*_sentences(built.notes), *doubts))
 
@@ -178,11 +178,11 @@ class Experiment:
         self._say("teacher", [f"{primary} {result.metrics[primary]:.2f} with the weights that it brought", *built.notes])
         doubts = self._doubts(result)
         if doubts and not self.networks.accept_teacher:
-            got = f"{self.networks.teacher}, {'; '.join(doubts)}"
+            got = f"{self.networks.teacher}, which {'; '.join(doubts)}"
             raise InputError("teacher", got, "one that knows the data's classes, or --accept-teacher to go on with it")
         notes = _sentences(built.notes)
         if doubts:
-            notes.append(f"{_WARNING}the teacher cannot be right: {'; '.join(doubts)}. It was accepted all the same.")
+            notes.append(f"{_WARNING}the teacher {'; '.join(doubts)}. It was accepted all the same.")
             self._say("teacher", notes[-1:])
         return tuple(notes)
 
@@ -199,11 +199,12 @@ class Experiment:
         behind = (other - score) * (1 if evaluator.higher_is_better else -1)
         if not behind > max(_FAR * abs(other), 3 * error):
             return teacher
-        said = f"{evaluator.primary} {score:.2f}, far worse than the student alone ({other:.2f})"
+        said = f"is far worse than the student alone ({evaluator.primary} {score:.2f} and {other:.2f})"
         if teacher.result.epochs == 0 and teacher.teacher is None and not self.networks.accept_teacher:
-            raise InputError("teacher", f"{self.networks.teacher} with {said}", "a better one, or --accept-teacher to go on with it")
-        self._say("teacher", [f"{_WARNING}{said}"])
-        return replace(teacher, notes=(*teacher.notes, f"{_WARNING}the teacher has {said}."))
+            raise InputError("teacher", f"{self.networks.teacher}, which {said}", "a better one, or --accept-teacher to go on with it")
+        note = f"{_WARNING}the teacher {said}."
+        self._say("teacher", [note])
+        return replace(teacher, notes=(*teacher.notes, note))
 
     def _cached(self) -> CachedTeacher | None:
         spec = self.networks.teacher

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from stillroom import catalog
 from stillroom.engine.answers import changed_answers
-from stillroom.engine.distiller import Distiller
+from stillroom.engine.distiller import Distiller, unused_parameters
 from stillroom.engine.distributed import rank, world_size
 from stillroom.engine.report.results import Report, StageResult
 from stillroom.engine.run.checkpoints import AtomicCheckpointIO, Checkpoints
@@ -282,6 +282,18 @@ class Lab:
         ordinary = self.options.layout == "contiguous" or self.options.strategy.startswith("fsdp") or self.device.type == "mps"
         return nullcontext() if ordinary else channels_last(distiller.student, data.example_inputs())
 
+    def _strategy(self, distiller: Distiller, data: TaskData, display: StageDisplay) -> DDPStrategy | str:
+        """How the processes share a training. DDP waits for the gradient of every parameter unless it is told that some have none."""
+        several = self.options.devices * self.options.num_nodes > 1
+        if self.options.strategy not in ("auto", "ddp"):
+            return self.options.strategy
+        unused = unused_parameters(distiller, data, self.seed) if several else []
+        if not unused:
+            # Buffers are made equal before each evaluation; DDP would send them, memory banks too, at every step.
+            return DDPStrategy(broadcast_buffers=False) if self.options.strategy == "ddp" else self.options.strategy
+        display.say(f"parameters that take no part in the loss and stay as they are: {', '.join(unused[:5])}{', ...' * (len(unused) > 5)}")
+        return DDPStrategy(broadcast_buffers=False, find_unused_parameters=True)
+
     def _train(self, distiller: Distiller, data: TaskData, plan: Training, folder: StageFolder, name: str) -> Recorder:
         """Lightning's loop, with our callbacks."""
         options, ours = self.options, distiller.automatic_optimization
@@ -294,8 +306,7 @@ class Lab:
                 accelerator=options.accelerator,
                 devices=options.devices,
                 num_nodes=options.num_nodes,
-                # Buffers are made equal before each evaluation; DDP would send them, memory banks too, at every step.
-                strategy=DDPStrategy(broadcast_buffers=False) if options.strategy == "ddp" else options.strategy,
+                strategy=self._strategy(distiller, data, display),
                 precision=options.precision,  # type: ignore[arg-type]
                 max_epochs=plan.epochs,
                 limit_val_batches=0,  # the recorder evaluates: a killed run never has half an evaluation to go on from

@@ -61,7 +61,10 @@ def headline(report: Report) -> str:
         sentence += f", {_apart(gain.spread.mean, metric)} {'the same student trained alone' if same else gain.over}"
     if report.teacher in report.arms and report.teacher != arm:
         teacher = summary[report.teacher].metrics[report.primary]
-        if math.isfinite(teacher.mean):
+        if _is_worse(report, teacher.mean, metric):
+            other = "the student alone" if report.baseline == "alone" else report.baseline
+            sentence += f"; its teacher, at {metric.spread(teacher)}{unit}, is worse than {other}"
+        elif math.isfinite(teacher.mean):
             sentence += f", {_apart(reached.mean - teacher.mean, metric, counted=not gain)} its teacher"
         large = report.arms[report.teacher][0].footprint
         if small.macs and large.macs:
@@ -77,6 +80,14 @@ def headline(report: Report) -> str:
         failures = [f"{name} failed{' with some seeds' if name in report.arms else ''}" for name in report.failed]
         sentences.append(f"{'; '.join(failures)}.")
     return " ".join(filter(None, sentences))
+
+
+def _is_worse(report: Report, teacher: float, metric: Metric) -> bool:
+    """Whether the teacher is visibly worse than the student without it: then being better than it is no praise."""
+    if report.baseline is None or report.baseline == report.teacher:
+        return False
+    behind = fmean(result.metrics[report.primary] for result in report.arms[report.baseline]) - teacher
+    return math.isfinite(behind) and float(metric.number(abs(behind))) > 0 and (behind > 0) == report.higher_is_better
 
 
 def _apart(difference: float, metric: Metric, counted: bool = True) -> str:

@@ -17,6 +17,9 @@ def doubts(details: Mapping[str, np.ndarray], classes: Sequence[str]) -> list[st
     Args:
         details: its answers, `labels` and `predicted` int64 [N]; a broken answer is below 0.
         classes: of the data.
+
+    Returns:
+        Clauses, of which the first wants "the teacher" before it.
     """
     labels_N, predicted_N = details["labels"], details["predicted"]
     count = len(classes)
@@ -29,11 +32,11 @@ def doubts(details: Mapping[str, np.ndarray], classes: Sequence[str]) -> list[st
     spread = 2 * math.sqrt(chance * (1 - chance) / len(labels_N)) if len(labels_N) >= _ENOUGH else 0.0
     order = permutation(labels_N, predicted_N, count)
     found = []
-    right = f"which is right for {accuracy:.1%} of the validation images"
+    right = f"is right for {_percent(accuracy)} of the validation images"
     if accuracy <= chance + spread:
-        found.append(f"{right}, no more than chance ({chance:.1%} of {count} classes)")
+        found.append(f"{right}, no more than chance ({_percent(chance)} with {count} classes)")
     elif accuracy < share:
-        found.append(f"{right}, less than always saying {classes[majority]} ({share:.1%})")
+        found.append(f"{right}, less than who always says {classes[majority]} ({_percent(share)})")
     elif order is not None:
         found.append(right)
     if order is not None and found:
@@ -41,10 +44,14 @@ def doubts(details: Mapping[str, np.ndarray], classes: Sequence[str]) -> list[st
         moved = [f"{classes[said]} for {classes[meant]}" for said, meant in enumerate(order) if said != meant]
         shown = ", ".join(moved[:_SHOWN]) + (", ..." if len(moved) > _SHOWN else "")
         found.append(
-            f"its classes seem to be in another order: it says {shown}; with them exchanged {exchanged:.1%} would be right "
-            "(--teacher-classes FILE gives it the names in its own order)"
+            f"its classes seem to be in another order: it says {shown}; with them exchanged {_percent(exchanged)} would be right "
+            "(--teacher-classes FILE names them in its own order)"
         )
     return found
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f} %"
 
 
 def permutation(labels_N: np.ndarray, predicted_N: np.ndarray, count: int) -> list[int] | None:

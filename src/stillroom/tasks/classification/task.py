@@ -88,6 +88,7 @@ IMAGENET: dict[str, Any] = {
 
 
 _LOOKED_AT = 8  # images
+_RESAMPLED = "resampled"  # in notes on weights that were made for other sizes of images
 
 
 def _unsure_order(classes: Sequence[str]) -> str:
@@ -140,7 +141,8 @@ class Classification:
                 got = f"{options.teacher_classes} for {spec}, a teacher without weights"
                 raise InputError("teacher_classes", got, "none: a teacher that is trained here has the data's classes")
             return self._looked_at(built, data)
-        renormalise, notes = teacher_inputs(data, configurations(spec, trust_pickle=trust_pickle, argument=argument))
+        found = configurations(spec, trust_pickle=trust_pickle, argument=argument)
+        renormalise, notes = teacher_inputs(data, found, resized=built.weights == PRETRAINED or _RESAMPLED in "".join(built.notes))
         if built.classes is None and built.weights != PRETRAINED and (order := _unsure_order(data.classes)):
             notes.append(f"WARNING: the data's classes are numbers, in the order {order}; in which its own are, its file does not say")
         built = replace(built, renormalise=renormalise, notes=(*built.notes, *notes))

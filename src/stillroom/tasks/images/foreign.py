@@ -12,12 +12,13 @@ from stillroom.tasks.images.arguments import Statistics, renormalisation
 from stillroom.tasks.images.configurations import Configuration
 
 
-def teacher_inputs(data: Any, found: Sequence[Configuration]) -> tuple[Renormalise | None, list[str]]:
+def teacher_inputs(data: Any, found: Sequence[Configuration], *, resized: bool) -> tuple[Renormalise | None, list[str]]:
     """What makes a teacher's inputs of the student's, None where they are the same; and what to tell of it, a clause each.
 
     Args:
         data: with `mean`, `std`, `image_size`, and what was typed: `teacher_mean`, `teacher_std`, `teacher_image_size`, each may be None.
         found: configurations of the teacher, the nearest first.
+        resized: its weights are known to be those of another size of images.
     """
     ours: Statistics = (data.mean, data.std)
     own = next((one for one in found if one.statistics), None)
@@ -36,7 +37,7 @@ def teacher_inputs(data: Any, found: Sequence[Configuration]) -> tuple[Renormali
     smoothing = next((one.interpolation for one in found if one.interpolation), None) or "bilinear"
     if size is not None:
         notes.append(f"its images are the student's crops, resized to {size[0]} x {size[1]} pixels ({smoothing})")
-    elif sized is not None and sized.size is not None and sized.size != (data.image_size,) * 2:
+    elif resized and sized is not None and sized.size is not None and sized.size != (data.image_size,) * 2:
         trained = f"{sized.size[0]} x {sized.size[1]}"
         notes.append(f"{sized.source} says {trained} pixels, and it is given {data.image_size} (--teacher-image-size {sized.size[0]})")
     cropped = next((one for one in found if one.crop and one.crop < 1), None)
