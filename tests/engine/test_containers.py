@@ -25,6 +25,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations, weight_norm
 
+from stillroom.engine import containers
 from stillroom.engine.weights import Loaded, load_weights, read_weights
 from stillroom.errors import InputError
 
@@ -87,6 +88,10 @@ BESIDE: dict[str, Any] = {
 }
 
 
+BAD, GOOD = state(7), state(0)
+COUNTER = {"1.num_batches_tracked": torch.tensor(0)}
+
+
 @pytest.mark.parametrize("name", BESIDE)
 def test_inert_things_beside_the_weights_do_not_matter(tmp_path: Path, name: str) -> None:
     torch.save({"epoch": 3, "beside": BESIDE[name], "state_dict": state()}, tmp_path / "w.pth")
@@ -115,6 +120,19 @@ def test_weights_as_arrays_and_among_attributes(tmp_path: Path) -> None:
     assert loaded(tmp_path / "attributes.pth", state()).name == "net"
 
 
+@pytest.mark.parametrize("protocol", [3, 4, 5])
+def test_newer_pickle_protocols(tmp_path: Path, protocol: int) -> None:
+    content = {"epoch": np.float64(3), "args": argparse.Namespace(a=[1]), "model": {"net": network(0).state_dict()}}
+    torch.save(content, tmp_path / "w.pth", pickle_protocol=protocol)
+    assert loaded(tmp_path / "w.pth", GOOD).name == "model.net"
+    halves = {key: nn.Parameter(value.half(), requires_grad=False) for key, value in GOOD.items() if value.is_floating_point()}
+    torch.save(halves, tmp_path / "half.pth", pickle_protocol=protocol)
+    loaded(tmp_path / "half.pth", {key: value.half().float() for key, value in GOOD.items() if value.is_floating_point()} | COUNTER)
+    arrays = {key: np.asfortranarray(value.numpy()) for key, value in GOOD.items()}
+    (tmp_path / "w.pkl").write_bytes(pickle.dumps({"model": arrays, "name": "R50"}, protocol=protocol))
+    loaded(tmp_path / "w.pkl", GOOD)
+
+
 class Dangerous:
     def __init__(self, mark: Path) -> None:
         self.mark = mark
@@ -133,13 +151,31 @@ class Called:
         return collections.defaultdict, (os.getcwd,)
 
 
+@pytest.mark.parametrize("protocol", [2, 3, 4, 5])
 @pytest.mark.parametrize("kind", [Dangerous, Called])
-def test_what_would_run_code_is_refused_and_not_run(tmp_path: Path, kind: type[Any]) -> None:
+def test_what_would_run_code_is_refused_and_not_run(tmp_path: Path, kind: type[Any], protocol: int) -> None:
     mark = tmp_path / "mark"
-    torch.save({"state_dict": state(), "args": kind(mark)}, tmp_path / "w.pth")
-    with pytest.raises(InputError, match=r"needs .* to be unpickled.*--trust-pickle"):
-        load_weights(network(), tmp_path / "w.pth")
+    torch.save({"state_dict": state(), "args": kind(mark)}, tmp_path / "w.pth", pickle_protocol=protocol)
+    (tmp_path / "plain.pth").write_bytes(pickle.dumps({"args": kind(mark)}, protocol=protocol))
+    for name in ("w.pth", "plain.pth"):
+        with pytest.raises(InputError, match=r"needs (posix|os)\.(mkdir|getcwd) to be unpickled.*--trust-pickle" if protocol > 2 else ""):
+            load_weights(network(), tmp_path / name)
     assert not mark.exists()
+
+
+def test_our_unpickler_gives_nothing_that_could_be_changed_or_called(tmp_path: Path) -> None:
+    """A pickle can set the state of whatever it finds: of a class that would be to change it for everybody."""
+    for found in (
+        b"cargparse\nNamespace\n",
+        b"ccollections\nOrderedDict\n",
+        b"ctorch._utils\n_rebuild_tensor_v2\n",
+        b"ctorch\nFloatStorage\n",
+    ):
+        for state in (b"}X\x04\x00\x00\x00evilK\x01s", b"N}X\x04\x00\x00\x00evilK\x01s\x86"):
+            (tmp_path / "w.pkl").write_bytes(b"\x80\x04" + found + state + b"b.")
+            with pytest.raises(InputError):
+                load_weights(network(), tmp_path / "w.pkl")
+    assert not any(hasattr(kind, "evil") for kind in (collections.OrderedDict, *containers._INERT.values(), *containers._OWN.values()))
 
 
 @pytest.mark.parametrize(
@@ -175,7 +211,6 @@ def test_a_networks_parts_in_dictionaries_of_their_own(tmp_path: Path) -> None:
     loaded(tmp_path / "w.pth", state())
 
 
-BAD, GOOD = state(7), state(0)
 CHOICES: dict[str, tuple[dict[str, Any], str]] = {
     "timm": ({"state_dict": BAD, "state_dict_ema": GOOD}, "state_dict_ema"),
     "torchvision": ({"model": BAD, "model_ema": {**prefixed(GOOD, "module."), "n_averaged": torch.tensor(5)}}, "model_ema"),
@@ -349,7 +384,7 @@ JUNK = st.sampled_from([*BESIDE.values(), None, 3, "text", b"bytes", [torch.ones
 
 
 @st.composite
-def containers(draw: st.DrawFn) -> Any:
+def contents(draw: st.DrawFn) -> Any:
     """Weights under any names and prefixes, with anything beside them at every depth."""
     prefix = "".join(f"{name}." for name in draw(st.lists(NAMES, max_size=3)))
     content: Any = {**prefixed(GOOD, prefix), **draw(st.dictionaries(st.sampled_from(["extra", "y"]), JUNK, max_size=1))}
@@ -360,14 +395,14 @@ def containers(draw: st.DrawFn) -> Any:
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(containers(), st.booleans())
-def test_any_container_whose_tensors_fit_is_loaded(tmp_path: Path, content: Any, zipped: bool) -> None:
-    torch.save(content, tmp_path / "w.pth", _use_new_zipfile_serialization=zipped)
+@given(contents(), st.booleans(), st.sampled_from([2, 4]))
+def test_any_container_whose_tensors_fit_is_loaded(tmp_path: Path, content: Any, zipped: bool, protocol: int) -> None:
+    torch.save(content, tmp_path / "w.pth", _use_new_zipfile_serialization=zipped, pickle_protocol=protocol if zipped else 2)
     loaded(tmp_path / "w.pth", GOOD)
 
 
 @settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(containers(), st.data())
+@given(contents(), st.data())
 def test_a_broken_file_is_one_line_and_never_a_wrong_network(tmp_path: Path, content: Any, data: st.DataObject) -> None:
     kind, stream = data.draw(st.sampled_from(["zip", "legacy", "safetensors", "pickle", "index"])), io.BytesIO()
     if kind == "safetensors":
@@ -378,7 +413,7 @@ def test_a_broken_file_is_one_line_and_never_a_wrong_network(tmp_path: Path, con
     elif kind == "index":
         stream.write(sharded(tmp_path / "shards", GOOD, "safetensors").read_bytes())
     else:
-        torch.save(content, stream, _use_new_zipfile_serialization=kind == "zip")
+        torch.save(content, stream, _use_new_zipfile_serialization=kind == "zip", pickle_protocol=data.draw(st.sampled_from([2, 4])))
     whole = bytearray(stream.getvalue())
     if data.draw(st.booleans()):
         del whole[data.draw(st.integers(0, len(whole))) :]

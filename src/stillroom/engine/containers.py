@@ -3,20 +3,24 @@
 Safetensors, whole or in shards; what `torch.save` wrote, in any nesting; folders that Stillroom, timm or transformers wrote. A pickle is
 read by torch's own unpickler for weights, which makes tensors and plain values and refuses every class it is not told of. It is told of
 those in `_INERT`: things that training code keeps beside weights (arguments, paths, numbers of NumPy, configurations). None of them is
-imported: each becomes an object of this module that takes what it is made from, and does nothing.
+imported: each becomes an object of this module that takes what it is made from, and does nothing. What torch's unpickler cannot read, newer
+pickle protocols and pickles that torch did not write, is read by one of ours, which knows those same classes and no others.
 """
 
 from __future__ import annotations
 
 import json
+import pickle
 import re
+import struct
 import warnings
 import zipfile
+import zlib
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import torch
@@ -36,6 +40,8 @@ _IN_FOLDER = (
 )
 _ENDINGS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")
 _SHOWN = 8  # names in a message
+_BROKEN_ARCHIVE = (OSError, ValueError, RuntimeError, NotImplementedError, EOFError, zipfile.BadZipFile, zlib.error, struct.error)
+_OF_TORCH = 2  # the newest pickle protocol that torch's unpickler for weights reads
 _PLACES = 4  # in which one and the same object of a file is looked into
 
 
@@ -166,7 +172,7 @@ def _is_program(file: Path) -> bool:
     try:
         with zipfile.ZipFile(file) as archive:
             return any(name.endswith("/constants.pkl") for name in archive.namelist())
-    except (OSError, ValueError, zipfile.BadZipFile, NotImplementedError):
+    except _BROKEN_ARCHIVE:
         return False
 
 
@@ -176,6 +182,13 @@ def _damaged(argument: str, file: Path, error: Exception) -> InputError:
 
 
 def _unpickle(file: Path, trust_pickle: bool, argument: str) -> object:
+    if not trust_pickle and _protocol(file) > _OF_TORCH:
+        try:
+            return _Unpickler.read(file)
+        except Exception as error:  # as below
+            if refused := re.search(r"class (\S+)$", str(error)):
+                raise _untrusted(argument, file, refused[1]) from None
+            raise _damaged(argument, file, error) from error
     known = [] if trust_pickle else [(made, name) for name, made in _INERT.items()]
     try:
         with warnings.catch_warnings(), file.open("rb") as stream, torch.serialization.safe_globals(known):  # type: ignore[arg-type]
@@ -185,12 +198,71 @@ def _unpickle(file: Path, trust_pickle: bool, argument: str) -> object:
     except Exception as error:  # depending on where a file is damaged, reading it raises nearly anything
         refused = re.search(r"(?:GLOBAL (\S+)|(?:global|class) (\S+?\.\S+?))[\s,]|Unsupported operand", f"{error} ")
         if not trust_pickle and "weights_only" in str(error).lower() and refused:
-            raise InputError(
-                argument,
-                f"'{file}', which needs {refused[1] or refused[2] or 'more than tensors'} to be unpickled",
-                "a file of tensors alone, or --trust-pickle (trust_pickle=True) if you trust its author: unpickling can run any code",
-            ) from None
+            raise _untrusted(argument, file, refused[1] or refused[2] or "more than tensors") from None
         raise _damaged(argument, file, error) from error
+
+
+def _untrusted(argument: str, file: Path, name: str) -> InputError:
+    expected = "a file of tensors alone, or --trust-pickle (trust_pickle=True) if you trust its author: unpickling can run any code"
+    return InputError(argument, f"'{file}', which needs {name} to be unpickled", expected)
+
+
+def _protocol(file: Path) -> int:
+    """Of the pickle that a file is, or that an archive of torch's holds; 0 where there is none to be found."""
+    try:
+        if not zipfile.is_zipfile(file):
+            with file.open("rb") as stream:
+                return stream.read(2)[1]
+        with zipfile.ZipFile(file) as archive, archive.open(_pickle_in(archive)) as stream:
+            return stream.read(2)[1]
+    except (*_BROKEN_ARCHIVE, IndexError, KeyError):
+        return 0
+
+
+def _pickle_in(archive: zipfile.ZipFile) -> str:
+    return next((name for name in archive.namelist() if name.endswith("/data.pkl")), "data.pkl")
+
+
+class _Unpickler(pickle.Unpickler):
+    """Reads a pickle of any protocol into tensors, plain values and inert objects. It finds no class but those of this module.
+
+    Args:
+        stream: the pickle.
+        archive: of torch's, that holds the numbers of its tensors; None for a pickle alone.
+    """
+
+    def __init__(self, stream: IO[bytes], archive: zipfile.ZipFile | None = None) -> None:
+        super().__init__(stream)
+        self.archive = archive
+
+    @classmethod
+    def read(cls, file: Path) -> object:
+        """What a file holds."""
+        if not zipfile.is_zipfile(file):
+            with file.open("rb") as stream:
+                return cls(stream).load()
+        with zipfile.ZipFile(file) as archive, archive.open(_pickle_in(archive)) as stream:
+            return cls(stream, archive).load()
+
+    def find_class(self, module: str, name: str) -> Any:
+        """Something inert under that name.
+
+        Raises:
+            UnpicklingError: there is nothing.
+        """
+        if module in ("torch", "torch.storage") and name.removesuffix("Storage") in _STORED:
+            return _Inert(name.removesuffix("Storage"))
+        found = _INERT.get(f"{module}.{name}", _OWN.get(f"{module}.{name}"))
+        if found is None:
+            raise pickle.UnpicklingError(f"class {module}.{name}")
+        return found
+
+    def persistent_load(self, pid: Any) -> Any:
+        """The numbers of a storage: ``("storage", kind, name in the archive, device, length)``."""
+        _, kind, name, *_ = pid
+        assert self.archive is not None
+        content = self.archive.read(f"{_pickle_in(self.archive).removesuffix('data.pkl')}data/{name}")
+        return _Inert(torch.frombuffer(bytearray(content), dtype=_STORED[kind.arguments[0]]) if content else torch.empty(0))
 
 
 # What lies in it ------------------------------------------------------------------------------------------------------------------------
@@ -256,14 +328,33 @@ class _Array(_Inert):
     def tensor(self) -> Tensor | None:
         """Its numbers; None where it holds something else, or is damaged."""
         try:
-            _, shape, kind, by_columns, content = self.state
-            letter, order = kind.arguments[0], "<>"[kind.state[1] == ">"]
+            if self.state is None:  # protocol 5
+                content, kind, shape, order = self.arguments
+                by_columns = order == "F"
+            else:
+                _, shape, kind, by_columns, content = self.state
+            letter, big = kind.arguments[0], kind.state[1] == ">"
             if not re.fullmatch(r"[fiu][1248]|b1", letter):
                 return None
-            flat = np.frombuffer(content, np.dtype(order + letter)).astype(letter)  # a copy, in this machine's order
+            flat = np.frombuffer(content, np.dtype("<>"[big] + letter)).astype(letter)  # a copy, in this machine's order
             return torch.from_numpy(flat.reshape(shape, order="F" if by_columns else "C"))
         except (TypeError, ValueError, AttributeError, IndexError, RuntimeError):
             return None
+
+
+class _Rebuilt(_Inert):
+    """A tensor as torch pickles it: ``(storage, offset, shape, strides, ...)``."""
+
+    def __new__(cls, *arguments: Any) -> Any:
+        storage, offset, shape, strides, *_ = arguments
+        return torch.as_strided(storage.arguments[0], shape, strides, offset)  # which looks that all lies inside
+
+
+class _Parameter(_Inert):
+    """A parameter as torch pickles it: ``(tensor, ...)``."""
+
+    def __new__(cls, *arguments: Any) -> Any:
+        return arguments[0]
 
 
 class _Words(_Inert):
@@ -297,6 +388,7 @@ _INERT: dict[str, type[_Inert]] = {
     **_named(_Inert, "copyreg _operator", "_reconstructor getitem"),
     **_named(_Inert, _NUMPY, "scalar"),
     **_named(_Array, _NUMPY, "_reconstruct"),
+    **_named(_Array, "numpy.core.numeric numpy._core.numeric", "_frombuffer"),
     **_named(_Inert, "numpy", "dtype ndarray float16 float32 float64 int8 int16 int32 int64 uint8 bool_ bool"),
     **_named(_Inert, "numpy.dtypes", "Float16DType Float32DType Float64DType Int8DType Int16DType Int32DType Int64DType"),
     **_named(_Inert, "numpy.dtypes", "UInt8DType BoolDType StrDType ObjectDType"),
@@ -315,4 +407,26 @@ _INERT: dict[str, type[_Inert]] = {
     **_named(_Words, "mmengine.config mmengine.config.config mmcv.utils.config", "ConfigDict Config"),
     **_named(_Words, "lightning.fabric.utilities.data lightning_fabric.utilities.data", "AttributeDict"),
     **_named(_Words, "pytorch_lightning.utilities.parsing lightning.pytorch.utilities.parsing", "AttributeDict"),
+}
+# What torch's own unpickler knows besides, for ours.
+_OWN: dict[str, type[_Inert]] = {
+    **_named(_Words, "collections", "OrderedDict Counter"),
+    **_named(_Inert, "torch", "Size device dtype layout float16 bfloat16 float32 float64 int64 int32 int16 int8 uint8 bool"),
+    **_named(_Inert, "builtins", "set bytearray complex"),
+    **_named(_Inert, "_codecs", "encode"),
+    **_named(_Rebuilt, "torch._utils", "_rebuild_tensor_v2 _rebuild_tensor"),
+    **_named(_Parameter, "torch._utils", "_rebuild_parameter _rebuild_parameter_with_state"),
+    **_named(_Inert, "torch.serialization", "_get_layout"),
+}
+_STORED = {
+    "Float": torch.float32,
+    "Double": torch.float64,
+    "Half": torch.float16,
+    "BFloat16": torch.bfloat16,
+    "Long": torch.int64,
+    "Int": torch.int32,
+    "Short": torch.int16,
+    "Char": torch.int8,
+    "Byte": torch.uint8,
+    "Bool": torch.bool,
 }
