@@ -10,7 +10,7 @@ from typing import Any
 from stillroom.engine.cache import CACHE, CachedTeacher
 from stillroom.engine.distiller import Distiller
 from stillroom.engine.lab import Lab, Trained
-from stillroom.engine.report.gains import image_error
+from stillroom.engine.report.gains import far_worse, image_error
 from stillroom.engine.report.results import COMMON_METRICS, Metric, Report, StageResult
 from stillroom.engine.task import Built, CacheableData, Task, TaskData
 from stillroom.engine.teacher import Resized, Teacher
@@ -21,7 +21,6 @@ Make = Callable[[Any, Any], Distiller]  # (fresh student, frozen Teacher) -> the
 
 _TRIED = 4  # samples of the one forward pass of a rehearsal
 _WARNING = "WARNING: "
-_FAR = 0.15  # of the student's score: so much worse than the student alone, a teacher is not what it was meant to be
 
 
 @dataclass(frozen=True)
@@ -196,8 +195,7 @@ class Experiment:
         score, other = teacher.result.metrics[evaluator.primary], alone.result.metrics[evaluator.primary]
         one_image = 100.0 if COMMON_METRICS.get(evaluator.primary, Metric("")).unit == "%" else 0.0
         _, error = image_error([(alone.result.details, teacher.result.details)], [(other, score)], one_image)
-        behind = (other - score) * (1 if evaluator.higher_is_better else -1)
-        if not behind > max(_FAR * abs(other), 3 * error):
+        if not far_worse(score, other, higher_is_better=evaluator.higher_is_better) or abs(other - score) <= 3 * error:
             return teacher
         said = f"is far worse than the student alone ({evaluator.primary} {score:.2f} and {other:.2f})"
         if teacher.result.epochs == 0 and teacher.teacher is None and not self.networks.accept_teacher:

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from statistics import fmean
 
-from stillroom.engine.report.gains import Gain
+from stillroom.engine.report.gains import Gain, far_worse
 from stillroom.engine.report.results import Metric, Report
 
 NOTHING = "–"
@@ -61,7 +61,7 @@ def headline(report: Report) -> str:
         sentence += f", {_apart(gain.spread.mean, metric)} {'the same student trained alone' if same else gain.over}"
     if report.teacher in report.arms and report.teacher != arm:
         teacher = summary[report.teacher].metrics[report.primary]
-        if _is_worse(report, teacher.mean, metric):
+        if _is_broken(report, teacher.mean):
             other = "the student alone" if report.baseline == "alone" else report.baseline
             sentence += f"; its teacher, at {metric.spread(teacher)}{unit}, is worse than {other}"
         elif math.isfinite(teacher.mean):
@@ -82,12 +82,12 @@ def headline(report: Report) -> str:
     return " ".join(filter(None, sentences))
 
 
-def _is_worse(report: Report, teacher: float, metric: Metric) -> bool:
-    """Whether the teacher is visibly worse than the student without it: then being better than it is no praise."""
+def _is_broken(report: Report, teacher: float) -> bool:
+    """Whether the teacher is far worse than the student without it: then being better than it is no praise."""
     if report.baseline is None or report.baseline == report.teacher:
         return False
-    behind = fmean(result.metrics[report.primary] for result in report.arms[report.baseline]) - teacher
-    return math.isfinite(behind) and float(metric.number(abs(behind))) > 0 and (behind > 0) == report.higher_is_better
+    alone = fmean(result.metrics[report.primary] for result in report.arms[report.baseline])
+    return far_worse(teacher, alone, higher_is_better=report.higher_is_better)
 
 
 def _apart(difference: float, metric: Metric, counted: bool = True) -> str:
