@@ -68,7 +68,7 @@ class Node:
         vars(self).update(attributes)
 
 
-class Easy(dict):  # type: ignore[type-arg]
+class Easy(dict[str, Any]):
     """As EasyDict: items that are attributes as well."""
 
     def __setattr__(self, name: str, value: object) -> None:
@@ -319,7 +319,7 @@ def test_a_head_for_other_classes_is_left_out_where_that_is_asked_for(tmp_path: 
 def sharded(folder: Path, weights: State, ending: str) -> Path:
     folder.mkdir(exist_ok=True)
     names = list(weights)
-    places = {}
+    places: dict[str, str] = {}
     for number, keys in enumerate((names[::2], names[1::2])):
         file = f"shard-{number}.{ending}"
         places |= dict.fromkeys(keys, file)

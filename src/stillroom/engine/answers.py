@@ -49,6 +49,16 @@ class AsLogits:
             logits_BC = logits_BC[:, torch.tensor(self.rows, device=logits_BC.device)]
         return logits_BC
 
+    def found(self, network: nn.Module, inputs: Tensor) -> Tensor:
+        """What it finds in the answer of a network whose hook it is, before it is changed to what is wanted: [B, C]."""
+        answers: list[Any] = []
+        before = network.register_forward_hook(lambda module, given, answer: answers.append(answer), prepend=True)
+        try:
+            network(inputs)
+        finally:
+            before.remove()
+        return next(found for _, found in logits_in(answers[0], len(inputs), self.classes))
+
     @property
     def changes(self) -> bool:
         """Whether it changes logits that are such already."""

@@ -149,18 +149,30 @@ class Classification:
         return self._looked_at(built.of_classes(data.classes, spec, argument), data)
 
     def _looked_at(self, built: Built, data: ImageData) -> Built:
-        """Notes that it answers with probabilities, if it does so to real images: of a network of somebody's."""
-        if not any(isinstance(hook, AsLogits) and not hook.changes for hook in built.network._forward_hooks.values()):
+        """Notes that a network of somebody's answers with probabilities where logits are expected, if it does so to real images.
+
+        Raises:
+            InputError: it was said to answer with probabilities, and does not.
+        """
+        hook = next((hook for hook in built.network._forward_hooks.values() if isinstance(hook, AsLogits)), None)
+        if hook is None:
             return built
         images = data.eval_loader().first(_LOOKED_AT).images
-        images = images if built.renormalise is None else built.renormalise(images)
         with probing(built.network, images):
-            logits_BC = built.network(images)
-        if not looks_like_probabilities(logits_BC):
+            answers_BC = hook.found(built.network, images if built.renormalise is None else built.renormalise(images))
+        lowest, highest = float(answers_BC.min()), float(answers_BC.max())
+        between = lowest >= 0 and highest <= 1 + 1e-3
+        if hook.probabilities and not between:
+            got = f"probabilities of a teacher whose answers go from {lowest:.3g} to {highest:.3g}"
+            raise InputError("teacher_answers", got, "logits, or numbers from 0 to 1")
+        rows = "no number below 0, and each row sums to 1" if looks_like_probabilities(answers_BC) else ""
+        if not rows and between and built.weights is not None:  # of an untrained network's logits that may be chance
+            rows = "all numbers from 0 to 1, as behind a sigmoid"
+        if hook.probabilities or not rows:
             return built
         warning = (
-            "WARNING: it answers with probabilities (no number below 0, and each row sums to 1) where logits are expected: losses take a "
-            "softmax of them once more. Leave its own out, or say --teacher-answers probabilities of a teacher"
+            f"WARNING: it answers with probabilities ({rows}) where logits are expected: losses take a softmax of them once more. Leave "
+            "its own out, or say --teacher-answers probabilities of a teacher"
         )
         return replace(built, notes=(*built.notes, warning))
 

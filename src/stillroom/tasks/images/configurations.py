@@ -183,25 +183,28 @@ def _of_transformers(folder: Path) -> Configuration | None:
     if not processor and not names:
         return None
     normalised = processor.get("do_normalize", True)
+    factor = processor.get("rescale_factor", 1 / 255) if processor.get("do_rescale", True) else 1.0
+    range_, crop = (255 * factor if isinstance(factor, int | float) and factor > 0 else 1.0), processor.get("crop_pct")
     size, filter_ = processor.get("size"), processor.get("resample")
     if isinstance(size, Mapping):
         size = [size.get("height"), size.get("width")] if "height" in size else size.get("shortest_edge")
     return Configuration(
         f"{folder / 'preprocessor_config.json'}" if processor else f"{folder / 'config.json'}",
-        _three(processor.get("image_mean")) if normalised else (0.0,) * 3,
-        _three(processor.get("image_std")) if normalised else (1.0,) * 3,
+        _three(processor.get("image_mean") if normalised else 0.0, range_),
+        _three(processor.get("image_std") if normalised else 1.0, range_),
         _pair(size),
         _NUMBERED.get(filter_) if isinstance(filter_, int) else None,
-        None,
+        float(crop) if isinstance(crop, int | float) else None,
         tuple(names) or None,
     )
 
 
-def _three(values: Any) -> tuple[float, ...] | None:
+def _three(values: Any, range_: float = 1.0) -> tuple[float, ...] | None:
+    """Three numbers, of pixels from 0 to `range_`, for pixels from 0 to 1."""
     if isinstance(values, int | float):
         values = [values] * 3
     fine = isinstance(values, list | tuple) and len(values) == 3 and all(isinstance(value, int | float) for value in values)
-    return tuple(map(float, values)) if fine else None
+    return tuple(float(value) / range_ for value in values) if fine else None
 
 
 def _pair(size: Any) -> tuple[int, int] | None:
