@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from stillroom.engine.cache import CACHE, CachedTeacher, CacheFolder, Dtype, Res
 from stillroom.engine.experiment import cacheable
 from stillroom.engine.room import setting_of
 from stillroom.engine.run.console import StageDisplay, console
-from stillroom.engine.task import TASKS, task_named
+from stillroom.engine.task import TASKS, FindLayer, task_named
 from stillroom.errors import InputError, one_of
 from stillroom.tasks.images.sources import kind_of
 from stillroom.tasks.students import task_of
@@ -92,7 +92,7 @@ def cache(
         raise InputError("teacher", networks.teacher, "a network: what it answered is in a cache already")
     seen, storage = Views(of.views(data, views), lab.options.seed), Storage(dtype, top, rest)
     with lab.shared():
-        paths = _paths(taps, experiment.network(networks.teacher, "teacher").network, of.layers)
+        paths = _paths(taps, experiment.network(networks.teacher, "teacher").network, of.layers, data.example_inputs())
     folder = CacheFolder(lab.folder)
     with folder.locked():  # before anything is trained
         if lab.options.overwrite:
@@ -122,11 +122,11 @@ def cache(
         display.stop()
 
 
-def _paths(taps: str | None, teacher: nn.Module, layers: Mapping[str, Callable[[nn.Module, str], str]]) -> list[str]:
+def _paths(taps: str | None, teacher: nn.Module, layers: Mapping[str, FindLayer], example: Any) -> list[str]:
     """The module paths that were asked for, checked."""
     modules: Mapping[str, Any] = dict(teacher.named_modules())
     words = [word.strip() for word in taps.split(",")] if taps else []
-    paths = [layers[word](teacher, "taps") if word in layers and word not in modules else word for word in words]
+    paths = [layers[word](teacher, example, "taps") if word in layers and word not in modules else word for word in words]
     if len(set(paths)) < len(paths):
         raise InputError("taps", str(taps), "each path once")
     if paths:

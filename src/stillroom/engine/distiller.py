@@ -18,6 +18,7 @@ from stillroom.engine.teacher import Teacher
 from stillroom.engine.training import Progress, Training
 from stillroom.errors import InputError, at_least
 
+OLD_RATE = 0.1  # share of the learning rate at which weights that a student brings are changed, beside those of a new head
 _TRIED = 4  # samples of a trial
 
 
@@ -105,6 +106,7 @@ class Distiller(LightningModule):
         self.teacher = Teacher(teacher) if isinstance(teacher, nn.Module) else teacher
         self._place: Progress | None = None
         self._warned = False
+        self.new_head: tuple[str, ...] = ()  # the student's parameters that start from random numbers, where the others bring weights
         self.plan = Training()
         self.guard = FiniteGuard()
 
@@ -180,8 +182,14 @@ class Distiller(LightningModule):
         return None
 
     def parameter_groups(self) -> list[dict[str, Any]]:
-        """Parameter groups in torch.optim's form: by default one, of everything that learns."""
-        return [{"params": [p for p in self.parameters() if p.requires_grad]}]
+        """Parameter groups in torch.optim's form: by default one, of everything that learns.
+
+        A student that starts from weights with a new head has two: what the weights were loaded into learns at a tenth of the rate.
+        """
+        old = {p for name, p in self.student.named_parameters() if self.new_head and name not in self.new_head}
+        learning = [p for p in self.parameters() if p.requires_grad]
+        groups: list[dict[str, Any]] = [{"params": [p for p in learning if p not in old]}]
+        return [*groups, {"params": [p for p in learning if p in old], "lr": self.plan.lr * OLD_RATE}] if old else groups
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """The plan's optimiser over `parameter_groups`."""

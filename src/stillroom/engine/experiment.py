@@ -8,19 +8,19 @@ from pathlib import Path
 from typing import Any
 
 from stillroom.engine.cache import CACHE, CachedTeacher
-from stillroom.engine.distiller import Distiller
+from stillroom.engine.distiller import OLD_RATE, Distiller
 from stillroom.engine.lab import Lab, Trained
 from stillroom.engine.report.gains import far_worse, image_error
 from stillroom.engine.report.results import COMMON_METRICS, Metric, Report, StageResult
-from stillroom.engine.task import Built, CacheableData, Task, TaskData
+from stillroom.engine.task import WARNING, Built, CacheableData, Task, TaskData
 from stillroom.engine.teacher import Resized, Teacher
 from stillroom.engine.training import Progress, Training, with_fitting_warmup
 from stillroom.errors import InputError, positive
 
 Make = Callable[[Any, Any], Distiller]  # (fresh student, frozen Teacher) -> the method's distiller; no teacher where none is named
 
+_FINE_TUNING = 10  # epochs at most, by default
 _TRIED = 4  # samples of the one forward pass of a rehearsal
-_WARNING = "WARNING: "
 
 
 @dataclass(frozen=True)
@@ -28,11 +28,13 @@ class Networks:
     """Which networks teach and learn.
 
     Args:
-        teacher: network, optionally with weights after ``@``; without weights it is trained first. Or the folder of an earlier run, or
-            ``cache:FOLDER``.
+        teacher: network, optionally with weights after ``@``; without weights it is trained first, and with weights whose head answers
+            for other classes than the data's it is fine-tuned first. Or the folder of an earlier run, or ``cache:FOLDER``.
         student: network, as above.
-        teacher_epochs: epochs of the teacher, where it has to be trained; by default as many as the student's.
-        teacher_lr: learning rate of the teacher; by default the student's.
+        teacher_epochs: epochs of the teacher, where it has to be trained; by default as many as the student's, and to fine-tune 10 at
+            most.
+        teacher_lr: learning rate of the teacher; by default the student's. Where it is fine-tuned that of its new head; all else learns at
+            a tenth of it, and the rate falls to zero in a cosine.
         accept_teacher: go on with a teacher that is no better than chance, or far worse than the student alone.
     """
 
@@ -42,8 +44,8 @@ class Networks:
     teacher_lr: float | None = None
     accept_teacher: bool = False
 
-    def teacher_plan(self, plan: Training) -> Training:
-        """How a teacher is trained, where the students are trained by `plan`.
+    def teacher_plan(self, plan: Training, *, start: bool = False) -> Training:
+        """How a teacher is trained, where the students are trained by `plan`; with `start` one that brings weights and has a new head.
 
         Raises:
             InputError: a number that cannot be used.
@@ -51,7 +53,8 @@ class Networks:
         if self.teacher_epochs is not None and self.teacher_epochs < 1:
             raise InputError("teacher_epochs", self.teacher_epochs, "a number of at least 1")
         lr = plan.lr if self.teacher_lr is None else positive("teacher_lr", self.teacher_lr)
-        settings = {**asdict(plan), "epochs": self.teacher_epochs or plan.epochs, "lr": lr}
+        epochs = self.teacher_epochs or (min(plan.epochs, _FINE_TUNING) if start else plan.epochs)
+        settings = {**asdict(plan), "epochs": epochs, "lr": lr, **({"schedule": "cosine"} if start else {})}
         return replace(plan, **with_fitting_warmup(settings, plan.epochs))
 
 
@@ -96,7 +99,7 @@ class Experiment:
             if self._tried is None and self.networks.teacher:
                 self._tried = self._cached() or self._untaught()
             student = self.network(self.networks.student, "student")
-            self._say("student", student.notes)
+            self._warn("student", _loud(student.notes))
             rehearsed = []
             for number, one in enumerate(make):
                 fresh = student if not number else self.network(self.networks.student, "student")
@@ -108,16 +111,6 @@ class Experiment:
         """The teacher's network as it is before anything is trained."""
         built = self.network(self.networks.teacher, "teacher")
         return Teacher(built.network, renormalise=built.renormalise or self.data.renormalise)
-
-    def _say(self, title: str, notes: Sequence[str]) -> None:
-        """What a user should know of a network, in the first seed's lines: what is the matter with it in lines of their own."""
-        if self.lab.seed != self.lab.options.seed:
-            return
-        loud = [note for note in notes if note.startswith(_WARNING)]
-        if quiet := [note for note in notes if note not in loud]:
-            self.lab.say(title, "; ".join(quiet))
-        for note in loud:
-            self.lab.say(title, note)
 
     def _try(self, distiller: Distiller) -> None:
         """One forward pass of a few samples, as the first step of training shows them."""
@@ -140,7 +133,7 @@ class Experiment:
         if cached := self._cached():
             return Trained("teacher", None, replace(cached.result, seed=self.lab.seed), cached.folder, teacher=cached)
         built = self.network(self.networks.teacher, "teacher")
-        if built.weights is not None:
+        if built.weights is not None and not built.start:
             return self.lab.evaluate(
                 built.network,
                 self.data,
@@ -148,19 +141,29 @@ class Experiment:
                 model=built.spec,
                 renormalise=built.renormalise or self.data.renormalise,
                 around=self.task.supervised,
+                origin="; ".join([f"the weights of {built.weights}, scored and used as they are", *_quiet(built.notes)]),
                 accept=lambda result: self._accepted(built, result),
             )
         if (renormalise := self.data.renormalise) is not None:
             size = isinstance(renormalise, Resized)
             got = f"{list(renormalise.size if isinstance(renormalise, Resized) else renormalise.to_mean)} for {self.networks.teacher}"
+            got += ", a teacher without weights" if built.weights is None else ", a teacher that is fine-tuned"
             expected = f"none: a teacher that is trained here has the student's {'images' if size else 'statistics'}"
-            raise InputError("teacher_image_size" if size else "teacher_mean", f"{got}, a teacher without weights", expected)
-        self._say("teacher", built.notes)
-        plan = self.networks.teacher_plan(self.plan)
-        taught = self.lab.fit(self.task.supervised(built.network), self.data.for_teacher(), plan, name="teacher", model=built.spec)
-        doubts = [f"{_WARNING}the teacher, trained here, {doubt}." for doubt in self._doubts(taught.result)[:1]]
-        self._say("teacher", doubts)
-        return replace(taught, notes=(*_sentences(built.notes), *doubts))
+            raise InputError("teacher_image_size" if size else "teacher_mean", got, expected)
+        loud = self._warn("teacher", _loud(built.notes))
+        plan = self.networks.teacher_plan(self.plan, start=bool(built.start))
+        made = self.task.supervised(built.network)
+        made.new_head = built.new
+        taught = self.lab.fit(made, self.data.for_teacher(), plan, name="teacher", model=built.spec, origin=_origin(built, plan))
+        doubts = [f"the teacher, trained here, {doubt}" for doubt in self._doubts(taught.result)[:1]]
+        return replace(taught, notes=(*loud, *self._warn("teacher", doubts)))
+
+    def _warn(self, name: str, warnings: Sequence[str]) -> list[str]:
+        """Says what is the matter with a network, in the first seed; answers with the sentences for the report."""
+        if self.lab.seed == self.lab.options.seed:
+            for warning in warnings:
+                self.lab.say(name, f"{WARNING}{warning}")
+        return [f"{WARNING}{'' if warning.startswith('the ') else f'the {name}: '}{warning}." for warning in warnings]
 
     def _doubts(self, result: StageResult) -> list[str]:
         """What is to be said against a teacher, where the task knows how to tell."""
@@ -173,17 +176,14 @@ class Experiment:
         Raises:
             InputError: it cannot be right, and was not accepted all the same.
         """
-        primary = self.data.evaluator().primary
-        self._say("teacher", [f"{primary} {result.metrics[primary]:.2f} with the weights that it brought", *built.notes])
+        loud = self._warn("teacher", _loud(built.notes))
         doubts = self._doubts(result)
-        if doubts and not self.networks.accept_teacher:
+        if not doubts:
+            return tuple(loud)
+        if not self.networks.accept_teacher:
             got = f"{self.networks.teacher}, which {'; '.join(doubts)}"
             raise InputError("teacher", got, "one that knows the data's classes, or --accept-teacher to go on with it")
-        notes = _sentences(built.notes)
-        if doubts:
-            notes.append(f"{_WARNING}the teacher {'; '.join(doubts)}. It was accepted all the same.")
-            self._say("teacher", notes[-1:])
-        return tuple(notes)
+        return *loud, *self._warn("teacher", [f"the teacher {'; '.join(doubts)}. It was accepted all the same"])
 
     def _beaten(self, teacher: Trained, alone: Trained) -> Trained:
         """The teacher, with a note if it is far worse than the student alone.
@@ -200,9 +200,7 @@ class Experiment:
         said = f"is far worse than the student alone ({evaluator.primary} {score:.2f} and {other:.2f})"
         if teacher.result.epochs == 0 and teacher.teacher is None and not self.networks.accept_teacher:
             raise InputError("teacher", f"{self.networks.teacher}, which {said}", "a better one, or --accept-teacher to go on with it")
-        note = f"{_WARNING}the teacher {said}."
-        self._say("teacher", [note])
-        return replace(teacher, notes=(*teacher.notes, note))
+        return replace(teacher, notes=(*teacher.notes, *self._warn("teacher", [f"the teacher {said}"])))
 
     def _cached(self) -> CachedTeacher | None:
         spec = self.networks.teacher
@@ -226,7 +224,10 @@ class Experiment:
         built = self.network(self.networks.student, "student")
         made = make(built.network)
         made.plan = self.plan  # what it shows may depend on how long it does
-        return self.lab.fit(made, self.as_trained(made), self.plan, name=name, model=built.spec)
+        made.new_head = built.new
+        origin = _origin(built, self.plan)
+        trained = self.lab.fit(made, self.as_trained(made), self.plan, name=name, model=built.spec, origin=origin)
+        return replace(trained, notes=tuple(f"{WARNING}the student: {warning}." for warning in _loud(built.notes)))
 
     def as_trained(self, distiller: Distiller) -> Any:
         """The data as the distiller trains on them: the views that its teacher's cache has answers to, or what the method shows."""
@@ -250,11 +251,25 @@ class Experiment:
         return self.lab.report(method, self.data, stages, baseline=baseline, ship=ship or list(arms)[-1])
 
 
-def _sentences(notes: Sequence[str]) -> list[str]:
-    """Notes on the teacher's network as the report has them: one sentence, and one for each warning."""
-    quiet = [note for note in notes if not note.startswith(_WARNING)]
-    loud = [f"{_WARNING}the teacher: {note.removeprefix(_WARNING)}." for note in notes if note not in quiet]
-    return [f"The teacher: {'; '.join(quiet)}.", *loud] if quiet else loud
+def _quiet(notes: Sequence[str]) -> list[str]:
+    """Notes on a network but for warnings."""
+    return [note for note in notes if not note.startswith(WARNING)]
+
+
+def _loud(notes: Sequence[str]) -> list[str]:
+    """Warnings among the notes on a network."""
+    return [note.removeprefix(WARNING) for note in notes if note.startswith(WARNING)]
+
+
+def _origin(built: Built, plan: Training) -> str:
+    """What a network that is trained starts from, for the terminal and the report; of random numbers nothing but the notes on it."""
+    rates = f"the new head at a learning rate of {plan.lr:g}, all else at {plan.lr * OLD_RATE:g}"
+    origin = ""
+    if built.start:
+        origin = f"starts from the weights of {built.weights} without their head, since {built.start}; {plan.epochs} epochs, {rates}"
+    elif built.weights is not None:
+        origin = f"starts from the weights of {built.weights}"
+    return "; ".join(filter(None, [origin, *_quiet(built.notes)]))
 
 
 def cacheable(data: Any, argument: str, spec: str) -> CacheableData:

@@ -135,7 +135,9 @@ class Lab:
             renormalise=trained.renormalise,
         )
 
-    def fit(self, distiller: Distiller, data: TaskData, plan: Training | None = None, *, name: str, model: str = "") -> Trained:
+    def fit(
+        self, distiller: Distiller, data: TaskData, plan: Training | None = None, *, name: str, model: str = "", origin: str = ""
+    ) -> Trained:
         """Trains the distiller's student, or reads the finished stage, or goes on with the killed one.
 
         Args:
@@ -144,6 +146,7 @@ class Lab:
             plan: optimiser, schedule and length.
             name: of the stage, unique within the recipe; its folder's name.
             model: the student's specification, for the report and for loading it again.
+            origin: what its weights start from, in words for the terminal and the report, where it is not random numbers.
 
         Returns:
             The stage with its student as the last epoch left it; `best.safetensors` in its folder has the best epoch's weights.
@@ -162,13 +165,15 @@ class Lab:
                 if self.is_main and folder.open(parts) is None:
                     folder.write({"fingerprint": parts, "finished": False})
                     folder.write_indices(data.indices)
+                if origin:
+                    self._display(name).say(origin)
                 whole = copy.deepcopy(distiller.student) if self.options.strategy.startswith("fsdp") else None
                 with self._layout(distiller, data):
                     recorder = self._train(distiller, data, plan, folder, name)
                 if whole is not None:  # the one that was trained is left in shards
                     distiller.student = whole
                     distiller.student.load_state_dict(recorder.weights)
-                record = self._conclude(distiller.cpu(), data, folder, name, model, parts, recorder)
+                record = self._conclude(distiller.cpu(), data, folder, name, model, parts, recorder, origin)
         else:
             load_weights(distiller.student, folder.student)
             for companion, network in distiller.companions().items():
@@ -186,6 +191,7 @@ class Lab:
         model: str = "",
         renormalise: Renormalise | None = None,
         around: Callable[[Any], Distiller] = Distiller,
+        origin: str = "",
         accept: Callable[[StageResult], tuple[str, ...]] = lambda result: (),
     ) -> Trained:
         """Scores a network that needs no training; a stage like any other, on disk and in the report.
@@ -197,6 +203,7 @@ class Lab:
             model: the network's specification, for the report.
             renormalise: applied to the inputs, for a network that was trained with other statistics than the data have.
             around: makes the distiller whose `predict` answers, for tasks whose networks do not answer in the form that is scored.
+            origin: where the network comes from, in words for the report.
             accept: looks at what was measured, and answers with the stage's notes; what it raises leaves nothing written.
         """
         folder = StageFolder(self.folder / f"{self._prefix}{name}")
@@ -212,8 +219,9 @@ class Lab:
         done = record is not None and record.get("finished")
         if not done:
             scored = around(network) if renormalise is None else _Renormalised(network, renormalise, around)
-            record = self._measured(scored, data, name, model, parts, None, renormalise)
+            record = self._measured(scored, data, name, model, parts, None, origin, renormalise)
         assert record is not None
+        self._display(name).say(f"{model}, {origin}: {_score(record, data)}" if origin else _score(record, data))
         result = _result(record, folder)
         notes = accept(result)
         self._stage_folder(name)
@@ -343,9 +351,10 @@ class Lab:
         model: str,
         parts: dict[str, Any],
         recorder: Recorder | None,
+        origin: str,
     ) -> dict[str, Any]:
         """Evaluates the final student once more, this time with details, and writes the stage's record, last of all."""
-        record = self._measured(distiller, data, name, model, parts, recorder)
+        record = self._measured(distiller, data, name, model, parts, recorder, origin)
         self._write(record, folder, distiller)
         return record
 
@@ -357,6 +366,7 @@ class Lab:
         model: str,
         parts: dict[str, Any],
         recorder: Recorder | None,
+        origin: str,
         renormalise: Renormalise | None = None,
     ) -> dict[str, Any]:
         """The record of a stage whose student is final, with the details of its evaluation."""
@@ -382,6 +392,7 @@ class Lab:
             epochs=len(recorder.history) if recorder else 0,
             model=model,
             resumed=recorder.continued if recorder else 0,
+            origin=origin,
         )
         return {"fingerprint": parts, "finished": True, "result": result.to_json(), "details": evaluator.details()}
 
@@ -424,6 +435,12 @@ def _result(record: dict[str, Any], folder: StageFolder) -> StageResult:
     result = StageResult.from_json(record["result"])
     result.details = record.get("details") or folder.read_details()
     return result
+
+
+def _score(record: dict[str, Any], data: TaskData) -> str:
+    """The primary metric, for the terminal."""
+    primary = data.evaluator().primary
+    return f"{primary} {record['result']['metrics'][primary]:.2f}"
 
 
 def _device(accelerator: str) -> torch.device:

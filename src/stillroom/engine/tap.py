@@ -17,6 +17,7 @@ from stillroom.errors import InputError, StillroomError, near
 
 # Names under which wrappers hold the network they wrap: no part of a path that a user would write.
 _WRAPPERS = {"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
+INPUT = ":input"  # behind a module's path: what the module is given, in the place of what it answers
 _NEVER_CALLED = (nn.ModuleList, nn.ModuleDict, nn.ParameterList, nn.ParameterDict)
 
 
@@ -65,14 +66,15 @@ def _lineages(model: nn.Module) -> dict[str, tuple[nn.Module, ...]]:
 
 
 class _Catch:
-    """The forward hook of one tapped module.
+    """The forward hook of one tapped module; its forward pre-hook where what it is given is asked for.
 
     A later in-place operation (`nn.ReLU(inplace=True)`, `out += shortcut`) would change what was caught. While `copies` is set the hook
     therefore hands a copy on to the rest of the network; what it keeps is the module's own output, on the path to the model's output,
     so that gradients can be taken with respect to it.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, given: bool) -> None:
+        self.given = given
         # A key of the hook's own, the same in every call: torch.compile guards on it, and would compile anew if it changed.
         self.key = RemovableHandle(OrderedDict()).id
         self.copies = True
@@ -80,14 +82,19 @@ class _Catch:
         self.handed_on: list[Any] = []
         self.versions: list[int] = []
 
-    def __call__(self, module: nn.Module, inputs: Any, output: Any) -> Any:
-        self.caught.append(output)
+    def hooks(self, module: nn.Module) -> dict[int, Any]:
+        """Those of the module among which this one belongs."""
+        return module._forward_pre_hooks if self.given else module._forward_hooks
+
+    def __call__(self, module: nn.Module, inputs: Any, output: Any = None) -> Any:
+        seen = (inputs[0] if inputs else None) if self.given else output
+        self.caught.append(seen)
         if not self.copies:
-            self.versions = _versions(output)
+            self.versions = _versions(seen)
             return None
-        copy = output.clone() if isinstance(output, Tensor) else tree_map(_clone, output)
+        copy = seen.clone() if isinstance(seen, Tensor) else tree_map(_clone, seen)
         self.handed_on.append(copy)
-        return copy
+        return (copy, *inputs[1:]) if self.given and inputs else None if self.given else copy
 
 
 def _clone(leaf: Any) -> Any:
@@ -117,16 +124,17 @@ class Tap:
         self.paths = paths
         lineages = _lineages(model)
         self._tapped: list[tuple[nn.Module, _Catch, list[str]]] = []
-        catches: dict[int, list[str]] = {}
+        catches: dict[tuple[int, bool], list[str]] = {}
         above: dict[int, nn.Module] = {id(model): model}
         for path in paths:
             lineage = _find(path, lineages, argument)
             above.update((id(module), module) for module in lineage)
-            if id(lineage[-1]) in catches:  # two names of one module
-                catches[id(lineage[-1])].append(path)
+            place = id(lineage[-1]), path.endswith(INPUT)
+            if place in catches:  # two names of one module
+                catches[place].append(path)
                 continue
-            catches[id(lineage[-1])] = [path]
-            self._tapped.append((lineage[-1], _Catch(), catches[id(lineage[-1])]))
+            catches[place] = [path]
+            self._tapped.append((lineage[-1], _Catch(given=place[1]), catches[place]))
         self._above = list(above.values())
         self._rewritten: dict[tuple[str, bool], bool] = {}  # (path, training): does the network change that output in place?
         self._backend: _OwnBackend | None = None
@@ -142,8 +150,8 @@ class Tap:
             *args, **kwargs: what the model takes.
 
         Returns:
-            The model's output and, by path as given to `tap`, what the module of that path returned: a tensor, or whatever structure
-            the module returns. Nothing is detached, cast or moved.
+            The model's output and, by path as given to `tap`, what the module of that path returned (or was given first): a tensor, or
+            whatever structure the module returns. Nothing is detached, cast or moved.
 
         Raises:
             InputError: a tapped module did not run, or ran more than once (which of its outputs is meant cannot be told: tap the module
@@ -153,14 +161,14 @@ class Tap:
         try:
             for module, catch, paths in self._tapped:
                 catch.copies = bool(compiled) or self._rewritten.get((paths[0], module.training), True)
-                module._forward_hooks[catch.key] = catch
+                catch.hooks(module)[catch.key] = catch
             with self._stance(compiled):
                 output = self.model(*args, **kwargs)
             features = {path: self._take(module, catch, paths, bool(compiled)) for module, catch, paths in self._tapped for path in paths}
             return output, {path: features[path] for path in self.paths}
         finally:
             for module, catch, _ in self._tapped:
-                module._forward_hooks.pop(catch.key, None)
+                catch.hooks(module).pop(catch.key, None)
                 catch.caught.clear()
                 catch.handed_on.clear()
 
@@ -215,6 +223,7 @@ def _backend_of(module: nn.Module) -> Callable[..., Any] | None:
 def _find(path: str, lineages: dict[str, tuple[nn.Module, ...]], argument: str) -> tuple[nn.Module, ...]:
     if not isinstance(path, str):
         raise InputError(argument, path, "module paths as separate strings, e.g. tap(model, 'layer1', 'layer2')")
+    path = path.removesuffix(INPUT)
     lineage = lineages.get(path) or lineages.get(plain_path(path))
     if lineage is None:
         raise InputError(argument, repr(path), f"a module path of the model, e.g. {near(plain_path(path), lineages)}")
@@ -239,7 +248,8 @@ def tap(model: nn.Module, *paths: str, argument: str = "paths") -> Tap:
     Args:
         model: any network, also wrapped by DistributedDataParallel or torch.compile.
         *paths: names of submodules as `named_modules` gives them, e.g. ``layer3.1`` or ``backbone.fpn``; prefixes of wrappers
-            (``module.``, ``_orig_mod.``) may be there or not.
+            (``module.``, ``_orig_mod.``) may be there or not. With ``:input`` behind it, as in ``fc:input``, what the module is given (its
+            first argument), where no module gives it as its answer.
         argument: what the user calls the paths; named in errors.
 
     Returns:

@@ -30,6 +30,9 @@ if TYPE_CHECKING:
     from stillroom.engine.experiment import Networks
     from stillroom.engine.export import ExportSpec
 
+FindLayer = Callable[[nn.Module, Any, str], str]  # (network, a few inputs, what the user calls it) -> module path
+
+WARNING = "WARNING: "  # before notes that a user must not overlook
 TASKS = ("classification", "multilabel", "detection")  # each with a room whose module `task` holds its TASK
 
 
@@ -102,7 +105,9 @@ class Built:
         spec: what builds the same architecture again, without its weights.
         weights: the file or folder that was loaded, or "pretrained"; None when the network starts from random numbers.
         classes: their names in the order of its answers, when a run's folder recorded them.
-        notes: what a user should know of how it was brought here, a clause each.
+        start: why the weights are a start and no trained network: what their head answers for. Empty where they are taken as they are.
+        new: names of the parameters that start from random numbers then.
+        notes: what a user should know of how it was brought here, a clause each; those that begin with `WARNING` stand alone.
         renormalise: what makes its inputs of the data's, where it reads others.
     """
 
@@ -110,6 +115,8 @@ class Built:
     spec: str
     weights: str | None
     classes: tuple[str, ...] | None = None
+    start: str = ""
+    new: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     renormalise: Renormalise | None = None
 
@@ -194,7 +201,7 @@ class Task(Protocol):
         presets: the task's papers' settings, by name.
         default: of the small job that is run where no data are named: its data and whatever is to be otherwise for them.
         kinds: of data that only this task reads, as they are typed before the colon.
-        layers: module paths by a word, for a cache's taps: ``(network, argument)``.
+        layers: module paths by a word, for a cache's taps: ``(network, example, argument)``, see `FindLayer`.
         exact: parts of a teacher's answer that a cache stores in fp32 whatever it is asked for.
         metric_formats: how its metrics are written, where the report does not know them.
     """
@@ -206,7 +213,7 @@ class Task(Protocol):
     presets: Mapping[str, Mapping[str, Any]]
     default: Mapping[str, Any]
     kinds: tuple[str, ...]
-    layers: Mapping[str, Callable[[nn.Module, str], str]]
+    layers: Mapping[str, FindLayer]
     exact: tuple[str, ...]
     metric_formats: Mapping[str, Metric]
 

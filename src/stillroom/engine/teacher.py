@@ -17,7 +17,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from stillroom.engine.answers import changed_answers
 from stillroom.engine.folding import fold_batchnorm
-from stillroom.engine.tap import Tap, module_paths, plain_path, tap, unwrap
+from stillroom.engine.tap import INPUT, Tap, module_paths, plain_path, tap, unwrap
 from stillroom.errors import InputError, one_of
 
 Precision = Literal["auto", "bf16", "fp16", "fp32"]
@@ -183,7 +183,8 @@ class Teacher:
             raise InputError("teacher", f"an ensemble of {len(self._networks)} networks", "a single network, where features are read")
         tap(self._networks[0], *paths, argument=argument)  # checks them now rather than at the first step
         names = module_paths(self._networks[0])
-        kept = {*self._kept, *(path if path in names else plain_path(path) for path in paths)}
+        answers = [path for path in paths if not path.endswith(INPUT)]  # what a module is given outlives the folding of what gave it
+        kept = {*self._kept, *(path if path in names else plain_path(path) for path in answers)}
         if kept != set(self._kept):
             self._kept = tuple(sorted(kept))
             self._prepared = None

@@ -36,6 +36,7 @@ _NO_WEIGHTS = re.compile(r"grad|optim|momentum|exp_avg|fisher|(?<![a-z])mask|del
 _AVERAGED = re.compile(r"(?<![a-z])ema(?![a-z])|average|(?<![a-z])avg|swa(?![a-z])|polyak|shadow")
 # Buffers that tools leave in state dicts and that are no weights: batch norms' counters, averaging's, and those of thop.
 _COUNTERS = ("num_batches_tracked", "n_averaged", "total_ops", "total_params")
+_HEADS = 2  # layers that answer for the classes: one, or one more for a distillation token
 _SHOWN = 5  # offending keys of each kind in a message
 
 Adapt = Callable[[nn.Module, dict[str, Tensor]], dict[str, Tensor]]
@@ -48,13 +49,15 @@ class Loaded:
     Attributes:
         name: of the set of weights, as it can be asked for behind ``#``; empty where the file itself is one.
         others: names of the sets that would have fitted as well.
-        classes: of the file's head where it has others than the network's; it was left out then, with everything else loaded.
+        classes: how many the file's head answers for where those are others than the network's; everything but it was loaded then.
+        left: names of the network's parameters that were left as they were.
         notes: what a user should know of it, a clause each.
     """
 
     name: str
     others: tuple[str, ...] = ()
     classes: int | None = None
+    left: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
 
 
@@ -86,7 +89,7 @@ def load_weights(
     *,
     trust_pickle: bool = False,
     argument: str = "weights",
-    any_head: bool = False,
+    other_head: bool = False,
     adapt: Adapt | None = None,
 ) -> Loaded:
     """Load a file's weights into a network, all or nothing.
@@ -101,7 +104,7 @@ def load_weights(
         path: a file or folder (see `containers.read_container`), with ``#NAME`` behind it for one set among several; dots go into nested
             ones.
         trust_pickle, argument: see `containers.read_container`.
-        any_head: where the last layer alone differs, and in its number of rows alone, load everything else; `Loaded.classes` says so.
+        other_head: where the last layer alone differs, and in its number of rows alone, leave it as it is and load everything else.
         adapt: given the network and weights that do not fit it, answers with weights that might: position embeddings resampled, say.
 
     Raises:
@@ -117,10 +120,10 @@ def load_weights(
     if not any(_is_in(key, asked) for key in contents.tensors):
         raise _no_such_set(contents, asked, argument)
     sets = _sets(contents, expected, asked)
-    fitting = [one for one in sets if one.fits(any_head)]
+    fitting = [one for one in sets if one.fits(other_head)]
     if not fitting and adapt is not None:
         sets = [one.adapted(network, adapt) for one in sets]
-        fitting = [one for one in sets if one.fits(any_head)]
+        fitting = [one for one in sets if one.fits(other_head)]
     if not fitting:
         got = f"'{path}', which does not fit {type(network).__name__}: {_misfit(contents, sets)}"
         raise InputError(argument, got, "the weights of this very network")
@@ -130,7 +133,8 @@ def load_weights(
     alike = {by_plain_key[key]: value for key, value in best.weights.items() if value.shape == expected[key].shape}
     network.load_state_dict(alike, strict=False)
     others = tuple(dict.fromkeys(one.name for one in whole or fitting if one is not best))
-    return Loaded(best.name, others, None if best.head is None else best.head[0], tuple(best.notes()))
+    left = tuple(by_plain_key[key] for key in best.reshaped)
+    return Loaded(best.name, others, None if best.head is None else best.head[0], left, tuple(best.notes()))
 
 
 def save_weights(network: nn.Module | Mapping[str, Tensor], path: str | Path) -> None:
@@ -246,7 +250,9 @@ class _Set:
         """Rows of the file's last layer and of the network's, where that is all they differ in."""
         reshaped = [(self.weights[key].shape, self.expected[key].shape) for key in self.reshaped]
         rows = {(theirs[:1], ours[:1]) for theirs, ours in reshaped}
-        if len(rows) != 1 or len(self.problems) > 1 or not all(theirs and theirs[1:] == ours[1:] for theirs, ours in reshaped):
+        layers = {key.rpartition(".")[0] for key in self.reshaped}
+        alike = all(theirs and theirs[1:] == ours[1:] for theirs, ours in reshaped)
+        if len(rows) != 1 or len(layers) > _HEADS or len(self.problems) > 1 or not alike:
             return None
         ((theirs, ours),) = rows
         return theirs[0], ours[0]
@@ -274,9 +280,9 @@ class _Set:
             if entries
         ]
 
-    def fits(self, any_head: bool) -> bool:
+    def fits(self, other_head: bool) -> bool:
         """Whether it can be loaded."""
-        return not self.problems or (any_head and self.head is not None)
+        return not self.problems or (other_head and self.head is not None)
 
     def notes(self) -> list[str]:
         """What a user should know of loading it."""

@@ -133,19 +133,21 @@ def build(
 
     Args:
         student, teacher, data: what learns, what teaches, on what.
-        student_layer: module path in the student; of its features, by default the pooled ones.
+        student_layer: module path in the student; of its features, by default the pooled ones. ``PATH:input`` is what a
+            module is given.
         teacher_layer: module path in the teacher; likewise.
         momentum_of_memory: share of the old embedding when the memory moves on, from 0 and below 1.
         negatives: other images that each image is contrasted with, in each direction (the paper: 16384).
         options: those of `CRD`.
     """
+    example = data.example_inputs()
     return CRD(
         student,
         teacher,
-        student_layer=student_layer or pooled_layer(student, "student_layer"),
-        teacher_layer=teacher_layer or pooled_layer(teacher.networks[0], "teacher_layer"),
+        student_layer=student_layer or pooled_layer(student, example, "student_layer"),
+        teacher_layer=teacher_layer or pooled_layer(teacher.networks[0], example, "teacher_layer"),
         train_labels=data.train_labels,
-        example=data.example_inputs(),
+        example=example,
         momentum=momentum_of_memory,
         negatives=negatives,
         **options,

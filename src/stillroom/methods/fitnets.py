@@ -98,16 +98,17 @@ def build(
 
     Args:
         student, teacher, data: what learns, what teaches, on what.
-        student_layer: module path in the student; of the guided layer, by default a middle one of the networks that come with Stillroom.
+        student_layer: module path in the student; of the guided layer, by default a middle one (see `middle_layer`).
         teacher_layer: module path in the teacher; of the hint layer, likewise.
         options: those of `FitNets`.
     """
+    example = data.example_inputs()
     return FitNets(
         student,
         teacher,
-        student_layer=student_layer or middle_layer(student, "student_layer"),
-        teacher_layer=teacher_layer or middle_layer(teacher.networks[0], "teacher_layer"),
-        example=data.example_inputs(),
+        student_layer=student_layer or middle_layer(student, example, "student_layer"),
+        teacher_layer=teacher_layer or middle_layer(teacher.networks[0], example, "teacher_layer"),
+        example=example,
         **options,
     )
 

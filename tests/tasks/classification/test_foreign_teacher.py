@@ -182,7 +182,7 @@ def test_statistics_are_those_of_the_models_configuration(folder: Path, tmp_path
     weights = vit(tmp_path / "vit.pth", 32)
     data = data_of(folder, image_size=32)
     lab, found = taught(f"timm/test_vit@{weights}", data, tmp_path / "a", accept_teacher=True)
-    assert "its images are normalised as timm's configuration of test_vit says: mean [0.5, 0.5, 0.5]" in found.notes[0]
+    assert "its images are normalised as timm's configuration of test_vit says: mean [0.5, 0.5, 0.5]" in found.result.origin
     batch, own = next(iter(data.eval_loader())), next(iter(data_of(folder, image_size=32, **HALF).eval_loader()))
     network = build_classifier(f"timm/test_vit@{weights}", num_classes=2, image_size=32).network.eval()
     torch.testing.assert_close(lab.teach(found)(batch), network(own.images).detach(), rtol=1e-3, atol=1e-3)
@@ -194,7 +194,7 @@ def test_what_was_typed_wins_and_the_conflict_is_said(folder: Path, tmp_path: Pa
     _, found = taught(f"timm/test_vit@{weights}", data, tmp_path / "a", accept_teacher=True)
     assert found.renormalise is not None
     assert (found.renormalise.to_mean, found.renormalise.to_std) == ((0.4, 0.4, 0.4), HALF["std"])
-    assert "timm's configuration of test_vit says otherwise: mean [0.5, 0.5, 0.5]" in found.notes[0]
+    assert "timm's configuration of test_vit says otherwise: mean [0.5, 0.5, 0.5]" in found.result.origin
 
 
 def test_what_lies_beside_the_weights_is_nearer_than_the_library(folder: Path, tmp_path: Path) -> None:
@@ -204,7 +204,7 @@ def test_what_lies_beside_the_weights_is_nearer_than_the_library(folder: Path, t
     _, found = taught(f"timm/test_vit@{weights}", data_of(folder, image_size=32), tmp_path / "a", accept_teacher=True)
     assert found.renormalise is not None
     assert found.renormalise.to_mean == (0.1, 0.2, 0.3)
-    assert "timm's configuration of test_vit says otherwise" in found.notes[0]
+    assert "timm's configuration of test_vit says otherwise" in found.result.origin
 
 
 def test_weights_of_a_run_want_that_runs_statistics(folder: Path, tmp_path: Path) -> None:
@@ -222,7 +222,7 @@ def test_a_teacher_of_another_image_size_sees_the_students_crop_resized(folder: 
     weights = vit(tmp_path / "vit.pth", 64)
     data = data_of(folder, image_size=32, teacher_image_size=64)
     lab, found = taught(f"timm/test_vit@{weights}", data, tmp_path / "a", accept_teacher=True)
-    assert "the student's crops, resized to 64 x 64 pixels (bicubic)" in found.notes[0]
+    assert "the student's crops, resized to 64 x 64 pixels (bicubic)" in found.result.origin
     batch = next(iter(data_of(folder, image_size=32, **HALF).eval_loader()))
     larger = nn.functional.interpolate(batch.images, (64, 64), mode="bicubic", antialias=True, align_corners=False)
     network = build_classifier(f"timm/test_vit@{weights}", num_classes=2, image_size=64).network.eval()
@@ -245,7 +245,7 @@ def test_images_that_are_no_squares(folder: Path, tmp_path: Path) -> None:
 def test_position_embeddings_are_resampled_as_timm_does_and_said(folder: Path, tmp_path: Path) -> None:
     weights = vit(tmp_path / "vit.pth", 64)
     _, found = taught(f"timm/test_vit@{weights}", data_of(folder, image_size=32), tmp_path / "a", accept_teacher=True)
-    assert "resampled for this size of images: pos_embed from [1, 17, 64] to [1, 5, 64]" in found.notes[0]
+    assert "resampled for this size of images: pos_embed from [1, 17, 64] to [1, 5, 64]" in found.result.origin
     state = torch.load(weights)
     expected = timm.layers.resample_abs_pos_embed(state["pos_embed"], (2, 2), num_prefix_tokens=1)
     assert found.network is not None
@@ -271,8 +271,8 @@ def test_a_folder_of_transformers(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "model" / "preprocessor_config.json").write_text(json.dumps(processor))
     data = data_of(folder)
     lab, found = taught(f"transformers/{tmp_path / 'model'}", data, tmp_path / "a", accept_teacher=True)
-    assert "of which logits is taken" in found.notes[0]
-    assert "of the 3 classes that it answers for the data's 2 are taken, by their names" in found.notes[0]
+    assert "of which logits is taken" in found.result.origin
+    assert "of the 3 classes that it answers for the data's 2 are taken, by their names" in found.result.origin
     own = next(iter(data_of(folder, mean=(0.5,) * 3, std=(0.25,) * 3).eval_loader()))
     expected = model(own.images).logits[:, [2, 0]].detach()
     torch.testing.assert_close(lab.teach(found)(next(iter(data.eval_loader()))), expected, rtol=1e-3, atol=1e-3)
@@ -314,7 +314,7 @@ def test_a_run_that_knows_its_classes_in_another_order(folder: Path, tmp_path: P
     lab, found = taught(str(run), data_of(folder), tmp_path / "a", accept_teacher=True)
     batch = next(iter(data_of(folder).eval_loader()))
     torch.testing.assert_close(lab.teach(found)(batch), network.eval()(batch.images).flip(1).detach(), rtol=1e-4, atol=1e-5)
-    assert "its classes are in another order than the data's" in found.notes[0]
+    assert "its classes are in another order than the data's" in found.result.origin
     with pytest.raises(InputError, match="their order differs"):  # a student is to answer in the data's order
         Experiment(Lab(LabOptions(out=tmp_path / "b")), data_of(folder), Training(epochs=1), Networks("", str(run))).network(
             str(run), "student"

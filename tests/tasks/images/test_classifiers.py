@@ -290,12 +290,13 @@ def test_timm_replaces_the_head_of_published_weights(monkeypatch: pytest.MonkeyP
     seen: dict[str, Any] = {}
 
     def create_model(name: str, **kwargs: Any) -> nn.Module:
-        seen.update(kwargs, name=name)
+        if kwargs["pretrained"]:
+            seen.update(kwargs, name=name)
         return ResNet(8, num_classes=kwargs["num_classes"])
 
     monkeypatch.setattr(timm, "create_model", create_model)
     built = build_classifier("timm/resnet18@pretrained", num_classes=5)
-    assert (built.spec, built.weights) == ("timm/resnet18", "pretrained")
+    assert (built.spec, built.weights, built.new) == ("timm/resnet18", "pretrained", ("fc.weight", "fc.bias"))
     assert seen == {"name": "resnet18", "pretrained": True, "num_classes": 5, "in_chans": 3}
 
 

@@ -58,6 +58,7 @@ def render(report: Report) -> str:
         styles=styles,
         groups=figures(report, styles),
         banded=any(len(results) > 1 for results in report.arms.values()),
+        origins={arm: origin for arm, results in report.arms.items() if (origin := results[0].origin)},
         untrained=any(not result.history for results in report.arms.values() for result in results),
         continued={arm: times for arm, results in report.arms.items() if (times := sum(result.resumed for result in results))},
     )

@@ -112,6 +112,7 @@ class StageResult:
         epochs: how many were trained.
         model: its specification, e.g. "timm/resnet18".
         resumed: how often training was continued from a checkpoint.
+        origin: what its weights started from, in words, where it was not random numbers.
         details: per-sample arrays of equal length N of the final model on the validation set (classification: ids, labels, predicted,
             confidence). They stay on disk beside the result and are no part of its JSON. Where the primary metric is a mean over the
             samples, `outcome` (or `labels` and `predicted`) tells what each contributes: see `gains.outcomes`.
@@ -127,6 +128,7 @@ class StageResult:
     epochs: int
     model: str
     resumed: int = 0
+    origin: str = ""
     details: dict[str, np.ndarray] = field(default_factory=dict, repr=False, compare=False)
 
     def to_json(self) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from stillroom.engine import Distiller, Networks, Report, Training
 from stillroom.engine.answers import AsLogits, looks_like_probabilities
 from stillroom.engine.cache import CachedTeacher
 from stillroom.engine.report.results import Metric, Section, StageResult
-from stillroom.engine.task import Built
+from stillroom.engine.task import WARNING, Built, FindLayer
 from stillroom.errors import InputError
 from stillroom.modules.projectors import probing
 from stillroom.tasks.classification.data import ImageData
@@ -109,19 +109,24 @@ class Classification:
     presets: Mapping[str, Mapping[str, Any]] = {"paper": CIFAR100, "paper:tiny-imagenet": TINY_IMAGENET, "paper:imagenet": IMAGENET}
     default: Mapping[str, Any] = SHAPES
     kinds: tuple[str, ...] = ()
-    layers: Mapping[str, Callable[[nn.Module, str], str]] = {"middle": middle_layer, "pooled": pooled_layer}
+    layers: Mapping[str, FindLayer] = {"middle": middle_layer, "pooled": pooled_layer}
     exact: tuple[str, ...] = ()
     metric_formats: Mapping[str, Metric] = {}
 
     def build(self, spec: str, data: ImageData, networks: Networks, *, trust_pickle: bool, argument: str) -> Built:
-        """The classifier of a specification, with a head for the data's classes.
+        """The classifier of a specification, with a head for the data's classes: a new one where its weights answer for others.
 
         Raises:
             InputError: it cannot be built, or its weights know other classes than the data have.
         """
         if argument != "teacher":
             built = build_classifier(
-                spec, num_classes=data.num_classes, image_size=data.image_size, trust_pickle=trust_pickle, argument=argument
+                spec,
+                num_classes=data.num_classes,
+                image_size=data.image_size,
+                trust_pickle=trust_pickle,
+                argument=argument,
+                classes=data.classes,
             )
             return self._looked_at(built.of_classes(data.classes, spec, argument), data)
         options = networks if isinstance(networks, ClassifierNetworks) else ClassifierNetworks()
@@ -133,6 +138,7 @@ class Classification:
             trust_pickle=trust_pickle,
             argument=argument,
             classes=data.classes,
+            by_name=True,
             own_classes=names,
             probabilities=options.teacher_answers == "probabilities",
         )
@@ -141,10 +147,12 @@ class Classification:
                 got = f"{options.teacher_classes} for {spec}, a teacher without weights"
                 raise InputError("teacher_classes", got, "none: a teacher that is trained here has the data's classes")
             return self._looked_at(built, data)
+        if built.start:
+            return self._looked_at(built, data)
         found = configurations(spec, trust_pickle=trust_pickle, argument=argument)
         renormalise, notes = teacher_inputs(data, found, resized=built.weights == PRETRAINED or _RESAMPLED in "".join(built.notes))
         if built.classes is None and built.weights != PRETRAINED and (order := _unsure_order(data.classes)):
-            notes.append(f"WARNING: the data's classes are numbers, in the order {order}; in which its own are, its file does not say")
+            notes.append(f"{WARNING}the data's classes are numbers, in the order {order}; in which its own are, its file does not say")
         built = replace(built, renormalise=renormalise, notes=(*built.notes, *notes))
         return self._looked_at(built.of_classes(data.classes, spec, argument), data)
 
@@ -166,12 +174,12 @@ class Classification:
             got = f"probabilities of a teacher whose answers go from {lowest:.3g} to {highest:.3g}"
             raise InputError("teacher_answers", got, "logits, or numbers from 0 to 1")
         rows = "no number below 0, and each row sums to 1" if looks_like_probabilities(answers_BC) else ""
-        if not rows and between and built.weights is not None:  # of an untrained network's logits that may be chance
+        if not rows and between and built.weights is not None and not built.start:  # of an untrained network's logits that may be chance
             rows = "all numbers from 0 to 1, as behind a sigmoid"
         if hook.probabilities or not rows:
             return built
         warning = (
-            f"WARNING: it answers with probabilities ({rows}) where logits are expected: losses take a softmax of them once more. Leave "
+            f"{WARNING}it answers with probabilities ({rows}) where logits are expected: losses take a softmax of them once more. Leave "
             "its own out, or say --teacher-answers probabilities of a teacher"
         )
         return replace(built, notes=(*built.notes, warning))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from torch import nn
 from stillroom.engine import Distiller, Networks, Report, Training
 from stillroom.engine.cache import CachedTeacher
 from stillroom.engine.report.results import Metric, Section
-from stillroom.engine.task import Built
+from stillroom.engine.task import Built, FindLayer
 from stillroom.tasks.detection.cached import EXACT, check_answer, views_of
 from stillroom.tasks.detection.data import DetectionData
 from stillroom.tasks.detection.loaded import LoadedDetector, load, ship
@@ -64,7 +64,7 @@ class Detection:
     presets: Mapping[str, Mapping[str, Any]] = {"paper": COCO}
     default: Mapping[str, Any] = {}
     kinds: tuple[str, ...] = ("scenes", "coco", "voc")
-    layers: Mapping[str, Callable[[nn.Module, str], str]] = {}
+    layers: Mapping[str, FindLayer] = {}
     exact: tuple[str, ...] = EXACT
     metric_formats: Mapping[str, Metric] = {}
 

@@ -11,6 +11,7 @@ A spec is `SOURCE[@WEIGHTS]`, or the folder of a run:
 
 from __future__ import annotations
 
+import copy
 import difflib
 import inspect
 import sys
@@ -26,7 +27,7 @@ from stillroom.engine.answers import AsLogits, described, logits_in
 from stillroom.engine.card import Card, Named, read_specification
 from stillroom.engine.specification import composed, function_of
 from stillroom.engine.task import Built
-from stillroom.engine.weights import load_weights, without_set
+from stillroom.engine.weights import Loaded, load_weights, without_set
 from stillroom.errors import InputError, at_least, near
 from stillroom.modules.projectors import probing
 from stillroom.tasks.images.configurations import Configuration, beside, of_library, rows_of
@@ -40,6 +41,7 @@ Size = int | tuple[int, int]  # of images: their side, or height and width
 PRETRAINED = "pretrained"
 # these two return three logits in training unless they are told not to
 _AUXILIARY_HEADS = ("googlenet", "inception_v3")
+Start = tuple[str, tuple[str, ...]]  # as in `Built`: why weights are a start, and the parameters that they leave as they were
 _SIDE = 224  # pixels of an image to learn shapes from, where the data's are not known
 
 
@@ -71,6 +73,7 @@ def build_classifier(
     argument: str = "model",
     task: str = "classification",
     classes: Sequence[str] | None = None,
+    by_name: bool = False,
     own_classes: Sequence[str] | None = None,
     probabilities: bool = False,
 ) -> Built:
@@ -79,8 +82,8 @@ def build_classifier(
     What it answers with is brought to logits [B, C] where it is something else (`engine.answers`).
 
     Args:
-        spec: see the module's docstring. The published weights of another number of classes are loaded without their head, which then
-            starts from random numbers.
+        spec: see the module's docstring. Published weights of another number of classes are loaded without their head, which then starts
+            from random numbers.
         num_classes: C, the classes of the data.
         image_size: side of the images in pixels, or height and width. Networks that are made for one size (vision transformers, say) are
             made for this one, and the network is tried on one image of it.
@@ -89,7 +92,10 @@ def build_classifier(
             `student.json` names.
         argument: what the user calls this argument; named in errors.
         task: of which a run's student must be: one whose networks are classifiers in form, whatever their answers mean.
-        classes: of the data, for a network that may know more of them or in another order: rows of its answers are picked by their names.
+        classes: names of the data's classes. Where they are given, weights from a file or a run whose head answers for others (another
+            number, or other names) are a start, too: they are loaded without the head.
+        by_name: where a network with weights knows all of `classes`, and more of them or in another order, rows of its answers are picked
+            by their names instead.
         own_classes: the network's, in the order of its answers; by default what its run or its configuration says.
         probabilities: the network answers with these; their logarithm is taken.
 
@@ -102,8 +108,9 @@ def build_classifier(
         at_least("image_size", 1 if side is None else side, 1)
     at_least("in_channels", in_channels, 1)
     named = _with_own_weights(read_specification(spec, trust_pickle=trust_pickle, argument=argument))
-    rows, notes = None, []
-    if classes is not None and named.weights:
+    rows: tuple[int, ...] | None = None
+    notes: list[str] = []
+    if by_name and classes is not None and named.weights:
         rows, count = _rows(named, classes, own_classes, argument)
         if rows is not None:
             order = "its classes are in another order than the data's and are sorted by their names"
@@ -112,14 +119,19 @@ def build_classifier(
             named, num_classes = replace(named, classes=tuple(classes)), count
     wanted = _Wanted(num_classes, image_size, in_channels, argument, task)
     if named.card is not None:
-        network = _recorded(named.card, wanted)
+        network = _recorded(named.card, wanted, fixed=classes is None)
     else:
         network = _pretrained(named.source, wanted) if named.weights == PRETRAINED else _untrained(named.source, wanted)
-    if named.weights and named.weights != PRETRAINED:
-        loaded = load_weights(network, named.weights, trust_pickle=trust_pickle, argument=argument, adapt=_resampled)
-        notes = [*_told(loaded.name, loaded.others), *loaded.notes, *notes]
+    loaded = Loaded("")
+    if named.weights == PRETRAINED:
+        start, new = _published_head(named.source, network, wanted)
+    elif named.weights:
+        start, new, loaded = _loaded(network, named, wanted, trust_pickle, None if rows is not None else classes)
+    else:
+        start, new = "", ()
+    notes = [*_told(loaded), *loaded.notes, *notes]
     notes += _brought_to_logits(network, spec, named, wanted, AsLogits(num_classes, rows, probabilities, argument))
-    return Built(network, named.spec, named.weights or None, named.classes, tuple(notes))
+    return Built(network, named.spec, named.weights or None, None if start else named.classes, start, new, tuple(notes))
 
 
 def configurations(spec: str, *, trust_pickle: bool, argument: str) -> list[Configuration]:
@@ -156,12 +168,12 @@ def _rows(named: Named, classes: Sequence[str], typed: Sequence[str] | None, arg
     return (None, len(classes)) if rows is None or rows == tuple(range(len(own))) else (rows, len(own))
 
 
-def _told(name: str, others: Sequence[str]) -> list[str]:
+def _told(loaded: Loaded) -> list[str]:
     """Which of a file's sets of weights was taken, for people."""
-    if not name:
+    if not loaded.name:
         return []
-    also = f"; also there, and asked for by #NAME: {', '.join(one or 'the file itself' for one in others)}" if others else ""
-    return [f"its weights are '{name}' of the file{also}"]
+    others = ", ".join(one or "the file itself" for one in loaded.others)
+    return [f"its weights are '{loaded.name}' of the file{f'; also there, and asked for by #NAME: {others}' if others else ''}"]
 
 
 def _resampled(network: nn.Module, weights: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -178,12 +190,55 @@ def _resampled(network: nn.Module, weights: dict[str, Tensor]) -> dict[str, Tens
         return weights
 
 
-def _recorded(card: Card, wanted: _Wanted) -> nn.Module:
-    """The student of a run, without its weights."""
+def _loaded(
+    network: nn.Module, named: Named, wanted: _Wanted, trust_pickle: bool, classes: Sequence[str] | None
+) -> tuple[str, tuple[str, ...], Loaded]:
+    """Loads a file's weights; without its head, if it answers for other classes than these."""
+    others = named.classes is not None and classes is not None and {*named.classes} != {*classes}
+    before = copy.deepcopy(network.state_dict()) if others else {}
+    loaded = load_weights(
+        network, named.weights, trust_pickle=trust_pickle, argument=wanted.argument, other_head=classes is not None, adapt=_resampled
+    )
+    if loaded.classes is not None:
+        return f"its head answers for {loaded.classes} classes, not for the {wanted.num_classes} of the data", loaded.left, loaded
+    if named.classes is None or not others:
+        return "", (), loaded
+    new = _head_parameters(named.source, network, wanted)  # of as many classes, but of others
+    network.load_state_dict({name: before[name] for name in new}, strict=False)
+    return f"its head answers for {', '.join(named.classes[:3])}, ..., not for the data's classes", new, loaded
+
+
+def _published_head(source: str, network: nn.Module, wanted: _Wanted) -> Start:
+    """Of published weights, which are loaded without their head where that does not fit."""
+    library, _, name = source.partition("/")
+    if library == "timm":
+        import timm
+
+        config = timm.get_pretrained_cfg(name)
+        published = 0 if config is None else int(config.num_classes)
+    else:
+        from torchvision import models
+
+        published = len(models.get_model_weights(name).DEFAULT.meta["categories"])
+    if published == wanted.num_classes:
+        return "", ()
+    said = f"they answer for {published} classes, not for the {wanted.num_classes} of the data" if published else "they have no head"
+    return said, _head_parameters(source, network, wanted)
+
+
+def _head_parameters(source: str, network: nn.Module, wanted: _Wanted) -> tuple[str, ...]:
+    """Names of the parameters whose shape depends on the number of classes."""
+    with torch.random.fork_rng(devices=[]):
+        larger = _untrained(source, replace(wanted, num_classes=wanted.num_classes + 1)).state_dict()
+    return tuple(name for name, value in network.state_dict().items() if name in larger and larger[name].shape != value.shape)
+
+
+def _recorded(card: Card, wanted: _Wanted, *, fixed: bool) -> nn.Module:
+    """The student of a run, without its weights; `fixed`, one of other classes is refused."""
     if card.task != wanted.task:
         expected = "a student that classifies" if wanted.task == "classification" else f"one of {wanted.task}"
         raise InputError(wanted.argument, f"{card.folder}, a student of the task {card.task}", expected)
-    if card.num_classes != wanted.num_classes:
+    if fixed and card.num_classes != wanted.num_classes:
         raise InputError(
             wanted.argument,
             f"{card.folder}, a student of {card.num_classes} classes",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from torch import nn
 from stillroom.engine import Distiller, Networks, Report, Training
 from stillroom.engine.cache import CachedTeacher
 from stillroom.engine.report.results import Metric, Section
-from stillroom.engine.task import Built
+from stillroom.engine.task import Built, FindLayer
 from stillroom.engine.training import Stopped
 from stillroom.errors import InputError
 from stillroom.modules.ml_decoder import HeadOptions, check_embeddings
@@ -84,13 +84,13 @@ class MultiLabelNetworks(Networks):
         """Of networks that are no run's."""
         return HeadOptions(self.embed_dim, self.attention_heads, self.feedforward, self.dropout)
 
-    def teacher_plan(self, plan: Training) -> Training:
+    def teacher_plan(self, plan: Training, *, start: bool = False) -> Training:
         """As `Networks`, and stopped where that was asked for.
 
         Raises:
             InputError: it would be stopped after its end.
         """
-        whole = super().teacher_plan(plan)
+        whole = super().teacher_plan(plan, start=start)
         if self.teacher_stop is None:
             return whole
         if not 1 <= self.teacher_stop <= whole.epochs:
@@ -109,7 +109,7 @@ class MultiLabel:
     presets: Mapping[str, Mapping[str, Any]] = {"paper": COCO}
     default: Mapping[str, Any] = {}
     kinds: tuple[str, ...] = ("mosaics", "csv")
-    layers: Mapping[str, Callable[[nn.Module, str], str]] = {}
+    layers: Mapping[str, FindLayer] = {}
     exact: tuple[str, ...] = ()
     metric_formats: Mapping[str, Metric] = METRICS
 
