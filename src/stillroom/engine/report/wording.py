@@ -54,6 +54,7 @@ def headline(report: Report) -> str:
     if several:
         who = f"The best of {len(report.distilled)} distilled students is {arm}: with {count(small.parameters)} parameters it"
     unit = f" {metric.unit}" if metric.unit else ""
+    broken = ""
     sentence = f"{who} reaches {metric.spread(reached)}{unit} {metric.label}"
     gain = report.gain(report.leading) if report.leading else None
     if gain:
@@ -63,7 +64,7 @@ def headline(report: Report) -> str:
         teacher = summary[report.teacher].metrics[report.primary]
         if _is_broken(report, teacher.mean):
             other = "the student alone" if report.baseline == "alone" else report.baseline
-            sentence += f"; its teacher, at {metric.spread(teacher)}{unit}, is worse than {other}"
+            broken = f"Its teacher, at {metric.spread(teacher)}{unit}, is far worse than {other}."
         elif math.isfinite(teacher.mean):
             sentence += f", {_apart(reached.mean - teacher.mean, metric, counted=not gain)} its teacher"
         large = report.arms[report.teacher][0].footprint
@@ -71,7 +72,7 @@ def headline(report: Report) -> str:
             sentence += _share(small.macs / large.macs, "multiply-adds")
         else:
             sentence += _share(small.parameters / large.parameters, "parameters") if large.parameters else ""
-    sentences = [sentence + "." if report.higher_is_better else sentence + f" (lower {metric.label} is better)."]
+    sentences = [sentence + "." if report.higher_is_better else sentence + f" (lower {metric.label} is better).", broken]
     if report.leading:
         sentences.append(_verdict(report, gain, metric))
     if several:
