@@ -38,11 +38,10 @@ class AsLogits:
     def __call__(self, module: nn.Module, inputs: tuple[Any, ...], answer: Any) -> Tensor:
         """The answer's logits, [B, C]."""
         images = next((leaf for leaf in inputs if isinstance(leaf, Tensor)), None)
-        batch = 1 if images is None else len(images)
-        logits_BC = next((found for _, found in logits_in(answer, batch, self.classes)), None)
+        traced = torch.compiler.is_compiling()  # a size that is compared with another is one that a traced network insists on
+        logits_BC = next((found for _, found in logits_in(answer, None if traced or images is None else len(images), self.classes)), None)
         if logits_BC is None:
-            got = f"a network that answers with {described(answer)}"
-            raise InputError(self.argument, got, f"logits [{batch}, {self.classes}]")
+            raise InputError(self.argument, f"a network that answers with {described(answer)}", f"logits [B, {self.classes}]")
         if self.probabilities:
             logits_BC = logits_BC.float().clamp_min(torch.finfo(torch.float32).tiny).log()
         if self.rows is not None:
@@ -65,21 +64,24 @@ class AsLogits:
         return self.rows is not None or self.probabilities
 
 
-def logits_in(answer: Any, batch: int, classes: int) -> Iterator[tuple[str, Tensor]]:
+def logits_in(answer: Any, batch: int | None, classes: int) -> Iterator[tuple[str, Tensor]]:
     """Every tensor of an answer that can be logits, as [B, C], with its place; what is called logits is first.
 
     Args:
         answer: of a network.
-        batch: B, images that it was given.
+        batch: B, images that it was given; None where that is not to be looked at.
         classes: C, columns that logits have.
     """
-    for place, leaf in sorted(_leaves(answer, ""), key=lambda found: found[0].rpartition(".")[2] != "logits"):
-        if leaf.shape == (batch, classes):
-            yield place, leaf
-        elif leaf.shape[:2] == (batch, classes) and leaf.numel() == batch * classes:  # [B, C, 1, 1]
-            yield place, leaf.flatten(1)
-        elif batch == 1 and leaf.shape == (classes,):
-            yield place, leaf[None]
+    leaves = sorted(_leaves(answer, ""), key=lambda found: (found[0].rpartition(".")[2] != "logits", found[1].ndim < 2))
+    for place, leaf in leaves:
+        if leaf.ndim == 1:
+            if leaf.shape[0] == classes and batch in (1, None):
+                yield place, leaf[None]
+        elif leaf.ndim and leaf.shape[1] == classes and (batch is None or leaf.shape[0] == batch):
+            if leaf.ndim == 2:
+                yield place, leaf
+            elif all(side == 1 for side in leaf.shape[2:]):  # [B, C, 1, 1]
+                yield place, leaf.flatten(1)
 
 
 def described(answer: Any) -> str:

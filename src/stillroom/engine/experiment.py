@@ -131,7 +131,9 @@ class Experiment:
 
     def _teacher(self) -> Trained:
         if cached := self._cached():
-            return Trained("teacher", None, replace(cached.result, seed=self.lab.seed), cached.folder, teacher=cached)
+            result = replace(cached.result, seed=self.lab.seed)
+            doubts = self._warn("teacher", [f"the teacher {doubt}" for doubt in self._doubts(result)[:1]])  # accepted when it was asked
+            return Trained("teacher", None, result, cached.folder, teacher=cached, notes=tuple(doubts))
         built = self.network(self.networks.teacher, "teacher")
         if built.weights is not None and not built.start:
             return self.lab.evaluate(

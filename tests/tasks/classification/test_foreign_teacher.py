@@ -118,6 +118,15 @@ def test_logits_are_found_in_any_answer_and_teach(folder: Path, tmp_path: Path, 
     assert torch.equal(network.train()(images), expected)
 
 
+def test_a_student_with_such_answers_is_exported_for_batches_of_any_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = module_file(tmp_path, monkeypatch, lambda classes: Brightness(FORMS["dictionary"]))
+    network = build_classifier(spec, num_classes=2, image_size=12).network.eval()
+    batch = torch.export.Dim("batch", min=1, max=64)
+    program = torch.export.export(network, (torch.randn(3, 3, 12, 12),), dynamic_shapes=({0: batch},)).module()
+    for images in (torch.randn(1, 3, 12, 12), torch.randn(5, 3, 12, 12)):
+        torch.testing.assert_close(program(images), network(images))
+
+
 def test_what_was_taken_of_an_answer_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     spec = module_file(tmp_path, monkeypatch, lambda classes: Brightness(FORMS["another name"]))
     (note,) = build_classifier(spec, num_classes=2, image_size=12).notes
