@@ -67,7 +67,7 @@ def _all() -> Iterator[tuple[str, str, str, str]]:
 
 def _of_command(who: str, own: Callable[..., Any], setting: Setting) -> Iterator[tuple[str, str, str, str]]:
     yield from _parsed(who, own, {"lab", "data", "plan", "networks"})
-    yield from _parsed(who, setting.data)
+    yield from _parsed(who, setting.data, set(setting.unused))
     if setting.networks is not None:
         yield from _parsed(who, type(setting.networks), set(setting.without))
 

@@ -40,3 +40,10 @@ def test_the_page_lists_every_option_with_its_methods(glossary: Any) -> None:
     temperature = page[page.index("| `--temperature`") :].partition("\n| `--")[0]
     for method in ("kd", "dkd", "orc", "mdcs", "ferkd", "kd3", "crkd", "cache-labels"):
         assert f"{method}," in temperature or f"{method} |" in temperature
+
+
+def test_what_is_said_of_a_teacher_is_offered_where_one_is_given(glossary: Any) -> None:
+    for name in ("teacher_mean", "teacher_std"):
+        having = {who for whos in glossary.options()[name].meanings.values() for who in whos}
+        assert {"kd", "orc", "kd3", "compare", "cache"} <= having
+        assert not {"mdcs", "crkd", "wad", "supervised"} & having

@@ -136,6 +136,13 @@ def at_least_zero(argument: str, value: float) -> float:
     return value
 
 
+def share(argument: str, value: float) -> float:
+    """`value`, if it is a number from 0 to 1."""
+    if not 0 <= value <= 1:
+        raise InputError(argument, value, "a number from 0 to 1")
+    return value
+
+
 def one_of(argument: str, value: str, known: Iterable[str]) -> str:
     """The value, if it is among those that are known.
 

@@ -31,13 +31,14 @@ from stillroom.methods.wad import knowledge as knowledge_module
 from stillroom.methods.wad.contrast import released_rate
 from stillroom.methods.wad.distiller import weighted_cross_entropy
 from stillroom.methods.wad.knowledge import class_scores, knowledge, promoted_share, reliable, unit_rows
-from stillroom.methods.wad.networks import Encoder, ResNet18
+from stillroom.methods.wad.networks import Encoder
 from stillroom.methods.wad.pool import RoundData, benchmark, own_images
 from stillroom.methods.wad.recipe import ROUND
 from stillroom.methods.wad.rounds import Rounds, projections, train_in_rounds, write_labels
 from stillroom.methods.wad.split import mismatch_split
 from stillroom.methods.wad.views import PhotoViews, ScanViews, hue_shifted
 from stillroom.tasks.classification import Batch, ImageData, build_classifier
+from stillroom.tasks.images.networks import ResNetSmallStem
 from tests.methods import wad_job
 from tests.processes import Processes
 from tests.tasks.classification.miniatures import cifar100, classes_of_pictures, picture
@@ -356,7 +357,7 @@ def test_the_encoder_reads_what_the_student_reads() -> None:
 
 def test_the_paper_s_teacher() -> None:
     with torch.device("meta"):
-        encoder = Encoder(ResNet18(num_classes=512), (0.5,) * 3, (0.5,) * 3)
+        encoder = Encoder(ResNetSmallStem((2, 2, 2, 2), num_classes=512, initialise=False), (0.5,) * 3, (0.5,) * 3)
         assert encoder(torch.zeros(2, 3, 32, 32)).shape == (2, 128)
         assert encoder.trunk.layer4(torch.zeros(2, 256, 8, 8)).shape == (2, 512, 4, 4)
     convolutions = [module for module in encoder.modules() if isinstance(module, nn.Conv2d)]

@@ -103,8 +103,7 @@ def cache(
     begun = (folder.read() or {}).get("done", 0)
     if begun:
         display.say("done before" if begun == rows else f"goes on after {begun} of {rows} answers")
-    display.start(1, rows, [], 0)
-    try:
+    with display.counting(rows) as progress:
         return build_cache(
             lab.folder,
             lab.teach(taught),
@@ -116,10 +115,8 @@ def cache(
             exact=of.exact,
             about=data.describe(),
             device=lab.device,
-            progress=lambda done, _: display.step(done),
+            progress=progress,
         )
-    finally:
-        display.stop()
 
 
 def _paths(taps: str | None, teacher: nn.Module, layers: Mapping[str, FindLayer], example: Any) -> list[str]:

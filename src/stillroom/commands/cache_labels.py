@@ -16,7 +16,7 @@ from stillroom.methods.ferkd.bank.labels import DEFAULT_TYPE, LabelDtype, LabelF
 from stillroom.methods.ferkd.bank.reader import LabelBank
 from stillroom.methods.ferkd.bank.released import ReleasedImages, export_released, import_released
 from stillroom.methods.ferkd.crops import Interpolation
-from stillroom.methods.ferkd.labelling import Labelling, crop_rule, label_images, original_images
+from stillroom.methods.ferkd.labelling import Labelling, crop_rule, image_names, label_images, original_images
 from stillroom.tasks.classification import CONVNETS, DIGITS, ImageData
 
 PROG = "stillroom cache-labels"
@@ -101,16 +101,18 @@ def cache_labels(
     elif not (Path(records) / "train").is_dir():
         raise InputError("records", records, "a folder that holds a folder train of .tar files")
     folder = BankFolder(lab.folder)
-    display = StageDisplay("labels")
     with folder.locked(wait=True):  # one process trains the teacher, the others find it trained
         if lab.options.overwrite:
             _clear(folder)
         lab.begin()
         taught = experiment.teacher() if records is None else None
-    display.start(1, data.train_size, [], 0)
-    try:
+    with StageDisplay("labels").counting(data.train_size) as progress:
         if taught is None:
-            bank = _imported(lab, data, Path(str(records)), labelling, display)
+            images = original_images(data)
+            listed = ReleasedImages(image_names(images), images.labels, data.classes)
+            bank = import_released(
+                Path(str(records)), lab.folder, listed, label_type=label_type, crops=crops, dtype=dtype, progress=progress
+            )
         else:
             bank = label_images(
                 lab.folder,
@@ -120,28 +122,11 @@ def cache_labels(
                 result=taught.result,
                 reference=again,
                 device=lab.device,
-                progress=lambda done, _: display.step(done),
+                progress=progress,
             )
         if export is not None:
             export_released(bank, Path(export))
-    finally:
-        display.stop()
     return bank
-
-
-def _imported(lab: Lab, data: ImageData, root: Path, labelling: Labelling, display: StageDisplay) -> LabelBank:
-    """A bank of released records of the data's training images."""
-    images = original_images(data)
-    names = [images.name(index) for index in range(len(images))]
-    return import_released(
-        root,
-        lab.folder,
-        ReleasedImages(names, images.labels, data.classes),
-        label_type=labelling.label_type,
-        crops=labelling.crops,
-        dtype=labelling.dtype,
-        progress=lambda done, _: display.step(done),
-    )
 
 
 def _clear(folder: BankFolder) -> None:

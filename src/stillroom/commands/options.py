@@ -171,8 +171,8 @@ def _parser(
     if setting.networks is not None:
         kinds["networks"] = list(parser.add_class_arguments(type(setting.networks), None, as_group=True, skip=set(setting.without)))
         defaults |= {name: getattr(setting.networks, name) for name in kinds["networks"]}
-    for name, kind in (("data", setting.data), ("plan", Training), ("lab", LabOptions)):
-        kinds[name] = list(parser.add_class_arguments(kind, None, as_group=True))
+    for name, kind, skip in (("data", setting.data, setting.unused), ("plan", Training, ()), ("lab", LabOptions, ())):
+        kinds[name] = list(parser.add_class_arguments(kind, None, as_group=True, skip=set(skip)))
     parser.set_defaults({**defaults, **default})
     if preset != "default":
         if preset not in setting.presets:

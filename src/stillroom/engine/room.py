@@ -15,6 +15,7 @@ from stillroom.engine.training import Training
 
 Presets = Mapping[str, Mapping[str, Any]]
 
+_OF_A_TEACHER = frozenset({"teacher_mean", "teacher_std", "teacher_scales"})  # options of data that say nothing where nobody teaches
 BUILT_FROM = {"student", "teacher", "data"}  # parameters of a room's `build` that are no options
 
 
@@ -40,15 +41,20 @@ class Setting:
     default: Mapping[str, Any] = field(default_factory=dict)
     expect: str = ""
 
+    @property
+    def unused(self) -> frozenset[str]:
+        """Options of the data that the command does not have, since no teacher is given to it."""
+        return frozenset() if self.networks is not None and "teacher" not in self.without else _OF_A_TEACHER
+
 
 @dataclass(frozen=True)
 class Room:
     """What a method's module holds under the name `ROOM`.
 
     Args:
-        recipe: ``recipe(lab, data, plan, networks, **options)``: the whole experiment for one seed. The annotation of `data` says which
-            class the data are of, and the defaults of `plan` and `networks` how and what is trained; one that names its networks
-            otherwise has no `networks`.
+        recipe: ``recipe(lab, data, plan, networks, **options)``: the whole experiment for one seed, run by `lab` on `data`. The annotation
+            of `data` says which class the data are of, and the defaults of `plan` and `networks` how and what is trained; one that names
+            its networks otherwise has no `networks`.
         tasks: names of the tasks that it works on.
         presets: other defaults by name, `paper` among them.
         default: of the small job that is run where no data are named: its data and whatever is to be otherwise for them.
@@ -109,6 +115,7 @@ def setting_of(task: str, own: Callable[..., Any], *, plan: Training | None = No
     options = options_of(type(found.networks))
     without = frozenset(name for name in options if not (teacher if name.startswith("teacher") else student or name != "student"))
     known = {*options_of(own, {"lab", "data", "plan", "networks"}), *options_of(found.data), *options_of(Training), *options} - without
+    known -= frozenset() if teacher else _OF_A_TEACHER
 
     def of_these(preset: Mapping[str, Any]) -> dict[str, Any]:
         return {option: value for option, value in preset.items() if option in known}

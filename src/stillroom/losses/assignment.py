@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, distributed
 
-from stillroom.errors import InputError, positive
+from stillroom.errors import InputError, at_least, positive
 from stillroom.losses.precision import at_least_float32
 
 _FLOOR = torch.finfo(torch.float32).min  # stands for the log of 0 where it is subtracted: -inf - -inf would be NaN
@@ -42,8 +42,7 @@ def sinkhorn(
     if rows_B is not None and (rows_B.shape != scores_BK.shape[-2:-1] or rows_B.dtype != torch.bool):
         raise InputError("rows_B", f"{rows_B.dtype} of shape {tuple(rows_B.shape)}", f"bool [{scores_BK.shape[-2]}], one for each sample")
     positive("epsilon", epsilon)
-    if iterations < 1:
-        raise InputError("iterations", iterations, "a whole number of at least 1")
+    at_least("iterations", iterations, 1)
     log_BK = at_least_float32(scores_BK) / epsilon
     if rows_B is not None:
         log_BK = log_BK.masked_fill(~rows_B[:, None], -torch.inf)

@@ -6,13 +6,11 @@ Half-precision logits are compared in float32, float64 ones in float64.
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 from torch.nn.functional import kl_div, logsigmoid
 
-from stillroom.errors import InputError
+from stillroom.errors import InputError, positive
 from stillroom.losses.precision import in_one_type
 
 
@@ -111,8 +109,7 @@ def _log_among_others(logits_BC: Tensor, target_BC: Tensor) -> Tensor:
 
 def _softened(student_BC: Tensor, teacher_BC: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
     """z_s / T and z_t / T, checked, in at least float32, the teacher's without gradient."""
-    if not (temperature > 0 and math.isfinite(temperature)):
-        raise InputError("temperature", temperature, "a finite number above 0")
+    positive("temperature", temperature)
     if student_BC.ndim != 2 or student_BC.numel() == 0:
         raise InputError("student_BC", f"shape {list(student_BC.shape)}", "logits [B, C] of at least one sample")
     if teacher_BC.shape != student_BC.shape:

@@ -117,10 +117,7 @@ def recipe(lab: Lab, data: ImageData, plan: Training = DIGITS, networks: Network
     """Train (or load) a teacher, a student alone, and the same student with hints; compare them.
 
     Args:
-        lab: where and how to run.
-        data: the images.
-        plan: how the networks are trained.
-        networks: which they are.
+        lab, data, plan, networks: where to run, on what, how to train, and which networks; see `Room`.
         options: those of `build`.
     """
 

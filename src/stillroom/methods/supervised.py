@@ -13,10 +13,7 @@ def recipe(lab: Lab, data: Any, plan: Training, networks: Networks, task: str = 
     """Train one network on labels alone.
 
     Args:
-        lab: where and how to run.
-        data: of the task.
-        plan: how the network is trained.
-        networks: which it is.
+        lab, data, plan, networks: where to run, on what, how to train, and which networks; see `Room`.
         task: of the networks: classification, multilabel or detection.
     """
     experiment = Experiment(lab, data, plan, networks)

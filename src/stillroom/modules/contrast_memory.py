@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, distributed, nn
 from torch.nn.functional import normalize
 
-from stillroom.errors import InputError, positive
+from stillroom.errors import InputError, at_least, positive
 
 
 class ContrastMemory(nn.Module):
@@ -65,8 +65,7 @@ class ContrastMemory(nn.Module):
     ) -> None:
         super().__init__()
         for name, count, least in (("num_samples", num_samples, 2), ("embed_dim", embed_dim, 1), ("negatives", negatives, 1)):
-            if count < least:
-                raise InputError(name, count, f"a number of at least {least}")
+            at_least(name, count, least)
         if not 0 <= momentum < 1:
             raise InputError("momentum", momentum, "a number from 0 to below 1")
         if labels is not None and labels.shape != (num_samples,):

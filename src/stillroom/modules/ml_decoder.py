@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from stillroom.errors import InputError
+from stillroom.errors import InputError, at_least
 
 EMBEDDINGS = "head.decoder"  # module path of the label-wise embeddings in a `MultiLabelNetwork`
 _IN_JSON = {"attention_heads": "heads"}  # names of students on people's disks
@@ -35,14 +35,13 @@ class HeadOptions:
 
     def __post_init__(self) -> None:
         for name in ("embed_dim", "attention_heads", "feedforward"):
-            if getattr(self, name) < 1:
-                raise InputError(name, getattr(self, name), "a whole number of at least 1")
+            at_least(name, getattr(self, name), 1)
         if self.embed_dim % self.attention_heads:
             raise InputError("embed_dim", self.embed_dim, f"a multiple of the number of heads, {self.attention_heads}")
         if not 0 <= self.dropout < 1:
             raise InputError("dropout", self.dropout, "a number from 0 and below 1")
-        if self.groups is not None and self.groups < 1:
-            raise InputError("groups", self.groups, "a whole number of at least 1, or none")
+        if self.groups is not None:
+            at_least("groups", self.groups, 1)
 
     def to_json(self) -> dict[str, Any]:
         """Plain data, as in `student.json`; `from_json` is the inverse."""

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear, normalize
 
-from stillroom.errors import InputError
+from stillroom.errors import InputError, at_least
 from stillroom.losses.precision import at_least_float32
 
 
@@ -45,10 +45,7 @@ class LinearEmbedding(nn.Module):
 
     def __init__(self, in_features: int, embed_dim: int = 128) -> None:
         super().__init__()
-        for name, width in (("in_features", in_features), ("embed_dim", embed_dim)):
-            if width < 1:
-                raise InputError(name, width, "a width of at least 1")
-        self.linear = nn.Linear(in_features, embed_dim)
+        self.linear = nn.Linear(at_least("in_features", in_features, 1), at_least("embed_dim", embed_dim, 1))
 
     def forward(self, features: Tensor) -> Tensor:
         """Embeddings [B, E] of unit length, float32 at least.

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
 from torch import Tensor
+from torch.utils._pytree import tree_leaves, tree_map
 
 from stillroom.errors import InputError
 
@@ -37,20 +38,12 @@ def take_apart(answer: Any) -> tuple[Form, dict[str, Any]]:
 
 def put_together(form: Form, parts: Mapping[str, Tensor]) -> Any:
     """The inverse of `take_apart`; a tuple comes back as a list."""
-    if isinstance(form, str):
-        return parts[form]
-    if isinstance(form, list):
-        return [put_together(part, parts) for part in form]
-    return {key: put_together(part, parts) for key, part in form.items()}
+    return tree_map(parts.__getitem__, form)
 
 
-def names_in(form: Form) -> Iterator[str]:
+def names_in(form: Form) -> list[str]:
     """The names of an answer's tensors, in the order of `take_apart`."""
-    if isinstance(form, str):
-        yield form
-    else:
-        for part in form if isinstance(form, list) else form.values():
-            yield from names_in(part)
+    return tree_leaves(form)
 
 
 def output_files(form: Form, outputs: Sequence[str]) -> dict[str, str]:
@@ -60,5 +53,5 @@ def output_files(form: Form, outputs: Sequence[str]) -> dict[str, str]:
         form: of the answer.
         outputs: the names of its tensors, then the module paths of the stored features.
     """
-    parts = ["logits"] if form == LOGITS else [f"answer{number}" for number, _ in enumerate(names_in(form))]
+    parts = ["logits"] if form == LOGITS else [f"answer{number}" for number in range(len(names_in(form)))]
     return dict(zip(outputs, [*parts, *(f"tap{number}" for number in range(len(outputs) - len(parts)))], strict=True))

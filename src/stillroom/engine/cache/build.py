@@ -82,28 +82,28 @@ def build_cache(
         "taps": list(taps),
         "exact": sorted(exact),
     }
-    answer = _answers(teacher, taps)
+    answer = _answers(teacher, taps, device)
     with cache.locked():
         record = cache.read()
         if record is None:
-            record = _begin(cache, key, data, result, views, storage, exact, answer, device, dict(about or {}))
+            record = _begin(cache, key, data, result, views, storage, exact, answer, dict(about or {}))
         else:
             cache.check(key, record, "another folder, or --overwrite")
         rows = record["samples"] * views.count
         if record["done"] < rows:
             with cache.writer(record) as writer:
-                _fill(writer, answer, data, views, rows, device, progress, mark_seconds)
+                _fill(writer, answer, data, views, rows, progress, mark_seconds)
     return CachedTeacher(folder, argument=cache.argument)
 
 
-def _answers(teacher: Teacher, taps: Sequence[str]) -> Answer:
-    """What to ask of the teacher."""
+def _answers(teacher: Teacher, taps: Sequence[str], device: torch.device) -> Answer:
+    """What to ask of the teacher, which runs on the device."""
     if len(set(taps)) < len(taps):
         raise InputError("taps", list(taps), "each path once")
     tapped = teacher.tap(*taps) if taps else lambda inputs: (teacher(inputs), {})
 
     def answer(inputs: Any) -> tuple[Form, dict[str, Tensor]]:
-        told, features = tapped(inputs)
+        told, features = tapped(move_data_to_device(inputs, device))
         form, parts = take_apart(told)
         if both := parts.keys() & set(taps):
             raise InputError("taps", f"{both.pop()}, as a part of the teacher's answer is called", "other paths")
@@ -121,22 +121,20 @@ def _begin(
     storage: Storage,
     exact: Collection[str],
     answer: Answer,
-    device: torch.device,
     about: dict[str, Any],
 ) -> dict[str, Any]:
     """Everything but the rows, with the record last."""
     first, drawn = next(iter(data.every_view(views, batch_size=1)))
-    form, answers = answer(move_data_to_device(first, device))
+    form, answers = answer(first)
     formats = _formats(form, answers, storage, exact)
     files = output_files(form, list(formats))
     arrays = {f"view.{name}": (values.shape[1:], values.dtype) for name, values in drawn.items()}
     for name, layout in formats.items():
         arrays |= {files[name] + suffix: spec for suffix, spec in layout.arrays.items()}
     example = data.example_inputs()
-    kept = {files[name]: values.float().cpu().numpy() for name, values in answer(example.to(device))[1].items()}
+    kept = {files[name]: values.float().cpu().numpy() for name, values in answer(example)[1].items()}
     cache.save("example.npz", {"inputs": example.numpy(), **kept})
-    cache.save("details.npz", result.details)
-    cache.save_json("teacher.json", result.to_json())
+    cache.save_result(result)
     record = {
         "key": dict(key),
         "samples": data.train_size,
@@ -176,7 +174,6 @@ def _fill(
     data: CacheableData,
     views: Views,
     rows: int,
-    device: torch.device,
     progress: Callable[[int, int], None],
     mark_seconds: float,
 ) -> None:
@@ -188,7 +185,7 @@ def _fill(
     marked = time.monotonic()
     pending: Callable[[], None] | None = None
     for batch, drawn in loader:
-        form, answers = answer(move_data_to_device(batch, device))
+        form, answers = answer(batch)
         if form != writer.record["answer"]:
             raise InputError("teacher", "answers of several forms", "the same tensors for every sample")
         encoded: list[tuple[str, Format, dict[str, Tensor]]] = []

@@ -103,11 +103,6 @@ class Format:
         classes = np.dtype(np.int16 if self.shape[0] <= 2**15 else np.int32)
         return {".top": ((self.top,), numbers), ".classes": ((self.top,), classes), ".rest": ((), np.dtype(np.float32))}
 
-    @property
-    def row_bytes(self) -> int:
-        """Size of one answer on disk."""
-        return sum(math.prod(shape) * dtype.itemsize for shape, dtype in self.arrays.values())
-
     def encode(self, answers: Tensor) -> dict[str, Tensor]:
         """Answers [B, ...] as arrays of `arrays`' types, on their device."""
         if self.top is None:

@@ -21,12 +21,14 @@ import os
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import IO, Any, Protocol
 
 import numpy as np
 from filelock import FileLock, Timeout
 
+from stillroom.engine.report.results import StageResult
 from stillroom.engine.run.written import Record, beginning, is_what_it_is_called, remove, write_atomic
 from stillroom.errors import InputError, StillroomError
 
@@ -60,13 +62,10 @@ class CacheFolder:
         """
         if not self._record_file.exists():
             return None
-        try:
-            record: dict[str, Any] = json.loads(self._record_file.read_text(encoding="utf-8"))
-            schema = record["schema"]
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise InputError(self.argument, f"{self._record_file} that cannot be read ({error})", self._sound) from None
-        if schema != self.schema:
-            raise InputError(self.argument, f"{self}, a {self.what} of the form {schema}", f"one of the form {self.schema}; build it anew")
+        record = self.load_json(self._record_file.name, "schema")
+        if record["schema"] != self.schema:
+            got = f"{self}, a {self.what} of the form {record['schema']}"
+            raise InputError(self.argument, got, f"one of the form {self.schema}; build it anew")
         return record
 
     def clear(self) -> None:
@@ -94,10 +93,10 @@ class CacheFolder:
         if record is None:
             return []
         found = [path for name in self.files if is_what_it_is_called(path := self.path / name) and not path.is_symlink()]
-        for name, header in self._headers(record).items():
+        for name, (shape, dtype) in self.shapes(record).items():
             path = self._array_file(name)
             if os.path.lexists(path):
-                self._refuse_foreign(path, header)
+                self._refuse_foreign(path, _header(shape, dtype))
                 found.append(path)
         return found
 
@@ -145,13 +144,13 @@ class CacheFolder:
             got = f"{self}, a {self.what} of something else ({'; '.join(differs[:4])})"
             raise InputError(self.argument, got, expected)
 
-    def rows(self, record: Mapping[str, Any]) -> int:
-        """Rows that are written one after the other: of a cache, samples times views."""
-        return int(record["samples"] * record["views"]["count"])
+    def leading(self, record: Mapping[str, Any]) -> tuple[int, ...]:
+        """The dimensions that every array begins with, whose product is the number of rows: of a cache samples and views, [N, V, ...]."""
+        return record["samples"], record["views"]["count"]
 
     def shapes(self, record: Mapping[str, Any]) -> dict[str, tuple[tuple[int, ...], np.dtype[Any]]]:
-        """Shape and type of every array; of a cache [N, V, ...]."""
-        leading = record["samples"], record["views"]["count"]
+        """Shape and type of every array."""
+        leading = self.leading(record)
         return {name: ((*leading, *shape), np.dtype(dtype)) for name, (shape, dtype) in record["arrays"].items()}
 
     def open(self, record: Mapping[str, Any]) -> dict[str, np.ndarray]:
@@ -168,7 +167,7 @@ class CacheFolder:
             try:
                 array = np.load(file, mmap_mode="c", allow_pickle=False)
             except (OSError, ValueError, EOFError) as error:
-                raise InputError(self.argument, f"{file}, which cannot be read ({error})", self._sound) from None
+                raise self._damaged(file, error) from None
             if array.shape != shape or array.dtype != dtype:
                 got = f"{file} with {array.dtype} {list(array.shape)}"
                 raise InputError(self.argument, got, f"{dtype} {list(shape)}: {self._sound}")
@@ -181,10 +180,6 @@ class CacheFolder:
         np.savez(buffer, **arrays)  # type: ignore[arg-type]  # its stub takes any name for allow_pickle
         write_atomic(self.path / name, buffer.getvalue())
 
-    def save_json(self, name: str, data: Mapping[str, Any]) -> None:
-        """Plain data in a file of its own."""
-        write_atomic(self.path / name, json.dumps(data, indent=1))
-
     def load(self, name: str) -> dict[str, np.ndarray]:
         """What `save` wrote.
 
@@ -195,7 +190,40 @@ class CacheFolder:
             with np.load(self.path / name, allow_pickle=False) as file:
                 return dict(file)
         except (OSError, ValueError, EOFError) as error:
-            raise InputError(self.argument, f"{self.path / name}, which cannot be read ({error})", self._sound) from None
+            raise self._damaged(self.path / name, error) from None
+
+    def save_json(self, name: str, data: Mapping[str, Any]) -> None:
+        """Plain data in a file of its own."""
+        write_atomic(self.path / name, json.dumps(data, indent=1))
+
+    def load_json(self, name: str, *keys: str) -> dict[str, Any]:
+        """What `save_json` wrote, with at least these keys.
+
+        Raises:
+            InputError: it is missing or damaged.
+        """
+        try:
+            found: dict[str, Any] = json.loads((self.path / name).read_text(encoding="utf-8"))
+            return {**found, **{key: found[key] for key in keys}}  # where one is lacking that is damage, too
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise self._damaged(self.path / name, error) from None
+
+    def save_result(self, result: StageResult) -> None:
+        """What was measured of the teacher."""
+        self.save("details.npz", result.details)
+        self.save_json("teacher.json", result.to_json())
+
+    def load_result(self) -> StageResult:
+        """What `save_result` wrote.
+
+        Raises:
+            InputError: it is missing or damaged.
+        """
+        said = self.load_json("teacher.json")
+        try:
+            return replace(StageResult.from_json(said), details=self.load("details.npz"))
+        except (KeyError, TypeError) as error:
+            raise self._damaged(self.path / "teacher.json", error) from None
 
     @contextmanager
     def writer(self, record: Mapping[str, Any]) -> Iterator[Writer]:
@@ -232,7 +260,7 @@ class CacheFolder:
         """
         with ExitStack() as stack:
             yield {
-                name: stack.enter_context(self._opened(name, shape, dtype, self.rows(record), fresh=fresh))
+                name: stack.enter_context(self._opened(name, shape, dtype, math.prod(self.leading(record)), fresh=fresh))
                 for name, (shape, dtype) in self.shapes(record).items()
             }
 
@@ -275,8 +303,8 @@ class CacheFolder:
                     return
         raise InputError(self.argument, f"{path}, which Stillroom did not write", "another folder, or that file moved away")
 
-    def _headers(self, record: Mapping[str, Any]) -> dict[str, bytes]:
-        return {name: _header(shape, dtype) for name, (shape, dtype) in self.shapes(record).items()}
+    def _damaged(self, file: Path, error: Exception) -> InputError:
+        return InputError(self.argument, f"{file}, which cannot be read ({error})", self._sound)
 
     @property
     def _sound(self) -> str:

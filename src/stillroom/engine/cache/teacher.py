@@ -15,7 +15,6 @@ from stillroom.engine.cache.answers import LOGITS, Form, names_in, output_files,
 from stillroom.engine.cache.formats import Format
 from stillroom.engine.cache.store import CacheFolder
 from stillroom.engine.cache.views import Views
-from stillroom.engine.report.results import StageResult
 from stillroom.engine.teacher import Teacher
 from stillroom.errors import InputError
 
@@ -56,7 +55,7 @@ class CachedTeacher(Teacher):
         self._record = record
         self.views = Views(**record["views"])
         self.about: dict[str, Any] = record["about"]
-        self.result = self._result()
+        self.result = self._folder.load_result()
         self._formats = {name: Format.from_json(described) for name, described in record["outputs"].items()}
         self._form: Form = record.get("answer", LOGITS)
         self._parts = tuple(names_in(self._form))
@@ -172,15 +171,6 @@ class CachedTeacher(Teacher):
             if device != cpu:
                 self._arrays[device] = {name: array.to(device) for name, array in answers.items()} if small else self._arrays[cpu]
         return self._arrays[device]
-
-    def _result(self) -> StageResult:
-        try:
-            result = StageResult.from_json(json.loads((self.folder / "teacher.json").read_text(encoding="utf-8")))
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            got = f"{self.folder / 'teacher.json'}, which cannot be read ({error})"
-            raise InputError(self._folder.argument, got, "a cache that is not damaged") from None
-        result.details = self._folder.load("details.npz")
-        return result
 
 
 class _NoNetworks(tuple[nn.Module, ...]):

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from stillroom.engine.loading import Draw, SeekableBatches, sample_seeds
-from stillroom.errors import InputError
+from stillroom.errors import at_least
 
 
 @dataclass(frozen=True)
@@ -29,10 +29,8 @@ class Views:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.count < 1:
-            raise InputError("views", self.count, "a number of at least 1")
-        if self.seed < 0:
-            raise InputError("seed", self.seed, "a number of at least 0")
+        at_least("views", self.count, 1)
+        at_least("seed", self.seed, 0)
 
     def draws(self, ids: np.ndarray, views: np.ndarray) -> list[Draw]:
         """The given view of each of the samples; both int [B]."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -72,6 +72,15 @@ class StageDisplay:
             self._bar = Progress(*columns, console=console, transient=True)
             self._task = self._bar.add_task(self.title, total=epochs * length, completed=len(history) * length)
             self._bar.start()
+
+    @contextmanager
+    def counting(self, total: int) -> Iterator[Callable[[int, int], None]]:
+        """The stage is no training: inside, what this gives is to be told how much of `total` is done."""
+        self.start(1, total, [], 0)
+        try:
+            yield lambda done, _: self.step(done)
+        finally:
+            self.stop()
 
     def step(self, done: int) -> None:
         """`done` batches of the current epoch are through."""

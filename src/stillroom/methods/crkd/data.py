@@ -5,15 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import torch
 
 from stillroom.engine.loading import Loader
 from stillroom.engine.run.recorder import Evaluator
-from stillroom.errors import InputError
+from stillroom.errors import at_least
 from stillroom.methods.crkd.evaluator import DiscoveryEvaluator
 from stillroom.tasks.classification import ImageData
 from stillroom.tasks.classification.subsets import ChosenClasses, chosen_classes
-from stillroom.tasks.images.stores import Images, MemoryImages, TakenImages
+from stillroom.tasks.images.stores import joined, taken
 
 
 class NovelClassData(ImageData):
@@ -27,15 +26,8 @@ class NovelClassData(ImageData):
             default 60 % of them.
         clusters: how many novel classes to look for, where it is not known how many there are; by default as many as there are.
         batch_size: images in a batch, labelled and unlabelled, of all processes together.
-        workers: processes that read images ahead; by default none for images in memory, else up to 4.
-        image_size: pixels of the images that the network is given; height and width; by default the data's own, or 224.
         augment: random changes of training images, see `ImageData`; here they choose how views are made, where `view_style` does not.
-        subset: train on this many images only, drawn evenly from the classes; by default on all.
-        val_subset: validate on this many images only, drawn evenly from the classes; by default on all.
-        mean: of each channel, for pixels in [0, 1]; by default the data's own, or ImageNet's.
-        std: standard deviation of each channel, likewise.
-        subset_seed: which images the subsets, a long tail and wrong labels are.
-        strict: refuse data with image files that cannot be decoded, which are left out otherwise.
+        options: those of `ImageData`.
 
     Raises:
         InputError: no known or no novel class, a class that there is not; or see `ImageData`.
@@ -48,40 +40,19 @@ class NovelClassData(ImageData):
         known_classes: ChosenClasses = None,
         clusters: int | None = None,
         batch_size: int = 128,
-        workers: int | None = None,
-        image_size: int | None = None,
         augment: str | None = None,
-        subset: int | None = None,
-        val_subset: int | None = None,
-        mean: tuple[float, float, float] | None = None,
-        std: tuple[float, float, float] | None = None,
-        subset_seed: int = 0,
-        strict: bool = False,
+        **options: Any,
     ) -> None:
-        super().__init__(
-            data,
-            batch_size=batch_size,
-            workers=workers,
-            image_size=image_size,
-            augment=augment,
-            subset=subset,
-            val_subset=val_subset,
-            mean=mean,
-            std=std,
-            subset_seed=subset_seed,
-            strict=strict,
-        )
+        super().__init__(data, batch_size=batch_size, augment=augment, **options)
         given = round(0.6 * self.num_classes) if known_classes is None else known_classes
         known = sorted(chosen_classes(given, self.classes, most=self.num_classes - 1))
-        if not isinstance(given, int):  # known classes are the first ones from here on
-            indices = self.indices  # nothing is left out
+        if not isinstance(given, int):  # known classes are the first ones from here on; the images are the same, under other numbers
             novel = [number for number in range(self.num_classes) if number not in known]
-            self.__dict__.update(vars(self.restricted(classes=[*known, *novel])))
-            self.indices = indices
+            ordered = self.restricted(classes=[*known, *novel])
+            self.classes, self._shown = ordered.classes, ordered._shown
+            self.fingerprint, self.cache_key = ordered.fingerprint, ordered.cache_key
         self.known_count = len(known)
-        self.clusters = self.num_classes - self.known_count if clusters is None else clusters
-        if self.clusters < 1:
-            raise InputError("clusters", self.clusters, "a whole number of at least 1")
+        self.clusters = at_least("clusters", self.num_classes - self.known_count if clusters is None else clusters, 1)
         self._mark("known", str(self.known_count), str(self.clusters))
 
     @property
@@ -97,7 +68,7 @@ class NovelClassData(ImageData):
         """The validation images, and behind them the unlabelled training images; each exactly once over all processes."""
         if not self._novel:
             return super().eval_loader(rank=rank, world=world)
-        return self._eval_loader(_joined(self._val, self._train, np.flatnonzero(~self.labelled)), rank, world)
+        return self._eval_loader(joined(self._val, taken(self._train, np.flatnonzero(~self.labelled))), rank, world)
 
     def evaluator(self) -> Evaluator:  # type: ignore[override]  # whose answers are those of several heads
         """What scores the discovery; of the known classes alone, a classifier."""
@@ -111,34 +82,3 @@ class NovelClassData(ImageData):
     @property
     def _novel(self) -> bool:
         return self.num_classes > self.known_count
-
-
-class _Joined:
-    """All images of one set, then some of another."""
-
-    def __init__(self, first: Images, second: Images) -> None:
-        self.parts, self.labels = (first, second), np.concatenate([first.labels, second.labels])
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def image(self, index: int) -> Any:
-        return self._of(index).image(self._place(index))
-
-    def name(self, index: int) -> str:
-        return self._of(index).name(self._place(index))
-
-    def _of(self, index: int) -> Images:
-        return self.parts[index >= len(self.parts[0])]
-
-    def _place(self, index: int) -> int:
-        return index - len(self.parts[0]) * (index >= len(self.parts[0]))
-
-
-def _joined(first: Images, second: Images, indices: np.ndarray) -> Images:
-    """The images of `first`, then those of `second` at the given indices; in memory if both are."""
-    if isinstance(first, MemoryImages) and isinstance(second, MemoryImages):
-        taken = second.take(indices)
-        pixels = torch.cat([first.pixels, taken.pixels])
-        return MemoryImages(pixels, np.concatenate([first.labels, taken.labels]), [*first.names, *taken.names])
-    return _Joined(first, TakenImages(second, indices))

@@ -71,9 +71,12 @@ class Discovery(Distiller):
         teacher: the supervised network; answers with its known logits divided by its temperature.
         large_views: V, how many of a batch's views are large crops; they come first.
         relation_weight: alpha, weight of L_rel; with 0 this is UNO, and the teacher is not asked.
-        temperature, weighting, divergence: see `relation_loss`; tau is the student's.
-        sinkhorn_epsilon, sinkhorn_iterations: of Sinkhorn.
-        trained_layers: module paths of the backbone that are trained, besides the heads; all if none is named.
+        temperature: temperature of softened class probabilities, T > 0; of the class relations, on top of the student's tau.
+        weighting: of the unlabelled images in the distillation: learnable (the paper's) or constant.
+        divergence: cross-entropy (the released code's) or kl (the paper's).
+        sinkhorn_epsilon: of Sinkhorn; smaller makes harder pseudo-labels.
+        sinkhorn_iterations: of its two normalisations.
+        trained_layers: module paths of the backbone that discovery trains besides the heads, e.g. ``[blocks.11]``; all by default.
 
     Raises:
         InputError: a number is out of its range.
@@ -99,9 +102,8 @@ class Discovery(Distiller):
         super().__init__(student, teacher)
         self.trained_layers = tuple(trained_layers)
         train_only(student.backbone, self.trained_layers, "trained_layers")
-        if large_views < 1:
-            raise InputError("large_views", large_views, "a whole number of at least 1")
-        self.large_views, self.relation_weight = large_views, at_least_zero("relation_weight", relation_weight)
+        self.large_views = at_least("large_views", large_views, 1)
+        self.relation_weight = at_least_zero("relation_weight", relation_weight)
         self.cosine_temperature, self.temperature = student.temperature, positive("temperature", temperature)
         for name, choice, known in (("weighting", weighting, Weighting), ("divergence", divergence, Divergence)):
             one_of(name, choice, get_args(known))
@@ -133,8 +135,8 @@ class Discovery(Distiller):
             over_processes=True,
         )
         cluster_H = swapped_prediction(logits_WHBK, targets_VHBK, self.cosine_temperature)
-        if self.training:
-            self._track(cluster_H.detach().clone())
+        if self.training:  # S_h: over the whole training, as the released code has it, and equal in all processes
+            self.student.head_losses += averaged(cluster_H)
         task = {"cluster": cluster_H.mean()}
         if not self.relation_weight:
             return Losses(task)
@@ -153,7 +155,3 @@ class Discovery(Distiller):
     def predict(self, batch: Any) -> Answers:
         """Every head's logits, and what says which head is best."""
         return Answers(self.student(batch.inputs), self.student.head_losses)
-
-    def _track(self, cluster_H: Tensor) -> None:
-        """S += L_cl(h): over the whole training, as the released code does, and equal in all processes."""
-        self.student.head_losses += averaged(cluster_H)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from stillroom.errors import InputError, near
+from stillroom.errors import InputError, at_least, near
 from stillroom.methods.crkd.novel import KnownClassifier, NovelClassifier, NovelHead, Prototypes
 
 
@@ -40,9 +40,8 @@ class DiscoveryNetwork(nn.Module):
         layers: int = 1,
     ) -> None:
         super().__init__()
-        for name, number in (("novel_classes", novel_classes), ("novel_heads", novel_heads)):
-            if number < 1:
-                raise InputError(name, number, "a whole number of at least 1")
+        at_least("novel_classes", novel_classes, 1)
+        at_least("novel_heads", novel_heads, 1)
         self.backbone, self.known, self.temperature = supervised.backbone, supervised.known, supervised.temperature
         features = supervised.known.in_features
         self.novel = nn.ModuleList(

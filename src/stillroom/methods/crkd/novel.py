@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear, normalize
 
-from stillroom.errors import InputError, positive
+from stillroom.errors import InputError, at_least, positive
 
 PREFIX = "novel:"
 _GRAMMAR = re.compile(
@@ -64,8 +64,7 @@ class NovelHead(nn.Module):
     def __init__(self, features: int, classes: int, *, hidden: int = 2048, projection: int = 256, layers: int = 1) -> None:
         super().__init__()
         for name, number in (("hidden", hidden), ("projection", projection), ("layers", layers)):
-            if number < 1:
-                raise InputError(name, number, "a whole number of at least 1")
+            at_least(name, number, 1)
         widths = [features, *[hidden] * layers]
         blocks = [(nn.Linear(a, b), nn.BatchNorm1d(b), nn.ReLU()) for a, b in pairwise(widths)]
         self.projector = nn.Sequential(*[module for block in blocks for module in block], nn.Linear(hidden, projection))

@@ -7,13 +7,14 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
-from stillroom.engine import Experiment, Lab, Networks, Report, Room, Trained, Training
+from torch import nn
+
+from stillroom.engine import Experiment, Lab, Networks, Report, Room, Teacher, Trained, Training
 from stillroom.engine.run.measure import measure
 from stillroom.errors import InputError, at_least, positive
 from stillroom.methods.crkd.data import NovelClassData
 from stillroom.methods.crkd.distiller import Discovery, Pretraining
 from stillroom.methods.crkd.evaluator import SHOWN
-from stillroom.methods.crkd.loss import Divergence, Weighting
 from stillroom.methods.crkd.networks import DiscoveryNetwork, train_only
 from stillroom.methods.crkd.novel import KnownClassifier, NovelSpec, Prototypes, headless
 from stillroom.methods.crkd.views import Style, crops
@@ -25,7 +26,17 @@ SHORT = Training(epochs=16, lr=0.1, weight_decay=1.5e-4, schedule="cosine", warm
 _BY_AUGMENTATION: dict[str, Style] = {"cifar": "cifar", "tiny-imagenet": "cifar", "imagenet": "photographs"}
 
 
-def pretrained_stage(lab: Lab, data: ImageData, plan: Training, student: str, views: Sequence[View], said: str, **options: Any) -> Trained:
+def pretrained_stage(
+    lab: Lab,
+    data: ImageData,
+    plan: Training,
+    student: str,
+    views: Sequence[View],
+    said: str,
+    *,
+    cosine_temperature: float,
+    trained_layers: Sequence[str],
+) -> Trained:
     """Stage 1: the supervised network.
 
     Args:
@@ -34,10 +45,12 @@ def pretrained_stage(lab: Lab, data: ImageData, plan: Training, student: str, vi
         plan: how to train.
         student: specification of a classifier, whose head is replaced.
         views, said: how images are shown.
-        options: of `Pretraining`, and `cosine_temperature`.
+        cosine_temperature: tau.
+        trained_layers: see `Pretraining`.
     """
-    supervised, spec = _fresh(lab, data, student, options.pop("cosine_temperature"))
-    return lab.fit(Pretraining(supervised, **options), data.in_views(*views, said=said), plan, name="supervised", model=spec)
+    supervised, spec = _fresh(lab, data, student, cosine_temperature)
+    made = Pretraining(supervised, trained_layers=trained_layers)
+    return lab.fit(made, data.in_views(*views, said=said), plan, name="supervised", model=spec)
 
 
 def _fresh(lab: Lab, data: ImageData, student: str, cosine_temperature: float) -> tuple[KnownClassifier, str]:
@@ -45,43 +58,6 @@ def _fresh(lab: Lab, data: ImageData, student: str, cosine_temperature: float) -
     built = Experiment(lab, data, Training(), Networks(student=student)).network(student, "student")
     backbone, features = headless(built.network, data.num_classes, "student")
     return KnownClassifier(backbone, Prototypes(features, data.num_classes), temperature=cosine_temperature), built.spec
-
-
-def discovery_stage(
-    lab: Lab,
-    data: NovelClassData,
-    plan: Training,
-    supervised: Trained,
-    name: str,
-    views: Sequence[View],
-    said: str,
-    *,
-    novel_heads: int,
-    hidden: int,
-    projection: int,
-    layers: int,
-    **options: Any,
-) -> Trained:
-    """Stage 2, from a copy of the supervised network's weights and under its relations; what it ships is the best head's network.
-
-    Args:
-        lab, data, plan: where, on what and how to train.
-        supervised: stage 1.
-        name: of the stage.
-        views, said: how images are shown.
-        novel_heads, hidden, projection, layers: see `DiscoveryNetwork`.
-        options: of `Discovery`.
-    """
-    assert isinstance(supervised.network, KnownClassifier)
-    taught = copy.deepcopy(supervised.network).requires_grad_(True)  # whatever the pre-training left as it was
-    student = DiscoveryNetwork(taught, data.clusters, novel_heads=novel_heads, hidden=hidden, projection=projection, layers=layers)
-    known, temperature = data.known_count, taught.temperature
-    spec = NovelSpec(supervised.result.model, known, hidden=hidden, projection=projection, layers=layers, temperature=temperature)
-    distiller = Discovery(student, lab.teach(supervised), **options)
-    trained = lab.fit(distiller, data.in_views(*views, said=said), plan, name=name, model=str(spec))
-    shipped = student.best()
-    result = replace(trained.result, footprint=measure(shipped, data.example_inputs()))
-    return replace(trained, network=shipped, result=result)
 
 
 def recipe(
@@ -98,17 +74,12 @@ def recipe(
     projection_layers: int = 1,
     relation_weight: float = 0.1,
     cosine_temperature: float = 0.1,
-    temperature: float = 4.0,
-    weighting: Weighting = "learnable",
-    divergence: Divergence = "cross-entropy",
-    sinkhorn_epsilon: float = 0.05,
-    sinkhorn_iterations: int = 3,
-    trained_layers: tuple[str, ...] = (),
     teacher_epochs: int = 20,
     teacher_lr: float = 0.1,
     teacher_optimizer: Literal["sgd", "adam", "adamw"] | None = None,
     teacher_warmup_epochs: int = 0,
     teacher_trained_layers: tuple[str, ...] = (),
+    **options: Any,
 ) -> Report:
     """Learn the known classes with labels, then find the novel ones with UNO and with class-relation distillation; compare the two.
 
@@ -127,18 +98,30 @@ def recipe(
         projection_layers: K, hidden layers of the projectors.
         relation_weight: weight of the class-relation distillation.
         cosine_temperature: tau > 0 of all softmaxes over cosines.
-        temperature: temperature of softened class probabilities, T > 0; of the class relations, on top of tau.
-        weighting: of the unlabelled images in the distillation: learnable (the paper's) or constant.
-        divergence: cross-entropy (the released code's) or kl (the paper's).
-        sinkhorn_epsilon: of Sinkhorn; smaller makes harder pseudo-labels.
-        sinkhorn_iterations: of its two normalisations.
-        trained_layers: module paths of the backbone that discovery trains, e.g. ``[blocks.11]``; all by default.
         teacher_epochs: epochs of the teacher; on the known classes.
         teacher_lr: learning rate of the teacher.
         teacher_optimizer: optimiser of the teacher; by default that of the discovery.
         teacher_warmup_epochs: warm-up of the teacher, in epochs.
         teacher_trained_layers: module paths of the backbone that the teacher trains; all by default.
+        options: those of `Discovery`.
     """
+
+    def discovery(supervised: KnownClassifier, taught: Teacher | nn.Module, weight: float) -> Discovery:
+        student = DiscoveryNetwork(
+            supervised, data.clusters, novel_heads=novel_heads, hidden=hidden, projection=projection, layers=projection_layers
+        )
+        return Discovery(student, taught, large_views=large_crops, relation_weight=weight, **options)
+
+    def discovered(name: str, weight: float) -> Trained:
+        """Stage 2, from a copy of the supervised network's weights; what it ships is the best head's network."""
+        assert isinstance(supervised.network, KnownClassifier)
+        taught = copy.deepcopy(supervised.network).requires_grad_(True)  # whatever the pre-training left as it was
+        spec = NovelSpec(supervised.result.model, data.known_count, hidden, projection, projection_layers, taught.temperature)
+        made = discovery(taught, lab.teach(supervised), weight)
+        trained = lab.fit(made, data.in_views(*shown, said=said), plan, name=name, model=str(spec))
+        shipped = made.student.best()
+        return replace(trained, network=shipped, result=replace(trained.result, footprint=measure(shipped, data.example_inputs())))
+
     style = view_style or ("digits" if data.source.name == "digits" else _BY_AUGMENTATION.get(data.augment, "small"))
     shown = crops(style, data.image_size, data.mean, data.std, large=large_crops, small=small_crops)
     said = f"crkd {style} {large_crops}+{small_crops}"
@@ -153,26 +136,14 @@ def recipe(
         warmup_epochs=teacher_warmup_epochs,
     )
     positive("cosine_temperature", cosine_temperature)
-    first: dict[str, Any] = {"cosine_temperature": cosine_temperature, "trained_layers": teacher_trained_layers}
-    shape = {"novel_heads": novel_heads, "hidden": hidden, "projection": projection, "layers": projection_layers}
-    second: dict[str, Any] = {
-        "large_views": large_crops,
-        "temperature": temperature,
-        "weighting": weighting,
-        "divergence": divergence,
-        "sinkhorn_epsilon": sinkhorn_epsilon,
-        "sinkhorn_iterations": sinkhorn_iterations,
-        "trained_layers": trained_layers,
-    }
     with lab.shared():  # everything is built once and thrown away: what is wrong with an argument is said before the pre-training
         tried, _ = _fresh(lab, known, student, cosine_temperature)
-        Discovery(DiscoveryNetwork(tried, data.clusters, **shape), tried, **second, relation_weight=relation_weight)
+        discovery(tried, tried, relation_weight)
         train_only(tried.backbone, teacher_trained_layers, "teacher_trained_layers")
-    supervised = pretrained_stage(lab, known, before, student, shown, said, **first)
-    arms = {
-        name: discovery_stage(lab, data, plan, supervised, name, shown, said, **shape, **second, relation_weight=weight)
-        for name, weight in (("uno", 0.0), ("crkd", relation_weight))
-    }
+    supervised = pretrained_stage(
+        lab, known, before, student, shown, said, cosine_temperature=cosine_temperature, trained_layers=teacher_trained_layers
+    )
+    arms = {"uno": discovered("uno", 0.0), "crkd": discovered("crkd", relation_weight)}
     report = lab.report("crkd", data, arms, baseline="uno", ship="crkd")
     report.metric_formats |= SHOWN
     return report
@@ -185,11 +156,12 @@ _SHARED: dict[str, Any] = {
     "schedule": "cosine",
     "precision": "16-mixed",
     "workers": 8,
+    "hidden": 2048,
+    "projection": 256,
+    "projection_layers": 1,
 }
-_HEADS: dict[str, Any] = {"hidden": 2048, "projection": 256, "projection_layers": 1}
 _CIFAR: dict[str, Any] = {
     **_SHARED,
-    **_HEADS,
     "data": "cifar100:data/cifar100",
     "student": "stillroom/resnet18",
     "view_style": "cifar",
@@ -206,7 +178,6 @@ _CIFAR: dict[str, Any] = {
 }
 _FINE_GRAINED: dict[str, Any] = {
     **_SHARED,
-    **_HEADS,
     "student": "timm/vit_base_patch16_224.dino@pretrained",
     "view_style": "photographs",
     "small_crops": 0,

@@ -12,7 +12,7 @@ from torch.nn.functional import pad
 from torchvision.transforms import v2
 
 from stillroom.engine.loading import uniforms
-from stillroom.errors import InputError, one_of
+from stillroom.errors import InputError, at_least, one_of
 from stillroom.modules.pixels import windows
 from stillroom.tasks.classification.views import View
 from stillroom.tasks.images.transforms import Parameters, Transform, eval_transform
@@ -40,33 +40,27 @@ def crops(style: Style, image_size: int, mean: Sequence[float], std: Sequence[fl
     Source: CrKD's released code; "small" and "digits" are the project's own, for its experiments.
     """
     one_of("view_style", style, get_args(Style))
-    if large < 1:
-        raise InputError("large_crops", large, "a whole number of at least 1")
+    at_least("large_crops", large, 1)
     if small < 0 or (small and style != "cifar"):
         raise InputError("small_crops", small, "a whole number from 0" if style == "cifar" else f"0: {style} has no small crops")
     if large + small < 2:
         raise InputError("large_crops", large, "two or more views of an image, large and small ones together")
     if style == "photographs":
-        return (_photograph(image_size, mean, std),) * large
+        resized = v2.Resize(round(image_size * 256 / 224), interpolation=v2.InterpolationMode.BICUBIC, antialias=True)
+        return (_changed((resized, v2.RandomCrop(image_size), v2.RandomHorizontalFlip()), mean, std),) * large
     if style != "cifar":
         fit = eval_transform("none", image_size, mean, std).each
         return (Transform(fit, mean, std, together=_ShiftNoise(mirrored=style == "small")),) * large
-    return (_large(image_size, mean, std),) * large + (_small(round(image_size * 18 / 32), mean, std),) * small
+    shifted, cut = v2.RandomCrop(image_size, padding=image_size // 8), v2.RandomResizedCrop(image_size, scale=(0.5, 1.0), antialias=True)
+    of_large = v2.RandomChoice([shifted, cut]), *_colours(0.6, 0.1)
+    of_small = v2.RandomResizedCrop(round(image_size * 18 / 32), scale=(0.3, 0.8), antialias=True), *_colours(0.8, 0.2)
+    return (_changed(of_large, mean, std),) * large + (_changed(of_small, mean, std),) * small
 
 
-def _large(size: int, mean: Sequence[float], std: Sequence[float]) -> v2.Transform:
-    window = v2.RandomChoice([v2.RandomCrop(size, padding=size // 8), v2.RandomResizedCrop(size, scale=(0.5, 1.0), antialias=True)])
-    return v2.Compose([v2.ToImage(), v2.RGB(), window, *_colours(0.6, 0.1), *_normalised(mean, std)])
-
-
-def _small(size: int, mean: Sequence[float], std: Sequence[float]) -> v2.Transform:
-    window = v2.RandomResizedCrop(size, scale=(0.3, 0.8), antialias=True)
-    return v2.Compose([v2.ToImage(), v2.RGB(), window, *_colours(0.8, 0.2), *_normalised(mean, std)])
-
-
-def _photograph(size: int, mean: Sequence[float], std: Sequence[float]) -> v2.Transform:
-    resized = v2.Resize(round(size * 256 / 224), interpolation=v2.InterpolationMode.BICUBIC, antialias=True)
-    return v2.Compose([v2.ToImage(), v2.RGB(), resized, v2.RandomCrop(size), v2.RandomHorizontalFlip(), *_normalised(mean, std)])
+def _changed(changes: Sequence[nn.Module], mean: Sequence[float], std: Sequence[float]) -> v2.Transform:
+    """An image, PIL or uint8 [3, H, W], changed and normalised."""
+    end = v2.ToDtype(torch.float32, scale=True), v2.Normalize(list(mean), list(std)), v2.ToPureTensor()
+    return v2.Compose([v2.ToImage(), v2.RGB(), *changes, *end])
 
 
 def _colours(jitter: float, extreme: float) -> list[nn.Module]:
@@ -77,10 +71,6 @@ def _colours(jitter: float, extreme: float) -> list[nn.Module]:
         v2.RandomApply([_Solarise()], p=extreme),
         v2.RandomEqualize(p=extreme),
     ]
-
-
-def _normalised(mean: Sequence[float], std: Sequence[float]) -> list[nn.Module]:
-    return [v2.ToDtype(torch.float32, scale=True), v2.Normalize(list(mean), list(std)), v2.ToPureTensor()]
 
 
 class _Solarise(nn.Module):

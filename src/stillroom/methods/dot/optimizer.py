@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from stillroom.errors import InputError
+from stillroom.errors import InputError, at_least_zero, share
 
 TASK_BUFFER = "task_momentum_buffer"  # v_ce
 DISTILL_BUFFER = "distill_momentum_buffer"  # v_kd
@@ -195,15 +195,13 @@ def _accumulate(buffers: list[Tensor], gradients: list[Tensor], momentum: float,
 
 def _check_values(group: dict[str, Any]) -> None:
     for name in ("lr", "weight_decay"):
-        if not group[name] >= 0:
-            raise InputError(name, group[name], "a number of at least 0")
+        at_least_zero(name, group[name])
     momentum, delta = group["momentum"], group["delta"]
     if not 0 <= momentum < 1:
         raise InputError("momentum", momentum, "a number from 0 and below 1")
     if not (0 <= momentum - delta < 1 and 0 <= momentum + delta < 1):
         raise InputError("delta", delta, f"momentum - delta and momentum + delta from 0 and below 1 (momentum is {momentum})")
-    if not 0 <= group["dampening"] <= 1:
-        raise InputError("dampening", group["dampening"], "a number from 0 to 1")
+    share("dampening", group["dampening"])
 
 
 def _check_gradients(name: str, gradients: Sequence[Tensor | None], parameters: list[Tensor]) -> None:

@@ -17,7 +17,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from stillroom.errors import InputError
+from stillroom.errors import InputError, share
 from stillroom.methods.ferkd.bank.labels import LabelFormat, SoftLabels
 
 Score = Literal["max", "truth"]
@@ -103,8 +103,7 @@ def adapt(
     Raises:
         InputError: epsilon is outside [0, 1].
     """
-    if not 0 <= epsilon <= 1:
-        raise InputError("epsilon", epsilon, "a number from 0 to 1")
+    share("epsilon", epsilon)
     new = form.calibrated
     score_R = confidence(labels, form, targets_R, score)
     categories_R = thresholds.categories(score_R)

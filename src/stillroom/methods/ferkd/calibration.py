@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any, get_args
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from stillroom.errors import InputError, one_of
+from stillroom.errors import InputError, one_of, share
 from stillroom.methods.ferkd.adaptation import HARD, IMPORTANT, UNINFORMATIVE, Score, Thresholds, adapt, confidence
 from stillroom.methods.ferkd.bank.folder import Rows
 from stillroom.methods.ferkd.bank.labels import LabelFormat, SoftLabels
@@ -47,8 +46,7 @@ class Calibration:
         object.__setattr__(self, "thresholds", tuple(float(value) for value in self.thresholds))
         if len(self.thresholds) != 3 or not 0 <= self.thresholds[0] <= self.thresholds[1] <= self.thresholds[2] <= 1:
             raise InputError("thresholds", list(self.thresholds), "three numbers 0 <= T_L <= T_M <= T_T <= 1")
-        if not 0 <= self.label_smoothing <= 1:
-            raise InputError("label_smoothing", self.label_smoothing, "a number from 0 to 1")
+        share("label_smoothing", self.label_smoothing)
         one_of("score", self.score, get_args(Score))
 
     def to_json(self) -> dict[str, Any]:
@@ -69,14 +67,8 @@ class Calibration:
         return Thresholds(*np.quantile(scores, self.thresholds).tolist())
 
 
-def adapted_bank(
-    bank: LabelBank,
-    calibration: Calibration,
-    folder: Path | None = None,
-    *,
-    progress: Callable[[int, int], None] = lambda done, images: None,
-) -> LabelBank:
-    """The bank with its labels adapted; made when it is not there yet.
+def adapted_bank(bank: LabelBank, calibration: Calibration) -> LabelBank:
+    """The bank with its labels adapted, in a folder inside its own that is named after the calibration; made when it is not there yet.
 
     Its `about` says, under ``adaptation``, which thresholds were used, which share of the crops became what, and how often the teacher was
     right by its confidence.
@@ -84,15 +76,12 @@ def adapted_bank(
     Args:
         bank: as the teacher labelled it.
         calibration: how.
-        folder: of the new bank; by default one inside the bank's own, named after the calibration.
-        progress: called with the images that are done and those that there are.
 
     Raises:
         InputError: the folder holds another bank.
     """
     said = {**calibration.to_json(), "of": bank.fingerprint()}
-    if folder is None:
-        folder = bank.path / "adapted" / hashlib.blake2b(json.dumps(said, sort_keys=True).encode(), digest_size=6).hexdigest()
+    folder = bank.path / "adapted" / hashlib.blake2b(json.dumps(said, sort_keys=True).encode(), digest_size=6).hexdigest()
     thresholds = calibration.scores(bank)
     form = bank.format.calibrated
 
@@ -102,7 +91,7 @@ def adapted_bank(
 
     about = {**bank.about, "adaptation": {**said, "scores": asdict(thresholds), **statistics(bank, thresholds, calibration.score)}}
     plan = BankPlan({**bank.key, "adaptation": said}, form, bank.crops, bank.classes, bank.names, about, kept=True, result=bank.result)
-    return write_bank(folder, plan, rows, argument="labels", progress=progress)
+    return write_bank(folder, plan, rows, argument="labels")
 
 
 def statistics(bank: LabelBank, thresholds: Thresholds, score: Score = "max") -> dict[str, Any]:
@@ -133,34 +122,23 @@ def statistics(bank: LabelBank, thresholds: Thresholds, score: Score = "max") ->
 def _scored(bank: LabelBank, block: Rows, score: Score) -> tuple[Tensor, SoftLabels, Tensor]:
     """Scores, labels and targets of the crops of a block, without those that an earlier adaptation discarded; [R] each."""
     labels, targets_R, kept_R = _flat(block)
-    keep = slice(None) if kept_R is None else kept_R
-    labels = SoftLabels(*(None if rows is None else rows[keep] for rows in labels))
-    return confidence(labels, bank.format, targets_R[keep], score), labels, targets_R[keep]
+    labels = SoftLabels(*(None if rows is None else rows[kept_R] for rows in labels))
+    return confidence(labels, bank.format, targets_R[kept_R], score), labels, targets_R[kept_R]
 
 
-def _flat(block: Rows) -> tuple[SoftLabels, Tensor, Tensor | None]:
+def _flat(block: Rows) -> tuple[SoftLabels, Tensor, Tensor]:
     """Labels, targets and which crops there are of a block [B, M, ...] as rows of crops, [B * M, ...]."""
-    arrays = {
-        name: torch.from_numpy(np.ascontiguousarray(block[name])).flatten(0, 1) for name in ("classes", "values", "kept") if name in block
-    }
-    targets_R = torch.from_numpy(np.repeat(block["targets"].astype(np.int64), block["coords"].shape[1]))
-    return SoftLabels(arrays.get("classes"), arrays.get("values")), targets_R, arrays.get("kept")
+    images, crops = block["coords"].shape[:2]
+    targets_R = torch.from_numpy(np.repeat(block["targets"].astype(np.int64), crops))
+    kept_BM = block["kept"] if "kept" in block else np.ones((images, crops), bool)
+    return SoftLabels.of(block), targets_R, torch.from_numpy(kept_BM.reshape(-1))
 
 
 def _adapted(block: Rows, form: LabelFormat, thresholds: Thresholds, calibration: Calibration) -> dict[str, np.ndarray]:
     labels, targets_R, kept_R = _flat(block)
     images, crops = block["coords"].shape[:2]
     images_R = torch.arange(images).repeat_interleave(crops)
-    new = adapt(
-        labels,
-        form,
-        targets_R,
-        thresholds,
-        epsilon=calibration.label_smoothing,
-        score=calibration.score,
-        images_R=images_R,
-        kept_R=kept_R,
-    )
-    arrays = {name: rows.numpy() for name, rows in zip(("classes", "values"), new.labels, strict=True) if rows is not None}
-    by_image = {name: rows.reshape(images, crops, -1) for name, rows in arrays.items()}
+    epsilon, score = calibration.label_smoothing, calibration.score
+    new = adapt(labels, form, targets_R, thresholds, epsilon=epsilon, score=score, images_R=images_R, kept_R=kept_R)
+    by_image = {name: rows.reshape(images, crops, -1) for name, rows in new.labels.arrays().items()}
     return {**block, **by_image, "kept": new.keep.numpy().reshape(images, crops)}

@@ -17,7 +17,7 @@ from torch import Tensor
 from torchvision.transforms.v2.functional import pil_to_tensor, to_pil_image
 
 from stillroom.engine.loading import uniforms
-from stillroom.errors import InputError
+from stillroom.errors import InputError, share
 
 Interpolation = Literal["bilinear", "bicubic"]
 
@@ -49,8 +49,7 @@ class CropRule:
             object.__setattr__(self, name, values)
             if len(values) != 2 or not 0 < values[0] <= values[1] <= most or values[1] == math.inf:
                 raise InputError(name, list(values), f"two numbers above 0{' and up to 1' if most == 1 else ''}, the smaller first")
-        if not 0 <= self.flip <= 1:
-            raise InputError("flip", self.flip, "a probability from 0 to 1")
+        share("flip", self.flip)
 
     def draw(self, sizes_N2: np.ndarray, seeds_N: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """A crop of each image: up to ten attempts at a box that fits, then the largest centred one of an allowed shape.

@@ -13,12 +13,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
+from torchvision.transforms.v2.functional import pil_to_tensor
 
 from stillroom.engine.cache.views import Views
 from stillroom.engine.loading import Draw, Loader, SeekableBatches, identity
 from stillroom.engine.report.results import StageResult
 from stillroom.engine.teacher import Teacher
-from stillroom.errors import InputError, positive
+from stillroom.errors import InputError, at_least, positive
 from stillroom.methods.ferkd.bank.folder import Rows
 from stillroom.methods.ferkd.bank.labels import DEFAULT_TYPE, LabelDtype, LabelFormat
 from stillroom.methods.ferkd.bank.reader import LabelBank
@@ -26,10 +27,11 @@ from stillroom.methods.ferkd.bank.writer import BankPlan, write_bank
 from stillroom.methods.ferkd.crops import CropRule, Interpolation, cut, cut_together
 from stillroom.tasks.classification.data import ImageData
 from stillroom.tasks.images.classified import SMALL
-from stillroom.tasks.images.stores import Images, MemoryImages, TakenImages, read_image
-from stillroom.tasks.images.transforms import Transform
+from stillroom.tasks.images.stores import Images, MemoryImages, TakenImages
+from stillroom.tasks.images.transforms import Transform, height_and_width
 
 _MEMORY = 1.5e9  # bytes of decoded images that are kept
+_Again = tuple[LabelBank, np.ndarray]  # another bank whose crops are used again, and its number of each image
 
 
 @dataclass(frozen=True)
@@ -56,8 +58,7 @@ class Labelling:
 
     def __post_init__(self) -> None:
         positive("temperature", self.temperature)
-        if self.crops < 1:
-            raise InputError("crops", self.crops, "a whole number of at least 1")
+        at_least("crops", self.crops, 1)
 
 
 def crop_rule(data: ImageData, crop_area: tuple[float, float] | None, crop_flip: float | None) -> CropRule:
@@ -80,12 +81,12 @@ def original_images(data: ImageData) -> Images:
         InputError: images of one name, of which only some are left.
     """
     listed, now = data._listed[0], data._train
-    names = _names(now)
+    names = image_names(now)
     found: Images | None = vars(data).get("_originals")  # looked for before, perhaps for more images than these
-    if found is not None and _names(found) == names and np.array_equal(found.labels, now.labels):
+    if found is not None and image_names(found) == names and np.array_equal(found.labels, now.labels):
         return found
-    if names != _names(listed):
-        places = {name: index for index, name in enumerate(_names(listed))}
+    if names != image_names(listed):
+        places = {name: index for index, name in enumerate(image_names(listed))}
         if len(places) < len(listed):
             raise InputError("data", "images of which several have one name", "a name for each, where only some are trained on")
         indices = np.array([places[name] for name in names])
@@ -107,21 +108,17 @@ def _in_memory(images: Images, side: int) -> Images:
         if pixels and picture.shape != pixels[0].shape:
             return images
         pixels.append(picture)
-    return MemoryImages(torch.stack(pixels), images.labels, _names(images))
+    return MemoryImages(torch.stack(pixels), images.labels, image_names(images))
 
 
-def _names(images: Images) -> list[str]:
+def image_names(images: Images) -> list[str]:
+    """What reports call them."""
     return [images.name(index) for index in range(len(images))]
 
 
 def _pixels(image: Image.Image | Tensor) -> Tensor:
     """uint8 [3, H, W]."""
-    return image if isinstance(image, Tensor) else torch.from_numpy(np.array(read_image(image))).permute(2, 0, 1).contiguous()
-
-
-def height_and_width(image: Image.Image | Tensor) -> tuple[int, int]:
-    """In pixels."""
-    return (image.shape[-2], image.shape[-1]) if isinstance(image, Tensor) else (image.height, image.width)
+    return image if isinstance(image, Tensor) else pil_to_tensor(image)
 
 
 def checksum(image: Image.Image | Tensor) -> int:
@@ -170,25 +167,19 @@ class _Share(SeekableBatches):
 class _CropsToLabel(Dataset[ToLabel]):
     """Whole batches of crops by their draws."""
 
-    def __init__(self, images: Images, labelling: Labelling, transform: Transform, size: int, reference: _Reference | None) -> None:
-        self.images, self.labelling, self.transform, self.size, self.reference = images, labelling, transform, size, reference
+    def __init__(self, images: Images, labelling: Labelling, transform: Transform, size: int, again: _Again | None) -> None:
+        self.images, self.labelling, self.transform, self.size, self.again = images, labelling, transform, size, again
         self._last: tuple[int, Image.Image | Tensor] | None = None
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def __getitem__(self, draw: Draw) -> ToLabel:
-        return self.__getitems__([draw])
 
     def __getitems__(self, draws: Sequence[Draw]) -> ToLabel:
         ids, seeds, crops = np.array(draws, np.int64).T
         numbers, place_R = np.unique(ids, return_inverse=True)
         pictures = [self._image(index) for index in numbers.tolist()]
         sizes_R2 = np.array([height_and_width(picture) for picture in pictures], np.int32)[place_R]
-        if self.reference is None:
+        if self.again is None:
             coords_R4, flips_R = self.labelling.rule.draw(sizes_R2, seeds)
         else:
-            coords_R4, flips_R = self.reference.bank.boxes(self.reference.rows[ids], crops)
+            coords_R4, flips_R = self.again[0].boxes(self.again[1][ids], crops)
         interpolation = self.labelling.interpolation
         if isinstance(self.images, MemoryImages):
             cuts_R3SS = cut_together(self.images.pixels[torch.from_numpy(ids.copy())], coords_R4, flips_R, self.size, interpolation)
@@ -208,14 +199,6 @@ class _CropsToLabel(Dataset[ToLabel]):
         return self._last[1]
 
 
-@dataclass(frozen=True)
-class _Reference:
-    """Another bank whose crops are used again: the bank's number of each image."""
-
-    bank: LabelBank
-    rows: np.ndarray
-
-
 def label_images(
     folder: str | Path,
     teacher: Teacher,
@@ -225,7 +208,6 @@ def label_images(
     result: StageResult | None = None,
     reference: LabelBank | None = None,
     device: torch.device | str = "cpu",
-    argument: str = "out",
     progress: Callable[[int, int], None] = lambda done, images: None,
 ) -> LabelBank:
     """Writes a bank of the teacher's labels of crops of the training images, or goes on with one, or helps another process to.
@@ -238,7 +220,6 @@ def label_images(
         result: what was measured of the teacher.
         reference: a bank whose crops and flips are used again, so that several teachers label the same ones.
         device: where the teacher runs.
-        argument: what the user calls the folder.
         progress: called with the images that are done and those that there are.
 
     Raises:
@@ -246,12 +227,14 @@ def label_images(
     """
     device = torch.device(device)
     images = original_images(data)
-    names = _names(images)
+    names = image_names(images)
     form = LabelFormat.of(labelling.label_type, data.num_classes, labelling.dtype)
-    again = None if reference is None else _Reference(reference, reference.rows_of(names))
-    if again is not None and ((again.rows < 0).any() or again.bank.crops != labelling.crops or "kept" in again.bank.arrays):
-        got = f"{again.bank.path} with {again.bank.crops} crops of {len(again.bank)} images"
-        raise InputError("reference", got, f"a bank of all {labelling.crops} crops of every training image")
+    again: _Again | None = None
+    if reference is not None:
+        again = reference, reference.rows_of(names)
+        if (again[1] < 0).any() or reference.crops != labelling.crops or "kept" in reference.arrays:
+            got = f"{reference.path} with {reference.crops} crops of {len(reference)} images"
+            raise InputError("reference", got, f"a bank of all {labelling.crops} crops of every training image")
     shares = _Share(len(images), Views(labelling.crops, labelling.seed), data.batch_size)
     crops = _CropsToLabel(images, labelling, data._eval_transform, data.image_size, again)
     workers = 0 if isinstance(images, MemoryImages) else data.workers
@@ -265,8 +248,7 @@ def label_images(
             if logits_RC.shape != (len(batch.ids), data.num_classes):
                 got = f"answers {list(logits_RC.shape)} to {len(batch.ids)} crops"
                 raise InputError("teacher", got, f"logits of {data.num_classes} classes")
-            labels = form.encode((logits_RC.float() / labelling.temperature).softmax(-1))
-            stored = {name: values.cpu().numpy() for name, values in zip(("classes", "values"), labels, strict=True) if values is not None}
+            stored = form.encode((logits_RC.float() / labelling.temperature).softmax(-1)).arrays()
             parts.append({"coords": batch.coords, "flips": batch.flips, "sizes": batch.sizes, "checksums": batch.checksums, **stored})
             if len(parts) == shares.parts:
                 yield _by_image(parts, labelling.crops, images.labels[np.unique(batch.ids)])
@@ -293,7 +275,7 @@ def label_images(
     }
     plan = BankPlan(key, form, labelling.crops, data.classes, names, about, result=result)
     try:
-        return write_bank(folder, plan, rows, argument=argument, progress=progress)
+        return write_bank(folder, plan, rows, progress=progress)
     finally:
         loader.end_workers()
 

@@ -122,15 +122,8 @@ def own_bank(lab: Lab, data: ImageData, taught: Trained, labelling: Labelling) -
     folder = lab.folder / "labels"
     if lab.options.overwrite and lab.is_main:
         BankFolder(folder).clear()
-    display = StageDisplay("labels", silent=not lab.is_main)
-    display.start(1, data.train_size, [], 0)
-    try:
-        teacher = lab.teach(taught)
-        return label_images(
-            folder, teacher, data, labelling, result=taught.result, device=lab.device, progress=lambda n, _: display.step(n)
-        )
-    finally:
-        display.stop()
+    with StageDisplay("labels", silent=not lab.is_main).counting(data.train_size) as progress:
+        return label_images(folder, lab.teach(taught), data, labelling, result=taught.result, device=lab.device, progress=progress)
 
 
 def said_of(bank: LabelBank) -> str:

@@ -13,18 +13,21 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from stillroom.engine.loading import Draw, Loader, SeekableBatches, identity, sample_order, sample_seeds, uniforms
-from stillroom.errors import InputError, one_of
+from stillroom.errors import InputError, at_least, one_of
 from stillroom.methods.ferkd.bank.labels import SoftLabels
 from stillroom.methods.ferkd.bank.reader import LabelBank
 from stillroom.methods.ferkd.crops import cut, cut_together
-from stillroom.methods.ferkd.labelling import checksum, height_and_width, original_images
+from stillroom.methods.ferkd.labelling import checksum, image_names, original_images
 from stillroom.tasks.classification.data import ImageData
+from stillroom.tasks.classification.other_images import WithOtherTrainingImages
+from stillroom.tasks.images.data import hashed
 from stillroom.tasks.images.stores import Images, MemoryImages
-from stillroom.tasks.images.transforms import Transform
+from stillroom.tasks.images.transforms import Transform, height_and_width
 
 logger = logging.getLogger(__name__)
 
@@ -92,8 +95,7 @@ class CropEpochs:
 
     def __post_init__(self) -> None:
         for name, least in (("epochs", 1), ("crops", 1), ("single_first", 0)):
-            if getattr(self, name) < least:
-                raise InputError(name, getattr(self, name), f"a whole number of at least {least}")
+            at_least(name, getattr(self, name), least)
 
     def at(self, epoch: int) -> Pass:
         """The pass that an epoch, from 0, belongs to."""
@@ -169,16 +171,10 @@ class CropBatches(SeekableBatches):
 class _StoredCrops(Dataset[CropBatch]):
     """Whole batches by their draws, whose views are the numbers of stored crops."""
 
-    def __init__(self, images: Images, labels: np.ndarray, bank: LabelBank, rows_N: np.ndarray, transform: Transform, size: int) -> None:
+    def __init__(self, images: Images, bank: LabelBank, rows_N: np.ndarray, transform: Transform, size: int) -> None:
         self.images, self.bank, self.rows_N, self.transform, self.size = images, bank, rows_N, transform, size
-        self.labels = torch.from_numpy(labels)
+        self.labels = torch.from_numpy(images.labels)
         self._warned = False
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def __getitem__(self, draw: Draw) -> CropBatch:
-        return self.__getitems__([draw])
 
     def __getitems__(self, draws: Sequence[Draw]) -> CropBatch:
         ids, _, crops = np.array(draws, np.int64).T
@@ -192,20 +188,20 @@ class _StoredCrops(Dataset[CropBatch]):
             for index in np.unique(ids).tolist():
                 here = np.flatnonzero(ids == index)
                 image = self.images.image(index)
-                self._look_at(index, height_and_width(image))
+                self._look_at(index, image)
                 cuts_R3SS[torch.from_numpy(here)] = cut(image, boxes_R4[here], flips_R[here], self.size, "bilinear")
         inputs = self.transform.apply(cuts_R3SS, {})
         ids_R, crops_R = torch.from_numpy(ids.copy()), torch.from_numpy(crops.copy())
         return CropBatch(inputs, self.labels[ids_R], ids_R, crops_R, self.bank.soft(rows_R, crops), len(ids) // len(np.unique(ids)))
 
-    def _look_at(self, index: int, size: tuple[int, int]) -> None:
-        if not self._warned and misshapen(self.bank.arrays["sizes"][self.rows_N[[index]]], np.array([size])).any():
+    def _look_at(self, index: int, image: Image.Image | Tensor) -> None:
+        if not self._warned and misshapen(self.bank.arrays["sizes"][self.rows_N[index]], image):
             warn_of_other_images(self.images.name(index))
             self._warned = True
 
 
-class BankData(ImageData):
-    """Data whose training batches are stored crops with stored labels (`CropBatch`); everything else is as it was.
+class BankData(WithOtherTrainingImages):
+    """Data whose training batches are stored crops with stored labels (`CropBatch`), and which are measured as `data` are.
 
     Args:
         data: with the images, and how they are validated.
@@ -223,21 +219,21 @@ class BankData(ImageData):
             raise InputError(
                 "labels", f"{bank.path} of {_shortly(bank.classes)}", f"a bank of the data's classes: {_shortly(data.classes)}"
             )
-        originals = original_images(data)
-        vars(self).update(vars(data))
-        self.bank, self.epochs = bank, epochs
-        self._originals, self._missing = originals, missing
-        self._rows = bank.rows_of([originals.name(index) for index in range(len(originals))])
+        self.data, self.bank, self.epochs = data, bank, epochs
+        self._originals = original_images(data)
+        self._rows = bank.rows_of(image_names(self._originals))
         self._ids = np.flatnonzero(self._rows >= 0)
-        self._check()
-        self._mark("labels", bank.fingerprint(), repr(epochs))
+        self.indices = {**data.indices, "labelled": self._ids} if len(self._ids) < len(self._rows) else data.indices
+        self.batch_size = data.batch_size
+        self.fingerprint = hashed(repr((data.fingerprint, "labels", bank.fingerprint(), repr(epochs))))
+        self._check(missing)
 
     @property
     def train_size(self) -> int:
         """Images that there are labels of."""
         return len(self._ids)
 
-    def train_loader(self, *, seed: int, rank: int = 0, world: int = 1, drop_last: bool = True) -> Loader:
+    def train_loader(self, *, seed: int, rank: int = 0, world: int = 1) -> Loader:
         """Batches of stored crops.
 
         `batch_size` crops (rounded up to K of each image) are a batch of all processes together, or as many as a smaller set allows.
@@ -245,7 +241,6 @@ class BankData(ImageData):
         Args:
             seed: of the order and the choice of crops.
             rank, world: this process and how many there are; they share the images of a batch.
-            drop_last: must be so: what is left over of a pass is not shown.
         """
         crops = self.epochs.crops
         images = min(-(-self.batch_size // crops), len(self._ids) // (crops * world) * world)
@@ -255,20 +250,18 @@ class BankData(ImageData):
             got = f"{self.batch_size}, which is {images} images with {crops} crops each"
             raise InputError("batch_size", got, f"images that {world} processes can share evenly")
         batches = CropBatches(self.bank, self._rows, self._ids, images * crops, self.epochs, seed=seed, rank=rank, world=world)
-        shown = _StoredCrops(self._originals, self._originals.labels, self.bank, self._rows, self._eval_transform, self.image_size)
-        workers = 0 if isinstance(self._originals, MemoryImages) and not self.workers else self.workers
-        return Loader(shown, batches, workers=workers, collate=identity)
+        shown = _StoredCrops(self._originals, self.bank, self._rows, self.data._eval_transform, self.data.image_size)
+        return Loader(shown, batches, workers=self.data.workers, collate=identity)
 
-    def _check(self) -> None:
+    def _check(self, missing: str) -> None:
         """The images are those that were labelled."""
         lacking = np.flatnonzero(self._rows < 0)
         if len(lacking):
             first = self._originals.name(int(lacking[0]))
-            if self._missing == "error" or len(lacking) == len(self._rows):
+            if missing == "error" or len(lacking) == len(self._rows):
                 got = f"{self.bank.path}, which has no labels of {len(lacking)} of {len(self._rows)} images, {first} for one"
                 raise InputError("labels", got, "a bank of all training images, or --missing skip")
             logger.warning("%d of %d training images have no labels and are not shown, %s for one", len(lacking), len(self._rows), first)
-            self.indices = {**self.indices, "labelled": self._ids}
         rows = self._rows[self._ids]
         other = np.flatnonzero(self.bank.targets[rows] != self._originals.labels[self._ids])
         if len(other):
@@ -278,16 +271,16 @@ class BankData(ImageData):
         for index in self._ids[:_COMPARED].tolist():
             image, row = self._originals.image(index), int(self._rows[index])
             known = int(self.bank.arrays["checksums"][row])
-            sizes = self.bank.arrays["sizes"][[row]]
-            if misshapen(sizes, np.array([height_and_width(image)])).any() or (known and known != checksum(image)):
+            if misshapen(self.bank.arrays["sizes"][row], image) or (known and known != checksum(image)):
                 warn_of_other_images(self._originals.name(index))
                 return
 
 
-def misshapen(sizes_B2: np.ndarray, now_B2: np.ndarray) -> np.ndarray:
-    """Which images have another ratio of height to width than when they were labelled (by more than a pixel), bool [B]; 0: not known."""
-    height, width = sizes_B2.T.astype(np.float64)
-    return (height > 0) & (np.abs(now_B2[:, 0] * width - now_B2[:, 1] * height) > np.maximum(height, width))
+def misshapen(labelled: np.ndarray, image: Image.Image | Tensor) -> bool:
+    """Whether an image's proportions are others (by more than a pixel) than its height and width when it was labelled; 0: not known."""
+    height, width = labelled.tolist()
+    now_height, now_width = height_and_width(image)
+    return height > 0 and abs(now_height * width - now_width * height) > max(height, width)
 
 
 def warn_of_other_images(name: str) -> None:

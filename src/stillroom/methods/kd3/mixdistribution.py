@@ -9,12 +9,12 @@ lambda_b ~ Beta(a, a), one number per image. It works on normalised images and c
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
-from stillroom.errors import InputError, positive
+from stillroom.errors import InputError, one_of, positive, share
 
 Partners = Literal["random", "crossdomain"]
 
@@ -72,11 +72,8 @@ class MixDistribution(nn.Module):
     def __init__(self, beta: float = 0.1, *, probability: float = 1.0, partners: Partners = "random", eps: float = 1e-6) -> None:
         super().__init__()
         self.beta, self.eps = positive("beta", beta), positive("eps", eps)
-        if not 0 <= probability <= 1:
-            raise InputError("probability", probability, "a number from 0 to 1")
-        if partners not in ("random", "crossdomain"):
-            raise InputError("partners", partners, "random or crossdomain")
-        self.probability, self.partners = probability, partners
+        self.probability = share("probability", probability)
+        self.partners = one_of("partners", partners, get_args(Partners))
 
     def forward(self, images_BCHW: Tensor) -> Tensor:
         """[B, C, H, W] -> [B, C, H, W]."""

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from stillroom.errors import InputError, positive
+from stillroom.errors import InputError, positive, share
 from stillroom.losses.precision import in_one_type
 
 
@@ -59,9 +59,7 @@ def blended_prediction(teacher_BK: Tensor, student_BK: Tensor, alpha: float) -> 
     """
     if teacher_BK.ndim != 2 or teacher_BK.shape != student_BK.shape:
         raise InputError("student_BK", f"shape {list(student_BK.shape)}", f"logits [B, K] as the teacher's {list(teacher_BK.shape)}")
-    if not 0 <= alpha <= 1:
-        raise InputError("alpha", alpha, "a share from 0 to 1")
-    blended_BK = torch.lerp(*in_one_type(student_BK, teacher_BK), alpha)
+    blended_BK = torch.lerp(*in_one_type(student_BK, teacher_BK), share("alpha", alpha))
     labels_B = blended_BK.argmax(-1)
     confidence_B = (blended_BK.gather(1, labels_B[:, None])[:, 0] - blended_BK.logsumexp(-1)).exp()  # softmax, of one class
     if not confidence_B.isfinite().all():

@@ -23,7 +23,7 @@ from torch.nn.functional import adaptive_avg_pool2d, relu
 from torch.utils.hooks import RemovableHandle
 
 from stillroom.engine.tap import module_paths, tap
-from stillroom.errors import InputError, near
+from stillroom.errors import InputError, at_least, near
 from stillroom.modules.projectors import probing
 
 PREFIX = "shared:"
@@ -52,8 +52,7 @@ class Connector(nn.Module):
     def __init__(self, in_channels: int, channels: int, factor: int = 2) -> None:
         super().__init__()
         for name, number in (("in_channels", in_channels), ("channels", channels), ("factor", factor)):
-            if number < 1:
-                raise InputError(name, number, "a whole number of at least 1")
+            at_least(name, number, 1)
         self.in_channels, self.channels, self.factor = in_channels, channels, factor
         middle = channels // factor
         if middle < 1:
@@ -267,31 +266,20 @@ def headless(network: nn.Module, layer: str, example: Tensor, argument: str) -> 
         InputError: the network does not run without them.
     """
     paths = module_paths(network)
-    ran: dict[str, None] = {}
-    state = {"behind": False}
-
-    def note(path: str) -> Callable[..., None]:
-        def hook(module: nn.Module, inputs: Any) -> None:
-            if state["behind"]:
-                ran.setdefault(path)
-            else:
-                before.add(path)
-
-        return hook
-
-    def passed(module: nn.Module, inputs: Any, output: Any) -> None:
-        state["behind"] = True
-
-    before: set[str] = set()
-    handles: list[RemovableHandle] = [module.register_forward_pre_hook(note(path)) for path, module in paths.items()]
-    handles.append(paths[layer].register_forward_hook(passed))
+    order: list[str] = []  # modules as they begin to run
+    behind: list[int] = []  # how many had begun, each time that the layer had answered
+    handles: list[RemovableHandle] = [
+        *(module.register_forward_pre_hook(lambda _, inputs, path=path: order.append(path)) for path, module in paths.items()),
+        paths[layer].register_forward_hook(lambda _, inputs, output: behind.append(len(order))),
+    ]
     try:
         with probing(network, example):
             network(example)
     finally:
         for handle in handles:
             handle.remove()
-    for path in ran:
+    before, after = order[: behind[0]], order[behind[0] :]
+    for path in dict.fromkeys(after):
         if path not in before and any(True for _ in paths[path].parameters(recurse=False)):
             network.set_submodule(path, nn.Identity())
     try:

@@ -11,13 +11,14 @@ import torch
 from PIL import Image
 
 from stillroom.engine.loading import Draw, Loader, SeekableBatches, identity, sample_order, sample_seeds
-from stillroom.errors import InputError
+from stillroom.errors import InputError, one_of
 from stillroom.methods.kd3.restyle import patches, restyled
 from stillroom.tasks.classification.data import ImageData
 from stillroom.tasks.classification.other_images import WithOtherTrainingImages, open_unlabelled, readable
 from stillroom.tasks.images.arguments import statistics
 from stillroom.tasks.images.batches import Batches
 from stillroom.tasks.images.classified import SMALL
+from stillroom.tasks.images.data import hashed
 from stillroom.tasks.images.stores import Images, MemoryImages, into_memory, taken
 from stillroom.tasks.images.transforms import AUGMENTATIONS, Transform, eval_transform, train_transform
 
@@ -59,8 +60,8 @@ class WebData(WithOtherTrainingImages):
         std: Sequence[float] | None = None,
         steady: bool = False,
     ) -> None:
-        if augment is not None and augment not in AUGMENTATIONS:
-            raise InputError("unlabelled_augment", augment, f"one of {', '.join(AUGMENTATIONS)}")
+        if augment is not None:
+            one_of("unlabelled_augment", augment, AUGMENTATIONS)
         self.data, self.steady = data, steady
         self.images, content = _opened(unlabelled, data)
         if len(self.images) < 2:
@@ -69,8 +70,7 @@ class WebData(WithOtherTrainingImages):
         used = statistics(mean, std, (data.mean, data.std), of="unlabelled_")
         self._changed = train_transform(self.augment, data.image_size, *used)
         self._plain = eval_transform("cifar" if isinstance(self.images, MemoryImages) else "imagenet", data.image_size, *used)
-        parts = data.fingerprint, content, self.augment, used, steady
-        self.fingerprint = hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
+        self.fingerprint = hashed(repr((data.fingerprint, content, self.augment, used, steady)))
         self.indices: Mapping[str, np.ndarray] = {}
 
     def __len__(self) -> int:

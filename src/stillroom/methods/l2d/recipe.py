@@ -37,10 +37,7 @@ def recipe(
     """Train (or load) a teacher, a student alone, and the same student with L2D; compare them.
 
     Args:
-        lab: where and how to run.
-        data: the images and their labels.
-        plan: how the networks are trained.
-        networks: which they are, and the sizes of their heads.
+        lab, data, plan, networks: where to run, on what, how to train, and which networks; see `Room`.
         options: those of `build`.
     """
 

@@ -59,9 +59,7 @@ def recipe(
     """Train a network of experts on unbalanced classes: with cross-entropy, with MDCS's diversity loss, and with MDCS; compare them.
 
     Args:
-        lab: where and how to run.
-        data: the images.
-        plan: how the networks are trained.
+        lab, data, plan: where to run, on what, and how to train; see `Room`.
         student: network; one of experts: stillroom/convnet_experts, resnet32_experts (small images), resnet50_experts, resnext50_experts,
             resnet50_experts_full, resnet152_experts_full (photographs), or your own with a method ``experts(images)`` -> [B, E, C].
         pretrained: file of weights of a plain ResNet-50 or ResNet-152 to start a student ending in _full from.

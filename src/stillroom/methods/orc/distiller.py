@@ -16,7 +16,7 @@ from stillroom.engine.distributed import average_gradients, world_size
 from stillroom.engine.own_gradients import OwnGradients
 from stillroom.engine.run.recorder import evaluating
 from stillroom.engine.teacher import Renormalise
-from stillroom.errors import InputError, at_least_zero, one_of, positive
+from stillroom.errors import InputError, at_least_zero, one_of, positive, share
 from stillroom.methods.orc.loss import Teaching, intensive_loss, labels_loss, private_loss, student_loss
 from stillroom.methods.orc.roles import Evaluation, evaluate_group
 
@@ -112,15 +112,13 @@ class ORC(OwnGradients):
             ("mixing", mixing, ("mix", "feedback", "train")),
         ):
             one_of(argument, value, known)
-        if not 0 <= at_least_zero("balance", balance) <= 1:
-            raise InputError("balance", balance, "a number from 0 to 1")
         self.num_promoted = {"dynamic": num_promoted, "fixed": 1, "none": 0}[promotion]
         if not 0 <= self.num_promoted < size:
             expected = f"a number from 0 to {size - 1}: of a group of {size} networks, one at least remains a student"
             raise InputError("num_promoted", self.num_promoted, expected)
         if not 0 <= fixed_index < size:
             raise InputError("fixed_index", fixed_index, f"a number from 0 to {size - 1}")
-        self.balance, self.temperature = balance, positive("temperature", temperature)
+        self.balance, self.temperature = share("balance", balance), positive("temperature", temperature)
         self.promotion, self.fixed_index = promotion, fixed_index
         self.teaching: Teaching = teaching
         self.intensive, self.private, self.mixing = intensive, private, mixing

@@ -7,9 +7,6 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from stillroom.modules.convolutions import conv_unit, global_average_pool
-from stillroom.tasks.images.networks.resnet import BasicBlock
-
 
 class Encoder(nn.Module):
     """Images as the student reads them, [B, 3, H, W] -> projections g(x) [B, D], which are not normalised.
@@ -45,32 +42,3 @@ class Encoder(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """See the class."""
         return self.project(self.pixels(images))
-
-
-class ResNet18(nn.Module):
-    """ResNet-18 for images of 32 pixels: 3x3 stem of 64 without max-pool, four stages of two basic blocks of 64 .. 512 channels.
-
-    Weights keep PyTorch's initialisation [inferred].
-
-    Args:
-        num_classes: outputs of the linear layer.
-        in_channels: channels of the images.
-    """
-
-    def __init__(self, *, num_classes: int, in_channels: int = 3) -> None:
-        super().__init__()
-        self.stem = conv_unit(in_channels, 64, 3)
-        self.layer1 = _stage(64, 64, stride=1)
-        self.layer2 = _stage(64, 128, stride=2)
-        self.layer3 = _stage(128, 256, stride=2)
-        self.layer4 = _stage(256, 512, stride=2)
-        self.pool = global_average_pool()
-        self.fc = nn.Linear(512, num_classes)
-
-    def forward(self, images: Tensor) -> Tensor:
-        """[B, in_channels, H, W] -> [B, num_classes]."""
-        return self.fc(self.pool(self.layer4(self.layer3(self.layer2(self.layer1(self.stem(images)))))))
-
-
-def _stage(in_channels: int, channels: int, *, stride: int) -> nn.Sequential:
-    return nn.Sequential(BasicBlock(in_channels, channels, stride), BasicBlock(channels, channels, 1))

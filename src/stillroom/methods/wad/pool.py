@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 
 import numpy as np
 
 from stillroom.engine.loading import Cycled, Loader
-from stillroom.errors import InputError
+from stillroom.errors import InputError, at_least
 from stillroom.methods.wad.split import mismatch_split
 from stillroom.tasks.classification import ImageData
 from stillroom.tasks.classification.other_images import WithOtherTrainingImages, open_unlabelled, readable
 from stillroom.tasks.classification.subsets import ChosenClasses, chosen_classes
+from stillroom.tasks.images.data import hashed
 from stillroom.tasks.images.transforms import transform_from
 
 logger = logging.getLogger(__name__)
@@ -88,12 +88,9 @@ class RoundData(WithOtherTrainingImages):
     """
 
     def __init__(self, data: ImageData, labelled: np.ndarray, unlabelled: np.ndarray, steps: int, number: int) -> None:
-        if steps < 1:
-            raise InputError("iterations", steps, "a number of at least 1")
-        self.data, self.steps, self.number = data, steps, number
+        self.data, self.steps, self.number = data, at_least("iterations", steps, 1), number
         self.pools = {"labelled": labelled, **({"unlabelled": unlabelled} if len(unlabelled) > 1 else {})}
-        parts = data.fingerprint, steps, number, *(ids.tobytes() for ids in self.pools.values())
-        self.fingerprint = hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
+        self.fingerprint = hashed(repr((data.fingerprint, steps, number, *(ids.tobytes() for ids in self.pools.values()))))
         self.batch_size = data.batch_size
         origin = data.indices.get("train")
         self.indices = {name: ids if origin is None else origin[ids] for name, ids in self.pools.items()}

@@ -10,17 +10,17 @@ from torch import nn
 
 from stillroom.engine import Experiment, Lab, Networks, Report, Room, Trained, Training
 from stillroom.engine.task import Built
-from stillroom.errors import InputError, at_least_zero, positive
+from stillroom.errors import InputError, at_least, positive, share
 from stillroom.methods.wad.contrast import Contrast
 from stillroom.methods.wad.distiller import WAD
-from stillroom.methods.wad.networks import Encoder, ResNet18
+from stillroom.methods.wad.networks import Encoder
 from stillroom.methods.wad.pool import Pool, RoundData, benchmark, own_images
 from stillroom.methods.wad.rounds import Rounds, train_in_rounds, write_labels
 from stillroom.methods.wad.views import PhotoViews, ScanViews
 from stillroom.tasks.classification import ImageData
 from stillroom.tasks.classification.subsets import ChosenClasses
 from stillroom.tasks.images.classifiers import build_classifier
-from stillroom.tasks.images.networks import Whitened
+from stillroom.tasks.images.networks import ResNetSmallStem, Whitened
 
 ROUND = Training(epochs=1, optimizer="adam", lr=2e-3, weight_decay=0.0, schedule="constant")  # the paper's rate is 5e-4
 PAPERS_TEACHER = "resnet18"
@@ -29,11 +29,11 @@ PAPERS_TEACHER = "resnet18"
 def make_encoder(lab: Lab, spec: str, data: ImageData, hidden: int, dim: int) -> Encoder:
     """The teacher's network: ``resnet18``, the paper's for small images, or any classifier under a projection head."""
     if spec == PAPERS_TEACHER:
-        return Encoder(ResNet18(num_classes=hidden), data.mean, data.std, hidden=hidden, dim=dim)
-    trunk = build_classifier(
-        spec, num_classes=hidden, image_size=data.image_size, trust_pickle=lab.options.trust_pickle, argument="teacher"
-    )
-    return Encoder(trunk.network, data.mean, data.std, hidden=hidden, dim=dim)
+        trunk: nn.Module = ResNetSmallStem((2, 2, 2, 2), num_classes=hidden, initialise=False)  # PyTorch's initialisation is inferred
+    else:
+        size, trust = data.image_size, lab.options.trust_pickle
+        trunk = build_classifier(spec, num_classes=hidden, image_size=size, trust_pickle=trust, argument="teacher").network
+    return Encoder(trunk, data.mean, data.std, hidden=hidden, dim=dim)
 
 
 def teacher_stage(
@@ -136,12 +136,9 @@ def recipe(
         ("hidden", hidden),
         ("embed_dim", embed_dim),
     ):
-        if value < 1:
-            raise InputError(name, value, "a whole number of at least 1")
-    if knowledge_views < 0:
-        raise InputError("knowledge_views", knowledge_views, "a whole number of at least 0")
-    if not 0 <= at_least_zero("promote", promote) <= 1:
-        raise InputError("promote", promote, "a share from 0 to 1")
+        at_least(name, value, 1)
+    at_least("knowledge_views", knowledge_views, 0)
+    share("promote", promote)
     positive("contrast_temperature", contrast_temperature)
     if unlabelled is None:
         pool = benchmark(data, known_classes, labelled, mismatch, even=even, seed=lab.seed)

@@ -184,7 +184,7 @@ class _Fit(nn.Module):
 
     def forward(self, image: Image.Image | Tensor) -> Tensor:
         image = _rgb(image)
-        height, width = _height_and_width(image)
+        height, width = height_and_width(image)
         if not height == width == self.resize == self.crop:
             image = resize(image, [self.resize], interpolation=self.interpolation, antialias=True)
             image = center_crop(image, [self.crop])
@@ -212,12 +212,12 @@ class _CropAndFlip:
 
     def draw(self, image: Image.Image | Tensor) -> Parameters:
         box = self.crop.make_params([image])
-        height, width = _height_and_width(image)
+        height, width = height_and_width(image)
         crop = np.array([box["top"] / height, box["left"] / width, box["height"] / height, box["width"] / width], np.float32)
         return {"crop": crop, "flip": _coin()}
 
     def apply(self, image: Image.Image | Tensor, drawn: Parameters) -> Tensor:
-        height, width = _height_and_width(image)
+        height, width = height_and_width(image)
         # Fractions in float32 give back the very pixels for all sizes below a million.
         box = np.round(drawn["crop"].astype(np.float64) * [height, width, height, width]).astype(int).tolist()
         return _tensor(_mirrored(resized_crop(_rgb(image), *box, size=[self.size] * 2, antialias=True), drawn))
@@ -321,7 +321,8 @@ def _whole(draws: np.ndarray, count: int) -> np.ndarray:
     return (draws * count).astype(np.int64)
 
 
-def _height_and_width(image: Image.Image | Tensor) -> tuple[int, int]:
+def height_and_width(image: Image.Image | Tensor) -> tuple[int, int]:
+    """In pixels."""
     return (image.shape[-2], image.shape[-1]) if isinstance(image, Tensor) else (image.height, image.width)
 
 

@@ -19,14 +19,13 @@ another. Nothing in the folder is ever unpickled.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from filelock import FileLock, Timeout
 
 from stillroom.engine.cache.store import CacheFolder, Writer
@@ -35,7 +34,7 @@ from stillroom.errors import InputError
 from stillroom.methods.ferkd.bank.labels import LabelFormat, SoftLabels
 
 SCHEMA = "stillroom.labels/1"
-SOUND = "classes that there are, probabilities with a sum of 1, boxes within the image"
+_SOUND = "classes that there are, probabilities with a sum of 1, boxes within the image"
 Rows = Mapping[str, np.ndarray]
 
 
@@ -46,13 +45,9 @@ class BankFolder(CacheFolder):
     files = ("bank.json", "images.json", "teacher.json", "details.npz", "checked.json")
     folders = ("rows", "lanes", "adapted")
 
-    def rows(self, record: Mapping[str, Any]) -> int:
-        """N."""
-        return int(record["images"])
-
-    def shapes(self, record: Mapping[str, Any]) -> dict[str, tuple[tuple[int, ...], np.dtype[Any]]]:
+    def leading(self, record: Mapping[str, Any]) -> tuple[int, ...]:
         """[N, ...]."""
-        return {name: ((record["images"], *shape), np.dtype(dtype)) for name, (shape, dtype) in record["arrays"].items()}
+        return (record["images"],)
 
     def present(self) -> list[Path]:
         """The files of the bank that are there, and those of the banks that were made of it."""
@@ -95,12 +90,7 @@ class Lane:
     @property
     def done(self) -> int:
         """Images that are on the disk."""
-        try:
-            return int(json.loads(self.file.read_text(encoding="utf-8"))["done"])
-        except FileNotFoundError:
-            return 0
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise InputError(self.folder.argument, f"{self.file}, which cannot be read ({error})", "a bank that is not damaged") from None
+        return int(self.folder.load_json(f"lanes/{self.file.name}", "done")["done"]) if self.file.exists() else 0
 
     @property
     def finished(self) -> bool:
@@ -133,16 +123,23 @@ class Lane:
             yield Writer(self, {"done": self.done}, mine)
 
 
-def unsound_rows(form: LabelFormat, block: Rows) -> np.ndarray:
-    """Image and crop numbers, int64 [R, 2], of labels and boxes in arrays [B, M, ...] that cannot be."""
+def refuse_unsound(form: LabelFormat, block: Rows, argument: str, said: Callable[[int, int], str]) -> None:
+    """Refuses labels and boxes that cannot be.
+
+    Args:
+        form: of the labels.
+        block: arrays [B, M, ...] by name.
+        argument: what the user calls them.
+        said: what is wrong, in words, given the numbers of an image and a crop in the block.
+
+    Raises:
+        InputError: with what is said of the first.
+    """
     coords = block["coords"]
-    images, crops = coords.shape[:2]
-    arrays = (
-        torch.from_numpy(np.ascontiguousarray(block[name])).flatten(0, 1) if name in block else None for name in ("classes", "values")
-    )
-    wrong = form.unsound(SoftLabels(*arrays)).numpy().reshape(images, crops)
+    wrong = form.unsound(SoftLabels.of(block)).numpy().reshape(coords.shape[:2])
     end = coords[..., :2] + coords[..., 2:]
     wrong |= ~((coords >= 0).all(-1) & (coords[..., 2:] > 0).all(-1) & (end <= 1 + 1e-3).all(-1))
     if "kept" in block:
         wrong &= block["kept"]
-    return np.argwhere(wrong)
+    if wrong.any():
+        raise InputError(argument, said(*np.argwhere(wrong)[0].tolist()), _SOUND)

@@ -16,6 +16,7 @@ Any number may stand in the place of 5; as many as there are classes, or more, i
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
@@ -45,6 +46,16 @@ class SoftLabels(NamedTuple):
 
     classes: Tensor | None
     values: Tensor | None
+
+    @classmethod
+    def of(cls, arrays: Mapping[str, np.ndarray]) -> SoftLabels:
+        """Those among arrays [..., k] that are called ``classes`` and ``values``, a row for each crop."""
+        found = (torch.from_numpy(np.ascontiguousarray(arrays[name])).flatten(0, -2) if name in arrays else None for name in cls._fields)
+        return cls(*found)
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """The inverse of `of`, of rows: what there is, by name."""
+        return {name: rows.cpu().numpy() for name, rows in self._asdict().items() if rows is not None}
 
 
 @dataclass(frozen=True)
@@ -113,16 +124,12 @@ class LabelFormat:
         values_RK = self._values(labels)
         if labels.classes is None:
             return values_RK
-        if self.kind == "marginal_renorm":
-            values_RK = values_RK / values_RK.sum(1, keepdim=True).clamp(min=1e-12)
         rest_R1 = self._rest(values_RK)[:, None]
         return rest_R1.expand(-1, self.num_classes).scatter(1, labels.classes.long(), values_RK)
 
     def confidence(self, labels: SoftLabels) -> Tensor:
         """max_c y_s[c], float32 [R]."""
         values_RK = self._values(labels)
-        if self.kind == "marginal_renorm":
-            values_RK = values_RK / values_RK.sum(1, keepdim=True).clamp(min=1e-12)
         return torch.maximum(values_RK.max(1).values, self._rest(values_RK))
 
     def probability(self, labels: SoftLabels, classes_R: Tensor) -> Tensor:
@@ -130,8 +137,6 @@ class LabelFormat:
         values_RK = self._values(labels)
         if labels.classes is None:
             return values_RK.gather(1, classes_R.long()[:, None])[:, 0]
-        if self.kind == "marginal_renorm":
-            values_RK = values_RK / values_RK.sum(1, keepdim=True).clamp(min=1e-12)
         kept_RK = labels.classes.long() == classes_R.long()[:, None]
         return torch.where(kept_RK.any(1), (values_RK * kept_RK).sum(1), self._rest(values_RK))
 
@@ -171,17 +176,11 @@ class LabelFormat:
 
     def adopt(self, labels: SoftLabels, source: LabelFormat) -> SoftLabels:
         """Labels of `source` in this format, which is `source.calibrated`, without a change of what they mean."""
-        if source.kind == "hard":
-            assert labels.classes is not None
-            return SoftLabels(labels.classes, torch.ones(labels.classes.shape, dtype=_TORCH[self.dtype]))
-        if source.kind == "marginal_renorm":
-            values_RK = source._values(labels)
-            return SoftLabels(labels.classes, (values_RK / values_RK.sum(1, keepdim=True).clamp(min=1e-12)).to(_TORCH[self.dtype]))
-        return labels
+        return labels if source == self else SoftLabels(labels.classes, source._values(labels).to(_TORCH[self.dtype]))
 
     def unsound(self, labels: SoftLabels) -> Tensor:
         """Which labels cannot be, bool [R]: a class outside 0 .. C-1 or twice, a negative probability or none, a sum above 1."""
-        values_RK = self._values(labels)
+        values_RK = self._stored(labels)
         wrong_R = ~((values_RK >= 0).all(1) & (values_RK.sum(1) <= 1 + _SLACK))  # NaN compares as false
         if labels.classes is not None:
             classes_RK = labels.classes.long()
@@ -228,7 +227,12 @@ class LabelFormat:
         return torch.int16 if self.num_classes <= 2**15 else torch.int32
 
     def _values(self, labels: SoftLabels) -> Tensor:
-        """The kept probabilities in float32, [R, k]."""
+        """The probabilities that the kept classes are given, float32 [R, k]."""
+        values_RK = self._stored(labels)
+        return values_RK / values_RK.sum(1, keepdim=True).clamp(min=1e-12) if self.kind == "marginal_renorm" else values_RK
+
+    def _stored(self, labels: SoftLabels) -> Tensor:
+        """The probabilities as they were written down, in float32."""
         if labels.values is None:
             assert labels.classes is not None
             return torch.ones(labels.classes.shape, device=labels.classes.device)

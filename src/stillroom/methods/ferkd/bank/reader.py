@@ -7,16 +7,16 @@ import json
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from stillroom.engine.report.results import StageResult
 from stillroom.engine.run.written import write_atomic
 from stillroom.errors import InputError
-from stillroom.methods.ferkd.bank.folder import SOUND, BankFolder, unsound_rows
+from stillroom.methods.ferkd.bank.folder import BankFolder, refuse_unsound
 from stillroom.methods.ferkd.bank.labels import LabelFormat, SoftLabels
 
 _BLOCK = 2**20  # crops that are looked at at a time
@@ -58,7 +58,7 @@ class LabelBank:
         self.classes = tuple(record["classes"])
         self.about: dict[str, Any] = record["about"]
         self.key: dict[str, Any] = record["key"]
-        self.names: tuple[str, ...] = tuple(self._json("images.json")["names"])
+        self.names: tuple[str, ...] = tuple(self._folder.load_json("images.json", "names")["names"])
         self._mapped: dict[str, np.ndarray] | None = None
         self._digest = self._checked()
 
@@ -86,19 +86,11 @@ class LabelBank:
     @property
     def result(self) -> StageResult | None:
         """What was measured of the teacher, if anything."""
-        if not (self.path / "teacher.json").exists():
-            return None
-        try:
-            result = StageResult.from_json(self._json("teacher.json"))
-        except (KeyError, TypeError, ValueError) as error:
-            raise self._damaged("teacher.json", error) from None
-        result.details = self._folder.load("details.npz")
-        return result
+        return self._folder.load_result() if (self.path / "teacher.json").exists() else None
 
     def soft(self, images_R: np.ndarray, crops_R: np.ndarray) -> SoftLabels:
         """The stored labels of crops, given by their images' and their own numbers, int [R] each."""
-        found = (self._rows(name, images_R, crops_R) if name in self.arrays else None for name in ("classes", "values"))
-        return SoftLabels(*(None if rows is None else torch.from_numpy(rows) for rows in found))
+        return SoftLabels.of({name: self._rows(name, images_R, crops_R) for name in SoftLabels._fields if name in self.arrays})
 
     def boxes(self, images_R: np.ndarray, crops_R: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Where crops are, float32 [R, 4], and whether they are mirrored, bool [R]."""
@@ -110,16 +102,12 @@ class LabelBank:
             return np.asarray(self.arrays["kept"][images_B])
         return np.ones((len(images_B), self.crops), bool)
 
-    def block(self, first: int, last: int) -> dict[str, np.ndarray]:
-        """The rows of a range of images, the last excluded, of every array."""
-        return {name: np.asarray(array[first:last]) for name, array in self.arrays.items()}
-
     def blocks(self, first: int = 0, last: int | None = None) -> Iterator[tuple[int, dict[str, np.ndarray]]]:
         """The rows of all images, or of a range, a block that fits into memory after the other; each with its first image's number."""
         last = len(self) if last is None else last
         step = max(1, _BLOCK // self.crops)
         for start in range(first, last, step):
-            yield start, self.block(start, min(last, start + step))
+            yield start, {name: np.asarray(array[start : min(last, start + step)]) for name, array in self.arrays.items()}
 
     def rows_of(self, names: Sequence[str]) -> np.ndarray:
         """The numbers of the images of these names, int64; -1 for those that there are not.
@@ -156,22 +144,10 @@ class LabelBank:
         for first, block in self.blocks():
             for name, rows in block.items():
                 digest[name] = zlib.crc32(np.ascontiguousarray(rows).reshape(-1).view(np.uint8).data, digest[name])
-            wrong = unsound_rows(self.format, block)
-            if len(wrong):
-                image, crop = self.names[first + int(wrong[0, 0])], int(wrong[0, 1])
-                got = f"{self.path} with a label or a box of {image} (crop {crop}) that cannot be"
-                raise InputError(self._folder.argument, got, SOUND)
+            refuse_unsound(self.format, block, self._folder.argument, partial(self._unsound, first))
         with suppress(OSError):  # a bank that may only be read is looked at every time
             write_atomic(self.path / "checked.json", json.dumps({"state": state, "digest": digest}))
         return digest
 
-    def _json(self, name: str) -> dict[str, Any]:
-        try:
-            found: dict[str, Any] = json.loads((self.path / name).read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise self._damaged(name, error) from None
-        return found
-
-    def _damaged(self, name: str, error: Exception) -> InputError:
-        got = f"{self.path / name}, which cannot be read ({error})"
-        return InputError(self._folder.argument, got, "a bank that is not damaged")
+    def _unsound(self, first: int, image: int, crop: int) -> str:
+        return f"{self.path} with a label or a box of {self.names[first + image]} (crop {crop}) that cannot be"

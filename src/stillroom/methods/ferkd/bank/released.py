@@ -12,10 +12,11 @@ import io
 import os
 import pickle
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -23,7 +24,7 @@ from torch import Tensor
 
 from stillroom.engine.run.written import write_atomic
 from stillroom.errors import InputError
-from stillroom.methods.ferkd.bank.folder import Rows, unsound_rows
+from stillroom.methods.ferkd.bank.folder import Rows, refuse_unsound
 from stillroom.methods.ferkd.bank.labels import LabelDtype, LabelFormat, SoftLabels
 from stillroom.methods.ferkd.bank.reader import LabelBank
 from stillroom.methods.ferkd.bank.writer import BankPlan, write_bank
@@ -64,16 +65,13 @@ def record_paths(root: Path, names: Sequence[str], argument: str) -> list[Path]:
     Raises:
         InputError: two images would have one file.
     """
-    paths = [root / "train" / f"{_below_train(name).partition('.')[0]}.tar" for name in names]
-    if len(set(paths)) < len(paths):
-        seen: dict[Path, str] = {}
-        for name, path in zip(names, paths, strict=True):
-            if path in seen:
-                raise InputError(
-                    argument, f"{seen[path]} and {name}", "images whose paths differ before the first dot, as this layout needs"
-                )
-            seen[path] = name
-    return paths
+    paths: dict[Path, str] = {}
+    for name in names:
+        path = root / "train" / f"{_below_train(name).partition('.')[0]}.tar"
+        if path in paths:
+            raise InputError(argument, f"{paths[path]} and {name}", "images whose paths differ before the first dot, as this layout needs")
+        paths[path] = name
+    return list(paths)
 
 
 def read_record(path: Path, form: LabelFormat, argument: str = "records") -> Record:
@@ -129,7 +127,6 @@ def import_released(
     label_type: str,
     crops: int,
     dtype: LabelDtype = "fp16",
-    about: Mapping[str, Any] | None = None,
     progress: Callable[[int, int], None] = lambda done, images: None,
 ) -> LabelBank:
     """Makes a bank of released records; resumable and shared like every `write_bank`.
@@ -141,7 +138,6 @@ def import_released(
         label_type: of the records.
         crops: M, the most crops that a record may have; those of fewer are left with fewer.
         dtype: of the bank's probabilities.
-        about: kept with the bank.
         progress: see `write_bank`.
 
     Raises:
@@ -162,23 +158,20 @@ def import_released(
                 raise InputError("crops", f"{crops}, fewer than the {found} of {paths[number]}", "at least as many")
             row = {name: np.zeros((1, *shape), np.dtype(kind)) for name, (shape, kind) in shapes.items()}
             row["coords"][0, :found], row["flips"][0, :found] = record.coords.numpy(), record.flips.numpy()
-            for name, values in zip(("classes", "values"), record.labels, strict=True):
-                if values is not None:
-                    row[name][0, :found] = values.numpy()
+            for name, values in record.labels.arrays().items():
+                row[name][0, :found] = values
             row["targets"][0], row["kept"][0, :found] = images.targets[number], True
-            wrong = unsound_rows(form, row)
-            if len(wrong):
-                got = f"{paths[number]} with a label or a box that cannot be (crop {int(wrong[0, 1])})"
-                raise InputError(
-                    "records", got, f"classes below {len(images.classes)}, probabilities with a sum of 1, boxes within the image"
-                )
+            refuse_unsound(form, row, "records", partial(unsound, paths[number]))
             yield row
 
+    def unsound(path: Path, image: int, crop: int) -> str:
+        return f"{path} with a label or a box that cannot be (crop {crop})"
+
     key = {"records": str(root.resolve())}
-    return write_bank(folder, BankPlan(key, form, crops, images.classes, images.names, about or {}, kept=True), rows, progress=progress)
+    return write_bank(folder, BankPlan(key, form, crops, images.classes, images.names, kept=True), rows, progress=progress)
 
 
-def export_released(bank: LabelBank, root: Path, *, progress: Callable[[int, int], None] = lambda done, images: None) -> None:
+def export_released(bank: LabelBank, root: Path) -> None:
     """Writes a bank in the released layout: discarded crops are left out; records that are there are replaced.
 
     Raises:
@@ -194,7 +187,6 @@ def export_released(bank: LabelBank, root: Path, *, progress: Callable[[int, int
         here = np.full_like(crops, number)
         coords, flips = bank.boxes(here, crops)
         write_record(path, bank.format, Record(torch.from_numpy(coords), torch.from_numpy(flips), bank.soft(here, crops)))
-        progress(number + 1, len(paths))
 
 
 def _below_train(name: str) -> str:

@@ -7,14 +7,15 @@ import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from stillroom.engine.report.results import StageResult
-from stillroom.errors import InputError
-from stillroom.methods.ferkd.bank.folder import SOUND, BankFolder, Lane, Rows, unsound_rows
+from stillroom.errors import at_least
+from stillroom.methods.ferkd.bank.folder import BankFolder, Lane, Rows, refuse_unsound
 from stillroom.methods.ferkd.bank.labels import LabelFormat
 from stillroom.methods.ferkd.bank.reader import LabelBank
 
@@ -47,8 +48,7 @@ class BankPlan:
 
     def record(self) -> dict[str, Any]:
         """The bank's record."""
-        if self.crops < 1:
-            raise InputError("crops", self.crops, "a whole number of at least 1")
+        at_least("crops", self.crops, 1)
         arrays: dict[str, tuple[tuple[int, ...], Any]] = {
             "coords": ((self.crops, 4), np.float32),
             "flips": ((self.crops,), np.bool_),
@@ -136,8 +136,7 @@ def _begin(bank: BankFolder, record: dict[str, Any], plan: BankPlan) -> dict[str
             lane.write({"done": 0})
     bank.save_json("images.json", {"names": list(plan.names)})
     if plan.result is not None:
-        bank.save("details.npz", plan.result.details)
-        bank.save_json("teacher.json", plan.result.to_json())
+        bank.save_result(plan.result)
     bank.write(record)
     return record
 
@@ -156,7 +155,7 @@ def _fill(
     marked = time.monotonic()
     with lane.writer(record) as writer:
         for block in rows(lane.first + writer.done, lane.last):
-            _refuse_unsound(form, block, lane.first + writer.done)
+            refuse_unsound(form, block, "labels", partial(_unsound, lane.first + writer.done))
             writer.write(block)
             if time.monotonic() - marked >= mark_seconds:
                 writer.mark()
@@ -165,8 +164,5 @@ def _fill(
         writer.mark()
 
 
-def _refuse_unsound(form: LabelFormat, block: Rows, first: int) -> None:
-    wrong = unsound_rows(form, block)
-    if len(wrong):
-        got = f"a label or a box of image number {first + int(wrong[0, 0])} (crop {int(wrong[0, 1])}) that cannot be"
-        raise InputError("labels", got, SOUND)
+def _unsound(first: int, image: int, crop: int) -> str:
+    return f"a label or a box of image number {first + image} (crop {crop}) that cannot be"

@@ -17,11 +17,12 @@ class ResNetSmallStem(nn.Module):
         blocks: basic blocks of each stage; (2, 2, 2, 2) is ResNet-18, (3, 4, 6, 3) ResNet-34.
         num_classes: C.
         in_channels: channels of the images.
+        initialise: as He et al. 2015; else as PyTorch does.
 
     Source: He et al. 2016, table 1, with the stem that is usual for 32x32 images.
     """
 
-    def __init__(self, blocks: tuple[int, int, int, int], *, num_classes: int, in_channels: int = 3) -> None:
+    def __init__(self, blocks: tuple[int, int, int, int], *, num_classes: int, in_channels: int = 3, initialise: bool = True) -> None:
         super().__init__()
         self.stem = conv_unit(in_channels, _WIDTHS[0], 3)
         self.layer1 = stage(_WIDTHS[0], _WIDTHS[0], blocks[0], stride=1)
@@ -31,7 +32,8 @@ class ResNetSmallStem(nn.Module):
         self.pool = global_average_pool()
         self.fc = nn.Linear(_WIDTHS[3], num_classes)
         self._blocks = blocks
-        initialise_convolutions(self)
+        if initialise:
+            initialise_convolutions(self)
 
     def forward(self, images: Tensor) -> Tensor:
         """[B, in_channels, H, W] -> [B, num_classes]."""
