@@ -15,7 +15,9 @@ from stillroom.engine.training import Training
 
 Presets = Mapping[str, Mapping[str, Any]]
 
-_OF_A_TEACHER = frozenset({"teacher_mean", "teacher_std", "teacher_scales"})  # options of data that say nothing where nobody teaches
+_OF_A_TEACHER = frozenset(
+    {"teacher_image_size", "teacher_mean", "teacher_scales", "teacher_std"}
+)  # options of data that say nothing where nobody teaches
 BUILT_FROM = {"student", "teacher", "data"}  # parameters of a room's `build` that are no options
 
 
