@@ -148,6 +148,11 @@ class Teacher:
         """The networks as they were given."""
         return self._networks
 
+    @property
+    def renormalise(self) -> Renormalise | None:
+        """What is applied to the images first."""
+        return self._renormalise
+
     @torch.compiler.disable  # the first call copies and folds networks, which is nothing for a graph
     def __call__(self, batch_or_tensor: Any) -> Tensor:
         """The teacher's logits.
