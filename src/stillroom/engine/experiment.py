@@ -71,6 +71,7 @@ class Experiment:
         self.lab, self.data, self.plan, self.networks = lab, data, plan, networks
         self._taught = taught
         self._tried: Teacher | None = None  # a rehearsal's teacher, for the rehearsals after it
+        self._said: set[str] = set()  # warnings
 
     @property
     def task(self) -> Task:
@@ -161,10 +162,11 @@ class Experiment:
         return replace(taught, notes=(*loud, *self._warn("teacher", doubts)))
 
     def _warn(self, name: str, warnings: Sequence[str]) -> list[str]:
-        """Says what is the matter with a network, in the first seed; answers with the sentences for the report."""
-        if self.lab.seed == self.lab.options.seed:
-            for warning in warnings:
+        """Says what is the matter with a network, once, in the first seed; answers with the sentences for the report."""
+        for warning in warnings:
+            if self.lab.seed == self.lab.options.seed and warning not in self._said:
                 self.lab.say(name, f"{WARNING}{warning}")
+                self._said.add(warning)
         return [f"{WARNING}{'' if warning.startswith('the ') else f'the {name}: '}{warning}." for warning in warnings]
 
     def _doubts(self, result: StageResult) -> list[str]:
