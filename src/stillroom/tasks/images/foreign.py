@@ -40,9 +40,9 @@ def teacher_inputs(data: Any, found: Sequence[Configuration], *, resized: bool) 
     elif resized and sized is not None and sized.size is not None and sized.size != (data.image_size,) * 2:
         trained = f"{sized.size[0]} x {sized.size[1]}"
         notes.append(f"{sized.source} says {trained} pixels, and it is given {data.image_size} (--teacher-image-size {sized.size[0]})")
-    cropped = next((one for one in found if one.crop and one.crop < 1), None)
-    if cropped is not None and notes:
-        notes.append(f"it sees the student's crops, not its own evaluation's {100 * cropped.crop:.1f} % of an image")
+    crop = next((one.crop for one in found if one.crop and one.crop < 1), None)
+    if crop is not None and notes:
+        notes.append(f"it sees the student's crops, not its own evaluation's {100 * crop:.1f} % of an image")
     if typed or not _same(theirs, ours):
         return renormalisation(ours, *wanted, size=size, interpolation=smoothing), notes
     return renormalisation(ours, None, None, size=size, interpolation=smoothing), notes
