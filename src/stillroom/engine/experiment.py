@@ -197,7 +197,8 @@ class Experiment:
         """
         evaluator = self.data.evaluator()
         score, other = teacher.result.metrics[evaluator.primary], alone.result.metrics[evaluator.primary]
-        one_image = 100.0 if COMMON_METRICS.get(evaluator.primary, Metric("")).unit == "%" else 0.0
+        metric = {**COMMON_METRICS, **self.task.metric_formats}.get(evaluator.primary, Metric(""))
+        one_image = 100.0 if metric.unit == "%" else 0.0
         _, error = image_error([(alone.result.details, teacher.result.details)], [(other, score)], one_image)
         if not far_worse(score, other, higher_is_better=evaluator.higher_is_better) or abs(other - score) <= 3 * error:
             return teacher
