@@ -46,6 +46,16 @@ def hasty() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(scope="module")
+def kept_checkpoints() -> Iterator[None]:
+    """Stages that are finished keep their last checkpoint, which says what training left in every network and optimiser."""
+    from stillroom.engine.run.stage import StageFolder
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(StageFolder, "drop_checkpoint", lambda folder: None)
+        yield
+
+
 @pytest.fixture(scope="session")
 def digits() -> ImageData:
     """160 training and 80 validation digits in batches of 32: five steps make an epoch."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import re
 import runpy
 import subprocess
 import sys
@@ -35,13 +36,19 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-def test_list_shows_every_method_and_which_are_planned(capsys: pytest.CaptureFixture[str]) -> None:
+def test_list_shows_what_can_be_used_first_by_task_and_then_what_is_planned(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["list"]) == 0
-    rows = capsys.readouterr().out.splitlines()[1:]
-    assert [row.split()[0] for row in rows] == [method.name for method in catalog.METHODS]
-    for row, method in zip(rows, catalog.METHODS, strict=True):
-        assert method.paper in row
-        assert ("planned" in row) == (not method.room)
+    out = capsys.readouterr().out
+    lines = out.splitlines()
+    assert max(map(len, lines)) <= 100
+    heads = {line.split()[0]: number for number, line in enumerate(lines) if not line.startswith(" ")}
+    rows = {line.split()[0]: number for number, line in enumerate(lines) if re.match(r"  \S", line)}
+    assert rows.keys() == {method.name for method in catalog.METHODS}
+    for method in catalog.METHODS:
+        head = max((number, name) for name, number in heads.items() if number < rows[method.name])[1]
+        assert head == (method.task if method.room else "planned")
+        assert method.paper.split()[0] in lines[rows[method.name]]
+    assert list(heads)[-1] == "planned"
 
 
 def test_the_package_is_the_command_too(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -276,6 +283,8 @@ BAD: list[tuple[str, list[str], list[str]]] = [
     ("dot", ["--nesterov"], ["--optimizer: got nesterov", "sgd"]),
     ("dot", ["--host", "kd3"], ["--host: got KD3, which has no task term", "a distiller with both"]),
     ("kd", ["--student", "frozen.py:frozen"], ["--student: got Sequential", "a network that learns"]),
+    ("supervised", ["--data", "coco:photos,boxes.json"], ["--data: got coco", "--task detection, which reads these"]),
+    ("supervised", ["--data", "nowhere:x"], ["--data: got nowhere:x", "digits"]),
     ("supervised", ["--student", "frozen.py:frozen"], ["--student: got Sequential", "a network that learns"]),
     ("kd", ["--seeds", "0"], ["--seeds: got 0", "at least 1"]),
     ("kd", ["--teacher", "stillroom/convnet24@missing.safetensors"], ["--teacher: got 'missing.safetensors'", "does not exist"]),

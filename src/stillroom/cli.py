@@ -25,6 +25,9 @@ COMMANDS = {
 }
 
 
+_WIDEST = 100  # columns of the list
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command; returns the exit code: 0, 2 for wrong input, 3 for a loss that is not finite, 130 when interrupted."""
     arguments = list(sys.argv[1:] if argv is None else argv)
@@ -41,11 +44,8 @@ def _run(arguments: list[str]) -> int:
         else:
             _parser().parse_args(arguments)
             _list()
-    except StillroomError as error:
-        print(f"stillroom: {' '.join(str(error).split())}", file=sys.stderr)
-        return error.exit_code
     except Exception as error:
-        told = explained(error)
+        told = error if isinstance(error, StillroomError) else explained(error)
         if told is None:
             raise
         print(f"stillroom: {' '.join(str(told).split())}", file=sys.stderr)
@@ -70,14 +70,22 @@ def _list() -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in ("method", "paper", "task", "verified against"):
-        table.add_column(column, overflow="fold")
+    table = Table(box=None, pad_edge=False, show_header=False)
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold", ratio=5)
+    table.add_column(overflow="fold", ratio=3)
+    usable = [method for method in catalog.METHODS if method.room]
+    for task in dict.fromkeys(method.task for method in usable):
+        table.add_row(f"[bold]{task}[/bold]", "", "[dim]verified against[/dim]")
+        for method in usable:
+            if method.task == task:
+                table.add_row(f"  {method.name}", method.paper, method.verified)
+    table.add_row("[bold]planned[/bold]", "", "[dim]task[/dim]")
     for method in catalog.METHODS:
-        table.add_row(method.name, method.paper, method.task, method.verified or "[dim]planned[/dim]", style=None if method.room else "dim")
-    console = Console()
-    if not console.is_terminal:
-        console.width = 1000  # a line for each method, whatever reads them
+        if not method.room:
+            table.add_row(f"  {method.name}", method.paper, method.task, style="dim")
+    console = Console(highlight=False)
+    console.width = min(console.width, _WIDEST) if console.is_terminal else _WIDEST
     console.print(table)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import errno
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 
 class StillroomError(Exception):
@@ -50,17 +50,19 @@ class NonFiniteLoss(StillroomError):
         step: batches seen before the bad one.
         terms: the bad terms and their values.
         ids: the samples of that batch.
+        files: what these are called, where the data tell.
     """
 
     exit_code = 3
 
-    def __init__(self, step: int, terms: dict[str, float], ids: list[int]) -> None:
-        self.step, self.terms, self.ids = step, terms, ids
+    def __init__(self, step: int, terms: dict[str, float], ids: list[int], files: Sequence[str] = ()) -> None:
+        self.step, self.terms, self.ids, self.files = step, terms, ids, files
         values = ", ".join(f"{name} = {value}" for name, value in terms.items())
-        super().__init__(f"the loss is not finite at step {step}: {values}; the batch's sample ids are {ids}")
+        told = f"samples are {_first(files)}" if files else f"sample ids are {ids}"
+        super().__init__(f"the loss is not finite at step {step}: {values}; the batch's {told}")
 
-    def __reduce__(self) -> tuple[type[NonFiniteLoss], tuple[int, dict[str, float], list[int]]]:
-        return type(self), (self.step, self.terms, self.ids)
+    def __reduce__(self) -> tuple[type[NonFiniteLoss], tuple[int, dict[str, float], list[int], Sequence[str]]]:
+        return type(self), (self.step, self.terms, self.ids, self.files)
 
 
 class NonFiniteWeights(StillroomError):
@@ -75,11 +77,14 @@ class NonFiniteWeights(StillroomError):
 
     def __init__(self, step: int, names: list[str]) -> None:
         self.step, self.names = step, names
-        shown = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
-        super().__init__(f"weights are not finite after step {step}, though its loss is: {shown}")
+        super().__init__(f"weights are not finite after step {step}, though its loss is: {_first(names)}")
 
     def __reduce__(self) -> tuple[type[NonFiniteWeights], tuple[int, list[str]]]:
         return type(self), (self.step, self.names)
+
+
+def _first(several: Sequence[object], most: int = 5) -> str:
+    return ", ".join(map(str, several[:most])) + (f" and {len(several) - most} more" if len(several) > most else "")
 
 
 class Interrupted(StillroomError):

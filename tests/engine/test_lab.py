@@ -178,6 +178,8 @@ def test_non_finite_loss_stops_naming_step_terms_and_ids_and_keeps_the_last_good
     assert list(caught.value.terms) == ["kd"]
     assert len(caught.value.ids) == 32
     assert "step 7" in str(caught.value)
+    assert caught.value.files == [digits.train_name(index) for index in caught.value.ids]
+    assert f"the batch's samples are {', '.join(caught.value.files[:5])} and 27 more" in str(caught.value)
     checkpoint = torch.load(tmp_path / "seed0/distilled/last.ckpt", weights_only=False)
     assert all(value.isfinite().all() for value in checkpoint["state_dict"].values() if value.is_floating_point())
 
@@ -266,6 +268,7 @@ def test_every_term_lr_and_throughput_is_in_the_history_and_the_events(tmp_path:
         assert values == pytest.approx([row[name] for row in record["history"]])
 
 
+@pytest.mark.usefixtures("kept_checkpoints")
 def test_teacher_is_in_no_checkpoint(tmp_path: Path, digits: ImageData) -> None:
     run(tmp_path, digits)
     checkpoint = torch.load(tmp_path / "seed0/distilled/last.ckpt", weights_only=False)
@@ -289,6 +292,7 @@ def test_overwrite_refuses_a_folder_that_is_not_a_run(tmp_path: Path) -> None:
     assert (tmp_path / "thesis.tex").exists()
 
 
+@pytest.mark.usefixtures("kept_checkpoints")
 def test_killed_between_the_last_checkpoint_and_the_record(tmp_path: Path, digits: ImageData, uninterrupted: dict[bool, Any]) -> None:
     run(tmp_path, digits)
     folder = tmp_path / "seed0/distilled"

@@ -1,3 +1,4 @@
+import io
 import json
 import math
 from html.parser import HTMLParser
@@ -8,11 +9,12 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from stillroom.engine.report.figures import figures
 from stillroom.engine.report.files import report_json, report_table, write_report
 from stillroom.engine.report.gains import Gain, Spread, image_error
 from stillroom.engine.report.page import render
 from stillroom.engine.report.results import COMMON_METRICS, SCHEMA, Metric, Report, Section, StageResult
-from stillroom.engine.report.wording import count, duration, headline
+from stillroom.engine.report.wording import count, duration, headline, result_cells
 from stillroom.engine.run.measure import Footprint
 from stillroom.errors import InputError
 
@@ -154,6 +156,41 @@ class TestWords:
         assert "a run diverged" in headline(report({0: math.nan}, {0: 90.0}))
         only = Report("x", "X", {"alone": [stage("alone", 0, 90.0)]}, baseline="alone")
         assert headline(only) == "alone, of 1.20 M parameters, reaches 90.0 % top-1."
+
+    @pytest.mark.parametrize(("macs", "text"), [(9_700_000, "0.97 %"), (40_000_000, "4 %"), (123_000, "0.0123 %")])
+    def test_shares_are_in_percent_however_small(self, macs: int, text: str) -> None:
+        made = report({0: 90.0}, {0: 91.0})
+        made.arms["distilled"][0].footprint = Footprint(1_200_000, macs, 1.0, 1)
+        made.arms["teacher"][0].footprint = Footprint(1_200_000, 1_000_000_000, 1.0, 1)
+        assert f", at {text} of the teacher's multiply-adds." in headline(made)
+
+    def test_a_single_seed_is_named_as_one(self) -> None:
+        for made, cells in ((report({0: 90.0}, {0: 91.0}), "seed 0"), (report({0: 90.0, 1: 91.0}, {0: 91.0, 1: 92.0}), "0, 1")):
+            assert [row[1] for row in result_cells(made).rows] == ["seed 0", cells, cells]
+
+    def test_a_narrow_terminal_shows_what_decides_and_says_so(self) -> None:
+        made = report({0: 90.0}, {0: 91.0})
+        for arm in range(9):
+            made.arms[f"arm-{arm}"] = [stage("dkd", 0, 92.0)]
+
+        def shown(width: int) -> str:
+            console = Console(width=width, file=io.StringIO())
+            console.print(report_table(made, width))
+            assert isinstance(console.file, io.StringIO)
+            return console.file.getvalue()
+
+        assert "NLL" in shown(300)
+        assert "too narrow" not in shown(300)
+        narrow = shown(70)
+        assert "too narrow for all figures: report.html has them" in " ".join(narrow.split())
+        assert "NLL" not in narrow
+        assert all(f"arm-{arm}" in narrow for arm in range(9))
+
+    def test_curves_of_weighted_terms_say_so(self) -> None:
+        made = report({0: 90.0}, {0: 91.0})
+        made.arms["distilled"][0].history[0] |= {"train/kd": 1.0, "train/total": 3.0, "train/accuracy/pivot": 80.0}
+        titles = {figure.title for _, group in figures(made, dict.fromkeys(made.arms, "arm")) for figure in group}
+        assert {"ce, times its weight", "kd, times its weight", "total, the whole loss", "accuracy: pivot", "learning rate"} <= titles
 
     def test_parameters_where_multiply_adds_are_unknown(self) -> None:
         made = report({0: 90.0}, {0: 91.0})

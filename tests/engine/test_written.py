@@ -90,7 +90,9 @@ def test_a_run_is_overwritten_whole_and_notes_beside_its_files_stay(out: Path) -
     assert (out / "seed0/distilled/stage.json").read_bytes() != old
 
 
-@pytest.mark.parametrize("name", ["config.yaml", "report.html", "student.safetensors", "seed0/alone/details.npz", "seed0/alone/last.ckpt"])
+@pytest.mark.parametrize(
+    "name", ["config.yaml", "report.html", "student.safetensors", "seed0/alone/details.npz", "seed0/alone/student.json"]
+)
 def test_a_file_that_somebody_changed_or_replaced_is_named(out: Path, name: str, capsys: pytest.CaptureFixture[str]) -> None:
     (out / name).write_bytes((out / name).read_bytes() + b"# mine")
     refused([*RUN, *OTHER, "--overwrite"], out, f"{out / name}, which is not as Stillroom wrote it", capsys)

@@ -20,6 +20,8 @@ from stillroom.methods.dot.optimizer import DISTILL_BUFFER, TASK_BUFFER
 from stillroom.methods.kd import KD
 from stillroom.tasks.classification import Batch, ImageData, Supervised
 
+pytestmark = pytest.mark.usefixtures("kept_checkpoints")
+
 PLAN = Training(epochs=2, lr=0.05, weight_decay=5e-4, schedule="constant")
 
 

@@ -28,6 +28,8 @@ from stillroom.tasks.classification import Batch, ImageData
 from tests.methods import orc_job
 from tests.processes import Processes
 
+pytestmark = pytest.mark.usefixtures("kept_checkpoints")
+
 PLAN = Training(epochs=2, lr=0.05, schedule="constant")
 
 
@@ -380,7 +382,7 @@ def test_the_record_says_who_was_promoted_and_how_the_pivot_fares(tmp_path: Path
     assert made.promotions.sum() == 10
     assert 0 <= row["train/accuracy/pivot"] <= 100
     assert 0.1 <= row["train/confidence/pivot"] <= 1
-    assert 0 < row["train/feedback"] <= 32
+    assert 0 < row["train/feedback/samples"] <= 32
     assert row["train/total"] == pytest.approx(row["train/intensive"] + row["train/private"] + row["train/group"])
 
 

@@ -25,6 +25,8 @@ from stillroom.methods.orc.recipe import PRESETS, specs_of
 from stillroom.tasks.classification import ImageData, build_classifier
 from tests.tasks.classification.miniatures import cifar100, imagenet
 
+pytestmark = pytest.mark.usefixtures("kept_checkpoints")
+
 SMALL = ["--data", "digits", "--subset", "160", "--val-subset", "60", "--batch-size", "32", "--epochs", "2", "--accelerator", "cpu"]
 NETWORKS = ["--teacher", "stillroom/convnet9", "--student", "stillroom/convnet4"]
 

@@ -475,6 +475,7 @@ def test_hard_pseudo_labels_weigh_one(tmp_path: Path, digits: ImageData, monkeyp
     assert all((weight == 1).all() for weight in weights)
 
 
+@pytest.mark.usefixtures("kept_checkpoints")
 def test_the_student_of_a_round_begins_where_the_last_one_ended(tmp_path: Path, digits: ImageData) -> None:
     rounds(tmp_path, digits)
     starts = [json.loads((tmp_path / f"seed0/round{i}/stage.json").read_text())["fingerprint"]["initial weights"] for i in (1, 2, 3)]

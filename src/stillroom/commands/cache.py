@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from stillroom.commands.options import early, read_options
-from stillroom.commands.parser import named_as_typed
+from stillroom.commands.parser import named_as_typed, size_text
 from stillroom.engine import Experiment, Lab, Networks, Training, tap
 from stillroom.engine.cache import CACHE, CachedTeacher, CacheFolder, Dtype, Rest, Storage, Views, build_cache
 from stillroom.engine.experiment import cacheable
@@ -33,10 +33,7 @@ def run(arguments: list[str], command: str) -> None:
     name = _task(arguments)
     given = read_options(PROG, cache, arguments, setting=setting_of(name, cache, student=False), out="runs/cache")
     with named_as_typed(*given.settings):
-        options = given.made_lab()
-        for option in ("devices", "num_nodes", "seeds"):
-            if getattr(options, option) != 1:
-                raise InputError(option, getattr(options, option), "1: a cache is built once, by one process")
+        options = given.made_lab(alone="a cache is built once, by one process")
         data = given.made_data()
         cacheable(data, "task", name)
         built = cache(Lab(options, settings=given.settings), data, **given.trained_by(), **{**given.own, "task": name})
@@ -132,9 +129,8 @@ def _paths(taps: str | None, teacher: nn.Module, layers: Mapping[str, FindLayer]
 
 
 def _tell(built: CachedTeacher) -> None:
-    size = sum(file.stat().st_size for file in built.folder.glob("rows/*.npy"))
-    amount = f"{size / 1e6:.1f} MB" if size < 1e9 else f"{size / 1e9:.2f} GB"
+    size = size_text(sum(file.stat().st_size for file in built.folder.glob("rows/*.npy")))
     views = f"{built.views.count} views each" if built.views.count > 1 else "one view each"
     features = "".join(f", {path}" for path in built.stored)
-    console.print(f"cache: {', '.join(built.answer)}{features} of {built.samples} images, {views}, {amount}", markup=False)
+    console.print(f"cache: {', '.join(built.answer)}{features} of {built.samples} images, {views}, {size}", markup=False)
     console.print(f"use it: stillroom run METHOD --teacher {CACHE}{built.folder} with the same data", markup=False)

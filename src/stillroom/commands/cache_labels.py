@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from stillroom.commands.options import read_options
-from stillroom.commands.parser import named_as_typed
+from stillroom.commands.parser import named_as_typed, size_text
 from stillroom.engine import Experiment, Lab, Networks, Training
 from stillroom.engine.room import Setting
 from stillroom.engine.run.console import StageDisplay, console
@@ -46,13 +46,8 @@ def run(arguments: list[str], command: str) -> None:
     """
     given = read_options(PROG, cache_labels, arguments, setting=SETTING, out="runs/labels")
     with named_as_typed(*given.settings):
-        options = given.made_lab()
-        for name in ("devices", "num_nodes", "seeds"):
-            if getattr(options, name) != 1:
-                raise InputError(name, getattr(options, name), "1: start the command several times, and the processes share the images")
-        # Where the bank is exported to is no part of what it is: that may be asked for once it is finished.
-        settings = {name: value for name, value in given.settings.items() if name != "export"}
-        bank = cache_labels(Lab(options, settings=settings), given.made_data(), **given.trained_by(), **given.own)
+        options = given.made_lab(alone="start the command several times, and the processes share the images")
+        bank = cache_labels(Lab(options, settings=given.settings), given.made_data(), **given.trained_by(), **given.own)
     _tell(bank)
 
 
@@ -140,7 +135,6 @@ def _clear(folder: BankFolder) -> None:
 
 
 def _tell(bank: LabelBank) -> None:
-    size = sum(file.stat().st_size for file in (bank.path / "rows").glob("*.npy"))
-    amount = f"{size / 1e6:.1f} MB" if size < 1e9 else f"{size / 1e9:.2f} GB"
-    console.print(f"labels: {len(bank)} images, {bank.crops} crops each, {bank.format.label_type}, {amount}", markup=False)
+    size = size_text(sum(file.stat().st_size for file in bank.path.glob("rows/*.npy")))
+    console.print(f"labels: {len(bank)} images, {bank.crops} crops each, {bank.format.label_type}, {size}", markup=False)
     console.print(f"use it: stillroom run ferkd --labels {bank.path} with the same data", markup=False)

@@ -1,7 +1,7 @@
 """`stillroom compare`: several methods on equal terms - one teacher, the same students, data and budget - and one report of them all.
 
 A word names an arm: a method (`kd`), a method with the method whose losses it trains (`dot:dkd`), or either under a name of its own
-(`soft=kd`), so that one method can be compared with itself under other options.
+(`soft=kd`), so that one method can be compared with itself under other options; a method of one's own is `file.py:Mine`.
 """
 
 from __future__ import annotations
@@ -22,17 +22,19 @@ from torch import nn
 from stillroom import catalog
 from stillroom.commands.options import Options, check_object, early, read_options
 from stillroom.commands.parser import named_as_typed
+from stillroom.commands.rooms import is_own, room_of, short_name
 from stillroom.engine import Distiller, Experiment, Lab, LabOptions, TaskData, Teacher
 from stillroom.engine.distributed import go_alone
 from stillroom.engine.lab import Trained
-from stillroom.engine.report.files import report_table, write_report
+from stillroom.engine.report.files import publish
 from stillroom.engine.report.results import StageResult
 from stillroom.engine.room import BUILT_FROM, Room, setting_of
-from stillroom.engine.run.comparison import Outcomes, Piece, merge, now, run_at_once, run_here
+from stillroom.engine.run.comparison import Outcomes, Piece, merge, run_at_once, run_here
 from stillroom.engine.run.console import console
 from stillroom.engine.run.feed import selects
+from stillroom.engine.run.measure import now
 from stillroom.engine.run.pool import Outcome, reason_of
-from stillroom.errors import InputError, StillroomError, near
+from stillroom.errors import InputError, StillroomError, at_least, near
 
 PROG = "stillroom compare"
 _ALONE, _TEACHER = "alone", "teacher"
@@ -44,7 +46,8 @@ class Compare:
 
     Args:
         methods: what to compare, also typed before all options: ``kd``, ``dot:dkd`` (DOT with DKD's losses), ``soft=kd`` (KD under another
-            name). The first is the one that the others are compared with, besides the student alone.
+            name), ``file.py:Mine`` (a Room or a Distiller of your own). The first is the one that the others are compared with, besides the
+            student alone.
         options: of single methods, where they differ from their defaults: ``--options.kd '{temperature: 2}'``, or of several at once:
             ``--options '{kd: {temperature: 2}}'``.
         jobs: trainings at a time, each in a process of its own; they share the cores, and take turns on the GPUs.
@@ -61,7 +64,7 @@ class Arm:
 
     Args:
         name: in the report.
-        method: in the catalog.
+        method: as typed: in the catalog, or one's own.
         options: arguments of its room's `build`.
         stage: name of its stage; another one for other options, so that what was trained with the old ones stays.
         typed: what differs from the defaults, for the report.
@@ -76,7 +79,7 @@ class Arm:
     @property
     def task(self) -> str:
         """What it works on; a method that trains another's losses: what that one works on."""
-        return catalog.load(self.options.get("host", self.method), "METHODS").tasks[0]
+        return room_of(self.options.get("host", self.method), "METHODS").tasks[0]
 
     def distiller(self, student: nn.Module, teacher: Teacher, data: TaskData) -> Distiller:
         """The method's distiller around a fresh student.
@@ -84,7 +87,7 @@ class Arm:
         Raises:
             InputError: an option that does not suit the networks or the data, or a method that is compared with none.
         """
-        room = catalog.load(self.method)
+        room = room_of(self.method, "METHODS")
         if room.build is None:
             raise InputError("METHODS", self.method, f"a method that trains any student by any teacher: {self.method} {room.reason}")
         return room.build(student, teacher, data, **self.options)
@@ -133,21 +136,16 @@ def _compare(options: Options, command: str) -> None:
     seeds = range(lab.seed, lab.seed + lab.seeds)
     pieces = [Piece(name, seed) for seed in seeds for name in (_ALONE, *bench.arms) if name not in refused]
     outcomes: Outcomes = {Piece(name, seed): Outcome(reason=reason) for name, reason in refused.items() for seed in seeds}
-    if asked.jobs == 1:
-        outcomes |= run_here(bench, pieces)
-    else:  # what is finished is only read: not worth a process
-        done = [piece for piece in pieces if bench.finished(piece)]
-        outcomes |= run_here(bench, done)
-        left = [piece for piece in pieces if piece not in done]
+    here = [piece for piece in pieces if asked.jobs == 1 or bench.finished(piece)]  # what is only read is not worth a process
+    outcomes |= run_here(bench, here)
+    if left := [piece for piece in pieces if piece not in here]:
         outcomes |= run_at_once(bench, left, asked.jobs, out / "logs", bench.data.evaluator().primary)
     go_alone()
     if not bench.is_main:
         return
     report = merge(outcomes, teacher.result, bench.data, [arm.name for arm in arms], started=started, notes=_notes(bench, asked, teacher))
     report.command, report.settings = command, options.settings
-    page = write_report(report, out)
-    console.print(report_table(report))
-    console.print(f"report: {page}", markup=False)
+    publish(report, out)
     if not any(outcome.result for piece, outcome in outcomes.items() if piece.arm != _ALONE):
         raise StillroomError("no method succeeded: " + "; ".join(f"{name}: {why}" for name, why in report.failed.items()))
 
@@ -156,10 +154,14 @@ def _task(words: Sequence[str], arguments: Sequence[str]) -> str:
     """The task of the first method, which says what data and networks there are; whether it is that of all is seen later."""
     typed = words or re.findall(r"[^\s\[\],'\"]+", early(list(arguments), "methods") or "")
     first = typed[0] if typed else "kd"
-    method, _, host = first.rpartition("=")[2].partition(":")
-    room = catalog.load(method, "METHODS")
-    host = host or str(room.options.get("host", ""))
-    return catalog.load(host or method, "METHODS").tasks[0]
+    method, _, host = _method_and_host(first.rpartition("=")[2])
+    host = host or str(room_of(method, "METHODS").options.get("host", ""))
+    return room_of(host or method, "METHODS").tasks[0]
+
+
+def _method_and_host(word: str) -> tuple[str, str, str]:
+    """``dot:dkd`` in its parts; in ``file.py:Mine`` the colon is the method's."""
+    return (word, "", "") if is_own(word) else word.partition(":")
 
 
 def arms_of(words: Sequence[str], options: Mapping[str, Mapping[str, Any]], preset: str | None = "default") -> list[Arm]:
@@ -193,17 +195,16 @@ def arms_of(words: Sequence[str], options: Mapping[str, Mapping[str, Any]], pres
 
 def _arm(word: str, options: Mapping[str, Mapping[str, Any]], preset: str | None) -> Arm:
     name, equals, what = word.rpartition("=")
-    name = name if equals else what
+    name = name if equals else short_name(what)
     if not re.fullmatch(r"\w[\w+-]*" if equals else r"[^.]*", name) or name in (_ALONE, _TEACHER):
         raise InputError("METHODS", word, f"a name of letters, digits, _, + and -, and neither {_ALONE} nor {_TEACHER}")
-    method, colon, host = what.partition(":")
-    catalog.find(method, "METHODS")
+    method, colon, host = _method_and_host(what)
     typed = dict(options.get(name, {}))
-    room = catalog.load(method)
+    room = room_of(method, "METHODS")
     if room.build is None:
         if typed:
             raise InputError(f"--options.{name}", typed, f"none: {method} has no options here")
-        return Arm(name, method, {}, method, {})
+        return Arm(name, method, {}, short_name(method), {})
     typed = check_object(PROG, room.build, BUILT_FROM, typed, f"--options.{name}")
     known = room.options
     if colon:
@@ -215,7 +216,7 @@ def _arm(word: str, options: Mapping[str, Mapping[str, Any]], preset: str | None
     if "host" in known:
         made = _hosted(made, typed, preset, str(made.get("host", known["host"])))
     differing = {option: value for option, value in made.items() if value != known[option]}
-    return Arm(name, method, {**known, **made}, _stage_name(method, differing), differing)
+    return Arm(name, method, {**known, **made}, _stage_name(short_name(method), differing), differing)
 
 
 def _preset_of(room: Room, preset: str | None, known: Mapping[str, Any]) -> dict[str, Any]:
@@ -245,9 +246,7 @@ def _stage_name(method: str, differing: Mapping[str, Any]) -> str:
 
 
 def _check_jobs(jobs: int, lab: LabOptions) -> None:
-    if jobs < 1:
-        raise InputError("jobs", jobs, "a number of at least 1")
-    if jobs > 1 and (lab.devices * lab.num_nodes > 1 or int(os.environ.get("WORLD_SIZE", "1")) > 1):
+    if at_least("jobs", jobs, 1) > 1 and (lab.devices * lab.num_nodes > 1 or int(os.environ.get("WORLD_SIZE", "1")) > 1):
         raise InputError("jobs", jobs, "1 where a training is itself shared by several processes")
 
 
@@ -267,6 +266,7 @@ class Bench:
     arms: dict[str, Arm]
     other_images: list[str] = field(default_factory=list, init=False)
     _taught: Trained | None = field(default=None, init=False)
+    _students: dict[str, nn.Module] = field(default_factory=dict, init=False)
 
     @cached_property
     def data(self) -> Any:
@@ -289,6 +289,7 @@ class Bench:
         for name, arm in self.arms.items():
             try:
                 made = experiment.rehearse(partial(arm.distiller, data=self.data))[0]
+                self._students[name] = made.student
                 if selects(made) or made.training_data(self.data) is not self.data:
                     self.other_images.append(name)
             except Exception as error:
@@ -297,7 +298,12 @@ class Bench:
 
     def teach(self) -> Trained:
         """The teacher, trained or read; the first stage, after which nothing that is there is overwritten."""
-        self._taught = self._experiment(self.lab.seed).teacher()
+        experiment = self._experiment(self.lab.seed)
+        self._taught = experiment.teacher()
+        plain = experiment.network(experiment.networks.student, "student").network
+        for student in (plain, *self._students.values()):  # now, while nothing else is at work
+            experiment.lab.footprint(student, self.data.example_inputs())
+        self._students.clear()
         self.lab = replace(self.lab, overwrite=False)
         return self._taught
 
@@ -326,7 +332,7 @@ class Bench:
 
     def __getstate__(self) -> dict[str, Any]:
         """Without data and networks, which the other process reads for itself."""
-        return {name: None if name == "_taught" else value for name, value in vars(self).items() if name != "data"}
+        return {**{name: value for name, value in vars(self).items() if name != "data"}, "_taught": None, "_students": {}}
 
 
 def _notes(bench: Bench, asked: Compare, teacher: Trained) -> list[str]:
@@ -337,7 +343,7 @@ def _notes(bench: Bench, asked: Compare, teacher: Trained) -> list[str]:
         f"{bench.data.train_size} images in the same order; {plan.epochs} epoch{'s' if plan.epochs > 1 else ''} for each, with the "
         f"same {plan.optimizer} and learning rates as far as the method leaves them alone. Training time is not made equal: see below.",
         "Nothing was tuned for this comparison: each method has the defaults of its own experiment, except where this says otherwise"
-        + "".join(f"; {name}: {_told(arm)}" for name, arm in bench.arms.items() if arm.typed or name != arm.method)
+        + "".join(f"; {name}: {_told(arm)}" for name, arm in bench.arms.items() if arm.typed or name != short_name(arm.method))
         + ".",
     ]
     if bench.other_images:
@@ -356,4 +362,4 @@ def _told(arm: Arm) -> str:
     """The method and the options that differ from its defaults."""
     differing = ", ".join(f"{option}={value}" for option, value in arm.typed.items() if option != "host" and value is not None)
     host = f" with {arm.options['host']}" if "host" in arm.options else ""
-    return f"{arm.method}{host}{', ' if differing else ''}{differing}"
+    return f"{short_name(arm.method)}{host}{', ' if differing else ''}{differing}"

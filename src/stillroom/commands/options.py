@@ -5,13 +5,13 @@ from __future__ import annotations
 import argparse
 import contextlib
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stillroom.commands.parser import UsageError
-from stillroom.errors import InputError, StillroomError, near
+from stillroom.errors import InputError, StillroomError, near, one_of
 
 if TYPE_CHECKING:
     import jsonargparse
@@ -50,11 +50,22 @@ class Options:
         """The data."""
         return self.setting.data(**self.data)
 
-    def made_lab(self) -> LabOptions:
-        """Where and how to run."""
+    def made_lab(self, alone: str = "") -> LabOptions:
+        """Where and how to run.
+
+        Args:
+            alone: how the command is meant, where a single process runs it once.
+
+        Raises:
+            InputError: an option that cannot be used, or several of what there can be one of.
+        """
         from stillroom.engine import LabOptions
 
-        return LabOptions(**{**self.lab, "out": Path(self.lab["out"])})
+        made = LabOptions(**{**self.lab, "out": Path(self.lab["out"])})
+        for option in ("devices", "num_nodes", "seeds") if alone else ():
+            if getattr(made, option) != 1:
+                raise InputError(option, getattr(made, option), f"1: {alone}")
+        return made
 
     def trained_by(self) -> dict[str, Any]:
         """The arguments `plan` and, where there are such, `networks` of a recipe."""
@@ -81,25 +92,49 @@ def read_options(
         own: a function or a dataclass whose parameters, besides `lab`, `data`, `plan` and `networks`, are the command's own options.
         arguments: the options, with dashes or underscores.
         setting: the data's class, the defaults and the presets; its small job is what is run where neither data nor a preset are named.
-        out: the run's folder by default.
+        out: the run's folder by default; with a number behind it where that holds a run with other arguments.
 
     Raises:
         InputError, UsageError: an option that there is not, or a value that it cannot have.
     """
+    from stillroom.engine.run.options import started_by_torchrun
     from stillroom.engine.training import with_fitting_warmup
 
     arguments = [_underscored(argument) for argument in arguments]
+    folder = early(arguments, "out")
+    if (before := early(arguments, "continue_from")) is not None:
+        if not (Path(before) / "config.yaml").is_file():
+            raise InputError("--continue-from", before, "the folder of a finished run, which holds config.yaml")
+        arguments = [f"--config={Path(before) / 'config.yaml'}", f"--out={folder or out}", *arguments]
     preset = early(arguments, "preset") or "default"
     small = preset == "default" and early(arguments, "data") is None
     parser, kinds = _parser(prog, own, setting, Path(out), preset, setting.default if small else {})
     values = _parse(prog, parser, arguments)
-    values["out"] = str(Path(values["out"] or out))
+    values["out"] = str(Path(folder or out))
+    if early(arguments, "devices") is None and early(arguments, "num_nodes") is None:
+        values |= started_by_torchrun()
     parts = {name: {field: values.pop(field) for field in fields} for name, fields in kinds.items()}
     if early(arguments, "warmup_epochs") is None:
         parts["plan"] = with_fitting_warmup(parts["plan"], parser.get_defaults()["epochs"])
     for name in ("config", "preset"):
         del values[name]
-    return Options(**parts, own=values, preset=preset, setting=setting, is_default_job=small)
+    made = Options(**parts, own=values, preset=preset, setting=setting, is_default_job=small)
+    if folder is None and not made.lab["overwrite"]:
+        made.lab["out"] = _default_folder(out, made.settings)
+    return made
+
+
+def _default_folder(out: str, settings: Mapping[str, Any]) -> str:
+    """Where a run goes that was given no folder; says so where the usual one holds another run."""
+    from lightning.fabric.utilities.rank_zero import rank_zero_only
+
+    from stillroom.engine.run.console import console
+    from stillroom.engine.run.folder import numbered
+
+    found = str(numbered(Path(out), settings))
+    if found != out and not getattr(rank_zero_only, "rank", 0):
+        console.print(f"{out} holds something else, so this run is in {found}", markup=False)
+    return found
 
 
 def check_object(prog: str, function: Callable[..., Any], skip: set[str], values: Mapping[str, Any], option: str) -> dict[str, Any]:
@@ -119,10 +154,8 @@ def check_object(prog: str, function: Callable[..., Any], skip: set[str], values
 
     parser = jsonargparse.ArgumentParser(exit_on_error=False, default_env=False)
     parser.add_function_arguments(function, skip=set(skip))
-    try:
-        checked: dict[str, Any] = parser.parse_object(dict(values)).as_dict()
-    except (argparse.ArgumentError, jsonargparse.ArgumentError, TypeError, ValueError) as error:
-        raise _explained(prog, parser, _message(error), f"{option}.") from None
+    with _explaining(prog, parser, f"{option}."):
+        checked = parser.parse_object(dict(values)).as_dict()
     return {name: value for name, value in checked.items() if name in values}
 
 
@@ -175,29 +208,30 @@ def _parser(
         kinds[name] = list(parser.add_class_arguments(kind, None, as_group=True, skip=set(skip)))
     parser.set_defaults({**defaults, **default})
     if preset != "default":
-        if preset not in setting.presets:
-            raise InputError("--preset", preset, f"one of {', '.join(names)}")
-        parser.set_defaults(dict(setting.presets[preset]))
+        parser.set_defaults(dict(setting.presets[one_of("--preset", preset, names)]))
     return parser, kinds
 
 
 def _parse(prog: str, parser: jsonargparse.ArgumentParser, arguments: list[str]) -> dict[str, Any]:
-    import jsonargparse
-
     flags = {f"--{name}" for name, default in parser.get_defaults().as_dict().items() if isinstance(default, bool)}
     bare = [option in flags and after.startswith("--") for option, after in zip(arguments, [*arguments[1:], "--"], strict=True)]
     arguments = [f"{option}=true" if flag else option for option, flag in zip(arguments, bare, strict=True)]
+    with _explaining(prog, parser):
+        return dict(parser.parse_args(arguments).as_dict())
+
+
+@contextlib.contextmanager
+def _explaining(prog: str, parser: jsonargparse.ArgumentParser, prefix: str = "") -> Iterator[None]:
+    """Says what the parser complains of in our words; `prefix` stands before the options' names where they are keys of a mapping."""
+    import jsonargparse
+
     try:
-        values: dict[str, Any] = parser.parse_args(arguments).as_dict()
+        yield
+    except StillroomError:
+        raise
     except (argparse.ArgumentError, jsonargparse.ArgumentError, TypeError, ValueError) as error:
-        if isinstance(error, StillroomError):
-            raise
-        raise _explained(prog, parser, _message(error), "") from None
-    return values
-
-
-def _message(error: Exception) -> str:
-    return " ".join(str(getattr(error, "message", None) or error).split())
+        complaint = " ".join(str(getattr(error, "message", None) or error).split())
+        raise _explained(prog, parser, complaint, prefix) from None
 
 
 _WORDS = {

@@ -27,6 +27,22 @@ class Parser(argparse.ArgumentParser):
         raise UsageError(f"{message}; `{self.prog} --help` shows what there is")
 
 
+STUDENT = ("arm", "seed", "best", "trust_pickle")  # what `student_parser` takes besides the folder
+
+
+def student_parser(prog: str, description: str) -> Parser:
+    """Of a command that uses the network of a run's stage: takes RUN, and the options of `STUDENT`."""
+    parser = Parser(prog, description)
+    parser.add_argument("run", metavar="RUN", help="the folder of a finished run, or of one of its stages (RUN/seed0/alone)")
+    parser.add_argument("--arm", help="which of the run's networks: teacher, alone, distilled, ... (default: what the run is about)")
+    parser.add_argument("--seed", type=int, help="of the arm (default: the first)")
+    parser.add_argument("--best", action="store_true", help="the weights of the best epoch instead of those of the last")
+    parser.add_argument(
+        "--trust-pickle", action="store_true", help="run the code that RUN's student.json names, and read weights that are pickles"
+    )
+    return parser
+
+
 @contextmanager
 def named_as_typed(*options: str) -> Iterator[None]:
     """Input errors about these parameters name them as people type them: `tolerance` becomes `--tolerance`."""
@@ -36,3 +52,9 @@ def named_as_typed(*options: str) -> Iterator[None]:
         if error.argument not in options:
             raise
         raise InputError(f"--{error.argument.replace('_', '-')}", error.got, error.expected) from error
+
+
+def size_text(count: int) -> str:
+    """So many bytes."""
+    unit, size = next((unit, size) for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)) if count >= size or unit == "kB")
+    return f"{count / size:.{2 if unit == 'GB' else 1}f} {unit}"

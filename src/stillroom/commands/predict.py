@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 
-from stillroom.commands.parser import Parser
+from stillroom.commands.parser import STUDENT, named_as_typed, student_parser
 from stillroom.errors import InputError, StillroomError
 
 _OPTIONS = ("top", "threshold")  # of `Student.options`
@@ -26,21 +26,15 @@ def run(arguments: list[str], command: str) -> None:
     Raises:
         NotAllAnswered: at the end, when something could not be read.
     """
-    parser = Parser(
+    parser = student_parser(
         "stillroom predict", "The classes or labels that a run's student gives to images, or the objects that it finds in them."
     )
-    parser.add_argument("run", metavar="RUN", help="the folder that `stillroom run` wrote")
     parser.add_argument(
         "images", metavar="IMAGE", nargs="+", help="image files, folders (with all images below them) or patterns such as 'photos/**/*.jpg'"
     )
     parser.add_argument("--json", action="store_true", help="one JSON object per image and line instead of a table")
     parser.add_argument("--top", type=int, metavar="K", help="how many classes to name, the most probable first (default: 2)")
     parser.add_argument("--threshold", type=float, metavar="SCORE", help="of a detector: the least score of an object (default: 0.3)")
-    parser.add_argument(
-        "--trust-pickle",
-        action="store_true",
-        help="run the code that RUN's student.json names, and read weights that are pickles",
-    )
     given = parser.parse_args(arguments)
     if given.top is not None and given.top < 1:
         raise InputError("--top", given.top, "a whole number of at least 1")
@@ -50,7 +44,8 @@ def run(arguments: list[str], command: str) -> None:
     from stillroom.tasks.images.folders import find_images
     from stillroom.tasks.students import load
 
-    student = load(given.run, trust_pickle=given.trust_pickle)
+    with named_as_typed(*STUDENT):
+        student = load(given.run, **{name: getattr(given, name) for name in STUDENT})
     options = {name: value for name in _OPTIONS if (value := getattr(given, name)) is not None}
     for name, value in options.items():
         if name not in student.options:

@@ -1,4 +1,7 @@
-"""`student.json`: what a run says of the student that it left, so that it can be built again."""
+"""`student.json`: what a run says of the student that it left, and a stage of its own, so that it can be built again.
+
+A run's or stage's folder is named as it is; with ``@best`` behind it the weights are those of the best epoch instead of the last one's.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,10 @@ from stillroom.engine.weights import without_set
 from stillroom.errors import InputError
 
 NAME = "student.json"
+_BEST = "@best"
 _FIRST = "classification"  # the task of cards from before there were others
+
+_SHOWN = 8  # stages that a message lists
 
 Read = TypeVar("Read")
 
@@ -31,6 +37,7 @@ class Card:
         classes: their names, in the order of its answers; None where they were not recorded.
         content: everything.
         argument: what the user calls the folder.
+        best: the weights are the best epoch's.
     """
 
     folder: Path
@@ -40,11 +47,18 @@ class Card:
     classes: tuple[str, ...] | None
     content: Mapping[str, Any]
     argument: str
+    best: bool = False
 
     @property
     def weights(self) -> Path:
-        """The student's."""
-        return self.folder / "student.safetensors"
+        """The student's, of the last epoch or the best. Others are named by the card: a part of what was trained, or a file that a teacher
+        was read from, which was scored only."""
+        return self.folder / ("best.safetensors" if self.best else str(self.content.get("weights", "student.safetensors")))
+
+    @property
+    def spec(self) -> str:
+        """What names this very student from everywhere."""
+        return f"{self.folder.resolve()}{_BEST if self.best else ''}"
 
     def parsed(self, read: Callable[[Mapping[str, Any]], Read], what: str) -> Read:
         """What `read` makes of the content.
@@ -77,16 +91,19 @@ def read_card(folder: str | Path, *, trust_pickle: bool, argument: str = "run") 
     """The card in a run's folder. What it names may be built: that runs nobody's code, or the user trusts it.
 
     Args:
-        folder: of the run.
+        folder: of the run, or of one of its stages.
         trust_pickle: it may name any function, whose module is then run.
         argument: what the user calls the folder.
 
     Raises:
-        InputError: there is no card, it is damaged, or it names code and is not trusted.
+        InputError: there is no card, it is damaged, or it names code and is not trusted; or the best epoch's weights are not there.
     """
-    path = Path(folder) / NAME
+    place, best = _without_best(str(folder))
+    path = Path(place) / NAME
     if not path.is_file():
-        raise InputError(argument, str(folder), f"the folder of a finished run, which holds {NAME} and student.safetensors")
+        stages = [str(card.parent) for pattern in ("*", "seed*/*") for card in sorted(Path(place).glob(f"{pattern}/{NAME}"))]
+        many = f", or one of its stages: {', '.join(stages[:_SHOWN])}{', ...' if len(stages) > _SHOWN else ''}" if stages else ""
+        raise InputError(argument, place, f"the folder of a finished run, which holds {NAME} and student.safetensors{many}")
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         task, model = str(content.get("task", _FIRST)), str(content["model"]).partition("@")[0]
@@ -101,7 +118,15 @@ def read_card(folder: str | Path, *, trust_pickle: bool, argument: str = "run") 
             f"a network that comes with a library ({', '.join(f'{library}NAME' for library in LIBRARIES)}); or say --trust-pickle if you "
             "trust whoever wrote it: trust_pickle=True runs that code",
         )
-    return Card(Path(folder), task, model, num_classes, classes, content, argument)
+    card = Card(path.parent, task, model, num_classes, classes, content, argument, best)
+    if best and ("weights" in content or not card.weights.is_file()):
+        raise InputError(argument, str(folder), f"a stage that was trained, whose folder holds {card.weights.name}")
+    return card
+
+
+def _without_best(folder: str) -> tuple[str, bool]:
+    """A folder without the word for its best epoch, and whether it had one."""
+    return (folder.removesuffix(_BEST), True) if folder.endswith(_BEST) and not Path(folder).exists() else (folder, False)
 
 
 def write_card(folder: Path, task: str, model: str, data: Described, **more: Any) -> None:
@@ -119,10 +144,16 @@ def write_card(folder: Path, task: str, model: str, data: Described, **more: Any
     write_atomic(folder / NAME, json.dumps({**named, **more, **described, "fingerprint": data.fingerprint}, indent=1))
 
 
+def amend_card(folder: Path, **more: Any) -> None:
+    """Writes a card anew with other entries besides those that it has, or in their place."""
+    content = json.loads((folder / NAME).read_text(encoding="utf-8"))
+    write_atomic(folder / NAME, json.dumps({**content, **more}, indent=1))
+
+
 def task_of(folder: str | Path) -> str:
     """The task that a run's card names; where there is none to read, whoever reads the card will say so."""
     try:
-        content = json.loads((Path(folder) / NAME).read_text(encoding="utf-8"))
+        content = json.loads((Path(_without_best(str(folder))[0]) / NAME).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return _FIRST
     return str(content.get("task", _FIRST)) if isinstance(content, dict) else _FIRST
@@ -161,18 +192,14 @@ def read_specification(spec: str, *, trust_pickle: bool, argument: str) -> Named
     Raises:
         InputError: nothing after an @, or a folder that `read_card` refuses.
     """
-    if spec and not spec.startswith(LIBRARIES) and Path(spec).is_dir():
+    if spec and not spec.startswith(LIBRARIES) and Path(_without_best(spec)[0]).is_dir():
         card = read_card(spec, trust_pickle=trust_pickle, argument=argument)
         return Named(card.model, str(card.weights), card.classes, card)
     source, at, weights = spec.partition("@")
     if at and not weights:
         raise InputError(argument, spec, "after @ a file or folder of weights")
-    return Named(source, weights, _classes_of(without_set(weights)) if weights else None, None)
-
-
-def _classes_of(weights: Path) -> tuple[str, ...] | None:
-    """What a card beside weights says that they were trained for, if there is one."""
-    try:
-        return tuple(map(str, json.loads((weights / NAME).read_text(encoding="utf-8"))["classes"]))
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
+    try:  # a card beside weights says what they were trained for, and where a stage has them that only scored them
+        beside = json.loads((without_set(weights) / NAME).read_text(encoding="utf-8")) if weights else {}
+        return Named(source, str(beside.get("weights", weights)), tuple(map(str, beside["classes"])), None)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return Named(source, weights, None, None)

@@ -169,6 +169,10 @@ class Distiller(LightningModule):
         """
         return data
 
+    def shipped(self) -> nn.Module:
+        """The network that is used when the training is over: by default the student, of some a part of it."""
+        return self.student
+
     def companions(self) -> dict[str, nn.Module]:
         """Networks that are kept beside the student when the stage ends, and read again with it, by the names of their files."""
         return {}

@@ -68,6 +68,8 @@ class Experiment:
     """
 
     def __init__(self, lab: Lab, data: TaskData, plan: Training, networks: Networks, *, taught: Trained | None = None) -> None:
+        if (before := lab.earlier("teacher")) is not None and not networks.teacher.startswith(CACHE):
+            networks = replace(networks, teacher=before)  # it was trained there
         self.lab, self.data, self.plan, self.networks = lab, data, plan, networks
         self._taught = taught
         self._tried: Teacher | None = None  # a rehearsal's teacher, for the rehearsals after it
@@ -144,6 +146,7 @@ class Experiment:
                 model=built.spec,
                 renormalise=built.renormalise or self.data.renormalise,
                 around=self.task.supervised,
+                weights=built.weights,
                 origin="; ".join([f"the weights of {built.weights}, scored and used as they are", *_quiet(built.notes)]),
                 accept=lambda result: self._accepted(built, result),
             )

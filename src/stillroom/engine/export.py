@@ -8,7 +8,6 @@ import logging
 import math
 import mmap
 import os
-import shutil
 import tempfile
 import warnings
 import zipfile
@@ -24,10 +23,12 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from stillroom.engine.run.console import quiet_loggers
+from stillroom.engine.run.measure import unfused_attention
 from stillroom.engine.run.written import put
 from stillroom.engine.tap import unwrap
 from stillroom.engine.weights import load_weights, save_weights
-from stillroom.errors import InputError, StillroomError, at_least_zero
+from stillroom.errors import InputError, StillroomError, at_least_zero, one_of
 
 SUFFIXES = {"onnx": ".onnx", "torch": ".pt2", "safetensors": ".safetensors"}
 _ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
@@ -84,8 +85,7 @@ class Exported:
 
 def check_format(format: str) -> None:
     """Raises InputError when there is no such format, or when packages that it needs are not installed."""
-    if format not in SUFFIXES:
-        raise InputError("format", format or "nothing", f"one of {', '.join(SUFFIXES)}")
+    one_of("format", format, SUFFIXES)
     missing = [name for name in _ONNX_PACKAGES if find_spec(name) is None] if format == "onnx" else []
     if missing:
         raise InputError("format", f"onnx, without {' and '.join(missing)}", "them to be installed: pip install 'stillroom[export]'")
@@ -228,40 +228,28 @@ def _temporary(path: Path) -> Iterator[Path]:
     """A file in a temporary folder beside `path`, which becomes `path` if nothing goes wrong."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        folder = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
-    except OSError as error:
-        raise _unwritable(path, error) from None
-    try:
-        file = folder / f"file{path.suffix}"
-        yield file
-        with file.open("rb") as written:
-            os.fsync(written.fileno())
-        file.chmod(0o644)  # safetensors writes files for their owner alone
-        put(file, path)
+        with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.", ignore_cleanup_errors=True) as folder:
+            file = Path(folder) / f"file{path.suffix}"
+            yield file
+            with file.open("rb") as written:
+                os.fsync(written.fileno())
+            file.chmod(0o644)  # safetensors writes files for their owner alone
+            put(file, path)
     except (OSError, SafetensorError) as error:
-        raise _unwritable(path, error) from None
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def _unwritable(path: Path, error: Exception) -> InputError:
-    return InputError("out", str(path), f"a file that can be written ({getattr(error, 'strerror', None) or error})")
+        raise InputError("out", str(path), f"a file that can be written ({getattr(error, 'strerror', None) or error})") from None
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
     """The exporters' progress and advice, which is for their developers, stays off the terminal."""
-    loggers = [logging.getLogger(name) for name in _TALKATIVE]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.CRITICAL)
-    try:
-        with warnings.catch_warnings(), redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
+    with (
+        quiet_loggers(_TALKATIVE, logging.CRITICAL),
+        warnings.catch_warnings(),
+        redirect_stdout(io.StringIO()),
+        redirect_stderr(io.StringIO()),
+    ):
+        warnings.simplefilter("ignore")
+        yield
 
 
 def _program(network: nn.Module, inputs_BX: Tensor, cell: int | None) -> tuple[torch.export.ExportedProgram, tuple[dict[int, Any]]]:
@@ -270,15 +258,12 @@ def _program(network: nn.Module, inputs_BX: Tensor, cell: int | None) -> tuple[t
     if cell is not None:
         sizes |= {2: cell * torch.export.Dim("rows"), 3: cell * torch.export.Dim("columns")}
     shapes = (sizes,)
-    fast_path = torch.backends.mha.get_fastpath_enabled()
     try:
-        torch.backends.mha.set_fastpath_enabled(False)  # one fused operation, which no other runtime has
-        program = torch.export.export(network, (inputs_BX,), dynamic_shapes=shapes, strict=False)
+        with unfused_attention():
+            program = torch.export.export(network, (inputs_BX,), dynamic_shapes=shapes, strict=False)
     except Exception as error:  # whatever the network does that cannot be traced
         named = network.network if isinstance(network, _Asked) else network
         raise ExportFailed(f"{type(named).__name__} cannot be exported for batches of any size: {_first_line(error)}") from error
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fast_path)
     for module in program.graph_module.modules():
         if isinstance(module, torch.fx.GraphModule):
             for node in module.graph.nodes:

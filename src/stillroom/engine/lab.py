@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import copy
+import hashlib
+import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, replace
-from datetime import datetime, timezone
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,18 +18,22 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map
 
 from stillroom import catalog
 from stillroom.engine.answers import changed_answers
+from stillroom.engine.card import NAME as CARD
+from stillroom.engine.card import amend_card
 from stillroom.engine.distiller import Distiller, unused_parameters
 from stillroom.engine.distributed import rank, world_size
+from stillroom.engine.loading import Loader
 from stillroom.engine.report.results import Report, StageResult
 from stillroom.engine.run.checkpoints import AtomicCheckpointIO, Checkpoints
 from stillroom.engine.run.console import StageDisplay, quiet_libraries
 from stillroom.engine.run.feed import Feed, selects
 from stillroom.engine.run.folder import RunFolder
 from stillroom.engine.run.layout import channels_last
-from stillroom.engine.run.measure import measure, versions
+from stillroom.engine.run.measure import Footprint, measure, now
 from stillroom.engine.run.memory import remembered
 from stillroom.engine.run.options import LabOptions, check_port, check_started
 from stillroom.engine.run.recorder import Recorder, evaluate, seed_everything
@@ -37,7 +42,7 @@ from stillroom.engine.task import TaskData
 from stillroom.engine.teacher import Renormalise, Resized, Teacher
 from stillroom.engine.training import Training
 from stillroom.engine.weights import load_weights, save_weights
-from stillroom.errors import InputError, Interrupted
+from stillroom.errors import InputError, Interrupted, NonFiniteLoss
 
 
 @dataclass(frozen=True)
@@ -82,7 +87,7 @@ class Lab:
             check_port()
         self._run_folder = RunFolder(self.folder, settings or {}, overwrite=options.overwrite, main=self.is_main)
         self.seed = options.seed if seed is None else seed
-        self.started = _now()
+        self.started = now()
         self._prefix = f"seed{self.seed}/"
         torch.backends.cudnn.deterministic = True
         seed_everything(self.seed)
@@ -95,7 +100,12 @@ class Lab:
     @property
     def device(self) -> torch.device:
         """Where work of one process is done."""
-        return _device(self.options.accelerator)
+        accelerator = self.options.accelerator
+        if accelerator in ("gpu", "cuda", "auto") and torch.cuda.is_available():
+            return torch.device("cuda")
+        if accelerator in ("mps", "auto") and torch.backends.mps.is_available():
+            return torch.device("mps")
+        return torch.device("cpu")
 
     def say(self, title: str, text: str) -> None:
         """One line on the terminal, of the first process."""
@@ -145,19 +155,22 @@ class Lab:
             data: what to train on.
             plan: optimiser, schedule and length.
             name: of the stage, unique within the recipe; its folder's name.
-            model: the student's specification, for the report and for loading it again.
+            model: the student's specification, for the report and for loading it again; with a remark in brackets for the report alone.
             origin: what its weights start from, in words for the terminal and the report, where it is not random numbers.
 
         Returns:
             The stage with its student as the last epoch left it; `best.safetensors` in its folder has the best epoch's weights.
 
         Raises:
-            InputError: the folder holds this stage of a run with other arguments, or another run is at work on it.
+            InputError: the folder holds this stage of a run with other arguments, or another run is at work on it; or the run that this one
+                continues has no such stage.
             NonFiniteLoss: a loss term became infinite or not a number.
             Interrupted: Ctrl-C or SIGTERM came.
         """
         distiller.plan = plan = plan or Training()
         folder = self._stage_folder(name)
+        if self.options.continue_from is not None:
+            self._start_where_ended(distiller, self.options.continue_from, name)
         parts = fingerprint(distiller, plan, data.fingerprint, data.batch_size, self.seed, self.options.precision)
         record = folder.open(parts)
         if record is None or not record.get("finished"):
@@ -178,9 +191,11 @@ class Lab:
             load_weights(distiller.student, folder.student)
             for companion, network in distiller.companions().items():
                 load_weights(network, folder.companion(companion))
+            if self.is_main and not (folder.path / CARD).exists():  # finished by a version that wrote none
+                self._describe(folder, distiller, model, data)
             self._display(name).say(f"done before ({record['result']['epochs']} epochs)")
         seed_everything(self.seed)
-        return Trained(name, distiller.student, _result(record, folder), folder.path)
+        return Trained(name, distiller.student, self._result(record, folder), folder.path)
 
     def evaluate(
         self,
@@ -191,6 +206,7 @@ class Lab:
         model: str = "",
         renormalise: Renormalise | None = None,
         around: Callable[[Any], Distiller] = Distiller,
+        weights: str | None = None,
         origin: str = "",
         accept: Callable[[StageResult], tuple[str, ...]] = lambda result: (),
     ) -> Trained:
@@ -203,6 +219,7 @@ class Lab:
             model: the network's specification, for the report.
             renormalise: applied to the inputs, for a network that was trained with other statistics than the data have.
             around: makes the distiller whose `predict` answers, for tasks whose networks do not answer in the form that is scored.
+            weights: the file or folder that the network's come from; if there is one, no copy of them is kept.
             origin: where the network comes from, in words for the report.
             accept: looks at what was measured, and answers with the stage's notes; what it raises leaves nothing written.
         """
@@ -222,11 +239,14 @@ class Lab:
             record = self._measured(scored, data, name, model, parts, None, origin, renormalise)
         assert record is not None
         self._display(name).say(f"{model}, {origin}: {_score(record, data)}" if origin else _score(record, data))
-        result = _result(record, folder)
+        result = self._result(record, folder)
         notes = accept(result)
         self._stage_folder(name)
         if not done:
-            self._write(record, folder, scored)
+            # a card cannot say that answers are changed or images resized: then the weights are kept without one
+            plain = not changed and not isinstance(renormalise, Resized)
+            elsewhere = weights if plain and weights and Path(weights).exists() else None
+            self._write(record, folder, scored, model if plain else "", data, elsewhere)
         seed_everything(self.seed)
         return Trained(name, network, result, folder.path, renormalise, notes=notes)
 
@@ -242,32 +262,23 @@ class Lab:
             baseline: the arm that the others are compared with.
             ship: the arm whose student is written to the run's folder (the first seed's).
         """
-        if "teacher" in arms:
-            reference = arms["teacher"].result.details
-            for name, trained in arms.items():
-                if name != "teacher":
-                    trained.result.metrics.update(data.task.compare(trained.result.details, reference))
         if self.is_main and self.seed == self.options.seed:
             model, network = arms[ship].result.model, arms[ship].network
             if network is None:
                 raise InputError("ship", ship, "an arm that has a network")
             save_weights(network, self.folder / "student.safetensors")
             data.task.ship(self.folder, network, model, data)
-        evaluator = data.evaluator()
-        results = {name: [replace(trained.result, name=name)] for name, trained in arms.items()}
-        return Report(
+            if deliver := getattr(data.task, "deliver", None):
+                deliver(self.folder, network, model, data)
+        return Report.on(
+            data,
+            {name: [trained.result] for name, trained in arms.items()},
             method=method,
-            title=_title(method),
-            arms=results,
-            primary=evaluator.primary,
-            higher_is_better=evaluator.higher_is_better,
+            title=next((known.paper for known in catalog.METHODS if known.name == method), method),
             baseline=baseline if baseline in arms else None,
             subject=ship if ship != baseline else None,
-            metric_formats=dict(data.task.metric_formats),
             notes=[note for trained in arms.values() for note in trained.notes],
-            versions=versions(),
             started=self.started,
-            finished=_now(),
         )
 
     def remember(self, name: str, key: str, compute: Callable[[], Mapping[str, Tensor]]) -> dict[str, Tensor]:
@@ -280,6 +291,24 @@ class Lab:
             compute: answers with tensors by name.
         """
         return remembered(self.folder / f"{self._prefix}{name}.npz", key, compute, is_main=self.is_main)
+
+    def footprint(self, network: nn.Module, example: Any) -> Footprint:
+        """What a network costs at inference: measured once for each architecture of a run, so that the same network has the same figures.
+
+        Args:
+            network: on the CPU.
+            example: inputs of one sample.
+        """
+        shapes = [(name, list(value.shape), str(value.dtype)) for name, value in network.state_dict().items() if isinstance(value, Tensor)]
+        key = hashlib.blake2b(repr((network, shapes, tree_map(_shape, example))).encode(), digest_size=8).hexdigest()
+
+        def measured() -> dict[str, Tensor]:
+            found = asdict(measure(network, example))
+            return {name: torch.tensor(math.nan if value is None else value, dtype=torch.float64) for name, value in found.items()}
+
+        found = remembered(self.folder / f"footprints/{key}.npz", key, measured, is_main=self.is_main)
+        counts = {name: None if value.isnan() else int(value) for name, value in found.items()}
+        return Footprint(**{**counts, "latency_ms": float(found["latency_ms"])})  # type: ignore[arg-type]
 
     def finished(self, name: str) -> bool:
         """Whether the folder holds a finished stage of that name, of these arguments or of others: `fit` tells."""
@@ -334,6 +363,13 @@ class Lab:
             go_on = folder.last_checkpoint if folder.last_checkpoint.exists() else None
             try:
                 trainer.fit(distiller, datamodule=Feed(data, self.seed), ckpt_path=go_on)
+            except NonFiniteLoss as error:
+                named = getattr(data, "train_name", None)
+                if named is None or not isinstance(
+                    trainer.train_dataloader, Loader
+                ):  # of several loaders: whose ids these are is not known
+                    raise
+                raise NonFiniteLoss(error.step, error.terms, error.ids, [named(index) for index in error.ids]) from None
             except Interrupted as error:
                 raise Interrupted(f"{display.title}: {error}; everything is saved, the same command goes on from here") from None
             except SystemExit:  # how Lightning ends at a KeyboardInterrupt
@@ -355,7 +391,7 @@ class Lab:
     ) -> dict[str, Any]:
         """Evaluates the final student once more, this time with details, and writes the stage's record, last of all."""
         record = self._measured(distiller, data, name, model, parts, recorder, origin)
-        self._write(record, folder, distiller)
+        self._write(record, folder, distiller, model, data)
         return record
 
     def _measured(
@@ -370,8 +406,7 @@ class Lab:
         renormalise: Renormalise | None = None,
     ) -> dict[str, Any]:
         """The record of a stage whose student is final, with the details of its evaluation."""
-        evaluator = data.evaluator()
-        device = _device(self.options.accelerator)
+        evaluator, device = data.evaluator(), self.device
         distiller.student.to(device)
         loader = data.eval_loader(rank=rank(), world=world_size())
         metrics = evaluate(
@@ -387,7 +422,7 @@ class Lab:
             metrics=metrics,
             best=recorder.best if recorder else {},
             history=recorder.history if recorder else [],
-            footprint=measure(distiller.student, example),
+            footprint=self.footprint(distiller.student, example),
             seconds=recorder.seconds if recorder else 0.0,
             epochs=len(recorder.history) if recorder else 0,
             model=model,
@@ -396,16 +431,58 @@ class Lab:
         )
         return {"fingerprint": parts, "finished": True, "result": result.to_json(), "details": evaluator.details()}
 
-    def _write(self, record: dict[str, Any], folder: StageFolder, distiller: Distiller) -> None:
+    def _write(
+        self, record: dict[str, Any], folder: StageFolder, distiller: Distiller, model: str, data: TaskData, weights: str | None = None
+    ) -> None:
         """The stage's files, its record last of all."""
         if not self.is_main:
             return
         folder.path.mkdir(parents=True, exist_ok=True)
-        save_weights(distiller.student, folder.student)
+        if weights is None:
+            save_weights(distiller.student, folder.student)
+        self._describe(folder, distiller, model, data, weights)
         for companion, network in distiller.companions().items():
             save_weights(network, folder.companion(companion))
         folder.write_details(record["details"])
         folder.write({name: value for name, value in record.items() if name != "details"})
+        folder.drop_checkpoint()
+
+    def _describe(self, folder: StageFolder, distiller: Distiller, model: str, data: TaskData, weights: str | None = None) -> None:
+        """Writes the stage's own `student.json`, so that its network can be used as a run's student can; of one that has a name."""
+        if not model or model.endswith(")"):  # no name, or one with a remark: no specification that builds it again
+            return
+        shipped = distiller.shipped()
+        data.task.ship(folder.path, shipped, model, data)
+        if weights is not None:
+            amend_card(folder.path, weights=str(Path(weights).resolve()))
+        elif shipped is not distiller.student:
+            save_weights(shipped, folder.companion("shipped"))
+            amend_card(folder.path, weights=folder.companion("shipped").name)
+        if isinstance(distiller, _Renormalised):
+            read = {"mean": list(distiller.renormalise.to_mean), "std": list(distiller.renormalise.to_std)}
+            amend_card(folder.path, transform={**data.describe()["transform"], **read})
+
+    def earlier(self, name: str) -> str | None:
+        """A stage that all seeds share, of the run that this one continues, as a specification; None where none was trained there."""
+        if self.options.continue_from is None:
+            return None
+        folder = Path(self.options.continue_from) / name
+        record = StageFolder(folder).read() or {}
+        return str(folder) if record.get("finished") and record["result"]["epochs"] and (folder / CARD).exists() else None
+
+    def _result(self, record: dict[str, Any], folder: StageFolder) -> StageResult:
+        result = StageResult.from_json(record["result"])
+        details = record.get("details") or folder.read_details()
+        return replace(result, details=details, folder=folder.path.relative_to(self.folder).as_posix())
+
+    def _start_where_ended(self, distiller: Distiller, run: Path, name: str) -> None:
+        """Gives the student, and what is kept beside it, the weights that they ended with in this stage of an earlier run."""
+        before = StageFolder(run / f"{self._prefix}{name}")
+        if not (before.read() or {}).get("finished"):
+            raise InputError("continue_from", str(run), f"a run with a finished stage {self._prefix}{name}")
+        load_weights(distiller.student, before.student, argument="continue_from")
+        for companion, network in distiller.companions().items():
+            load_weights(network, before.companion(companion), argument="continue_from")
 
     def _stage_folder(self, name: str) -> StageFolder:
         if self.is_main:
@@ -415,6 +492,10 @@ class Lab:
     def _display(self, name: str) -> StageDisplay:
         title = f"{name}, seed {self.seed}" if self._prefix and self.options.seeds > 1 else name
         return StageDisplay(title, silent=not self.is_main)
+
+
+def _shape(leaf: Any) -> Any:
+    return list(leaf.shape) if isinstance(leaf, Tensor) else leaf
 
 
 class _Renormalised(Distiller):
@@ -431,30 +512,7 @@ class _Renormalised(Distiller):
         return self.student(self.renormalise(batch.inputs))
 
 
-def _result(record: dict[str, Any], folder: StageFolder) -> StageResult:
-    result = StageResult.from_json(record["result"])
-    result.details = record.get("details") or folder.read_details()
-    return result
-
-
 def _score(record: dict[str, Any], data: TaskData) -> str:
     """The primary metric, for the terminal."""
     primary = data.evaluator().primary
     return f"{primary} {record['result']['metrics'][primary]:.2f}"
-
-
-def _device(accelerator: str) -> torch.device:
-    if accelerator in ("gpu", "cuda", "auto") and torch.cuda.is_available():
-        return torch.device("cuda")
-    if accelerator in ("mps", "auto") and torch.backends.mps.is_available():
-        return torch.device("mps")
-    return torch.device("cpu")
-
-
-def _title(method: str) -> str:
-    """The paper's title; the name itself for a method that is not in the catalog."""
-    return next((known.paper for known in catalog.METHODS if known.name == method), method)
-
-
-def _now() -> str:
-    return datetime.now(timezone.utc).isoformat(timespec="seconds")

@@ -75,27 +75,38 @@ def with_files(source: str, change: Callable[[Path], object]) -> str:
 
 
 def function_of(source: str, argument: str, expected: str) -> Callable[..., Any]:
-    """The function that `package.module:function` or `file.py:function` names.
+    """The function that `package.module:function` or `file.py:function` names; see `named_object`.
+
+    Raises:
+        InputError: no such module or function.
+    """
+    function = named_object(source, argument, expected)
+    if not callable(function):
+        raise InputError(argument, source, f"a function, not a {type(function).__name__}")
+    return cast("Callable[..., Any]", function)
+
+
+def named_object(source: str, argument: str, expected: str) -> Any:
+    """What `package.module:NAME` or `file.py:NAME` names.
 
     Its module is run by this and only this: what a folder on disk names must have been trusted before (`card.read_card`).
 
     Args:
         source: what names it.
         argument: what the user calls it.
-        expected: what could have been named, where this names no function.
+        expected: what could have been named, where this names nothing.
 
     Raises:
-        InputError: no such module or function.
+        InputError: no such module, or nothing of that name in it.
     """
     place, _, name = source.rpartition(":")
     if not place or not name.isidentifier() or source.startswith(LIBRARIES):
         raise InputError(argument, source or "nothing", expected)
     module = _module_of_file(Path(place), argument) if place.endswith(".py") else _module(place, argument, expected)
-    function = getattr(module, name, None)
-    if not callable(function):
+    if not hasattr(module, name):
         public = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
         raise InputError(argument, source, f"a function of {place}, such as {near(name, public)}")
-    return cast("Callable[..., Any]", function)
+    return getattr(module, name)
 
 
 def _module(name: str, argument: str, expected: str) -> ModuleType:

@@ -252,10 +252,13 @@ class Task(Protocol):
         """The task's own part of a report, e.g. per-class changes."""
 
     def ship(self, folder: Path, network: nn.Module, model: str, data: Any) -> None:
-        """Writes what is needed to load the student again, besides its weights: `student.json`."""
+        """Writes what is needed to load a network again, besides its weights: `student.json`, into a stage's folder or a run's.
+
+        A task may have a `deliver` with the same arguments besides, for what a run's folder is to hold for other libraries.
+        """
 
     def load(self, run: Path, *, trust_pickle: bool) -> Student:
-        """The student that a run shipped."""
+        """The student in the folder of a run or of a stage; see `engine.card` for how it is named."""
 
 
 def task_named(name: str, argument: str = "task") -> Task:

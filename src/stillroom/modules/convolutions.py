@@ -6,7 +6,9 @@ No activation here works in place: the tensor before a ReLU is itself a tap (`Ta
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 from torch import Tensor, nn
 
@@ -66,11 +68,24 @@ def global_average_pool() -> nn.Sequential:
     return nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(1))
 
 
-def initialise_convolutions(network: nn.Module) -> None:
-    """Convolution weights from N(0, 2 / (k * k * C_out)) (Kaiming normal, fan-out), their biases 0; batch norm starts as the identity."""
+def stage(block: Callable[[int, int, int], nn.Module], in_channels: int, channels: int, blocks: int, *, stride: int) -> nn.Sequential:
+    """A first block, which may change the number of channels and the resolution, and others of the same shape.
+
+    Args:
+        block: builds one, from the channels of its input, those of its result, and the stride.
+    """
+    return nn.Sequential(block(in_channels, channels, stride), *(block(channels, channels, 1) for _ in range(blocks - 1)))
+
+
+def initialise_convolutions(network: nn.Module, fan: Literal["fan_out", "fan_in"] = "fan_out") -> None:
+    """Convolution weights from N(0, 2 / (k * k * C)) (Kaiming normal), their biases 0; batch norm starts as the identity.
+
+    Args:
+        fan: whether C are the channels of the result or of the input.
+    """
     for module in network.modules():
         if isinstance(module, nn.Conv2d):
-            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+            nn.init.kaiming_normal_(module.weight, mode=fan, nonlinearity="relu")
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
         elif isinstance(module, nn.BatchNorm2d):

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from stillroom.engine.card import task_of
+from stillroom.engine.run.shipped import place_of_student
 from stillroom.engine.task import TASKS, task_named
 from stillroom.errors import InputError
 
@@ -16,36 +17,50 @@ if TYPE_CHECKING:
 __all__ = ["export_student", "load", "task_of"]
 
 
-def load(run: str | Path, *, trust_pickle: bool = False) -> Student:
-    """The student that a run shipped.
+def load(run: str | Path, *, arm: str | None = None, seed: int | None = None, best: bool = False, trust_pickle: bool = False) -> Student:
+    """The student that a run shipped, or the network of any of its stages.
 
     Args:
-        run: the folder that `stillroom run` wrote.
+        run: the folder of a run, or of one of its stages.
+        arm: of the run: teacher, alone, distilled, ...; by default what the run is about.
+        seed: of the arm; by default the first of what the run is about.
+        best: the weights of the best epoch, instead of the last one's.
         trust_pickle: also run the code that its `student.json` names, and read weights that are pickles: both can do anything.
 
     Raises:
         InputError: the folder holds no finished run, a damaged one, one of a task that this version does not know, or one that names code
-            and is not trusted.
+            and is not trusted; or which of its stages is meant is not clear.
     """
-    task = task_of(run)
-    if task not in TASKS:
-        raise InputError("run", f"{run}, a student of the task {task}", f"one of {', '.join(TASKS)}")
-    return task_named(task).load(Path(run), trust_pickle=trust_pickle)
+    return _load(place_of_student(run, arm, seed, best=best), trust_pickle)
+
+
+def _load(place: str, trust_pickle: bool) -> Student:
+    if (task := task_of(place)) not in TASKS:
+        raise InputError("run", f"{place}, a student of the task {task}", f"one of {', '.join(TASKS)}")
+    return task_named(task).load(Path(place), trust_pickle=trust_pickle)
 
 
 def export_student(
-    run: str | Path, *, format: str = "onnx", out: str | Path | None = None, tolerance: float = 1e-4, trust_pickle: bool = False
+    run: str | Path,
+    *,
+    format: str = "onnx",
+    out: str | Path | None = None,
+    tolerance: float = 1e-4,
+    arm: str | None = None,
+    seed: int | None = None,
+    best: bool = False,
+    trust_pickle: bool = False,
 ) -> Exported:
     """Write a run's student to one file and check that the file answers as the student does.
 
     What the file reads and answers is said by the `export_spec` of each task's student.
 
     Args:
-        run: the folder that `stillroom run` wrote.
+        run: the folder of a run, or of one of its stages.
         format: ``onnx``, ``torch`` (a program of `torch.export`) or ``safetensors`` (weights alone).
-        out: the file, or a folder for it; by default the run's.
+        out: the file, or a folder for it; by default the run's, or the stage's.
         tolerance: the largest allowed absolute difference between the answers of the file and of the student, in units of the answers.
-        trust_pickle: see `load`.
+        arm, seed, best, trust_pickle: see `load`.
 
     Raises:
         InputError: not a finished run, a student of a kind that cannot be exported, or an argument that cannot be used.
@@ -54,5 +69,6 @@ def export_student(
     from stillroom.engine.export import check_format, export, place_of
 
     check_format(format)
-    spec = load(run, trust_pickle=trust_pickle).export_spec()
-    return export(spec, place_of(Path(run), out, format), format=format, tolerance=tolerance)
+    place = place_of_student(run, arm, seed, best=best)
+    spec = _load(place, trust_pickle).export_spec()
+    return export(spec, place_of(Path(place.removesuffix("@best")), out, format), format=format, tolerance=tolerance)

@@ -81,14 +81,20 @@ def voc(root: Path, made: Sequence[Picture]) -> str:
     for one in made:
         save(one, root / "JPEGImages")
         objects = "".join(
-            f"<object><name>{name}</name><difficult>{int(crowd)}</difficult><bndbox><xmin>{x1 + 1}</xmin><ymin>{y1 + 1}</ymin>"
-            f"<xmax>{x2}</xmax><ymax>{y2}</ymax></bndbox></object>"
+            f"<object><name>{name}</name><difficult>{int(crowd)}</difficult><bndbox><xmin>{x[0]}</xmin><ymin>{y[0]}</ymin>"
+            f"<xmax>{x[1]}</xmax><ymax>{y[1]}</ymax></bndbox></object>"
             for name, (x1, y1, x2, y2), crowd in one.things
+            for x, y in [(_inclusive(x1, x2), _inclusive(y1, y2))]
         )
         size = f"<size><width>{one.said[0]}</width><height>{one.said[1]}</height><depth>3</depth></size>" if one.said else ""
         path = root / "Annotations" / f"{Path(one.file).stem}.xml"
         path.write_text(f"<annotation>{size}{objects}</annotation>")
     return f"voc:{root},val=0.34"
+
+
+def _inclusive(first: float, last: float) -> tuple[float, float]:
+    """Pixels count from 1, and the last one belongs to the box."""
+    return (first + 1, last) if first <= last else (first, last + 1)
 
 
 FORMATS = {"coco": coco, "voc": voc}

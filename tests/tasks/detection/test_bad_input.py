@@ -61,10 +61,16 @@ HANDLED: dict[str, tuple[Change, str, int, list[tuple[float, ...]] | None]] = {
     ),
     "a box outside": (changed(things=[("cat", CAT, False), ("dog", (30, 4, 40, 12), False)]), "less than a pixel", 1, [CAT]),
     "boxes without width or height": (
-        changed(things=[("cat", CAT, False), ("cat", (6, 4, 6, 12), False), ("cat", (6, 12, 9, 4), False)]),
+        changed(things=[("cat", CAT, False), ("cat", (6, 4, 6, 12), False), ("cat", (6, 12, 9, 12), False)]),
         "less than a pixel",
         2,
         [CAT],
+    ),
+    "swapped corners": (
+        changed(things=[("cat", CAT, False), ("cat", (6, 12, 9, 4), False), ("dog", (20, 15, 2, 3), False)]),
+        "corners were swapped, put right",
+        2,
+        [CAT, (6, 4, 9, 12), (2, 3, 20, 15)],
     ),
     "a crowd": (changed(things=[("cat", CAT, False), ("dog", (2, 2, 9, 9), True)]), "crowd or difficult", 1, [CAT, (2, 2, 9, 9)]),
     "a grey file": (changed(mode="L"), "of the mode L, read as RGB", 1, [CAT]),
@@ -76,16 +82,20 @@ HANDLED: dict[str, tuple[Change, str, int, list[tuple[float, ...]] | None]] = {
 
 @pytest.mark.parametrize("format", FORMATS)
 @pytest.mark.parametrize("case", HANDLED)
-def test_what_is_handled_is_counted_in_the_report(case: str, format: str, tmp_path: Path) -> None:
+def test_what_is_handled_is_counted_and_the_first_is_named(
+    case: str, format: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     change, told, count, boxes = HANDLED[case]
     made = pictures()
     change(made)
     data = DetectionData(f"{FORMATS[format](tmp_path / 'set', made)},empty=keep", batch_size=6)
-    met = {name: number for name, number in data.source.counts.items() if told and told in name}
+    met = {name: number for name, number in data.source.notes.counts.items() if told and told in name}
     assert sum(met.values()) == count
-    assert sum(data.source.counts.values()) == count, "nothing else was met"
-    assert all(f"<li>{name}: {number}</li>" in page(data) for name, number in met.items())
+    assert sum(data.source.notes.counts.values()) == count, "nothing else was met"
     part, index = named(data)
+    lines = [f"{name}: {number} (first {part.images.name(index)})" for name, number in met.items()]
+    assert all(f"<li>{line}</li>" in page(data) for line in lines)
+    assert [record.message for record in caplog.records] == [f"data: {line}" for line in lines]
     assert part.boxes[index].tolist() == [list(box) for box in boxes or []]
     assert all(batch.images.shape[1] == 3 for batch in (*data.train_loader(seed=0), *data.eval_loader()))
 
@@ -108,15 +118,17 @@ def test_turned_files_keep_their_boxes(orientation: int, format: str, tmp_path: 
     inside[y1:y2, x1:x2] = True
     assert upright[inside].mean() > 190
     assert upright[~inside].mean() < 60
-    assert data.source.counts["images turned upright, as their EXIF orientation says"] == 1
-    assert data.source.counts.get("images whose boxes were turned with them", 0) == int(sideways)
+    assert data.source.notes.counts["images turned upright, as their EXIF orientation says"] == 1
+    assert data.source.notes.counts.get("images whose boxes were turned with them", 0) == int(sideways)
 
 
 def test_a_class_without_boxes_and_ids_with_gaps(tmp_path: Path) -> None:
     data = DetectionData(coco(tmp_path, pictures(), ("cat", "unicorn", "dog")))
     assert data.classes == ("cat", "unicorn", "dog")
     assert data.source.train.objects(3)[1] == 0
-    assert dict(data.source.counts) == {"classes without a training box: unicorn": 1}
+    said = "classes without a box in either split (,unused=drop leaves them out): unicorn"
+    assert dict(data.source.notes.counts) == {said: 1}
+    assert DetectionData(f"{coco(tmp_path, pictures(), ('cat', 'unicorn', 'dog'))},unused=drop").classes == ("cat", "dog")
     assert set(np.concatenate(data.source.train.labels).tolist()) == {0, 2}
     assert '<th scope="row">unicorn</th><td>0</td><td>0</td><td>–</td>' in page(data)
 
@@ -130,7 +142,7 @@ def test_a_truncated_file_is_left_out_or_refused(format: str, tmp_path: Path, ca
         data = DetectionData(spec)
     assert len(data.source.train) + len(data.source.val) == 7
     assert next(record.message for record in caplog.records if "000003.jpg" in record.message).startswith("left out 1 image file")
-    assert "<li>image files that cannot be decoded, left out: 1</li>" in page(data)
+    assert "<li>image files that cannot be decoded, left out: 1 (first 000003.jpg)</li>" in page(data).replace("JPEGImages/", "")
     with pytest.raises(InputError, match=r"data: got 1 image file that cannot be decoded: .*000003\.jpg, expected none such"):
         DetectionData(spec, strict=True)
 

@@ -19,10 +19,10 @@ from stillroom.engine.report.results import StageResult
 from stillroom.engine.run.measure import Footprint
 from stillroom.errors import InputError
 from stillroom.methods.bckd import BCKD, LD
-from stillroom.tasks.detection.cached import EXACT
 from stillroom.tasks.detection.data import DetectionBatch, DetectionData
 from stillroom.tasks.detection.detector import DenseDetector
 from stillroom.tasks.detection.models import build_detector
+from stillroom.tasks.detection.task import TASK
 
 RESULT = StageResult("teacher", 0, {"AP": 20.0}, {}, [], Footprint(1, 1, 1.0, 1), 0.0, 0, "stillroom/gfl_24")
 SCENES = "scenes:size=32,train=10,val=4,teacher=12"
@@ -43,7 +43,7 @@ def scenes(**options: Any) -> DetectionData:
 
 
 def build(folder: Path, data: DetectionData | None = None, teacher: Teacher | None = None, **options: Any) -> CachedTeacher:
-    settings = {"views": VIEWS, "storage": Storage("fp32"), "exact": EXACT, **options}
+    settings = {"views": VIEWS, "storage": Storage("fp32"), "exact": TASK.exact, **options}
     return build_cache(folder, teacher or online(), data or scenes(), RESULT, **settings)
 
 

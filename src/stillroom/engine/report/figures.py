@@ -156,6 +156,14 @@ def _svg(number: int, height: float, title: str, description: str, parts: Sequen
     )
 
 
+def _of_training(name: str) -> str:
+    """The heading of a curve. A term is shown as it enters the loss: arms that weigh it otherwise cannot be compared by it. What a method
+    records besides has a name of two parts (see `Recorder`)."""
+    if not name or "/" in name:
+        return name.replace("/", ": ") or "learning rate"
+    return f"{name}, {'the whole loss' if name == 'total' else 'times its weight'}"
+
+
 def figures(report: Report, styles: dict[str, str]) -> list[tuple[str, list[Figure]]]:
     """The figures in groups with a heading each."""
     keys = dict.fromkeys(key for results in report.arms.values() for result in results for row in result.history for key in row)
@@ -168,6 +176,6 @@ def figures(report: Report, styles: dict[str, str]) -> list[tuple[str, list[Figu
         for key in chosen:
             number += 1
             name = key.partition("/")[2]
-            metric = report.metric(name) if group == 0 else Metric(name.replace("/", ": ") or "learning rate")
+            metric = report.metric(name) if group == 0 else Metric(_of_training(name))
             groups[group][1].append(_curve(report, key, metric, styles, number))
     return [(title, drawn) for title, found in groups if (drawn := [figure for figure in found if figure])]

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from stillroom.engine.report import page, wording
 from stillroom.engine.report.gains import Gain
 from stillroom.engine.report.results import SCHEMA, Report, plain
+from stillroom.engine.run.console import console
 from stillroom.engine.run.written import write_atomic
 
 if TYPE_CHECKING:
@@ -42,13 +43,22 @@ def report_json(report: Report) -> dict[str, Any]:
     }
 
 
-def report_table(report: Report) -> Table:
-    """The comparison for a terminal, the headline below it."""
+def report_table(report: Report, width: int = 0) -> Table:
+    """The comparison for a terminal, the headline below it.
+
+    Args:
+        report: what to show.
+        width: columns of the terminal: where they are too few for all figures, only those that decide are shown, and that is said; 0 for
+            as many as it takes.
+    """
     from rich.table import Table
     from rich.text import Text
 
     cells = wording.comparison_cells(report) if report.reference or report.failed else wording.table_cells(report)
-    below = [f"{arm} failed{' with ' if arm in report.arms else ': '}{reason}" for arm, reason in report.failed.items()]
+    narrow = bool(width) and not cells.fits(width)
+    cells = wording.comparison_cells(report) if narrow else cells
+    below = ["The terminal is too narrow for all figures: report.html has them."] if narrow else []
+    below += [f"{arm} failed{' with ' if arm in report.arms else ': '}{reason}" for arm, reason in report.failed.items()]
     if report.gains(report.reference):
         below.append(f"Differences are paired by seed, with their 95 % intervals. {wording.LEGEND}")
     table = Table(title=Text(report.title), caption=Text("\n".join([*below, wording.headline(report)])), caption_justify="left")
@@ -69,6 +79,13 @@ def write_report(report: Report, folder: Path | str) -> Path:
     write_atomic(folder / "metrics.json", json.dumps(report_json(report), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
     write_atomic(folder / "report.html", page.render(report))
     return folder / "report.html"
+
+
+def publish(report: Report, folder: Path) -> None:
+    """Writes it, prints its table and where it is."""
+    written = write_report(report, folder)
+    console.print(report_table(report, console.width))
+    console.print(f"report: {written}", markup=False)
 
 
 def _gain_json(gain: Gain) -> dict[str, Any]:

@@ -16,7 +16,7 @@
     reference         of a comparison: the arm that the other distilled ones are compared with besides the baseline, or null
     differences       {arm: as in gains, over the reference} for those; empty without a reference
     failed            {arm: the reason} of each arm that has no result, or not with every seed
-    stages            {arm: [one object per seed: "name", "seed", "model", "epochs" (count), "seconds", "resumed" (count),
+    stages            {arm: [one object per seed: "name", "seed", "model", "epochs" (count), "seconds", "resumed" (count), "folder",
                       "metrics": {name: number} of the final model on the validation set, "best": the same of the best epoch and "epoch",
                       "history": [{"epoch", "seconds", "samples_per_second", "lr", "train/<term>", "val/<metric>"}], "footprint":
                       {"parameters", "macs" (multiply-adds per sample, or null), "latency_ms" (batch 1), "bytes"}]}
@@ -34,17 +34,20 @@ that is not finite, as after a run that diverged, is null.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime
 from statistics import fmean
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from stillroom.engine.report.gains import Gain, Spread, image_error
-from stillroom.engine.run.measure import Footprint
-from stillroom.errors import InputError, near
+from stillroom.engine.run.measure import Footprint, now, versions
+from stillroom.errors import InputError, near, one_of
+
+if TYPE_CHECKING:
+    from stillroom.engine.task import TaskData
 
 SCHEMA = "stillroom.report/1"
 
@@ -116,6 +119,7 @@ class StageResult:
         details: per-sample arrays of equal length N of the final model on the validation set (classification: ids, labels, predicted,
             confidence). They stay on disk beside the result and are no part of its JSON. Where the primary metric is a mean over the
             samples, `outcome` (or `labels` and `predicted`) tells what each contributes: see `gains.outcomes`.
+        folder: of the stage, within the run's; empty where it is none of this run's.
     """
 
     name: str
@@ -128,8 +132,9 @@ class StageResult:
     epochs: int
     model: str
     resumed: int = 0
-    origin: str = ""
     details: dict[str, np.ndarray] = field(default_factory=dict, repr=False, compare=False)
+    origin: str = ""
+    folder: str = ""
 
     def to_json(self) -> dict[str, Any]:
         """Plain data without `details`; numbers that are not finite become None."""
@@ -230,8 +235,8 @@ class Report:
                 if self.primary not in result.metrics:
                     raise InputError("primary", self.primary, f"a metric of arm {arm!r}: {near(self.primary, result.metrics)}")
         for role, named in (("baseline", self.baseline), ("subject", self.subject), ("reference", self.reference)):
-            if named is not None and named not in self.arms:
-                raise InputError(role, named, f"one of the arms: {near(named, self.arms)}")
+            if named is not None:
+                one_of(role, named, self.arms)
 
     @property
     def distilled(self) -> list[str]:
@@ -276,8 +281,8 @@ class Report:
         Raises:
             InputError: no such arm.
         """
-        if arm is not None and arm not in self.arms:
-            raise InputError("arm", arm, f"one of {near(arm, self.arms)}")
+        if arm is not None:
+            one_of("arm", arm, self.arms)
         arm, over = arm or self.leading, over or self.baseline
         if over is None or arm is None:
             return None
@@ -295,6 +300,32 @@ class Report:
         """What each distilled arm has over `over`, itself left out; nothing over None."""
         others = [arm for arm in self.distilled if arm != over] if over is not None else []
         return {arm: gain for arm in others if (gain := self.gain(arm, over))}
+
+    @staticmethod
+    def on(data: TaskData, arms: Mapping[str, Sequence[StageResult]], **more: Any) -> Report:
+        """A report of results on these data, finished now, with what the task says of the arms beside the one called `teacher`.
+
+        Args:
+            data: whose task and metrics these are.
+            arms: the results by the arms' names; those of the stages may be others.
+            more: the report's other attributes.
+        """
+        teacher = arms["teacher"][0].details if "teacher" in arms else None
+
+        def named(arm: str, result: StageResult) -> StageResult:
+            beside = {} if teacher is None or arm == "teacher" else data.task.compare(result.details, teacher)
+            return replace(result, name=arm, metrics={**result.metrics, **beside})
+
+        scores = data.evaluator()
+        return Report(
+            arms={arm: [named(arm, result) for result in results] for arm, results in arms.items()},
+            primary=scores.primary,
+            higher_is_better=scores.higher_is_better,
+            metric_formats=dict(data.task.metric_formats),
+            versions=versions(),
+            finished=now(),
+            **more,
+        )
 
     @staticmethod
     def merge(reports: Sequence[Report]) -> Report:
@@ -322,23 +353,17 @@ class Report:
                     known = arms.setdefault(arm, {}).setdefault(result.seed, result)
                     if known.to_json() != result.to_json():
                         raise InputError("reports", f"two results of {arm!r} with seed {result.seed}", "one result per arm and seed")
-        return Report(
-            method=first.method,
-            title=first.title,
+        return replace(
+            first,
             arms={arm: [by_seed[seed] for seed in sorted(by_seed)] for arm, by_seed in arms.items()},
-            primary=first.primary,
-            higher_is_better=first.higher_is_better,
-            baseline=first.baseline,
+            sections=[],
             command="\n".join(dict.fromkeys(report.command for report in reports if report.command)),
             settings=_joined([report.settings for report in reports]),
             versions=_joined([report.versions for report in reports]),
             started=min((report.started for report in reports if report.started), key=datetime.fromisoformat, default=""),
             finished=max((report.finished for report in reports if report.finished), key=datetime.fromisoformat, default=""),
             notes=list(dict.fromkeys(note for report in reports for note in report.notes)),
-            teacher=first.teacher,
-            subject=first.subject,
             metric_formats={name: metric for report in reports for name, metric in report.metric_formats.items()},
-            reference=first.reference,
             failed={arm: reason for report in reports for arm, reason in report.failed.items()},
         )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
@@ -10,6 +11,7 @@ from stillroom.engine.report.gains import Gain, far_worse
 from stillroom.engine.report.results import Metric, Report
 
 NOTHING = "–"
+_FOLDED = 8  # characters
 LEGEND = (
     "A difference is clear where its 95 % interval, in which the spread over seeds and the chance of the validation images are joined, "
     "leaves out 0; else these runs cannot tell."
@@ -106,7 +108,7 @@ def _share(ratio: float, what: str) -> str:
         return f", with as many {what}"
     if ratio > 1:
         return f", at {ratio:.1f} times the teacher's {what}"
-    return f", at {ratio:.0%} of the teacher's {what}".replace("%", " %") if ratio >= 0.01 else f", at {ratio:.2g} of the teacher's {what}"
+    return f", at {100 * ratio:.{0 if ratio >= 0.01 else 2 if ratio >= 0.001 else 4}f} % of the teacher's {what}"
 
 
 def _verdict(report: Report, gain: Gain | None, metric: Metric) -> str:
@@ -145,6 +147,12 @@ class Cells:
     columns: list[str]
     rows: list[list[str]]
 
+    def fits(self, width: int) -> bool:
+        """Whether a terminal of so many columns shows it, with words that are longer than `_FOLDED` broken where they must be."""
+        columns = list(zip(self.columns, *self.rows, strict=True))
+        needed = [min(_FOLDED, max(len(word) for cell in column for word in cell.split() or [""])) for column in columns]
+        return sum(needed) + 3 * len(needed) + 1 <= width
+
 
 def result_cells(report: Report) -> Cells:
     """What each arm learnt: seeds, every metric (the primary first), the best epoch."""
@@ -159,7 +167,7 @@ def result_cells(report: Report) -> Cells:
         cells = [metrics[name].spread(found.metrics[name]) if name in found.metrics else NOTHING for name in names]
         best = metrics[report.primary].spread(found.best) if found.best else NOTHING
         epochs = sorted({int(result.best["epoch"]) for result in report.arms[arm] if "epoch" in result.best})
-        rows.append([arm, ", ".join(map(str, found.seeds)), *cells, best, ", ".join(map(str, epochs)) or NOTHING])
+        rows.append([arm, _seeds(found.seeds), *cells, best, ", ".join(map(str, epochs)) or NOTHING])
     return Cells(["arm", "seeds", *headings, f"best {metrics[report.primary].label}", "at epoch"], rows)
 
 
@@ -199,9 +207,15 @@ def comparison_cells(report: Report) -> Cells:
             rows.append([arm, NOTHING, "failed", *[NOTHING] * len(headings)])
         else:
             differences = [_difference(gains[over].get(arm), metric) for over in compared]
-            seeds = ", ".join(map(str, found.seeds))
-            rows.append([arm, seeds, metric.spread(found.metrics[report.primary]), *differences, duration(found.seconds.mean)])
+            rows.append(
+                [arm, _seeds(found.seeds), metric.spread(found.metrics[report.primary]), *differences, duration(found.seconds.mean)]
+            )
     return Cells(["arm", "seeds", *headings, "training time"], rows)
+
+
+def _seeds(seeds: Sequence[int]) -> str:
+    """Which they are; a single one says so, since a bare 0 reads as none at all."""
+    return f"seed {seeds[0]}" if len(seeds) == 1 else ", ".join(map(str, seeds))
 
 
 def _difference(gain: Gain | None, metric: Metric) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import time
 from collections.abc import Iterator
@@ -16,7 +15,8 @@ from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from stillroom.engine.distiller import Distiller
-from stillroom.engine.run.written import put
+from stillroom.engine.run.signals import handling
+from stillroom.engine.run.written import replacing
 from stillroom.errors import Interrupted
 
 
@@ -25,19 +25,8 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
         """Writes `checkpoint` to `path`, which holds either the old or the new one at any moment."""
-        target = Path(path)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        temporary = target.with_name(f".{target.name}.part")
-        try:
-            temporary.unlink(missing_ok=True)
-            with temporary.open("xb") as file:  # never through a link that somebody put there
-                torch.save(checkpoint, file)
-                file.flush()
-                os.fsync(file.fileno())
-            put(temporary, target)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
+        with replacing(Path(path)) as file:
+            torch.save(checkpoint, file)
 
 
 class Checkpoints(Callback):
@@ -60,23 +49,14 @@ class Checkpoints(Callback):
     @contextmanager
     def listening(self) -> Iterator[None]:
         """While open, the first Ctrl-C or SIGTERM asks for a clean end; a second Ctrl-C ends at once."""
-        before = {}
 
         def ask(number: int, frame: FrameType | None) -> None:
             if self.stop and number == signal.SIGINT:
                 raise KeyboardInterrupt
             self.stop = True
 
-        try:
-            for number in (signal.SIGINT, signal.SIGTERM):
-                before[number] = signal.signal(number, ask)
-        except ValueError:  # not the main thread: signals are somebody else's
-            pass
-        try:
+        with handling(ask, signal.SIGINT, signal.SIGTERM):
             yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
         """In the middle of an epoch, between two optimiser steps."""

@@ -7,13 +7,11 @@ caller's business, except that it runs stages of a Lab, so that it goes on where
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from datetime import datetime, timezone
+from dataclasses import dataclass
 from pathlib import Path
 
 from stillroom.engine.report.results import Report, StageResult
 from stillroom.engine.run.console import console
-from stillroom.engine.run.measure import versions
 from stillroom.engine.run.pool import Outcome, Pool, attempt
 from stillroom.engine.run.written import complete, growing
 from stillroom.engine.task import TaskData
@@ -99,41 +97,27 @@ def merge(
         started: when, ISO 8601.
         notes: for the page.
     """
-    arms: dict[str, list[StageResult]] = {"teacher": [replace(teacher, name="teacher")]}
-    failed = {}
+    arms, failed = {"teacher": [teacher]}, {}
     for arm in ("alone", *methods):
-        mine = {piece.seed: outcome for piece, outcome in outcomes.items() if piece.arm == arm}
-        results = [result for seed in sorted(mine) if (result := mine[seed].result) is not None]
-        agreements = [data.task.compare(result.details, teacher.details) for result in results]
-        if results:
-            arms[arm] = [replace(r, name=arm, metrics={**r.metrics, **more}) for r, more in zip(results, agreements, strict=True)]
-        reasons = {seed: outcome.reason for seed, outcome in sorted(mine.items()) if outcome.result is None}
-        if reasons:
+        mine = {piece.seed: outcome for piece, outcome in sorted(outcomes.items(), key=lambda found: found[0].seed) if piece.arm == arm}
+        if results := [outcome.result for outcome in mine.values() if outcome.result is not None]:
+            arms[arm] = results
+        if reasons := {seed: outcome.reason for seed, outcome in mine.items() if outcome.result is None}:
             same = len(set(reasons.values())) == 1 and len(reasons) == len(mine)
             failed[arm] = next(iter(reasons.values())) if same else "; ".join(f"seed {seed}: {why}" for seed, why in reasons.items())
-    evaluator = data.evaluator()
-    report = Report(
+    report = Report.on(
+        data,
+        arms,
         method="compare",
         title=f"{_listed(methods)}, compared on equal terms",
-        arms=arms,
-        primary=evaluator.primary,
-        higher_is_better=evaluator.higher_is_better,
         baseline="alone" if "alone" in arms else None,
         reference=methods[0] if len(methods) > 1 and methods[0] in arms else None,
         failed=failed,
-        metric_formats=dict(data.task.metric_formats),
-        versions=versions(),
         started=started,
-        finished=now(),
         notes=list(notes),
     )
     report.sections = data.task.sections(report, data)
     return report
-
-
-def now() -> str:
-    """The time, ISO 8601."""
-    return datetime.now(timezone.utc).isoformat(timespec="seconds")
 
 
 def _listed(names: Sequence[str]) -> str:
@@ -141,9 +125,7 @@ def _listed(names: Sequence[str]) -> str:
 
 
 def _tell(piece: Piece, outcome: Outcome[StageResult], primary: str, place: str) -> None:
-    result = outcome.result
-    if result is None:
-        text = f"failed: {outcome.reason}"
-    else:
+    text = f"failed: {outcome.reason}"
+    if (result := outcome.result) is not None:
         text = f"{primary} {result.metrics[primary]:.2f} after {result.epochs} epochs, {result.seconds:.1f} s"
     console.print(f"{piece}: {text} ({place})", markup=False)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -14,31 +14,39 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from stillroom.errors import explained
 
+_LIGHTNING = ("lightning", "lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero")
+
 console = Console(highlight=False, soft_wrap=True)
+
+
+@contextmanager
+def quiet_loggers(names: Iterable[str], level: int) -> Iterator[None]:
+    """Inside, these loggers say nothing below a level."""
+    loggers = [logging.getLogger(name) for name in names]
+    before = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(level)
+    try:
+        yield
+    finally:
+        for logger, own in zip(loggers, before, strict=True):
+            logger.setLevel(own)
 
 
 @contextmanager
 def quiet_libraries() -> Iterator[None]:
     """Keeps Lightning's banners and tips, and warnings that a user cannot act on, off the terminal."""
-    loggers = [
-        logging.getLogger(name) for name in ("lightning", "lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero")
-    ]
-    before = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
     hook = threading.excepthook
     # TensorBoard's thread meets a full disk first; the main thread will meet it too, and say so in one line.
     threading.excepthook = lambda failed: None if failed.exc_value is not None and explained(failed.exc_value) else hook(failed)
     try:
-        with warnings.catch_warnings():
+        with quiet_loggers(_LIGHTNING, logging.ERROR), warnings.catch_warnings():
             warnings.filterwarnings("ignore", module=r"lightning\..*")
             warnings.filterwarnings("ignore", module=r"torch\.utils\.data\..*")
             warnings.filterwarnings("ignore", message=r".*(isinstance\(treespec|LeafSpec|pin_memory|num_workers|barrier\(\)).*")
             yield
     finally:
         threading.excepthook = hook
-        for logger, level in zip(loggers, before, strict=True):
-            logger.setLevel(level)
 
 
 class StageDisplay:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import ExitStack
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ _FREE_TO_CHANGE = {
     *("out", "overwrite", "seeds", "strategy", "strict", "trust_pickle", "workers"),
     # of a comparison: each method with its options has a stage of its own
     *("jobs", "methods", "options"),
+    "export",  # of a bank of labels: it is no part of what it is, and may be asked for once it is finished
 }
 
 
@@ -98,20 +100,49 @@ class RunFolder:
             self._check_settings()
 
     def _check_settings(self) -> None:
-        try:
-            before = yaml.safe_load(self.config.read_text())
-        except (OSError, ValueError, yaml.YAMLError):
-            before = None
-        if not isinstance(before, dict):
+        if (before := _settings(self.config)) is None:
             raise InputError("--out", f"{self.path}, whose config.yaml cannot be read", "another folder, or --overwrite")
-        changed = [
-            f"--{name.replace('_', '-')} was {before.get(name)!r}, now {self.settings.get(name)!r}"
-            for name in {**before, **self.settings}
-            if name not in _FREE_TO_CHANGE and before.get(name) != self.settings.get(name)
-        ]
-        if changed:
+        if changed := _changed(before, self.settings):
             got = f"{self.path}, which holds a run with other arguments ({'; '.join(changed)})"
             raise InputError("--out", got, "another folder, or --overwrite")
+
+
+def numbered(out: Path, settings: Mapping[str, Any]) -> Path:
+    """The folder of a command that was given none: `out`, or with a number behind it, `out-2`, where `out` holds something else.
+
+    Args:
+        out: the usual one.
+        settings: every argument of the run. The folder of a run that was started with them is found again.
+    """
+    mine = {name: _plain(value) for name, value in settings.items()}
+    for number in count(1):
+        path = out if number == 1 else out.with_name(f"{out.name}-{number}")
+        if not path.exists() or (path.is_dir() and not any(path.iterdir())):
+            return path
+        if (path / "config.yaml").exists():
+            before = _settings(path / "config.yaml")
+            if before is not None and not _changed(before, mine):
+                return path
+        elif (path / RECORD).exists():  # another process of this run has just begun it
+            return path
+    raise AssertionError("there is always a next number")
+
+
+def _settings(config: Path) -> dict[str, Any] | None:
+    """What a `config.yaml` says; None where it cannot be read."""
+    try:
+        before = yaml.safe_load(config.read_text())
+    except (OSError, ValueError, yaml.YAMLError):
+        return None
+    return before if isinstance(before, dict) else None
+
+
+def _changed(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    return [
+        f"--{name.replace('_', '-')} was {before.get(name)!r}, now {now.get(name)!r}"
+        for name in {**before, **now}
+        if name not in _FREE_TO_CHANGE and before.get(name) != now.get(name)
+    ]
 
 
 def _plain(value: Any) -> Any:

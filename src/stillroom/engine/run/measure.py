@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import platform
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import datetime, timezone
 from statistics import median
 
 import lightning
@@ -63,18 +66,24 @@ def measure(network: nn.Module, example_inputs: Tensor) -> Footprint:
     )
 
 
-def _macs(network: nn.Module, example: Tensor) -> int | None:
-    # the fused attention layers of eval mode are one operation that the counter does not know, so they are unfolded here
+@contextmanager
+def unfused_attention() -> Iterator[None]:
+    """Inside, the attention layers of eval mode are made of operations that counters and other runtimes know, instead of a fused one."""
     fast_path = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast_path)
+
+
+def _macs(network: nn.Module, example: Tensor) -> int | None:
     counter = FlopCounterMode(display=False)
     try:
-        torch.backends.mha.set_fastpath_enabled(False)
-        with counter:
+        with unfused_attention(), counter:
             network(example)
     except Exception:  # the counter's trouble with exotic operations is of many types; a fault of the network shows in the timed passes
         return None
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fast_path)
     return counter.get_total_flops() // 2 or None  # none counted: made of operations that the counter does not know
 
 
@@ -106,3 +115,8 @@ def versions() -> dict[str, str]:
         "machine": f"{platform.system()} {platform.machine()}, {torch.get_num_threads()} threads"
         + (f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""),
     }
+
+
+def now() -> str:
+    """The time, ISO 8601."""
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -11,7 +10,7 @@ import torch
 from torch import Tensor
 
 from stillroom.engine.distributed import world_size
-from stillroom.engine.run.written import write_atomic
+from stillroom.engine.run.written import write_arrays
 
 _KEY = "key"
 
@@ -30,9 +29,7 @@ def remembered(path: Path, key: str, compute: Callable[[], Mapping[str, Tensor]]
     if found is None and (is_main or not together):
         found = {name: value.numpy() for name, value in compute().items()}
         if is_main:
-            buffer = io.BytesIO()
-            np.savez_compressed(buffer, **found, **{_KEY: np.array(key)})  # type: ignore[arg-type]  # its stub takes any name for allow_pickle
-            write_atomic(path, buffer.getvalue())
+            write_arrays(path, {**found, _KEY: np.array(key)})
     if together:
         shared = [found]
         torch.distributed.broadcast_object_list(shared, src=0)

@@ -13,7 +13,7 @@ import torch
 from lightning.pytorch.strategies import StrategyRegistry
 
 from stillroom.engine.teacher import Precision
-from stillroom.errors import InputError
+from stillroom.errors import InputError, one_of
 
 
 @dataclass(frozen=True)
@@ -37,6 +37,8 @@ class LabOptions:
         checkpoint_steps: if given, a checkpoint also after every so many batches and after every epoch.
         trust_pickle: allow what can run code of whoever made it: weights files that need unpickling of arbitrary objects, and runs' folders
             whose student.json names a function.
+        continue_from: folder of a finished run of the same method: each stage begins with the weights that the stage of its name and seed
+            ended with there, and with a fresh optimiser and schedule; a teacher that was trained there is not trained again.
         overwrite: discard what an earlier run wrote into `out`, and nothing else that lies there.
     """
 
@@ -54,26 +56,28 @@ class LabOptions:
     checkpoint_seconds: float = 60.0
     checkpoint_steps: int | None = None
     trust_pickle: bool = False
+    continue_from: Path | None = None
     overwrite: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("seeds", "devices", "num_nodes"):
-            if getattr(self, name) < 1:
-                raise InputError(name, getattr(self, name), "a number of at least 1")
-        if self.seed < 0:
-            raise InputError("seed", self.seed, "a number of at least 0")
-        if self.checkpoint_steps is not None and self.checkpoint_steps < 1:
-            raise InputError("checkpoint_steps", self.checkpoint_steps, "a number of at least 1, or none")
-        if not self.checkpoint_seconds >= 0:
-            raise InputError("checkpoint_seconds", self.checkpoint_seconds, "a number of at least 0")
+        for name, least in (
+            ("seeds", 1),
+            ("devices", 1),
+            ("num_nodes", 1),
+            ("seed", 0),
+            ("checkpoint_steps", 1),
+            ("checkpoint_seconds", 0),
+        ):
+            value = getattr(self, name)
+            if not (value is None or value >= least):
+                raise InputError(name, value, f"a number of at least {least}")
         for name, known in (
             ("layout", ("auto", "contiguous")),
             ("accelerator", ("auto", "cpu", "gpu", "cuda", "mps")),
             ("strategy", ("auto", *_strategies())),
             ("precision", ("32-true", "bf16-mixed", "16-mixed")),
         ):
-            if getattr(self, name) not in known:
-                raise InputError(name, getattr(self, name), f"one of {', '.join(known)}")
+            one_of(name, getattr(self, name), known)
         if self.accelerator in ("gpu", "cuda") and not torch.cuda.is_available():
             raise InputError("accelerator", self.accelerator, "a device that this machine has; torch sees no CUDA device here")
         if self.strategy.startswith("fsdp") and (self.accelerator in ("cpu", "mps") or not torch.cuda.is_available()):
@@ -86,6 +90,14 @@ def _strategies() -> list[str]:
     """DDP and FSDP in Lightning's variants, but those that start processes by pickling: a lab cannot be pickled."""
     known = StrategyRegistry.available_strategies()
     return [name for name in known if name.startswith(("ddp", "fsdp")) and not re.search("spawn|fork|notebook", name)]
+
+
+def started_by_torchrun() -> dict[str, int]:
+    """How many processes torchrun started: `devices` and `num_nodes`; nothing where it started none."""
+    whole, here = (os.environ.get(name, "") for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE"))
+    if "TORCHELASTIC_RUN_ID" not in os.environ or not (whole.isdecimal() and here.isdecimal() and int(here)):
+        return {}
+    return {"devices": int(here), "num_nodes": int(whole) // int(here)}
 
 
 def check_started(options: LabOptions) -> None:

@@ -11,9 +11,7 @@ import time
 import traceback
 from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from multiprocessing import connection
 from pathlib import Path
@@ -22,6 +20,7 @@ from typing import Any, Generic, TypeVar
 
 import torch
 
+from stillroom.engine.run.signals import handling
 from stillroom.errors import Interrupted, StillroomError
 
 P = TypeVar("P")
@@ -86,7 +85,7 @@ class Pool(Generic[P, R]):
         self._waiting: deque[P] = deque()
         self._idle = deque(range(jobs))
         self._processes: dict[int, _Process] = {}
-        self._running: dict[Future[Outcome[R]], tuple[int, P]] = {}
+        self._running: dict[int, P] = {}
         self._handlers = ExitStack()
 
     def add(self, *pieces: P) -> None:
@@ -97,9 +96,11 @@ class Pool(Generic[P, R]):
         while self._waiting or self._running:
             while self._waiting and self._idle:
                 self._start(self._idle.popleft(), self._waiting.popleft())
-            for future in wait(self._running, return_when=FIRST_COMPLETED).done:
-                slot, piece = self._running.pop(future)
-                outcome = self._outcome(future, slot, piece)
+            lines = {self._processes[slot].line: slot for slot in self._running}
+            for line in connection.wait(list(lines)):
+                slot = lines[line]  # type: ignore[index]  # its stub knows sockets besides
+                piece = self._running.pop(slot)
+                outcome: Outcome[R] = self._processes[slot].answer(self._log(piece))
                 if outcome.result is None:
                     self._processes.pop(slot).end(time.monotonic() + _PATIENCE)
                 self._idle.append(slot)
@@ -107,30 +108,19 @@ class Pool(Generic[P, R]):
 
     def _start(self, slot: int, piece: P) -> None:
         if slot not in self._processes:
-            self._processes[slot] = _Process((self._work, self._threads, self._devices[slot % len(self._devices)]))
+            self._processes[slot] = _Process(self._work, self._threads, self._devices[slot % len(self._devices)])
         log = self._log(piece)
         log.parent.mkdir(parents=True, exist_ok=True)
-        self._running[self._processes[slot].submit(piece, log)] = slot, piece
-
-    def _outcome(self, future: Future[Outcome[R]], slot: int, piece: P) -> Outcome[R]:
-        """What came of a piece, or how its process ended without a word."""
-        error = future.exception()
-        if error is None:
-            return future.result()
-        if not isinstance(error, BrokenProcessPool):
-            return Outcome(reason=reason_of(error))
-        code = self._processes[slot].exit_code()
-        how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
-        memory = ", perhaps for want of memory" if code == -signal.SIGKILL else ""
-        return Outcome(reason=f"its process {how}{memory}; {self._log(piece)} has its last words")
+        self._running[slot] = piece
+        self._processes[slot].line.send((piece, log))
 
     def __enter__(self) -> Pool[P, R]:
-        self._handlers.enter_context(_handler(signal.SIGTERM, _as_ctrl_c))
+        self._handlers.enter_context(handling(_as_ctrl_c, signal.SIGTERM))
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         with self._handlers:
-            for slot, _ in self._running.values():
+            for slot in self._running:
                 self._processes[slot].ask_to_end()
             deadline = time.monotonic() + _PATIENCE
             for process in self._processes.values():
@@ -144,70 +134,76 @@ class Pool(Generic[P, R]):
 
 
 class _Process:
-    """One process, as a pool of one: it can be pinned to a device, and ended without the others."""
+    """One process, which can be pinned to a device, and ended without the others.
 
-    def __init__(self, pinned: tuple[Any, int, str | None]) -> None:
+    Attributes:
+        line: takes a piece and its log, and gives the outcome; that of a process that died is at its end.
+    """
+
+    def __init__(self, work: Callable[[Any], Any], threads: int, device: str | None) -> None:
         context = multiprocessing.get_context("spawn")
-        self._executor = ProcessPoolExecutor(1, mp_context=context, initializer=_prepare, initargs=pinned)
-        self._process: multiprocessing.process.BaseProcess | None = None
+        self.line, its = context.Pipe()
+        self._process = context.Process(target=_serve, args=(its, work, threads, device))
+        with handling(signal.SIG_IGN, signal.SIGINT):  # a terminal's Ctrl-C is for us: we tell it to end
+            self._process.start()
+        its.close()
 
-    def submit(self, piece: Any, log: Path) -> Future[Any]:
-        """Has it do a piece."""
-        before = multiprocessing.active_children()
-        with _handler(signal.SIGINT, signal.SIG_IGN):  # a terminal's Ctrl-C is for us: we tell it to end
-            future = self._executor.submit(_do, piece, log)
-        if self._process is None:
-            (self._process,) = (child for child in multiprocessing.active_children() if child not in before)
-        return future
+    def answer(self, log: Path) -> Outcome[Any]:
+        """What came of its piece, or how it ended without a word."""
+        try:
+            outcome: Outcome[Any] = self.line.recv()
+            return outcome
+        except (EOFError, OSError):
+            self._process.join()
+        code = self._process.exitcode or 0
+        how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+        memory = ", perhaps for want of memory" if code == -signal.SIGKILL else ""
+        return Outcome(reason=f"its process {how}{memory}; {log} has its last words")
 
     def ask_to_end(self) -> None:
         """A training saves and ends, anything else ends."""
-        if self._process is not None:
-            self._process.terminate()
+        self._process.terminate()
 
     def end(self, deadline: float) -> None:
         """Waits for it to end until a time, by `time.monotonic`; then kills it."""
-        self._executor.shutdown(wait=False, cancel_futures=True)
-        if self._process is not None and not connection.wait([self._process.sentinel], max(0.0, deadline - time.monotonic())):
-            self._process.kill()
-        self._executor.shutdown()
-
-    def exit_code(self) -> int:
-        """Of one that ended by itself."""
-        self._executor.shutdown()
-        assert self._process is not None
-        return self._process.exitcode or 0
+        self.line.close()
+        self._process.join(max(0.0, deadline - time.monotonic()))
+        self._process.kill()
+        self._process.join()
 
 
 # In the process ---------------------------------------------------------------------------------------------------------------------------
 
-_work: Callable[[Any], Any]
 
+def _serve(line: connection.Connection, work: Callable[[Any], Any], threads: int, device: str | None) -> None:
+    """Does one piece after the other until nobody asks for more.
 
-def _prepare(work: Callable[[Any], Any], threads: int, device: str | None) -> None:
-    """What it is to do, on which device and with how many threads."""
-    global _work
-    _work = work
+    Args:
+        line: see `_Process`.
+        work: what it is to do.
+        threads: to compute with.
+        device: for CUDA_VISIBLE_DEVICES, where that matters.
+    """
     if device is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = device
     os.environ["OMP_NUM_THREADS"] = str(threads)
     torch.set_num_threads(threads)
     signal.signal(signal.SIGTERM, _leave)
     threading.Thread(target=_end_with_parent, daemon=True).start()
+    with suppress(EOFError, OSError):
+        while True:
+            piece, log = line.recv()
+            _speak_to(log)
+            line.send(_outcome(work, piece))
 
 
-def _do(piece: Any, log: Path) -> Outcome[Any]:
-    _speak_to(log)
+def _outcome(work: Callable[[Any], Any], piece: Any) -> Outcome[Any]:
     try:
-        return attempt(_work, piece)
+        return attempt(work, piece)
     except Interrupted as error:
         return Outcome(reason=reason_of(error))
     except SystemExit as error:
         return Outcome(reason=f"its process was to end with exit code {error.code}")
-    finally:
-        parent = multiprocessing.parent_process()
-        if parent is None or not parent.is_alive():  # nobody to answer, and nobody who would end it
-            os._exit(1)
 
 
 def _leave(number: int, frame: FrameType | None) -> None:
@@ -250,15 +246,3 @@ def _visible_devices() -> list[str | None]:
 
 def _as_ctrl_c(number: int, frame: FrameType | None) -> None:
     raise KeyboardInterrupt
-
-
-@contextmanager
-def _handler(number: signal.Signals, handler: Any) -> Iterator[None]:
-    if threading.current_thread() is not threading.main_thread():  # signals are somebody else's
-        yield
-        return
-    before = signal.signal(number, handler)
-    try:
-        yield
-    finally:
-        signal.signal(number, before)

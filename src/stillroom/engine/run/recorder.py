@@ -170,7 +170,8 @@ class Recorder(Callback):
         seed_everything(self.seed, step, trainer.global_rank)
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Adds the step's terms to the epoch's sums, on the device; and its `figures`, where a method has some that are no losses."""
+        """Adds the step's terms to the epoch's sums, on the device; and its `figures`, where a method has some that are no losses:
+        their names are of two parts, as in ``accuracy/pivot``."""
         assert isinstance(pl_module, Distiller)
         self._figures |= outputs.get("figures", {}).keys()
         recorded = {**outputs["terms"], **outputs.get("figures", {})}

@@ -8,9 +8,8 @@ from typing import Any
 
 from stillroom.engine.distributed import go_alone
 from stillroom.engine.lab import Lab
-from stillroom.engine.report.files import report_table, write_report
+from stillroom.engine.report.files import publish
 from stillroom.engine.report.results import Report
-from stillroom.engine.run.console import console
 from stillroom.engine.run.options import LabOptions
 from stillroom.engine.task import TaskData
 
@@ -49,7 +48,5 @@ def run_seeds(
     report.command, report.settings = command, settings or {}
     report.notes += notes
     report.sections = data.task.sections(report, data)
-    page = write_report(report, lab.folder)
-    console.print(report_table(report))
-    console.print(f"report: {page}", markup=False)
+    publish(report, lab.folder)
     return report

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import inspect
 import json
-import os
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -21,7 +20,7 @@ from torch import Tensor
 
 from stillroom._version import __version__
 from stillroom.engine.distiller import Distiller
-from stillroom.engine.run.written import EVENTS, OF_A_STAGE, Record, refuse_foreign, write_atomic
+from stillroom.engine.run.written import EVENTS, OF_A_STAGE, Record, refuse_foreign, write_arrays, write_atomic
 from stillroom.engine.training import Training
 from stillroom.errors import InputError
 
@@ -90,8 +89,8 @@ def _options(distiller: Distiller) -> dict[str, Any]:
 
 
 class StageFolder:
-    """The files of one stage: `stage.json`, `student.safetensors`, `best.safetensors`, `details.npz`, `last.ckpt`, TensorBoard events;
-    `indices.json` where only part of a set was trained on.
+    """The files of one stage: `stage.json`, `student.safetensors`, `best.safetensors`, `details.npz`, TensorBoard events; `student.json`,
+    which says what network it is; `indices.json` where only part of a set was trained on; `last.ckpt` while it is not finished.
 
     A stage is finished when `stage.json` says so; it is written last.
 
@@ -130,13 +129,13 @@ class StageFolder:
             written.enter({self.path / EVENTS: None})
         write_atomic(self.record, json.dumps(record, indent=1, default=str))
 
+    def drop_checkpoint(self) -> None:
+        """Removes what a killed stage would go on from; a finished one has its weights."""
+        self.last_checkpoint.unlink(missing_ok=True)
+
     def write_details(self, details: Mapping[str, np.ndarray]) -> None:
         """Writes the per-sample results (ids, labels, predictions) of the final evaluation."""
-        import io
-
-        buffer = io.BytesIO()
-        np.savez_compressed(buffer, **details)  # type: ignore[arg-type]  # its stub takes any name for allow_pickle
-        write_atomic(self.details, buffer.getvalue())
+        write_arrays(self.details, details)
 
     def write_indices(self, indices: Mapping[str, np.ndarray]) -> None:
         """Writes which samples of the whole set the stage was given, `indices.json`; nothing for all of them."""
@@ -159,7 +158,7 @@ class StageFolder:
         """
         record = self.read()
         if record is None:
-            self._refuse_in_the_way()
+            refuse_foreign(self.path / name for name in OF_A_STAGE)
             return None
         old = record["fingerprint"]
         differs = [f"{key} was {old.get(key)!r}, now {parts.get(key)!r}" for key in {**old, **parts} if old.get(key) != parts.get(key)]
@@ -168,13 +167,6 @@ class StageFolder:
                 "out", f"{self.path}, which holds this stage of another run ({'; '.join(differs[:4])})", "another folder, or --overwrite"
             )
         return record
-
-    def _refuse_in_the_way(self) -> None:
-        there = [path for name in OF_A_STAGE if os.path.lexists(path := self.path / name)]
-        if there:
-            around = Record.around(self.record)
-            written = None if around is None else Record.of(around.folder)
-            refuse_foreign(path for path in there if written is None or not written.ours(path))
 
     @contextmanager
     def taken(self) -> Iterator[None]:

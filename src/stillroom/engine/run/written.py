@@ -16,16 +16,18 @@ run puts it; what it does not recognise it does not remove.
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
 import re
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import IO, Any
 
+import numpy as np
 import yaml  # type: ignore[import-untyped]
 
 from stillroom.errors import InputError
@@ -34,10 +36,11 @@ RECORD = "files.jsonl"
 SCHEMA = "stillroom.files/1"
 EVENTS = "events"  # a folder whose files TensorBoard names; in the record it stands for all that TensorBoard wrote there
 _EDGE = 2**16  # bytes of a file's beginning and end that its mark looks at: a network's weights are not read whole
+_CARD = {"model", "num_classes", "classes"}  # keys of a `student.json`
 _OF_TIMM = ("student/config.json", "student/model.safetensors")
 _OF_A_RUN = ("config.yaml", "metrics.json", "report.html", "student.json", "student.safetensors", *_OF_TIMM, RECORD)
 # What a run puts into its folder, above, and a stage into its own.
-OF_A_STAGE = ("stage.json", "student.safetensors", "best.safetensors", "details.npz", "last.ckpt", "indices.json")
+OF_A_STAGE = ("stage.json", "student.safetensors", "best.safetensors", "details.npz", "last.ckpt", "indices.json", "student.json")
 
 
 def put(temporary: Path, path: Path) -> None:
@@ -55,8 +58,7 @@ def growing(files: Iterable[Path]) -> None:
     """
     for path in files:
         if (around := Record.around(path)) is not None:
-            if os.path.lexists(path) and not ((record := Record.of(around.folder)) and record.ours(path)):
-                refuse_foreign([path])
+            refuse_foreign([path])
             around.enter({path: beginning(b"")})
 
 
@@ -66,20 +68,34 @@ def complete(path: Path) -> None:
         around.enter({path: mark(path)})
 
 
-def write_atomic(path: Path, content: bytes | str) -> None:
-    """Writes a file under a temporary name and renames it, so that no reader ever sees half of it."""
+@contextmanager
+def replacing(path: Path) -> Iterator[IO[bytes]]:
+    """A file to be written under a temporary name, which takes the place of `path` when all is written: no reader ever sees half of it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.part")  # one name: what a kill leaves behind is overwritten by the next attempt
     try:
         temporary.unlink(missing_ok=True)
         with temporary.open("xb") as file:  # never through a link that somebody put there
-            file.write(content.encode() if isinstance(content, str) else content)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         put(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def write_atomic(path: Path, content: bytes | str) -> None:
+    """Writes a file whole or not at all."""
+    with replacing(path) as file:
+        file.write(content.encode() if isinstance(content, str) else content)
+
+
+def write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
+    """Writes named arrays as a compressed .npz, whole or not at all."""
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, **arrays)  # type: ignore[arg-type]  # its stub takes any name for allow_pickle
+    write_atomic(path, buffer.getvalue())
 
 
 def beginning(content: bytes) -> str:
@@ -214,13 +230,15 @@ class Record:
 
 
 def refuse_foreign(places: Iterable[Path]) -> None:
-    """Refuses what lies where Stillroom would write, and is not its own.
+    """Refuses what lies where Stillroom would write, and is not as the record around it says.
 
     Raises:
         InputError: naming the first.
     """
-    for path in places:
-        if os.path.lexists(path):
+    for path in (path for path in places if os.path.lexists(path)):
+        around = Record.around(path)
+        written = None if around is None else Record.of(around.folder)
+        if written is None or not written.ours(path):
             raise _foreign(path, "which Stillroom did not write")
 
 
@@ -292,7 +310,9 @@ def of_before(folder: Path) -> dict[str, set[str] | None]:
                 found[name] = {mark(path)}
 
     for stage in _stages_of_before(folder):
-        take(*(f"{stage}/{name}" for name in (*OF_A_STAGE, "selection.json") if is_what_it_is_called(folder / stage / name)))
+        take(*(f"{stage}/{name}" for name in (*OF_A_STAGE[:-1], "selection.json") if is_what_it_is_called(folder / stage / name)))
+        if _mapping(folder / stage / "student.json").keys() >= _CARD:
+            take(f"{stage}/student.json")
         if (folder / stage / EVENTS).is_dir():
             found[f"{stage}/{EVENTS}"] = None
     settings, metrics, card = (_mapping(folder / name) for name in ("config.yaml", "metrics.json", "student.json"))
@@ -308,7 +328,7 @@ def of_before(folder: Path) -> dict[str, set[str] | None]:
         take("metrics.json")
     if b'name="generator" content="stillroom' in _head(folder / "report.html"):
         take("report.html")
-    if {"model", "num_classes", "classes"} <= card.keys():
+    if card.keys() >= _CARD:
         take("student.json")
         if is_what_it_is_called(folder / "student.safetensors"):
             take("student.safetensors")

@@ -111,6 +111,10 @@ class Discovery(Distiller):
         self.weighting, self.divergence = weighting, divergence
         self.sinkhorn_epsilon = positive("sinkhorn_epsilon", sinkhorn_epsilon)
 
+    def shipped(self) -> nn.Module:
+        """The classifier of the best head."""
+        return self.student.best()
+
     def losses(self, batch: ViewBatch) -> Losses:
         """Swapped predictions and class relations, averaged over the heads; in train mode the heads' losses enter their sums."""
         views, large = batch.views, self.large_views

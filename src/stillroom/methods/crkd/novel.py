@@ -139,7 +139,8 @@ def headless(network: nn.Module, classes: int, argument: str) -> tuple[nn.Module
 
 @dataclass(frozen=True)
 class NovelSpec:
-    """What a `NovelClassifier` is built from again; as text ``novel:BACKBONE,known=L,hidden=M,projection=P,layers=K,temperature=TAU``.
+    """What a `NovelClassifier`, or a `KnownClassifier` where all classes are known, is built from again; as text
+    ``novel:BACKBONE,known=L,hidden=M,projection=P,layers=K,temperature=TAU``.
 
     Args:
         backbone: specification of a classifier, without weights; its last linear layer is left out.
@@ -180,15 +181,19 @@ class NovelSpec:
         """The same with another backbone."""
         return replace(self, backbone=parts[0])
 
-    def build(self, make: Callable[[str, int], nn.Module], num_classes: int, example: Tensor, argument: str) -> NovelClassifier:
+    def build(
+        self, make: Callable[[str, int], nn.Module], num_classes: int, example: Tensor, argument: str
+    ) -> NovelClassifier | KnownClassifier:
         """An untrained network, as `engine.specification.Composed` says.
 
         Raises:
-            InputError: the backbone has no head to leave out, or there are not more than L classes.
+            InputError: the backbone has no head to leave out, or there are fewer than L classes.
         """
-        if not 0 < self.known < num_classes:
-            raise InputError(argument, f"{self.known} known classes", f"from 1 to {num_classes - 1}, since there are {num_classes} classes")
+        if not 0 < self.known <= num_classes:
+            raise InputError(argument, f"{self.known} known classes", f"from 1 to {num_classes}, since there are {num_classes} classes")
         backbone, features = headless(make(self.backbone, self.known), self.known, argument)
+        if self.known == num_classes:
+            return KnownClassifier(backbone, Prototypes(features, self.known), temperature=self.temperature)
         head = NovelHead(features, num_classes - self.known, hidden=self.hidden, projection=self.projection, layers=self.layers)
         return NovelClassifier(backbone, Prototypes(features, self.known), head, temperature=self.temperature)
 

@@ -48,9 +48,12 @@ def pretrained_stage(
         cosine_temperature: tau.
         trained_layers: see `Pretraining`.
     """
-    supervised, spec = _fresh(lab, data, student, cosine_temperature)
-    made = Pretraining(supervised, trained_layers=trained_layers)
-    return lab.fit(made, data.in_views(*views, said=said), plan, name="supervised", model=spec)
+    supervised, backbone = _fresh(lab, data, student, cosine_temperature)
+    made, spec = (
+        Pretraining(supervised, trained_layers=trained_layers),
+        NovelSpec(backbone, data.num_classes, temperature=cosine_temperature),
+    )
+    return lab.fit(made, data.in_views(*views, said=said), plan, name="supervised", model=str(spec))
 
 
 def _fresh(lab: Lab, data: ImageData, student: str, cosine_temperature: float) -> tuple[KnownClassifier, str]:
@@ -116,7 +119,8 @@ def recipe(
         """Stage 2, from a copy of the supervised network's weights; what it ships is the best head's network."""
         assert isinstance(supervised.network, KnownClassifier)
         taught = copy.deepcopy(supervised.network).requires_grad_(True)  # whatever the pre-training left as it was
-        spec = NovelSpec(supervised.result.model, data.known_count, hidden, projection, projection_layers, taught.temperature)
+        backbone = NovelSpec.parse(supervised.result.model, "teacher").backbone
+        spec = NovelSpec(backbone, data.known_count, hidden, projection, projection_layers, taught.temperature)
         made = discovery(taught, lab.teach(supervised), weight)
         trained = lab.fit(made, data.in_views(*shown, said=said), plan, name=name, model=str(spec))
         shipped = made.student.best()

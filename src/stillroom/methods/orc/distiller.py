@@ -295,7 +295,7 @@ class ORC(OwnGradients):
         figures |= {f"promoted/{name}": promoted for name, promoted in zip(self.names, done.promoted_K.float(), strict=True)}
         figures["accuracy/pivot"] = 100 * (done.pivot_NC.argmax(-1) == labels_N).float().mean()
         figures["confidence/pivot"] = (done.pivot_NC.float() / self.temperature).softmax(-1).amax(-1).mean()
-        figures["feedback"] = error_KN.any(0).sum().float() * world_size()
+        figures["feedback/samples"] = error_KN.any(0).sum().float() * world_size()
         return figures
 
 

@@ -73,13 +73,17 @@ def load(run: str | Path, *, trust_pickle: bool = False) -> Loaded:
     """
     card = read_card(run, trust_pickle=trust_pickle)
     classes, transform = described(card, transform_from)
-    built = build_classifier(str(card.folder.resolve()), num_classes=len(classes), trust_pickle=trust_pickle, argument="run")
+    built = build_classifier(card.spec, num_classes=len(classes), trust_pickle=trust_pickle, argument="run")
     return Loaded(built.network.eval(), transform, classes, card)
 
 
 def ship(folder: Path, network: nn.Module, model: str, data: Described) -> None:
-    """Writes `student.json`, and for a timm network the folder `student`, which timm itself loads (`local-dir:`)."""
+    """Writes `student.json`."""
     write_card(folder, TASK, model, data)
+
+
+def deliver(folder: Path, network: nn.Module, model: str, data: Described) -> None:
+    """Writes, for a timm network, the folder `student`, which timm itself loads (`local-dir:`)."""
     if model.startswith("timm/"):
         from timm.models import save_for_hf
 

@@ -20,7 +20,7 @@ from stillroom.modules.projectors import probing
 from stillroom.tasks.classification.data import ImageData
 from stillroom.tasks.classification.doubts import doubts
 from stillroom.tasks.classification.layers import middle_layer, pooled_layer
-from stillroom.tasks.classification.loaded import Loaded, load, ship
+from stillroom.tasks.classification.loaded import Loaded, deliver, load, ship
 from stillroom.tasks.classification.metrics import agreement
 from stillroom.tasks.classification.networks import ClassifierNetworks
 from stillroom.tasks.classification.pages import classification_sections
@@ -209,8 +209,12 @@ class Classification:
         return classification_sections(report, data.classes, data.val_image)
 
     def ship(self, folder: Path, network: nn.Module, model: str, data: ImageData) -> None:
-        """`student.json`, and for students of timm a folder that timm itself loads."""
+        """`student.json`."""
         ship(folder, network, model, data)
+
+    def deliver(self, folder: Path, network: nn.Module, model: str, data: ImageData) -> None:
+        """For students of timm a folder that timm itself loads."""
+        deliver(folder, network, model, data)
 
     def load(self, run: Path, *, trust_pickle: bool) -> Loaded:
         """The classifier that a run shipped."""

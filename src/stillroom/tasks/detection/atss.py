@@ -10,6 +10,7 @@ from torch import Tensor
 from torchvision.ops import box_iou
 
 from stillroom.errors import InputError
+from stillroom.tasks.detection.boxes import centres
 
 _NONE = -1e8
 
@@ -56,7 +57,7 @@ def atss(anchors_A4: Tensor, level_sizes: Sequence[int], boxes_G4: Tensor, topk:
     matched_A = anchors_A4.new_full((count,), -1, dtype=torch.long)
     if not objects:
         return Assignment(matched_A, iou_AG.new_zeros(count), iou_AG.new_zeros(0), iou_AG)
-    centres_A2, middles_G2 = _centres(anchors_A4), _centres(boxes_G4)
+    centres_A2, middles_G2 = centres(anchors_A4), centres(boxes_G4)
     distances_AG = torch.cdist(centres_A2, middles_G2, compute_mode="donot_use_mm_for_euclid_dist")
     candidates, start = [], 0
     for size in level_sizes:
@@ -88,11 +89,7 @@ def valuable_region(anchors_A4: Tensor, boxes_G4: Tensor, assignment: Assignment
     inner = (torch.minimum(anchors_A4[:, None, 2:], boxes_G4[:, 2:]) - torch.maximum(anchors_A4[:, None, :2], boxes_G4[:, :2])).clamp_min(0)
     outer = torch.maximum(anchors_A4[:, None, 2:], boxes_G4[:, 2:]) - torch.minimum(anchors_A4[:, None, :2], boxes_G4[:, :2])
     areas_A = (anchors_A4[:, 2:] - anchors_A4[:, :2]).prod(-1)
-    apart_AG = (_centres(anchors_A4)[:, None] - _centres(boxes_G4)).square().sum(-1)
+    apart_AG = (centres(anchors_A4)[:, None] - centres(boxes_G4)).square().sum(-1)
     closeness_AG = inner.prod(-1) / areas_A[:, None].clamp_min(1e-6) - apart_AG / outer.square().sum(-1).clamp_min(1e-6)
     region_AG = (closeness_AG >= 0.25 * assignment.thresholds) & (closeness_AG < assignment.thresholds)
     return torch.where(region_AG, assignment.iou, 0.0).amax(1)
-
-
-def _centres(boxes: Tensor) -> Tensor:
-    return (boxes[..., :2] + boxes[..., 2:]) / 2

@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torchvision.ops import FrozenBatchNorm2d
 
 from stillroom.engine.weights import read_weights
 from stillroom.errors import InputError, near
@@ -146,8 +145,10 @@ def adopt_backbone(detector: nn.Module, weights: str, *, trust_pickle: bool = Fa
     if isinstance(backbone, TimmBackbone):
         network, name = backbone.network, backbone.name
     elif isinstance(body := getattr(backbone, "body", None), nn.Module):
+        from timm.layers import freeze_batch_norm_2d
+
         network, name = body, "resnet50"
-        _freeze_norms(body)
+        freeze_batch_norm_2d(body)
     else:
         raise InputError(
             argument,
@@ -189,16 +190,6 @@ def _published(name: str, of_timm: bool, argument: str) -> Mapping[str, Tensor]:
     except (OSError, RuntimeError) as error:
         got = f"{name}, whose published weights could not be had ({' '.join(str(error).split())[:200]})"
         raise InputError(argument, got, "a network connection on the first use; or a file of weights: backbone=FILE") from error
-
-
-def _freeze_norms(network: nn.Module) -> None:
-    """Puts torchvision's frozen BatchNorm in the place of each BatchNorm."""
-    for parent in list(network.modules()):
-        for name, child in parent.named_children():
-            if isinstance(child, nn.BatchNorm2d):
-                frozen = FrozenBatchNorm2d(child.num_features, child.eps)
-                frozen.load_state_dict({key: value for key, value in child.state_dict().items() if key != "num_batches_tracked"})
-                setattr(parent, name, frozen)
 
 
 class Pyramid(nn.Module):
@@ -254,6 +245,14 @@ def pad_batch(images: Sequence[Tensor], divisor: int = 32, canvas: tuple[int, in
     for place, image in zip(batch, images, strict=True):
         place[:, : image.shape[-2], : image.shape[-1]] = image
     return batch, sizes
+
+
+def shown(images: Tensor, image_sizes: Tensor) -> Tensor:
+    """Which pixels of a padded batch [B, D, H, W] are image: bool [B, H, W]; sizes int64 [B, 2], height and width."""
+    height_B1, width_B1 = image_sizes.to(images.device).split(1, 1)
+    rows_BH = torch.arange(images.shape[-2], device=images.device) < height_B1
+    columns_BW = torch.arange(images.shape[-1], device=images.device) < width_B1
+    return rows_BH[:, :, None] & columns_BW[:, None]
 
 
 class PyramidMaps(nn.Module):

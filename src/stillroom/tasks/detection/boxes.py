@@ -59,6 +59,11 @@ def paired_iou(a_N4: Tensor, b_N4: Tensor, kind: IoUKind = "iou", eps: float = 1
     return diou - weight * aspect
 
 
+def centres(boxes: Tensor) -> Tensor:
+    """[..., 4] -> [..., 2]."""
+    return (boxes[..., :2] + boxes[..., 2:]) / 2
+
+
 def boxes_from_distances(points_N2: Tensor, distances_N4: Tensor) -> Tensor:
     """Boxes [N, 4] from each point's distances to the left, top, right and bottom side."""
     return torch.cat((points_N2 - distances_N4[..., :2], points_N2 + distances_N4[..., 2:]), -1)

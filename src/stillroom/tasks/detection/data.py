@@ -15,7 +15,7 @@ from torchvision.transforms.v2.functional import horizontal_flip, resize
 from stillroom.engine.loading import Draw, SeekableBatches, uniforms
 from stillroom.engine.teacher import Renormalise
 from stillroom.errors import InputError, at_least, one_of
-from stillroom.tasks.detection.backbones import pad_batch, padded_size
+from stillroom.tasks.detection.backbones import pad_batch, padded_size, shown
 from stillroom.tasks.detection.metrics import DetectionEvaluator
 from stillroom.tasks.detection.preparation import Preparation, as_pixels, boxes_on
 from stillroom.tasks.detection.sources import Annotated, DetectionSource, open_source
@@ -58,11 +58,7 @@ class DetectionBatch(NamedTuple):
 
     def renormalised(self, renormalise: Renormalise) -> DetectionBatch:
         """The same with images of other statistics; what is padding stays zero."""
-        heights_B1, widths_B1 = self.sizes[:, :1], self.sizes[:, 1:]
-        rows_BH = torch.arange(self.images.shape[-2], device=self.sizes.device) < heights_B1
-        columns_BW = torch.arange(self.images.shape[-1], device=self.sizes.device) < widths_B1
-        shown_B1HW = (rows_BH[:, None, :, None] & columns_BW[:, None, None]).to(self.images.device)
-        return self._replace(images=renormalise(self.images).where(shown_B1HW, 0))
+        return self._replace(images=renormalise(self.images).where(shown(self.images, self.sizes)[:, None], 0))
 
     def objects(self) -> tuple[list[Tensor], list[Tensor]]:
         """Boxes and labels to train on: those that are no crowd."""
@@ -74,8 +70,8 @@ class DetectionData(ImageSetData):
     """A training and a validation set of images with boxes.
 
     Args:
-        data: where the images are: ``scenes`` (drawn from a seed; ``scenes:size=64,train=300``), ``coco:IMAGES,ANNOTATIONS.json`` or
-            ``voc:ROOT`` (folder or zip); options follow after commas, see `sources.open_source`.
+        data: where the images are: ``scenes`` (drawn from a seed; ``scenes:size=64,train=300``), ``coco:IMAGES,ANNOTATIONS.json``,
+            ``voc:ROOT`` or ``yolo:data.yaml``; options follow after commas, see `sources.open_source`.
         batch_size: images in a batch, of all processes together.
         image_size: pixels of the images that the network is given; their shorter side is brought to it; by default the data's own.
         max_size: pixels that the longer side may have; by default no limit.

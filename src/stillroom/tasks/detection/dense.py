@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from stillroom.engine.distributed import averaged, world_size
+from stillroom.tasks.detection.boxes import centres
 from stillroom.tasks.detection.outputs import Outputs
 
 
@@ -46,8 +47,7 @@ class DenseOutputs(Outputs):
 def on_image(anchors: Sequence[Tensor], image_sizes: Tensor) -> tuple[Tensor, ...]:
     """Which positions have their centre on their image, not on its padding; per level bool [B, N_l]."""
     height_B1, width_B1 = image_sizes[:, :1], image_sizes[:, 1:]
-    centres = [(level[:, :2] + level[:, 2:]) / 2 for level in anchors]
-    return tuple((centre[:, 1] < height_B1) & (centre[:, 0] < width_B1) for centre in centres)
+    return tuple((centre[:, 1] < height_B1) & (centre[:, 0] < width_B1) for centre in map(centres, anchors))
 
 
 @dataclass(frozen=True)
@@ -81,11 +81,11 @@ class ImageTargets:
 
     Attributes:
         matched: int64 [A], index of the object; -1 for background, -2 for ignored.
-        regions: float [A]; see `DenseTargets`.
+        regions: float [A], see `DenseTargets`; None where nobody asked for them.
     """
 
     matched: Tensor
-    regions: Tensor
+    regions: Tensor | None = None
 
 
 Assigner = Callable[[Tensor, Sequence[int], Tensor], ImageTargets]
@@ -118,7 +118,8 @@ def dense_targets(
         labels_BA[image, which] = labels_G[objects]
         boxes_BA4[image, which] = boxes_G4[objects].to(boxes_BA4.dtype)
         weights_BA[image, at[found.matched == -2]] = 0
-        regions_BA[image, at] = found.regions.to(regions_BA.dtype)
+        if found.regions is not None:
+            regions_BA[image, at] = found.regions.to(regions_BA.dtype)
     positive_BA = labels_BA < num_classes
     counts = [positive_BA.sum(1).clamp_min(1).sum(), *(level.sum() for level in positive_BA.split(sizes, 1))]
     normalisers = averaged(torch.stack(counts).to(anchors_A4.dtype))

@@ -15,6 +15,7 @@ from torchvision.ops import sigmoid_focal_loss
 
 from stillroom.engine.distributed import averaged
 from stillroom.errors import InputError
+from stillroom.tasks.detection.backbones import shown
 from stillroom.tasks.detection.dense import averaged_count
 from stillroom.tasks.detection.outputs import Objects
 from stillroom.tasks.detection.queries import Denoising, Pairs, QueryDetector, QueryOutputs, QueryTargets, in_float32, relative_boxes
@@ -48,7 +49,7 @@ class DetrDetector(_Masked):
 
     def raw(self, images: Tensor, image_sizes: Tensor, objects: Objects | None = None) -> QueryOutputs:
         """See `Detector`."""
-        found = self.model.model(images, pixel_mask=_pixel_mask(images, image_sizes))
+        found = self.model.model(images, pixel_mask=shown(images, image_sizes).long())
         # The model's own answer is of the last state, which is normalised once more than the last of the intermediate ones.
         earlier = () if found.intermediate_hidden_states is None else tuple(found.intermediate_hidden_states[:-1])
         states = (*earlier, found.last_hidden_state)
@@ -119,7 +120,7 @@ class DeformableDetrDetector(_Masked):
         """See `Detector`."""
         from transformers.models.deformable_detr.modeling_deformable_detr import inverse_sigmoid
 
-        found = self.model.model(images, pixel_mask=_pixel_mask(images, image_sizes))
+        found = self.model.model(images, pixel_mask=shown(images, image_sizes).long())
         states = found.intermediate_hidden_states.unbind(1)
         starts = (found.init_reference_points, *found.intermediate_reference_points.unbind(1)[:-1])
         boxes = []
@@ -309,14 +310,6 @@ def grow_classes(detector: QueryDetector, num_classes: int) -> None:
             layer.padding_idx = num_classes
     detector.model.config.num_labels = num_classes
     detector.num_classes = num_classes
-
-
-def _pixel_mask(images: Tensor, image_sizes: Tensor) -> Tensor:
-    """1 where a pixel is image, 0 where it is padding: int64 [B, H, W]."""
-    height_B1, width_B1 = image_sizes[:, :1].to(images.device), image_sizes[:, 1:].to(images.device)
-    rows_BH = torch.arange(images.shape[-2], device=images.device) < height_B1
-    columns_BW = torch.arange(images.shape[-1], device=images.device) < width_B1
-    return (rows_BH[:, :, None] & columns_BW[:, None]).long()
 
 
 def _as_maps(sequence_BND: Tensor, images: Tensor, strides: tuple[int, ...]) -> tuple[Tensor, ...]:

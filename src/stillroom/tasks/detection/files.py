@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import os
 import warnings
-from collections import Counter
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
@@ -13,6 +13,7 @@ import numpy as np
 from PIL import Image
 
 from stillroom.errors import InputError
+from stillroom.tasks.images.annotations import Notes
 from stillroom.tasks.images.folders import Folder
 from stillroom.tasks.images.stores import FileImages
 
@@ -50,23 +51,20 @@ def look_at(images: FileImages) -> list[Look]:
         return list(threads.map(one, images.names))
 
 
-def upright(boxes_G4: np.ndarray, look: Look, said: tuple[int, int] | None, name: str, argument: str) -> tuple[np.ndarray, bool]:
-    """Boxes in the pixels of the upright image, and whether they had to be turned for that.
+def turned(boxes_G4: np.ndarray, look: Look, said: tuple[int, int], name: str, argument: str) -> np.ndarray:
+    """Boxes of an annotation that gives another size than the upright image's: where it is the file's, on its side, in the upright image.
 
-    An annotation that gives the image's size as it lies in the file, on its side, has its boxes there; any other has them in the upright
-    image.
+    An annotation that gives the image's size as it lies in the file has its boxes there; any other has them in the upright image.
 
     Args:
         boxes_G4: (x1, y1, x2, y2) as annotated.
         look: at the file.
-        said: the (height, width) that the annotation gives, if any.
+        said: the (height, width) that the annotation gives.
         name, argument: of the file, and what error messages call the data.
 
     Raises:
         InputError: the annotation gives another size than the file has: its boxes would lie elsewhere.
     """
-    if said in (None, look.shape):
-        return boxes_G4, False
     height, width = look.shape
     if look.orientation not in _SIDEWAYS or said != (width, height):
         raise InputError(argument, f"{name} of {width} x {height} pixels", f"{said[1]} x {said[0]}, as its annotation says")
@@ -75,11 +73,11 @@ def upright(boxes_G4: np.ndarray, look: Look, said: tuple[int, int] | None, name
         x1, x2 = width - x2, width - x1
     if look.orientation in (7, 8):
         y1, y2 = height - y2, height - y1
-    return np.stack((x1, y1, x2, y2), 1), True
+    return np.stack((x1, y1, x2, y2), 1)
 
 
-def told(looks: list[Look]) -> Counter[str]:
-    """What reading the files does to them: how many are turned upright, and how many become RGB."""
-    counts = Counter({"images turned upright, as their EXIF orientation says": sum(look.orientation > 1 for look in looks)})
-    modes = Counter(look.mode for look in looks if look.mode != "RGB")
-    return counts + Counter({f"images of the mode {mode}, read as RGB": number for mode, number in modes.items()})
+def note_looks(notes: Notes, names: Sequence[str], looks: Sequence[Look]) -> None:
+    """What reading the files does to them: which are turned upright, and which become RGB."""
+    for name, look in zip(names, looks, strict=True):
+        notes.add("images turned upright, as their EXIF orientation says", name, look.orientation > 1)
+        notes.add(f"images of the mode {look.mode}, read as RGB", name, look.mode != "RGB")

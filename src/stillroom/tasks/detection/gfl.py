@@ -19,7 +19,7 @@ from stillroom.engine.distributed import averaged
 from stillroom.losses.detection import distribution_focal_loss, quality_focal_loss
 from stillroom.tasks.detection.atss import atss, valuable_region
 from stillroom.tasks.detection.backbones import Pyramid, strides_of
-from stillroom.tasks.detection.boxes import boxes_from_distances, distances_to_boxes, expected_distances, paired_iou
+from stillroom.tasks.detection.boxes import boxes_from_distances, centres, distances_to_boxes, expected_distances, paired_iou
 from stillroom.tasks.detection.dense import Assigner, DenseOutputs, DenseTargets, ImageTargets, averaged_count, on_image
 from stillroom.tasks.detection.detector import DenseDetector
 from stillroom.tasks.detection.outputs import Objects
@@ -111,7 +111,7 @@ def gfl_outputs(
         for level, stride in zip(logits, strides, strict=True)
     ]
     boxes = [
-        boxes_from_distances(_centres(anchor), expected_distances(side) * stride)
+        boxes_from_distances(centres(anchor), expected_distances(side) * stride)
         for anchor, side, stride in zip(anchors, sides, strides, strict=True)
     ]
     return DenseOutputs(
@@ -131,8 +131,7 @@ def assign_atss(topk: int = 9, *, regions: bool = False) -> Assigner:
 
     def assign(anchors_A4: Tensor, level_sizes: Sequence[int], boxes_G4: Tensor) -> ImageTargets:
         found = atss(anchors_A4, level_sizes, boxes_G4, topk)
-        region = valuable_region(anchors_A4, boxes_G4, found) if regions else anchors_A4.new_zeros(len(anchors_A4))
-        return ImageTargets(found.matched, region)
+        return ImageTargets(found.matched, valuable_region(anchors_A4, boxes_G4, found) if regions else None)
 
     return assign
 
@@ -177,7 +176,7 @@ def gfl_losses(outputs: DenseOutputs, targets: DenseTargets, weights: GFLWeights
         found["qfl"].append(weights.qfl * qfl_N.sum() / (targets.positives + tiny))
         share_P = logits_NC[which].detach().float().sigmoid().amax(1) if len(which) else logits_NC.new_zeros(0)
         share_P = share_P + weights.quality_weight_offset
-        points_N2 = _centres(outputs.anchors[level]).repeat(len(outputs.logits[level]), 1) / stride
+        points_N2 = centres(outputs.anchors[level]).repeat(len(outputs.logits[level]), 1) / stride
         reg_max = bins.shape[-1] // 4 - 1
         distances_P4 = distances_to_boxes(points_N2[which], goals_P4, reg_max - 0.1)
         dfl_P = distribution_focal_loss(bins[which].reshape(-1, reg_max + 1), distances_P4.flatten()).view(-1, 4).sum(1) / 4
@@ -243,7 +242,3 @@ class GFL(DenseDetector):
 def _rows(level: Tensor) -> Tensor:
     """[B, K, h, w] -> [B, h * w, K]."""
     return level.flatten(2).transpose(1, 2)
-
-
-def _centres(anchors: Tensor) -> Tensor:
-    return (anchors[..., :2] + anchors[..., 2:]) / 2

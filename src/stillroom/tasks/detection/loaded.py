@@ -125,7 +125,7 @@ def load(run: str | Path, *, trust_pickle: bool = False) -> LoadedDetector:
     """
     card = read_card(run, trust_pickle=trust_pickle)
     classes, preparation = described(card, Preparation.from_json)
-    built = build_detector(str(card.folder.resolve()), num_classes=len(classes), trust_pickle=trust_pickle, argument="run")
+    built = build_detector(card.spec, num_classes=len(classes), trust_pickle=trust_pickle, argument="run")
     return LoadedDetector(built.network.eval(), preparation, classes, card)
 
 

@@ -112,13 +112,10 @@ def class_precision(rows: Sequence[Mapping[str, np.ndarray]], num_classes: int) 
     found_C = np.where(np.bincount(np.concatenate(asked), minlength=num_classes) > 0, 0.0, np.nan)
     if not sum(len(row["scores"]) for row in rows):
         return found_C
-    metric = _collected(rows, extended_summary=True)
-    precision_TRKAM = metric.compute()["precision"].double().numpy()  # IoU thresholds, recalls, classes, areas, most detections
-    seen = np.unique(np.concatenate([row[name] for row in rows for name in ("labels", "true_labels")]))
-    for k, label in enumerate(seen.tolist()):
-        known = precision_TRKAM[:, :, k, 0, -1]
-        if np.isfinite(found_C[label]) and (known > -1).any():
-            found_C[label] = known[known > -1].mean()
+    computed = _collected(rows, class_metrics=True).compute()
+    seen_K, precision_K = (computed[name].reshape(-1).numpy() for name in ("classes", "map_per_class"))
+    asked_K = (precision_K > -1) & np.isfinite(found_C[seen_K])
+    found_C[seen_K[asked_K]] = precision_K[asked_K]
     return found_C
 
 

@@ -100,15 +100,11 @@ def _untrained(source: str, num_classes: int, argument: str) -> Detector[Any, An
 def _wrapped(made: Any, source: str, argument: str) -> Detector[Any, Any]:
     if isinstance(made, Detector):
         return made
-    if isinstance(made, RetinaNet):
-        return RetinaNetDetector(made)
-    if isinstance(made, FCOS):
-        return FCOSDetector(made)
-    if isinstance(made, FasterRCNN):
-        return TwoStageDetector(made)
+    adapters: dict[Any, Any] = {RetinaNet: RetinaNetDetector, FCOS: FCOSDetector, FasterRCNN: TwoStageDetector, **ADAPTERS}
     for kind in type(made).__mro__:
-        if kind.__name__ in ADAPTERS:
-            return ADAPTERS[kind.__name__](made)
+        if adapter := adapters.get(kind) or adapters.get(kind.__name__):
+            wrapped: Detector[Any, Any] = adapter(made)
+            return wrapped
     expected = f"a Detector, torchvision's FasterRCNN, RetinaNet or FCOS, or transformers' {', '.join(ADAPTERS)}"
     raise InputError(argument, f"{source}, which gives {type(made).__name__}", expected)
 

@@ -78,7 +78,7 @@ def _met(data: DetectionData) -> Section:
         told.append(f"{len(source.teacher)} for a teacher that is trained")
     size = data.preparation.image_size
     read = f", read with a shorter side of {size}" if size else ""
-    lines = [f"<li>{escape(name)}: {count}</li>" for name, count in source.counts.items()]
+    lines = [f"<li>{escape(line)}</li>" for line in source.notes.lines()]
     met = f"<p>Met in the files and annotations:</p><ul>{''.join(lines)}</ul>" if lines else ""
     return Section("The data", f"<p>{', '.join(told)}; {sizes} pixels{read}.</p>{met}")
 

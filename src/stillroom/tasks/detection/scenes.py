@@ -6,84 +6,49 @@ classes are part of the task. Colour and opacity say nothing about the class.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-
 import numpy as np
 
-from stillroom.errors import InputError
-
 CLASSES = ("disc", "rectangle", "triangle", "hollow disc", "hollow rectangle", "hollow triangle")
-PRIOR = tuple(1 / (1 + rank) for rank in range(len(CLASSES)))
-_TRIES = 20
+_PRIOR = np.array([1 / (1 + rank) for rank in range(len(CLASSES))])
+_SHARES = _PRIOR / sum(_PRIOR.tolist())
+_FEWEST, _MOST, _TRIES = 1, 4, 20  # objects of a scene; one that finds no place in so many tries is left out
+_MAX_OVERLAP = 0.25  # IoU with an object that is already there
 
 
-@dataclass(frozen=True)
-class Scene:
-    """One picture and its objects.
-
-    Attributes:
-        image: uint8 [S, S, 3].
-        boxes: float32 [G, 4], tight, absolute (x1, y1, x2, y2).
-        labels: int64 [G], index into `CLASSES`.
-    """
-
-    image: np.ndarray
-    boxes: np.ndarray
-    labels: np.ndarray
+Drawn = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 
-def make_scenes(
-    count: int,
-    *,
-    size: int = 48,
-    seed: int = 0,
-    objects: tuple[int, int] = (1, 4),
-    sides: tuple[int, int] = (8, 24),
-    max_overlap: float = 0.25,
-    prior: Sequence[float] = PRIOR,
-) -> list[Scene]:
-    """Draws scenes; scene i depends on (seed, i) alone.
+def make_scenes(count: int, *, size: int = 48, seed: int = 0) -> list[Drawn]:
+    """Draws scenes; scene i depends on (seed, i) alone. Objects are a sixth to a half of the image wide and high.
 
     Args:
         count: how many.
-        size: height and width in pixels.
+        size: height and width S in pixels, at least 12.
         seed: of everything.
-        objects: fewest and most objects of a scene; one that finds no place in 20 tries is left out.
-        sides: smallest and largest height and width of an object, in pixels.
-        max_overlap: largest IoU with an object that is already there.
-        prior: share of each class; normalised.
 
-    Raises:
-        InputError: an object would not fit into the scene, or the prior has another length than the classes.
+    Returns:
+        Of each: pixels uint8 [S, S, 3]; tight boxes float32 [G, 4], absolute (x1, y1, x2, y2); labels int64 [G], index into `CLASSES`.
     """
-    if not 2 <= sides[0] <= sides[1] <= size:
-        raise InputError("sides", sides, f"two numbers of pixels from 2 to {size}, the smaller first")
-    if len(prior) != len(CLASSES) or min(prior) < 0 or not sum(prior) > 0:
-        raise InputError("prior", list(prior), f"{len(CLASSES)} shares of at least 0")
-    shares = np.asarray(prior, np.float64) / sum(prior)
-    return [_scene(np.random.default_rng((seed, i)), size, objects, sides, max_overlap, shares) for i in range(count)]
+    return [_scene(np.random.default_rng((seed, i)), size) for i in range(count)]
 
 
-def _scene(
-    random: np.random.Generator, size: int, objects: tuple[int, int], sides: tuple[int, int], max_overlap: float, shares: np.ndarray
-) -> Scene:
+def _scene(random: np.random.Generator, size: int) -> Drawn:
     rows, columns = np.mgrid[:size, :size].astype(np.float32)
     angle, frequency, phase = random.uniform(0, 2 * np.pi, 3), random.uniform(0.05, 0.3, 3), random.uniform(0, 2 * np.pi, 3)
     waves = [np.sin(f * (np.cos(a) * columns + np.sin(a) * rows) + p) for a, f, p in zip(angle, frequency, phase, strict=True)]
     image = random.normal(0.45, 0.06, (size, size, 3)) + 0.15 * np.stack(waves, -1)
     boxes: list[np.ndarray] = []
     labels: list[int] = []
-    for _ in range(random.integers(objects[0], objects[1] + 1)):
-        label = int(random.choice(len(CLASSES), p=shares))
+    for _ in range(random.integers(_FEWEST, _MOST + 1)):
+        label = int(random.choice(len(CLASSES), p=_SHARES))
         for _ in range(_TRIES):
-            width, height = random.integers(sides[0], sides[1] + 1, 2)
+            width, height = random.integers(size // 6, size // 2 + 1, 2)
             left, top = random.integers(0, size - width + 1), random.integers(0, size - height + 1)
             mask = _mask(label, rows, columns, left, top, width, height)
             there = np.argwhere(mask)
             (y1, x1), (y2, x2) = there.min(0), there.max(0) + 1
             box = np.array([x1, y1, x2, y2], np.float32)
-            if all(_iou(box, other) <= max_overlap for other in boxes):
+            if all(_iou(box, other) <= _MAX_OVERLAP for other in boxes):
                 opacity = random.uniform(0.45, 0.9)
                 image[mask] = (1 - opacity) * image[mask] + opacity * random.uniform(0, 1, 3)
                 boxes.append(box)
@@ -91,7 +56,7 @@ def _scene(
                 break
     image += random.normal(0, 0.05, image.shape)
     pixels = (image.clip(0, 1) * 255).round().astype(np.uint8)
-    return Scene(pixels, np.array(boxes, np.float32).reshape(-1, 4), np.array(labels, np.int64))
+    return pixels, np.array(boxes, np.float32).reshape(-1, 4), np.array(labels, np.int64)
 
 
 def _mask(label: int, rows: np.ndarray, columns: np.ndarray, left: int, top: int, width: int, height: int) -> np.ndarray:

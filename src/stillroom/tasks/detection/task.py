@@ -14,7 +14,7 @@ from stillroom.engine import Distiller, Networks, Report, Training
 from stillroom.engine.cache import CachedTeacher
 from stillroom.engine.report.results import Metric, Section
 from stillroom.engine.task import Built, FindLayer
-from stillroom.tasks.detection.cached import EXACT, check_answer, views_of
+from stillroom.errors import InputError
 from stillroom.tasks.detection.data import DetectionData
 from stillroom.tasks.detection.loaded import LoadedDetector, load, ship
 from stillroom.tasks.detection.models import build_detector
@@ -63,9 +63,9 @@ class Detection:
     networks = Networks("stillroom/gfl_32", "stillroom/gfl_24", teacher_epochs=6, teacher_lr=3e-3)
     presets: Mapping[str, Mapping[str, Any]] = {"paper": COCO}
     default: Mapping[str, Any] = {}
-    kinds: tuple[str, ...] = ("scenes", "coco", "voc")
+    kinds: tuple[str, ...] = ("scenes", "coco", "voc", "yolo")
     layers: Mapping[str, FindLayer] = {}
-    exact: tuple[str, ...] = EXACT
+    exact: tuple[str, ...] = ("boxes",)  # half precision would place a box in a large image to the pixel, or worse
     metric_formats: Mapping[str, Metric] = {}
 
     def build(self, spec: str, data: DetectionData, networks: Networks, *, trust_pickle: bool, argument: str) -> Built:
@@ -82,12 +82,20 @@ class Detection:
         return DetectionDistiller(network)
 
     def views(self, data: DetectionData, asked: int | None) -> int:
-        """Two, an image and its mirror image, or one without mirroring."""
-        return views_of(data, asked)
+        """Two, an image and its mirror image, or one without mirroring.
+
+        Raises:
+            InputError: another number was asked for.
+        """
+        count, why = (2, "an image and its mirror image") if data.augment == "mirror" else (1, "nothing about an image is random")
+        if asked not in (None, count):
+            raise InputError("views", asked, f"{count}: {why}")
+        return count
 
     def check_cache(self, teacher: CachedTeacher, data: DetectionData) -> None:
-        """Whether it holds a detector's logits and boxes."""
-        check_answer(teacher)
+        """Raises InputError unless it holds a detector's logits and boxes."""
+        if not set(teacher.answer) >= {"logits", "boxes"}:
+            raise InputError("teacher", f"{teacher.folder}, a cache of {', '.join(teacher.answer)}", "one of a detector's logits and boxes")
 
     def compare(self, details: dict[str, np.ndarray], reference: dict[str, np.ndarray]) -> dict[str, float]:
         """Nothing: detections of two models are compared by their AP."""

@@ -15,6 +15,7 @@ from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.ops import box_iou
 
 from stillroom.errors import InputError
+from stillroom.tasks.detection.boxes import centres
 from stillroom.tasks.detection.dense import Assigner, DenseOutputs, DenseTargets, ImageTargets, averaged_count
 from stillroom.tasks.detection.detector import DenseDetector, anchors_of, maps_of, strides_of_maps
 from stillroom.tasks.detection.gfl import assign_atss
@@ -77,10 +78,9 @@ class RetinaNetDetector(_Torchvision):
         """The model's own matcher."""
 
         def assign(anchors_A4: Tensor, level_sizes: Sequence[int], boxes_G4: Tensor) -> ImageTargets:
-            nothing = anchors_A4.new_zeros(len(anchors_A4))
             if not len(boxes_G4):
-                return ImageTargets(torch.full_like(nothing, -1, dtype=torch.long), nothing)
-            return ImageTargets(self.model.proposal_matcher(box_iou(boxes_G4, anchors_A4)), nothing)
+                return ImageTargets(anchors_A4.new_full((len(anchors_A4),), -1, dtype=torch.long))
+            return ImageTargets(self.model.proposal_matcher(box_iou(boxes_G4, anchors_A4)))
 
         return assign
 
@@ -132,8 +132,7 @@ class FCOSDetector(_Torchvision):
         """`fcos_match`."""
 
         def assign(anchors_A4: Tensor, level_sizes: Sequence[int], boxes_G4: Tensor) -> ImageTargets:
-            matched = fcos_match(anchors_A4, level_sizes, boxes_G4, self.model.center_sampling_radius)
-            return ImageTargets(matched, anchors_A4.new_zeros(len(anchors_A4)))
+            return ImageTargets(fcos_match(anchors_A4, level_sizes, boxes_G4, self.model.center_sampling_radius))
 
         return assign
 
@@ -155,9 +154,9 @@ def fcos_match(anchors_A4: Tensor, level_sizes: Sequence[int], boxes_G4: Tensor,
     count = len(anchors_A4)
     if not len(boxes_G4):
         return anchors_A4.new_full((count,), -1, dtype=torch.long)
-    points_A12 = ((anchors_A4[:, :2] + anchors_A4[:, 2:]) / 2)[:, None]
+    points_A12 = centres(anchors_A4)[:, None]
     stride_A1 = (anchors_A4[:, 2] - anchors_A4[:, 0])[:, None]
-    off_centre_AG = (points_A12 - (boxes_G4[:, :2] + boxes_G4[:, 2:]) / 2).abs().amax(-1)
+    off_centre_AG = (points_A12 - centres(boxes_G4)).abs().amax(-1)
     sides_AG4 = torch.cat((points_A12 - boxes_G4[:, :2], boxes_G4[:, 2:] - points_A12), -1)
     farthest_AG = sides_AG4.amax(-1)
     lowest_A1, highest_A1 = 4 * stride_A1, 8 * stride_A1

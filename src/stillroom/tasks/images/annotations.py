@@ -1,22 +1,44 @@
-"""Annotated images as they lie on disk, brought to one form: COCO's JSON, Pascal VOC's XML, a table of files and tags."""
+"""Annotated images as they lie on disk, brought to one form: by `coco`, `voc`, `yolo`, and by a table of tags, which is read here."""
 
 from __future__ import annotations
 
+import codecs
 import csv
 import io
-import json
-import re
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+import logging
+import unicodedata
+import zipfile
+from collections import Counter, defaultdict
+from collections.abc import Container, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import takewhile
 from pathlib import Path
+from posixpath import basename, dirname, splitext
 from typing import Any
-from xml.etree import ElementTree
+from urllib.parse import unquote
+
+from lightning.fabric.utilities.rank_zero import rank_zero_only
 
 from stillroom.errors import InputError
 from stillroom.tasks.images.folders import EXTENSIONS, Folder, Zip, list_files
 
+logger = logging.getLogger(__name__)
+
+Box = tuple[float, float, float, float]
+
 _HEADS = ("file", "filename", "image", "path")  # of a table's first column, where it has a head
+_SPLITS = {
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("val", "valid", "validation"), "val"),
+    **dict.fromkeys(("test", "testing"), "test"),
+}
+ELSEWHERE = "paths that lead elsewhere, found by their last part"
+SWAPPED = "boxes whose corners were swapped, put right"
+_ABOUT = 1e-3  # what rounding may do to a number in parts of an image
+# What lies beside images and is none; whatever else does is taken for one, and looked at.
+_NO_IMAGES = frozenset(
+    ["txt", "xml", "json", "jsonl", "yaml", "yml", "csv", "tsv", "md", "html", "cache", "npy", "npz", "names", "ini", "db", "py", "zip"]
+)
 
 
 @dataclass(frozen=True)
@@ -25,13 +47,49 @@ class Thing:
 
     Attributes:
         name: of its class.
-        box: (x1, y1, x2, y2) in pixels from the image's left upper corner; None where the annotation has none.
+        box: (x1, y1, x2, y2) from the image's left upper corner, see `Annotated.relative`; None where the annotation has none.
         crowd: it stands for many (COCO's iscrowd), or is too hard to be asked for (Pascal VOC's difficult).
+        mask: where there is no box, what COCO's annotation has instead.
     """
 
     name: str
-    box: tuple[float, float, float, float] | None = None
+    box: Box | None = None
     crowd: bool = False
+    mask: Any = None
+
+
+class Notes:
+    """What was met in files and passed over or put right.
+
+    Attributes:
+        counts: how often, by what it is.
+        first: the file it was met in first.
+    """
+
+    def __init__(self) -> None:
+        self.counts: Counter[str] = Counter()
+        self.first: dict[str, str] = {}
+
+    def add(self, what: str, where: str = "", count: int = 1) -> None:
+        """Once more, or `count` times, in a file."""
+        if count:
+            self.counts[what] += count
+            self.first.setdefault(what, where)
+
+    def update(self, others: Notes) -> None:
+        """All that others hold, behind what is here."""
+        for what, count in others.counts.items():
+            self.add(what, others.first[what], count)
+
+    def lines(self) -> list[str]:
+        """One for each: what, how often, and where first."""
+        return [f"{what}: {count}{f' (first {self.first[what]})' if self.first[what] else ''}" for what, count in self.counts.items()]
+
+    def warn(self, argument: str) -> None:
+        """A line for each in the terminal, from one process of several."""
+        if int(getattr(rank_zero_only, "rank", 0)) == 0:
+            for line in self.lines():
+                logger.warning("%s: %s", argument, line)
 
 
 @dataclass(frozen=True)
@@ -44,13 +102,17 @@ class Annotated:
         things: of each image.
         sizes: bytes of each file.
         shapes: (height, width) of each image as its annotation says; None where it does not.
+        relative: whether an image's boxes are in parts of its width and height; else they are in pixels.
+        notes: what was met on the way.
     """
 
     store: Folder | Zip
     names: list[str]
     things: list[list[Thing]]
-    sizes: dict[str, int]
+    sizes: Mapping[str, int]
     shapes: list[tuple[int, int] | None]
+    relative: list[bool]
+    notes: Notes = field(default_factory=Notes)
 
     @property
     def objects(self) -> list[Counter[str]]:
@@ -58,90 +120,142 @@ class Annotated:
         return [Counter(thing.name for thing in things) for things in self.things]
 
 
-def read_coco(images: str, annotations: str, argument: str) -> tuple[tuple[str, ...], Annotated]:
-    """The categories, in the order of their ids, and the images of a COCO annotation file; crowds count as objects.
+def check_apart(train: Annotated, val: Annotated, said: str, argument: str) -> None:
+    """Raises InputError if two splits, of files in one place, share images."""
+    if both := set(train.names) & set(val.names):
+        raise InputError(argument, f"{said}, which share {len(both)} images, such as {min(both)}", "splits that share none")
+
+
+def note_others(parts: Sequence[Annotated], annotated: Container[str] = ()) -> None:
+    """Notes how many images lie beside those of the splits, which are in one place, and have no annotation.
 
     Args:
-        images: the folder or zip with the files.
-        annotations: the JSON file.
-        argument: what error messages call them.
+        parts: the splits.
+        annotated: names, without folder and ending, of images that have one and are in neither.
+    """
+    listed = {name for part in parts for name in part.names}
+    folders = {dirname(name) for name in listed}
+    beside = (name for name in parts[0].sizes if name not in listed and dirname(name) in folders and extension(name) in EXTENSIONS)
+    others = sorted(name for name in beside if splitext(basename(name))[0] not in annotated)
+    parts[0].notes.add("images without an annotation, left out", others[0] if others else "", len(others))
+
+
+def all_relative(parts: Sequence[Annotated]) -> bool:
+    """Whether no box reaches beyond 1, where all would be less than a pixel: boxes are in parts of their image. If so, it is noted."""
+    count = 0
+    for box in (thing.box for part in parts for things in part.things for thing in things if thing.box is not None):
+        if not (min(box) >= -_ABOUT and max(box) <= 1 + _ABOUT):
+            return False
+        count += 1
+    first = next((name for part in parts for name, things in zip(part.names, part.things, strict=True) if things), "")
+    parts[0].notes.add("boxes in parts of their image, not in pixels, read so", first, count)
+    return count > 0
+
+
+def flag(said: Any) -> bool:
+    """Whether a number, a truth value or a text means yes: 1, true, "1", "true", "yes"."""
+    text = str(said).strip().lower()
+    try:
+        return float(text) != 0
+    except ValueError:
+        return text in ("true", "yes")
+
+
+def content_of(store: Folder | Zip, name: str, argument: str) -> bytes:
+    """What is in a file.
 
     Raises:
-        InputError: it is no such file, or names what is not there.
+        InputError: it cannot be read.
     """
-    content = _json(annotations, argument)
     try:
-        names = {category["id"]: str(category["name"]) for category in content["categories"]}
-        files = {image["id"]: str(image["file_name"]) for image in content["images"]}
-        shapes = {image["id"]: _coco_shape(image) for image in content["images"]}
-        marks = [(mark["image_id"], mark["category_id"], mark) for mark in content["annotations"]]
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise InputError(argument, annotations, f"COCO's images, categories and annotations ({error} is missing)") from None
-    if len(set(files.values())) < len(content["images"]):
-        twice = Counter(str(image["file_name"]) for image in content["images"]).most_common(1)[0][0]
-        raise InputError(argument, f"{annotations} with images of one id, or with {twice} twice", "each image once, with an id of its own")
-    classes = tuple(names[number] for number in sorted(names))
-    if len(set(classes)) < len(content["categories"]):
-        raise InputError(argument, annotations, "categories of different ids and names")
-    if strange := [mark for mark in marks if mark[0] not in files or mark[1] not in names]:
-        raise InputError(argument, f"{annotations}, whose annotations name image {strange[0][0]} of category {strange[0][1]}", "known ids")
-    things: dict[Any, list[Thing]] = {number: [] for number in files}
-    for image, category, mark in marks:
-        things[image].append(Thing(names[category], _coco_box(mark, annotations, argument), bool(mark.get("iscrowd", 0))))
-    store, sizes, _ = list_files(images, argument)
-    found = _located(files.values(), sizes, annotations, argument)
-    return classes, Annotated(store, found, list(things.values()), sizes, list(shapes.values()))
+        return store.read(name)
+    except (OSError, zipfile.BadZipFile) as error:
+        raise InputError(argument, name, f"a file that can be read ({getattr(error, 'strerror', None) or error})") from None
 
 
-def _coco_shape(image: Mapping[str, Any]) -> tuple[int, int] | None:
-    return (int(image["height"]), int(image["width"])) if image.get("height") and image.get("width") else None
+def decoded(content: bytes) -> tuple[str, bool]:
+    """A text, and whether its encoding is known: UTF-8, or UTF-16 by its mark; other bytes are read as Latin-1."""
+    marked = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    try:
+        return content.decode("utf-16" if marked else "utf-8-sig"), True
+    except UnicodeDecodeError:
+        return content.decode("latin-1"), False
 
 
-def _coco_box(mark: Mapping[str, Any], annotations: str, argument: str) -> tuple[float, float, float, float] | None:
-    if mark.get("bbox") is None:
+def split_of(path: str) -> str | None:
+    """The split that a folder on the way to a file is called after: train, val, test; or none."""
+    return next((_SPLITS[part] for part in path.lower().split("/")[:-1] if part in _SPLITS), None)
+
+
+def may_be_image(name: str) -> bool:
+    """Whether a file is taken for an image until it is read: told by its content, not by its name."""
+    return extension(name) not in _NO_IMAGES
+
+
+def extension(name: str) -> str:
+    """Of a file, in small letters, without its dot."""
+    return name.rpartition(".")[2].lower()
+
+
+class Places:
+    """Where files that an annotation names lie in a store.
+
+    A name is a path in the store, or one beside the annotation; all may lie in one top folder that the names leave out. Else it is that
+    file whose path ends most alike: names come from other machines (absolute, with backslashes, in URLs, in other case or Unicode form).
+
+    Args:
+        sizes: the store's files.
+        source: the annotation's name, for messages.
+        near: folder of the annotation in the store, "" or with a slash at its end.
+    """
+
+    def __init__(self, sizes: Mapping[str, int], source: str, argument: str, *, near: str = "") -> None:
+        self.sizes, self.source, self.argument = sizes, source, argument
+        tops = {name.partition("/")[0] for name in sizes}
+        self.starts = dict.fromkeys((near, "", f"{tops.pop()}/" if len(tops) == 1 else ""))
+        self._by_last: dict[str, list[str]] = {}
+
+    def find(self, names: Iterable[str], notes: Notes) -> list[str]:
+        """The path of each.
+
+        Raises:
+            InputError: some are missing, or cannot be told from others; two are one file.
+        """
+        found: dict[str, str] = {}
+        missing = []
+        for name in names:
+            plain = name.replace("\\", "/").removeprefix("./")
+            place = next((f"{start}{plain}" for start in self.starts if f"{start}{plain}" in self.sizes), None)
+            if place is None and (place := self._nearest(plain)) is not None:
+                notes.add(ELSEWHERE, name)
+            if place is None:
+                missing.append(plain)
+            elif place in found:
+                raise InputError(self.argument, f"{self.source} with {found[place]} and {name}, which are one file", "each image once")
+            else:
+                found[place] = name
+        if missing:
+            more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
+            got = f"{self.source} with files that are missing: {', '.join(missing[:5])}{more}"
+            raise InputError(self.argument, got, "images that are there")
+        return list(found)
+
+    def _nearest(self, name: str) -> str | None:
+        if not self._by_last:
+            by_last = defaultdict(list)
+            for path in self.sizes:
+                by_last[_plain(path).rpartition("/")[2]].append(path)
+            self._by_last = by_last
+        for spelling in dict.fromkeys((name, unquote(name))):
+            # Label Studio's local files stand behind "?d="; behind any other "?" stands what a server was asked.
+            words = _plain(spelling.rpartition("?d=")[2].partition("?")[0]).split("/")
+            alike = {path: _common(words, _plain(path).split("/")) for path in self._by_last.get(words[-1], ())}
+            best = [path for path, count in alike.items() if count == max(alike.values())]
+            if len(best) == 1:
+                return best[0]
+            if best:
+                raise InputError(self.argument, f"{self.source} with {name}, which {' and '.join(best[:2])} are called", "a path")
         return None
-    try:
-        x, y, width, height = map(float, mark["bbox"])
-    except (TypeError, ValueError):
-        raise InputError(argument, f"{annotations} with the bbox {mark['bbox']!r}", "[x, y, width, height], four numbers") from None
-    return x, y, x + width, y + height
-
-
-def read_voc(root: str, splits: Sequence[str], argument: str) -> list[Annotated]:
-    """The images of some splits of a set in Pascal VOC's layout, in a folder or a zip, at any depth.
-
-    Args:
-        root: holds `JPEGImages`, `Annotations` and `ImageSets/Main`.
-        splits: names of lists in `ImageSets/Main`, ``train+val`` for two as one; or none: then all images with an annotation.
-        argument: what error messages call it.
-
-    Raises:
-        InputError: not that layout, no such split, or files that are missing or damaged.
-    """
-    store, sizes, _ = list_files(root, argument)
-    tops = sorted({name[: match.start()] for name in sizes if (match := re.search(r"(?<![^/])Annotations/[^/]+\.xml$", name))})
-    if len(tops) != 1:
-        got = f"{root} with {len(tops)} folders Annotations ({', '.join(map(repr, tops))})" if tops else root
-        raise InputError(argument, got, "one set in Pascal VOC's layout: JPEGImages, Annotations/*.xml, ImageSets/Main/*.txt")
-    top = tops[0]
-    pictures = {
-        name.rpartition("/")[2].rpartition(".")[0]: name
-        for name in sorted(sizes)
-        if name.startswith(f"{top}JPEGImages/") and name.rpartition(".")[2].lower() in EXTENSIONS
-    }
-    if splits:
-        listed = [_voc_split(store, sizes, f"{top}ImageSets/Main/", split, argument) for split in splits]
-    else:
-        annotated = rf"{re.escape(top)}Annotations/([^/]+)\.xml"
-        listed = [sorted(match[1] for name in sizes if (match := re.fullmatch(annotated, name)))]
-    return [_voc_images(store, sizes, top, pictures, ids, argument) for ids in listed]
-
-
-def voc_splits(root: str, argument: str) -> list[str]:
-    """Names of the lists in `ImageSets/Main` that are of the whole set, not of one class."""
-    _, sizes, _ = list_files(root, argument)
-    found = {match[1] for name in sizes if (match := re.search(r"(?<![^/])ImageSets/Main/([^/]+)\.txt$", name))}
-    return sorted(name for name in found if "_" not in name)
 
 
 def read_tags(table: str, images: str | None, argument: str) -> Annotated:
@@ -175,83 +289,16 @@ def read_tags(table: str, images: str | None, argument: str) -> Annotated:
         words = (tag.strip() for cell in row[1:] for tag in cell.split(";"))
         tags[name] = [Thing(tag) for tag in dict.fromkeys(words) if tag]
     store, sizes, _ = list_files(str(path.parent) if images is None else images, argument)
-    found = _located(tags, sizes, table, argument)
-    return Annotated(store, found, list(tags.values()), sizes, [None] * len(found))
+    notes = Notes()
+    found = Places(sizes, table, argument).find(tags, notes)
+    return Annotated(store, found, list(tags.values()), sizes, [None] * len(found), [False] * len(found), notes)
 
 
-def _located(names: Iterable[str], sizes: Mapping[str, int], source: str, argument: str) -> list[str]:
-    """The paths in the store, where all may lie in one top folder that the names leave out."""
-    tops = {name.partition("/")[0] for name in sizes}
-    top = f"{tops.pop()}/" if len(tops) == 1 else ""
-    plain = [name.replace("\\", "/").removeprefix("./") for name in names]
-    found = [name if name in sizes else f"{top}{name}" for name in plain]
-    if missing := [name for name in found if name not in sizes]:
-        more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
-        raise InputError(argument, f"{source} with files that are missing: {', '.join(missing[:5])}{more}", "images that are there")
-    return found
+def _plain(path: str) -> str:
+    return unicodedata.normalize("NFC", path).casefold()
 
 
-def _json(path: str, argument: str) -> dict[str, Any]:
-    try:
-        content = json.loads(Path(path).expanduser().read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(argument, path, f"a JSON file that can be read ({getattr(error, 'strerror', None) or error})") from None
-    if not isinstance(content, dict):
-        raise InputError(argument, path, "COCO's images, categories and annotations")
-    return content
-
-
-def _voc_split(store: Folder | Zip, sizes: Mapping[str, int], lists: str, split: str, argument: str) -> list[str]:
-    ids: dict[str, None] = {}
-    for part in split.split("+"):
-        name = f"{lists}{part}.txt"
-        if name not in sizes:
-            known = [found[len(lists) : -4] for found in sorted(sizes) if found.startswith(lists) and "_" not in found[len(lists) :]]
-            raise InputError(argument, part, f"a split of ImageSets/Main: {', '.join(known) or 'there is none'}")
-        ids |= dict.fromkeys(line.split()[0] for line in store.read(name).decode().splitlines() if line.strip())
-    if not ids:
-        raise InputError(argument, split, "a split with images in it")
-    return list(ids)
-
-
-def _voc_images(
-    store: Folder | Zip, sizes: dict[str, int], top: str, pictures: Mapping[str, str], ids: Sequence[str], argument: str
-) -> Annotated:
-    missing = [number for number in ids if number not in pictures or f"{top}Annotations/{number}.xml" not in sizes]
-    if missing:
-        raise InputError(
-            argument, f"no image or no annotation of {', '.join(missing[:5])}", "JPEGImages and Annotations of every listed id"
-        )
-    things, shapes = [], []
-    for number in ids:
-        name = f"{top}Annotations/{number}.xml"
-        try:
-            root = ElementTree.fromstring(store.read(name))
-        except ElementTree.ParseError as error:
-            raise InputError(argument, name, f"XML ({error})") from None
-        things.append([_voc_thing(thing, name, argument) for thing in root.findall("object")])
-        shapes.append(_voc_shape(root, name, argument))
-    return Annotated(store, [pictures[number] for number in ids], things, sizes, shapes)
-
-
-def _voc_shape(root: ElementTree.Element, source: str, argument: str) -> tuple[int, int] | None:
-    try:
-        height, width = (int(float(root.findtext(f"size/{side}") or 0)) for side in ("height", "width"))
-    except ValueError:
-        raise InputError(argument, f"{source} with a size that is no number", "width and height in pixels") from None
-    return (height, width) if height and width else None
-
-
-def _voc_thing(thing: ElementTree.Element, source: str, argument: str) -> Thing:
-    """Pixels count from 1 and the box's last ones belong to it: 1 is taken from its left and upper side alone."""
-    name = (thing.findtext("name") or "").strip()
-    if not name:
-        raise InputError(argument, f"{source} with an object without a name", "a name of each object")
-    box = None
-    if (corners := thing.find("bndbox")) is not None:
-        try:
-            x1, y1, x2, y2 = (float(corners.findtext(side) or "") for side in ("xmin", "ymin", "xmax", "ymax"))
-        except ValueError:
-            raise InputError(argument, f"{source} with a bndbox that lacks a number", "xmin, ymin, xmax and ymax") from None
-        box = x1 - 1, y1 - 1, x2, y2
-    return Thing(name, box, (thing.findtext("difficult") or "0").strip() == "1")
+def _common(first: Sequence[str], second: Sequence[str]) -> int:
+    """How many of their last parts two paths have in common."""
+    alike = (a == b for a, b in zip(reversed(first), reversed(second), strict=False))
+    return sum(1 for _ in takewhile(bool, alike))

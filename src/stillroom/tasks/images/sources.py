@@ -1,6 +1,6 @@
 """The grammar of ``--data``: a kind, where its images are, and options behind commas, as in ``imagefolder:photos,val=0.2``.
 
-A task has a table of its kinds; a new kind of data is one line in it. What all tasks' annotated kinds share stands here, too.
+A task has a table of its kinds; a new kind of data is one line in it.
 """
 
 from __future__ import annotations
@@ -8,17 +8,13 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from stillroom.errors import InputError, near
-from stillroom.tasks.images.annotations import Annotated, read_coco, read_voc, voc_splits
-from stillroom.tasks.images.folders import check_same
 
 Found = TypeVar("Found")
 
 IMAGENET_STATISTICS = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # mean and standard deviation of each channel
-COCO_OPTIONS = ("val_images", "val_annotations", "val", "empty")
 _DEFAULT_VAL = "0.2"
 
 
@@ -159,55 +155,3 @@ def drops_empty(options: dict[str, str], argument: str, what: str) -> bool:
     if empty not in ("drop", "keep"):
         raise InputError(argument, f"empty={empty}", f"drop or keep: {what}")
     return empty == "drop"
-
-
-# Annotated images -----------------------------------------------------------------------------------------------------------------------
-
-
-def open_coco(path: str, options: dict[str, str], argument: str) -> tuple[tuple[str, ...], list[Annotated]]:
-    """The categories of ``coco:IMAGES,ANNOTATIONS.json``, and its images; with ``val_images`` or ``val_annotations`` of a second split.
-
-    Raises:
-        InputError: not two paths; other categories, or images of the first split, in the second; a share to hold out besides it.
-    """
-    images, comma, annotations = (part.strip() for part in path.rpartition(","))
-    if not comma:
-        raise InputError(argument, f"coco:{path}", "coco:IMAGES,ANNOTATIONS.json")
-    classes, train = read_coco(images, annotations, argument)
-    if "val_annotations" not in options and "val_images" not in options:
-        return classes, [train]
-    if "val" in options:
-        raise InputError(argument, f"val={options['val']}", "either a share to hold out or val_annotations, not both")
-    val_images = options.get("val_images", images)
-    other, val = read_coco(val_images, options.get("val_annotations", annotations), argument)
-    check_same(classes, other, argument)
-    if Path(val_images).expanduser().resolve() == Path(images).expanduser().resolve():
-        _check_apart(train, val, f"coco:{path} and its validation images", argument)
-    return classes, [train, val]
-
-
-def open_voc(path: str, options: dict[str, str], argument: str) -> list[Annotated]:
-    """The images of ``voc:ROOT``: of two splits (``train`` and ``val`` name them), or of one where a share is to be held out.
-
-    By default these are trainval and test, or train and val; a set without lists is one split.
-
-    Raises:
-        InputError: not that layout, no such split, or two that share images.
-    """
-    known = voc_splits(path, argument)
-    share = is_number(options.get("val", ""))
-    if share or not (known or "train" in options or "val" in options):
-        names = [options["train"]] if "train" in options else []
-    elif "test" in known:
-        names = [options.get("train", "trainval" if "trainval" in known else "train"), options.get("val", "test")]
-    else:
-        names = [options.get("train", "train"), options.get("val", "val")]
-    parts = read_voc(path, names, argument)
-    if len(parts) == 2:
-        _check_apart(parts[0], parts[1], f"train={names[0]}, val={names[1]}", argument)
-    return parts
-
-
-def _check_apart(train: Annotated, val: Annotated, said: str, argument: str) -> None:
-    if both := set(train.names) & set(val.names):
-        raise InputError(argument, f"{said}, which share {len(both)} images", "splits that share none")

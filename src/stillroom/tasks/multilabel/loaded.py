@@ -81,9 +81,7 @@ def load(run: str | Path, *, trust_pickle: bool = False) -> LoadedMultiLabel:
     card = read_card(run, trust_pickle=trust_pickle)
     classes, transform = described(card, transform_from)
     size = card.parsed(lambda content: int(content["image_size"]), "image_size")
-    built = build_multilabel(
-        str(card.folder.resolve()), num_classes=len(classes), image_size=size, trust_pickle=trust_pickle, argument="run"
-    )
+    built = build_multilabel(card.spec, num_classes=len(classes), image_size=size, trust_pickle=trust_pickle, argument="run")
     return LoadedMultiLabel(built.network.eval(), transform, classes, card)
 
 

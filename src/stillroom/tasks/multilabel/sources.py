@@ -12,20 +12,11 @@ import numpy as np
 from stillroom.engine.loading import sample_order
 from stillroom.errors import InputError, near
 from stillroom.tasks.images.annotations import Annotated, read_tags
+from stillroom.tasks.images.coco import COCO_OPTIONS, open_coco
 from stillroom.tasks.images.mosaics import Mosaics
-from stillroom.tasks.images.sources import (
-    COCO_OPTIONS,
-    Kind,
-    LabelledSource,
-    drops_empty,
-    held_out_share,
-    is_number,
-    open_coco,
-    open_spec,
-    open_voc,
-    whole_numbers,
-)
+from stillroom.tasks.images.sources import Kind, LabelledSource, drops_empty, held_out_share, is_number, open_spec, whole_numbers
 from stillroom.tasks.images.stores import FileImages
+from stillroom.tasks.images.voc import open_voc
 
 _SIZE = 224
 _PLAIN: dict[str, Any] = {"mean": (0.0,) * 3, "std": (1.0,) * 3}  # pixels are normalised by nothing, as the paper does
@@ -107,6 +98,8 @@ def _source(
     classes = tuple(kind if least == 1 else f"{kind} >= {least}" for kind, least in conditions)
     if len(classes) < 2:
         raise InputError(argument, f"{len(classes)} labels ({', '.join(classes)})", "at least two")
+    for part in parts:
+        part.notes.warn(argument)
     split = [_labelled(part, conditions, drop=drop) for part in parts]
     if len(split) == 1:
         held_out_N = hold_out(split[0].labels, held_out_share(options, argument))

@@ -7,7 +7,8 @@ logits: `ExpertNetwork.experts`. Module paths: ``trunk``, ``branches.e`` (their 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -16,7 +17,7 @@ from torch.nn.functional import normalize, pad
 
 from stillroom.engine.weights import read_weights
 from stillroom.errors import InputError, positive
-from stillroom.modules.convolutions import Add, Taps, conv_unit, global_average_pool, initialise_convolutions
+from stillroom.modules.convolutions import Add, Taps, conv_unit, global_average_pool, initialise_convolutions, stage
 
 _SHOWN = 3  # keys of a file of weights in an error message
 
@@ -180,18 +181,18 @@ class ExpertResNet(ExpertNetwork):
             raise InputError("depth", depth, "6n + 2 with n of at least 1 (8, 14, 20, 32, 44, 56, 110, ...)")
         blocks = (depth - 2) // 6
         first, second, third = widths
-        trunk = _named(stem=conv_unit(in_channels, first, 3), layer1=_basic_stage(first, first, blocks, stride=1))
+        trunk = _named(stem=conv_unit(in_channels, first, 3), layer1=stage(ExpertBasicBlock, first, first, blocks, stride=1))
         branches = [
             _named(
-                layer2=_basic_stage(first, second, blocks, stride=2),
-                layer3=_basic_stage(second, third, blocks, stride=2),
+                layer2=stage(ExpertBasicBlock, first, second, blocks, stride=2),
+                layer3=stage(ExpertBasicBlock, second, third, blocks, stride=2),
                 pool=global_average_pool(),
             )
             for _ in range(experts)
         ]
         super().__init__(trunk, branches, third, num_classes, scale=scale)
         self._last = blocks - 1
-        _initialise_by_inputs(self)
+        initialise_convolutions(self, "fan_in")
 
     def taps(self) -> Taps:
         """Stem and the end of each stage, along the middle expert; before the activation: the stem's batch norm and the last sums."""
@@ -207,9 +208,9 @@ class ExpertBottleneck(nn.Module):
 
     expansion = 4
 
-    def __init__(self, in_channels: int, base: int, stride: int, groups: int, group_width: int) -> None:
+    def __init__(self, in_channels: int, channels: int, stride: int, groups: int, group_width: int) -> None:
         super().__init__()
-        width, channels = base * group_width // 64 * groups, base * self.expansion
+        width = channels // self.expansion * group_width // 64 * groups
         self.conv1 = nn.Conv2d(in_channels, width, 1, bias=False)
         self.bn1 = nn.BatchNorm2d(width)
         self.relu1 = nn.ReLU()
@@ -225,7 +226,7 @@ class ExpertBottleneck(nn.Module):
         self.relu = nn.ReLU()
 
     def forward(self, x: Tensor) -> Tensor:
-        """[B, in_channels, H, W] -> [B, 4 * base, H / stride, W / stride]."""
+        """[B, in_channels, H, W] -> [B, channels, H / stride, W / stride]."""
         inner = self.relu2(self.bn2(self.conv2(self.relu1(self.bn1(self.conv1(x))))))
         return self.relu(self.add(self.bn3(self.conv3(inner)), self.downsample(x)))
 
@@ -260,22 +261,22 @@ class ExpertBottleneckResNet(ExpertNetwork):
         group_width: int = 64,
         scale: float = 30.0,
     ) -> None:
-        expansion = ExpertBottleneck.expansion
+        block = partial(ExpertBottleneck, groups=groups, group_width=group_width)
+        channels = (64, *(ExpertBottleneck.expansion * width for width in widths))
 
-        def stage(number: int) -> nn.Sequential:
-            incoming = 64 if number == 0 else expansion * widths[number - 1]
-            return _bottleneck_stage(incoming, widths[number], blocks[number], 1 if number == 0 else 2, groups, group_width)
+        def layer(number: int) -> nn.Sequential:
+            return stage(block, channels[number], channels[number + 1], blocks[number], stride=1 if number == 0 else 2)
 
         trunk = _named(
             conv1=nn.Conv2d(in_channels, 64, 7, 2, 3, bias=False),
             bn1=nn.BatchNorm2d(64),
             relu=nn.ReLU(),
             maxpool=nn.MaxPool2d(3, 2, 1),
-            layer1=stage(0),
-            layer2=stage(1),
+            layer1=layer(0),
+            layer2=layer(1),
         )
-        branches = [_named(layer3=stage(2), layer4=stage(3), pool=global_average_pool()) for _ in range(experts)]
-        super().__init__(trunk, branches, expansion * widths[3], num_classes, scale=scale)
+        branches = [_named(layer3=layer(2), layer4=layer(3), pool=global_average_pool()) for _ in range(experts)]
+        super().__init__(trunk, branches, channels[4], num_classes, scale=scale)
         self._last = tuple(count - 1 for count in blocks)
         initialise_convolutions(self)
 
@@ -336,7 +337,7 @@ class ExpertConvNet(ExpertNetwork):
         trunk = _named(layer1=conv_unit(in_channels, 16, 3), layer2=conv_unit(16, 24, 3, 2))
         branches = [_named(layer3=conv_unit(24, 32, 3, 2), layer4=conv_unit(32, 48, 3), pool=global_average_pool()) for _ in range(experts)]
         super().__init__(trunk, branches, 48, num_classes, scale=scale)
-        _initialise_by_inputs(self)
+        initialise_convolutions(self, "fan_in")
 
     def taps(self) -> Taps:
         """The end of each layer, along the middle expert; before the activation: its batch norm."""
@@ -346,28 +347,6 @@ class ExpertConvNet(ExpertNetwork):
 
 def _named(**modules: nn.Module) -> nn.Sequential:
     return nn.Sequential(OrderedDict(modules))
-
-
-def _stage(blocks: int, block: Callable[[bool], nn.Module]) -> nn.Sequential:
-    return nn.Sequential(*(block(number == 0) for number in range(blocks)))
-
-
-def _basic_stage(in_channels: int, channels: int, blocks: int, *, stride: int) -> nn.Sequential:
-    return _stage(blocks, lambda first: ExpertBasicBlock(in_channels if first else channels, channels, stride if first else 1))
-
-
-def _bottleneck_stage(in_channels: int, base: int, blocks: int, stride: int, groups: int, group_width: int) -> nn.Sequential:
-    inside = base * ExpertBottleneck.expansion
-    return _stage(
-        blocks, lambda first: ExpertBottleneck(in_channels if first else inside, base, stride if first else 1, groups, group_width)
-    )
-
-
-def _initialise_by_inputs(network: nn.Module) -> None:
-    """Convolution weights from N(0, 2 / (k * k * C_in)) (Kaiming normal, fan-in); batch norms start as the identity by themselves."""
-    for module in network.modules():
-        if isinstance(module, nn.Conv2d):
-            nn.init.kaiming_normal_(module.weight, mode="fan_in", nonlinearity="relu")
 
 
 def _entries(part: nn.Module, weights: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

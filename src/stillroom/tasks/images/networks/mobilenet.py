@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from torch import Tensor, nn
 
-from stillroom.modules.convolutions import Add, Taps, conv_unit, global_average_pool
+from stillroom.modules.convolutions import Add, Taps, conv_unit, global_average_pool, stage
 
 
 class InvertedResidual(nn.Module):
@@ -13,7 +15,7 @@ class InvertedResidual(nn.Module):
     With an expansion of 1 there is no expanding convolution.
     """
 
-    def __init__(self, in_channels: int, channels: int, stride: int, expansion: int) -> None:
+    def __init__(self, in_channels: int, channels: int, stride: int, expansion: int = 6) -> None:
         super().__init__()
         hidden = in_channels * expansion
         self.expand = nn.Identity() if expansion == 1 else conv_unit(in_channels, hidden, 1, activation=nn.ReLU6)
@@ -43,13 +45,13 @@ class MobileNetV2Tiny(nn.Module):
     def __init__(self, *, num_classes: int, in_channels: int = 3) -> None:
         super().__init__()
         self.stem = conv_unit(in_channels, 32, 1, padding=1, activation=nn.ReLU6)
-        self.layer1 = _inverted_stage(32, 16, blocks=1, stride=1, expansion=1)
-        self.layer2 = _inverted_stage(16, 24, blocks=2, stride=2)
-        self.layer3 = _inverted_stage(24, 32, blocks=3, stride=2)
-        self.layer4 = _inverted_stage(32, 64, blocks=4, stride=2)
-        self.layer5 = _inverted_stage(64, 96, blocks=3, stride=1)
-        self.layer6 = _inverted_stage(96, 160, blocks=3, stride=1)
-        self.layer7 = _inverted_stage(160, 320, blocks=1, stride=1)
+        self.layer1 = stage(partial(InvertedResidual, expansion=1), 32, 16, 1, stride=1)
+        self.layer2 = stage(InvertedResidual, 16, 24, 2, stride=2)
+        self.layer3 = stage(InvertedResidual, 24, 32, 3, stride=2)
+        self.layer4 = stage(InvertedResidual, 32, 64, 4, stride=2)
+        self.layer5 = stage(InvertedResidual, 64, 96, 3, stride=1)
+        self.layer6 = stage(InvertedResidual, 96, 160, 3, stride=1)
+        self.layer7 = stage(InvertedResidual, 160, 320, 1, stride=1)
         self.head = conv_unit(320, 1280, 1, activation=nn.ReLU6)
         self.pool = global_average_pool()
         self.fc = nn.Linear(1280, num_classes)
@@ -86,11 +88,11 @@ class MobileNetV1(nn.Module):
     def __init__(self, *, num_classes: int, in_channels: int = 3) -> None:
         super().__init__()
         self.stem = conv_unit(in_channels, 32, 3, 2)
-        self.layer1 = _separable_stage(32, 64, blocks=1, stride=1)
-        self.layer2 = _separable_stage(64, 128, blocks=2, stride=2)
-        self.layer3 = _separable_stage(128, 256, blocks=2, stride=2)
-        self.layer4 = _separable_stage(256, 512, blocks=6, stride=2)
-        self.layer5 = _separable_stage(512, 1024, blocks=2, stride=2)
+        self.layer1 = stage(_separable, 32, 64, 1, stride=1)
+        self.layer2 = stage(_separable, 64, 128, 2, stride=2)
+        self.layer3 = stage(_separable, 128, 256, 2, stride=2)
+        self.layer4 = stage(_separable, 256, 512, 6, stride=2)
+        self.layer5 = stage(_separable, 512, 1024, 2, stride=2)
         self.pool = global_average_pool()
         self.fc = nn.Linear(1024, num_classes)
 
@@ -108,14 +110,5 @@ class MobileNetV1(nn.Module):
         )
 
 
-def _inverted_stage(in_channels: int, channels: int, *, blocks: int, stride: int, expansion: int = 6) -> nn.Sequential:
-    first = InvertedResidual(in_channels, channels, stride, expansion)
-    return nn.Sequential(first, *(InvertedResidual(channels, channels, 1, expansion) for _ in range(blocks - 1)))
-
-
 def _separable(in_channels: int, channels: int, stride: int) -> nn.Sequential:
     return nn.Sequential(conv_unit(in_channels, in_channels, 3, stride, groups=in_channels), conv_unit(in_channels, channels, 1))
-
-
-def _separable_stage(in_channels: int, channels: int, *, blocks: int, stride: int) -> nn.Sequential:
-    return nn.Sequential(_separable(in_channels, channels, stride), *(_separable(channels, channels, 1) for _ in range(blocks - 1)))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from stillroom.errors import InputError
-from stillroom.modules.convolutions import Add, Taps, conv_unit, global_average_pool, initialise_convolutions
+from stillroom.modules.convolutions import Add, Taps, conv_unit, global_average_pool, initialise_convolutions, stage
 
 
 class BasicBlock(nn.Module):
@@ -46,9 +46,9 @@ class ResNet(nn.Module):
             raise InputError("depth", depth, "6n + 2 with n of at least 1 (8, 14, 20, 32, 44, 56, 110, ...)")
         blocks = (depth - 2) // 6
         self.stem = conv_unit(in_channels, widths[0], 3)
-        self.layer1 = stage(widths[0], widths[1], blocks, stride=1)
-        self.layer2 = stage(widths[1], widths[2], blocks, stride=2)
-        self.layer3 = stage(widths[2], widths[3], blocks, stride=2)
+        self.layer1 = stage(BasicBlock, widths[0], widths[1], blocks, stride=1)
+        self.layer2 = stage(BasicBlock, widths[1], widths[2], blocks, stride=2)
+        self.layer3 = stage(BasicBlock, widths[2], widths[3], blocks, stride=2)
         self.pool = global_average_pool()
         self.fc = nn.Linear(widths[3], num_classes)
         self._last = blocks - 1
@@ -63,9 +63,3 @@ class ResNet(nn.Module):
         """Stem and the end of each stage; before the activation: the stem's batch norm and the last block's sum."""
         stages = ("layer1", "layer2", "layer3")
         return Taps(("stem", *stages), ("stem.bn", *(f"{stage}.{self._last}.add" for stage in stages)), "pool")
-
-
-def stage(in_channels: int, channels: int, blocks: int, *, stride: int) -> nn.Sequential:
-    """A first block, which may halve the resolution, and others of the same shape."""
-    first = BasicBlock(in_channels, channels, stride)
-    return nn.Sequential(first, *(BasicBlock(channels, channels, 1) for _ in range(blocks - 1)))

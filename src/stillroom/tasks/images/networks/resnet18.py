@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from stillroom.modules.convolutions import Taps, conv_unit, global_average_pool, initialise_convolutions
-from stillroom.tasks.images.networks.resnet import stage
+from stillroom.modules.convolutions import Taps, conv_unit, global_average_pool, initialise_convolutions, stage
+from stillroom.tasks.images.networks.resnet import BasicBlock
 
 _WIDTHS = (64, 128, 256, 512)
 
@@ -25,10 +25,10 @@ class ResNetSmallStem(nn.Module):
     def __init__(self, blocks: tuple[int, int, int, int], *, num_classes: int, in_channels: int = 3, initialise: bool = True) -> None:
         super().__init__()
         self.stem = conv_unit(in_channels, _WIDTHS[0], 3)
-        self.layer1 = stage(_WIDTHS[0], _WIDTHS[0], blocks[0], stride=1)
-        self.layer2 = stage(_WIDTHS[0], _WIDTHS[1], blocks[1], stride=2)
-        self.layer3 = stage(_WIDTHS[1], _WIDTHS[2], blocks[2], stride=2)
-        self.layer4 = stage(_WIDTHS[2], _WIDTHS[3], blocks[3], stride=2)
+        self.layer1 = stage(BasicBlock, _WIDTHS[0], _WIDTHS[0], blocks[0], stride=1)
+        self.layer2 = stage(BasicBlock, _WIDTHS[0], _WIDTHS[1], blocks[1], stride=2)
+        self.layer3 = stage(BasicBlock, _WIDTHS[1], _WIDTHS[2], blocks[2], stride=2)
+        self.layer4 = stage(BasicBlock, _WIDTHS[2], _WIDTHS[3], blocks[3], stride=2)
         self.pool = global_average_pool()
         self.fc = nn.Linear(_WIDTHS[3], num_classes)
         self._blocks = blocks

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from torch import Tensor, nn
 
 from stillroom.errors import InputError
-from stillroom.modules.convolutions import Taps, global_average_pool, initialise_convolutions
+from stillroom.modules.convolutions import Taps, global_average_pool, initialise_convolutions, stage
 
 
 class PreActivationBlock(nn.Module):
@@ -54,9 +56,10 @@ class WideResNet(nn.Module):
             raise InputError("depth", depth, "6n + 4 with n of at least 1 (10, 16, 22, 28, 40, ...)")
         blocks = (depth - 4) // 6
         self.stem = nn.Conv2d(in_channels, 16, 3, 1, 1, bias=False)
-        self.layer1 = _stage(16, 16 * width, blocks, stride=1, slope=slope)
-        self.layer2 = _stage(16 * width, 32 * width, blocks, stride=2, slope=slope)
-        self.layer3 = _stage(32 * width, 64 * width, blocks, stride=2, slope=slope)
+        block = partial(PreActivationBlock, slope=slope)
+        self.layer1 = stage(block, 16, 16 * width, blocks, stride=1)
+        self.layer2 = stage(block, 16 * width, 32 * width, blocks, stride=2)
+        self.layer3 = stage(block, 32 * width, 64 * width, blocks, stride=2)
         self.bn = nn.BatchNorm2d(64 * width)
         self.relu = _activation(slope)
         self.pool = global_average_pool()
@@ -75,11 +78,6 @@ class WideResNet(nn.Module):
         """Stem and the end of each stage, normalised: a stage's sum meets its batch norm and ReLU at the head of what follows it."""
         following = ("layer1.0", "layer2.0", "layer3.0")
         return Taps((*(f"{block}.relu1" for block in following), "relu"), (*(f"{block}.bn1" for block in following), "bn"), "pool")
-
-
-def _stage(in_channels: int, channels: int, blocks: int, *, stride: int, slope: float) -> nn.Sequential:
-    first = PreActivationBlock(in_channels, channels, stride, slope)
-    return nn.Sequential(first, *(PreActivationBlock(channels, channels, 1, slope) for _ in range(blocks - 1)))
 
 
 def _activation(slope: float) -> nn.Module:
