@@ -234,14 +234,22 @@ class Lab:
             parts["answers"] = changed
         record = None if self.is_main and self._run_folder.discards else folder.open(parts)
         done = record is not None and record.get("finished")
-        if not done:
+        notes: tuple[str, ...] = ()
+
+        def looked_at(result: StageResult) -> None:
+            """Before anything is written."""
+            nonlocal notes
+            score = _score({"result": {"metrics": result.metrics}}, data)
+            self._display(name).say(f"{model}, {origin}: {score}" if origin else score)
+            notes = accept(result)
+            self._stage_folder(name)
+
+        if record is None or not done:
             scored = around(network) if renormalise is None else _Renormalised(network, renormalise, around)
-            record = self._measured(scored, data, name, model, parts, None, origin, renormalise)
-        assert record is not None
-        self._display(name).say(f"{model}, {origin}: {_score(record, data)}" if origin else _score(record, data))
+            record = self._measured(scored, data, name, model, parts, None, origin, renormalise, looked_at)
+        else:
+            looked_at(self._result(record, folder))
         result = self._result(record, folder)
-        notes = accept(result)
-        self._stage_folder(name)
         if not done:
             # a card cannot say that answers are changed or images resized: then the weights are kept without one
             plain = not changed and not isinstance(renormalise, Resized)
@@ -404,6 +412,7 @@ class Lab:
         recorder: Recorder | None,
         origin: str,
         renormalise: Renormalise | None = None,
+        looked_at: Callable[[StageResult], None] = lambda result: None,
     ) -> dict[str, Any]:
         """The record of a stage whose student is final, with the details of its evaluation."""
         evaluator, device = data.evaluator(), self.device
@@ -422,14 +431,17 @@ class Lab:
             metrics=metrics,
             best=recorder.best if recorder else {},
             history=recorder.history if recorder else [],
-            footprint=self.footprint(distiller.student, example),
+            footprint=Footprint(0, None, 0.0, 0),
             seconds=recorder.seconds if recorder else 0.0,
             epochs=len(recorder.history) if recorder else 0,
             model=model,
             resumed=recorder.continued if recorder else 0,
             origin=origin,
         )
-        return {"fingerprint": parts, "finished": True, "result": result.to_json(), "details": evaluator.details()}
+        result.details = evaluator.details()
+        looked_at(result)
+        result.footprint = self.footprint(distiller.student, example)  # which is remembered in the run's folder
+        return {"fingerprint": parts, "finished": True, "result": result.to_json(), "details": result.details}
 
     def _write(
         self, record: dict[str, Any], folder: StageFolder, distiller: Distiller, model: str, data: TaskData, weights: str | None = None
