@@ -23,6 +23,7 @@ class Block(nn.Module):
         self.bn2 = nn.BatchNorm2d(outputs)
 
     def forward(self, x: Tensor) -> Tensor:
+        """See the class."""
         y = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)))))
         shortcut = F.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, self.more // 2, self.more // 2)) if self.more else x
         return F.relu(y + shortcut)
@@ -41,6 +42,7 @@ class ResNet(nn.Module):
         self.linear = nn.Linear(64, num_classes)
 
     def forward(self, images: Tensor) -> Tensor:
+        """See the class."""
         x = self.layer3(self.layer2(self.layer1(F.relu(self.bn1(self.conv1(images))))))
         return self.linear(x.mean((2, 3)))
 

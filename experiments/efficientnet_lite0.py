@@ -19,6 +19,7 @@ class SameConv(nn.Conv2d):
     """A convolution padded as TensorFlow does: ceil(size / stride) positions, the odd pixel of padding below and on the right."""
 
     def forward(self, x: Tensor) -> Tensor:
+        """See the class."""
         padding: list[int] = []
         for size, kernel, stride in zip(x.shape[:1:-1], self.kernel_size[::-1], self.stride[::-1], strict=True):
             total = max((-(-size // stride) - 1) * stride + kernel - size, 0)
@@ -47,6 +48,7 @@ class Block(nn.Module):
         self._bn2 = norm(outputs)
 
     def forward(self, x: Tensor) -> Tensor:
+        """See the class."""
         y = F.relu6(self._bn0(self._expand_conv(x))) if self.expands else x
         y = F.relu6(self._bn1(self._depthwise_conv(y)))
         y = self._bn2(self._project_conv(y))
@@ -71,6 +73,7 @@ class EfficientNetLite0(nn.Module):
         self._fc = nn.Linear(1280, num_classes)
 
     def forward(self, images: Tensor) -> Tensor:
+        """See the class."""
         x = F.relu6(self._bn0(self._conv_stem(images)))
         for block in self._blocks:
             x = block(x)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shlex
+import shutil
 from pathlib import Path
 
 import onnx
@@ -24,6 +25,7 @@ from stillroom.tasks.detection.data import DetectionData
 from stillroom.tasks.detection.loaded import LoadedDetector, ship
 from stillroom.tasks.detection.models import build_detector
 from stillroom.tasks.detection.preparation import Preparation
+from tests.tasks.classification.miniatures import pictures_of_every_mode
 
 PAGE = Path(__file__).parents[1] / "docs" / "detection.md"
 (WITH_ONNX,) = re.findall(r"<!-- a test runs this block -->\n```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
@@ -267,6 +269,12 @@ def test_the_page_tells_how_to_get_boxes_from_onnx(
             assert " ".join(label) == one.label
             assert float(score) == pytest.approx(one.score, abs=score_apart)
             assert [float(side) for side in (x1, y1, x2, y2)] == pytest.approx(list(one.box), abs=box_apart)
+    for file in pictures_of_every_mode(Path("modes"), (100, 60)):
+        shutil.copy(file, "photo.jpg")
+        exec(compile(WITH_ONNX, str(PAGE), "exec"), {})
+        lines = [line.split() for line in capfd.readouterr().out.splitlines()]
+        scores = sorted(float(line[-5]) for line in lines)
+        assert scores == pytest.approx(sorted(one.score for one in student.detect("photo.jpg")), abs=0.02), file
 
 
 def test_the_pages_own_detector_is_distilled_and_its_folder_used(

@@ -21,6 +21,7 @@ from stillroom.errors import StillroomError
 from stillroom.tasks.classification import ImageData, build_classifier
 from stillroom.tasks.classification.loaded import ship
 from stillroom.tasks.images.folders import find_images
+from tests.tasks.classification.miniatures import pictures_of_every_mode
 
 PAGE = Path(__file__).parents[1] / "docs" / "use-the-student.md"
 BLOCKS = re.findall(r"<!-- a test runs this block -->\n```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
@@ -166,6 +167,9 @@ def test_the_page_tells_how_to_use_the_files(
     assert capsys.readouterr().out.split() == student.classify(tmp_path / "photo.jpg")
     logits = torch.from_numpy(told["logits"])
     torch.testing.assert_close(logits.softmax(-1), student.probabilities(tmp_path / "photo.jpg"), atol=1e-5, rtol=0)
+    files = pictures_of_every_mode(tmp_path / "modes")
+    (logits_BC,) = told["session"].run(None, {"images": np.stack([told["prepare"](str(file)) for file in files])})  # type: ignore[attr-defined, operator]
+    torch.testing.assert_close(torch.from_numpy(logits_BC).softmax(-1), student.probabilities(*files), atol=1e-5, rtol=0)
     exec(compile(with_torch, str(PAGE), "exec"), told)
     assert np.shape(told["logits"]) == (8, 10)
 
@@ -179,7 +183,7 @@ def test_images_are_predicted_in_a_table(finished: Path, photos: Path, capsys: p
     assert [row.split()[0] for row in rows] == [str(name) for name in names]
     assert [row.split()[1] for row in rows] == stillroom.load(finished).classify(*names)
     assert re.fullmatch(r"\S+ +\d +\d+\.\d% +\d \d+\.\d% *", rows[0])
-    assert err == ""
+    assert err == f"stillroom: passed over 1 file other than images, the first {photos / 'notes.txt'}\n"
 
 
 def test_images_are_predicted_as_lines_of_json(finished: Path, photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -219,11 +223,12 @@ def test_what_cannot_be_read_does_not_keep_the_rest(finished: Path, photos: Path
 
 def test_files_folders_and_patterns(photos: Path) -> None:
     everything = [photos / name for name in ("1.png", "2.png", "deep/4.png", "deep/[red]3.PNG")]
-    assert find_images([str(photos)]) == (everything, [])
-    assert find_images([str(photos / "2.png"), str(photos)]) == ([everything[1], everything[0], *everything[2:]], [])
-    assert find_images([f"{photos}/**/[0-9].png", f"{photos}/*.gif"]) == (everything[:3], [f"{photos}/*.gif"])
-    assert find_images([f"{photos}/d*p"]) == (everything[2:], [])
-    assert find_images([str(photos / "deep/[red]3.PNG")]) == (everything[3:], [])
+    notes = [photos / "notes.txt"]
+    assert find_images([str(photos)]) == (everything, [], notes)
+    assert find_images([str(photos / "2.png"), str(photos)]) == ([everything[1], everything[0], *everything[2:]], [], notes)
+    assert find_images([f"{photos}/**/[0-9].png", f"{photos}/*.gif"]) == (everything[:3], [f"{photos}/*.gif"], [])
+    assert find_images([f"{photos}/d*p"]) == (everything[2:], [], [])
+    assert find_images([str(photos / "deep/[red]3.PNG")]) == (everything[3:], [], [])
 
 
 @pytest.mark.parametrize(

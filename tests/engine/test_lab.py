@@ -242,6 +242,21 @@ def test_ctrl_c_once_saves_and_twice_ends_at_once(tmp_path: Path, digits: ImageD
     assert checkpoint["global_step"] == (8 if presses == 1 else 5)
 
 
+class Terminated(KD):
+    """KD whose whole process group is told to end in its eighth step: the loader's workers are gone first."""
+
+    def losses(self, batch: Batch) -> Losses:
+        if self.progress.step == 7:
+            os.kill(os.getpid(), signal.SIGTERM)
+            raise RuntimeError("DataLoader worker (pid 1) is killed by signal: Terminated.")
+        return super().losses(batch)
+
+
+def test_a_loader_that_ends_by_the_same_signal_is_no_failure(tmp_path: Path, digits: ImageData) -> None:
+    with pytest.raises(Interrupted, match=r"^distilled: stopped at once; the same command goes on from the last"):
+        Lab(LabOptions(out=tmp_path, accelerator="cpu")).fit(Terminated(student(), teacher()), digits, PLAN, name="distilled")
+
+
 @pytest.mark.parametrize(("devices", "started", "fits"), [(1, "2", False), (2, "2", True), (2, "4", False), (1, "1", True)])
 def test_as_many_processes_as_torchrun_started(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, devices: int, started: str, fits: bool

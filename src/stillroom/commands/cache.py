@@ -15,7 +15,7 @@ from stillroom.engine.cache import CACHE, CachedTeacher, CacheFolder, Dtype, Res
 from stillroom.engine.experiment import cacheable
 from stillroom.engine.room import setting_of
 from stillroom.engine.run.console import StageDisplay, console
-from stillroom.engine.task import TASKS, FindLayer, task_named
+from stillroom.engine.task import TASKS, FindLayer, first_lines, task_named
 from stillroom.errors import InputError, one_of
 from stillroom.tasks.images.sources import kind_of
 from stillroom.tasks.students import task_of
@@ -36,7 +36,9 @@ def run(arguments: list[str], command: str) -> None:
         options = given.made_lab(alone="a cache is built once, by one process")
         data = given.made_data()
         cacheable(data, "task", name)
-        built = cache(Lab(options, settings=given.settings), data, **given.trained_by(), **{**given.own, "task": name})
+        built = cache(
+            Lab(options, settings=given.settings, opening=first_lines(data)), data, **given.trained_by(), **{**given.own, "task": name}
+        )
     _tell(built)
 
 

@@ -10,6 +10,7 @@ from stillroom.commands.parser import named_as_typed, size_text
 from stillroom.engine import Experiment, Lab, Networks, Training
 from stillroom.engine.room import Setting
 from stillroom.engine.run.console import StageDisplay, console
+from stillroom.engine.task import first_lines
 from stillroom.errors import InputError
 from stillroom.methods.ferkd.bank.folder import BankFolder
 from stillroom.methods.ferkd.bank.labels import DEFAULT_TYPE, LabelDtype, LabelFormat
@@ -47,7 +48,9 @@ def run(arguments: list[str], command: str) -> None:
     given = read_options(PROG, cache_labels, arguments, setting=SETTING, out="runs/labels")
     with named_as_typed(*given.settings):
         options = given.made_lab(alone="start the command several times, and the processes share the images")
-        bank = cache_labels(Lab(options, settings=given.settings), given.made_data(), **given.trained_by(), **given.own)
+        data = given.made_data()
+        lab = Lab(options, settings=given.settings, opening=first_lines(data))
+        bank = cache_labels(lab, data, **given.trained_by(), **given.own)
     _tell(bank)
 
 

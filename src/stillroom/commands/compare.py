@@ -34,6 +34,7 @@ from stillroom.engine.run.console import console
 from stillroom.engine.run.feed import selects
 from stillroom.engine.run.measure import now
 from stillroom.engine.run.pool import Outcome, reason_of
+from stillroom.engine.task import first_lines
 from stillroom.errors import InputError, StillroomError, at_least, near
 
 PROG = "stillroom compare"
@@ -132,6 +133,8 @@ def _compare(options: Options, command: str) -> None:
     for name, reason in refused.items():
         console.print(f"{name}: failed: {reason}", markup=False)
 
+    for line in first_lines(bench.data):
+        console.print(f"data: {line}", markup=False)
     teacher = bench.teach()
     seeds = range(lab.seed, lab.seed + lab.seeds)
     pieces = [Piece(name, seed) for seed in seeds for name in (_ALONE, *bench.arms) if name not in refused]

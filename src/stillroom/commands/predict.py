@@ -41,7 +41,7 @@ def run(arguments: list[str], command: str) -> None:
     if given.threshold is not None and not 0 <= given.threshold <= 1:
         raise InputError("--threshold", given.threshold, "a number from 0 to 1")
 
-    from stillroom.tasks.images.folders import find_images
+    from stillroom.tasks.images.folders import find_images, passed_over
     from stillroom.tasks.students import load
 
     with named_as_typed(*STUDENT):
@@ -50,7 +50,9 @@ def run(arguments: list[str], command: str) -> None:
     for name, value in options.items():
         if name not in student.options:
             raise InputError(f"--{name}", value, f"none, since this run's student is {student.kind}")
-    files, empty = find_images(given.images)
+    files, empty, others = find_images(given.images)
+    for said in passed_over([str(file) for file in others]):
+        print(f"stillroom: {said}", file=sys.stderr)
     if not files:
         raise InputError("IMAGE", ", ".join(given.images), "image files, folders with images in them or patterns that match some")
     problems = [f"{place}: there is no image" for place in empty]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -29,7 +29,7 @@ from stillroom.engine.distributed import rank, world_size
 from stillroom.engine.loading import Loader
 from stillroom.engine.report.results import Report, StageResult
 from stillroom.engine.run.checkpoints import AtomicCheckpointIO, Checkpoints
-from stillroom.engine.run.console import StageDisplay, quiet_libraries
+from stillroom.engine.run.console import StageDisplay, console, quiet_libraries
 from stillroom.engine.run.feed import Feed, selects
 from stillroom.engine.run.folder import RunFolder
 from stillroom.engine.run.layout import channels_last
@@ -75,9 +75,12 @@ class Lab:
         options: where and how to run; `options.out` must be given.
         seed: this Lab's seed; by default `options.seed`.
         settings: every argument of the run, kept in `config.yaml` and compared when a run goes on.
+        opening: lines that the first process says when the first stage begins: what the data are.
     """
 
-    def __init__(self, options: LabOptions, seed: int | None = None, settings: dict[str, Any] | None = None) -> None:
+    def __init__(
+        self, options: LabOptions, seed: int | None = None, settings: dict[str, Any] | None = None, opening: Sequence[str] = ()
+    ) -> None:
         if options.out is None:
             raise InputError("out", None, "the folder of the run")
         self.options = options
@@ -88,6 +91,7 @@ class Lab:
         self._run_folder = RunFolder(self.folder, settings or {}, overwrite=options.overwrite, main=self.is_main)
         self.seed = options.seed if seed is None else seed
         self.started = now()
+        self._opening = opening
         self._prefix = f"seed{self.seed}/"
         torch.backends.cudnn.deterministic = True
         seed_everything(self.seed)
@@ -115,6 +119,9 @@ class Lab:
         """Makes the run's folder and writes its arguments there, as the first stage does; for work that is no stage."""
         if self.is_main:
             self._run_folder.begin()
+            for line in self._opening:
+                console.print(f"data: {line}", markup=False)
+            self._opening = ()
 
     @contextmanager
     def shared(self) -> Iterator[None]:
@@ -380,7 +387,8 @@ class Lab:
                 raise NonFiniteLoss(error.step, error.terms, error.ids, [named(index) for index in error.ids]) from None
             except Interrupted as error:
                 raise Interrupted(f"{display.title}: {error}; everything is saved, the same command goes on from here") from None
-            except SystemExit:  # how Lightning ends at a KeyboardInterrupt
+            # How Lightning ends at a KeyboardInterrupt; and how a loader fails whose workers got the same signal.
+            except (SystemExit, RuntimeError):
                 if not checkpoints.stop:
                     raise
                 raise Interrupted(f"{display.title}: stopped at once; the same command goes on from the last checkpoint") from None
@@ -497,8 +505,7 @@ class Lab:
             load_weights(network, before.companion(companion), argument="continue_from")
 
     def _stage_folder(self, name: str) -> StageFolder:
-        if self.is_main:
-            self._run_folder.begin()
+        self.begin()
         return StageFolder(self.folder / f"{self._prefix}{name}")
 
     def _display(self, name: str) -> StageDisplay:

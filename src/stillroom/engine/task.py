@@ -3,6 +3,9 @@
 A task room holds one object, its `Task`, in a module `task`; the class of its data names it (`data.task`). Commands, methods that serve
 several tasks, the Lab and the report know tasks by these contracts alone. What a task has not (a supervised arm, an export, a cache) is
 absent from its `Task`, and the commands that need it say so in one line. `docs/add-a-task.md` tells a whole task on one page.
+
+Two things that a task may have besides: its data `first_lines()`, sentences that a run begins with; itself ``remarks(report, data)``,
+sentences on results that a reader must not miss, which the terminal and the report say.
 """
 
 from __future__ import annotations
@@ -259,6 +262,11 @@ class Task(Protocol):
 
     def load(self, run: Path, *, trust_pickle: bool) -> Student:
         """The student in the folder of a run or of a stage; see `engine.card` for how it is named."""
+
+
+def first_lines(data: Any) -> list[str]:
+    """What data say of themselves before anything is trained on them; nothing, where they say nothing."""
+    return list(data.first_lines()) if hasattr(data, "first_lines") else []
 
 
 def task_named(name: str, argument: str = "task") -> Task:

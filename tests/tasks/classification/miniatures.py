@@ -28,6 +28,36 @@ def classes_of_pictures(
     return root
 
 
+def pictures_of_every_mode(root: Path, size: tuple[int, int] = (60, 44)) -> list[Path]:
+    """One picture as people's files have it: 16 bits a channel, with a palette, in CMYK, with alpha, lying down, gray, moving."""
+    root.mkdir(parents=True, exist_ok=True)
+    width, height = size
+    across, down = np.meshgrid(np.linspace(0, 1, width), np.linspace(0, 1, height))
+    colours = np.stack([across, down, (across * down) ** 2], -1)
+    image = Image.fromarray((255 * colours).astype(np.uint8))
+    alpha = image.copy()
+    alpha.putalpha(Image.fromarray((255 * across).astype(np.uint8)))
+    exif = Image.Exif()
+    exif[274] = 6
+    deep = Image.fromarray((65535 * across * down).astype(np.uint16))
+    saved: list[tuple[str, Image.Image, dict[str, Any]]] = [
+        ("deep.png", deep, {}),
+        ("deep.tiff", deep, {}),
+        ("palette.png", image.quantize(16), {}),
+        ("clear_palette.png", image.quantize(16), {"transparency": 3}),
+        ("cmyk.jpg", image.convert("CMYK"), {}),
+        ("alpha.png", alpha, {}),
+        ("gray_alpha.png", alpha.convert("LA"), {}),
+        ("turned.jpg", image, {"exif": exif, "quality": 95}),
+        ("gray.png", image.convert("L"), {}),
+        ("bits.png", image.convert("1"), {}),
+        ("animation.gif", image, {"save_all": True, "append_images": [image.rotate(90)]}),
+    ]
+    for name, one, options in saved:
+        one.save(root / name, **options)
+    return [root / name for name, _, _ in saved]
+
+
 def zipped(folder: Path, archive: Path, prefix: str = "") -> Path:
     """The folder as a zip, with what macOS adds."""
     with zipfile.ZipFile(archive, "w") as file:

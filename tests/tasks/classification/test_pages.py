@@ -1,16 +1,22 @@
 import base64
+import json
 import math
 import re
 from io import BytesIO
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from stillroom.cli import main
 from stillroom.engine.report.results import Report, StageResult
 from stillroom.engine.run.measure import Footprint
 from stillroom.errors import InputError
-from stillroom.tasks.classification.pages import classification_sections
+from stillroom.tasks.classification.data import ImageData
+from stillroom.tasks.classification.pages import classification_sections, confusion_sections, one_answer
+from stillroom.tasks.images.page_parts import data_section
+from tests.tasks.classification.miniatures import classes_of_pictures
 
 CLASSES = ["cat", "dog", "<script>alert(1)</script>"]
 LABELS = [0, 0, 1, 1, 2, 2]
@@ -171,3 +177,73 @@ def test_contradictions() -> None:
         )
     with pytest.raises(InputError, match="classes"):
         classification_sections(report(alone=[stage("alone", ALONE)]), CLASSES[:2], image_of)
+
+
+def test_the_matrix_counts_what_is_taken_for_what() -> None:
+    (section,) = confusion_sections(report(alone=[stage("alone", ALONE)], distilled=[stage("distilled", DISTILLED)]), CLASSES)
+    assert rows(section.html) == [
+        ["cat", "2", "0", "0"],
+        ["dog", "1", "1", "0"],
+        ["&lt;script&gt;alert(1)&lt;/script&gt;", "1", "0", "1"],
+    ]
+    broken = stage("distilled", [0, 0, 1, -1, 2, 2], seed=1)
+    (section,) = confusion_sections(report(alone=[stage("alone", ALONE)], distilled=[stage("distilled", DISTILLED), broken]), CLASSES)
+    assert rows(section.html)[1] == ["dog", "0.5", "1", "0", "0.5"]
+    assert '<th scope="col">no answer</th>' in section.html
+    assert "means over seeds" in section.html
+
+
+def test_of_many_classes_the_worst_pairs_are_listed() -> None:
+    labels = [label for label in range(20) for _ in range(4)]
+    predicted, before = np.array(labels), np.array(labels)
+    predicted[4 * 7 : 4 * 7 + 3], predicted[4 * 3] = 9, 5
+    before[4 * 7 : 4 * 7 + 2] = 9
+    arms = {"alone": [stage("alone", before.tolist(), labels=labels)], "distilled": [stage("distilled", predicted.tolist(), labels=labels)]}
+    (section,) = confusion_sections(report(**arms), [f"c{i}" for i in range(20)])
+    assert rows(section.html) == [["c7 as c9", "3 (75%)", "2 (50%)"], ["c3 as c5", "1 (25%)", "0 (0%)"]]
+    assert confusion_sections(report(alone=[stage("alone", labels, labels=labels)]), [f"c{i}" for i in range(20)]) == []
+
+
+def test_one_answer_to_everything_is_said() -> None:
+    same = report(alone=[stage("alone", [1] * 6)], distilled=[stage("distilled", DISTILLED), stage("distilled", [-1] * 6, seed=1)])
+    assert one_answer(same, CLASSES) == [
+        "alone, seed 0, answers dog to 6 of 6 validation images: it tells no classes apart.",
+        "distilled, seed 1, answers nothing that is a number to 6 of 6 validation images: it tells no classes apart.",
+    ]
+    mostly = report(alone=[stage("alone", [0] * 20, labels=[0] * 19 + [1])])  # right, as it happens
+    assert one_answer(mostly, CLASSES) == []
+
+
+def test_the_data_are_counted_by_class_and_split(tmp_path: Path) -> None:
+    classes_of_pictures(tmp_path / "train", ("cat", "<b>dog"), count=4)
+    classes_of_pictures(tmp_path / "val", ("cat", "<b>dog"), count=2)
+    (tmp_path / "train" / "cat" / "0.png").write_bytes(b"broken")
+    (tmp_path / "notes.txt").write_text("text")
+    section = data_section(ImageData(f"imagefolder:{tmp_path}"))
+    assert section.title == "The data"
+    assert rows(section.html) == [["&lt;b&gt;dog", "4", "2"], ["cat", "3", "2"]]
+    assert "passed over 1 file other than images, the first notes.txt" in section.html
+    assert "left out 1 image file that cannot be decoded: train/cat/0.png" in section.html
+    assert "<b>" not in section.html
+    many = data_section(ImageData(f"imagefolder:{classes_of_pictures(tmp_path / 'many', [f'{i:02}' for i in range(50)], count=2)}"))
+    assert len(rows(many.html)) == 40
+    assert "The first 40 of 50 classes" in many.html
+
+
+def test_a_run_says_all_that_in_the_terminal_and_in_its_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    classes_of_pictures(tmp_path / "photos", count=10)
+    (tmp_path / "photos" / "notes.txt").write_text("text")
+    command = (
+        f"run supervised --data imagefolder:{tmp_path / 'photos'} --student stillroom/convnet4 --epochs 1 --lr 0 --out {tmp_path / 'run'}"
+    )
+    assert main(command.split()) == 0
+    out = capsys.readouterr().out
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert out.startswith("data: 16 training + 4 validation images of 2 classes: cat (8 + 2), dog (8 + 2)\n")
+    for said in ("passed over 1 file other than images, the first notes.txt", "validation images: it tells no classes apart."):
+        assert said in out
+        assert said in page
+    assert "The data" in page
+    assert "What is taken for what" in page
+    notes = json.loads((tmp_path / "run" / "metrics.json").read_text())["notes"]
+    assert any("tells no classes apart" in note for note in notes)

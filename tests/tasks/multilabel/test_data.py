@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from stillroom.errors import InputError
+from stillroom.tasks.images.page_parts import data_section
 from stillroom.tasks.images.transforms import train_transform, transform_from
 from stillroom.tasks.multilabel import MultiLabelData
 from tests.tasks.multilabel.annotated import tags, voc
@@ -130,3 +131,15 @@ def test_damaged_files_are_left_out_or_refused(tmp_path: Path, caplog: pytest.Lo
 def test_refuses_what_it_cannot_use(options: dict[str, object], message: str) -> None:
     with pytest.raises(InputError, match=f"^{message}"):
         mosaics(**options)
+
+
+def test_the_first_lines_count_labels_and_say_the_size(tmp_path: Path) -> None:
+    data = MultiLabelData(f"csv:{tags(tmp_path, 12)}")
+    counts, size, *_ = data.first_lines()
+    trained, measured = data.train_labels.sum(0).tolist(), data.val_labels.sum(0).tolist()
+    named = ", ".join(f"{name} ({a} + {b})" for name, a, b in zip(data.classes, trained, measured, strict=True))
+    assert counts == f"{len(data.train_labels)} training + {len(data.val_labels)} validation images with {data.num_classes} labels: {named}"
+    assert size == "224 × 224 pixels: the default, whatever their size (the first is 16 × 12; enlarged: --image-size 12 takes less time)"
+    assert mosaics(image_size=8).first_lines()[1] == "8 × 8 pixels: as asked for"
+    section = data_section(data, "label")
+    assert section.html.count("<tr>") == 1 + data.num_classes

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -81,10 +82,12 @@ def write_report(report: Report, folder: Path | str) -> Path:
     return folder / "report.html"
 
 
-def publish(report: Report, folder: Path) -> None:
-    """Writes it, prints its table and where it is."""
+def publish(report: Report, folder: Path, remarks: Sequence[str] = ()) -> None:
+    """Writes it, prints its table, what is remarkable, and where it is."""
     written = write_report(report, folder)
     console.print(report_table(report, console.width))
+    for remark in remarks:
+        console.print(remark, markup=False, style="bold")
     console.print(f"report: {written}", markup=False)
 
 

@@ -116,6 +116,7 @@ def merge(
         started=started,
         notes=list(notes),
     )
+    report.notes += data.task.remarks(report, data) if hasattr(data.task, "remarks") else []
     report.sections = data.task.sections(report, data)
     return report
 

@@ -11,7 +11,7 @@ from stillroom.engine.lab import Lab
 from stillroom.engine.report.files import publish
 from stillroom.engine.report.results import Report
 from stillroom.engine.run.options import LabOptions
-from stillroom.engine.task import TaskData
+from stillroom.engine.task import TaskData, first_lines
 
 
 def run_seeds(
@@ -39,14 +39,20 @@ def run_seeds(
     """
     reports = []
     for repetition in range(options.seeds):
-        lab = Lab(replace(options, overwrite=options.overwrite and not repetition), options.seed + repetition, settings)
+        lab = Lab(
+            replace(options, overwrite=options.overwrite and not repetition),
+            options.seed + repetition,
+            settings,
+            first_lines(data) if not repetition else (),
+        )
         reports.append(recipe(lab, data, **arguments))
     go_alone()
     if not lab.is_main:
         return reports[-1]
     report = Report.merge(reports)
     report.command, report.settings = command, settings or {}
-    report.notes += notes
+    remarks = data.task.remarks(report, data) if hasattr(data.task, "remarks") else []
+    report.notes += [*notes, *remarks]
     report.sections = data.task.sections(report, data)
-    publish(report, lab.folder)
+    publish(report, lab.folder, remarks)
     return report

@@ -93,7 +93,7 @@ def recipe(
     embed_dim: int = 64,
     contrast_temperature: float = 0.5,
     view_style: Literal["photos", "scans"] | None = None,
-    iterations: int = 150,
+    iterations: int | None = None,
     rounds: int = 5,
     promote: float = 0.1,
     knowledge_views: int = 1,
@@ -123,14 +123,14 @@ def recipe(
         embed_dim: length of the embeddings; of the teacher's projections.
         contrast_temperature: temperature of the contrast; above 0.
         view_style: how the views of an image are made: of ``photos``, or of ``scans`` of signs; by default what suits the data.
-        iterations: steps of an epoch of a round.
+        iterations: steps of an epoch of a round; by default a sixth of the images, from 10 to 150.
         rounds: rounds that promote; one more follows them, and the last of these promotes nothing already.
         promote: share of the unlabelled images that promotions start from; 0 for none.
         knowledge_views: random views of each image that the teacher's answer is averaged over; 0 asks about the image as it is.
         jitter_each: for a whitened student: draw mirror and window for each image, instead of once for a batch.
     """
     for name, value in (
-        ("iterations", iterations),
+        ("iterations", 1 if iterations is None else iterations),
         ("rounds", rounds),
         ("teacher_epochs", teacher_epochs),
         ("hidden", hidden),
@@ -150,7 +150,8 @@ def recipe(
     def built() -> Built:
         return Experiment(lab, pool.data, plan, Networks(student=student)).network(student, "student")
 
-    how = Rounds(iterations=iterations, rounds=rounds, promote=promote, views=knowledge_views)
+    steps = min(150, max(10, max(data.train_size, pool.data.train_size) // 6)) if iterations is None else iterations
+    how = Rounds(iterations=steps, rounds=rounds, promote=promote, views=knowledge_views)
     made_of = (view_style or ("scans" if data.augment == "digits" else "photos")) == "photos"
     random_views, asked_views = (PhotoViews(), PhotoViews(mirror=0)) if made_of else (ScanViews(), ScanViews())
     rehearsed = built().network  # what is wrong with it is said now

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 _MEMORY = 1.5e9  # bytes of decoded images that are kept
+_NAMED = 20  # classes that a run's first line counts one by one
 
 
 class ImageData(ImageSetData):
@@ -38,8 +39,10 @@ class ImageData(ImageSetData):
 
     Args:
         data: where the images are: ``digits`` (small, comes with scikit-learn), ``shapes`` (60 classes of drawn pictures),
-            ``imagefolder:PATH[,val=0.2]`` (folder or zip, one folder per class), ``cifar10:PATH``, ``cifar100:PATH``,
-            ``tiny-imagenet:PATH``, ``imagenet:PATH``, or ``package.module:function`` or ``file.py:function`` returning (train, val).
+            ``imagefolder:PATH[,val=0.2]`` (folder, zip or tar, one folder per class; ``,labels=FILE`` for labels by a table),
+            ``csv:FILE[,image=COLUMN,label=COLUMN,root=FOLDER]`` (or JSON lines), ``webdataset:SHARDS``, ``parquet:FILE_OR_FOLDER``,
+            ``hf:FOLDER``, ``cifar10:PATH``, ``cifar100:PATH``, ``tiny-imagenet:PATH``, ``imagenet:PATH``, or
+            ``package.module:function`` or ``file.py:function`` returning (train, val).
             Behind any of them ``,imbalance=exp:100`` (or step, reverse) trains on a long tail, with ``,largest=500`` images of its largest
             class, and ``,noise=0.2`` with wrong labels.
         image_size: pixels of the images that the network is given; height and width; by default the data's own, or 224.
@@ -67,10 +70,11 @@ class ImageData(ImageSetData):
     ) -> None:
         if augment is not None:
             one_of("augment", augment, AUGMENTATIONS)
-        spec, hardship = read_hardship(data)
-        source = open_source(spec)
+        spec, self.hardship = read_hardship(data)
+        hardship, source = self.hardship, open_source(spec)
         super().__init__(data, source, **options)
         self.image_size = source.image_size if image_size is None else at_least("image_size", image_size, 1)
+        self._why = source.why if image_size is None else "as asked for"
         self.input_shape = (3, self.image_size, self.image_size)
         self.augment = augment or source.augment
         content = source.fingerprint
@@ -180,11 +184,49 @@ class ImageData(ImageSetData):
             raise InputError(argument, count, f"a number from {self.num_classes} (one of each class) to {len(images)} (all there are)")
         return stratified(images.labels, count, seed=self.subset_seed)
 
+    def listed_counts(self) -> tuple[np.ndarray, np.ndarray]:
+        """Training and validation images of each class, int64 [C] both, as the data were opened."""
+        train_C, val_C = (np.bincount(images.labels, minlength=self.num_classes) for images in self._listed)
+        return train_C, val_C
+
+    def first_lines(self) -> list[str]:
+        """Counts of each class in each split, the size and why, and what was met."""
+        train_C, val_C = self.listed_counts()
+        shown = [f"{name} ({train} + {val})" for name, train, val in zip(self.classes[:_NAMED], train_C, val_C, strict=False)]
+        if len(self.classes) > _NAMED:
+            shown.append(
+                f"... ({train_C.min()} to {train_C.max()} training and {val_C.min()} to {val_C.max()} validation images of a class)"
+            )
+        first = f"{train_C.sum()} training + {val_C.sum()} validation images of {self.num_classes} classes: {', '.join(shown)}"
+        size = f"{self.image_size} × {self.image_size} pixels: {self._why}"
+        return [first, size, *self._met()]
+
+    def _met(self) -> list[str]:
+        train_C, val_C = self.listed_counts()
+        met = super()._met()
+        unknown = [name for name, train, val in zip(self.classes, train_C, val_C, strict=True) if val and not train]
+        unseen = [name for name, train, val in zip(self.classes, train_C, val_C, strict=True) if not val and not train]
+        unasked = [name for name, train, val in zip(self.classes, train_C, val_C, strict=True) if train and not val]
+        if unseen == ["0"] and self.classes[0] == "0":
+            met.append("labels start at 1: class 0 has no image, and takes one of a network's answers")
+        elif unseen:
+            met.append(f"classes without any image: {_few(unseen)}")
+        if unknown:
+            met.append(f"classes with validation images that no training image shows, which cannot be learnt: {_few(unknown)}")
+        if unasked:
+            met.append(f"classes without a validation image, which are learnt and not measured: {_few(unasked)}")
+        if self.hardship.imbalance is not None:
+            met.append(f"a long tail is trained on, as asked for: {train_C.sum()} of {len(self.source.train)} training images")
+        if "wrong labels" in self.indices:
+            met.append(f"{len(self.indices['wrong labels'])} training images have a wrong label, as asked for")
+        return met
+
     def _check_classes(self) -> None:
-        """Every class has an image that can be decoded."""
-        for images, split in zip(self._listed, ("training", "validation"), strict=True):
-            counts = np.bincount(images.labels, minlength=self.num_classes)
-            if empty := [name for name, count in zip(self.classes, counts, strict=True) if not count]:
+        """Every class that has files has one that can be decoded."""
+        listed = self.source.train, self.source.val
+        for images, whole, split in zip(self._listed, listed, ("training", "validation"), strict=True):
+            counts, files = (np.bincount(one.labels, minlength=self.num_classes) for one in (images, whole))
+            if empty := [name for name, count, there in zip(self.classes, counts, files, strict=True) if there and not count]:
                 raise InputError("data", f"no readable {split} image of {', '.join(empty[:5])}", "at least one of each class")
 
     def _make_harder(self, hardship: Hardship) -> None:
@@ -197,3 +239,7 @@ class ImageData(ImageSetData):
             indices["train"] = self.indices["train"][indices["train"]]
         self.indices.update(indices)
         self._listed = self._shown = (images, self._listed[1])
+
+
+def _few(names: Sequence[str]) -> str:
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,10 @@ from stillroom.engine.teacher import Renormalise
 from stillroom.errors import InputError
 from stillroom.tasks.classification.data import ImageData
 from stillroom.tasks.images.classified import open_source
-from stillroom.tasks.images.folders import EXTENSIONS, counted, list_files
+from stillroom.tasks.images.folders import counted, list_files, passed_over, told_apart
 from stillroom.tasks.images.stores import FileImages, Images, decodable, taken
+
+logger = logging.getLogger(__name__)
 
 
 class WithOtherTrainingImages:
@@ -80,8 +83,10 @@ def open_unlabelled(spec: str, label: int) -> tuple[Images, str]:
         source = open_source(spec, argument="unlabelled")
         return taken(source.train, np.arange(len(source.train)), np.full(len(source.train), label)), source.fingerprint
     store, files, _ = list_files(path, "unlabelled")
-    names = sorted(name for name in files if name.rpartition(".")[2].lower() in EXTENSIONS)
-    content = hashlib.sha256("\n".join(f"{name} {files[name]}" for name in names).encode()).hexdigest()[:16]
+    names, others = told_apart(store, files)
+    if others:
+        logger.warning("unlabelled: %s", *passed_over(others))
+    content = hashlib.sha256("\n".join(f"{name} {files[name]}" for name in names).encode(errors="surrogateescape")).hexdigest()[:16]
     return FileImages(store, names, np.full(len(names), label)), content
 
 

@@ -15,6 +15,9 @@ from stillroom.tasks.images.page_parts import card, change_cell, changes, figure
 
 _ROWS = 30
 _IMAGES = 6
+_MATRIX = 12  # classes; of more the pairs that are confused most are listed
+_PAIRS = 15
+_SAME, _TRUE = 0.99, 0.9  # one answer: to at least this share of the images, where no class has that share
 
 
 def classification_sections(report: Report, classes: Sequence[str], image_of: Callable[[int], Image.Image]) -> list[Section]:
@@ -39,6 +42,84 @@ def classification_sections(report: Report, classes: Sequence[str], image_of: Ca
     if not arms:
         return []
     return [_per_class(arms, classes), *_examples(arms, classes, image_of)]
+
+
+def confusion_sections(report: Report, classes: Sequence[str]) -> list[Section]:
+    """What the leading student (else the baseline, else the teacher) takes for what: a matrix; of many classes the worst pairs.
+
+    Args:
+        report: with details `ids`, `labels`, `predicted`, each [N], in the stages' results.
+        classes: names in the order of the labels.
+    """
+    order = dict.fromkeys(name for name in (report.leading, report.baseline, report.teacher) if name is not None)
+    kept = {name: [result for result in report.arms.get(name, []) if len(result.details.get("ids", ()))] for name in order}
+    arms = {name: results for name, results in kept.items() if results}
+    if not arms:
+        return []
+    counts = {name: np.mean([_confusion(result, len(classes)) for result in results], 0) for name, results in arms.items()}
+    first, seeds = next(iter(arms)), len(next(iter(arms.values())))
+    told = [f"Answers of {escape(first)}{', means over seeds' if seeds > 1 else ''}."]
+    if len(classes) <= _MATRIX:
+        html = _matrix(counts[first], classes)
+        told.append("Rows are what the images are, columns what they are taken for.")
+    else:
+        html = _worst_pairs(counts, classes)
+        if not html:
+            return []
+        told.append("Images of the first class that are taken for the second; the share is of that class's images.")
+    return [Section("What is taken for what", f"{html}{note(told)}")]
+
+
+def _confusion(result: StageResult, classes: int) -> np.ndarray:
+    """Images by what they are and what they are taken for, [C, C + 1]; no answer last."""
+    answers = _by_id(result)
+    predicted = np.where(answers["predicted"] < 0, classes, answers["predicted"])
+    return np.bincount(answers["labels"] * (classes + 1) + predicted, minlength=classes * (classes + 1)).reshape(classes, classes + 1)
+
+
+def _matrix(counts_CC: np.ndarray, classes: Sequence[str]) -> str:
+    shown = counts_CC if counts_CC[:, -1].any() else counts_CC[:, :-1]
+    rows = []
+    for k, name in enumerate(classes):
+        cells = [f"<td>{f'<b>{_whole(value)}</b>' if k == column else _whole(value)}</td>" for column, value in enumerate(shown[k])]
+        rows.append(row(name, "".join(cells)))
+    columns = [*classes, *(["no answer"] if shown.shape[1] > len(classes) else [])]
+    return table("What is taken for what", heads(["", *columns]), rows)
+
+
+def _worst_pairs(counts: Mapping[str, np.ndarray], classes: Sequence[str]) -> str:
+    wrong = next(iter(counts.values()))[:, :-1].copy()
+    np.fill_diagonal(wrong, 0)
+    images_C = np.maximum(next(iter(counts.values())).sum(1), 1)
+    rows = []
+    for place in np.argsort(-wrong, axis=None, kind="stable")[:_PAIRS].tolist():
+        true, said = divmod(place, len(classes))
+        if not wrong[true, said]:
+            break
+        cells = [f"<td>{_whole(found[true, said])} ({found[true, said] / images_C[true]:.0%})</td>" for found in counts.values()]
+        rows.append(row(f"{classes[true]} as {classes[said]}", "".join(cells)))
+    return table("The most confused classes", heads(["taken for another", *counts]), rows) if rows else ""
+
+
+def _whole(value: float) -> str:
+    return f"{value:.0f}" if value == round(value) else f"{value:.1f}"
+
+
+def one_answer(report: Report, classes: Sequence[str]) -> list[str]:
+    """Sentences on models that give (nearly) all validation images one class, though these are of several."""
+    told = []
+    for name, results in report.arms.items():
+        for result in results:
+            predicted, labels = result.details.get("predicted", np.empty(0)), result.details.get("labels", np.empty(0))
+            if len(predicted) < 2:
+                continue
+            said, times = np.unique(predicted, return_counts=True)
+            most, count = int(said[times.argmax()]), int(times.max())
+            if count >= _SAME * len(predicted) and np.unique(labels, return_counts=True)[1].max() < _TRUE * len(labels):
+                what = classes[most] if most >= 0 else "nothing that is a number"
+                images = f"{count} of {len(predicted)} validation images"
+                told.append(f"{name}, seed {result.seed}, answers {what} to {images}: it tells no classes apart.")
+    return told
 
 
 @dataclass(frozen=True)

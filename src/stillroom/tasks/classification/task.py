@@ -23,12 +23,13 @@ from stillroom.tasks.classification.layers import middle_layer, pooled_layer
 from stillroom.tasks.classification.loaded import Loaded, deliver, load, ship
 from stillroom.tasks.classification.metrics import agreement
 from stillroom.tasks.classification.networks import ClassifierNetworks
-from stillroom.tasks.classification.pages import classification_sections
+from stillroom.tasks.classification.pages import classification_sections, confusion_sections, one_answer
 from stillroom.tasks.classification.supervised import Supervised
 from stillroom.tasks.images.cached import check_views, drawn_views
 from stillroom.tasks.images.classifiers import PRETRAINED, build_classifier, configurations
 from stillroom.tasks.images.configurations import class_names
 from stillroom.tasks.images.foreign import teacher_inputs
+from stillroom.tasks.images.page_parts import data_section
 
 # Where data are named and nothing else: on scikit-learn's digits some 1 500 steps. The paper of DOT sees its effect only once the longer
 # memory has filled.
@@ -205,8 +206,13 @@ class Classification:
         return {"agreement": agreement(details, reference)} if details and reference else {}
 
     def sections(self, report: Report, data: ImageData) -> list[Section]:
-        """Per-class accuracy, and images on which the models differ."""
-        return classification_sections(report, data.classes, data.val_image)
+        """Per-class accuracy, images on which the models differ, what is taken for what, and the data."""
+        found = [*classification_sections(report, data.classes, data.val_image), *confusion_sections(report, data.classes)]
+        return [*found, data_section(data)]
+
+    def remarks(self, report: Report, data: ImageData) -> list[str]:
+        """Models that give one answer to all images."""
+        return one_answer(report, data.classes)
 
     def ship(self, folder: Path, network: nn.Module, model: str, data: ImageData) -> None:
         """`student.json`."""

@@ -20,7 +20,7 @@ from urllib.parse import unquote
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 
 from stillroom.errors import InputError
-from stillroom.tasks.images.folders import EXTENSIONS, Folder, Zip, list_files
+from stillroom.tasks.images.folders import EXTENSIONS, Store, list_files
 
 logger = logging.getLogger(__name__)
 
@@ -106,7 +106,7 @@ class Annotated:
         notes: what was met on the way.
     """
 
-    store: Folder | Zip
+    store: Store
     names: list[str]
     things: list[list[Thing]]
     sizes: Mapping[str, int]
@@ -161,7 +161,7 @@ def flag(said: Any) -> bool:
         return text in ("true", "yes")
 
 
-def content_of(store: Folder | Zip, name: str, argument: str) -> bytes:
+def content_of(store: Store, name: str, argument: str) -> bytes:
     """What is in a file.
 
     Raises:

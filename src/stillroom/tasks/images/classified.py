@@ -23,11 +23,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 
 from stillroom.errors import InputError, near
-from stillroom.tasks.images.folders import check_same, find_splits, list_classes, list_files, single_top
+from stillroom.tasks.images.folders import check_same, find_splits, list_classes, list_files, passed_over, single_top, told_apart
+from stillroom.tasks.images.labelled import SMALL, folder_source, number_order_note, source_of
+from stillroom.tasks.images.records import open_hf, open_parquet
 from stillroom.tasks.images.shapes import SIZE, class_names, shape_images
+from stillroom.tasks.images.shards import open_webdataset
 from stillroom.tasks.images.sources import (
     IMAGENET_STATISTICS,
     Kind,
@@ -38,13 +40,16 @@ from stillroom.tasks.images.sources import (
     split_options,
     whole_numbers,
 )
-from stillroom.tasks.images.stores import DatasetImages, FileImages, Images, MemoryImages, UnreadableImage, hold_out, stratified
+from stillroom.tasks.images.stores import DatasetImages, FileImages, MemoryImages, UnreadableImage, hold_out, stratified
+from stillroom.tasks.images.tables import COLUMNS, open_csv, open_relabelled
 
 logger = logging.getLogger(__name__)
 
+__all__ = ["KINDS", "SMALL", "open_source"]
+
 CIFAR_STATISTICS = (0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)
 TINY_IMAGENET_STATISTICS = (0.4802, 0.4481, 0.3975), (0.2302, 0.2265, 0.2262)
-SMALL = 64  # pixels; images of one size up to this are trained on as they are
+_PAPERS = "the papers' size"
 _CIFAR = {  # folder, training files, test files, file of class names, and the two keys
     10: ("cifar-10-batches-py", [f"data_batch_{i}" for i in range(1, 6)], ["test_batch"], "batches.meta", "labels", "label_names"),
     100: ("cifar-100-python", ["train"], ["test"], "meta", "fine_labels", "fine_label_names"),
@@ -60,8 +65,12 @@ def open_source(spec: str, *, argument: str = "data") -> LabelledSource:
             ``shapes``: 60 classes of 16x16 pictures, each a shape, a hue and a texture, drawn when asked for; 50 of each class for training
             and 20 for validation, or ``,train=N,val=N``; with ``,teacher=N`` a teacher is trained on so many, which begin with
             the students'; with ``,seed=1`` on other pictures, to choose settings on;
-            ``imagefolder:PATH``: a folder or zip of ``train/CLASS/*.jpg`` and ``val/`` or ``test/``, or of ``CLASS/*.jpg``, of which the
-            share ``,val=0.2`` (stratified, always the same images) is held out;
+            ``imagefolder:PATH``: a folder, zip or tar of ``train/CLASS/*.jpg`` and ``val/`` or ``test/``, or of ``CLASS/*.jpg``, of which
+            the share ``,val=0.2`` (stratified, always the same images) is held out; with ``,labels=FILE`` the training images that a
+            table names have its labels;
+            ``csv:FILE``: a table (CSV with any delimiter, JSON lines) with an image and its label in each row, see `tables.open_csv`;
+            ``webdataset:SHARDS``: tar shards, see `shards.open_webdataset`;
+            ``parquet:FILE_OR_FOLDER``, ``hf:FOLDER``: images in tables, see `records.open_parquet` and `records.open_hf`;
             ``cifar10:PATH``, ``cifar100:PATH``: the Python version of the sets as torchvision keeps it, downloaded where missing;
             ``tiny-imagenet:PATH``, ``imagenet:PATH``: a folder or zip in the original layout;
             ``package.module:function`` or ``file.py:function``: called with the options as keyword arguments, returns (train, val), torch
@@ -100,14 +109,14 @@ def _open_digits(path: str, options: dict[str, str], argument: str) -> LabelledS
     left = np.setdiff1d(np.arange(len(labels)), taken)
     classes = tuple(str(digit) for digit in range(10))
     # the digits' own mean and standard deviation (all 900 training scans), rounded
-    return _source("digits", classes, images.take(taken), images.take(left), {}, 8, ((0.306,) * 3, (0.376,) * 3), "digits")
+    return source_of("digits", classes, images.take(taken), images.take(left), {}, 8, ((0.306,) * 3, (0.376,) * 3), "digits")
 
 
 def _open_shapes(path: str, options: dict[str, str], argument: str) -> LabelledSource:
     counts = {"train": 50, "val": 20, "seed": 0, **whole_numbers(options, argument)}
     # the mean and standard deviation of all 3 000 training pictures, rounded
     images = shape_images(counts["train"], seed=counts["seed"]), shape_images(counts["val"], val=True, seed=counts["seed"])
-    source = _source("shapes", class_names(), *images, {}, SIZE, ((0.47,) * 3, (0.29,) * 3), "digits")
+    source = source_of("shapes", class_names(), *images, {}, SIZE, ((0.47,) * 3, (0.29,) * 3), "digits")
     if "teacher" not in counts:
         return source
     fingerprint = hashlib.sha256(f"{source.fingerprint}, {counts['teacher']} for the teacher".encode()).hexdigest()[:16]
@@ -115,31 +124,43 @@ def _open_shapes(path: str, options: dict[str, str], argument: str) -> LabelledS
 
 
 def _open_imagefolder(path: str, options: dict[str, str], argument: str) -> LabelledSource:
+    if "labels" in options:
+        return open_relabelled(path, options, argument)
+    if strange := [name for name in COLUMNS if name in options]:
+        raise InputError(argument, f"{strange[0]}={options[strange[0]]}", "it beside labels=FILE")
     store, files, folders = list_files(path, argument)
-    train, val = find_splits(files, folders)
+    images, others = told_apart(store, files)
+    train, val = find_splits(images, folders)
     if val is not None and "val" in options:
         raise InputError(argument, f"val={options['val']}", f"no such option, since {path} has a folder {val} of its own")
-    classes, names, labels = list_classes(files, folders, train, path, argument)
+    classes, names, labels = list_classes(images, folders, train, path, argument)
+    notes = [*number_order_note(classes), *passed_over(others)]
     if val is None:
-        held_out = hold_out(labels, classes, held_out_share(options, argument), argument)
+        share = held_out_share(options, argument)
+        held_out = hold_out(labels, classes, share, argument)
         split = [FileImages(store, [names[i] for i in np.flatnonzero(part)], labels[part]) for part in (~held_out, held_out)]
+        notes.append(f"held out {share:.0%} of each class to validate on: {held_out.sum()} images, always the same")
     else:
-        val_classes, val_names, val_labels = list_classes(files, folders, val, path, argument)
-        check_same(classes, val_classes, argument)
-        split = [FileImages(store, names, labels), FileImages(store, val_names, val_labels)]
-    return _folder_source("imagefolder", classes, split[0], split[1], files)
+        split = [FileImages(store, names, labels)]
+        split.append(FileImages(store, *list_classes(images, folders, val, path, argument, known=classes)[1:]))
+    used = {*split[0].names, *split[1].names}
+    notes += passed_over(
+        [name for name in images if name not in used], f"in no class's folder of {train or 'the top'}{f' or {val}' if val else ''}", "image"
+    )
+    return folder_source("imagefolder", classes, split[0], split[1], files, notes)
 
 
 def _open_imagenet(path: str, options: dict[str, str], argument: str) -> LabelledSource:
     store, files, folders = list_files(path, argument)
-    train, val = find_splits(files, folders)
+    images, others = told_apart(store, files)
+    train, val = find_splits(images, folders)
     if val is None:
         raise InputError(argument, path, "train/<wnid>/*.JPEG and val/<wnid>/*.JPEG (sort the flat val folder into one folder per class)")
-    classes, names, labels = list_classes(files, folders, train, path, argument)
-    val_classes, val_names, val_labels = list_classes(files, folders, val, path, argument)
+    classes, names, labels = list_classes(images, folders, train, path, argument)
+    val_classes, val_names, val_labels = list_classes(images, folders, val, path, argument)
     check_same(classes, val_classes, argument)
     split = FileImages(store, names, labels), FileImages(store, val_names, val_labels)
-    return _source("imagenet", classes, *split, files, 224, IMAGENET_STATISTICS, "imagenet")
+    return source_of("imagenet", classes, *split, files, 224, IMAGENET_STATISTICS, "imagenet", why=_PAPERS, notes=passed_over(others))
 
 
 def _open_tiny_imagenet(path: str, options: dict[str, str], argument: str) -> LabelledSource:
@@ -148,7 +169,7 @@ def _open_tiny_imagenet(path: str, options: dict[str, str], argument: str) -> La
     annotations = f"{top}val/val_annotations.txt"
     if annotations not in files or f"{top}train" not in folders:
         raise InputError(argument, path, "the original layout: train/<wnid>/images/*.JPEG, val/images/*.JPEG and val/val_annotations.txt")
-    wnids, names, labels = list_classes(files, folders, f"{top}train", path, argument)
+    wnids, names, labels = list_classes(told_apart(store, files)[0], folders, f"{top}train", path, argument)
     rows = [line.split("\t")[:2] for line in store.read(annotations).decode(errors="replace").splitlines() if line.strip()]
     if not rows or min(map(len, rows)) < 2:
         raise InputError(argument, annotations, "a line for each image: its file, a tab, its class")
@@ -161,7 +182,7 @@ def _open_tiny_imagenet(path: str, options: dict[str, str], argument: str) -> La
     val = FileImages(store, [name for name, _ in listed], np.array([label for _, label in listed], np.int64))
     classes = _words(store.read(f"{top}words.txt").decode(), wnids) if f"{top}words.txt" in files else wnids
     split = FileImages(store, names, labels), val
-    return _source("tiny-imagenet", classes, *split, files, 64, TINY_IMAGENET_STATISTICS, "tiny-imagenet")
+    return source_of("tiny-imagenet", classes, *split, files, 64, TINY_IMAGENET_STATISTICS, "tiny-imagenet")
 
 
 def _open_cifar(path: str, options: dict[str, str], argument: str, *, of: int) -> LabelledSource:
@@ -175,13 +196,17 @@ def _open_cifar(path: str, options: dict[str, str], argument: str, *, of: int) -
     if not classes:
         raise InputError(argument, str(root / meta), f"the names of the classes ({names_key})")
     train, val = (_read_cifar([root / name for name in names], label_key, len(classes), argument) for names in (train_files, test_files))
-    return _source(kind, classes, train, val, {}, 32, CIFAR_STATISTICS, "cifar")
+    return source_of(kind, classes, train, val, {}, 32, CIFAR_STATISTICS, "cifar")
 
 
 KINDS = (
     Kind("digits", _open_digits, needs_path=None),
     Kind("shapes", _open_shapes, ("train", "val", "teacher", "seed"), needs_path=None),
-    Kind("imagefolder", _open_imagefolder, ("val",)),
+    Kind("imagefolder", _open_imagefolder, ("val", "labels", *COLUMNS)),
+    Kind("csv", open_csv, ("val", "root", *COLUMNS), needs_path="FILE"),
+    Kind("webdataset", open_webdataset, ("val", "image", "label"), needs_path="SHARDS"),
+    Kind("parquet", open_parquet, ("val", "image", "label"), needs_path="FILE_OR_FOLDER"),
+    Kind("hf", open_hf, ("val", "image", "label"), needs_path="FOLDER"),
     Kind("cifar10", partial(_open_cifar, of=10)),
     Kind("cifar100", partial(_open_cifar, of=100)),
     Kind("tiny-imagenet", _open_tiny_imagenet),
@@ -212,66 +237,12 @@ def _from_function(place: str, function: str, options: dict[str, str], argument:
     count = int(max(part.max() for part in labels)) + 1
     classes = stated[0] or stated[1] or tuple(map(str, range(count)))
     if count > len(classes):
-        raise InputError(argument, spec, f"labels below {len(classes)}, the number of its classes; the largest is {count - 1}")
+        from_one = " (they start at 1: take 1 off)" if min(part.min() for part in labels) == 1 and count == len(classes) + 1 else ""
+        raise InputError(argument, spec, f"labels below {len(classes)}, the number of its classes; the largest is {count - 1}{from_one}")
     if len(classes) < 2:
         raise InputError(argument, spec, "at least two classes")
     train, val = (DatasetImages(dataset, part, split) for dataset, part, split in zip(pair, labels, ("train", "val"), strict=True))
-    return _folder_source(spec, classes, train, val, {})
-
-
-def _source(
-    name: str,
-    classes: tuple[str, ...],
-    train: Images,
-    val: Images,
-    sizes: dict[str, int],
-    image_size: int,
-    statistics: tuple[tuple[float, ...], tuple[float, ...]],
-    augment: str,
-) -> LabelledSource:
-    """A source with its fingerprint; `sizes`: bytes of each file."""
-    digest = hashlib.sha256(repr((name, classes)).encode())
-    for images in (train, val):
-        digest.update(np.ascontiguousarray(images.labels).tobytes())
-        if isinstance(images, FileImages):
-            digest.update("\n".join(f"{path} {sizes[path]}" for path in images.names).encode())
-        elif isinstance(images, MemoryImages):
-            digest.update(images.pixels[:: max(1, len(images) // 1000)].numpy().tobytes())
-    mean, std = statistics
-    return LabelledSource(
-        name=name,
-        classes=classes,
-        train=train,
-        val=val,
-        mean=mean,
-        std=std,
-        fingerprint=digest.hexdigest()[:16],
-        image_size=image_size,
-        augment=augment,
-    )
-
-
-def _folder_source(name: str, classes: tuple[str, ...], train: Images, val: Images, sizes: dict[str, int]) -> LabelledSource:
-    """Small images of one size are used as they are, with CIFAR's augmentation; all others as ImageNet's."""
-    small = _small_size(train)
-    return _source(name, classes, train, val, sizes, small or 224, IMAGENET_STATISTICS, "cifar" if small else "imagenet")
-
-
-def _small_size(images: Images) -> int | None:
-    """The shorter side, if 64 images spread over the set all have the same small size; an odd one elsewhere is resized when read."""
-    sizes, failures = set(), []
-    for index in np.unique(np.linspace(0, len(images) - 1, 64).astype(int)).tolist():
-        try:
-            image = images.image(index)
-        except UnreadableImage as error:
-            failures.append(error)
-            continue
-        sizes.add(image.size if isinstance(image, Image.Image) else tuple(image.shape[1:]))
-        if len(sizes) > 1 or max(max(size) for size in sizes) > SMALL:
-            return None
-    if not sizes:
-        raise failures[0]
-    return min(sizes.pop())
+    return folder_source(spec, classes, train, val, {})
 
 
 # Formats --------------------------------------------------------------------------------------------------------------------------------

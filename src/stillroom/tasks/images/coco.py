@@ -24,7 +24,7 @@ from stillroom.tasks.images.annotations import (
     note_others,
     split_of,
 )
-from stillroom.tasks.images.folders import Folder, Zip, check_same, list_files
+from stillroom.tasks.images.folders import Store, check_same, list_files
 
 COCO_OPTIONS = ("val_images", "val_annotations", "val", "empty")
 _PARTS = "COCO's images, categories and annotations"
@@ -113,7 +113,7 @@ def _json(content: bytes, source: str, argument: str) -> dict[str, Any]:
     return read
 
 
-def _parsed(content: dict[str, Any], store: Folder | Zip, places: Places) -> tuple[tuple[str, ...], Annotated]:
+def _parsed(content: dict[str, Any], store: Store, places: Places) -> tuple[tuple[str, ...], Annotated]:
     source, argument, notes = places.source, places.argument, Notes()
     try:
         names = {_id(category["id"]): str(category["name"]) for category in content["categories"]}

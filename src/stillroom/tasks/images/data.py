@@ -18,8 +18,9 @@ from stillroom.engine.task import Task
 from stillroom.errors import InputError, at_least
 from stillroom.tasks.images.arguments import cpus, renormalisation, statistics
 from stillroom.tasks.images.batches import Batches
+from stillroom.tasks.images.folders import counted, printable
 from stillroom.tasks.images.sources import Source
-from stillroom.tasks.images.stores import Images, MemoryImages, decodable, into_memory, taken
+from stillroom.tasks.images.stores import Images, MemoryImages, decodable, into_memory, several_frames, taken
 from stillroom.tasks.images.transforms import Transform
 
 if TYPE_CHECKING:
@@ -56,6 +57,7 @@ class ImageSetData:
         classes: names of the classes or labels, in the order of a network's answers.
         indices: which images of the source these are, of a subset for example; int64 arrays by what they are called.
         left_out: names of the files that cannot be decoded.
+        animated: names of the files with several pictures, of which the first is read.
         views: of training images that are shown, and no others; None for ever new ones.
         in_memory: the images are decoded once, when they are first asked for.
         fingerprint: changes when what is shown does; not with batch size or workers.
@@ -121,7 +123,24 @@ class ImageSetData:
                     self.indices[split] = self.indices[split][kept[number]]
                 if not len(kept[number]):
                     raise InputError("data", f"no readable {said} image", "at least one")
+        self.animated = several_frames(listed)
         return listed[0], listed[1]
+
+    def first_lines(self) -> list[str]:
+        """What is said of the data before anything is trained, and in the report: how many there are of what, and what was met."""
+        train, val = map(len, self._listed)
+        return [f"{train} training and {val} validation images of {self.num_classes} classes", *self._met()]
+
+    def _met(self) -> list[str]:
+        """What was found on the way to the images; sentences without a full stop."""
+        met = list(self.source.said)
+        if self.left_out:
+            met.append(f"left out {counted(self.left_out)}")
+        if self.animated:
+            one = len(self.animated) == 1
+            files = f"{len(self.animated)} file{'' if one else 's'} with several pictures, the first {printable(self.animated[0])}"
+            met.append(f"{files}: the first picture of {'it' if one else 'each'} is read")
+        return met
 
     # What other data are made by ---------------------------------------------------------------------------------------------------
 

@@ -6,10 +6,14 @@ import base64
 from collections.abc import Mapping, Sequence
 from html import escape
 from io import BytesIO
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
+from stillroom.engine.report.results import Section
+
+_ROWS = 40  # classes that are counted one by one
 _TINY = 64  # pixels; images up to this size are enlarged without smoothing
 _LARGE = 320  # pixels; larger ones are embedded at this size
 
@@ -72,6 +76,27 @@ def table(said: str, heads: str, rows: Sequence[str]) -> str:
 def note(sentences: Sequence[str]) -> str:
     """What is to be known of a table or a gallery."""
     return f'<p class="note">{" ".join(sentences)}</p>'
+
+
+def data_section(data: Any, each: str = "class") -> Section:
+    """*The data*: what a run's first lines say, and the images of each class in each split.
+
+    Args:
+        data: with `first_lines`, of which the first counts; `listed_counts` [C] of both splits; `classes`.
+        each: what a class is called.
+    """
+    train_C, val_C = data.listed_counts()
+    several = f"{each}es" if each == "class" else f"{each}s"
+    first, *met = data.first_lines()
+    first = first.partition(":")[0]
+    rows = [row(name, f"<td>{train}</td><td>{val}</td>") for name, train, val in zip(data.classes, train_C, val_C, strict=True)]
+    notes = [f"The first {_ROWS} of {len(rows)} {several}, in the order of a network's answers."] if len(rows) > _ROWS else []
+    if len(rows) > _ROWS:
+        least, most = int(train_C.min()), int(train_C.max())
+        notes.append(f"Over all of them there are {least} to {most} training images, and {val_C.min()} to {val_C.max()} to measure with.")
+    counts = table(f"Images by {each}", heads([each, "to train on", "to measure with"]), rows[:_ROWS])
+    lines = "".join(f"<li>{escape(line)}</li>" for line in met)
+    return Section("The data", f"<p>{escape(first)}.</p><ul>{lines}</ul>{counts}{note(notes) if notes else ''}")
 
 
 # Pictures -------------------------------------------------------------------------------------------------------------------------------

@@ -29,6 +29,7 @@ class Source:
         mean, std: of each channel, of pixels in [0, 1].
         fingerprint: hash of classes, labels, file names and sizes; not of where the files lie, nor of every byte.
         teacher: images that a teacher is trained on, where they are others.
+        said: what a user must know of how they were found: sentences without a full stop.
     """
 
     name: str
@@ -39,6 +40,7 @@ class Source:
     std: tuple[float, ...]
     fingerprint: str
     teacher: Any = None
+    said: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,10 +50,12 @@ class LabelledSource(Source):
     Attributes:
         image_size: their height and width in pixels then, by default.
         augment: name of the default augmentation.
+        why: that size, in words.
     """
 
     image_size: int
     augment: str
+    why: str = "the size of these images"
 
 
 @dataclass(frozen=True)

@@ -18,10 +18,11 @@ from torch import Tensor
 
 from stillroom.engine.loading import sample_order
 from stillroom.errors import InputError, StillroomError
-from stillroom.tasks.images.folders import Folder, Zip, counted, warn_left_out
+from stillroom.tasks.images.folders import Store, begins_as_image, counted, printable, warn_left_out
 
 _DECODED = 20_000  # images of larger sets are looked at only at both ends before a run
 _END = 32  # bytes, enough for the marks that formats begin and end with
+_ONE_FRAME = ("jpg", "jpeg", "jpe", "jfif", "png", "bmp", "ppm", "pgm")  # formats of one picture, or whose further ones are no pages
 
 
 class UnreadableImage(StillroomError):
@@ -77,9 +78,9 @@ class MemoryImages:
 
 
 class FileImages:
-    """Images in files of a folder or zip: paths relative to it, and their labels."""
+    """Images in files of a folder, zip, tar or table: their names in it, and their labels."""
 
-    def __init__(self, store: Folder | Zip, names: Sequence[str], labels: np.ndarray) -> None:
+    def __init__(self, store: Store, names: Sequence[str], labels: np.ndarray) -> None:
         self.store, self.names, self.labels = store, names, labels
 
     def __len__(self) -> int:
@@ -108,11 +109,22 @@ class FileImages:
             return False
         return True
 
+    def has_frames(self, index: int) -> bool:
+        """Whether a file holds several pictures, of which the first alone is read. It need not be decoded for that."""
+        name = self.names[index]
+        if name.rpartition(".")[2].lower() in _ONE_FRAME:
+            return False
+        try:
+            with Image.open(io.BytesIO(self.store.read(name))) as image:
+                return image.format != "MPO" and bool(getattr(image, "is_animated", False))
+        except Exception:  # whatever its reader met: it is left out, and said to be
+            return False
+
     def _decoded(self, name: str, *, coarse: bool = False) -> Image.Image:
         try:
             content = self.store.read(name)
         except (OSError, zipfile.BadZipFile) as error:
-            raise UnreadableImage(f"{name}: cannot be read ({error})") from None
+            raise UnreadableImage(f"{printable(name)}: cannot be read ({error})") from None
         return read_image(io.BytesIO(content), name, coarse=coarse)
 
     def name(self, index: int) -> str:
@@ -138,6 +150,8 @@ class DatasetImages:
         if isinstance(image, np.ndarray):
             pixels = pixels[None] if pixels.ndim == 2 else pixels.permute(2, 0, 1)
         if pixels.is_floating_point():
+            if pixels.isnan().any():
+                raise UnreadableImage(f"{self.name(index)}: values that are not numbers (NaN)")
             if not (pixels.min() >= 0 and pixels.max() <= 1):
                 raise UnreadableImage(f"{self.name(index)}: values outside [0, 1]; leave normalising to the data's mean and std")
             pixels = (pixels * 255).round()
@@ -250,6 +264,16 @@ def unreadable(images: Images) -> np.ndarray:
         return np.flatnonzero(~np.concatenate(list(good)))
 
 
+def several_frames(splits: Sequence[Images]) -> list[str]:
+    """Names of the files of animations and the like, of which the first picture alone is read; of the first 20 000 that may be such."""
+    names = []
+    for images in splits:
+        if isinstance(images, FileImages):
+            asked = [i for i, name in enumerate(images.names) if name.rpartition(".")[2].lower() not in _ONE_FRAME][:_DECODED]
+            names += [images.names[index] for index in asked if images.has_frames(index)]
+    return names
+
+
 def _complete(head: bytes, tail: bytes) -> bool:
     """Whether a file's ends are those of a whole JPEG or PNG."""
     if head.startswith(b"\xff\xd8\xff"):
@@ -270,8 +294,9 @@ def read_image(file: str | Path | IO[bytes] | Image.Image, name: str | None = No
     """
     if name is None:
         name = getattr(file, "filename", "") or "an image in memory" if isinstance(file, Image.Image) else str(file)
+    name = printable(str(name))
     try:
-        with ImageOps.exif_transpose(file) if isinstance(file, Image.Image) else Image.open(file) as image:
+        with ImageOps.exif_transpose(file) if isinstance(file, Image.Image) else _opened(file) as image:
             if coarse:
                 image.draft("RGB", (1, 1))
             ImageOps.exif_transpose(image, in_place=True)
@@ -284,8 +309,26 @@ def read_image(file: str | Path | IO[bytes] | Image.Image, name: str | None = No
             return image if image.mode == "RGB" else image.convert("RGB")
     except FileNotFoundError:
         raise UnreadableImage(f"{name}: no such file") from None
-    except (OSError, SyntaxError, ValueError, EOFError, NotImplementedError, UnidentifiedImageError, Image.DecompressionBombError) as error:
+    except UnreadableImage:
+        raise
+    except Exception as error:  # formats' readers raise whatever they stumble over in damaged bytes
         raise UnreadableImage(f"{name}: not a readable image ({error})") from None
+
+
+def _opened(file: str | Path | IO[bytes]) -> Image.Image:
+    """An image file, its head read; HEIC by pillow-heif, where that is installed."""
+    try:
+        return Image.open(file)
+    except UnidentifiedImageError:
+        head = file.getvalue() if isinstance(file, io.BytesIO) else Path(file).read_bytes() if isinstance(file, str | Path) else b""
+        if head[4:8] != b"ftyp" or not begins_as_image(head[:_END]):
+            raise
+        try:
+            import pillow_heif
+        except ImportError:
+            raise OSError("HEIC is read where pillow-heif is installed: pip install pillow-heif") from None
+        pillow_heif.register_heif_opener()
+        return Image.open(file)
 
 
 def into_memory(images: Images, size: int, prepare: Callable[[Tensor | Image.Image], Tensor], *, strict: bool = False) -> MemoryImages:
@@ -301,18 +344,22 @@ def into_memory(images: Images, size: int, prepare: Callable[[Tensor | Image.Ima
         UnreadableImage: none can be decoded; or one cannot, and `strict`.
     """
     pixels = torch.empty(len(images), 3, size, size, dtype=torch.uint8)
-    readable = np.ones(len(images), bool)
+    readable, failure = np.ones(len(images), bool), ""
     for index in range(len(images)):  # threads are slower: for small files the interpreter's lock is held most of the time
         try:
             pixels[index] = prepare(images.image(index))
-        except UnreadableImage:
+        except UnreadableImage as error:
             if strict:
                 raise
-            readable[index] = False
+            readable[index], failure = False, failure or str(error)
     if not readable.any():
         raise UnreadableImage(f"{images.name(0)} and all other images cannot be decoded")
     if not readable.all():
-        warn_left_out([images.name(int(i)) for i in np.flatnonzero(~readable)])
+        names = [images.name(int(i)) for i in np.flatnonzero(~readable)]
+        if isinstance(images, FileImages):
+            warn_left_out(names)
+        else:  # what a user's own function gave
+            warn_left_out(names, f"image{{s}} that cannot be used ({failure.partition(': ')[2]})")
     kept = np.flatnonzero(readable)
     names = [images.name(int(i)) for i in kept]
     return MemoryImages(pixels if readable.all() else pixels[torch.from_numpy(kept)], images.labels[kept], names)
@@ -334,7 +381,7 @@ def hold_out(labels: np.ndarray, classes: Sequence[str], fraction: float, argume
         InputError: a class has one image only.
     """
     place, sizes = _place_in_class(labels, 0)
-    if (lonely := np.flatnonzero(sizes < 2)).size:
+    if (lonely := np.flatnonzero(sizes == 1)).size:
         names = ", ".join(classes[i] for i in lonely[:5])
         raise InputError(argument, f"one image of {names}", "at least two images of each class, one to train on and one to hold out")
     return place < np.clip(np.round(fraction * sizes), 1, sizes - 1)[labels]

@@ -26,7 +26,7 @@ from stillroom.tasks.images.annotations import (
     may_be_image,
     split_of,
 )
-from stillroom.tasks.images.folders import Folder, Zip, list_files
+from stillroom.tasks.images.folders import Folder, Store, list_files
 from stillroom.tasks.images.sources import is_number
 
 _HELD_OUT = ("val", "valid", "validation", "test")
@@ -93,7 +93,7 @@ class _Disk:
         """The text in a file."""
         return decoded(content_of(Folder(Path("/")), path, argument))[0]
 
-    def stored(self, paths: Sequence[str]) -> tuple[Folder | Zip, dict[str, int], str]:
+    def stored(self, paths: Sequence[str]) -> tuple[Store, dict[str, int], str]:
         """A store of files, their bytes by their names in it, and where it begins."""
         start = os.path.commonpath({dirname(path) for path in paths})
         return Folder(Path(start)), {relpath(path, start): os.path.exists(path) and os.path.getsize(path) for path in paths}, start
@@ -122,7 +122,7 @@ class _Packed(_Disk):
     def content(self, path: str, argument: str) -> str:
         return decoded(content_of(self.zip, path[1:], argument))[0]
 
-    def stored(self, paths: Sequence[str]) -> tuple[Folder | Zip, dict[str, int], str]:
+    def stored(self, paths: Sequence[str]) -> tuple[Store, dict[str, int], str]:
         return self.zip, self.sizes, "/"
 
 

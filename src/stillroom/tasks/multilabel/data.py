@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -15,6 +16,7 @@ from stillroom.tasks.multilabel.metrics import MultiLabelEvaluator
 from stillroom.tasks.multilabel.sources import open_source
 
 _MEMORY = 0.5e9  # bytes of squashed images that are kept
+_NAMED = 20  # labels that a run's first line counts one by one
 
 
 class MultiLabelData(ImageSetData):
@@ -49,6 +51,7 @@ class MultiLabelData(ImageSetData):
         source = open_source(data)
         super().__init__(data, source, **options)
         self.image_size = source.image_size if image_size is None else at_least("image_size", image_size, 1)
+        self._why = source.why if image_size is None else "as asked for"
         self.augment = augment or source.augment
         self._train_transform = train_transform(self.augment, self.image_size, self.mean, self.std, squash=True)
         self._eval_transform = eval_transform("squash", self.image_size, self.mean, self.std)
@@ -69,6 +72,20 @@ class MultiLabelData(ImageSetData):
     def val_labels(self) -> Tensor:
         """Labels of each validation image, int64 [N, K]."""
         return torch.from_numpy(self._val.labels).long()
+
+    def listed_counts(self) -> tuple[np.ndarray, np.ndarray]:
+        """Training and validation images with each label, int64 [K] both, as the data were opened."""
+        train_K, val_K = (images.labels.sum(0, dtype=np.int64) for images in self._listed)
+        return train_K, val_K
+
+    def first_lines(self) -> list[str]:
+        """How many images there are, with which labels; the size and why; what was met."""
+        train, val = map(len, self._listed)
+        counts = zip(self.classes[:_NAMED], *self.listed_counts(), strict=False)
+        shown = ", ".join(f"{name} ({trained} + {measured})" for name, trained, measured in counts)
+        more = f" and {self.num_classes - _NAMED} more" if self.num_classes > _NAMED else ""
+        first = f"{train} training + {val} validation images with {self.num_classes} labels: {shown}{more}"
+        return [first, f"{self.image_size} × {self.image_size} pixels: {self._why}", *self._met()]
 
     def evaluator(self) -> MultiLabelEvaluator:
         """What measures a network on these labels."""

@@ -15,7 +15,7 @@ from stillroom.tasks.images.annotations import Annotated, read_tags
 from stillroom.tasks.images.coco import COCO_OPTIONS, open_coco
 from stillroom.tasks.images.mosaics import Mosaics
 from stillroom.tasks.images.sources import Kind, LabelledSource, drops_empty, held_out_share, is_number, open_spec, whole_numbers
-from stillroom.tasks.images.stores import FileImages
+from stillroom.tasks.images.stores import FileImages, UnreadableImage
 from stillroom.tasks.images.voc import open_voc
 
 _SIZE = 224
@@ -115,7 +115,20 @@ def _source(
         digest.update(np.ascontiguousarray(images.labels).tobytes())
         digest.update("\n".join(f"{path} {part.sizes[path]}" for path in images.names).encode())
     found: dict[str, Any] = {"fingerprint": digest.hexdigest()[:16], "image_size": _SIZE, "augment": "randaugment", **_PLAIN}
+    found["why"] = f"the default{_first_size(train)}"
     return LabelledSource(name=name, classes=classes, train=train, val=val, **found)
+
+
+def _first_size(images: FileImages) -> str:
+    """What is said of the size of the first image that can be read; a smaller one is enlarged."""
+    for index in range(min(len(images), 5)):
+        try:
+            width, height = images.image(index).size
+        except UnreadableImage:
+            continue
+        smaller = f"; enlarged: --image-size {min(width, height)} takes less time" if min(width, height) < _SIZE else ""
+        return f", whatever their size (the first is {width} × {height}{smaller})"
+    return ""
 
 
 def _labelled(part: Annotated, conditions: Sequence[Condition], *, drop: bool) -> FileImages:

@@ -18,6 +18,7 @@ from stillroom.engine.training import Stopped
 from stillroom.errors import InputError
 from stillroom.modules.ml_decoder import HeadOptions, check_embeddings
 from stillroom.tasks.images.cached import check_views, drawn_views
+from stillroom.tasks.images.page_parts import data_section
 from stillroom.tasks.multilabel.data import MultiLabelData
 from stillroom.tasks.multilabel.loaded import LoadedMultiLabel, load, ship
 from stillroom.tasks.multilabel.metrics import METRICS, agreement
@@ -108,7 +109,7 @@ class MultiLabel:
     networks = MultiLabelNetworks("stillroom/strided64", "stillroom/strided24")
     presets: Mapping[str, Mapping[str, Any]] = {"paper": COCO}
     default: Mapping[str, Any] = {}
-    kinds: tuple[str, ...] = ("mosaics", "csv")
+    kinds: tuple[str, ...] = ("mosaics",)
     layers: Mapping[str, FindLayer] = {}
     exact: tuple[str, ...] = ()
     metric_formats: Mapping[str, Metric] = METRICS
@@ -147,8 +148,8 @@ class MultiLabel:
         return {"agreement": agreement(details, reference)} if details and reference else {}
 
     def sections(self, report: Report, data: MultiLabelData) -> list[Section]:
-        """Each label's change, and example images."""
-        return multilabel_sections(report, data.classes, data.val_image)
+        """Each label's change, example images, and the data."""
+        return [*multilabel_sections(report, data.classes, data.val_image), data_section(data, "label")]
 
     def ship(self, folder: Path, network: nn.Module, model: str, data: MultiLabelData) -> None:
         """`student.json`."""
