@@ -386,7 +386,8 @@ def test_full_disk_is_one_line_and_the_run_goes_on_with_more_room(small_disk: Pa
 def test_full_disk_of_a_cache(small_disk: Path, capsys: pytest.CaptureFixture[str]) -> None:
     teacher = small_disk.parent / "teacher.safetensors"
     save_weights(build_classifier("stillroom/convnet4", num_classes=10).network, teacher)
-    command = ["cache", *SMALL, "--teacher", f"stillroom/convnet4@{teacher}", "--views", "1000", "--out", str(small_disk / "cache")]
+    command = ["cache", *SMALL, "--teacher", f"stillroom/convnet4@{teacher}", "--views", "1000", "--accept-teacher", "true"]
+    command += ["--out", str(small_disk / "cache")]
     assert main(command) == 2
     line = capsys.readouterr().err
     assert line.count("\n") == 1

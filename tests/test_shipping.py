@@ -96,7 +96,8 @@ def test_a_comparison_s_arm_is_exported_and_asked(compared: Path, tmp_path: Path
 
 @pytest.mark.parametrize("spec", ["{}/seed1/kd", "stillroom/convnet4@{}/seed1/kd", "{}/seed1/kd@best"])
 def test_a_stage_teaches(compared: Path, tmp_path: Path, spec: str) -> None:
-    assert main(["run", "kd", *SMALL, "--teacher", spec.format(compared), "--out", str(tmp_path / "run")]) == 0
+    teacher = ["--teacher", spec.format(compared), "--accept-teacher", "true"]  # of two epochs
+    assert main(["run", "kd", *SMALL, *teacher, "--out", str(tmp_path / "run")]) == 0
     score = json.loads((tmp_path / "run/metrics.json").read_text())["stages"]["teacher"][0]["metrics"]["top1"]
     before = json.loads((compared / "metrics.json").read_text())["stages"]["kd"][1]
     assert score == before["best" if "best" in spec else "metrics"]["top1"]
@@ -114,6 +115,7 @@ def test_a_teacher_from_a_file_is_not_copied_and_keeps_its_statistics(tmp_path: 
     torch.manual_seed(0)
     save_weights(build_classifier("stillroom/convnet24", num_classes=10).network, tmp_path / "teacher.safetensors")
     teacher = ["--teacher", f"stillroom/convnet24@{tmp_path / 'teacher.safetensors'}", "--teacher-mean", "[0.5, 0.5, 0.5]"]
+    teacher += ["--accept-teacher", "true"]
     assert main(["run", "kd", *SMALL, *teacher, "--out", str(tmp_path / "run")]) == 0
     assert not (tmp_path / "run/teacher/student.safetensors").exists()
     found = loaded(tmp_path / "run", arm="teacher")

@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from tests import two_processes_job as job
 from tests.processes import Processes
@@ -45,6 +47,12 @@ def test_a_command_on_two_processes_ends_with_the_numbers_of_one(one: Path, two:
         for row, theirs in zip(stage["history"], other["history"], strict=True):
             losses = {key: value for key, value in row.items() if key.startswith("train/")}
             assert {key: theirs[key] for key in losses} == pytest.approx(losses, rel=1e-3, abs=1e-5), arm
+
+
+def test_parameters_that_take_no_part_in_the_loss_stay_as_they_are(one: Path, two: Path) -> None:
+    shipped = [load_file(out / "unused" / "student.safetensors") for out in (one, two)]
+    assert torch.equal(shipped[0]["spare.weight"], shipped[1]["spare.weight"])
+    torch.testing.assert_close(shipped[0]["network.1.weight"], shipped[1]["network.1.weight"])
 
 
 def test_the_detectors_found_something_to_make_a_page_of(two: Path) -> None:

@@ -14,6 +14,8 @@ COMMANDS = {
     "classification": "run kd --data digits --subset 60 --val-subset 41 --batch-size 20 --epochs 2 --lr 0.01 --optimizer sgd",
     "multilabel": "run l2d --data mosaics,train=32,val=21 --batch-size 16 --epochs 2 --optimizer sgd --lr 0.0001 --dropout 0",
     "detection": "run bckd --data scenes:train=16,val=5,teacher=16 --batch-size 8 --epochs 3 --optimizer sgd --lr 0.02",
+    "unused": "run supervised --data digits --subset 60 --val-subset 41 --batch-size 20 --epochs 1 --lr 0.01 --optimizer sgd "
+    f"--student {__name__}:with_a_spare_layer",
     "comparison": "compare kd dkd --data digits --subset 60 --val-subset 41 --batch-size 20 --epochs 1 --lr 0.01 --optimizer sgd",
 }
 
@@ -26,6 +28,25 @@ def run(out: Path, devices: int) -> None:
         with patch.object(nn.BatchNorm2d, "forward", unnormalised):
             code = main(words)
         assert code == 0, f"{name}: exit code {code}"
+
+
+class WithASpareLayer(nn.Module):
+    """A classifier with parameters that take no part in its answers."""
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        self.network = nn.Sequential(nn.Flatten(), nn.Linear(3 * 8 * 8, num_classes))
+        self.spare = nn.Linear(4, 4)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits [B, C]."""
+        logits_BC: Tensor = self.network(images)
+        return logits_BC
+
+
+def with_a_spare_layer(num_classes: int) -> nn.Module:
+    """As the command line names it."""
+    return WithASpareLayer(num_classes)
 
 
 def unnormalised(norm: nn.BatchNorm2d, inputs: Tensor) -> Tensor:

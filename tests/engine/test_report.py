@@ -121,6 +121,11 @@ class TestWords:
         text = headline(report({0: 91.0}, {0: 91.01}, teacher=90.0))
         assert "level with the same student trained alone, 1.0 above its teacher" in text
 
+    def test_being_above_a_broken_teacher_is_no_praise(self) -> None:
+        text = headline(report({0: 91.0}, {0: 93.0}, teacher=0.0))
+        assert "above its teacher" not in text
+        assert "Its teacher, at 0.0 %, is far worse than the student alone." in text
+
     def test_lower_is_better(self) -> None:
         arms = {"alone": {0: 0.50, 1: 0.52, 2: 0.51}, "distilled": {0: 0.30, 1: 0.33, 2: 0.31}}
         made = report(arms["alone"], arms["distilled"], teacher=None)

@@ -42,7 +42,7 @@ def prefixed(state, prefix):
         lambda state: {"net": prefixed(state, "backbone.")},
         lambda state: {"checkpoint": 1, "student": {"state_dict": state}},
         lambda state: {"ema": state},
-        lambda state: {"ema": {key: value + 1 for key, value in state.items() if value.is_floating_point()}, "model": state},
+        lambda state: {"model": {key: value + 1 for key, value in state.items() if value.is_floating_point()}, "ema": state},
         lambda state: prefixed(state, "module.model."),
         lambda state: prefixed(state, "student._orig_mod."),
         lambda state: {"state_dict": {**prefixed(state, "student."), **prefixed(state, "teacher."), "projector.weight": torch.ones(2)}},

@@ -263,6 +263,7 @@ def test_a_step_on_the_paper_s_data(preset: str, tmp_path: Path, request: pytest
         small[small.index("--subset") + 1 :: 2] = ["2", "2"]
         # One network of the group: its checkpoints are large.
         small += ["--teacher", request.getfixturevalue("resnet34"), "--group", PRESETS[preset]["group"].split(",")[1]]
+        small += ["--accept-teacher", "true"]
     if preset in ("paper", "paper:cifar10"):
         small[small.index("--val-subset") + 1] = "4"
     out = tmp_path / "out"

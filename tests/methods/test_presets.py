@@ -135,7 +135,7 @@ def test_a_step_on_the_papers_data(method: str, preset: str, miniatures: dict[st
     small = ["--data", miniatures[preset], "--epochs", "1", "--batch-size", str(batch), "--workers", "0", "--accelerator", "cpu"]
     small += ["--subset", str(subset), "--val-subset", "5" if preset == "paper" else "2"]
     if preset == "paper:imagenet" and method != "supervised":
-        small += ["--teacher", resnet34]
+        small += ["--teacher", resnet34, "--accept-teacher", "true"]
     assert main(["run", method, "--preset", preset, *small, "--out", str(out)]) == 0
     card = json.loads((out / "student.json").read_text())
     assert card["model"] == SHARED[preset]["student"]

@@ -355,6 +355,7 @@ def _notes(bench: Bench, asked: Compare, teacher: Trained) -> list[str]:
         notes.append(
             "The teacher is a cache: distilled students see the views of the images that it holds, the student alone sees fresh ones."
         )
+    notes += teacher.notes
     if asked.jobs > 1:
         notes.append(f"Up to {asked.jobs} trainings ran at a time, which makes each of them take longer.")
     return notes

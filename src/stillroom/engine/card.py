@@ -13,6 +13,7 @@ from typing import Any, Protocol, TypeVar
 
 from stillroom.engine.run.written import write_atomic
 from stillroom.engine.specification import LIBRARIES, runs_code, with_files
+from stillroom.engine.weights import without_set
 from stillroom.errors import InputError
 
 NAME = "student.json"
@@ -198,7 +199,7 @@ def read_specification(spec: str, *, trust_pickle: bool, argument: str) -> Named
     if at and not weights:
         raise InputError(argument, spec, "after @ a file or folder of weights")
     try:  # a card beside weights says what they were trained for, and where a stage has them that only scored them
-        beside = json.loads((Path(weights) / NAME).read_text(encoding="utf-8")) if weights else {}
+        beside = json.loads((without_set(weights) / NAME).read_text(encoding="utf-8")) if weights else {}
         return Named(source, str(beside.get("weights", weights)), tuple(map(str, beside["classes"])), None)
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return Named(source, weights, None, None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -18,6 +19,7 @@ from stillroom.engine.training import Progress, Training
 from stillroom.errors import InputError, at_least
 
 OLD_RATE = 0.1  # share of the learning rate at which weights that a student brings are changed, beside those of a new head
+_TRIED = 4  # samples of a trial
 
 
 class Batch(Protocol):
@@ -245,3 +247,26 @@ class Distiller(LightningModule):
                 group["lr"] = self.rate(base)
                 if momentum is not None:
                     group |= {"betas": (momentum, *group["betas"][1:])} if "betas" in group else {"momentum": momentum}
+
+
+def unused_parameters(distiller: Distiller, data: Any, seed: int) -> list[str]:
+    """Names of parameters that the loss does not depend on, by a trial on a copy: of methods with one loss and one backward pass.
+
+    Args:
+        distiller: on the CPU, with its plan.
+        data: what it trains on.
+        seed: of the batch that is tried.
+    """
+    if not distiller.automatic_optimization:
+        return []
+    trial = copy.deepcopy(distiller, {id(distiller.teacher): distiller.teacher})
+    loader = data.train_loader(seed=seed)
+    trial.progress = Progress(1, trial.plan.epochs, 0, loader.whole)
+    trial.train()
+    learning = {name: parameter for name, parameter in trial.named_parameters() if parameter.requires_grad}
+    with torch.random.fork_rng(devices=[]), torch.enable_grad():
+        try:
+            gradients = torch.autograd.grad(trial.losses(loader.first(_TRIED)).total, list(learning.values()), allow_unused=True)
+        except Exception:  # a method that cannot be asked before its training begins: then its first step says what is wrong
+            return []
+    return [name.removeprefix("student.") for name, gradient in zip(learning, gradients, strict=True) if gradient is None]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -10,9 +10,10 @@ from typing import Any
 from stillroom.engine.cache import CACHE, CachedTeacher
 from stillroom.engine.distiller import OLD_RATE, Distiller
 from stillroom.engine.lab import Lab, Trained
-from stillroom.engine.report.results import Report
-from stillroom.engine.task import Built, CacheableData, Task, TaskData
-from stillroom.engine.teacher import Teacher
+from stillroom.engine.report.gains import far_worse, image_error
+from stillroom.engine.report.results import COMMON_METRICS, Metric, Report, StageResult
+from stillroom.engine.task import WARNING, Built, CacheableData, Task, TaskData
+from stillroom.engine.teacher import Resized, Teacher
 from stillroom.engine.training import Progress, Training, with_fitting_warmup
 from stillroom.errors import InputError, positive
 
@@ -34,12 +35,14 @@ class Networks:
             most.
         teacher_lr: learning rate of the teacher; by default the student's. Where it is fine-tuned that of its new head; all else learns at
             a tenth of it, and the rate falls to zero in a cosine.
+        accept_teacher: go on with a teacher that is no better than chance, or far worse than the student alone.
     """
 
     teacher: str = ""
     student: str = ""
     teacher_epochs: int | None = None
     teacher_lr: float | None = None
+    accept_teacher: bool = False
 
     def teacher_plan(self, plan: Training, *, start: bool = False) -> Training:
         """How a teacher is trained, where the students are trained by `plan`; with `start` one that brings weights and has a new head.
@@ -70,6 +73,7 @@ class Experiment:
         self.lab, self.data, self.plan, self.networks = lab, data, plan, networks
         self._taught = taught
         self._tried: Teacher | None = None  # a rehearsal's teacher, for the rehearsals after it
+        self._said: set[str] = set()  # warnings
 
     @property
     def task(self) -> Task:
@@ -96,14 +100,20 @@ class Experiment:
         with self.lab.shared():
             self.networks.teacher_plan(self.plan)
             if self._tried is None and self.networks.teacher:
-                self._tried = self._cached() or Teacher(self.network(self.networks.teacher, "teacher").network)
+                self._tried = self._cached() or self._untaught()
             student = self.network(self.networks.student, "student")
+            self._warn("student", _loud(student.notes))
             rehearsed = []
             for number, one in enumerate(make):
                 fresh = student if not number else self.network(self.networks.student, "student")
                 rehearsed.append(one(fresh.network, self._tried))
                 self._try(rehearsed[-1])
         return rehearsed
+
+    def _untaught(self) -> Teacher:
+        """The teacher's network as it is before anything is trained."""
+        built = self.network(self.networks.teacher, "teacher")
+        return Teacher(built.network, renormalise=built.renormalise or self.data.renormalise)
 
     def _try(self, distiller: Distiller) -> None:
         """One forward pass of a few samples, as the first step of training shows them."""
@@ -124,27 +134,81 @@ class Experiment:
 
     def _teacher(self) -> Trained:
         if cached := self._cached():
-            return Trained("teacher", None, replace(cached.result, seed=self.lab.seed), cached.folder, teacher=cached)
-        built, renormalise = self.network(self.networks.teacher, "teacher"), self.data.renormalise
+            result = replace(cached.result, seed=self.lab.seed)
+            doubts = self._warn("teacher", [f"the teacher {doubt}" for doubt in self._doubts(result)[:1]])  # accepted when it was asked
+            return Trained("teacher", None, result, cached.folder, teacher=cached, notes=tuple(doubts))
+        built = self.network(self.networks.teacher, "teacher")
         if built.weights is not None and not built.start:
-            around = self.task.supervised
             return self.lab.evaluate(
                 built.network,
                 self.data,
                 name="teacher",
                 model=built.spec,
-                renormalise=renormalise,
-                around=around,
+                renormalise=built.renormalise or self.data.renormalise,
+                around=self.task.supervised,
                 weights=built.weights,
-                origin=f"the weights of {built.weights}, scored and used as they are",
+                origin="; ".join([f"the weights of {built.weights}, scored and used as they are", *_quiet(built.notes)]),
+                accept=lambda result: self._accepted(built, result),
             )
-        if renormalise is not None:
-            got = f"{list(renormalise.to_mean)} for {self.networks.teacher}, a teacher without weights"
-            raise InputError("teacher_mean", got, "none: a teacher that is trained here has the student's statistics")
+        if (renormalise := self.data.renormalise) is not None:
+            size = isinstance(renormalise, Resized)
+            got = f"{list(renormalise.size if isinstance(renormalise, Resized) else renormalise.to_mean)} for {self.networks.teacher}"
+            got += ", a teacher without weights" if built.weights is None else ", a teacher that is fine-tuned"
+            expected = f"none: a teacher that is trained here has the student's {'images' if size else 'statistics'}"
+            raise InputError("teacher_image_size" if size else "teacher_mean", got, expected)
+        loud = self._warn("teacher", _loud(built.notes))
         plan = self.networks.teacher_plan(self.plan, start=bool(built.start))
         made = self.task.supervised(built.network)
         made.new_head = built.new
-        return self.lab.fit(made, self.data.for_teacher(), plan, name="teacher", model=built.spec, origin=_origin(built, plan))
+        taught = self.lab.fit(made, self.data.for_teacher(), plan, name="teacher", model=built.spec, origin=_origin(built, plan))
+        doubts = [f"the teacher, trained here, {doubt}" for doubt in self._doubts(taught.result)[:1]]
+        return replace(taught, notes=(*loud, *self._warn("teacher", doubts)))
+
+    def _warn(self, name: str, warnings: Sequence[str]) -> list[str]:
+        """Says what is the matter with a network, once, in the first seed; answers with the sentences for the report."""
+        for warning in warnings:
+            if self.lab.seed == self.lab.options.seed and warning not in self._said:
+                self.lab.say(name, f"{WARNING}{warning}")
+                self._said.add(warning)
+        return [f"{WARNING}{'' if warning.startswith('the ') else f'the {name}: '}{warning}." for warning in warnings]
+
+    def _doubts(self, result: StageResult) -> list[str]:
+        """What is to be said against a teacher, where the task knows how to tell."""
+        found: list[str] = self.task.doubts(result, self.data) if hasattr(self.task, "doubts") else []
+        return found
+
+    def _accepted(self, built: Built, result: StageResult) -> tuple[str, ...]:
+        """The notes on a teacher that brought its weights, if it is to teach.
+
+        Raises:
+            InputError: it cannot be right, and was not accepted all the same.
+        """
+        loud = self._warn("teacher", _loud(built.notes))
+        doubts = self._doubts(result)
+        if not doubts:
+            return tuple(loud)
+        if not self.networks.accept_teacher:
+            got = f"{self.networks.teacher}, which {'; '.join(doubts)}"
+            raise InputError("teacher", got, "one that knows the data's classes, or --accept-teacher to go on with it")
+        return *loud, *self._warn("teacher", [f"the teacher {'; '.join(doubts)}. It was accepted all the same"])
+
+    def _beaten(self, teacher: Trained, alone: Trained) -> Trained:
+        """The teacher, with a note if it is far worse than the student alone.
+
+        Raises:
+            InputError: it is, it brought its weights, and was not accepted all the same.
+        """
+        evaluator = self.data.evaluator()
+        score, other = teacher.result.metrics[evaluator.primary], alone.result.metrics[evaluator.primary]
+        metric = {**COMMON_METRICS, **self.task.metric_formats}.get(evaluator.primary, Metric(""))
+        one_image = 100.0 if metric.unit == "%" else 0.0
+        _, error = image_error([(alone.result.details, teacher.result.details)], [(other, score)], one_image)
+        if not far_worse(score, other, higher_is_better=evaluator.higher_is_better) or abs(other - score) <= 3 * error:
+            return teacher
+        said = f"is far worse than the student alone ({evaluator.primary} {score:.2f} and {other:.2f})"
+        if teacher.result.epochs == 0 and teacher.teacher is None and not self.networks.accept_teacher:
+            raise InputError("teacher", f"{self.networks.teacher}, which {said}", "a better one, or --accept-teacher to go on with it")
+        return replace(teacher, notes=(*teacher.notes, *self._warn("teacher", [f"the teacher {said}"])))
 
     def _cached(self) -> CachedTeacher | None:
         spec = self.networks.teacher
@@ -169,7 +233,9 @@ class Experiment:
         made = make(built.network)
         made.plan = self.plan  # what it shows may depend on how long it does
         made.new_head = built.new
-        return self.lab.fit(made, self.as_trained(made), self.plan, name=name, model=built.spec, origin=_origin(built, self.plan))
+        origin = _origin(built, self.plan)
+        trained = self.lab.fit(made, self.as_trained(made), self.plan, name=name, model=built.spec, origin=origin)
+        return replace(trained, notes=tuple(f"{WARNING}the student: {warning}." for warning in _loud(built.notes)))
 
     def as_trained(self, distiller: Distiller) -> Any:
         """The data as the distiller trains on them: the views that its teacher's cache has answers to, or what the method shows."""
@@ -188,18 +254,30 @@ class Experiment:
         """
         self.rehearse(*arms.values())
         stages = {"teacher": self.teacher(), "alone": self.alone()}
+        stages["teacher"] = self._beaten(stages["teacher"], stages["alone"])
         stages |= {name: self.distilled(name, make) for name, make in arms.items()}
         return self.lab.report(method, self.data, stages, baseline=baseline, ship=ship or list(arms)[-1])
 
 
+def _quiet(notes: Sequence[str]) -> list[str]:
+    """Notes on a network but for warnings."""
+    return [note for note in notes if not note.startswith(WARNING)]
+
+
+def _loud(notes: Sequence[str]) -> list[str]:
+    """Warnings among the notes on a network."""
+    return [note.removeprefix(WARNING) for note in notes if note.startswith(WARNING)]
+
+
 def _origin(built: Built, plan: Training) -> str:
-    """What a network that is trained starts from, for the terminal and the report; nothing for random numbers."""
-    if built.weights is None:
-        return ""
-    if not built.start:
-        return f"starts from the weights of {built.weights}"
+    """What a network that is trained starts from, for the terminal and the report; of random numbers nothing but the notes on it."""
     rates = f"the new head at a learning rate of {plan.lr:g}, all else at {plan.lr * OLD_RATE:g}"
-    return f"starts from the weights of {built.weights} without their head, since {built.start}; {plan.epochs} epochs, {rates}"
+    origin = ""
+    if built.start:
+        origin = f"starts from the weights of {built.weights} without their head, since {built.start}; {plan.epochs} epochs, {rates}"
+    elif built.weights is not None:
+        origin = f"starts from the weights of {built.weights}"
+    return "; ".join(filter(None, [origin, *_quiet(built.notes)]))
 
 
 def cacheable(data: Any, argument: str, spec: str) -> CacheableData:

@@ -21,9 +21,10 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from stillroom import catalog
+from stillroom.engine.answers import changed_answers
 from stillroom.engine.card import NAME as CARD
 from stillroom.engine.card import amend_card
-from stillroom.engine.distiller import Distiller
+from stillroom.engine.distiller import Distiller, unused_parameters
 from stillroom.engine.distributed import rank, world_size
 from stillroom.engine.loading import Loader
 from stillroom.engine.report.results import Report, StageResult
@@ -38,7 +39,7 @@ from stillroom.engine.run.options import LabOptions, check_port, check_started
 from stillroom.engine.run.recorder import Recorder, evaluate, seed_everything
 from stillroom.engine.run.stage import StageFolder, digest, fingerprint
 from stillroom.engine.task import TaskData
-from stillroom.engine.teacher import Renormalise, Teacher
+from stillroom.engine.teacher import Renormalise, Resized, Teacher
 from stillroom.engine.training import Training
 from stillroom.engine.weights import load_weights, save_weights
 from stillroom.errors import InputError, Interrupted, NonFiniteLoss
@@ -52,6 +53,7 @@ class Trained:
         network: None for a teacher that is known by its stored answers only.
         renormalise: if the network reads other inputs than the data give.
         teacher: what teaches in the network's place, where it does.
+        notes: sentences on it for the report.
     """
 
     name: str
@@ -60,6 +62,7 @@ class Trained:
     folder: Path
     renormalise: Renormalise | None = None
     teacher: Teacher | None = None
+    notes: tuple[str, ...] = ()
 
 
 class Lab:
@@ -107,6 +110,10 @@ class Lab:
         if accelerator in ("mps", "auto") and torch.backends.mps.is_available():
             return torch.device("mps")
         return torch.device("cpu")
+
+    def say(self, title: str, text: str) -> None:
+        """One line on the terminal, of the first process."""
+        StageDisplay(title, silent=not self.is_main).say(text)
 
     def begin(self) -> None:
         """Makes the run's folder and writes its arguments there, as the first stage does; for work that is no stage."""
@@ -208,6 +215,7 @@ class Lab:
         around: Callable[[Any], Distiller] = Distiller,
         weights: str | None = None,
         origin: str = "",
+        accept: Callable[[StageResult], tuple[str, ...]] = lambda result: (),
     ) -> Trained:
         """Scores a network that needs no training; a stage like any other, on disk and in the report.
 
@@ -220,22 +228,42 @@ class Lab:
             around: makes the distiller whose `predict` answers, for tasks whose networks do not answer in the form that is scored.
             weights: the file or folder that the network's come from; if there is one, no copy of them is kept.
             origin: where the network comes from, in words for the report.
+            accept: looks at what was measured, and answers with the stage's notes; what it raises leaves nothing written.
         """
-        folder = self._stage_folder(name)
+        folder = StageFolder(self.folder / f"{self._prefix}{name}")
         parts = {
             "architecture": repr(network),
             "weights": digest(network.state_dict()),
             "data": data.fingerprint,
             "renormalise": repr(renormalise),
         }
-        record = folder.open(parts)
-        if record is None or not record.get("finished"):
+        if changed := changed_answers(network):
+            parts["answers"] = changed
+        record = None if self.is_main and self._run_folder.discards else folder.open(parts)
+        done = record is not None and record.get("finished")
+        notes: tuple[str, ...] = ()
+
+        def looked_at(result: StageResult) -> None:
+            """Before anything is written."""
+            nonlocal notes
+            score = _score({"result": {"metrics": result.metrics}}, data)
+            self._display(name).say(f"{model}, {origin}: {score}" if origin else score)
+            notes = accept(result)
+            self._stage_folder(name)
+
+        if record is None or not done:
             scored = around(network) if renormalise is None else _Renormalised(network, renormalise, around)
-            elsewhere = weights if weights and Path(weights).exists() else None
-            record = self._conclude(scored, data, folder, name, model, parts, None, origin, elsewhere)
-        self._display(name).say(f"{model}, {origin}: {_score(record, data)}" if origin else _score(record, data))
+            record = self._measured(scored, data, name, model, parts, None, origin, renormalise, looked_at)
+        else:
+            looked_at(self._result(record, folder))
+        result = self._result(record, folder)
+        if not done:
+            # a card cannot say that answers are changed or images resized: then the weights are kept without one
+            plain = not changed and not isinstance(renormalise, Resized)
+            elsewhere = weights if plain and weights and Path(weights).exists() else None
+            self._write(record, folder, scored, model if plain else "", data, elsewhere)
         seed_everything(self.seed)
-        return Trained(name, network, self._result(record, folder), folder.path, renormalise)
+        return Trained(name, network, result, folder.path, renormalise, notes=notes)
 
     def report(
         self, method: str, data: TaskData, arms: dict[str, Trained], *, baseline: str | None = "alone", ship: str = "distilled"
@@ -264,6 +292,7 @@ class Lab:
             title=next((known.paper for known in catalog.METHODS if known.name == method), method),
             baseline=baseline if baseline in arms else None,
             subject=ship if ship != baseline else None,
+            notes=[note for trained in arms.values() for note in trained.notes],
             started=self.started,
         )
 
@@ -305,6 +334,18 @@ class Lab:
         ordinary = self.options.layout == "contiguous" or self.options.strategy.startswith("fsdp") or self.device.type == "mps"
         return nullcontext() if ordinary else channels_last(distiller.student, data.example_inputs())
 
+    def _strategy(self, distiller: Distiller, data: TaskData, display: StageDisplay) -> DDPStrategy | str:
+        """How the processes share a training. DDP waits for the gradient of every parameter unless it is told that some have none."""
+        several = self.options.devices * self.options.num_nodes > 1
+        if self.options.strategy not in ("auto", "ddp"):
+            return self.options.strategy
+        unused = unused_parameters(distiller, data, self.seed) if several else []
+        if not unused:
+            # Buffers are made equal before each evaluation; DDP would send them, memory banks too, at every step.
+            return DDPStrategy(broadcast_buffers=False) if self.options.strategy == "ddp" else self.options.strategy
+        display.say(f"parameters that take no part in the loss and stay as they are: {', '.join(unused[:5])}{', ...' * (len(unused) > 5)}")
+        return DDPStrategy(broadcast_buffers=False, find_unused_parameters=True)
+
     def _train(self, distiller: Distiller, data: TaskData, plan: Training, folder: StageFolder, name: str) -> Recorder:
         """Lightning's loop, with our callbacks."""
         options, ours = self.options, distiller.automatic_optimization
@@ -317,8 +358,7 @@ class Lab:
                 accelerator=options.accelerator,
                 devices=options.devices,
                 num_nodes=options.num_nodes,
-                # Buffers are made equal before each evaluation; DDP would send them, memory banks too, at every step.
-                strategy=DDPStrategy(broadcast_buffers=False) if options.strategy == "ddp" else options.strategy,
+                strategy=self._strategy(distiller, data, display),
                 precision=options.precision,  # type: ignore[arg-type]
                 max_epochs=plan.epochs,
                 limit_val_batches=0,  # the recorder evaluates: a killed run never has half an evaluation to go on from
@@ -364,9 +404,25 @@ class Lab:
         parts: dict[str, Any],
         recorder: Recorder | None,
         origin: str,
-        weights: str | None = None,
     ) -> dict[str, Any]:
         """Evaluates the final student once more, this time with details, and writes the stage's record, last of all."""
+        record = self._measured(distiller, data, name, model, parts, recorder, origin)
+        self._write(record, folder, distiller, model, data)
+        return record
+
+    def _measured(
+        self,
+        distiller: Distiller,
+        data: TaskData,
+        name: str,
+        model: str,
+        parts: dict[str, Any],
+        recorder: Recorder | None,
+        origin: str,
+        renormalise: Renormalise | None = None,
+        looked_at: Callable[[StageResult], None] = lambda result: None,
+    ) -> dict[str, Any]:
+        """The record of a stage whose student is final, with the details of its evaluation."""
         evaluator, device = data.evaluator(), self.device
         distiller.student.to(device)
         loader = data.eval_loader(rank=rank(), world=world_size())
@@ -374,31 +430,42 @@ class Lab:
             distiller.predict, distiller, loader, evaluator, device, nullcontext, lambda batch: move_data_to_device(batch, device)
         )
         distiller.student.cpu()
+        example = data.example_inputs()
+        if isinstance(renormalise, Resized):  # a network for images of that size may read no others
+            example = renormalise(example)
         result = StageResult(
             name=name,
             seed=self.seed,
             metrics=metrics,
             best=recorder.best if recorder else {},
             history=recorder.history if recorder else [],
-            footprint=self.footprint(distiller.student, data.example_inputs()),
+            footprint=Footprint(0, None, 0.0, 0),
             seconds=recorder.seconds if recorder else 0.0,
             epochs=len(recorder.history) if recorder else 0,
             model=model,
             resumed=recorder.continued if recorder else 0,
             origin=origin,
         )
-        record = {"fingerprint": parts, "finished": True, "result": result.to_json()}
-        details = evaluator.details()
-        if self.is_main:
-            if weights is None:
-                save_weights(distiller.student, folder.student)
-            self._describe(folder, distiller, model, data, weights)
-            for companion, network in distiller.companions().items():
-                save_weights(network, folder.companion(companion))
-            folder.write_details(details)
-            folder.write(record)
-            folder.drop_checkpoint()
-        return {**record, "details": details}
+        result.details = evaluator.details()
+        looked_at(result)
+        result.footprint = self.footprint(distiller.student, example)  # which is remembered in the run's folder
+        return {"fingerprint": parts, "finished": True, "result": result.to_json(), "details": result.details}
+
+    def _write(
+        self, record: dict[str, Any], folder: StageFolder, distiller: Distiller, model: str, data: TaskData, weights: str | None = None
+    ) -> None:
+        """The stage's files, its record last of all."""
+        if not self.is_main:
+            return
+        folder.path.mkdir(parents=True, exist_ok=True)
+        if weights is None:
+            save_weights(distiller.student, folder.student)
+        self._describe(folder, distiller, model, data, weights)
+        for companion, network in distiller.companions().items():
+            save_weights(network, folder.companion(companion))
+        folder.write_details(record["details"])
+        folder.write({name: value for name, value in record.items() if name != "details"})
+        folder.drop_checkpoint()
 
     def _describe(self, folder: StageFolder, distiller: Distiller, model: str, data: TaskData, weights: str | None = None) -> None:
         """Writes the stage's own `student.json`, so that its network can be used as a run's student can; of one that has a name."""

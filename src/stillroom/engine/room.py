@@ -15,7 +15,8 @@ from stillroom.engine.training import Training
 
 Presets = Mapping[str, Mapping[str, Any]]
 
-_OF_A_TEACHER = frozenset({"teacher_mean", "teacher_std", "teacher_scales"})  # options of data that say nothing where nobody teaches
+# options of data that say nothing where nobody teaches
+_OF_A_TEACHER = frozenset({"teacher_image_size", "teacher_mean", "teacher_scales", "teacher_std"})
 BUILT_FROM = {"student", "teacher", "data"}  # parameters of a room's `build` that are no options
 
 
@@ -113,7 +114,7 @@ def setting_of(task: str, own: Callable[..., Any], *, plan: Training | None = No
     """
     found = task_named(task)
     options = options_of(type(found.networks))
-    without = frozenset(name for name in options if not (teacher if name.startswith("teacher") else student or name != "student"))
+    without = frozenset(name for name in options if not (teacher if "teacher" in name else student or name != "student"))
     known = {*options_of(own, {"lab", "data", "plan", "networks"}), *options_of(found.data), *options_of(Training), *options} - without
     known -= frozenset() if teacher else _OF_A_TEACHER
 

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
 FindLayer = Callable[[nn.Module, Any, str], str]  # (network, a few inputs, what the user calls it) -> module path
 
+WARNING = "WARNING: "  # before notes that a user must not overlook
 TASKS = ("classification", "multilabel", "detection")  # each with a room whose module `task` holds its TASK
 
 
@@ -109,6 +110,8 @@ class Built:
         classes: their names in the order of its answers, when a run's folder recorded them.
         start: why the weights are a start and no trained network: what their head answers for. Empty where they are taken as they are.
         new: names of the parameters that start from random numbers then.
+        notes: what a user should know of how it was brought here, a clause each; those that begin with `WARNING` stand alone.
+        renormalise: what makes its inputs of the data's, where it reads others.
     """
 
     network: Any
@@ -117,6 +120,8 @@ class Built:
     classes: tuple[str, ...] | None = None
     start: str = ""
     new: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    renormalise: Renormalise | None = None
 
     def of_classes(self, classes: Sequence[str], spec: str, argument: str) -> Built:
         """Itself, if the classes that a run's folder recorded, where one did, are these.
@@ -202,6 +207,7 @@ class Task(Protocol):
         layers: module paths by a word, for a cache's taps: ``(network, example, argument)``, see `FindLayer`.
         exact: parts of a teacher's answer that a cache stores in fp32 whatever it is asked for.
         metric_formats: how its metrics are written, where the report does not know them.
+        doubts: optional, ``(result, data)``: what a teacher's answers to the validation set say against it, a clause each.
     """
 
     name: str

@@ -12,8 +12,10 @@ from typing import Any, Literal, cast, get_args
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import interpolate
 from torch.utils._pytree import tree_leaves, tree_map
 
+from stillroom.engine.answers import changed_answers
 from stillroom.engine.folding import fold_batchnorm
 from stillroom.engine.tap import INPUT, Tap, module_paths, plain_path, tap, unwrap
 from stillroom.errors import InputError, one_of
@@ -68,6 +70,25 @@ class Renormalise:
         affine = [(from_std / to_std, (from_mean - to_mean) / to_std) for from_mean, from_std, to_mean, to_std in columns]
         scale, shift = zip(*affine, strict=True)
         return torch.addcmul(channels(shift), images.to(dtype), channels(scale))
+
+
+@dataclass(frozen=True)
+class Resized(Renormalise):
+    """Renormalises, and then resizes, for a network that reads images of another size: the same crop, in more pixels or fewer.
+
+    Args:
+        size: height and width in pixels.
+        interpolation: bilinear, bicubic or nearest; the first two smooth before they shrink.
+    """
+
+    size: tuple[int, int] = (0, 0)
+    interpolation: str = "bilinear"
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Images [B, C, H, W] as the network wants them, [B, C, *size]."""
+        renormalised = super().__call__(images)
+        smooth = self.interpolation != "nearest"
+        return interpolate(renormalised, self.size, mode=self.interpolation, antialias=smooth, align_corners=False if smooth else None)
 
 
 class Teacher:
@@ -127,6 +148,11 @@ class Teacher:
         """The networks as they were given."""
         return self._networks
 
+    @property
+    def renormalise(self) -> Renormalise | None:
+        """What is applied to the images first."""
+        return self._renormalise
+
     @torch.compiler.disable  # the first call copies and folds networks, which is nothing for a graph
     def __call__(self, batch_or_tensor: Any) -> Tensor:
         """The teacher's logits.
@@ -185,6 +211,7 @@ class Teacher:
         for network in map(unwrap, self._networks):
             # Addresses of functions would differ from one process to the next.
             digest.update(re.sub(r" at 0x[0-9a-f]+", "", repr(network)).encode())
+            digest.update(changed_answers(network).encode())
             for key, value in network.state_dict().items():
                 if not isinstance(value, Tensor):
                     digest.update(f"{key} {value!r}".encode())

@@ -1,112 +1,140 @@
-"""Weights on disk: read from the formats that people have, written as safetensors."""
+"""Weights on disk: read from the formats that people have, written as safetensors.
+
+A file may hold several sets of weights that fit a network: raw and averaged ones, a student's and a teacher's, those of the best epoch.
+Which is taken, unless ``FILE#NAME`` says otherwise:
+
+1. of a student and its teacher the student, also where only the teacher would fit;
+2. what is no network's weights by its name (gradients, states of an optimiser) last;
+3. averaged weights (``ema``, ``avg``, ``swa``, ...) before raw ones;
+4. those of a ``best`` epoch before others;
+5. the first in the file.
+"""
 
 from __future__ import annotations
 
 import os
 import re
 import uuid
-import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from stillroom.engine.containers import Contents, listed, read_container
 from stillroom.engine.run.written import put
 from stillroom.engine.tap import unwrap
 from stillroom.errors import InputError
 
-# Files that a run's or stage's folder (ours; then timm's and Hugging Face's) keeps its network in.
-_IN_FOLDER = ("student.safetensors", "model.safetensors")
-# Where checkpoints keep the state dict, in the order of preference.
-_NESTED = ("state_dict", "model", "model_state_dict", "net", "network", "student", "module", "weights", "ema", "state_dict_ema")
-_PREFIXES = {"module", "model", "student", "network", "net", "backbone"}
+SET = "#"  # before the name of one set of weights of a file
+_WRAPPERS = {"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}  # names that wrappers put between a network's own
+_PARALLEL = "module"  # one more, which networks use themselves as well
+_NO_WEIGHTS = re.compile(r"grad|optim|momentum|exp_avg|fisher|(?<![a-z])mask|delta|init(?!ial_model)")
+_AVERAGED = re.compile(r"(?<![a-z])ema(?![a-z])|average|(?<![a-z])avg|swa(?![a-z])|polyak|shadow")
+# Buffers that tools leave in state dicts and that are no weights: batch norms' counters, averaging's, and those of thop.
+_COUNTERS = ("num_batches_tracked", "n_averaged", "total_ops", "total_params")
 _HEADS = 2  # layers that answer for the classes: one, or one more for a distillation token
 _SHOWN = 5  # offending keys of each kind in a message
 
+Adapt = Callable[[nn.Module, dict[str, Tensor]], dict[str, Tensor]]
+
 
 @dataclass(frozen=True)
-class OtherHead:
-    """A network's head that a file has no weights for, since the file's answers for other classes.
+class Loaded:
+    """What was taken of a file.
 
-    Args:
-        classes: how many the file's head answers for.
+    Attributes:
+        name: of the set of weights, as it can be asked for behind ``#``; empty where the file itself is one.
+        others: names of the sets that would have fitted as well.
+        classes: how many the file's head answers for where those are others than the network's; everything but it was loaded then.
         left: names of the network's parameters that were left as they were.
+        notes: what a user should know of it, a clause each.
     """
 
-    classes: int
-    left: tuple[str, ...]
+    name: str
+    others: tuple[str, ...] = ()
+    classes: int | None = None
+    left: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 def read_weights(path: str | Path, *, trust_pickle: bool = False, argument: str = "weights") -> dict[str, Tensor]:
-    """The state dict in a file or a run's folder, on the CPU, with the keys of the file.
+    """One state dict of a file or a run's folder, on the CPU, with the keys of the file; for whoever has no network to try it on.
 
     Args:
-        path: a folder that holds ``student.safetensors``; a safetensors file; or a state dict, a checkpoint around one or a Lightning
-            checkpoint as `torch.save` wrote it. What a file is, is told by its content, not by its name.
-        trust_pickle: also unpickle arbitrary objects, which can run any code that the file's author put there.
-        argument: name in error messages.
+        path: as for `load_weights`. Of several state dicts the one that this module's rule prefers.
+        trust_pickle, argument: see `containers.read_container`.
 
     Raises:
-        InputError: nothing there, not weights, damaged, or in need of `trust_pickle`.
+        InputError: as `read_container`, or no set of that name.
     """
-    file = _file(Path(path).expanduser(), argument)
-    with file.open("rb") as stream:
-        head = stream.read(9)
-    if not head:
-        raise InputError(argument, f"'{file}', an empty file", "a file of weights")
-    if head[8:9] == b"{":  # safetensors: 8 bytes of length, then JSON
-        try:
-            return load_file(file)
-        except (SafetensorError, OSError, ValueError) as error:
-            raise _damaged(argument, file, error) from error
-    if not head.startswith((b"PK\x03\x04", b"\x80")):
-        raise InputError(argument, f"'{file}', which is neither safetensors nor written by torch.save", "a file of weights")
-    weights = _state_dict(_unpickle(file, trust_pickle, argument))
-    if not weights:
-        raise InputError(argument, f"'{file}', in which no state dict was found", "a state dict or a checkpoint that holds one")
-    return weights
+    place, asked = _place(path)
+    contents = read_container(place, trust_pickle=trust_pickle, argument=argument)
+    homes: dict[str, dict[str, Tensor]] = {}
+    for key, home in contents.homes.items():
+        if _is_in(home, asked):
+            homes.setdefault(home, {})[key[len(home) + 1 if home else 0 :]] = contents.tensors[key]
+    if not homes:
+        raise _no_such_set(contents, asked, argument)
+    most = max(map(len, homes.values()))
+    return homes[min((home for home in homes if 2 * len(homes[home]) >= most), key=_preference)]
 
 
 def load_weights(
-    network: nn.Module, path: str | Path, *, trust_pickle: bool = False, argument: str = "weights", other_head: bool = False
-) -> OtherHead | None:
+    network: nn.Module,
+    path: str | Path,
+    *,
+    trust_pickle: bool = False,
+    argument: str = "weights",
+    other_head: bool = False,
+    adapt: Adapt | None = None,
+) -> Loaded:
     """Load a file's weights into a network, all or nothing.
 
-    Prefixes that training code puts before the keys (``module.``, ``model.``, ``student.``, ``backbone.``, ..., also several) are taken
-    off where the rest then fits the network best; with a prefix taken off, keys without it (a Lightning checkpoint's ``teacher.*``) are
-    left out. Batch norms' ``num_batches_tracked`` may be missing or superfluous; every other difference is an error.
+    Every set of tensors in the file is tried, whatever the names around it: those of dictionaries at any depth, and the prefixes that
+    wrappers and one's own modules put before all keys of a network. What has not the prefix (a Lightning checkpoint's ``teacher.*``) is
+    left out. Counters such as batch norms' ``num_batches_tracked`` may be missing or superfluous, auxiliary heads (``aux*``) superfluous,
+    weight normalisation may be fused or in either of torch's forms; every other difference is an error.
 
     Args:
         network: takes the weights in its own dtype and on its own device; unchanged on error.
-        path, trust_pickle, argument: see `read_weights`.
-        other_head: also take a file whose head answers for another number of classes: the head is left as it is.
-
-    Returns:
-        What was left out of the file's head; None where everything was loaded.
+        path: a file or folder (see `containers.read_container`), with ``#NAME`` behind it for one set among several; dots go into nested
+            ones.
+        trust_pickle, argument: see `containers.read_container`.
+        other_head: where the last layer alone differs, and in its number of rows alone, leave it as it is and load everything else.
+        adapt: given the network and weights that do not fit it, answers with weights that might: position embeddings resampled, say.
 
     Raises:
-        InputError: as `read_weights`, or keys, shapes or types do not fit, or a weight is no number; the message lists the first
-            of each kind.
+        InputError: as `read_container`, or keys, shapes or types do not fit, or a weight is no number; the message lists the first
+            of each kind, and what else is in the file.
     """
+    place, asked = _place(path)
     network = unwrap(network)
     own = {key: value for key, value in network.state_dict().items() if isinstance(value, Tensor)}
-    by_plain_key = {_without_compile(key): key for key in own}
-    weights = {_without_compile(key): value for key, value in read_weights(path, trust_pickle=trust_pickle, argument=argument).items()}
+    by_plain_key = {_plain(key): key for key in own}
     expected = {plain: own[key] for plain, key in by_plain_key.items()}
-    best = max(_candidates(weights), key=lambda candidate: _score(candidate, expected))
-    head = _other_head(best, expected) if other_head else None
-    taken = expected if head is None else {key: value for key, value in expected.items() if key not in head.left}
-    problems = _differences({key: value for key, value in best.items() if key in taken or key not in expected}, taken)
-    if problems:
-        got = f"'{path}', which does not fit {type(network).__name__}: {'; '.join(problems)}"
+    contents = read_container(place, trust_pickle=trust_pickle, argument=argument)
+    if not any(_is_in(key, asked) for key in contents.tensors):
+        raise _no_such_set(contents, asked, argument)
+    sets = _sets(contents, expected, asked)
+    fitting = [one for one in sets if one.fits(other_head)]
+    if not fitting and adapt is not None:
+        sets = [one.adapted(network, adapt) for one in sets]
+        fitting = [one for one in sets if one.fits(other_head)]
+    if not fitting:
+        got = f"'{path}', which does not fit {type(network).__name__}: {_misfit(contents, sets)}"
         raise InputError(argument, got, "the weights of this very network")
-    fitting = {by_plain_key[key]: value for key, value in best.items() if key in taken}
-    network.load_state_dict(fitting, strict=False)
-    return head and OtherHead(head.classes, tuple(by_plain_key[key] for key in head.left))
+    whole = [one for one in fitting if one.head is None]
+    best = min(whole or fitting, key=lambda one: _preference(one.prefix))
+    # all of them, or all but the head
+    alike = {by_plain_key[key]: value for key, value in best.weights.items() if value.shape == expected[key].shape}
+    network.load_state_dict(alike, strict=False)
+    others = tuple(dict.fromkeys(one.name for one in whole or fitting if one is not best))
+    left = tuple(by_plain_key[key] for key in best.reshaped)
+    return Loaded(best.name, others, None if best.head is None else best.head[0], left, tuple(best.notes()))
 
 
 def save_weights(network: nn.Module | Mapping[str, Tensor], path: str | Path) -> None:
@@ -127,7 +155,7 @@ def save_weights(network: nn.Module | Mapping[str, Tensor], path: str | Path) ->
         if storage.data_ptr() in seen or storage.nbytes() != value.nbytes:  # safetensors refuses shared memory
             value = value.clone()
         seen.add(value.untyped_storage().data_ptr())
-        tensors[_without_compile(key)] = value
+        tensors[_plain(key)] = value
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp")
     try:
@@ -150,110 +178,259 @@ def _sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def _file(path: Path, argument: str) -> Path:
-    if path.is_dir():
-        for name in _IN_FOLDER:
-            if (path / name).is_file():
-                return path / name
-        raise InputError(argument, f"the folder '{path}' without {_IN_FOLDER[0]}", "a finished run's folder or a file of weights")
-    if not path.is_file():
-        raise InputError(argument, f"'{path}', which does not exist", "a file of weights or a run's folder")
-    return path
+# Names ----------------------------------------------------------------------------------------------------------------------------------
 
 
-def _damaged(argument: str, file: Path, error: Exception) -> InputError:
-    reason = (str(error).splitlines() or [type(error).__name__])[0]
-    return InputError(argument, f"'{file}', which cannot be read ({reason[:200]})", "a complete, undamaged file of weights")
+def without_set(path: str | Path) -> Path:
+    """The file or folder of ``FILE#NAME``."""
+    return Path(_place(path)[0])
 
 
-def _unpickle(file: Path, trust_pickle: bool, argument: str) -> object:
-    try:
-        with warnings.catch_warnings(), file.open("rb") as stream:  # no path: torch believes a name that ends in .safetensors
-            warnings.simplefilter("ignore")  # about pickle protocols; what is wrong is said below
-            return torch.load(stream, map_location="cpu", weights_only=not trust_pickle)
-    except Exception as error:  # depending on where a file is damaged, reading it raises nearly anything
-        refused = re.search(r"(?:GLOBAL (\S+)|(?:global|class) (\S+?\.\S+?))[\s,]|Unsupported operand", f"{error} ")
-        if not trust_pickle and "weights_only" in str(error).lower() and refused:
-            raise InputError(
-                argument,
-                f"'{file}', which needs {refused[1] or refused[2] or 'more than tensors'} to be unpickled",
-                "a file of tensors alone, or --trust-pickle (trust_pickle=True) if you trust its author: unpickling can run any code",
-            ) from None
-        if "TorchScript" in str(error):
-            raise InputError(
-                argument, f"'{file}', a TorchScript program", "its state dict: torch.save(program.state_dict(), FILE)"
-            ) from None
-        raise _damaged(argument, file, error) from error
+def _place(path: str | Path) -> tuple[str, str]:
+    """File or folder, and the set that was asked for. A name with a # of its own is a file, if there is one."""
+    place, hash_, asked = str(path).rpartition(SET)
+    return (place, asked) if hash_ and not Path(path).expanduser().exists() else (str(path), "")
 
 
-def _state_dict(content: object) -> dict[str, Tensor]:
-    """The tensors of a state dict, looked for in the places where checkpoints keep it; empty if there is none."""
-    if isinstance(content, nn.Module):
-        content = content.state_dict()
-    if not isinstance(content, Mapping):
-        return {}
-    for name in _NESTED:
-        if isinstance(content.get(name), (Mapping, nn.Module)) and (inner := _state_dict(content[name])):
-            return inner
-    return {key: value.detach() for key, value in content.items() if isinstance(key, str) and isinstance(value, Tensor)}
+def _is_in(name: str, asked: str) -> bool:
+    return not asked or f"{name}.".startswith(f"{asked}.")
 
 
-def _without_compile(key: str) -> str:
-    return ".".join(name for name in key.split(".") if name != "_orig_mod")
+def _preference(name: str) -> tuple[bool, bool, bool, bool]:
+    """The less, the better; see the module's docstring."""
+    words = name.lower()
+    return "teacher" in words, bool(_NO_WEIGHTS.search(words)), not _AVERAGED.search(words), "best" not in words
 
 
-def _candidates(weights: Mapping[str, Tensor]) -> list[dict[str, Tensor]]:
-    """The weights as they are, then with each chain of known prefixes taken off (and the keys without it left out)."""
-    chains: dict[str, None] = {"": None}
-    for key in weights:
-        chain = ""
-        for name in key.split(".")[:-1]:
-            if name not in _PREFIXES:
-                break
-            chain += f"{name}."
-            chains[chain] = None
-    return [{key.removeprefix(chain): value for key, value in weights.items() if key.startswith(chain)} for chain in chains]
+def _plain(key: str) -> str:
+    return ".".join(name for name in key.split(".") if name not in _WRAPPERS)
 
 
-def _score(weights: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> tuple[int, int, int]:
-    named = [key for key in weights if key in expected]
-    shaped = sum(weights[key].shape == expected[key].shape for key in named)
-    return shaped, len(named), -len(weights)
+# Sets of weights ------------------------------------------------------------------------------------------------------------------------
 
 
-def _differences(weights: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> list[str]:
-    def counts(key: str) -> bool:
-        return not key.endswith("num_batches_tracked")
+@dataclass
+class _Set:
+    """Tensors of a file with a common prefix.
 
-    missing = [key for key in expected if key not in weights and counts(key)]
-    unexpected = [key for key in weights if key not in expected and counts(key)]
-    reshaped = [key for key in expected if key in weights and weights[key].shape != expected[key].shape]
-    shapes = [f"{key} {list(weights[key].shape)} instead of {list(expected[key].shape)}" for key in reshaped]
-    kinds = [key for key in expected if key in weights and weights[key].is_floating_point() != expected[key].is_floating_point()]
-    types = [f"{key} {weights[key].dtype} instead of {expected[key].dtype}".replace("torch.", "") for key in kinds if counts(key)]
-    bad = [key for key in expected if key in weights and weights[key].is_floating_point() and weights[key].float().isnan().any()]
-    problems = [
-        f"{len(entries)} {kind} ({', '.join(entries[:_SHOWN])}{', ...' if len(entries) > _SHOWN else ''})"
-        for kind, entries in (
-            ("missing", missing),
-            ("unexpected", unexpected),
-            ("of another shape", shapes),
-            ("of another type", types),
-            ("not a number", bad),
-        )
-        if entries
-    ]
-    if (head := _other_head(weights, expected)) and not missing and not unexpected:
-        ours = expected[head.left[0]].shape[0]
-        problems.append(f"the file's classifier has {head.classes} classes, the network's {ours}")
-    return problems
+    Attributes:
+        prefix: what stands before their names in the file, with the dictionaries that they lie in.
+        expected: what the network wants.
+        weights: what of that is there, by the network's names.
+        unexpected: names of others beside them.
+        changes: what was done to make them fit, for the user.
+    """
+
+    prefix: str
+    expected: Mapping[str, Tensor]
+    weights: dict[str, Tensor]
+    unexpected: list[str]
+    changes: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """What it is called: the prefix without what wrappers put there."""
+        names = self.prefix.split(".")
+        while names and names[-1] in {*_WRAPPERS, _PARALLEL} and len(names) > 1:
+            names.pop()
+        return ".".join(names)
+
+    @property
+    def reshaped(self) -> list[str]:
+        """Names of weights of another shape."""
+        return [key for key, value in self.weights.items() if value.shape != self.expected[key].shape and _counts(key)]
+
+    @property
+    def shaped(self) -> int:
+        """How many fit in name and shape."""
+        return len(self.weights) - len(self.reshaped)
+
+    @property
+    def head(self) -> tuple[int, int] | None:
+        """Rows of the file's last layer and of the network's, where that is all they differ in."""
+        reshaped = [(self.weights[key].shape, self.expected[key].shape) for key in self.reshaped]
+        rows = {(theirs[:1], ours[:1]) for theirs, ours in reshaped}
+        layers = {key.rpartition(".")[0] for key in self.reshaped}
+        alike = all(theirs and theirs[1:] == ours[1:] for theirs, ours in reshaped)
+        if len(rows) != 1 or len(layers) > _HEADS or len(self.problems) > 1 or not alike:
+            return None
+        ((theirs, ours),) = rows
+        return theirs[0], ours[0]
+
+    @cached_property
+    def problems(self) -> list[str]:
+        """What does not fit, a clause for each kind."""
+        weights, expected = self.weights, self.expected
+        shapes = [f"{key} {list(weights[key].shape)} instead of {list(expected[key].shape)}" for key in self.reshaped]
+        types = [
+            f"{key} {_short(value.dtype)} instead of {_short(expected[key].dtype)}"
+            for key, value in weights.items()
+            if value.is_floating_point() != expected[key].is_floating_point() and _counts(key)
+        ]
+        bad = [key for key, value in weights.items() if value.is_floating_point() and value.float().isnan().any()]
+        return [
+            f"{len(entries)} {kind} ({', '.join(entries[:_SHOWN])}{', ...' if len(entries) > _SHOWN else ''})"
+            for kind, entries in (
+                ("missing", [key for key in expected if key not in weights and _counts(key)]),
+                ("unexpected", [key for key in self.unexpected if _counts(key) and not _is_auxiliary(key)]),
+                ("of another shape", shapes),
+                ("of another type", types),
+                ("not a number", bad),
+            )
+            if entries
+        ]
+
+    def fits(self, other_head: bool) -> bool:
+        """Whether it can be loaded."""
+        return not self.problems or (other_head and self.head is not None)
+
+    def notes(self) -> list[str]:
+        """What a user should know of loading it."""
+        heads = sorted({key.partition(".")[0] for key in self.unexpected if _is_auxiliary(key)})
+        kinds = {value.dtype for key, value in self.weights.items() if _counts(key) and value.is_floating_point()}
+        converted = sorted(_short(kind) for kind in kinds - {value.dtype for value in self.expected.values()})
+        return [
+            *self.changes,
+            *([f"auxiliary heads left out ({', '.join(heads)})"] if heads else []),
+            *([f"converted from {', '.join(converted)}"] if converted else []),
+        ]
+
+    def adapted(self, network: nn.Module, adapt: Adapt) -> _Set:
+        """With what `adapt` makes of its weights."""
+        changed = {key: value for key, value in adapt(network, dict(self.weights)).items() if key in self.expected}
+        sizes = [
+            f"{key} from {list(self.weights[key].shape)} to {list(value.shape)}"
+            for key, value in changed.items()
+            if key in self.weights and value.shape != self.weights[key].shape
+        ]
+        notes = (f"resampled for this size of images: {listed(sizes)}",) if sizes else ()
+        return _Set(self.prefix, self.expected, changed, self.unexpected, self.changes + notes)
 
 
-def _other_head(weights: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> OtherHead | None:
-    """The head of a file, where all that does not fit of it is the number of classes that it answers for."""
-    reshaped = [key for key in expected if key in weights and weights[key].shape != expected[key].shape]
-    if not reshaped or any(weights[key].shape[1:] != expected[key].shape[1:] or not weights[key].ndim for key in reshaped):
+def _sets(contents: Contents, expected: Mapping[str, Tensor], asked: str) -> list[_Set]:
+    """Every set in which some tensor has a name of the network's, in the file's order; of a student and its teacher the student's.
+
+    Without any: what lies in each dictionary of the file, so that it can be said what it is.
+    """
+    fused = {_fused(key) for key in expected}
+    ours = {name for key in expected for name in key.split(".")}
+    wrappers = _WRAPPERS if _PARALLEL in ours else {*_WRAPPERS, _PARALLEL}
+    homes: dict[str, set[str]] = {}  # of each prefix
+    for key, home in contents.homes.items():
+        names = key.split(".")
+        for start in range(len(names)):
+            if names[start] not in wrappers and _fused(_without(names[start:], wrappers)) in fused:
+                homes.setdefault(".".join(names[:start]), set()).add(home)
+    homes = homes or {home: {home} for home in contents.homes.values()}
+    found = [_set(prefix, places, contents, expected, wrappers) for prefix, places in homes.items() if _is_in(prefix, asked)]
+    if not asked and any("student" in one.prefix.lower() and 2 * one.shaped > len(expected) for one in found):
+        found = [one for one in found if "teacher" not in one.prefix.lower()]
+    return found
+
+
+def _set(prefix: str, homes: set[str], contents: Contents, expected: Mapping[str, Tensor], wrappers: set[str]) -> _Set:
+    before = f"{prefix}." if prefix else ""
+    there: dict[str, Tensor] = {}
+    for key, home in contents.homes.items():
+        if home in homes and key.startswith(before):
+            there.setdefault(_without(key[len(before) :].split("."), wrappers), contents.tensors[key])
+    weights = {key: there[key] for key in expected if key in there}
+    unexpected, changes = dict.fromkeys(key for key in there if key not in weights), []
+    for key in [key for key in expected if key not in weights]:
+        if respelled := _respelled(key, there, expected[key]):
+            weights[key], used = respelled
+            changes.append("weight normalisation in another form")
+            for name in used:
+                unexpected.pop(name, None)
+    return _Set(prefix, expected, weights, list(unexpected), tuple(dict.fromkeys(changes)))
+
+
+def _without(names: list[str], wrappers: Iterable[str]) -> str:
+    return ".".join(name for name in names if name not in wrappers)
+
+
+def _counts(key: str) -> bool:
+    """Whether it is a weight, which must be there and fit."""
+    return key.rpartition(".")[2] not in _COUNTERS
+
+
+def _is_auxiliary(key: str) -> bool:
+    """Whether it is of a head that only training needs: GoogLeNet's aux1, Inception's AuxLogits."""
+    return "." in key and key.lower().startswith("aux")
+
+
+def _short(kind: torch.dtype) -> str:
+    return str(kind).removeprefix("torch.")
+
+
+def _misfit(contents: Contents, sets: list[_Set]) -> str:
+    """Why no set fits: the nearest one's problems, and how much of each dictionary would fit."""
+    nearest = max(sets, key=lambda one: (one.shaped, len(one.weights), -len(one.unexpected)))
+    said = [f"the set {nearest.name}: " * (len(sets) > 1 and bool(nearest.name)) + "; ".join(nearest.problems)]
+    if nearest.head is not None:
+        said.append("the file's classifier has {} classes, the network's {}".format(*nearest.head))
+    homes = dict.fromkeys(contents.homes.values(), 0)
+    if len(homes) > 1:
+        for one in sets:
+            home = max((home for home in homes if _is_in(one.prefix, home)), key=len, default=None)
+            if home is not None:
+                homes[home] = max(homes[home], one.shaped)
+        counted = [f"{home or 'itself'} ({count} of {len(nearest.expected)} tensors fit)" for home, count in _descending(homes)]
+        said.append(f"the file holds {listed(counted)}")
+    return "; ".join(said)
+
+
+def _descending(counts: Mapping[str, int]) -> list[tuple[str, int]]:
+    return sorted(counts.items(), key=lambda entry: -entry[1])
+
+
+def _no_such_set(contents: Contents, asked: str, argument: str) -> InputError:
+    homes = [home for home in dict.fromkeys(contents.homes.values()) if home]
+    there = f"one of the sets in it: {listed(homes)}" if homes else f"nothing behind {SET}: the file itself is a set of weights"
+    return InputError(argument, f"'{contents.file}{SET}{asked}'", there)
+
+
+# Weight normalisation -------------------------------------------------------------------------------------------------------------------
+
+
+def _fused(key: str) -> str:
+    """The weight that a length or a direction of weight normalisation belongs to; any other name as it is."""
+    return re.sub(r"(?:parametrizations\.(\w+)\.original[01]|(\w+)_[gv])$", lambda found: found[1] or found[2], key)
+
+
+def _pairs(weight: str) -> list[tuple[str, str]]:
+    """Names of its length and its direction, in both of torch's forms."""
+    around, dot, name = weight.rpartition(".")
+    parametrised = f"{around}{dot}parametrizations.{name}.original"
+    return [(f"{weight}_g", f"{weight}_v"), (f"{parametrised}0", f"{parametrised}1")]
+
+
+def _respelled(key: str, there: Mapping[str, Tensor], expected: Tensor) -> tuple[Tensor, tuple[str, ...]] | None:
+    """A weight made from another form of weight normalisation, w = g v / ||v||, and the names that it was made from.
+
+    The norm is over the dimensions in which g has one entry.
+    """
+    weight = _fused(key)
+    pair = next((pair for pair in _pairs(weight) if pair[0] in there and pair[1] in there), None)
+    if pair is not None:
+        length, direction = there[pair[0]], there[pair[1]]
+        if key == weight:
+            norm = _norm(direction, length)
+            return None if norm is None else (direction.float() * (length.float() / norm), pair)
+        return (length if key in (names[0] for names in _pairs(weight)) else direction), pair
+    if key == weight or weight not in there:
         return None
-    counts = {(weights[key].shape[0], expected[key].shape[0]) for key in reshaped}
-    layers = {key.rpartition(".")[0] for key in reshaped}
-    return OtherHead(counts.pop()[0], tuple(reshaped)) if len(counts) == 1 and len(layers) <= _HEADS else None
+    whole = there[weight]
+    if key in (names[1] for names in _pairs(weight)):
+        return whole, (weight,)
+    norm = _norm(whole, expected)
+    return None if norm is None else (norm, (weight,))
+
+
+def _norm(direction: Tensor, length: Tensor) -> Tensor | None:
+    """Of a direction, in the shape of its length; None where they do not belong together."""
+    if not direction.is_floating_point() or length.ndim not in (0, direction.ndim):
+        return None
+    over = [axis for axis in range(direction.ndim) if not length.ndim or length.shape[axis] == 1]
+    found = torch.linalg.vector_norm(direction.float(), dim=over, keepdim=bool(length.ndim))
+    return found if found.shape == length.shape else None

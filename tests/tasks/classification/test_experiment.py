@@ -36,7 +36,7 @@ def test_teacher_of_other_statistics_is_scored_and_asked_with_its_own(tmp_path: 
     taught = {}
     for name, data in (("home", at_home), ("abroad", abroad), ("lost", lost)):
         lab = Lab(LabOptions(out=tmp_path / name, teacher_precision="fp32"))
-        taught[name] = Experiment(lab, data, Training(epochs=1), Networks(f"{STUDENT}@{weights}", STUDENT)).teacher()
+        taught[name] = Experiment(lab, data, Training(epochs=1), Networks(f"{STUDENT}@{weights}", STUDENT, accept_teacher=True)).teacher()
         answers = lab.teach(taught[name])(next(iter(data.eval_loader())))
         taught[f"{name} answers"] = answers
     assert taught["abroad"].result.metrics["nll"] == pytest.approx(taught["home"].result.metrics["nll"], rel=1e-4)

@@ -107,6 +107,11 @@ def _student(n: int) -> float:
     return float(stdtrit(n - 1, 0.975)) if n > 1 else math.inf
 
 
+def far_worse(value: float, other: float, *, higher_is_better: bool) -> bool:
+    """Whether a metric is worse than another by more than 15 % of it: a teacher's than the student's alone, say."""
+    return (other - value) * (1 if higher_is_better else -1) > 0.15 * abs(other)
+
+
 def image_error(
     pairs: Sequence[tuple[Details, Details]], values: Sequence[tuple[float, float]], one_image: float
 ) -> tuple[int | None, float]:

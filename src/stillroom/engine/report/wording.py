@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
-from stillroom.engine.report.gains import Gain
+from stillroom.engine.report.gains import Gain, far_worse
 from stillroom.engine.report.results import Metric, Report
 
 NOTHING = "–"
@@ -56,6 +56,7 @@ def headline(report: Report) -> str:
     if several:
         who = f"The best of {len(report.distilled)} distilled students is {arm}: with {count(small.parameters)} parameters it"
     unit = f" {metric.unit}" if metric.unit else ""
+    broken = ""
     sentence = f"{who} reaches {metric.spread(reached)}{unit} {metric.label}"
     gain = report.gain(report.leading) if report.leading else None
     if gain:
@@ -63,14 +64,17 @@ def headline(report: Report) -> str:
         sentence += f", {_apart(gain.spread.mean, metric)} {'the same student trained alone' if same else gain.over}"
     if report.teacher in report.arms and report.teacher != arm:
         teacher = summary[report.teacher].metrics[report.primary]
-        if math.isfinite(teacher.mean):
+        if _is_broken(report, teacher.mean):
+            other = "the student alone" if report.baseline == "alone" else report.baseline
+            broken = f"Its teacher, at {metric.spread(teacher)}{unit}, is far worse than {other}."
+        elif math.isfinite(teacher.mean):
             sentence += f", {_apart(reached.mean - teacher.mean, metric, counted=not gain)} its teacher"
         large = report.arms[report.teacher][0].footprint
         if small.macs and large.macs:
             sentence += _share(small.macs / large.macs, "multiply-adds")
         else:
             sentence += _share(small.parameters / large.parameters, "parameters") if large.parameters else ""
-    sentences = [sentence + "." if report.higher_is_better else sentence + f" (lower {metric.label} is better)."]
+    sentences = [sentence + "." if report.higher_is_better else sentence + f" (lower {metric.label} is better).", broken]
     if report.leading:
         sentences.append(_verdict(report, gain, metric))
     if several:
@@ -79,6 +83,14 @@ def headline(report: Report) -> str:
         failures = [f"{name} failed{' with some seeds' if name in report.arms else ''}" for name in report.failed]
         sentences.append(f"{'; '.join(failures)}.")
     return " ".join(filter(None, sentences))
+
+
+def _is_broken(report: Report, teacher: float) -> bool:
+    """Whether the teacher is far worse than the student without it: then being better than it is no praise."""
+    if report.baseline is None or report.baseline == report.teacher:
+        return False
+    alone = fmean(result.metrics[report.primary] for result in report.arms[report.baseline])
+    return far_worse(teacher, alone, higher_is_better=report.higher_is_better)
 
 
 def _apart(difference: float, metric: Metric, counted: bool = True) -> str:

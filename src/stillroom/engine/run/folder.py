@@ -16,7 +16,7 @@ from stillroom.errors import InputError
 
 # What may change between a run and its continuation without changing its numbers.
 _FREE_TO_CHANGE = {
-    *("accelerator", "checkpoint_seconds", "checkpoint_steps", "devices", "num_nodes"),
+    *("accelerator", "accept_teacher", "checkpoint_seconds", "checkpoint_steps", "devices", "num_nodes"),
     *("out", "overwrite", "seeds", "strategy", "strict", "trust_pickle", "workers"),
     # of a comparison: each method with its options has a stage of its own
     *("jobs", "methods", "options"),
@@ -45,6 +45,11 @@ class RunFolder:
         self._begun = False
         if main:
             self._check()
+
+    @property
+    def discards(self) -> bool:
+        """Whether what lies in it is an earlier run's, which will be cleared away when this one begins."""
+        return self.overwrite and not self._begun
 
     def begin(self) -> None:
         """Makes the folder, clears it of an earlier run if that was asked for, and writes `config.yaml`. Does nothing the second time."""

@@ -42,7 +42,7 @@ def build(
     """
     specs = specs_of(group)
     members = [TASK.build(spec, data, TASK.networks, trust_pickle=False, argument="group").network for spec in specs]
-    return _around(student, teacher, data, specs, members, **options)
+    return _around(student, teacher, specs, members, **options)
 
 
 def recipe(
@@ -76,7 +76,7 @@ def recipe(
 
     def orc(fresh: nn.Module, taught: Teacher) -> ORC:
         members = [experiment.network(spec, "group").network for spec in specs]
-        trained.append(_around(fresh, taught, data, specs, members, balance=balance, temperature=temperature, **options))
+        trained.append(_around(fresh, taught, specs, members, balance=balance, temperature=temperature, **options))
         return trained[-1]
 
     experiment = Experiment(lab, data, plan, networks)
@@ -108,13 +108,11 @@ def resnet22(num_classes: int) -> nn.Module:
     return ResNet(BasicBlock, [2, 3, 3, 2], num_classes=num_classes)
 
 
-def _around(
-    student: nn.Module, teacher: Teacher, data: ImageData, specs: Sequence[str], members: Sequence[nn.Module], **options: Any
-) -> ORC:
+def _around(student: nn.Module, teacher: Teacher, specs: Sequence[str], members: Sequence[nn.Module], **options: Any) -> ORC:
     pivot = copy.deepcopy(teacher.networks[0])  # a cache says here that it has none
     if len(teacher.networks) > 1:
         raise InputError("teacher", f"an ensemble of {len(teacher.networks)} networks", "a single network: ORC trains it further")
-    return ORC(student, pivot, members, names=[*_names(specs), "target"], renormalise=data.renormalise, **options)
+    return ORC(student, pivot, members, names=[*_names(specs), "target"], renormalise=teacher.renormalise, **options)
 
 
 def _names(specs: Sequence[str]) -> list[str]:

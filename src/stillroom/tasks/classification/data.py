@@ -14,6 +14,7 @@ from stillroom.errors import InputError, at_least, one_of
 from stillroom.tasks.classification.metrics import ClassificationEvaluator
 from stillroom.tasks.classification.subsets import Hardship, make_harder, read_hardship, restricted
 from stillroom.tasks.classification.views import View, ViewBatches
+from stillroom.tasks.images.arguments import renormalisation, sides
 from stillroom.tasks.images.classified import SMALL, open_source
 from stillroom.tasks.images.data import ImageSetData, hashed
 from stillroom.tasks.images.sources import LabelledSource
@@ -47,6 +48,8 @@ class ImageData(ImageSetData):
         image_size: pixels of the images that the network is given; height and width; by default the data's own, or 224.
         augment: random changes of training images: ``cifar``, ``tiny-imagenet``, ``imagenet``, ``digits`` or ``none``; by default what
             suits the data.
+        teacher_image_size: pixels of the images that the teacher is given, for one that was trained at another size: the student's very
+            crop, resized; a number, or height and width such as ``[224, 160]``; by default the student's.
         options: those of every task on images, see `ImageSetData`.
 
     Raises:
@@ -56,7 +59,15 @@ class ImageData(ImageSetData):
     source: LabelledSource
     training_views: tuple[View, ...] = ()
 
-    def __init__(self, data: str = "digits", *, image_size: int | None = None, augment: str | None = None, **options: Any) -> None:
+    def __init__(
+        self,
+        data: str = "digits",
+        *,
+        image_size: int | None = None,
+        augment: str | None = None,
+        teacher_image_size: int | tuple[int, int] | None = None,
+        **options: Any,
+    ) -> None:
         if augment is not None:
             one_of("augment", augment, AUGMENTATIONS)
         spec, self.hardship = read_hardship(data)
@@ -83,6 +94,11 @@ class ImageData(ImageSetData):
         parts = content, self.image_size, self.augment, *chosen.values(), self.mean, self.std, self.subset_seed
         known = {"image_size": self.image_size, "augment": self.augment, **chosen, "subset_seed": self.subset_seed}
         self._identify(*parts, content=content, **known)
+        self.teacher_image_size = None if teacher_image_size is None else sides("teacher_image_size", teacher_image_size)
+        if self.teacher_image_size is not None:  # else fingerprints and caches are those from before there was this option
+            typed = self.teacher_mean, self.teacher_std
+            self.renormalise = renormalisation((self.mean, self.std), *typed, size=self.teacher_image_size)
+            self.cache_key = {**self.cache_key, "teacher_image_size": list(self.teacher_image_size)}
 
     def restricted(
         self,

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,24 +11,31 @@ import numpy as np
 from torch import nn
 
 from stillroom.engine import Distiller, Networks, Report, Training
+from stillroom.engine.answers import AsLogits, looks_like_probabilities
 from stillroom.engine.cache import CachedTeacher
-from stillroom.engine.report.results import Metric, Section
-from stillroom.engine.task import Built, FindLayer
+from stillroom.engine.report.results import Metric, Section, StageResult
+from stillroom.engine.task import WARNING, Built, FindLayer
+from stillroom.errors import InputError
+from stillroom.modules.projectors import probing
 from stillroom.tasks.classification.data import ImageData
+from stillroom.tasks.classification.doubts import doubts
 from stillroom.tasks.classification.layers import middle_layer, pooled_layer
 from stillroom.tasks.classification.loaded import Loaded, deliver, load, ship
 from stillroom.tasks.classification.metrics import agreement
+from stillroom.tasks.classification.networks import ClassifierNetworks
 from stillroom.tasks.classification.pages import classification_sections, confusion_sections, one_answer
 from stillroom.tasks.classification.supervised import Supervised
 from stillroom.tasks.images.cached import check_views, drawn_views
-from stillroom.tasks.images.classifiers import build_classifier
+from stillroom.tasks.images.classifiers import PRETRAINED, build_classifier, configurations
+from stillroom.tasks.images.configurations import class_names
+from stillroom.tasks.images.foreign import teacher_inputs
 from stillroom.tasks.images.page_parts import data_section
 
 # Where data are named and nothing else: on scikit-learn's digits some 1 500 steps. The paper of DOT sees its effect only once the longer
 # memory has filled.
 DIGITS = Training(epochs=100, lr=0.05, weight_decay=5e-4, milestones=(0.62, 0.85))
 
-CONVNETS = Networks("stillroom/convnet24", "stillroom/convnet4")
+CONVNETS = ClassifierNetworks("stillroom/convnet24", "stillroom/convnet4")
 
 # The default job: few drawn pictures, whose classes resemble one another, and a teacher that has seen ten times as many. Chosen on
 # pictures of another seed (shapes,seed=1); docs/methods/kd.md lists what was tried.
@@ -80,6 +88,17 @@ IMAGENET: dict[str, Any] = {
 }
 
 
+_LOOKED_AT = 8  # images
+_RESAMPLED = "resampled"  # in notes on weights that were made for other sizes of images
+
+
+def _unsure_order(classes: Sequence[str]) -> str:
+    """The first of classes that are all numbers and not in the order of numbers; nothing of others."""
+    if not all(name.isdecimal() for name in classes) or sorted(classes, key=int) == list(classes):
+        return ""
+    return ", ".join(classes[:4]) + (", ..." if len(classes) > 4 else "")
+
+
 class Classification:
     """Images of one class each; see `engine.task.Task`."""
 
@@ -101,15 +120,74 @@ class Classification:
         Raises:
             InputError: it cannot be built, or its weights know other classes than the data have.
         """
+        if argument != "teacher":
+            built = build_classifier(
+                spec,
+                num_classes=data.num_classes,
+                image_size=data.image_size,
+                trust_pickle=trust_pickle,
+                argument=argument,
+                classes=data.classes,
+            )
+            return self._looked_at(built.of_classes(data.classes, spec, argument), data)
+        options = networks if isinstance(networks, ClassifierNetworks) else ClassifierNetworks()
+        names = None if options.teacher_classes is None else class_names(options.teacher_classes, "teacher_classes")
         built = build_classifier(
             spec,
             num_classes=data.num_classes,
-            image_size=data.image_size,
+            image_size=data.teacher_image_size or data.image_size,
             trust_pickle=trust_pickle,
             argument=argument,
             classes=data.classes,
+            by_name=True,
+            own_classes=names,
+            probabilities=options.teacher_answers == "probabilities",
         )
-        return built.of_classes(data.classes, spec, argument)
+        if built.weights is None:
+            if names is not None:
+                got = f"{options.teacher_classes} for {spec}, a teacher without weights"
+                raise InputError("teacher_classes", got, "none: a teacher that is trained here has the data's classes")
+            return self._looked_at(built, data)
+        if built.start:
+            return self._looked_at(built, data)
+        found = configurations(spec, trust_pickle=trust_pickle, argument=argument)
+        renormalise, notes = teacher_inputs(data, found, resized=built.weights == PRETRAINED or _RESAMPLED in "".join(built.notes))
+        if built.classes is None and built.weights != PRETRAINED and (order := _unsure_order(data.classes)):
+            notes.append(f"{WARNING}the data's classes are numbers, in the order {order}; in which its own are, its file does not say")
+        built = replace(built, renormalise=renormalise, notes=(*built.notes, *notes))
+        return self._looked_at(built.of_classes(data.classes, spec, argument), data)
+
+    def _looked_at(self, built: Built, data: ImageData) -> Built:
+        """Notes that a network of somebody's answers with probabilities where logits are expected, if it does so to real images.
+
+        Raises:
+            InputError: it was said to answer with probabilities, and does not.
+        """
+        hook = next((hook for hook in built.network._forward_hooks.values() if isinstance(hook, AsLogits)), None)
+        if hook is None:
+            return built
+        images = data.eval_loader().first(_LOOKED_AT).images
+        with probing(built.network, images):
+            answers_BC = hook.found(built.network, images if built.renormalise is None else built.renormalise(images))
+        lowest, highest = float(answers_BC.min()), float(answers_BC.max())
+        between = lowest >= 0 and highest <= 1 + 1e-3
+        if hook.probabilities and not between:
+            got = f"probabilities of a teacher whose answers go from {lowest:.3g} to {highest:.3g}"
+            raise InputError("teacher_answers", got, "logits, or numbers from 0 to 1")
+        rows = "no number below 0, and each row sums to 1" if looks_like_probabilities(answers_BC) else ""
+        if not rows and between and built.weights is not None and not built.start:  # of an untrained network's logits that may be chance
+            rows = "all numbers from 0 to 1, as behind a sigmoid"
+        if hook.probabilities or not rows:
+            return built
+        warning = (
+            f"{WARNING}it answers with probabilities ({rows}) where logits are expected: losses take a softmax of them once more. Leave "
+            "its own out, or say --teacher-answers probabilities of a teacher"
+        )
+        return replace(built, notes=(*built.notes, warning))
+
+    def doubts(self, result: StageResult, data: ImageData) -> list[str]:
+        """What a teacher's answers to the validation set say against it, a clause each."""
+        return doubts(result.details, data.classes)
 
     def supervised(self, network: nn.Module) -> Distiller:
         """Cross-entropy with the labels."""

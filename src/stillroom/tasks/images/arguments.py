@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from stillroom.engine.teacher import Renormalise
+from stillroom.engine.teacher import Renormalise, Resized
 from stillroom.errors import InputError
 
 Statistics = tuple[tuple[float, ...], tuple[float, ...]]
@@ -36,11 +36,35 @@ def statistics(
     return found
 
 
-def renormalisation(own: Statistics, teacher_mean: Sequence[float] | None, teacher_std: Sequence[float] | None) -> Renormalise | None:
-    """For a teacher that was trained with other statistics than the student's, `own`; None where neither is given."""
-    if teacher_mean is None and teacher_std is None:
+def renormalisation(
+    own: Statistics,
+    teacher_mean: Sequence[float] | None,
+    teacher_std: Sequence[float] | None,
+    *,
+    size: tuple[int, int] | None = None,
+    interpolation: str = "bilinear",
+) -> Renormalise | None:
+    """For a teacher that was trained with other statistics than the student's, `own`, or other sizes; None where nothing is given.
+
+    Args:
+        own, teacher_mean, teacher_std: three numbers each.
+        size: height and width of its images in pixels.
+        interpolation: with which they are brought to it; what there is no such resizing for is the nearest there is.
+    """
+    if teacher_mean is None and teacher_std is None and size is None:
         return None
-    return Renormalise(*own, per_channel("teacher_mean", teacher_mean, own[0]), per_channel("teacher_std", teacher_std, own[1]))
+    statistics = per_channel("teacher_mean", teacher_mean, own[0]), per_channel("teacher_std", teacher_std, own[1])
+    if size is None:
+        return Renormalise(*own, *statistics)
+    return Resized(*own, *statistics, size, {"nearest": "nearest", "bilinear": "bilinear"}.get(interpolation, "bicubic"))
+
+
+def sides(argument: str, given: int | Sequence[int]) -> tuple[int, int]:
+    """Height and width in pixels, of a number or of two."""
+    found = (given, given) if isinstance(given, int) else tuple(given)
+    if len(found) != 2 or min(found) < 1:
+        raise InputError(argument, given, "a number of pixels of at least 1, or height and width")
+    return found[0], found[1]
 
 
 def cpus() -> int:

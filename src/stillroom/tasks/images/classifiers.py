@@ -2,7 +2,8 @@
 
 A spec is `SOURCE[@WEIGHTS]`, or the folder of a run:
 
-- SOURCE is `timm/NAME`, `torchvision/NAME`, `stillroom/NAME` (`networks.NETWORKS`), `package.module:function` or `file.py:function`;
+- SOURCE is `timm/NAME`, `torchvision/NAME`, `stillroom/NAME` (`networks.NETWORKS`), `transformers/FOLDER` (an image classifier that
+  `save_pretrained` wrote, with its weights), `package.module:function` or `file.py:function`;
   runs of methods whose students are composed of several networks record others (`engine.specification.composed`);
 - WEIGHTS is a file or a folder of weights, or the word `pretrained`: what timm and torchvision publish under that name;
 - a run's folder holds `student.json`, which says what the student is, and `student.safetensors`.
@@ -13,25 +14,30 @@ from __future__ import annotations
 import copy
 import difflib
 import inspect
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from stillroom.engine.answers import AsLogits, described, logits_in
 from stillroom.engine.card import Card, Named, read_specification
 from stillroom.engine.specification import composed, function_of
 from stillroom.engine.task import Built
-from stillroom.engine.weights import load_weights
+from stillroom.engine.weights import Loaded, load_weights, without_set
 from stillroom.errors import InputError, at_least, near
 from stillroom.modules.projectors import probing
+from stillroom.tasks.images.configurations import Configuration, beside, of_library, rows_of
 from stillroom.tasks.images.networks import NETWORKS
 
 GRAMMAR = (
     "timm/NAME, torchvision/NAME, stillroom/NAME, package.module:function or file.py:function, each with @weights if wanted, "
-    "or the folder of a run"
+    "transformers/FOLDER, or the folder of a run"
 )
+Size = int | tuple[int, int]  # of images: their side, or height and width
 PRETRAINED = "pretrained"
 # these two return three logits in training unless they are told not to
 _AUXILIARY_HEADS = ("googlenet", "inception_v3")
@@ -44,31 +50,43 @@ class _Wanted:
     """What the network is to read and to answer, and the argument that asked for it (for messages)."""
 
     num_classes: int
-    image_size: int | None
+    image_size: Size | None
     in_channels: int
     argument: str
     task: str
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        """Of one image."""
+        size = _SIDE if self.image_size is None else self.image_size
+        height, width = (size, size) if isinstance(size, int) else size
+        return 1, self.in_channels, height, width
 
 
 def build_classifier(
     spec: str,
     *,
     num_classes: int,
-    image_size: int | None = None,
+    image_size: Size | None = None,
     in_channels: int = 3,
     trust_pickle: bool = False,
     argument: str = "model",
     task: str = "classification",
     classes: Sequence[str] | None = None,
+    by_name: bool = False,
+    own_classes: Sequence[str] | None = None,
+    probabilities: bool = False,
 ) -> Built:
     """Build the classifier that a spec names, and load its weights if the spec gives some.
+
+    What it answers with is brought to logits [B, C] where it is something else (`engine.answers`).
 
     Args:
         spec: see the module's docstring. Published weights of another number of classes are loaded without their head, which then starts
             from random numbers.
         num_classes: C, the classes of the data.
-        image_size: side of the images in pixels. Networks that are made for one size (vision transformers, say) are made for this one, and
-            the network is tried on one image of it.
+        image_size: side of the images in pixels, or height and width. Networks that are made for one size (vision transformers, say) are
+            made for this one, and the network is tried on one image of it.
         in_channels: channels of the images.
         trust_pickle: read weights that are pickles, which can run code as they are read; of a run's folder, also run the code that its
             `student.json` names.
@@ -76,42 +94,118 @@ def build_classifier(
         task: of which a run's student must be: one whose networks are classifiers in form, whatever their answers mean.
         classes: names of the data's classes. Where they are given, weights from a file or a run whose head answers for others (another
             number, or other names) are a start, too: they are loaded without the head.
+        by_name: where a network with weights knows all of `classes`, and more of them or in another order, rows of its answers are picked
+            by their names instead.
+        own_classes: the network's, in the order of its answers; by default what its run or its configuration says.
+        probabilities: the network answers with these; their logarithm is taken.
 
     Raises:
         InputError: when the spec is none of these, a name is unknown, weights are missing or do not fit, published weights cannot be
             downloaded, or the network does not answer with [B, num_classes] logits.
     """
     at_least("num_classes", num_classes, 1)
-    at_least("image_size", 1 if image_size is None else image_size, 1)
+    for side in (image_size,) if image_size is None or isinstance(image_size, int) else image_size:
+        at_least("image_size", 1 if side is None else side, 1)
     at_least("in_channels", in_channels, 1)
+    named = _with_own_weights(read_specification(spec, trust_pickle=trust_pickle, argument=argument))
+    rows: tuple[int, ...] | None = None
+    notes: list[str] = []
+    if by_name and classes is not None and named.weights:
+        rows, count = _rows(named, classes, own_classes, argument)
+        if rows is not None:
+            order = "its classes are in another order than the data's and are sorted by their names"
+            more = f"of the {count} classes that it answers for the data's {len(rows)} are taken, by their names"
+            notes.append(order if count == len(rows) else more)
+            named, num_classes = replace(named, classes=tuple(classes)), count
     wanted = _Wanted(num_classes, image_size, in_channels, argument, task)
-    named = read_specification(spec, trust_pickle=trust_pickle, argument=argument)
     if named.card is not None:
         network = _recorded(named.card, wanted, fixed=classes is None)
     else:
         network = _pretrained(named.source, wanted) if named.weights == PRETRAINED else _untrained(named.source, wanted)
+    loaded = Loaded("")
     if named.weights == PRETRAINED:
         start, new = _published_head(named.source, network, wanted)
     elif named.weights:
-        start, new = _loaded(network, named, wanted, trust_pickle, classes)
+        start, new, loaded = _loaded(network, named, wanted, trust_pickle, None if rows is not None else classes)
     else:
         start, new = "", ()
-    _try(network, spec, wanted)
-    return Built(network, named.spec, named.weights or None, None if start else named.classes, start, new)
+    notes = [*_told(loaded), *loaded.notes, *notes]
+    notes += _brought_to_logits(network, spec, named, wanted, AsLogits(num_classes, rows, probabilities, argument))
+    return Built(network, named.spec, named.weights or None, None if start else named.classes, start, new, tuple(notes))
 
 
-def _loaded(network: nn.Module, named: Named, wanted: _Wanted, trust_pickle: bool, classes: Sequence[str] | None) -> Start:
+def configurations(spec: str, *, trust_pickle: bool, argument: str) -> list[Configuration]:
+    """What is said of the network of a spec and of the images that it was trained on, the nearest first; of one with weights alone."""
+    named = _with_own_weights(read_specification(spec, trust_pickle=trust_pickle, argument=argument))
+    return _configurations(named) if named.weights else []
+
+
+def _configurations(named: Named) -> list[Configuration]:
+    pretrained = named.weights == PRETRAINED
+    near_by = [] if pretrained else beside(without_set(named.weights))
+    if named.card is not None:
+        return near_by
+    library = of_library(named.source, pretrained=pretrained)
+    return near_by if library is None else [*near_by, library]
+
+
+def _with_own_weights(named: Named) -> Named:
+    """A folder of transformers brings its weights."""
+    library, _, folder = named.source.partition("/")
+    return replace(named, weights=folder) if library == "transformers" and not named.weights else named
+
+
+def _rows(named: Named, classes: Sequence[str], typed: Sequence[str] | None, argument: str) -> tuple[tuple[int, ...] | None, int]:
+    """Which rows of a network's answers are the data's classes, and how many rows there are; None where they are as they should be."""
+    known = [one.classes for one in _configurations(named) if one.classes] if typed is None else []
+    own = typed or named.classes or next(iter(known), None)
+    if own is None or tuple(own) == tuple(classes):
+        return None, len(classes)
+    rows = rows_of(classes, own)
+    if rows is None and typed is not None:
+        lost = [name for name in classes if rows_of([name], own) is None]
+        raise InputError(f"{argument}_classes", f"{len(own)} names without {', '.join(lost[:5])}", "the names of all the data's classes")
+    return (None, len(classes)) if rows is None or rows == tuple(range(len(own))) else (rows, len(own))
+
+
+def _told(loaded: Loaded) -> list[str]:
+    """Which of a file's sets of weights was taken, for people."""
+    if not loaded.name:
+        return []
+    others = ", ".join(one or "the file itself" for one in loaded.others)
+    return [f"its weights are '{loaded.name}' of the file{f'; also there, and asked for by #NAME: {others}' if others else ''}"]
+
+
+def _resampled(network: nn.Module, weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Weights for another size of images, by the library's own resampling of position embeddings; as they are where it has none."""
+    from torchvision.models import vision_transformer
+
+    try:
+        if isinstance(network, vision_transformer.VisionTransformer):
+            return dict(vision_transformer.interpolate_embeddings(network.image_size, network.patch_size, dict(weights)))
+        library = sys.modules[type(network).__module__]
+        convert = getattr(library, "checkpoint_filter_fn", None) if library.__name__.startswith("timm.") else None
+        return weights if convert is None else dict(convert(dict(weights), network))
+    except Exception:  # made for the library's published files, it may raise anything of others; then what does not fit is said
+        return weights
+
+
+def _loaded(
+    network: nn.Module, named: Named, wanted: _Wanted, trust_pickle: bool, classes: Sequence[str] | None
+) -> tuple[str, tuple[str, ...], Loaded]:
     """Loads a file's weights; without its head, if it answers for other classes than these."""
     others = named.classes is not None and classes is not None and {*named.classes} != {*classes}
     before = copy.deepcopy(network.state_dict()) if others else {}
-    head = load_weights(network, named.weights, trust_pickle=trust_pickle, argument=wanted.argument, other_head=classes is not None)
-    if head is not None:
-        return f"its head answers for {head.classes} classes, not for the {wanted.num_classes} of the data", head.left
+    loaded = load_weights(
+        network, named.weights, trust_pickle=trust_pickle, argument=wanted.argument, other_head=classes is not None, adapt=_resampled
+    )
+    if loaded.classes is not None:
+        return f"its head answers for {loaded.classes} classes, not for the {wanted.num_classes} of the data", loaded.left, loaded
     if named.classes is None or not others:
-        return "", ()
+        return "", (), loaded
     new = _head_parameters(named.source, network, wanted)  # of as many classes, but of others
     network.load_state_dict({name: before[name] for name in new}, strict=False)
-    return f"its head answers for {', '.join(named.classes[:3])}, ..., not for the data's classes", new
+    return f"its head answers for {', '.join(named.classes[:3])}, ..., not for the data's classes", new, loaded
 
 
 def _published_head(source: str, network: nn.Module, wanted: _Wanted) -> Start:
@@ -157,7 +251,7 @@ def _recorded(card: Card, wanted: _Wanted, *, fixed: bool) -> nn.Module:
 def _untrained(source: str, wanted: _Wanted) -> nn.Module:
     whole = composed(source, wanted.argument)
     if whole is not None:
-        example = torch.zeros(1, wanted.in_channels, *[wanted.image_size or _SIDE] * 2)
+        example = torch.zeros(wanted.shape)
         return whole.build(
             lambda part, classes: _untrained(part, replace(wanted, num_classes=classes)), wanted.num_classes, example, wanted.argument
         )
@@ -168,6 +262,8 @@ def _untrained(source: str, wanted: _Wanted) -> nn.Module:
         return _torchvision(name, wanted)
     if library == "stillroom" and name:
         return _stillroom(name, wanted)
+    if library == "transformers" and name:
+        return _transformers(name, wanted)
     hint = "".join(f"; is stillroom/{name} meant?" for name in difflib.get_close_matches(source, NETWORKS, n=1))
     return _call(function_of(source, wanted.argument, GRAMMAR + hint), source, wanted)
 
@@ -187,6 +283,24 @@ def _stillroom(name: str, wanted: _Wanted) -> nn.Module:
     if name not in NETWORKS:
         raise InputError(wanted.argument, f"stillroom/{name}", f"a network of Stillroom, such as {near(name, NETWORKS)}")
     return _call(NETWORKS[name], f"stillroom/{name}", wanted)
+
+
+def _transformers(name: str, wanted: _Wanted) -> nn.Module:
+    """An image classifier from the `config.json` in a folder, from random numbers."""
+    folder = Path(name).expanduser()
+    if not (folder / "config.json").is_file():
+        raise InputError(wanted.argument, f"transformers/{name}", "transformers/FOLDER, a folder that save_pretrained wrote")
+    try:
+        from transformers import AutoConfig, AutoModelForImageClassification
+    except ImportError as error:
+        raise InputError(wanted.argument, f"transformers/{name}", "transformers to be installed (pip install transformers)") from error
+    try:
+        config = AutoConfig.from_pretrained(folder, local_files_only=True, num_labels=wanted.num_classes)
+        network: nn.Module = AutoModelForImageClassification.from_config(config)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(wanted.argument, f"transformers/{name} ({reason})", "an image classifier of transformers") from error
+    return network.train()
 
 
 def _timm(name: str, wanted: _Wanted, *, pretrained: bool) -> nn.Module:
@@ -238,7 +352,9 @@ def _torchvision(name: str, wanted: _Wanted, **more: Any) -> nn.Module:
     if name in _AUXILIARY_HEADS:
         more |= {"aux_logits": False, "init_weights": True}
     if name.startswith("vit_") and wanted.image_size is not None:
-        more["image_size"] = wanted.image_size
+        if wanted.shape[2] != wanted.shape[3]:
+            raise InputError(wanted.argument, f"torchvision/{name}", "a network for images that are no squares; timm's transformers are")
+        more["image_size"] = wanted.shape[2]
     return models.get_model(name, weights=None, num_classes=wanted.num_classes, **more)
 
 
@@ -299,21 +415,43 @@ def _call(function: Callable[..., Any], source: str, wanted: _Wanted) -> nn.Modu
     return network
 
 
-def _try(network: nn.Module, spec: str, wanted: _Wanted) -> None:
-    """Ask for the logits of one black image, so that a network that cannot read the data, or has other classes, is found out at once."""
+def _brought_to_logits(network: nn.Module, spec: str, named: Named, wanted: _Wanted, hook: AsLogits) -> list[str]:
+    """Has the network answer with logits, and says how, where it would not by itself.
+
+    It is asked about one black image, so that a network that cannot read the data, or has other classes, is found out at once.
+    """
+    foreign = not named.source.startswith(("timm/", "torchvision/", "stillroom/")) and composed(named.source, wanted.argument) is None
+    if foreign or hook.changes:  # a network of somebody's may answer with something else in training than now
+        network.register_forward_hook(hook)
     if wanted.image_size is None:
-        return
+        return []
     first = next(network.parameters(), torch.zeros(()))
-    image = torch.zeros(1, wanted.in_channels, wanted.image_size, wanted.image_size, device=first.device, dtype=first.dtype)
-    shape = f"[1, {wanted.in_channels}, {wanted.image_size}, {wanted.image_size}]"
+    image = torch.zeros(wanted.shape, device=first.device, dtype=first.dtype)
+    answers: list[Any] = []
+    before = network.register_forward_hook(lambda module, inputs, answer: answers.append(answer), prepend=True)
     try:
         with probing(network, image):
-            logits = network(image)
+            network(image)
     except Exception as error:  # whatever a foreign network raises, it says that it cannot read these images
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise InputError(wanted.argument, spec, f"a network that reads images {shape}; this one fails ({reason})") from error
-    if not isinstance(logits, Tensor) or logits.shape != (1, wanted.num_classes):
-        answer = list(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-        raise InputError(
-            wanted.argument, spec, f"a network that answers images {shape} with logits [1, {wanted.num_classes}], not with {answer}"
-        )
+        if not answers:
+            reason = " ".join(str(error).split()) or type(error).__name__
+            hint = "; --teacher-image-size gives a teacher images of its own size" if wanted.argument == "teacher" else ""
+            raise InputError(
+                wanted.argument, spec, f"a network that reads images {list(wanted.shape)}; this one fails ({reason}){hint}"
+            ) from error
+    finally:
+        before.remove()
+    found = list(logits_in(answers[0], 1, wanted.num_classes))
+    if not found or not (foreign or isinstance(answers[0], Tensor)):
+        got = f"logits [1, {wanted.num_classes}], not with {described(answers[0])}"
+        raise InputError(wanted.argument, spec, f"a network that answers images {list(wanted.shape)} with {got}{_why(answers[0], wanted)}")
+    if isinstance(answers[0], Tensor):
+        return []
+    return [f"it answers with {described(answers[0])}, of which {found[0][0]} is taken for its logits"]
+
+
+def _why(answer: Any, wanted: _Wanted) -> str:
+    """What may be the matter with an answer without logits, for a teacher."""
+    if wanted.argument != "teacher" or not isinstance(answer, Tensor) or answer.ndim < 2:
+        return ""
+    return f" (features want a head of the data's classes; of a teacher of {answer.shape[1]} classes say which: --teacher-classes)"

@@ -48,7 +48,8 @@ class ImageSetData:
         subset_seed: which images the subsets, and whatever else is drawn of the data, are.
         mean: of each channel, for pixels in [0, 1], e.g. ``[0.5, 0.5, 0.5]``; by default what suits the data.
         std: standard deviation of each channel, likewise.
-        teacher_mean: the mean that the teacher was trained with, where it is another than the student's.
+        teacher_mean: the mean that the teacher was trained with, where it is another than the student's; by default, of a classifier with
+            weights, what its own configuration says.
         teacher_std: the teacher's standard deviation, likewise.
         strict: refuse data with image files that cannot be decoded, which are left out otherwise, with one warning.
 
@@ -95,6 +96,7 @@ class ImageSetData:
         self._workers = None if workers is None else at_least("workers", workers, 0)
         self.subset, self.val_subset, self.subset_seed, self.strict = subset, val_subset, subset_seed, strict
         self.mean, self.std = statistics(mean, std, (source.mean, source.std))
+        self.teacher_mean, self.teacher_std = teacher_mean, teacher_std
         self.renormalise = renormalisation((self.mean, self.std), teacher_mean, teacher_std)
         self.classes: tuple[str, ...] = source.classes
         self.num_classes = len(self.classes)

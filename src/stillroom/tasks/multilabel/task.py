@@ -66,6 +66,7 @@ class MultiLabelNetworks(Networks):
         student: network, likewise.
         teacher_epochs: epochs of the teacher, where it has to be trained: of its whole schedule; by default as many as the student's.
         teacher_lr: learning rate of the teacher; by default the student's.
+        accept_teacher: go on with a teacher that is no better than chance, or far worse than the student alone.
         teacher_stop: the epoch after which its training is stopped, whatever is left of the schedule (the paper: 30 of 80).
         embed_dim: length of the embeddings; of a label's, in decoders that are built here.
         attention_heads: of their cross-attention.
