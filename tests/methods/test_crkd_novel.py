@@ -89,7 +89,7 @@ def test_code_inside_a_runs_folder_is_not_run_unasked(tmp_path: Path) -> None:
     ("spec", "named"),
     [
         ("novel:stillroom/resnet8", "novel:BACKBONE,known=L"),
-        (str(NovelSpec("stillroom/resnet8", 7)), "from 1 to 6"),
+        (str(NovelSpec("stillroom/resnet8", 8)), "from 1 to 7"),
         (str(NovelSpec("stillroom/none", 4)), "a network of Stillroom"),
         (str(NovelSpec("stillroom/resnet8", 4, hidden=0)), "hidden: got 0"),
     ],

@@ -107,6 +107,13 @@ def _leaves(answer: Any, place: str) -> Iterator[tuple[str, Tensor]]:
             yield from _leaves(entry, f"{place}.{name}" if place else str(name))
 
 
+def with_own_answers(network: nn.Module) -> nn.Module:
+    """The network without the hook that brings its answers to logits: for whoever takes its head away."""
+    for key in [key for key, hook in network._forward_hooks.items() if isinstance(hook, AsLogits)]:
+        del network._forward_hooks[key]
+    return network
+
+
 def changed_answers(network: nn.Module) -> str:
     """What is done to a network's logits besides computing them, in words that tell it from other things; mostly nothing."""
     return "; ".join(repr(hook) for hook in network._forward_hooks.values() if isinstance(hook, AsLogits) and hook.changes)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear, normalize
 
+from stillroom.engine.answers import with_own_answers
 from stillroom.errors import InputError, at_least, positive
 
 PREFIX = "novel:"
@@ -133,7 +134,7 @@ def headless(network: nn.Module, classes: int, argument: str) -> tuple[nn.Module
     if not heads or not heads[-1][0]:
         raise InputError(argument, type(network).__name__, "a classifier that ends in a linear layer behind its features")
     path, head = heads[-1]
-    network.set_submodule(path, nn.Identity())
+    with_own_answers(network).set_submodule(path, nn.Identity())
     return network, head.in_features
 
 

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.nn.functional import adaptive_avg_pool2d, relu
 from torch.utils.hooks import RemovableHandle
 
+from stillroom.engine.answers import with_own_answers
 from stillroom.engine.tap import module_paths, tap
 from stillroom.errors import InputError, at_least, near
 from stillroom.modules.projectors import probing
@@ -282,6 +283,7 @@ def headless(network: nn.Module, layer: str, example: Tensor, argument: str) -> 
     for path in dict.fromkeys(after):
         if path not in before and any(True for _ in paths[path].parameters(recurse=False)):
             network.set_submodule(path, nn.Identity())
+    with_own_answers(network)
     try:
         with probing(network, example):
             network(example)
