@@ -401,3 +401,10 @@ def test_exit_code_reaches_the_shell(tmp_path: Path) -> None:
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.splitlines() == ["stillroom: --temperature: got 0.0, expected a finite number above 0"]
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_method_of_several_tasks_needs_no_argument(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its choice is looked for among the arguments before they are read, where there may be none."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("stillroom.commands.run.run_seeds", lambda *given, **more: None)
+    assert main(["run", "supervised"]) == 0

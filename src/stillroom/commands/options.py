@@ -7,6 +7,7 @@ import contextlib
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -303,9 +304,9 @@ def early(arguments: list[str], option: str) -> str | None:
 
 def _last(arguments: list[str], name: str) -> str | None:
     found = None
-    for option, after in zip(arguments, [*arguments[1:], None], strict=True):
+    for option, after in pairwise([*arguments, None]):
         if option == name:
             found = after
-        elif option.startswith(f"{name}="):
+        elif option is not None and option.startswith(f"{name}="):
             found = option.partition("=")[2]
     return found
