@@ -403,8 +403,10 @@ def test_exit_code_reaches_the_shell(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_method_of_several_tasks_needs_no_argument(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its choice is looked for among the arguments before they are read, where there may be none."""
+@pytest.mark.parametrize("method", ["kd", "supervised"])
+def test_a_method_needs_no_argument(method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("stillroom.commands.run.run_seeds", lambda *given, **more: None)
-    assert main(["run", "supervised"]) == 0
+    ran = []
+    monkeypatch.setattr("stillroom.engine.run_seeds", lambda *given, **more: ran.append(given))
+    assert main(["run", method]) == 0
+    assert ran
