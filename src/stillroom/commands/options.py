@@ -215,7 +215,7 @@ def _parser(
 
 def _parse(prog: str, parser: jsonargparse.ArgumentParser, arguments: list[str]) -> dict[str, Any]:
     flags = {f"--{name}" for name, default in parser.get_defaults().as_dict().items() if isinstance(default, bool)}
-    bare = [option in flags and after.startswith("--") for option, after in zip(arguments, [*arguments[1:], "--"], strict=True)]
+    bare = [option in flags and after.startswith("--") for option, after in pairwise([*arguments, "--"])]
     arguments = [f"{option}=true" if flag else option for option, flag in zip(arguments, bare, strict=True)]
     with _explaining(prog, parser):
         return dict(parser.parse_args(arguments).as_dict())
