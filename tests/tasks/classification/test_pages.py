@@ -239,7 +239,7 @@ def test_a_run_says_all_that_in_the_terminal_and_in_its_report(tmp_path: Path, c
     assert main(command.split()) == 0
     out = capsys.readouterr().out
     page = (tmp_path / "run" / "report.html").read_text()
-    assert out.startswith("data: 16 training + 4 validation images of 2 classes: cat (8 + 2), dog (8 + 2)\n")
+    assert out.startswith("data: 16 training + 4 validation images of 2 classes: cat, dog (8 + 2 of each)\n")
     for said in ("passed over 1 file other than images, the first notes.txt", "validation images: it tells no classes apart."):
         assert said in out
         assert said in page

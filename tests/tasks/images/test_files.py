@@ -174,7 +174,7 @@ def test_training_and_testing_folders_are_splits(tmp_path: Path) -> None:
 def test_the_first_lines_count_classes_and_say_the_size(tmp_path: Path) -> None:
     data = ImageData(f"imagefolder:{classes_of_pictures(tmp_path / 'small', count=10)}")
     assert data.first_lines() == [
-        "16 training + 4 validation images of 2 classes: cat (8 + 2), dog (8 + 2)",
+        "16 training + 4 validation images of 2 classes: cat, dog (8 + 2 of each)",
         "12 × 12 pixels: all images are 12 × 12 pixels, which is small enough to be taken as it is",
         "held out 20% of each class to validate on: 4 images, always the same",
     ]

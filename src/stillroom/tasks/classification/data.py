@@ -192,12 +192,15 @@ class ImageData(ImageSetData):
     def first_lines(self) -> list[str]:
         """Counts of each class in each split, the size and why, and what was met."""
         train_C, val_C = self.listed_counts()
-        shown = [f"{name} ({train} + {val})" for name, train, val in zip(self.classes[:_NAMED], train_C, val_C, strict=False)]
-        if len(self.classes) > _NAMED:
-            shown.append(
-                f"... ({train_C.min()} to {train_C.max()} training and {val_C.min()} to {val_C.max()} validation images of a class)"
-            )
-        first = f"{train_C.sum()} training + {val_C.sum()} validation images of {self.num_classes} classes: {', '.join(shown)}"
+        more = len(self.classes) > _NAMED
+        if train_C.min() == train_C.max() and val_C.min() == val_C.max():
+            shown = f"{', '.join(self.classes[:_NAMED])}{', ...' if more else ''} ({train_C[0]} + {val_C[0]} of each)"
+        else:
+            named = zip(self.classes[:_NAMED], train_C, val_C, strict=False)
+            shown = ", ".join(f"{name} ({train} + {val})" for name, train, val in named)
+            spread = f"{train_C.min()} to {train_C.max()} training and {val_C.min()} to {val_C.max()} validation images of a class"
+            shown += f", ... ({spread})" if more else ""
+        first = f"{train_C.sum()} training + {val_C.sum()} validation images of {self.num_classes} classes: {shown}"
         size = f"{self.image_size} × {self.image_size} pixels: {self._why}"
         return [first, size, *self._met()]
 
