@@ -213,3 +213,20 @@ def test_arms_of_the_small_job_have_its_options() -> None:
     assert (named.options["group"], small.options["group"]) == ("stillroom/convnet12,stillroom/convnet9", "stillroom/convnet16")
     (typed,) = arms_of(["orc"], {"orc": {"group": ["stillroom/convnet9"]}}, None)
     assert typed.options["group"] == ["stillroom/convnet9"]
+
+
+def test_with_a_cached_teacher_too_the_record_is_there_before_anything_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else the logs of processes that were stopped would be somebody else's to the same command, and in its way."""
+
+    class Stopped(Exception):
+        pass
+
+    def stopped(*given: Any) -> None:
+        raise Stopped
+
+    cache, out = tmp_path / "cache", tmp_path / "run"
+    assert main(["cache", *SMALL, "--views", "2", "--out", str(cache)]) == 0
+    monkeypatch.setattr("stillroom.commands.compare.run_at_once", stopped)
+    with pytest.raises(Stopped):
+        compare(out, "kd", "--teacher", f"cache:{cache}", "--jobs", "2")
+    assert (out / "files.jsonl").exists()

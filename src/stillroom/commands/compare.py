@@ -303,6 +303,7 @@ class Bench:
         """The teacher, trained or read; the first stage, after which nothing that is there is overwritten."""
         experiment = self._experiment(self.lab.seed)
         self._taught = experiment.teacher()
+        experiment.lab.begin()  # as a teacher's stage does where there is one, not a cache: what is written from here on is entered
         plain = experiment.network(experiment.networks.student, "student").network
         for student in (plain, *self._students.values()):  # now, while nothing else is at work
             experiment.lab.footprint(student, self.data.example_inputs())
