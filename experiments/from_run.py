@@ -9,7 +9,8 @@ from pathlib import Path
 from record import write
 
 
-def main(run: Path, out: Path, notes: list[str]) -> None:
+def main(run: Path, out: Path, notes: list[str], *, method: str | None = None) -> None:
+    """Writes `out`; `method` is what a comparison with a single method is of."""
     found = json.loads((run / "metrics.json").read_text())
     primary = found["primary"]
     arms: dict[str, dict[str, dict[int, float]]] = {}
@@ -23,7 +24,7 @@ def main(run: Path, out: Path, notes: list[str]) -> None:
     versions = found["versions"]
     write(
         out,
-        found["method"],
+        method or found["method"],
         found["command"],
         seeds,
         arms,
