@@ -30,7 +30,7 @@ def main() -> None:
     student = ("--student", "timm/mobilenetv3_small_050", "--epochs", "60", "--schedule", "cosine", "--warmup-epochs", "3", "--seeds", "3")
     taught = ("--teacher", f"cache:{stored}", "--jobs", asked.jobs, "--out", run)
     subprocess.run(["stillroom", "compare", "kd", *data, *taught, *student, *TRAINED], check=True)
-    note = "The taught students saw the twelve crops of each photo to which the teacher's answers were stored, the student alone ever new ones."
+    note = "The taught students saw the twelve crops of each photo whose answers were stored, the student alone ever new ones."
     from_run.main(Path(run), Path("results/flowers.json"), [note], method="kd")
 
 
