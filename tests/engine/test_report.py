@@ -117,6 +117,12 @@ class TestWords:
         assert "Cannot tell whether that is more than chance: one seed shows no spread." in text
         assert "±" not in text
 
+    def test_one_seed_and_one_image(self) -> None:
+        made = report({0: 0.0}, {0: 100.0})
+        for arm, right in (("alone", 0), ("distilled", 1)):
+            made.arms[arm][0].details = {"ids": np.array([7]), "labels": np.array([1]), "predicted": np.array([right])}
+        assert "Cannot tell whether that is more than chance: one seed shows no spread." in headline(made)
+
     def test_level_and_above_the_teacher(self) -> None:
         text = headline(report({0: 91.0}, {0: 91.01}, teacher=90.0))
         assert "level with the same student trained alone, 1.0 above its teacher" in text

@@ -121,7 +121,7 @@ def _verdict(report: Report, gain: Gain | None, metric: Metric) -> str:
     images = "" if gain.images is None else f"{gain.images} validation image{'s' if gain.images > 1 else ''}"
     better = (gain.spread.mean > 0) == report.higher_is_better
     if gain.interval is None:
-        if gain.images_interval is None:
+        if gain.images_interval is None or not all(map(math.isfinite, gain.images_interval)):  # or from a single image
             return "Cannot tell whether that is more than chance: one seed shows no spread."
         said = f"the 95 % interval from the {images} alone is {interval_text(gain.images_interval, metric)}{metric.difference_unit}"
         if gain.verdict == "cannot tell":
