@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear, normalize
+from torch.utils.hooks import RemovableHandle
 
 from stillroom.errors import InputError, at_least
 from stillroom.losses.precision import at_least_float32
@@ -28,6 +29,16 @@ def probing(network: nn.Module, example: Tensor) -> Iterator[None]:
         finally:
             for module, training in modes:
                 module.training = training
+
+
+def probe(network: nn.Module, example: Tensor, hooks: Iterable[RemovableHandle]) -> None:
+    """Runs the network once as in `probing`; the hooks that watch it are taken away afterwards, whatever happens."""
+    try:
+        with probing(network, example):
+            network(example)
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 class LinearEmbedding(nn.Module):

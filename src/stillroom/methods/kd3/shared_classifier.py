@@ -25,7 +25,7 @@ from torch.utils.hooks import RemovableHandle
 from stillroom.engine.answers import with_own_answers
 from stillroom.engine.tap import module_paths, tap
 from stillroom.errors import InputError, at_least, near
-from stillroom.modules.projectors import probing
+from stillroom.modules.projectors import probe, probing
 
 PREFIX = "shared:"
 _GRAMMAR = re.compile(
@@ -273,12 +273,7 @@ def headless(network: nn.Module, layer: str, example: Tensor, argument: str) -> 
         *(module.register_forward_pre_hook(lambda _, inputs, path=path: order.append(path)) for path, module in paths.items()),
         paths[layer].register_forward_hook(lambda _, inputs, output: behind.append(len(order))),
     ]
-    try:
-        with probing(network, example):
-            network(example)
-    finally:
-        for handle in handles:
-            handle.remove()
+    probe(network, example, handles)
     before, after = order[: behind[0]], order[behind[0] :]
     for path in dict.fromkeys(after):
         if path not in before and any(True for _ in paths[path].parameters(recurse=False)):

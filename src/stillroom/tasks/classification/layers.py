@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from stillroom.engine.tap import INPUT, module_paths
 from stillroom.errors import InputError
 from stillroom.modules.convolutions import Taps
-from stillroom.modules.projectors import probing
+from stillroom.modules.projectors import probe
 
 _POOLED = ("global_pool", "avgpool", "head.global_pool")  # timm's and torchvision's names
 
@@ -129,9 +129,4 @@ def _watched(network: nn.Module, example: Tensor, note: Callable[[str, nn.Module
         module.register_forward_hook(lambda module, inputs, output, path=path: note(path, module, inputs, output))
         for path, module in module_paths(network).items()
     ]
-    try:
-        with probing(network, example):
-            network(example)
-    finally:
-        for handle in handles:
-            handle.remove()
+    probe(network, example, handles)

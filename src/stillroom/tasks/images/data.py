@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 _SPLITS = (("train", "training"), ("val", "validation"))
 
 
-class ImageSetData:
+class ImageSetData(ABC):
     """Base of a task's data: a training and a validation set of images, thinned out, without damaged files, in batches.
 
     A task's class opens its source and hands it to this constructor with the options that it shares with every other task. Then it sets
@@ -284,9 +285,9 @@ class ImageSetData:
         """What must be known to use a network that was trained on these data: classes, and how images are prepared; plain values."""
         return {"source": self.data, "classes": list(self.classes), **self._described(), "fingerprint": self.fingerprint}
 
+    @abstractmethod
     def _described(self) -> dict[str, Any]:
         """How images are prepared for evaluation, and what else the task must know; plain values."""
-        raise NotImplementedError
 
     def val_image(self, index: int) -> Image.Image:
         """A validation image for people to look at."""

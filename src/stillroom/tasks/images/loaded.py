@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -48,7 +49,7 @@ class Ranked:
 
 
 @dataclass(frozen=True)
-class Scoring:
+class Scoring(ABC):
     """A trained network that gives every class a probability.
 
     Args:
@@ -65,9 +66,9 @@ class Scoring:
 
     options: ClassVar[dict[str, Any]] = {"top": 2}
 
+    @abstractmethod
     def activation(self, logits_BC: Tensor) -> Tensor:
         """Logits to probabilities, [B, C]."""
-        raise NotImplementedError
 
     @torch.no_grad()
     def probabilities(self, *images: Image.Image | str | Path) -> Tensor:
