@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from stillroom.methods.memkd.loss import distillation_loss, level_losses, memorisation_loss, orthogonal_loss
+from stillroom.methods.memkd.loss import distances, distillation_loss, memorisation_loss, orthogonal_loss
 from stillroom.methods.memkd.memory import read
 from stillroom.tasks.anomaly.maps import MapOptions, blurred, combined, image_scores, level_maps
 from stillroom.tasks.anomaly.scores import aupro, detection
@@ -57,7 +57,7 @@ def kd_flat(inputs: dict[str, Tensor], params: dict[str, Any]) -> dict[str, Tens
     students, teachers = numbered(inputs, "student", learning=True), numbered(inputs, "teacher", learning=True)
     loss = distillation_loss(students, teachers, kd="flat")
     gradients = {f"grad_student{i}": gradient for i, gradient in enumerate(torch.autograd.grad(loss, students))}
-    return {"per_level": level_losses(students, teachers, "flat"), "loss": loss, **gradients}
+    return {"per_level": distances(students, teachers, "flat").mean(1), "loss": loss, **gradients}
 
 
 def orth(inputs: dict[str, Tensor], params: dict[str, Any]) -> dict[str, Tensor]:

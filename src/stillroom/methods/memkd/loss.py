@@ -36,24 +36,28 @@ def distillation_loss(
 
     Source: the specification's loss 1 and notes 2 and 9; Wang et al. 2021 (STFPM), eq. 1 and 2.
     """
+    return reduced(distances(students, teachers, kd), kd, reduction)
+
+
+def distances(students: Sequence[Tensor], teachers: Sequence[Tensor], kd: Distillation = "positions") -> Tensor:
+    """How far each picture's maps are apart, [levels, B]: what `distillation_loss` reduces; its arguments."""
     one_of("kd", kd, get_args(Distillation))
-    terms = level_losses(students, teachers, kd, reduction)
-    return terms.mean() if kd == "positions" else terms.sum()
-
-
-def level_losses(students: Sequence[Tensor], teachers: Sequence[Tensor], kd: Distillation, reduction: Reduction = "mean") -> Tensor:
-    """The terms [levels] of `distillation_loss`."""
-    terms = []
+    levels = []
     for student_BCHW, teacher_BCHW in zip(students, teachers, strict=True):
         if kd == "flat":
             shape = student_BCHW.shape[0], -1, 1, 1
-            each_B = cosine_distances(student_BCHW.reshape(shape), teacher_BCHW.reshape(shape)).flatten()
+            levels.append(cosine_distances(student_BCHW.reshape(shape), teacher_BCHW.reshape(shape)).flatten())
         elif kd == "squared":
-            each_B = _half_squared(student_BCHW, teacher_BCHW.detach()).mean((1, 2))
+            levels.append(_half_squared(student_BCHW, teacher_BCHW.detach()).mean((1, 2)))
         else:
-            each_B = cosine_distances(student_BCHW, teacher_BCHW).mean((1, 2))
-        terms.append(_reduced(each_B, reduction))
-    return torch.stack(terms)
+            levels.append(cosine_distances(student_BCHW, teacher_BCHW).mean((1, 2)))
+    return torch.stack(levels)
+
+
+def reduced(distances_KB: Tensor, kd: Distillation = "positions", reduction: Reduction = "mean") -> Tensor:
+    """`distances` over levels and batch, as `distillation_loss` says."""
+    levels_K = _over_batch(distances_KB, reduction)
+    return levels_K.mean() if kd == "positions" else levels_K.sum()
 
 
 def memorisation_loss(read_outs: Sequence[Tensor], features: Sequence[Tensor], reduction: Reduction = "mean") -> Tensor:
@@ -70,7 +74,7 @@ def memorisation_loss(read_outs: Sequence[Tensor], features: Sequence[Tensor], r
     Source: the specification's loss 2.
     """
     terms = [
-        _reduced(_half_squared(recalled, target.detach()).mean((1, 2)), reduction)
+        _over_batch(_half_squared(recalled, target.detach()).mean((1, 2)), reduction)
         for recalled, target in zip(read_outs, features, strict=True)
     ]
     return torch.stack(terms).mean()
@@ -105,6 +109,6 @@ def _half_squared(first_BCHW: Tensor, second_BCHW: Tensor) -> Tensor:
     return (normalize(first_BCHW, dim=1, eps=EPS) - normalize(second_BCHW, dim=1, eps=EPS)).square().sum(1) / 2
 
 
-def _reduced(each_B: Tensor, reduction: Reduction) -> Tensor:
+def _over_batch(each_XB: Tensor, reduction: Reduction) -> Tensor:
     one_of("reduction", reduction, get_args(Reduction))
-    return each_B.mean() if reduction == "mean" else each_B.sum()
+    return each_XB.mean(-1) if reduction == "mean" else each_XB.sum(-1)
