@@ -74,7 +74,13 @@ METHODS: tuple[Method, ...] = (
         _PAPER,
     ),
     Method("giftnet", "Deep Image Harmonization with Globally Guided Feature Transformation and Relation Distillation", "harmonization"),
-    Method("memkd", "Remembering Normality: Memory-guided Knowledge Distillation for Unsupervised Anomaly Detection", "anomaly"),
+    Method(
+        "memkd",
+        "Remembering Normality: Memory-guided Knowledge Distillation for Unsupervised Anomaly Detection",
+        "anomaly",
+        "stillroom.methods.memkd",
+        "reference vectors of an unofficial reproduction and of the specification",
+    ),
     Method(
         "bckd",
         "Bridging Cross-task Protocol Inconsistency for Distillation in Dense Object Detection",

@@ -8,9 +8,8 @@ import torch
 from torch import Tensor
 
 from stillroom.engine import Distiller, Losses, Teacher
-from stillroom.engine.loading import Together
-from stillroom.errors import at_least_zero
-from stillroom.methods.memkd.data import EXEMPLARS, NORMAL, WithExemplars
+from stillroom.errors import at_least, at_least_zero
+from stillroom.methods.memkd.data import EXEMPLARS, NORMAL, Shown
 from stillroom.methods.memkd.loss import Distillation, Orthogonality, Reduction, distances, memorisation_loss, orthogonal_loss, reduced
 from stillroom.methods.memkd.networks import Student
 
@@ -30,6 +29,7 @@ class MemKD(Distiller):
         orth: see `orthogonal_loss`.
         exemplars: N, normal pictures whose features the memories must hold, of all processes together.
         fixed: draw them once, instead of anew in every step.
+        iterations: steps of an epoch, at most; by default as many as there are batches.
 
     Raises:
         InputError: a weight below 0.
@@ -52,11 +52,12 @@ class MemKD(Distiller):
         orth: Orthogonality = "squared",
         exemplars: int = 16,
         fixed: bool = False,
+        iterations: int | None = None,
     ) -> None:
         super().__init__(student, teacher)
         self.kd, self.reduction, self.orth = kd, reduction, orth
         self.nm_weight, self.orth_weight = at_least_zero("nm_weight", nm_weight), at_least_zero("orth_weight", orth_weight)
-        self.exemplars, self.fixed = exemplars, fixed
+        self.exemplars, self.fixed, self.iterations = at_least("exemplars", exemplars, 1), fixed, iterations
 
     @property
     def memorises(self) -> bool:
@@ -65,14 +66,17 @@ class MemKD(Distiller):
 
     def training_data(self, data: Any) -> Any:
         """Beside each batch of normal pictures one of exemplars, if there are memories that learn from them."""
-        return WithExemplars(data, self.exemplars, fixed=self.fixed) if self.memorises else data
+        return Shown(data, self.iterations, self.exemplars if self.memorises else 0, fixed=self.fixed)
 
     def losses(self, batch: Any) -> Losses:
-        """The three terms, weighted; `batch` is one of normal pictures, or such a one beside exemplars."""
-        normal = batch[NORMAL] if isinstance(batch, Together) else batch
-        terms = {"kd": reduced(self._distances(normal), self.kd, self.reduction)}
+        """The three terms, weighted.
+
+        Args:
+            batch: a batch of normal pictures under "normal" and, for memories that learn from them, one of exemplars under "exemplars".
+        """
+        terms = {"kd": reduced(self._distances(batch[NORMAL]), self.kd, self.reduction)}
         memories = self.student.memories()
-        if memories and isinstance(batch, Together):
+        if memories and EXEMPLARS in batch:
             features: Any = self.teacher(batch[EXEMPLARS])
             read_outs = [memory.embed(features[level]) for memory, level in memories]
             targets = [features[level] for _, level in memories]

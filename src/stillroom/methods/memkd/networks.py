@@ -6,6 +6,7 @@ Both are built for a teacher's levels: channels, sizes and strides of its featur
 
 from __future__ import annotations
 
+import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple, get_args
@@ -194,7 +195,7 @@ class ReverseStudent(Student):
         super().__init__()
         self.reads = levels
         (c1, c2, c3, c4), strides = zip(*levels, strict=True)
-        if any(after != 2 * before for before, after in zip(strides, strides[1:], strict=False)):
+        if any(after != 2 * before for before, after in itertools.pairwise(strides)):
             raise InputError(
                 "layers", f"levels of strides {list(strides)}", "each of twice the stride of the one before, for variant reverse"
             )

@@ -107,7 +107,7 @@ class AnomalyData(ImageSetData):
         return self.derive(("category", category), train=train.take(kept), val=train.take(held), indices=indices, category=category)
 
     def evaluator(self) -> AnomalyEvaluator | HeldOutEvaluator:
-        """Of the test pictures the areas under curves; of held-out good ones, while a student is trained, how far it is from its teacher."""
+        """Of test pictures the areas under curves; of held-out good ones, while a student is trained, its distance from its teacher."""
         return HeldOutEvaluator() if self.category is not None else AnomalyEvaluator(self.classes)
 
     def first_lines(self) -> list[str]:
@@ -131,6 +131,18 @@ class AnomalyData(ImageSetData):
         if mask_HW is None:
             return torch.full((self.image_size, self.image_size), 2, dtype=torch.uint8)
         return torch.from_numpy(self.preparation.mask(mask_HW).astype(np.uint8))
+
+    @property
+    def trained_labels(self) -> np.ndarray:
+        """The category of each good picture that is there to train on or held out, int64 [N]."""
+        labels: np.ndarray = self._listed[0].labels
+        return labels
+
+    def listed_counts(self) -> tuple[np.ndarray, np.ndarray]:
+        """Pictures of each category to train on, and to test on, int64 [categories] both."""
+        counted = [self.trained_labels[~self.held_out_N], self._listed[1].labels]
+        train, test = (np.bincount(labels, minlength=self.num_classes) for labels in counted)
+        return train, test
 
     @property
     def kinds(self) -> np.ndarray:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any, Protocol
 
@@ -57,15 +57,12 @@ class Detectors(nn.Module):
         self.maps, self.renormalise, self.description = maps, renormalise, dict(description)
         self.register_buffer("thresholds", torch.full((len(students),), torch.nan))
 
-    def level_maps(self, images: Tensor, category: int) -> Tensor:
+    def features(self, images: Tensor, teacher: Callable[[Tensor], tuple[Tensor, ...]] | None = None) -> tuple[Tensor, ...]:
+        """The teacher's maps; by another form of it, if one is given."""
+        return (teacher or self.teacher)(images if self.renormalise is None else self.renormalise(images))
+
+    def level_maps(self, images: Tensor, features: Sequence[Tensor], category: int) -> Tensor:
         """The levels' maps [K, B, S, S] by one category's student."""
-        return self._levels(images, self._features(images), category)
-
-    def _features(self, images: Tensor) -> tuple[Tensor, ...]:
-        found: tuple[Tensor, ...] = self.teacher(images if self.renormalise is None else self.renormalise(images))
-        return found
-
-    def _levels(self, images: Tensor, features: Sequence[Tensor], category: int) -> Tensor:
         student: Any = self.students[category]
         maps = student.levels(images, features)
         return level_maps(maps, features[: len(maps)], (images.shape[-2], images.shape[-1]), self.maps)
@@ -77,12 +74,13 @@ class Detectors(nn.Module):
 
     def forward(self, images: Tensor, category: int = 0) -> tuple[Tensor, Tensor]:
         """Images [B, 3, S, S] to maps [B, S, S] and scores [B], by one category's student."""
-        return self.of_levels(self.level_maps(images, category))
+        return self.of_levels(self.level_maps(images, self.features(images), category))
 
-    def every(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """By each category's student: maps [B, categories, S, S] and scores [B, categories]."""
-        features = self._features(images)
-        found = [self.of_levels(self._levels(images, features, k)) for k in range(len(self.students))]
+    def every(self, images: Tensor, features: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        """By each category's student: maps [B, categories, S, S] and scores [B, categories]; of a single one as `forward`."""
+        found = [self.of_levels(self.level_maps(images, features, k)) for k in range(len(self.students))]
+        if len(found) == 1:
+            return found[0]
         return torch.stack([maps for maps, _ in found], 1), torch.stack([scores for _, scores in found], 1)
 
     def only(self, category: int) -> Detectors:
@@ -107,7 +105,7 @@ class Scored(Distiller):
         parts = []
         for category in batch.categories.unique().tolist():
             rows = (batch.categories == category).nonzero()[:, 0]
-            levels_KBSS = detectors.level_maps(batch.images[rows], category)
+            levels_KBSS = detectors.level_maps(batch.images[rows], detectors.features(batch.images[rows]), category)
             maps_BSS, scores_B = detectors.of_levels(levels_KBSS)
             parts.append((rows, maps_BSS, scores_B, levels_KBSS, detectors.thresholds[category].expand(len(rows))))
         order = torch.cat([rows for rows, *_ in parts]).argsort()

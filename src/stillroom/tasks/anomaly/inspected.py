@@ -28,7 +28,7 @@ class Inspected(Images, Protocol):
     kinds: np.ndarray
 
     def mask(self, index: int) -> np.ndarray | None:
-        """Where the defect is, bool [H, W] in the picture's own pixels; None of a good picture, and of a defect whose place is not known."""
+        """Where the defect is, bool [H, W] in the picture's own pixels; None of a good picture, and where it is not known."""
 
 
 class InspectedFiles(FileImages):

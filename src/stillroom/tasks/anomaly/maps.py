@@ -43,6 +43,12 @@ class MapOptions:
         one_of("level_weight", self.level_weight, ("equal", "inv_area"))
         at_least_zero("blur", self.blur)
 
+    def said(self, image_size: int) -> str:
+        """All of it in words, for a report."""
+        corners = "corners" if self.align_corners else "centres"
+        weight = "equal weights" if self.level_weight == "equal" else "weights by 1 / positions"
+        return f"{self.combine} of the levels, {weight}, {corners} aligned, blur of {self.blur:g} of {image_size} pixels"
+
 
 def level_maps(students: Sequence[Tensor], teachers: Sequence[Tensor], size: tuple[int, int], options: MapOptions) -> Tensor:
     """1 - cosine of each level, enlarged to the image's size: [levels, B, H, W].

@@ -114,15 +114,48 @@ class AnomalyEvaluator:
         return {name: float(np.nanmean(values)) if np.isfinite(values).any() else math.nan for name, values in self.by_category().items()}
 
     def details(self) -> Details:
-        """Of every test picture, in the order of `ids`: `category`, `anomalous`, `score`, `threshold`; `inside` and `outside` [N, K], the
-        mean distance of each level in the defect and elsewhere; `map` float16, at most 64 pixels a side; and under their names the
-        figures of its category."""
+        """Of every test picture, in the order of `ids`: `category`, `anomalous`, `score`, `threshold`, `outcome` (see `auroc_outcomes`);
+        `inside` and `outside` [N, K], the mean distance of each level in the defect and elsewhere; `map` float16, at most 64 pixels a
+        side; and under their names the figures of its category."""
         ids, categories, anomalous, scores, thresholds, inside, outside, _, maps = self._all()
         size = min(_KEPT, maps.shape[-1])
         small = interpolate(torch.from_numpy(maps)[:, None], (size, size), mode="area")[:, 0].numpy().astype(np.float16)
         columns = {"ids": ids, "category": categories, "anomalous": anomalous, "score": scores, "threshold": thresholds}
         figures = {name: values[categories] for name, values in self.by_category().items()}
-        return {**columns, "inside": inside, "outside": outside, "map": small, **figures}
+        outcome = auroc_outcomes(scores, anomalous > 0, categories)
+        return {**columns, "outcome": outcome, "inside": inside, "outside": outside, "map": small, **figures}
+
+
+def auroc_outcomes(scores_N: np.ndarray, anomalous_N: np.ndarray, categories_N: np.ndarray) -> np.ndarray:
+    """What each picture contributes to the mean over categories of the AUROC, in %: their mean is that, and their spread gives its standard
+    error over pictures.
+
+    A picture's placement is the share of the other kind in its category that it is on the right side of, ties counted half.
+
+    Returns:
+        float64 [N]; of a category that lacks a kind the mean itself.
+
+    Source: DeLong, DeLong and Clarke-Pearson 1988, "Comparing the areas under two or more correlated ROC curves", structural components.
+    """
+    parts = []
+    for category in np.unique(categories_N):
+        good, bad = (np.flatnonzero((categories_N == category) & (anomalous_N == kind)) for kind in (False, True))
+        if len(good) and len(bad):
+            placed = np.concatenate([1 - _below(scores_N[good], scores_N[bad]), _below(scores_N[bad], scores_N[good])])
+            parts.append((good, bad, placed, placed[len(good) :].mean()))
+    if not parts:
+        return np.full(len(scores_N), math.nan)
+    outcomes_N = np.full(len(scores_N), np.mean([auroc for *_, auroc in parts]))
+    for good, bad, placed, auroc in parts:
+        weight = np.concatenate([np.full(len(good), 1 / len(good)), np.full(len(bad), 1 / len(bad))])
+        outcomes_N[np.concatenate([good, bad])] += len(scores_N) / len(parts) * weight * (placed - auroc)
+    return 100 * outcomes_N
+
+
+def _below(values_M: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """Which share of the others is below each value, equal ones counted half, [M]."""
+    ordered = np.sort(others)
+    return (np.searchsorted(ordered, values_M, "left") + np.searchsorted(ordered, values_M, "right")) / (2 * len(ordered))
 
 
 def _mean_where(levels_KBSS: Tensor, where_BSS: Tensor) -> Tensor:

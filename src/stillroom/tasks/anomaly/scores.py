@@ -48,7 +48,7 @@ def detection(scores_N: np.ndarray, labels_N: np.ndarray) -> dict[str, float]:
         warnings.warn(f"all samples are {'anomalous' if labels.all() else 'normal'}: AUROC, AP and F1 are undefined", stacklevel=2)
         return dict.fromkeys(("auroc", "ap", "f1max"), math.nan)
     precision, recall, _ = binary_precision_recall_curve(ranked_N, labels)
-    f1 = 2 * precision * recall / (precision + recall).clamp_min(torch.finfo(torch.float64).tiny)
+    f1 = (2 * precision * recall / (precision + recall)).nan_to_num(0.0)
     found = {"auroc": binary_auroc(ranked_N, labels), "ap": binary_average_precision(ranked_N, labels), "f1max": f1.max()}
     return {name: float(value) for name, value in found.items()}
 

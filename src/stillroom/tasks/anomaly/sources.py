@@ -277,7 +277,7 @@ def _check_masks(store: Store, category: str, test: Sequence[tuple[str, str, str
 
 def _check_copies(store: Store, sizes: Mapping[str, int], category: str, found: _Listed, argument: str, said: list[str]) -> None:
     """Raises InputError at a file that is there as good and as a defect; notes test pictures that were trained on."""
-    kinds = {name: GOOD for name in found.train} | {name: kind for name, kind, _ in found.test}
+    kinds = dict.fromkeys(found.train, GOOD) | {name: kind for name, kind, _ in found.test}
     alike = Counter(sizes[name] for name in kinds)
     by_content: dict[str, list[str]] = defaultdict(list)
     for name in kinds:

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
+from torch.fx.experimental.proxy_tensor import make_fx
 
 from stillroom.engine import Teacher
 from stillroom.engine.folding import fold_batchnorm
@@ -102,6 +103,15 @@ class Extractor(nn.Module):
                 handle.remove()
         return tuple(found[layer] for layer in self.layers)
 
+    def traced(self, images: Tensor) -> fx.GraphModule:
+        """The same as a graph of plain operations for batches of any size, which exporters can follow: `forward` ends by an exception.
+
+        Args:
+            images: at least two.
+        """
+        with torch.no_grad():
+            return make_fx(self, tracing_mode="symbolic", _allow_non_fake_inputs=True)(images)
+
     def _drop_rest(self, example: Tensor, maps: Sequence[Tensor]) -> None:
         """Leaves out the parameters of what was not run, if the features are the same without."""
         run: set[nn.Module] = set()
@@ -150,9 +160,10 @@ class TaughtBy:
         return Teacher(folded, precision=precision, compile=compile, fold=False, renormalise=self.renormalise)
 
     @property
-    def label(self) -> str:
-        """For reports."""
-        return f"{self.spec}, {' + '.join(self.extractor.layers)}"
+    def said(self) -> str:
+        """What it is, for the report."""
+        layers = ", ".join(self.extractor.layers)
+        return "; ".join([f"{self.spec} with {self.origin}, its maps those of {layers}", *self.notes])
 
 
 def build_teacher(
