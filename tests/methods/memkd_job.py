@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -22,7 +23,7 @@ class Levels(nn.Module):
         super().__init__()
         torch.manual_seed(1)
         channels = (3, *(channels for channels, _ in LEVELS))
-        self.stages = nn.ModuleList(nn.Conv2d(a, b, 3, 4 if a == 3 else 2, 1) for a, b in zip(channels, channels[1:], strict=False))
+        self.stages = nn.ModuleList(nn.Conv2d(a, b, 3, 4 if a == 3 else 2, 1) for a, b in pairwise(channels))
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         maps = []
