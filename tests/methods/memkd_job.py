@@ -28,7 +28,7 @@ class Levels(nn.Module):
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         maps = []
         for stage in self.stages:
-            images = stage(images).relu()
+            images = stage(images).relu() + 0.1  # no position is zero
             maps.append(images)
         return tuple(maps)
 

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from stillroom.errors import InputError, at_least, positive
-from stillroom.losses.precision import at_least_float32
+from stillroom.losses.precision import in_one_type
 
 EPS = 1e-12  # of a vector's length, where it is brought to 1
 
@@ -36,9 +36,9 @@ def read(query_BCHW: Tensor, addresses_LC: Tensor, values_LC: Tensor, temperatur
     if query_BCHW.shape[1] != values_LC.shape[1]:
         raise InputError("query", f"{query_BCHW.shape[1]} channels", f"those of the memory, {values_LC.shape[1]}")
     with torch.autocast(query_BCHW.device.type, enabled=False):
-        values_LC = at_least_float32(values_LC)
-        query_BPC = normalize(at_least_float32(query_BCHW), dim=1, eps=EPS).flatten(2).transpose(1, 2)
-        similarity_BPL = query_BPC @ normalize(at_least_float32(addresses_LC), dim=1, eps=EPS).T
+        query_BCHW, values_LC = in_one_type(query_BCHW, values_LC)
+        query_BPC = normalize(query_BCHW, dim=1, eps=EPS).flatten(2).transpose(1, 2)
+        similarity_BPL = query_BPC @ normalize(addresses_LC.to(values_LC.dtype), dim=1, eps=EPS).T
         recalled_BPC = (similarity_BPL / temperature).softmax(-1) @ values_LC
     return recalled_BPC.transpose(1, 2).unflatten(2, query_BCHW.shape[2:])
 

@@ -108,7 +108,11 @@ class AnomalyData(ImageSetData):
 
     def evaluator(self) -> AnomalyEvaluator | HeldOutEvaluator:
         """Of test pictures the areas under curves; of held-out good ones, while a student is trained, its distance from its teacher."""
-        return HeldOutEvaluator() if self.category is not None else AnomalyEvaluator(self.classes)
+        if self.category is not None:
+            return HeldOutEvaluator()
+        pictures: Inspected = self._shown[1]
+        kinds = [pictures.kinds[pictures.labels == k] == GOOD for k in range(self.num_classes)]
+        return AnomalyEvaluator(self.classes, both=any(good.any() and not good.all() for good in kinds))
 
     def first_lines(self) -> list[str]:
         """How many pictures there are of what, in which size; what was met."""

@@ -52,18 +52,18 @@ class AnomalyEvaluator:
     """Collects maps and scores; figures in %, each the mean over the categories that have it.
 
     `image_auroc` (the headline), `image_ap`, `image_f1max` of the scores; `pixel_auroc`, `pixel_ap`, `aupro` of all pixels of all test
-    pictures of a category together; `found` and `false_alarms`, shares of anomalous and of good pictures above the threshold. A figure is
-    NaN where no category has both good and anomalous pictures (or pixels).
+    pictures of a category together; `found` and `false_alarms`, shares of anomalous and of good pictures above the threshold. A figure that
+    no category has (it takes good and anomalous pictures, or pixels) is left out. Where all pictures are of one kind the headline is
+    `discrepancy`, the mean of all maps.
 
     Args:
         categories: their names.
+        both: whether some category has good and anomalous pictures.
     """
 
-    primary = "image_auroc"
-    higher_is_better = True
-
-    def __init__(self, categories: tuple[str, ...]) -> None:
+    def __init__(self, categories: tuple[str, ...], *, both: bool = True) -> None:
         self.categories = categories
+        self.primary, self.higher_is_better = ("image_auroc", True) if both else ("discrepancy", False)
         self.reset()
 
     def reset(self) -> None:
@@ -111,7 +111,8 @@ class AnomalyEvaluator:
 
     def compute(self) -> dict[str, float]:
         """The means over the categories."""
-        return {name: float(np.nanmean(values)) if np.isfinite(values).any() else math.nan for name, values in self.by_category().items()}
+        found = {name: float(np.nanmean(values)) for name, values in self.by_category().items() if np.isfinite(values).any()}
+        return found if self.higher_is_better else {"discrepancy": float(self._all()[-1].mean()), **found}
 
     def details(self) -> Details:
         """Of every test picture, in the order of `ids`: `category`, `anomalous`, `score`, `threshold`, `outcome` (see `auroc_outcomes`);
