@@ -30,7 +30,7 @@ def main() -> None:
     asked = parser.parse_args()
     real = ("--teacher", f"{NETWORK}:build@{asked.weights}", "--teacher-mean", "[0.5,0.5,0.5]", "--teacher-std", "[0.5,0.5,0.5]")
     jobs: dict[str, tuple[str, ...]] = {
-        "textures": ("--data", "textures", "--teacher", "stillroom/resnet8_stride8", "--teacher-image-size", "32")
+        "textures": ("--data", "textures", "--teacher", "stillroom/resnet8_stride8", "--teacher-data-size", "32")
     }
     for one in asked.data:
         name, _, spec = one.partition("=")

@@ -20,6 +20,7 @@ from stillroom.tasks.anomaly.experiment import train_detectors
 from stillroom.tasks.anomaly.maps import Combine, LevelWeight, MapOptions
 from stillroom.tasks.anomaly.teachers import TaughtBy, build_teacher
 from stillroom.tasks.classification import ImageData, Supervised
+from stillroom.tasks.images.arguments import renormalisation
 from stillroom.tasks.images.classifiers import build_classifier
 
 BUILDER = "stillroom.methods.memkd.networks:build"
@@ -45,8 +46,10 @@ def recipe(
     teacher: str = "stillroom/resnet8_stride16",
     layers: str | None = None,
     teacher_data: str | None = "shapes,train=20,teacher=60",
-    teacher_image_size: int = 64,
+    teacher_data_size: int = 64,
     teacher_epochs: int = 8,
+    teacher_mean: tuple[float, float, float] | None = None,
+    teacher_std: tuple[float, float, float] | None = None,
     random_teacher: bool = False,
     student: str = "small",
     variant: Variant = "forward",
@@ -73,16 +76,19 @@ def recipe(
         lab: where and how to run.
         data: pictures of products.
         plan: how each category's student is trained.
-        teacher: network with weights, such as ``timm/wide_resnet50_2@FILE`` or ``nets.py:build@FILE``; the better it knows photographs, the
+        teacher: network, with weights: ``timm/wide_resnet50_2@FILE`` or ``nets.py:build@FILE``, say; the better it knows photographs, the
             better. Without weights it is trained on `teacher_data` first, which is for trying things out.
         layers: paths of the teacher's layers whose maps are the levels, from the first to the last, as in ``layer1+layer2+layer3``;
             variant reverse has one more. By default the last maps at strides 4, 8, 16 (and 32), or else of the last sizes there are.
         teacher_data: classified images that a teacher without weights is trained on, e.g. ``imagefolder:cifar10.zip``.
-        teacher_image_size: pixels of these images.
-        teacher_epochs: passes over these images.
+        teacher_data_size: pixels of these images.
+        teacher_epochs: epochs of the teacher, where it has to be trained.
+        teacher_mean: the mean that the teacher was trained with, where it is another than the student's; by default what its own
+            configuration says, if it has one.
+        teacher_std: the teacher's standard deviation, likewise.
         random_teacher: take a teacher without weights as it is.
-        student: residual blocks of its stages: ``small`` (one each), ``resnet18``, ``resnet34`` or ``resnet50``; its channels are those of
-            the teacher's levels.
+        student: network, by the residual blocks of its stages: ``small`` (one each), ``resnet18``, ``resnet34`` or ``resnet50``; its
+            channels are those of the teacher's levels.
         variant: ``forward``: a network like the teacher reads the image; ``reverse``: a decoder reads the teacher's maps through a
             bottleneck.
         arms: of the experiment, the first is the baseline and the last is shipped: ``plain`` (no memory), ``dup`` (each map twice, as many
@@ -109,16 +115,17 @@ def recipe(
     spec, notes = teacher, []
     if "@" not in teacher and not random_teacher and teacher_data is not None and not Path(teacher).is_dir():
         at_least("teacher_epochs", teacher_epochs, 1)
-        trained = train_teacher(lab, teacher, teacher_data, at_least("teacher_image_size", teacher_image_size, 8), teacher_epochs)
+        trained = train_teacher(lab, teacher, teacher_data, at_least("teacher_data_size", teacher_data_size, 8), teacher_epochs)
         spec = f"{teacher}@{trained.folder / 'student.safetensors'}"
         accuracy = trained.result.metrics["top1"]
         notes.append(f"The teacher was trained here on {teacher_data} (top-1 {accuracy:.1f} %): one that knows photographs finds more.")
+    typed = renormalisation((data.mean, data.std), teacher_mean, teacher_std)
     named = None if layers is None else [layer.strip() for layer in layers.split("+")]
     taught: dict[Variant, TaughtBy] = {}
     for arm in asked.values():
         which = arm.variant or variant
         if which not in taught:
-            options = {"random": random_teacher, "trust_pickle": lab.options.trust_pickle}
+            options = {"random": random_teacher, "trust_pickle": lab.options.trust_pickle, "typed": typed}
             own = named if which == variant else None  # the other variant has another number of levels
             taught[which] = build_teacher(spec, data, own, 3 if which == "forward" else 4, **options)
 
@@ -197,7 +204,7 @@ ROOM = Room(
     default={
         "data": "textures:category=wood+stone",
         "teacher": "stillroom/resnet8_stride8",
-        "teacher_image_size": 32,
+        "teacher_data_size": 32,
     },
     reason="learns from good pictures alone, a student for each category: its stages are an experiment of their own",
 )

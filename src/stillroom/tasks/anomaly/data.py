@@ -55,11 +55,11 @@ class AnomalyData(ImageSetData):
     the threshold. The validation set of the whole are the test pictures of all categories; of good pictures alone, those held out.
 
     Args:
-        data: where the pictures are: ``mvtec:ROOT`` (MVTec AD, MPDD, BTAD, VisA as they lie on disk, or anything in their layouts; a folder
+        data: where the images are: ``mvtec:ROOT`` (MVTec AD, MPDD, BTAD, VisA as they lie on disk, or anything in their layouts; a folder
             or a zip; ``mvtec:ROOT,category=a+b`` takes some categories, ``val=0.2`` says which share of good pictures is held out),
             ``good:FOLDER`` (good pictures alone) or ``textures`` (drawn; ``textures:category=wood+stone,train=64,test=40``).
         batch_size: images in a batch, of all processes together.
-        image_size: pixels of the square that the network is given; by default 256, or the textures' own.
+        image_size: pixels of the images that the network is given; height and width; by default 256, or the textures' own.
         fit: ``squash`` brings whole pictures to the square, ``crop`` their shorter side, and cuts out the centre.
         antialias: smooth pictures before they are shrunk.
         options: those of every task on images, see `ImageSetData`.
