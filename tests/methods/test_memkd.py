@@ -237,7 +237,7 @@ def test_a_teacher_without_weights_is_refused(tmp_path: Path, capsys: pytest.Cap
     with torch.no_grad():
         next(network.parameters()).fill_(torch.nan)
     save_weights(network, tmp_path / "nan.safetensors")
-    with pytest.raises(InputError, match="not a number|NaN|not finite"):
+    with pytest.raises(InputError, match=r"not a number|not finite"):
         build_teacher(
             f"stillroom/resnet8_stride8@{tmp_path / 'nan.safetensors'}", AnomalyData(TINY), None, 3, random=False, trust_pickle=False
         )
