@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from stillroom.engine import Lab, Report, Room, Teacher, Trained, Training
+from stillroom.engine import Lab, Networks, Report, Room, Teacher, Trained, Training
 from stillroom.engine.training import Progress
 from stillroom.errors import InputError, at_least, share
 from stillroom.methods.memkd.arms import MEMKD, Arm, named_arms
@@ -20,38 +20,77 @@ from stillroom.tasks.anomaly.experiment import train_detectors
 from stillroom.tasks.anomaly.maps import Combine, LevelWeight, MapOptions
 from stillroom.tasks.anomaly.teachers import TaughtBy, build_teacher
 from stillroom.tasks.classification import ImageData, Supervised
-from stillroom.tasks.images.arguments import renormalisation
 from stillroom.tasks.images.classifiers import build_classifier
 
 BUILDER = "stillroom.methods.memkd.networks:build"
 ADAM = Training(epochs=20, optimizer="adam", lr=5e-3, momentum=0.5, weight_decay=0.0, schedule="onecycle")
+_TEACHER = Training(epochs=8, lr=0.1, schedule="onecycle")
 _TRIED = 4  # samples of a rehearsal
 
 
-def train_teacher(lab: Lab, spec: str, data: str, image_size: int, epochs: int) -> Trained:
-    """Trains a network without weights to classify some images, for a teacher where no better one is at hand; one for all seeds."""
-    images = ImageData(data, image_size=image_size, batch_size=64)
+@dataclass(frozen=True)
+class MapNetworks(Networks):
+    """Which networks teach and learn.
+
+    Args:
+        teacher: network, with weights: ``timm/wide_resnet50_2@FILE`` or ``nets.py:build@FILE``, say; the better it knows photographs, the
+            better. Without weights it is trained on `teacher_data` first, which is for trying things out.
+        student: network, by the residual blocks of its stages: ``small`` (one each), ``resnet18``, ``resnet34`` or ``resnet50``; its
+            channels are those of the teacher's levels.
+        teacher_epochs: epochs of the teacher, where it has to be trained; by default 8.
+        teacher_lr: learning rate of the teacher, likewise; by default 0.1.
+        accept_teacher: go on with a teacher that is no better than chance, where it had to be trained.
+        layers: paths of the teacher's layers whose maps are the levels, from the first to the last, as in ``layer1+layer2+layer3``;
+            variant reverse has one more. By default the last maps at strides 4, 8, 16 (and 32), or else of the last sizes there are.
+        teacher_data: classified images that a teacher without weights is trained on, e.g. ``imagefolder:cifar10.zip``.
+        teacher_data_size: pixels of these images.
+        random_teacher: take a teacher without weights as it is.
+    """
+
+    layers: str | None = None
+    teacher_data: str | None = "shapes,train=20,teacher=60"
+    teacher_data_size: int = 64
+    random_teacher: bool = False
+
+    @property
+    def trains_teacher(self) -> bool:
+        """Whether the teacher has no weights, and data to learn from."""
+        return "@" not in self.teacher and not Path(self.teacher).is_dir() and not self.random_teacher and self.teacher_data is not None
+
+
+NETWORKS = MapNetworks("stillroom/resnet8_stride16", "small")
+
+
+def train_teacher(lab: Lab, networks: MapNetworks) -> Trained:
+    """Trains a network without weights to classify some images, for a teacher where no better one is at hand; one for all seeds.
+
+    Raises:
+        InputError: it is no better than chance afterwards, and that was not accepted.
+    """
+    size = at_least("teacher_data_size", networks.teacher_data_size, 8)
+    images = ImageData(str(networks.teacher_data), image_size=size, batch_size=64)
+    plan = networks.teacher_plan(_TEACHER)
     with lab.shared():
         built = build_classifier(
-            spec, num_classes=images.num_classes, image_size=image_size, trust_pickle=lab.options.trust_pickle, argument="teacher"
+            networks.teacher,
+            num_classes=images.num_classes,
+            image_size=size,
+            trust_pickle=lab.options.trust_pickle,
+            argument="teacher",
         )
-        plan = Training(epochs=epochs, lr=0.1, schedule="onecycle")
-        return lab.fit(Supervised(built.network), images.for_teacher(), plan, name="teacher", model=built.spec)
+        trained = lab.fit(Supervised(built.network), images.for_teacher(), plan, name="teacher", model=built.spec)
+    accuracy, chance = trained.result.metrics["top1"], 100 / images.num_classes
+    if accuracy <= 1.5 * chance and not networks.accept_teacher:
+        got = f"{networks.teacher}, which is right in {accuracy:.1f} % of the images that it was trained on the like of"
+        raise InputError("teacher", got, "one that learns more (--teacher-epochs), or --accept-teacher to go on with it")
+    return trained
 
 
 def recipe(
     lab: Lab,
     data: AnomalyData,
     plan: Training = ADAM,
-    teacher: str = "stillroom/resnet8_stride16",
-    layers: str | None = None,
-    teacher_data: str | None = "shapes,train=20,teacher=60",
-    teacher_data_size: int = 64,
-    teacher_epochs: int = 8,
-    teacher_mean: tuple[float, float, float] | None = None,
-    teacher_std: tuple[float, float, float] | None = None,
-    random_teacher: bool = False,
-    student: str = "small",
+    networks: MapNetworks = NETWORKS,
     variant: Variant = "forward",
     arms: str = "plain+memkd",
     iterations: int | None = 8,
@@ -76,19 +115,7 @@ def recipe(
         lab: where and how to run.
         data: pictures of products.
         plan: how each category's student is trained.
-        teacher: network, with weights: ``timm/wide_resnet50_2@FILE`` or ``nets.py:build@FILE``, say; the better it knows photographs, the
-            better. Without weights it is trained on `teacher_data` first, which is for trying things out.
-        layers: paths of the teacher's layers whose maps are the levels, from the first to the last, as in ``layer1+layer2+layer3``;
-            variant reverse has one more. By default the last maps at strides 4, 8, 16 (and 32), or else of the last sizes there are.
-        teacher_data: classified images that a teacher without weights is trained on, e.g. ``imagefolder:cifar10.zip``.
-        teacher_data_size: pixels of these images.
-        teacher_epochs: epochs of the teacher, where it has to be trained.
-        teacher_mean: the mean that the teacher was trained with, where it is another than the student's; by default what its own
-            configuration says, if it has one.
-        teacher_std: the teacher's standard deviation, likewise.
-        random_teacher: take a teacher without weights as it is.
-        student: network, by the residual blocks of its stages: ``small`` (one each), ``resnet18``, ``resnet34`` or ``resnet50``; its
-            channels are those of the teacher's levels.
+        networks: which teach and learn.
         variant: ``forward``: a network like the teacher reads the image; ``reverse``: a decoder reads the teacher's maps through a
             bottleneck.
         arms: of the experiment, the first is the baseline and the last is shipped: ``plain`` (no memory), ``dup`` (each map twice, as many
@@ -112,27 +139,25 @@ def recipe(
     share("quantile", quantile)
     asked = named_arms(arms)
     maps = MapOptions(combine, level_weight, align_corners, max(2.0, data.image_size / 64) if blur is None else blur)
-    spec, notes = teacher, []
-    if "@" not in teacher and not random_teacher and teacher_data is not None and not Path(teacher).is_dir():
-        at_least("teacher_epochs", teacher_epochs, 1)
-        trained = train_teacher(lab, teacher, teacher_data, at_least("teacher_data_size", teacher_data_size, 8), teacher_epochs)
-        spec = f"{teacher}@{trained.folder / 'student.safetensors'}"
-        accuracy = trained.result.metrics["top1"]
-        notes.append(f"The teacher was trained here on {teacher_data} (top-1 {accuracy:.1f} %): one that knows photographs finds more.")
-    typed = renormalisation((data.mean, data.std), teacher_mean, teacher_std)
-    named = None if layers is None else [layer.strip() for layer in layers.split("+")]
+    spec, notes = networks.teacher, []
+    if networks.trains_teacher:
+        trained = train_teacher(lab, networks)
+        spec = f"{networks.teacher}@{trained.folder / 'student.safetensors'}"
+        learned = f"{networks.teacher_data} (top-1 {trained.result.metrics['top1']:.1f} %)"
+        notes.append(f"The teacher was trained here on {learned}: one that knows photographs finds more.")
+    named = None if networks.layers is None else [layer.strip() for layer in networks.layers.split("+")]
     taught: dict[Variant, TaughtBy] = {}
     for arm in asked.values():
         which = arm.variant or variant
         if which not in taught:
-            options = {"random": random_teacher, "trust_pickle": lab.options.trust_pickle, "typed": typed}
+            options = {"random": networks.random_teacher, "trust_pickle": lab.options.trust_pickle}
             own = named if which == variant else None  # the other variant has another number of levels
             taught[which] = build_teacher(spec, data, own, 3 if which == "forward" else 4, **options)
 
     def described(arm: Arm) -> dict[str, Any]:
         by = taught[arm.variant or variant]
         levels = [[level.channels, level.stride] for level in by.extractor.levels]
-        student_of = {"variant": arm.variant or variant, "levels": levels, "family": student, "between": arm.between}
+        student_of = {"variant": arm.variant or variant, "levels": levels, "family": networks.student, "between": arm.between}
         return {"model": by.spec, "builder": BUILDER, "student": {**student_of, "slots": slots, "temperature": memory_temperature}}
 
     def maker(arm: Arm) -> Callable[[Teacher], MemKD]:
@@ -146,7 +171,7 @@ def recipe(
     found: dict[str, Trained] = {}
     for name, arm in asked.items():
         by = taught[arm.variant or variant]
-        label = f"{student}, {arm.variant or variant}"
+        label = f"{networks.student}, {arm.variant or variant}"
         settings = {"maps": arm.map_options(maps), "quantile": quantile, "description": described(arm), "label": label}
         found[name] = train_detectors(lab, data, arm.training(plan), by, maker(arm), name=name, **settings)
     first, last = next(iter(found)), list(found)[-1]

@@ -174,7 +174,6 @@ def build_teacher(
     *,
     random: bool,
     trust_pickle: bool,
-    typed: Renormalise | None = None,
     argument: str = "teacher",
 ) -> TaughtBy:
     """The teacher of a specification.
@@ -187,7 +186,6 @@ def build_teacher(
         count: how many levels are wanted.
         random: it may be without weights.
         trust_pickle: read weights that can run code as they are read.
-        typed: what makes its inputs of the data's; by default what its own configuration says.
         argument: what the user calls it.
 
     Raises:
@@ -201,7 +199,7 @@ def build_teacher(
             argument, f"{spec}, without weights", "weights behind an @, data to train it on (--teacher-data), or --random-teacher"
         )
     found = next((one.statistics for one in configurations(spec, trust_pickle=trust_pickle, argument=argument) if one.statistics), None)
-    renormalise = typed
+    renormalise = data.renormalise
     if renormalise is None and found is not None:
         renormalise = renormalisation((data.mean, data.std), *found)
     example = data.example_inputs()
