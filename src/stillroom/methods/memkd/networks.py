@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple, get_args
 
 import torch
@@ -136,7 +136,8 @@ class Student(nn.Module, ABC):
 
     def memories(self) -> list[tuple[NRMemory, int]]:
         """Each memory and the number of the teacher's level that it is to hold; none of a student without."""
-        found = [(one.memory, level) for one, level in zip(self.recalling, self.memory_levels, strict=True)]  # type: ignore[union-attr]
+        recalling: Iterable[Any] = self.recalling
+        found = [(one.memory, level) for one, level in zip(recalling, self.memory_levels, strict=True)]
         return [(memory, level) for memory, level in found if isinstance(memory, NRMemory)]
 
 
@@ -163,8 +164,9 @@ class ForwardStudent(Student):
         coarse = strides[0] % 4 == 0
         stem: list[nn.Module] = [conv_unit(3, width, 7, 2), nn.MaxPool2d(3, 2, 1)] if coarse else [conv_unit(3, width, 3)]
         self.stem = nn.Sequential(*stem)
-        self.recalling = nn.ModuleList(Recalling(between, c, slots, temperature) for c in channels[:2])
-        inputs = (width, *(one.out_channels for one in self.recalling))  # type: ignore[union-attr]
+        recalling = [Recalling(between, c, slots, temperature) for c in channels[:2]]
+        self.recalling = nn.ModuleList(recalling)
+        inputs = (width, *(one.out_channels for one in recalling))
         steps = (strides[0] // (4 if coarse else 1), strides[1] // strides[0], strides[2] // strides[1])
         self.stages = nn.ModuleList(_stage(family, i, inputs[i], channels[i], steps[i]) for i in range(3))
         initialise_convolutions(self)
@@ -202,8 +204,9 @@ class ReverseStudent(Student):
         self.down1 = nn.Sequential(conv_unit(c1, c2, 3, 2), conv_unit(c2, c3, 3, 2))
         self.down2 = conv_unit(c2, c3, 3, 2)
         self.bottleneck = _stage(family, 3, 3 * c3, c4, 2)
-        self.recalling = nn.ModuleList(Recalling(between, c, slots, temperature) for c in (c4, c3, c2))
-        inputs = [one.out_channels for one in self.recalling]  # type: ignore[union-attr]
+        recalling = [Recalling(between, c, slots, temperature) for c in (c4, c3, c2)]
+        self.recalling = nn.ModuleList(recalling)
+        inputs = [one.out_channels for one in recalling]
         self.stages = nn.ModuleList(_stage(family, 2 - i, inputs[i], c, upsamples=True) for i, c in enumerate((c3, c2, c1)))
         initialise_convolutions(self)
 

@@ -150,7 +150,7 @@ def recipe(
     for arm in asked.values():
         which = arm.variant or variant
         if which not in taught:
-            options = {"random": networks.random_teacher, "trust_pickle": lab.options.trust_pickle}
+            options: dict[str, Any] = {"random": networks.random_teacher, "trust_pickle": lab.options.trust_pickle}
             own = named if which == variant else None  # the other variant has another number of levels
             taught[which] = build_teacher(spec, data, own, 3 if which == "forward" else 4, **options)
 
@@ -161,9 +161,11 @@ def recipe(
         return {"model": by.spec, "builder": BUILDER, "student": {**student_of, "slots": slots, "temperature": memory_temperature}}
 
     def maker(arm: Arm) -> Callable[[Teacher], MemKD]:
-        weights = {"nm_weight": nm_weight, "orth_weight": orth_weight} if arm.memorises else {"nm_weight": 0.0, "orth_weight": 0.0}
-        shown = {"exemplars": exemplars, "fixed": fixed_exemplars, "iterations": iterations}
-        loss = {"kd": arm.kd or kd, "reduction": reduction, "orth": orth}
+        weights: dict[str, Any] = (
+            {"nm_weight": nm_weight, "orth_weight": orth_weight} if arm.memorises else {"nm_weight": 0.0, "orth_weight": 0.0}
+        )
+        shown: dict[str, Any] = {"exemplars": exemplars, "fixed": fixed_exemplars, "iterations": iterations}
+        loss: dict[str, Any] = {"kd": arm.kd or kd, "reduction": reduction, "orth": orth}
         return lambda frozen: MemKD(build(described(arm)["student"]), frozen, **loss, **weights, **shown)
 
     for arm in asked.values():
@@ -172,7 +174,7 @@ def recipe(
     for name, arm in asked.items():
         by = taught[arm.variant or variant]
         label = f"{networks.student}, {arm.variant or variant}"
-        settings = {"maps": arm.map_options(maps), "quantile": quantile, "description": described(arm), "label": label}
+        settings: dict[str, Any] = {"maps": arm.map_options(maps), "quantile": quantile, "description": described(arm), "label": label}
         found[name] = train_detectors(lab, data, arm.training(plan), by, maker(arm), name=name, **settings)
     first, last = next(iter(found)), list(found)[-1]
     found[last] = replace(found[last], notes=(*found[last].notes, *notes))

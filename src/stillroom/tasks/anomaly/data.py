@@ -187,7 +187,7 @@ class _Tested(Dataset[Any]):
         return len(self.batches)
 
     def __getitems__(self, draws: Sequence[Draw]) -> AnomalyBatch:
-        batch = self.batches.__getitems__(draws)
+        batch: Any = self.batches.__getitems__(draws)
         masks_BSS = torch.stack([self.data.mask(draw.id) for draw in draws])
         anomalous_B = torch.from_numpy((self.data.kinds[[draw.id for draw in draws]] != GOOD).astype(np.int64))
         return AnomalyBatch(batch.images, batch.labels, anomalous_B, masks_BSS, batch.ids)
