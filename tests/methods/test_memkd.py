@@ -208,6 +208,19 @@ def test_levels_are_found_in_any_classifier(spec: str) -> None:
             torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize(
+    ("spec", "layers"),
+    [
+        (f"{Path(__file__).parents[2] / 'experiments/efficientnet_lite0.py'}:build", ("_blocks.2", "_blocks.4", "_blocks.10")),
+        ("timm/resnet18", ("layer1", "layer2", "layer3")),
+        ("timm/tf_efficientnet_lite0", ("blocks.1", "blocks.2", "blocks.4")),
+    ],
+)
+def test_levels_are_the_ends_of_stages(spec: str, layers: tuple[str, ...]) -> None:
+    taught = build_teacher(spec, AnomalyData(TINY, image_size=64), None, 3, random=True, trust_pickle=False)
+    assert taught.extractor.layers == layers
+
+
 def test_what_is_behind_the_last_layer_is_left_out() -> None:
     network = build_classifier("stillroom/resnet8_stride16", num_classes=2, image_size=64).network
     images = torch.randn(1, 3, 64, 64)

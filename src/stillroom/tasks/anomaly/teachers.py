@@ -220,15 +220,19 @@ def default_layers(network: nn.Module, count: int, example: Tensor, argument: st
     """Paths of the modules that give the last map of each of `count` sizes: at `STRIDES` where there are maps at all of them, else of the
     smallest ones that have more than one position.
 
+    Of a size the outermost modules count, a stage or a block: the next block's first layers answer in the same size.
+
     Raises:
         InputError: the network has not so many sizes.
     """
-    last: dict[int, str] = {}  # by the width of a map
+    found: dict[int, str] = {}  # by the width of a map
     paths = {module: path for path, module in reversed(module_paths(network).items())}
 
     def look(module: nn.Module, answer: Any) -> None:
         if isinstance(answer, Tensor) and answer.ndim == 4 and answer.shape[-1] > 1:
-            last[answer.shape[-1]] = paths[module]
+            before = found.setdefault(answer.shape[-1], paths[module])
+            if paths[module].count(".") <= before.count("."):
+                found[answer.shape[-1]] = paths[module]
 
     handles = [module.register_forward_hook(lambda module, _, answer: look(module, answer)) for module in paths]
     try:
@@ -239,8 +243,8 @@ def default_layers(network: nn.Module, count: int, example: Tensor, argument: st
             handle.remove()
     side = example.shape[-1]
     wanted = [-(-side // stride) for stride in STRIDES[:count]]
-    sizes = wanted if all(size in last for size in wanted) else sorted(last, reverse=True)[-count:]
+    sizes = wanted if all(size in found for size in wanted) else sorted(found, reverse=True)[-count:]
     if len(sizes) < count:
-        there = ", ".join(f"{path} ({size} x {size})" for size, path in sorted(last.items(), reverse=True))
+        there = ", ".join(f"{path} ({size} x {size})" for size, path in sorted(found.items(), reverse=True))
         raise InputError(argument, f"a teacher with maps of {len(sizes)} sizes: {there}", f"one with maps of {count} sizes, or --layers")
-    return tuple(last[size] for size in sizes)
+    return tuple(found[size] for size in sizes)
