@@ -2,8 +2,8 @@
 
     python experiments/memkd.py --data tiles=mvtec:tiles.zip --weights efficientnet-lite0-57934424.pth
 
-Runs `stillroom run memkd` on each, and writes `results/memkd.json` from the runs' own `metrics.json`. On the textures the teacher is trained
-on drawn shapes, and `dup` is the control of capacity; on real pictures it is EfficientNet-lite0 with ImageNet's weights.
+Runs `stillroom run memkd` on each, and writes `results/memkd.json` from the runs' own `metrics.json`. On the textures the teacher is
+trained on drawn shapes, and `dup` is the control of capacity; on real pictures it is EfficientNet-lite0 with ImageNet's weights.
 """
 
 from __future__ import annotations
@@ -56,7 +56,8 @@ def main() -> None:
             said.append(f"on {name} {other} {mean:+.1f} +- {spread:.1f} points of image AUROC over {first}")
     setting = {
         "data": list(jobs),
-        "students": f"forward, small; {asked.epochs} epochs of at most 8 steps of 16 pictures of {SIZE} x {SIZE} pixels, Adam, one cycle to 5e-3",
+        "students": f"forward, small; {asked.epochs} epochs of at most 8 steps of 16 pictures, Adam, one cycle to 5e-3",
+        "pixels": f"{SIZE} x {SIZE}",
         "teachers": "textures: stillroom/resnet8_stride8, 6 epochs of drawn shapes; others: EfficientNet-lite0, ImageNet's weights",
     }
     command = " ".join(["python experiments/memkd.py", *(f"--data {one}" for one in asked.data)])
