@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 _STEADY = 1e-6  # of fMSE's denominator, so that it is 0 where the foreground is empty
@@ -21,5 +20,5 @@ def squared_errors(predicted_B3HW: Tensor, truth_B3HW: Tensor, mask_B1HW: Tensor
 
 
 def foreground_mean(values_BCHW: Tensor, mask_B1HW: Tensor) -> Tensor:
-    """The mean over the foreground of each picture's channels, then over the channels, [B]; fSSIM of a map of SSIM. NaN for no foreground."""
+    """The mean over each picture's foreground, then over channels, [B]: fSSIM, of a map of SSIM. NaN where there is no foreground."""
     return ((values_BCHW * mask_B1HW).sum((2, 3)) / mask_B1HW.sum((2, 3))).mean(1)

@@ -6,7 +6,7 @@ import numpy as np
 
 _LOST = float(
     np.finfo(np.float32).eps
-)  # share of the largest singular value under which one is dropped, as the official code's solver does
+)  # share of the largest singular value; smaller ones are dropped
 
 Patches = np.ndarray  # colours of a chart's patches, [P, 3], 0 .. 255
 
