@@ -20,6 +20,7 @@ from stillroom.tasks.harmonization.recolouring import COLOURS, blobs, composites
 from stillroom.tasks.harmonization.scenes import Scene, Scenes
 from stillroom.tasks.harmonization.sources import HarmonySource, open_source
 from stillroom.tasks.images.data import ImageSetData
+from stillroom.tasks.images.transforms import describe_transform
 
 AUGMENTATIONS = ("crop", "mirror", "none")
 _MEMORY = 1_000_000_000  # bytes of decoded pictures that are kept
@@ -75,18 +76,14 @@ class HarmonyData(ImageSetData):
         known = {"image_size": self.image_size, "augment": self.augment, "colours": self.colours}
         chosen = {"subset": self.subset, "val_subset": self.val_subset, "subset_seed": self.subset_seed}
         kept = tuple(map(len, self._listed))
-        self._identify(
-            source.fingerprint, kept, *known.values(), *chosen.values(), self.mean, self.std, content=source.fingerprint, **known
-        )
+        parts = source.fingerprint, kept, *known.values(), *chosen.values(), self.mean, self.std
+        self._identify(*parts, content=source.fingerprint, **known)
 
     def first_lines(self) -> list[str]:
         """How many samples there are; the size and why; what was met."""
         train, val = map(len, self._listed)
-        return [
-            f"{train} training + {val} validation composites",
-            f"{self.image_size} × {self.image_size} pixels: {self._why}",
-            *self._met(),
-        ]
+        first = f"{train} training + {val} validation composites"
+        return [first, f"{self.image_size} × {self.image_size} pixels: {self._why}", *self._met()]
 
     def evaluator(self) -> HarmonyEvaluator:
         """What measures harmonised pictures."""
@@ -110,14 +107,7 @@ class HarmonyData(ImageSetData):
         return pixels(images_B3HW, self.mean, self.std)
 
     def _described(self) -> dict[str, Any]:
-        size = [self.image_size] * 2
-        transform = {
-            "image_size": self.image_size,
-            "resize": size,
-            "interpolation": "bilinear",
-            "mean": list(self.mean),
-            "std": list(self.std),
-        }
+        transform = describe_transform("squash", self.image_size, self.mean, self.std)
         return {"image_size": self.image_size, "transform": transform}
 
     def _samples(self, images: Scenes, *, training: bool, told: bool = False) -> Dataset[Any]:
@@ -158,37 +148,38 @@ class _Batches(Dataset[Any]):
     def __getitems__(self, draws: Sequence[Draw]) -> Batch:
         ids, seeds, _ = np.array(draws, np.int64).T
         found = [self._sized(index, seed) for index, seed in zip(ids.tolist(), seeds.tolist(), strict=True)]
-        reals, masks, made = (None if column[0] is None else torch.stack(column).float() / 255 for column in zip(*found, strict=True))
-        masks = blobs(seeds, self.side) if masks is None else masks
-        made = composites(reals, masks, seeds, self.colours) if made is None else made
-        return Batch((made - self.mean) / self.std, masks, (reals - self.mean) / self.std, torch.from_numpy(ids.copy()))
+        reals = torch.stack([scene.real for scene in found]).float() / 255
+        given = [scene.mask for scene in found if scene.mask is not None]
+        masks = torch.stack(given).float() / 255 if given else blobs(seeds, self.side)
+        made = [scene.composite for scene in found if scene.composite is not None]
+        shown = torch.stack(made).float() / 255 if made else composites(reals, masks, seeds, self.colours)
+        return Batch((shown - self.mean) / self.std, masks, (reals - self.mean) / self.std, torch.from_numpy(ids.copy()))
 
     def _sized(self, index: int, seed: int) -> Scene:
         """A sample in the size that networks are given, changed at random where that was asked for: photo, mask and composite alike."""
         scene = self._read(index)
         if self.augment == "none":
-            return Scene(*(_fit(part, self.side) for part in scene))
+            return scene
         random = np.random.default_rng(seed)
-        height, width = scene.real.shape[1:]
-        top, left, rows, columns = 0, 0, height, width
-        if self.augment == "crop":
-            for _ in range(_TRIES):
-                top, left, rows, columns = _crop(height, width, random)
-                if scene.mask is None or random.random() < _KEPT:
-                    break
-                inside = _fit(scene.mask[:, top : top + rows, left : left + columns], self.side)
-                if inside is not None and float(inside.sum()) > 255 * _ALMOST_EMPTY:
-                    break
-        parts = [_fit(None if part is None else part[:, top : top + rows, left : left + columns], self.side) for part in scene]
+        box = 0, 0, *scene.real.shape[1:]
+        for _ in range(_TRIES if self.augment == "crop" else 0):
+            box = _crop(*scene.real.shape[1:], random)
+            if scene.mask is None or random.random() < _KEPT or _cut(scene.mask, box, self.side).sum() > 255 * _ALMOST_EMPTY:
+                break
         mirrored = random.random() < 0.5
-        return Scene(*(part.flip(-1) if mirrored and part is not None else part for part in parts))
+
+        def changed(part_CHW: Tensor) -> Tensor:
+            cut = _cut(part_CHW, box, self.side)
+            return cut.flip(-1) if mirrored else cut
+
+        return scene.each(changed)
 
     def _read(self, index: int) -> Scene:
         if index in self._kept:
             return self._kept[index]
         scene = self.scenes.scene(index)
         if self.augment == "none":
-            scene = Scene(*(_fit(part, self.side) for part in scene))
+            scene = scene.each(lambda part: _cut(part, (0, 0, *part.shape[1:]), self.side))
         size = sum(part.nbytes for part in scene if part is not None)
         if size <= self._room:
             self._kept[index] = scene
@@ -196,10 +187,11 @@ class _Batches(Dataset[Any]):
         return scene
 
 
-def _fit(part: Tensor | None, side: int) -> Tensor | None:
-    if part is None or tuple(part.shape[1:]) == (side, side):
-        return part
-    return resize(part, [side, side], antialias=True)
+def _cut(part_CHW: Tensor, box: Sequence[int], side: int) -> Tensor:
+    """A part of a picture, by its top, left, height and width, squashed to a square of so many pixels."""
+    top, left, rows, columns = box
+    part = part_CHW[:, top : top + rows, left : left + columns]
+    return part if (rows, columns) == (side, side) else resize(part, [side, side], antialias=True)
 
 
 def _crop(height: int, width: int, random: np.random.Generator) -> tuple[int, int, int, int]:

@@ -93,9 +93,9 @@ class LoadedHarmonizer:
     def harmonise(self, composite: Image.Image, mask: Tensor) -> Image.Image:
         """A photo of the same size, whose pixels outside the mask are bit for bit those of the composite.
 
-        A picture of at most the size that the network was trained on is read as it is; a larger one is read in that size, and the change of
-        colour that the network makes there is enlarged and applied in full resolution, so that no detail is lost: at each place the change c
-        that fits M c best, in the sense of least squares, among the network's pixels around it.
+        A picture of at most the size that the network was trained on is read as it is; a larger one is read in that size, and the change
+        of colour that the network makes there is enlarged and applied in full resolution, so that no detail is lost: at each place the
+        change c that fits M c best, by least squares, among the network's pixels around it.
 
         Args:
             composite: RGB.
@@ -178,10 +178,11 @@ class LoadedHarmonizer:
             yield Harmonised(file, written, change, empty or ("the mask leaves no background" if bool((mask == 255).all()) else ""))
 
     def export_spec(self) -> ExportSpec:
-        """The file reads ``composite_and_mask`` float32 [batch, 4, H, W], H and W multiples of 16, and answers with ``picture`` [batch, 3, H, W].
+        """The file reads ``composite_and_mask`` float32 [batch, 4, H, W] and answers with ``picture`` [batch, 3, H, W]; H and W are
+        multiples of 16.
 
-        Its metadata are those of `export_parts.description`; the first three channels are normalised by `mean` and `std` of `transform`, for
-        pixels in [0, 1], and so is the answer; the fourth is the mask from 0 to 1.
+        Its metadata are those of `export_parts.description`; the first three channels are normalised by `mean` and `std` of `transform`,
+        for pixels in [0, 1], and so is the answer; the fourth is the mask from 0 to 1.
         """
         side = -(-self.side // _MULTIPLE) * _MULTIPLE
         means, deviations = (torch.tensor(values).view(-1, 1, 1) for values in (self.mean, self.std))
@@ -209,9 +210,7 @@ def load(run: str | Path, *, trust_pickle: bool = False) -> LoadedHarmonizer:
         InputError: the folder holds no finished harmonization run, a damaged one, or one that wants to be trusted.
     """
     card = read_card(run, trust_pickle=trust_pickle)
-    side, mean, std = card.parsed(
-        lambda content: (int(content["image_size"]), *(tuple(map(float, content["transform"][name])) for name in ("mean", "std"))),
-        "image_size and transform",
-    )
+    side = card.parsed(lambda content: int(content["image_size"]), "image_size")
+    mean, std = (card.parsed(lambda content, n=name: tuple(map(float, content["transform"][n])), "transform") for name in ("mean", "std"))
     built = build_harmonizer(card.spec, trust_pickle=trust_pickle, argument="run")
     return LoadedHarmonizer(built.network.eval(), side, mean, std, card)

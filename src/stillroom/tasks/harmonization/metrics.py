@@ -89,10 +89,10 @@ class HarmonyEvaluator:
     def compute(self) -> dict[str, float]:
         """The figures, over all processes."""
         details = self._columns()
-        figures = {name: float(np.nanmean(details[column])) for name, column in _FIGURES.items()}
+        figures = {name: float(np.nanmean(details[column], dtype=np.float64)) for name, column in _FIGURES.items()}
         for (low, high), inside_N in in_bins(details["share"]).items():
             if inside_N.any():
-                figures[f"fMSE {low}-{high} %"] = float(details["outcome"][inside_N].mean())
+                figures[f"fMSE {low}-{high} %"] = float(details["outcome"][inside_N].mean(dtype=np.float64))
         return figures
 
     def details(self) -> dict[str, np.ndarray]:
@@ -107,10 +107,7 @@ class HarmonyEvaluator:
 
     def _columns(self) -> dict[str, np.ndarray]:
         names = ("ids", "mse", "outcome", "psnr", "ssim", "fssim", "share")
-        return {
-            name: column.astype(np.float64) if name != "ids" else column
-            for name, column in zip(names, gather_samples(self._rows), strict=True)
-        }
+        return dict(zip(names, gather_samples(self._rows), strict=True))
 
 
 def in_bins(share_N: np.ndarray) -> dict[tuple[int, int], np.ndarray]:

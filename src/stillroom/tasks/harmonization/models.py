@@ -2,9 +2,9 @@
 
 A spec is `SOURCE[@WEIGHTS]`, or the folder of a run:
 
-- SOURCE is ``stillroom/harmonyWIDTH[_LEVELS][_paint]``, the baseline network of so many channels and levels (4 by default; with ``paint`` the
-  picture is not blended into the answer); or ``package.module:function`` or ``file.py:function``, which makes a network from inputs
-  [B, 4, H, W] to pictures [B, 3, H, W]; runs of GiftNet record others (`engine.specification.composed`);
+- SOURCE is ``stillroom/harmonyWIDTH[_LEVELS][_paint]``, the baseline network of so many channels and levels (4 by default; with ``paint``
+  the picture is not blended into the answer); or ``package.module:function`` or ``file.py:function``, which makes a network from inputs
+  [B, 4, H, W] to pictures [B, 3, H, W]; runs of methods that build around these record others (`engine.specification.composed`);
 - WEIGHTS is a file or folder of weights.
 """
 

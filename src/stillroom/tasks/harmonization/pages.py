@@ -33,9 +33,7 @@ def _by_share(report: Report, arms: Mapping[str, list[StageResult]]) -> Section:
     for number, ((low, high), inside_N) in enumerate(bins.items()):
         cells = [f"<td>{figure(float(np.mean([errors[number] for errors in by_seed.values()])))}</td>" for by_seed in found.values()]
         if changes_SC is not None:
-            cells.append(
-                change_cell(float(changes_SC[:, number].mean()), changes_SC[:, number]).replace(" up", " worse").replace(" down", " better")
-            )
+            cells.append(change_cell(float(changes_SC[:, number].mean()), changes_SC[:, number], higher_is_better=False))
         rows.append(row(f"{low} to {high} %", f"<td>{int(inside_N.sum())}</td>{''.join(cells)}"))
     notes = []
     if changes_SC is not None:
@@ -78,7 +76,7 @@ def _pictures(arms: Mapping[str, list[StageResult]], data: HarmonyData) -> list[
         cells.append(_cell(wrong, f"error of {last}, × {_AMPLIFIED}", name, box))
     columns = f"grid-template-columns:repeat({3 + len(shown)},minmax(0,1fr))"
     told = note(
-        ["The first validation composites, not picked by eye; below each picture its foreground enlarged, and its fMSE.", "First seed."]
+        ["The first validation composites, not picked by eye. Below each picture its foreground enlarged, and its fMSE. First seed."]
     )
     return [Section("Pictures", f'{told}<div class="gallery" style="{columns}">{"".join(cells)}</div>')]
 

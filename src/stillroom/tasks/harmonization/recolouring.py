@@ -103,8 +103,8 @@ def composites(images_B3HW: Tensor, masks_B1HW: Tensor, seeds: np.ndarray, colou
 
 
 def blobs(seeds: np.ndarray, side: int) -> Tensor:
-    """Random smooth masks, float32 [B, 1, side, side], 0 or 1: the centre in the middle half, a radius of 1/8 to 10/32 of the side that three
-    harmonics change by up to 25 % each.
+    """Random smooth masks, float32 [B, 1, side, side], 0 or 1: the centre in the middle half, a radius of 4/32 to 10/32 of the side that
+    three harmonics change by up to 25 % each.
 
     Source: the specification's small-scale experiment.
     """

@@ -6,7 +6,7 @@ import io
 import os
 import warnings
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
@@ -35,6 +35,10 @@ class Scene(NamedTuple):
     real: Tensor
     mask: Tensor | None
     composite: Tensor | None
+
+    def each(self, change: Callable[[Tensor], Tensor]) -> Scene:
+        """All that there is of it, changed alike."""
+        return Scene(change(self.real), *(None if part is None else change(part) for part in (self.mask, self.composite)))
 
 
 class MaskFiles:

@@ -65,8 +65,9 @@ def open_source(spec: str, *, strict: bool = False, argument: str = "data") -> H
             composites that are new in every epoch; ``train=2000``, ``val=300``, ``seed=0``;
             ``blobs:SOURCE``: the same of any images that classification reads, e.g. ``blobs:cifar10:data/cifar10``;
             ``iharmony4:ROOT``: a folder or zip in iHarmony4's or ccHarmony's layout, ``composite_images/<photo>_<mask>_<number>.jpg``,
-            ``masks/<photo>_<mask>.png``, ``real_images/<photo>.jpg`` and lists ``*train.txt`` and ``*test.txt`` of composites, at the top or
-            in a folder for each subset; ``,subset=HCOCO+HFlickr`` reads these alone; without lists ``,val=0.2`` of the photos is held out;
+            ``masks/<photo>_<mask>.png``, ``real_images/<photo>.jpg`` and lists ``*train.txt`` and ``*test.txt`` of composites, at the top
+            or in a folder for each subset; ``,subset=HCOCO+HFlickr`` reads these alone; without lists ``,val=0.2`` of the photos is held
+            out;
             ``csv:FILE``: a table with columns composite, mask and real (others are named: ``,composite=NAME``) and, if there is one, split;
             ``,root=FOLDER`` where files are not beside it; ``,val=0.2``;
             ``composites:FOLDER``: photos in ``FOLDER/photos`` (or real_images, images) and ``FOLDER/masks``, or ``,masks=FOLDER``; a mask
