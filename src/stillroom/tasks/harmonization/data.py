@@ -161,9 +161,10 @@ class _Batches(Dataset[Any]):
         if self.augment == "none":
             return scene
         random = np.random.default_rng(seed)
-        box = 0, 0, *scene.real.shape[1:]
+        height, width = scene.real.shape[1:]
+        box = 0, 0, height, width
         for _ in range(_TRIES if self.augment == "crop" else 0):
-            box = _crop(*scene.real.shape[1:], random)
+            box = _crop(height, width, random)
             if scene.mask is None or random.random() < _KEPT or _cut(scene.mask, box, self.side).sum() > 255 * _ALMOST_EMPTY:
                 break
         mirrored = random.random() < 0.5

@@ -211,6 +211,6 @@ def load(run: str | Path, *, trust_pickle: bool = False) -> LoadedHarmonizer:
     """
     card = read_card(run, trust_pickle=trust_pickle)
     side = card.parsed(lambda content: int(content["image_size"]), "image_size")
-    mean, std = (card.parsed(lambda content, n=name: tuple(map(float, content["transform"][n])), "transform") for name in ("mean", "std"))
+    transform = card.parsed(lambda content: {name: tuple(map(float, content["transform"][name])) for name in ("mean", "std")}, "transform")
     built = build_harmonizer(card.spec, trust_pickle=trust_pickle, argument="run")
-    return LoadedHarmonizer(built.network.eval(), side, mean, std, card)
+    return LoadedHarmonizer(built.network.eval(), side, **transform, card=card)

@@ -75,9 +75,7 @@ def _pictures(arms: Mapping[str, list[StageResult]], data: HarmonyData) -> list[
         wrong = _AMPLIFIED * np.abs(shown[last][index] - truth[index])
         cells.append(_cell(wrong, f"error of {last}, × {_AMPLIFIED}", name, box))
     columns = f"grid-template-columns:repeat({3 + len(shown)},minmax(0,1fr))"
-    told = note(
-        ["The first validation composites, not picked by eye. Below each picture its foreground enlarged, and its fMSE. First seed."]
-    )
+    told = note(["The first validation composites, not picked by eye. Below each picture its foreground enlarged, and fMSE. First seed."])
     return [Section("Pictures", f'{told}<div class="gallery" style="{columns}">{"".join(cells)}</div>')]
 
 
