@@ -38,7 +38,7 @@ def test_a_composite_has_its_own_mask_and_photo(tmp_path: Path) -> None:
     root = iharmony4(tmp_path / "HCOCO", size=(32, 32))
     data = HarmonyData(f"iharmony4:{root}", image_size=32)
     batch = data.val_batch([0, 1])
-    assert torch.equal(data.pixels(batch.reals)[0].round().byte(), torch.from_numpy(photo(4, (32, 32))).movedim(-1, 0))
+    assert torch.equal(data.pixels(batch.reals)[0].round().byte(), torch.tensor(photo(4, (32, 32))).movedim(-1, 0))
     assert torch.equal(batch.masks[0, 0], torch.from_numpy(shape((32, 32)) / 255).float())
     wanted = torch.from_numpy(darker(photo(4, (32, 32)), shape((32, 32)))).movedim(-1, 0)
     assert torch.equal(data.pixels(batch.composites)[0].round().byte(), wanted)
@@ -160,6 +160,25 @@ def test_the_default_says_that_it_is_made_up() -> None:
     assert data.example_inputs().shape == (1, 4, 32, 32)
     assert data.fingerprint == HarmonyData("patches,train=40,val=8").fingerprint
     assert data.fingerprint != HarmonyData("patches,train=40,val=8,seed=1").fingerprint
+
+
+def test_no_epoch_draws_what_the_patches_were_made_with() -> None:
+    data = HarmonyData("patches,train=400,val=8")
+    loader, changes = data.train_loader(seed=0), []
+    for _ in range(4):
+        batches = list(loader)
+        changes.append(torch.cat([(batch.composites - batch.reals).square().mean((1, 2, 3)) for batch in batches]).median().item())
+    assert max(changes) < 1.35 * min(changes)
+
+
+def test_a_light_says_nothing_of_where_the_mask_is() -> None:
+    seeds = np.arange(4000)
+    grey = torch.full((4000, 3, 1, 1), 0.5)
+    change = (relit(grey, seeds) - grey).abs().mean((1, 2, 3))
+    masks = blobs(seeds, 16)
+    down = (masks * torch.arange(16.0).view(1, 1, -1, 1)).sum((1, 2, 3)) / masks.sum((1, 2, 3))
+    for other in (down, masks.mean((1, 2, 3))):
+        assert abs(np.corrcoef(change, other)[0, 1]) < 0.06
 
 
 def test_any_classified_images_serve_for_blobs() -> None:

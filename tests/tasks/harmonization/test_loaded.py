@@ -11,11 +11,11 @@ import torch
 from PIL import Image
 from torch import nn
 
-import stillroom
 from stillroom.cli import main
 from stillroom.engine.card import Card
 from stillroom.errors import InputError
 from stillroom.tasks.harmonization import HarmonizationUNet, LoadedHarmonizer, build_harmonizer
+from stillroom.tasks.students import export_student
 from tests.tasks.harmonization.scenery import darker, iharmony4, photo, shape
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -103,7 +103,7 @@ def test_predict_wants_masks_and_overwrites_no_photo(run: Path, tmp_path: Path, 
 
 @pytest.mark.parametrize("format", ["onnx", "torch", "safetensors"])
 def test_export_is_checked_in_several_sizes(run: Path, tmp_path: Path, format: str) -> None:
-    done = stillroom.export_student(run, format=format, out=tmp_path / f"student.{format}")
+    done = export_student(run, format=format, out=tmp_path / f"student.{format}")
     assert done.outputs[0].name == "picture"
     assert done.outputs[0].difference <= 1e-4
     assert len({shape[2:] for shape in done.batches}) == 2

@@ -31,7 +31,7 @@ from stillroom.tasks.images.loaded import Unreadable, accelerated, opened
 from stillroom.tasks.images.masks import check_opaque, read_mask
 from stillroom.tasks.images.stores import UnreadableImage, read_image
 
-_FAINT = 1e-3  # weight under which a place knows nothing of the foreground's change
+_FAINT = 1e-6  # weight under which a place knows nothing of the foreground's change
 _MULTIPLE = 16  # what sides of exported pictures are multiples of
 
 

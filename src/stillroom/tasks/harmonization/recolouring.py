@@ -108,7 +108,7 @@ def blobs(seeds: np.ndarray, side: int) -> Tensor:
 
     Source: the specification's small-scale experiment.
     """
-    draws = uniforms(seeds, 9)
+    draws = uniforms(seeds, 2 * _NORMALS + 9)[:, 2 * _NORMALS :]  # behind what a light is drawn from
     middle_B2 = side * (0.25 + 0.5 * draws[:, :2])
     radius_B = side * (4 + 6 * draws[:, 2]) / 32
     rows, columns = np.mgrid[:side, :side] + 0.5

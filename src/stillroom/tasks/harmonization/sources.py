@@ -39,6 +39,7 @@ _ROLES = {  # what folders are called, in small letters
     "real": ("real_images", "reals", "real", "photos", "images", "jpegimages"),
 }
 _PATCH = 32  # pixels
+_APART = 2**20  # keeps what is drawn of patches apart from what a training draws with the same seed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,8 +99,8 @@ def _open_patches(path: str, options: dict[str, str], argument: str) -> HarmonyS
     parts = {}
     for number, (split, first, last) in enumerate((("train", 0.0, 0.7), ("val", 0.7, 1.0))):  # no pixel is in both
         sides = [picture.crop((int(first * picture.width), 0, int(last * picture.width), picture.height)) for picture in pictures]
-        cut = patches(sides, given[split], _PATCH, seed=given["seed"])
-        lights = sample_seeds(given["seed"], 2 + number, np.arange(given[split]))
+        cut = patches(sides, given[split], _PATCH, seed=given["seed"] + _APART)
+        lights = sample_seeds(given["seed"] + _APART, 2 + number, np.arange(given[split]))
         pixels = (relit(cut.float() / 255, lights) * 255).round().to(torch.uint8)
         parts[split] = Scenes(MemoryImages(pixels, np.zeros(len(pixels), np.int64), [f"{split}/{i}" for i in range(len(pixels))]))
     said = ("procedural data: patches of two photographs under random lights, with random masks; for a first look",)
