@@ -13,7 +13,7 @@ from torch.utils.data import Dataset
 from torchvision.transforms.v2.functional import resize, to_pil_image
 
 from stillroom.engine.loading import Draw, sample_seeds
-from stillroom.errors import at_least, one_of
+from stillroom.errors import InputError, at_least, one_of
 from stillroom.tasks.harmonization.batches import Batch
 from stillroom.tasks.harmonization.metrics import HarmonyEvaluator, pixels
 from stillroom.tasks.harmonization.recolouring import COLOURS, blobs, composites
@@ -66,6 +66,9 @@ class HarmonyData(ImageSetData):
     ) -> None:
         if augment is not None:
             one_of("augment", augment, AUGMENTATIONS)
+        for name in ("teacher_mean", "teacher_std"):
+            if options.get(name) is not None:
+                raise InputError(name, options[name], "none: a teacher reads the same values as the student")
         self.colours = one_of("colours", colours, COLOURS)
         source = open_source(data, strict=strict)
         super().__init__(data, source, batch_size=batch_size, strict=strict, **options)
