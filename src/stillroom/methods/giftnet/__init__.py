@@ -1,0 +1,1 @@
+"""GiftNet - Deep Image Harmonization with Globally Guided Feature Transformation and Relation Distillation."""
