@@ -8,7 +8,7 @@ L_sds = sum( sg[g] * z )                             whose gradient at z is exac
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -97,7 +97,7 @@ class Distilled(NamedTuple):
 def score_distillation(
     teacher: DiffusionTeacher,
     images: Tensor,
-    noise: Tensor | None,
+    noise: Tensor | Literal["normal", "zeros"] | int,
     t: int,
     condition: Tensor,
     *,
@@ -111,7 +111,7 @@ def score_distillation(
     Args:
         teacher: the frozen diffusion model.
         images: x, [B, 3, H, W] in [-1, 1].
-        noise: eps, of the latents' shape; None draws it.
+        noise: eps, of the latents' shape; or how it is made: drawn ("normal", or by a seed of its own), or none ("zeros").
         t: the batch's time step.
         condition: e_c, [1, ...].
         guidance: s.
@@ -126,13 +126,21 @@ def score_distillation(
     if through_teacher and top_k is not None:
         raise InputError("top_k", top_k, "none beside through_teacher: there is no gradient at the latents to thin out")
     latents = teacher.encode(images)
-    noise = torch.randn_like(latents) if noise is None else noise
+    eps = noise if isinstance(noise, Tensor) else _made(noise, latents)
     abar = teacher.alphas_cumprod[t].to(latents.device)
     if through_teacher:
-        eps_hat = predict_guided(teacher, add_noise(latents, noise, abar), t, condition, guidance)
-        loss = 0.5 * (1 - abar) * loss_weight * (eps_hat - noise).square().sum()
+        eps_hat = predict_guided(teacher, add_noise(latents, eps, abar), t, condition, guidance)
+        loss = 0.5 * (1 - abar) * loss_weight * (eps_hat - eps).square().sum()
     else:
         with torch.no_grad():
-            eps_hat = predict_guided(teacher, add_noise(latents.detach(), noise, abar), t, condition, guidance)
-        loss = injected(sds_gradient(eps_hat, noise, abar, loss_weight=loss_weight, top_k=top_k), latents)
-    return Distilled(loss, loss_weight * (eps_hat.detach() - noise).square().mean())
+            eps_hat = predict_guided(teacher, add_noise(latents.detach(), eps, abar), t, condition, guidance)
+        loss = injected(sds_gradient(eps_hat, eps, abar, loss_weight=loss_weight, top_k=top_k), latents)
+    return Distilled(loss, loss_weight * (eps_hat.detach() - eps).square().mean())
+
+
+def _made(noise: Literal["normal", "zeros"] | int, latents: Tensor) -> Tensor:
+    if noise == "zeros":
+        return torch.zeros_like(latents)
+    if isinstance(noise, int):
+        return torch.randn(latents.shape, generator=torch.Generator().manual_seed(noise)).to(latents)
+    return torch.randn_like(latents)

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-_LOST = float(
-    np.finfo(np.float32).eps
-)  # share of the largest singular value; smaller ones are dropped
+_LOST = float(np.finfo(np.float32).eps)  # share of the largest singular value; smaller ones are dropped
 
 Patches = np.ndarray  # colours of a chart's patches, [P, 3], 0 .. 255
 
