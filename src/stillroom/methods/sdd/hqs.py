@@ -11,13 +11,15 @@ The paper joins both; the released code takes the least mean entropy alone.
 
 from __future__ import annotations
 
-import warnings
+import logging
 from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
 from stillroom.errors import InputError, one_of
+
+logger = logging.getLogger(__name__)
 
 Indicator = Literal["hqs", "entropy", "l1"]
 Rule = Literal["max", "min", "above", "below"]
@@ -97,11 +99,11 @@ def chosen(entropy_NT: Tensor, l1_NT: Tensor, timesteps_T: Tensor, *, indicator:
     values_T = indicator_values(indicator, entropy_NT, l1_NT)
     if not l1_NT.any():
         middle = int(timesteps_T[len(timesteps_T) // 2])
-        warnings.warn(f"the teacher's gradient is zero at every time step of the search: t = {middle}, its middle, is taken", stacklevel=2)
+        logger.warning(f"the teacher's gradient is zero at every time step of the search: t = {middle}, its middle, is taken")
         return [middle]
     found = selected(values_T, timesteps_T, rule, threshold)
     if len(found):
         return [int(t) for t in found]
     best = selected(values_T, timesteps_T, "max" if rule == "above" else "min")
-    warnings.warn(f"no time step has {indicator} {rule} {threshold}: t = {int(best)}, which comes nearest, is taken", stacklevel=2)
+    logger.warning(f"no time step has {indicator} {rule} {threshold}: t = {int(best)}, which comes nearest, is taken")
     return [int(best)]

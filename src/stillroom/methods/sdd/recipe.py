@@ -111,22 +111,30 @@ def recipe(
             found = searched(lab, edits, teacher, condition, one, search_images, search_steps or grid_of(total), size, asked)
             kind = rule or ("min" if indicator == "entropy" else "max")
             steps = chosen(*found, indicator=indicator, rule=kind, threshold=threshold)
+            lab.say("search", f"“{one}” is taught at t = {', '.join(map(str, steps))} of {total}")
             sections.append(_curves(one, *found, steps, kind, indicator))
         make = partial(
             SDD, teacher=teacher, condition=condition, teacher_size=size, l2_weight=l2_weight, embedding=embedding,
             identity_weight=identity_weight, **asked,
         )  # fmt: skip
-        named = f"{one}: " if len(prompts) > 1 else ""
-        arms[f"{named}distilled"] = trained(lab, edits, plan, networks, f"{_word(one)}/distilled", partial(make, timesteps=steps))
+        named, stage = (f"{one}: ", f"{_word(one)}-") if len(prompts) > 1 else ("", "")
+        arms[f"{named}distilled"] = trained(lab, edits, plan, networks, f"{stage}distilled", partial(make, timesteps=steps))
         if uniform and timestep != "random":
-            arms[f"{named}random steps"] = trained(lab, edits, plan, networks, f"{_word(one)}/random", partial(make, timesteps=None))
+            arms[f"{named}random steps"] = trained(lab, edits, plan, networks, f"{stage}random", partial(make, timesteps=None))
         for strength in strengths:
-            arms[f"{named}SDEdit {strength:g}"] = sampled(lab, edits, networks, teacher, taught, condition, one, strength, ddim_steps, s)
+            name = f"{stage}sdedit-{strength:g}"
+            arms[f"{named}SDEdit {strength:g}"] = sampled(lab, edits, networks, teacher, taught, condition, name, strength, ddim_steps, s)
     first = data.for_edit(prompts[0], from_ if data.has_classes else None, judge)
     baseline = "random steps" if "random steps" in arms else None
     report = lab.report("sdd", first, arms, baseline=baseline or "", ship=next(iter(arms)))
     report.teacher = None
     report.method_sections = sections
+    if taught is not None:
+        report.notes = [
+            *taught.notes,
+            f"The teacher's denoising error: {taught.result.metrics['denoising']:.1f} thousandths.",
+            *report.notes,
+        ]
     return report
 
 
@@ -218,7 +226,7 @@ def sampled(
     teacher: DiffusionTeacher,
     taught: Trained | None,
     condition: Tensor,
-    prompt: str,
+    name: str,
     strength: float,
     steps: int,
     guidance: float,
@@ -226,7 +234,6 @@ def sampled(
     """SDEdit on the validation pictures, scored like a student; no copy of the teacher's weights is kept."""
     editor = SDEdit(teacher, condition, strength=strength, steps=steps, guidance=guidance, seed=lab.seed)
     weights = str(taught.folder / "student.safetensors") if taught is not None else str(networks.pipeline)
-    name = f"{_word(prompt)}/sdedit-{strength:g}"
     return lab.evaluate(editor, data, name=name, model=f"SDEdit ({steps} steps to the whole, strength {strength:g})", weights=weights)
 
 

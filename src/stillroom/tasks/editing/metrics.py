@@ -57,15 +57,13 @@ class EditingEvaluator:
         edited, source = answers.detach().float(), batch.images.float()
         figures = {} if self.judge is None else self.judge(edited, source, batch.ids)
         figures["change"] = (edited - source).square().mean((1, 2, 3))
-        small = edited if max(edited.shape[-2:]) <= _THUMBNAIL else interpolate(edited, (_THUMBNAIL, _THUMBNAIL), mode="area")
-        thumbnails = ((small.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
         self._names = tuple(figures)
-        self._kept.append((batch.ids, thumbnails, *(figures[name] for name in figures)))
+        self._kept.append((batch.ids, _thumbnails(edited), _thumbnails(source), *figures.values()))
 
     def details(self) -> dict[str, np.ndarray]:
-        """Of each picture, in the order of ids: `ids`, `picture` uint8 [N, 3, h, w], small, the figures, and `outcome`, the primary one in
-        its metric's unit. With several processes all of them must call it."""
-        found = dict(zip(("ids", "picture", *self._names), gather_samples(self._kept), strict=False))
+        """Of each picture, in the order of ids: `ids`, `picture` and `source`, before, uint8 [N, 3, h, w], small, the figures, and
+        `outcome`, the primary one in its metric's unit. With several processes all of them must call it."""
+        found = dict(zip(("ids", "picture", "source", *self._names), gather_samples(self._kept), strict=False))
         found["outcome"] = found[self.primary].astype(np.float64) * _FACTOR.get(self.primary, 1000.0)
         return found
 
@@ -74,6 +72,11 @@ class EditingEvaluator:
         found = self.details()
         names = [name for name in METRICS if name in found]
         return {name: float(found[name].astype(np.float64).mean()) * _FACTOR.get(name, 1000.0) for name in names}
+
+
+def _thumbnails(images: Tensor) -> Tensor:
+    small = images if max(images.shape[-2:]) <= _THUMBNAIL else interpolate(images, (_THUMBNAIL, _THUMBNAIL), mode="area")
+    return ((small.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
 
 
 class MeanEvaluator:

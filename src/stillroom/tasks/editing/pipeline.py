@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import warnings
+import logging
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, get_args
@@ -19,6 +19,8 @@ from torch import Tensor, nn
 from stillroom.engine.teacher import Precision, Teacher
 from stillroom.errors import InputError, StillroomError
 from stillroom.tasks.editing.diffusion import Prediction, check_step, noise_of
+
+logger = logging.getLogger(__name__)
 
 HUB = "hub:"
 _PARTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
@@ -76,7 +78,7 @@ class PipelineTeacher:
             length = min(int(self.tokenizer.model_max_length), int(self.text_encoder.config.max_position_embeddings))
             count = len(self.tokenizer(prompt)["input_ids"])
             if count > length:
-                warnings.warn(f"prompt: {count} tokens, of which the text encoder reads the first {length}", stacklevel=2)
+                logger.warning(f"prompt: {count} tokens, of which the text encoder reads the first {length}")
             ids = self.tokenizer(prompt, padding="max_length", max_length=length, truncation=True, return_tensors="pt")["input_ids"]
             self._conditions[prompt] = self.text_encoder(ids)[0].float()
         return self._conditions[prompt]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import warnings
+import logging
 from collections.abc import Callable, Sequence
 
 import torch
@@ -10,6 +10,8 @@ from torch import Tensor, nn
 
 from stillroom.errors import InputError, at_least, share
 from stillroom.tasks.editing.diffusion import DiffusionTeacher, add_noise, predict_guided
+
+logger = logging.getLogger(__name__)
 
 Predict = Callable[[Tensor, int], Tensor]  # (z_t, t) -> the noise
 
@@ -96,7 +98,7 @@ class SDEdit(nn.Module):
         self.strength = strength
         if not self.times:
             said = f"SDEdit with a strength of {strength:g} is none of its {steps} steps: pictures come back as they are encoded"
-            warnings.warn(said, stacklevel=2)
+            logger.warning(said)
 
     def extra_repr(self) -> str:
         """All that its answers depend on besides the weights."""
