@@ -12,6 +12,7 @@ Runs that were killed go on.
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -110,19 +111,21 @@ def main() -> None:
     parser.add_argument("--data", default="colours")
     parser.add_argument("--image_size", type=int, default=None)
     parser.add_argument("--prompt", default="red")
-    parser.add_argument("--weights", type=float, nargs="+", default=[300, 1000, 2000, 4000], help="of the L2 term")
+    parser.add_argument("--weights", type=float, nargs="+", default=[700, 2000, 4000], help="of the L2 term")
+    parser.add_argument("--epochs", type=int, default=EDITOR.epochs, help="of each student; one has 100 steps on the drawn pictures")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--runs", type=Path, default=Path("runs/experiments/sdd"), help="where the trained stages are kept")
     parser.add_argument("--out", type=Path, default=Path("results/sdd.json"))
     arguments = parser.parse_args()
     data = EditingData(arguments.data, image_size=arguments.image_size)
-    found, told = experiment(data, arguments.prompt, arguments.weights, list(range(arguments.seeds)), EDITOR, arguments.runs)
-    steps = EDITOR.epochs * (data.for_edit(arguments.prompt).train_size // data.batch_size)
+    plan = replace(EDITOR, epochs=arguments.epochs)
+    found, told = experiment(data, arguments.prompt, arguments.weights, list(range(arguments.seeds)), plan, arguments.runs)
+    steps = plan.epochs * (data.for_edit(arguments.prompt).train_size // data.batch_size)
     setting = {
         "data": "; ".join(data.first_lines()[:2]),
         "prompt": arguments.prompt,
         "teacher": f"{TASK.networks.teacher}, T = 200, trained here, one for all seeds",
-        "student": f"{TASK.networks.student}, {steps} steps of {data.batch_size} pictures, AdamW {EDITOR.lr:g}, guidance 5",
+        "student": f"{TASK.networks.student}, {steps} steps of {data.batch_size} pictures, AdamW {plan.lr:g}, guidance 5",
         "search": told,
     }
     place = (
@@ -130,7 +133,7 @@ def main() -> None:
         if arguments.data == "colours"
         else f" --data {Path(arguments.data).name} --image_size {arguments.image_size} --prompt {arguments.prompt}"
     )
-    command = f"python experiments/sdd.py --seeds {arguments.seeds}{place}"
+    command = f"python experiments/sdd.py --seeds {arguments.seeds} --epochs {arguments.epochs}{place}"
     write(arguments.out, "sdd", command, list(range(arguments.seeds)), found, verdict(found, arguments.seeds), setting)
     print(arguments.out.read_text())
 

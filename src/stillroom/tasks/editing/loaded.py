@@ -120,13 +120,13 @@ class LoadedEditor:
         """
         folder = Path(out) if out is not None else self.card.folder / _FOLDER
         accelerated(self.network)
-        taken: set[Path] = set()
+        taken = {file.resolve() for file in files}  # no source is written over, and of files that are called alike none is lost
         for file, picture in opened(files, read_image, unreadable):
             edited, path, number = self.edit(picture), folder / f"{file.stem}.png", 1
-            while path in taken or (path.exists() and path.samefile(file)):  # of files that are called alike none is lost, no source either
+            while path.resolve() in taken:
                 number += 1
                 path = folder / f"{file.stem}-{number}.png"
-            taken.add(path)
+            taken.add(path.resolve())
             folder.mkdir(parents=True, exist_ok=True)
             _write(edited, path)
             difference = np.abs(np.asarray(edited, np.float32) - np.asarray(picture, np.float32))
