@@ -24,7 +24,7 @@ from stillroom.engine import Lab, LabOptions, Training
 from stillroom.methods.sdd import SDD
 from stillroom.methods.sdd.hqs import hybrid_quality, selected
 from stillroom.methods.sdd.recipe import denoiser, judged, sampled, searched, trained
-from stillroom.tasks.editing import EDITOR, TASK, EditingData
+from stillroom.tasks.editing import EDITOR, TASK, EditingData, SDEdit
 
 RATE = 90.0  # % edited at which errors are compared
 EDITED = "edited as asked, %"
@@ -82,7 +82,15 @@ def experiment(
                 found.setdefault(arm, {}).setdefault(f"error at {RATE:g} % edited × 1000", {})[seed] = at
         points = [(0.0, 0.0)]
         for strength in STRENGTHS:
-            sample = sampled(lab, edits, TASK.networks, teacher, taught, condition, f"sdedit-{strength:g}", strength, 20, 5.0)
+            sample = sampled(
+                lab,
+                edits,
+                TASK.networks,
+                taught,
+                SDEdit(teacher, condition, strength=strength, guidance=5.0, seed=seed),
+                f"sdedit-{strength:g}",
+                "",
+            )
             points.append(note(f"SDEdit, strength {strength:g}", sample.result.metrics))
         if (at := error_at(points, RATE)) is not None:
             found.setdefault("SDEdit", {}).setdefault(f"error at {RATE:g} % edited × 1000", {})[seed] = at

@@ -324,13 +324,14 @@ def test_the_search_is_not_made_twice(run: Path, monkeypatch: pytest.MonkeyPatch
 
 
 def test_a_teacher_of_an_earlier_run_teaches_again(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    words = ["run", "sdd", *TINY, *SHORT, "--strengths", "[]", "--timestep", "100", "--out", str(tmp_path / "run")]
+    words = ["run", "sdd", *TINY, *SHORT, "--strengths", "[]", "--timestep", "100", "--from", "blue", "--out", str(tmp_path / "run")]
     words[words.index("stillroom/denoiser8")] = str(run / "teacher")
     assert main(words) == 2
     assert "--accept-teacher to go on with it" in capsys.readouterr().err
     assert main([*words, "--accept-teacher"]) == 0
-    notes = json.loads((tmp_path / "run/metrics.json").read_text())["notes"]
-    assert any("hardly denoises" in note for note in notes)
+    metrics = json.loads((tmp_path / "run/metrics.json").read_text())
+    assert any("hardly denoises" in note for note in metrics["notes"])
+    assert list(metrics["stages"]) == ["distilled", "random steps", "DDIB"]
 
 
 @pytest.mark.parametrize(

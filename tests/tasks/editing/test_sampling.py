@@ -11,7 +11,7 @@ from torch import Tensor
 from stillroom.errors import InputError
 from stillroom.tasks.editing.denoiser import Denoiser, PixelTeacher
 from stillroom.tasks.editing.diffusion import alphas_cumprod
-from stillroom.tasks.editing.sampling import SDEdit, ddim_invert, ddim_sample, ddim_times, strength_steps
+from stillroom.tasks.editing.sampling import DDIB, SDEdit, ddim_invert, ddim_sample, ddim_times, strength_steps
 
 
 @pytest.mark.parametrize(("strength", "steps", "taken"), [(0.05, 15, 0), (0.58, 50, 29), (1.0, 50, 50), (0.0, 20, 0), (0.3, 20, 6)])
@@ -61,3 +61,11 @@ def test_an_edit_by_sampling_is_the_same_each_time() -> None:
     editor = SDEdit(teacher, teacher.condition("b"), strength=0.5, steps=4)
     assert torch.equal(editor(images), editor(images))
     assert not torch.equal(editor(images), images)
+
+
+def test_there_and_back_under_one_condition_is_nearly_the_picture() -> None:
+    torch.manual_seed(0)
+    teacher = PixelTeacher(Denoiser(2, 16, 8), ("a", "b"), 16, "fp32")
+    images = torch.rand(2, 3, 16, 16) * 1.8 - 0.9
+    same = DDIB(teacher, teacher.condition("a"), teacher.condition("a"), steps=50)(images)
+    assert (same - images).abs().max() < 0.02

@@ -19,14 +19,16 @@ from stillroom.errors import InputError, at_least, at_least_zero, share
 from stillroom.methods.sdd.distiller import SDD
 from stillroom.methods.sdd.hqs import Indicator, Rule, chosen, hybrid_quality
 from stillroom.methods.sdd.search import grid_of, search
-from stillroom.tasks.editing import DENOISER, EDITOR, TASK, Denoising, EditingData, EditingNetworks, PipelineTeacher, PixelTeacher, SDEdit
+from stillroom.tasks.editing import DENOISER, EDITOR, TASK, Denoising, EditingData, EditingNetworks, PipelineTeacher, PixelTeacher
 from stillroom.tasks.editing.diffusion import DiffusionTeacher, check_step
 from stillroom.tasks.editing.judges import Classifying
 from stillroom.tasks.editing.pages import curve_section
+from stillroom.tasks.editing.sampling import DDIB, SDEdit
 from stillroom.tasks.images.classifiers import build_classifier
 
 _JUDGE, _JUDGED = "stillroom/convnet24", Training(epochs=30, optimizer="adam", lr=3e-3, weight_decay=1e-4, schedule="onecycle")
 _SMALL_GUIDANCE, _LARGE_GUIDANCE = 5.0, 100.0  # of a denoiser in pixel space; the paper's
+_SAMPLING = 7.5  # guidance of SDEdit with a pipeline: the usual one, for with the paper's nothing is left of a picture
 _HARDLY = 700.0  # denoising error, in thousandths of the noise's own variance
 
 Prompts = list[str] | str
@@ -61,7 +63,8 @@ def recipe(
     Args:
         lab, data, plan, networks: where to run, on what, how to train, and which networks; see `Room`.
         prompt: what pictures are to become: a class of the data, or words for a pipeline; of several, ``[red, blue]``, each gets a student.
-        from_: what is edited: a class of the data; by default every other one. Typed --from.
+        from_: what is edited: a class of the data, by default every other one; or words for a pipeline. DDIB, which leads from one to the
+            other, is then compared as well.
         timestep: of the teacher: chosen by the ``search``; ``random``, anew for each batch; or one of 0 to T - 1.
         indicator: what the search looks at: ``hqs``, the paper's; ``entropy``, the released code's; or ``l1``.
         rule: what it takes: the ``max`` or the ``min`` of the indicator, or every step ``above`` or ``below`` a threshold; by default the
@@ -123,7 +126,13 @@ def recipe(
             arms[f"{named}random steps"] = trained(lab, edits, plan, networks, f"{stage}random", partial(make, timesteps=None))
         for strength in strengths:
             name = f"{stage}sdedit-{strength:g}"
-            arms[f"{named}SDEdit {strength:g}"] = sampled(lab, edits, networks, teacher, taught, condition, name, strength, ddim_steps, s)
+            sampling = SDEdit(
+                teacher, condition, strength=strength, steps=ddim_steps, guidance=_SAMPLING if networks.pipeline else s, seed=lab.seed
+            )
+            arms[f"{named}SDEdit {strength:g}"] = sampled(lab, edits, networks, taught, sampling, name, f"strength {strength:g}")
+        if from_ is not None:
+            there_and_back = DDIB(teacher, teacher.condition(from_), condition, steps=ddim_steps)
+            arms[f"{named}DDIB"] = sampled(lab, edits, networks, taught, there_and_back, f"{stage}ddib", f"from {from_}")
     first = data.for_edit(prompts[0], from_ if data.has_classes else None, judge)
     baseline = "random steps" if "random steps" in arms else None
     report = lab.report("sdd", first, arms, baseline=baseline or "", ship=next(iter(arms)))
@@ -220,21 +229,12 @@ def trained(lab: Lab, data: EditingData, plan: Training, networks: EditingNetwor
 
 
 def sampled(
-    lab: Lab,
-    data: EditingData,
-    networks: EditingNetworks,
-    teacher: DiffusionTeacher,
-    taught: Trained | None,
-    condition: Tensor,
-    name: str,
-    strength: float,
-    steps: int,
-    guidance: float,
+    lab: Lab, data: EditingData, networks: EditingNetworks, taught: Trained | None, sampling: SDEdit | DDIB, name: str, said: str
 ) -> Trained:
-    """SDEdit on the validation pictures, scored like a student; no copy of the teacher's weights is kept."""
-    editor = SDEdit(teacher, condition, strength=strength, steps=steps, guidance=guidance, seed=lab.seed)
+    """Sampling on the validation pictures, scored like a student; no copy of the teacher's weights is kept."""
     weights = str(taught.folder / "student.safetensors") if taught is not None else str(networks.pipeline)
-    return lab.evaluate(editor, data, name=name, model=f"SDEdit ({steps} steps to the whole, strength {strength:g})", weights=weights)
+    steps = f"{len(sampling.times)} steps{' each way' if isinstance(sampling, DDIB) else ''}"
+    return lab.evaluate(sampling, data, name=name, model=f"{type(sampling).__name__} ({said}, {steps})", weights=weights)
 
 
 def _check(

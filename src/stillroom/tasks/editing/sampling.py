@@ -1,4 +1,4 @@
-"""Editing by sampling: DDIM, its inversion, and SDEdit, the baseline that a feed-forward student is measured against."""
+"""Editing by sampling: DDIM, its inversion, and the baselines that a feed-forward student is measured against, SDEdit and DDIB."""
 
 from __future__ import annotations
 
@@ -116,3 +116,36 @@ class SDEdit(nn.Module):
                 lambda noisy, t: predict_guided(self.teacher, noisy, t, self.condition, self.guidance).to(z), z, self.times, abar
             )
         return self.teacher.decode(z).clamp(-1, 1)
+
+
+class DDIB(nn.Module):
+    """DDIB: pictures are taken to noise under what they show, and back under the prompt, both without guidance.
+
+    Args:
+        teacher: the diffusion model.
+        source: condition of what the pictures show.
+        condition: of the prompt.
+        steps: each way.
+    """
+
+    def __init__(self, teacher: DiffusionTeacher, source: Tensor, condition: Tensor, *, steps: int = 20) -> None:
+        super().__init__()
+        self.teacher, self.source, self.condition = teacher, source, condition
+        self.networks = nn.ModuleList(getattr(teacher, "networks", ()))  # what it costs is theirs
+        self.times = ddim_times(steps, len(teacher.alphas_cumprod))
+
+    def extra_repr(self) -> str:
+        """All that its answers depend on besides the weights."""
+        return f"times={self.times}, source={self.source.tolist()}, condition={self.condition.tolist()}"
+
+    @torch.no_grad()
+    def forward(self, images: Tensor) -> Tensor:
+        """Pictures [B, 3, H, W] in [-1, 1], edited."""
+
+        def under(condition: Tensor) -> Predict:
+            rows = condition.to(images.device).expand(len(images), *condition.shape[1:])
+            return lambda noisy, t: self.teacher.predict_noise(noisy, t, rows)
+
+        abar = self.teacher.alphas_cumprod
+        noise = ddim_invert(under(self.source), self.teacher.encode(images), self.times, abar)
+        return self.teacher.decode(ddim_sample(under(self.condition), noise, self.times, abar)).clamp(-1, 1)
