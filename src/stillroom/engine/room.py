@@ -10,7 +10,7 @@ from typing import Any, get_type_hints
 from stillroom.engine.distiller import Distiller
 from stillroom.engine.experiment import Networks
 from stillroom.engine.report.results import Report
-from stillroom.engine.task import LABELLED, task_named
+from stillroom.engine.task import SUPERVISED, task_named
 from stillroom.engine.training import Training
 from stillroom.errors import InputError
 
@@ -115,7 +115,7 @@ def setting_of(task: str, own: Callable[..., Any], *, plan: Training | None = No
     """
     found = task_named(task)
     if not hasattr(found, "supervised"):
-        raise InputError("task", task, f"a task with plain training on labels: {', '.join(LABELLED)}")
+        raise InputError("task", task, f"a task with plain training on labels: {', '.join(SUPERVISED)}")
     options = options_of(type(found.networks))
     without = frozenset(name for name in options if not (teacher if "teacher" in name else student or name != "student"))
     known = {*options_of(own, {"lab", "data", "plan", "networks"}), *options_of(found.data), *options_of(Training), *options} - without

@@ -36,8 +36,8 @@ if TYPE_CHECKING:
 FindLayer = Callable[[nn.Module, Any, str], str]  # (network, a few inputs, what the user calls it) -> module path
 
 WARNING = "WARNING: "  # before notes that a user must not overlook
-LABELLED = ("classification", "multilabel", "detection")  # tasks with plain training on labels
-TASKS = (*LABELLED, "editing")  # each with a room whose module `task` holds its TASK
+SUPERVISED = ("classification", "multilabel", "detection")  # tasks whose networks can be trained on labels, without a teacher
+TASKS = (*SUPERVISED, "editing")  # each with a room whose module `task` holds its TASK
 
 
 class TaskData(Protocol):
