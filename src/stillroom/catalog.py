@@ -79,7 +79,13 @@ METHODS: tuple[Method, ...] = (
         "stillroom.methods.mdcs",
         _PAPER,
     ),
-    Method("giftnet", "Deep Image Harmonization with Globally Guided Feature Transformation and Relation Distillation", "harmonization"),
+    Method(
+        "giftnet",
+        "Deep Image Harmonization with Globally Guided Feature Transformation and Relation Distillation",
+        "harmonization",
+        "stillroom.methods.giftnet",
+        _PAPER,
+    ),
     Method("memkd", "Remembering Normality: Memory-guided Knowledge Distillation for Unsupervised Anomaly Detection", "anomaly"),
     Method(
         "bckd",
@@ -113,7 +119,11 @@ METHODS: tuple[Method, ...] = (
 
 # Methods whose networks are composed of others: the word that their specifications begin with, and the module that reads and builds them
 # (`engine.specification.Composed`).
-BUILDERS = {"novel": "stillroom.methods.crkd.novel", "shared": "stillroom.methods.kd3.shared_classifier"}
+BUILDERS = {
+    "novel": "stillroom.methods.crkd.novel",
+    "shared": "stillroom.methods.kd3.shared_classifier",
+    "gift": "stillroom.methods.giftnet.network",
+}
 
 
 def find(name: str, argument: str = "method") -> Method:

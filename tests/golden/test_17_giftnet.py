@@ -55,7 +55,7 @@ def gift(inputs: dict[str, Tensor], params: dict[str, Any]) -> dict[str, Tensor]
     vector = global_vector(inputs["bottleneck"], mask, params.get("global_source", "all"))
     out = module(feat, vector, mask)
     grad_feat = torch.autograd.grad(out, feat, inputs["grad_out"])[0]
-    return {"global": vector, "mask_level": mask_at(mask, feat.shape), "out": out.detach(), "grad_feat": grad_feat}
+    return {"global": vector, "mask_level": mask_at(mask, feat), "out": out.detach(), "grad_feat": grad_feat}
 
 
 def relation(inputs: dict[str, Tensor], params: dict[str, Any]) -> dict[str, Tensor]:

@@ -234,7 +234,7 @@ class Experiment:
         made.plan = self.plan  # what it shows may depend on how long it does
         made.new_head = built.new
         origin = _origin(built, self.plan)
-        trained = self.lab.fit(made, self.as_trained(made), self.plan, name=name, model=built.spec, origin=origin)
+        trained = self.lab.fit(made, self.as_trained(made), self.plan, name=name, model=made.specification(built.spec), origin=origin)
         return replace(trained, notes=tuple(f"{WARNING}the student: {warning}." for warning in _loud(built.notes)))
 
     def as_trained(self, distiller: Distiller) -> Any:

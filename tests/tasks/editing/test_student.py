@@ -53,14 +53,24 @@ def test_an_editor_that_changes_nothing_gives_every_pixel_back(run: Path, size: 
     assert np.array_equal(np.asarray(untaught.edit(source)), np.asarray(source))
 
 
-def test_pixels_outside_a_mask_stay_bit_for_bit(run: Path) -> None:
+def test_pixels_outside_a_mask_stay_bit_for_bit(run: Path, tmp_path: Path) -> None:
     source, mask = picture(61, 43), np.zeros((43, 61), np.uint8)
     mask[10:30, 20:50] = 255
-    edited, before = np.asarray(load(run).edit(source, Image.fromarray(mask))), np.asarray(source)
+    masks, photos = tmp_path / "masks", tmp_path / "photos"
+    for folder in (masks, photos):
+        folder.mkdir()
+    source.save(photos / "a.png")
+    source.save(photos / "b.png")
+    Image.fromarray(mask).save(masks / "a_mask.png")
+    told: list[Exception] = []
+    (answer,) = load(run).predict(sorted(photos.iterdir()), unreadable=told.append, masks=str(masks), out=str(tmp_path / "out"))
+    assert ["no mask of its name" in str(error) for error in told] == [True]
+    edited, before = np.asarray(Image.open(answer.path)), np.asarray(source)
     assert np.array_equal(edited[mask == 0], before[mask == 0])
     assert not np.array_equal(edited[mask == 255], before[mask == 255])
+    picture(10, 10, "L").save(masks / "b.png")
     with pytest.raises(InputError, match="mask: got 10 × 10 pixels, expected 61 × 43"):
-        load(run).edit(source, picture(10, 10, "L"))
+        load(run).edit(source, masks / "b.png")
 
 
 @pytest.mark.parametrize("mode", ["RGBA", "L", "LA", "P", "CMYK"])

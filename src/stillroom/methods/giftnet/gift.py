@@ -28,9 +28,9 @@ SOURCES: tuple[str, ...] = ("all", "zero", "background")
 BLENDS: tuple[str, ...] = ("residual", "replace")
 
 
-def mask_at(mask_B1HW: Tensor, size: tuple[int, ...] | torch.Size) -> Tensor:
-    """M_l: the mask averaged over areas to a height and a width, [B, 1, H_l, W_l]."""
-    return adaptive_avg_pool2d(mask_B1HW, tuple(size[-2:]))
+def mask_at(mask_B1HW: Tensor, like_BCHW: Tensor) -> Tensor:
+    """M_l: the mask averaged over areas to the height and width of features, [B, 1, H_l, W_l]."""
+    return adaptive_avg_pool2d(mask_B1HW, (like_BCHW.shape[2], like_BCHW.shape[3]))
 
 
 def global_vector(bottleneck_BCHW: Tensor, mask_B1HW: Tensor, source: str = "all") -> Tensor:
@@ -46,7 +46,7 @@ def global_vector(bottleneck_BCHW: Tensor, mask_B1HW: Tensor, source: str = "all
         return torch.zeros_like(bottleneck_BCHW[:, :, 0, 0])
     if source == "all":
         return bottleneck_BCHW.mean((2, 3))
-    outside_B1HW = 1 - mask_at(mask_B1HW, bottleneck_BCHW.shape)
+    outside_B1HW = 1 - mask_at(mask_B1HW, bottleneck_BCHW)
     area_B1 = outside_B1HW.sum((2, 3)).clamp_min(torch.finfo(outside_B1HW.dtype).tiny)
     return (outside_B1HW * bottleneck_BCHW).sum((2, 3)) / area_B1
 
@@ -102,12 +102,12 @@ class Gift(nn.Module):
         self.blend, self.slope = one_of("blend", blend, BLENDS), slope
         self.conv1, self.conv2 = (ModulatedConv(channels, global_channels, epsilon=epsilon) for _ in range(2))
         self.out = nn.Conv2d(channels, channels, 1)
-        nn.init.zeros_(self.out.weight)
-        nn.init.zeros_(self.out.bias)
+        for parameter in self.out.parameters():
+            nn.init.zeros_(parameter)
 
     def forward(self, features_BCHW: Tensor, vector_BD: Tensor, mask_B1HW: Tensor) -> Tensor:
         """F'_l. The mask may be of another size; where it is 0 the features stay as they are."""
-        mask = mask_at(mask_B1HW, features_BCHW.shape)
+        mask = mask_at(mask_B1HW, features_BCHW)
         found = leaky_relu(self.conv1(features_BCHW, vector_BD), self.slope)
         found = leaky_relu(self.conv2(found, vector_BD), self.slope)
         kept = features_BCHW if self.blend == "residual" else features_BCHW * (1 - mask)

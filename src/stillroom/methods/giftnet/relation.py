@@ -31,7 +31,7 @@ def relation_loss(student_BCHW: Tensor, teacher_BCHW: Tensor, mask_B1HW: Tensor,
         grid: g; larger maps are averaged down to it.
         threshold: share of a cell from which on it is foreground.
     """
-    size = [min(side, grid) for side in student_BCHW.shape[-2:]]
+    size = min(student_BCHW.shape[2], grid), min(student_BCHW.shape[3], grid)
     inside_BP = (adaptive_avg_pool2d(mask_B1HW.to(torch.promote_types(mask_B1HW.dtype, torch.float32)), size) >= threshold).flatten(1)
     student, teacher = in_one_type(student_BCHW, teacher_BCHW.detach())
     with torch.autocast(student.device.type, enabled=False):
@@ -50,7 +50,7 @@ def relation_losses(
     return torch.stack([relation_loss(one, other, mask_B1HW, grid=grid, threshold=threshold) for one, other in pairs])
 
 
-def _similarities(features_BCHW: Tensor, size: Sequence[int]) -> Tensor:
+def _similarities(features_BCHW: Tensor, size: tuple[int, int]) -> Tensor:
     """Cosines [B, P, P] of all positions of a grid. A vector of zeros has none, and no gradient: behind a ReLU such are no exception."""
     vectors_BCP = adaptive_avg_pool2d(features_BCHW, size).flatten(2)
     length_B1P = vectors_BCP.norm(dim=1, keepdim=True)

@@ -21,9 +21,11 @@ from stillroom.errors import InputError, StillroomError
 from stillroom.tasks.editing.editor import CELL, Editor
 from stillroom.tasks.editing.networks import TASK, build_editing, kind_of
 from stillroom.tasks.images.export_parts import description, made_up_pictures
+from stillroom.tasks.images.folders import find_images
 from stillroom.tasks.images.loaded import Unreadable, accelerated, opened
+from stillroom.tasks.images.masks import read_mask
 from stillroom.tasks.images.padding import cropped, padded
-from stillroom.tasks.images.stores import read_image
+from stillroom.tasks.images.stores import UnreadableImage, read_image
 from stillroom.tasks.images.transforms import transform_from
 
 _FOLDER = "edited"
@@ -71,10 +73,10 @@ class LoadedEditor:
     card: Card
 
     kind: ClassVar[str] = "an editor of pictures"
-    options: ClassVar[dict[str, Any]] = {"out": None}
+    options: ClassVar[dict[str, Any]] = {"masks": None, "out": None}
 
     @torch.no_grad()
-    def edit(self, image: Image.Image | str | Path, mask: Image.Image | str | Path | None = None) -> Image.Image:
+    def edit(self, image: Image.Image | str | Path, mask: str | Path | None = None) -> Image.Image:
         """The picture edited, RGB of its own size, turned upright as its EXIF orientation says.
 
         The network sees it with its shorter side as in training. What it changes there is brought to the picture's size and added, so
@@ -82,7 +84,8 @@ class LoadedEditor:
 
         Args:
             image: of any size and mode; transparency is dropped.
-            mask: of the same size: where it is black, pixels stay the same bit for bit; between black and white the change is scaled.
+            mask: a file of the same size, see `read_mask`: where it is black, pixels stay the same bit for bit; between black and white the
+                change is scaled.
 
         Raises:
             UnreadableImage: a file that cannot be decoded.
@@ -106,23 +109,31 @@ class LoadedEditor:
             change = change * _weights(mask, size)
         return to_pil_image((picture + 127.5 * change).round().clamp(0, 255).to(torch.uint8)[0])
 
-    def columns(self, out: str | None = None) -> list[str]:
+    def columns(self, masks: str | None = None, out: str | None = None) -> list[str]:
         """Of `Edited.rows`."""
         return ["edited", "change of 255"]
 
-    def predict(self, files: Sequence[Path], *, unreadable: Unreadable, out: str | None = None) -> Iterator[Edited]:
+    def predict(
+        self, files: Sequence[Path], *, unreadable: Unreadable, masks: str | None = None, out: str | None = None
+    ) -> Iterator[Edited]:
         """Edits each file and writes a PNG; see `Student`.
 
         Args:
             files: the pictures.
-            unreadable: told of each that cannot be decoded.
+            unreadable: told of each that cannot be decoded, or whose mask is not there.
+            masks: a folder of masks of the same names, photo.png or photo_mask.png for photo.jpg: what may be changed; by default all.
             out: the folder of the edited pictures; by default ``edited`` in the run's.
         """
         folder = Path(out) if out is not None else self.card.folder / _FOLDER
+        mask_of = None if masks is None else {file.stem.removesuffix("_mask"): file for file in find_images([masks]).files}
         accelerated(self.network)
         taken = {file.resolve() for file in files}  # no source is written over, and of files that are called alike none is lost
         for file, picture in opened(files, read_image, unreadable):
-            edited, path, number = self.edit(picture), folder / f"{file.stem}.png", 1
+            if mask_of is not None and file.stem not in mask_of:
+                unreadable(UnreadableImage(f"{file}: no mask of its name in {masks}"))
+                continue
+            edited = self.edit(picture, None if mask_of is None else mask_of[file.stem])
+            path, number = folder / f"{file.stem}.png", 1
             while path.resolve() in taken:
                 number += 1
                 path = folder / f"{file.stem}-{number}.png"
@@ -141,9 +152,9 @@ class LoadedEditor:
         return ExportSpec(self.network, images_BCHW, ("images", "edited"), about, cell=CELL if isinstance(self.network, Editor) else None)
 
 
-def _weights(mask: Image.Image | str | Path, size: tuple[int, int]) -> Tensor:
+def _weights(mask: str | Path, size: tuple[int, int]) -> Tensor:
     """A mask as weights [1, 1, H, W] in [0, 1]."""
-    made = pil_to_tensor(read_image(mask).convert("L"))[None].float() / 255
+    made = read_mask(mask)[None].float() / 255
     if tuple(made.shape[-2:]) != size:
         raise InputError("mask", f"{made.shape[-1]} × {made.shape[-2]} pixels", f"{size[1]} × {size[0]}, the picture's size")
     return made

@@ -13,6 +13,8 @@ from stillroom.losses.precision import in_one_type
 if TYPE_CHECKING:
     from stillroom.tasks.harmonization.batches import Batch
 
+MIN_FOREGROUND = 1000 / 256**2
+
 
 def foreground_mse(predicted_BCHW: Tensor, truth_BCHW: Tensor, mask_B1HW: Tensor, min_area: float) -> Tensor:
     """The squared error of each picture over the size of its foreground, [B]: sum (out - I_r)^2 / (C max(sum M, A_min)).
@@ -34,17 +36,21 @@ class Supervised(Distiller):
 
     Args:
         student: network from a composite and its mask [B, 4, H, W] to a picture [B, 3, H, W], normalised values.
-        min_area: A_min in pixels.
+        min_foreground: A_min, as a share of the picture's pixels; by default iSSAM's 1000 pixels of 256 x 256.
 
     Raises:
         InputError: it is not above 0.
     """
 
-    def __init__(self, student: nn.Module, min_area: float) -> None:
+    def __init__(self, student: nn.Module, *, min_foreground: float = MIN_FOREGROUND) -> None:
         super().__init__(student)
-        self.min_area = positive("min_area", min_area)
+        self.min_foreground = positive("min_foreground", min_foreground)
 
     def losses(self, batch: Batch) -> Losses:
         """The foreground's error as the only task term."""
-        error_B = foreground_mse(self.student(batch.inputs), batch.reals, batch.masks, self.min_area)
-        return Losses(task={"fn_mse": error_B.mean()})
+        return Losses(task={"fn_mse": self.error(self.student(batch.inputs), batch)})
+
+    def error(self, predicted_B3HW: Tensor, batch: Batch) -> Tensor:
+        """L_har: the mean over the batch of `foreground_mse`."""
+        min_area = self.min_foreground * batch.masks[0].numel()
+        return foreground_mse(predicted_B3HW, batch.reals, batch.masks, min_area).mean()

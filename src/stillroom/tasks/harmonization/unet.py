@@ -8,6 +8,7 @@ composite with new colours.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +21,8 @@ from stillroom.tasks.images.quality import gaussian_window
 _FROM = 2  # the encoder level from which on there are batch norms, and the decoder's from which on there is attention
 _SHARPNESS = 3.0  # of the output's blending
 CHANNELS = 4  # of an input: a picture and its mask
+
+Change = Callable[[list[Tensor], Tensor], list[Tensor]]
 
 
 class _TwoConvolutions(nn.Module):
@@ -172,21 +175,29 @@ class HarmonizationUNet(nn.Module):
         """Normalised, not clamped."""
         return self.answer(inputs_B4HW)[0]
 
-    def answer(self, inputs_B4HW: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """The picture, and the features that the decoder was given, [B, C_l, H_l, W_l] from stride 1 on."""
+    def answer(self, inputs_B4HW: Tensor, change: Change | None = None) -> tuple[Tensor, list[Tensor]]:
+        """The picture, and the features that the decoder was given, [B, C_l, H_l, W_l] from stride 1 on.
+
+        Args:
+            inputs_B4HW: normalised picture and mask.
+            change: (F_0 .. F_(depth - 1), mask [B, 1, H, W]) -> what the decoder is given in their place.
+        """
         if inputs_B4HW.ndim != 4 or inputs_B4HW.shape[1] != CHANNELS:
             raise InputError("inputs", f"shape {list(inputs_B4HW.shape)}", "a picture and its mask, [B, 4, H, W]")
         size = (inputs_B4HW.shape[2], inputs_B4HW.shape[3])
-        whole = padded(inputs_B4HW, 1 << (self.depth - 1))
-        features = self.features(whole)
+        whole = padded(inputs_B4HW, self.multiple)
+        features = self.encode(whole)
+        if change is not None:
+            features = change(features, whole[:, 3:])
         return cropped(self.decode(features, whole), size), features
 
-    def features(self, inputs_B4HW: Tensor) -> list[Tensor]:
-        """What the decoder is given: here what the encoder found. Sides are multiples of 2^(depth - 1)."""
-        return self.encode(inputs_B4HW)
+    @property
+    def multiple(self) -> int:
+        """What the sides of its inputs are padded to a multiple of: 2^(depth - 1)."""
+        return 1 << (self.depth - 1)
 
     def encode(self, inputs_B4HW: Tensor) -> list[Tensor]:
-        """F_0 .. F_(depth - 1): features of each level, before they are pooled."""
+        """F_0 .. F_(depth - 1): features of each level, before they are pooled; sides are such multiples."""
         found: list[Tensor] = []
         for level in range(self.depth):
             found.append(self.get_submodule(f"enc{level}")(max_pool2d(found[-1], 2) if found else inputs_B4HW))

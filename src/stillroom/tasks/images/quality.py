@@ -45,7 +45,7 @@ def ssim_map(
     """
     if data_range is None:
         flat = predicted_BCHW.flatten(1)
-        data_range = flat.amax(1) - flat.amin(1)
+        data_range = (flat.amax(1) - flat.amin(1)).clamp_min(1)  # one grey level, of a flat picture
     range_B111 = torch.as_tensor(data_range, dtype=predicted_BCHW.dtype, device=predicted_BCHW.device).reshape(-1, 1, 1, 1)
     weights = gaussian_window(window, sigma).to(predicted_BCHW)[None, None].expand(predicted_BCHW.shape[1], 1, -1, -1)
 
