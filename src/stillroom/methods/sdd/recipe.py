@@ -20,10 +20,11 @@ from stillroom.methods.sdd.distiller import SDD
 from stillroom.methods.sdd.hqs import Indicator, Rule, chosen, hybrid_quality
 from stillroom.methods.sdd.search import grid_of, search
 from stillroom.tasks.editing import DENOISER, EDITOR, TASK, Denoising, EditingData, EditingNetworks, PipelineTeacher, PixelTeacher
+from stillroom.tasks.editing.denoiser import STEPS
 from stillroom.tasks.editing.diffusion import DiffusionTeacher, check_step
 from stillroom.tasks.editing.judges import Classifying
 from stillroom.tasks.editing.pages import curve_section
-from stillroom.tasks.editing.sampling import DDIB, SDEdit
+from stillroom.tasks.editing.sampling import DDIB, SDEdit, ddim_times
 from stillroom.tasks.images.classifiers import build_classifier
 
 _JUDGE, _JUDGED = "stillroom/convnet24", Training(epochs=30, optimizer="adam", lr=3e-3, weight_decay=1e-4, schedule="onecycle")
@@ -97,31 +98,34 @@ def recipe(
                 raise InputError("prompt", one, f"a class of the data ({', '.join(data.classes)}); other words need --pipeline")
         teacher = None
     asked = {"guidance": s, "top_k": top_k, "through_teacher": through_teacher}
+    total = STEPS if teacher is None else len(teacher.alphas_cumprod)
+    ddim_times(ddim_steps, total)
+    for name, steps in (("timestep", [timestep] if isinstance(timestep, int) else []), ("search_steps", search_steps or [])):
+        for t in steps:
+            check_step(t, total, name)
     _rehearse(lab, data, plan, networks, asked, l2_weight)
     if teacher is None:
         teacher, taught = denoiser(lab, data, networks)
     judge = judged(lab, data) if data.has_classes and not data.drawn else None
-    total, size = len(teacher.alphas_cumprod), _seen_size(teacher, data)
-    if isinstance(timestep, int):
-        check_step(timestep, total, "timestep")
+    size = _seen_size(teacher, data)
 
     arms: dict[str, Trained] = {}
     sections: list[Section] = []
     for one in prompts:
         edits, condition = data.for_edit(one, from_ if data.has_classes else None, judge), teacher.condition(one)
-        steps: list[int] | None = [timestep] if isinstance(timestep, int) else None
+        taught_at: list[int] | None = [timestep] if isinstance(timestep, int) else None
         if timestep == "search":
             found = searched(lab, edits, teacher, condition, one, search_images, search_steps or grid_of(total), size, asked)
             kind = rule or ("min" if indicator == "entropy" else "max")
-            steps = chosen(*found, indicator=indicator, rule=kind, threshold=threshold)
-            lab.say("search", f"“{one}” is taught at t = {', '.join(map(str, steps))} of {total}")
-            sections.append(_curves(one, *found, steps, kind, indicator))
+            taught_at = chosen(*found, indicator=indicator, rule=kind, threshold=threshold)
+            lab.say("search", f"“{one}” is taught at t = {', '.join(map(str, taught_at))} of {total}")
+            sections.append(_curves(one, *found, taught_at, kind, indicator))
         make = partial(
             SDD, teacher=teacher, condition=condition, teacher_size=size, l2_weight=l2_weight, embedding=embedding,
             identity_weight=identity_weight, **asked,
         )  # fmt: skip
         named, stage = (f"{one}: ", f"{_word(one)}-") if len(prompts) > 1 else ("", "")
-        arms[f"{named}distilled"] = trained(lab, edits, plan, networks, f"{stage}distilled", partial(make, timesteps=steps))
+        arms[f"{named}distilled"] = trained(lab, edits, plan, networks, f"{stage}distilled", partial(make, timesteps=taught_at))
         if uniform and timestep != "random":
             arms[f"{named}random steps"] = trained(lab, edits, plan, networks, f"{stage}random", partial(make, timesteps=None))
         for strength in strengths:
