@@ -31,13 +31,18 @@ class EditingData(ImageSetData):
     The shorter side is brought to `image_size`, and the centre is cut out. Pixels are in [-1, 1], whatever they show.
 
     Args:
-        data: where the pictures are: ``colours`` (drawn shapes of six colours), ``photos:FOLDER`` (a folder or zip of any image files), or
+        data: where the images are: ``colours`` (drawn shapes of six colours), ``photos:FOLDER`` (a folder or zip of any image files), or
             classified images such as ``imagefolder:PATH``, whose classes are what they can be edited to.
         images: a folder of photos, in the place of data: short for ``photos:FOLDER``.
-        image_size: pixels of the pictures that the student is trained on; by default the drawn ones' own, 64 where there are classes, and
-            256 for photos.
-        augment: random changes of training pictures: ``mirror`` or ``none``; by default mirror, for drawn pictures none.
-        options: those of every task on images, see `ImageSetData`; statistics are not among them.
+        image_size: pixels of the images that the network is given; their shorter side is brought to it; by default the drawn
+            ones' own, 64 where there are classes, and 256 for photos.
+        augment: random changes of training images: ``mirror`` or ``none``; by default mirror, for drawn pictures none.
+        batch_size: images in a batch, of all processes together.
+        workers: processes that read images ahead; by default none for images in memory that are little changed, else up to 4.
+        subset: train on this many images only, drawn evenly from the classes where each image has one; by default on all.
+        val_subset: validate on this many images only, likewise.
+        subset_seed: which images the subsets, and whatever else is drawn of the data, are.
+        strict: refuse data with image files that cannot be decoded, which are left out otherwise, with one warning.
 
     Raises:
         InputError: an argument that cannot be used; it is named.

@@ -30,12 +30,12 @@ class EditingNetworks(Networks):
     """Which networks teach and learn.
 
     Args:
-        teacher: the denoiser that teaches where no pipeline does: ``stillroom/denoiserN``, N its channels, optionally with weights after
-            ``@``; without them it is trained first, on the pictures and their classes. Or the stage ``teacher`` of an earlier run.
-        student: the editor: ``stillroom/editorN``, or a network of your own, ``file.py:function``; optionally with weights.
-        teacher_epochs: epochs of the denoiser, where it has to be trained.
-        teacher_lr: learning rate of the denoiser, the highest of its cycle.
-        accept_teacher: go on with a denoiser that hardly denoises.
+        teacher: network, the denoiser that teaches where no pipeline does: ``stillroom/denoiserN``, N its channels, optionally with weights
+            after ``@``; without them it is trained first, on the pictures and their classes. Or the stage ``teacher`` of an earlier run.
+        student: network, the editor: ``stillroom/editorN``, or one of your own, ``file.py:function``; optionally with weights.
+        teacher_epochs: epochs of the teacher, where it has to be trained.
+        teacher_lr: learning rate of the teacher; the highest of its cycle.
+        accept_teacher: go on with a teacher that is no better than chance, or hardly: whose denoising error is near the noise itself.
         teacher_batch_size: pictures in a batch of the denoiser's training.
         pipeline: folder of a diffusers pipeline (Stable Diffusion 1.x, 2.x) that teaches instead; ``hub:NAME`` fetches one.
     """
