@@ -424,6 +424,14 @@ def test_reading_for_other_data_is_refused_and_named(finished: Path, tmp_path: P
         CachedTeacher(tmp_path / "nowhere")
 
 
+def test_what_the_teacher_was_given_need_not_be_said_again(tmp_path: Path) -> None:
+    theirs = digits(teacher_mean=(0.5,) * 3, teacher_std=(0.25,) * 3)
+    build(tmp_path, theirs)
+    CachedTeacher(tmp_path, digits().cache_key)
+    with pytest.raises(InputError, match="teacher_std was"):
+        CachedTeacher(tmp_path, {**theirs.cache_key, "teacher_std": [0.5] * 3})
+
+
 def copied(finished: Path, to: Path) -> Path:
     for file in [*finished.glob("*.*"), *finished.glob("rows/*")]:
         target = to / file.relative_to(finished)

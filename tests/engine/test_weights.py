@@ -171,6 +171,15 @@ def test_whole_numbers_and_no_numbers_are_no_weights(tmp_path, source):
     load_weights(network(), tmp_path / "half.pt")
 
 
+def test_a_teacher_beside_a_student_is_said(tmp_path, source):
+    save = {"student": source.state_dict(), "teacher": network(seed=5).state_dict()}
+    torch.save(save, tmp_path / "w.pth")
+    loaded = network()
+    found = load_weights(loaded, tmp_path / "w.pth")
+    assert (found.name, found.others) == ("student", ("teacher",))
+    assert states_equal(source, loaded)
+
+
 def test_an_incomplete_student_is_not_completed_from_elsewhere(tmp_path, source):
     state = {**prefixed(source.state_dict(), "student."), **prefixed(source.state_dict(), "teacher.")}
     del state["student.4.bias"]

@@ -15,7 +15,7 @@ from __future__ import annotations
 import os
 import re
 import uuid
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -49,7 +49,8 @@ class Loaded:
     Attributes:
         name: of the set of weights, as it can be asked for behind ``#``; empty where the file itself is one.
         others: names of the sets that would have fitted as well.
-        classes: how many the file's head answers for where those are others than the network's; everything but it was loaded then.
+        classes: how many the file's head answers for where those are others than the network's, 0 where it has no head; everything but
+            it was loaded then.
         left: names of the network's parameters that were left as they were.
         notes: what a user should know of it, a clause each.
     """
@@ -89,7 +90,7 @@ def load_weights(
     *,
     trust_pickle: bool = False,
     argument: str = "weights",
-    other_head: bool = False,
+    other_head: Callable[[], Iterable[str]] | None = None,
     adapt: Adapt | None = None,
 ) -> Loaded:
     """Load a file's weights into a network, all or nothing.
@@ -104,7 +105,8 @@ def load_weights(
         path: a file or folder (see `containers.read_container`), with ``#NAME`` behind it for one set among several; dots go into nested
             ones.
         trust_pickle, argument: see `containers.read_container`.
-        other_head: where the last layer alone differs, and in its number of rows alone, leave it as it is and load everything else.
+        other_head: names of the parameters of the network's last layer. Where it is given, and that layer alone differs and in its number
+            of rows alone, or it alone is missing, it is left as it is and everything else is loaded.
         adapt: given the network and weights that do not fit it, answers with weights that might: position embeddings resampled, say.
 
     Raises:
@@ -119,11 +121,15 @@ def load_weights(
     contents = read_container(place, trust_pickle=trust_pickle, argument=argument)
     if not any(_is_in(key, asked) for key in contents.tensors):
         raise _no_such_set(contents, asked, argument)
-    sets = _sets(contents, expected, asked)
-    fitting = [one for one in sets if one.fits(other_head)]
+    sets, teachers = _apart(_sets(contents, expected, asked), len(expected), asked)
+    fitting = [one for one in sets if one.fits(other_head is not None)]
     if not fitting and adapt is not None:
         sets = [one.adapted(network, adapt) for one in sets]
-        fitting = [one for one in sets if one.fits(other_head)]
+        fitting = [one for one in sets if one.fits(other_head is not None)]
+    headless = not fitting and other_head is not None
+    if headless and other_head is not None:
+        last = {_plain(key) for key in other_head()}
+        fitting = [one for one in sets if one.lacks(last)]
     if not fitting:
         got = f"'{path}', which does not fit {type(network).__name__}: {_misfit(contents, sets)}"
         raise InputError(argument, got, "the weights of this very network")
@@ -132,9 +138,11 @@ def load_weights(
     # all of them, or all but the head
     alike = {by_plain_key[key]: value for key, value in best.weights.items() if value.shape == expected[key].shape}
     network.load_state_dict(alike, strict=False)
-    others = tuple(dict.fromkeys(one.name for one in whole or fitting if one is not best))
-    left = tuple(by_plain_key[key] for key in best.reshaped)
-    return Loaded(best.name, others, None if best.head is None else best.head[0], left, tuple(best.notes()))
+    teachers = [one for one in teachers if one.fits(best.head is not None)]
+    others = tuple(dict.fromkeys(one.name for one in [*(whole or fitting), *teachers] if one is not best))
+    left = tuple(key for plain, key in by_plain_key.items() if key not in alike and _counts(plain))
+    classes = 0 if headless else best.head and best.head[0]
+    return Loaded(best.name, others, classes, left, tuple(best.notes()))
 
 
 def save_weights(network: nn.Module | Mapping[str, Tensor], path: str | Path) -> None:
@@ -284,6 +292,14 @@ class _Set:
         """Whether it can be loaded."""
         return not self.problems or (other_head and self.head is not None)
 
+    def lacks(self, last: Collection[str]) -> bool:
+        """Whether those are all that is missing; in their place there may be layers of another head."""
+        missing = {key for key in self.expected if key not in self.weights and _counts(key)}
+        layers = tuple(f"{key.rpartition('.')[0]}." for key in last)
+        others = [key for key in self.unexpected if _counts(key) and not _is_auxiliary(key) and not key.startswith(layers)]
+        kinds = len(self.problems) - bool(missing) - any(problem.split()[1] == "unexpected" for problem in self.problems)
+        return missing == set(last) != set() and not others and not kinds
+
     def notes(self) -> list[str]:
         """What a user should know of loading it."""
         heads = sorted({key.partition(".")[0] for key in self.unexpected if _is_auxiliary(key)})
@@ -308,7 +324,7 @@ class _Set:
 
 
 def _sets(contents: Contents, expected: Mapping[str, Tensor], asked: str) -> list[_Set]:
-    """Every set in which some tensor has a name of the network's, in the file's order; of a student and its teacher the student's.
+    """Every set in which some tensor has a name of the network's, in the file's order.
 
     Without any: what lies in each dictionary of the file, so that it can be said what it is.
     """
@@ -322,10 +338,15 @@ def _sets(contents: Contents, expected: Mapping[str, Tensor], asked: str) -> lis
             if names[start] not in wrappers and _fused(_without(names[start:], wrappers)) in fused:
                 homes.setdefault(".".join(names[:start]), set()).add(home)
     homes = homes or {home: {home} for home in contents.homes.values()}
-    found = [_set(prefix, places, contents, expected, wrappers) for prefix, places in homes.items() if _is_in(prefix, asked)]
-    if not asked and any("student" in one.prefix.lower() and 2 * one.shaped > len(expected) for one in found):
-        found = [one for one in found if "teacher" not in one.prefix.lower()]
-    return found
+    return [_set(prefix, places, contents, expected, wrappers) for prefix, places in homes.items() if _is_in(prefix, asked)]
+
+
+def _apart(sets: list[_Set], count: int, asked: str) -> tuple[list[_Set], list[_Set]]:
+    """The sets to choose from, and a teacher's beside its student, unless one was asked for; `count` tensors are a network's."""
+    if asked or not any("student" in one.prefix.lower() and 2 * one.shaped > count for one in sets):
+        return sets, []
+    teachers = [one for one in sets if "teacher" in one.prefix.lower()]
+    return [one for one in sets if one not in teachers], teachers
 
 
 def _set(prefix: str, homes: set[str], contents: Contents, expected: Mapping[str, Tensor], wrappers: set[str]) -> _Set:

@@ -80,6 +80,29 @@ def test_a_body_that_does_not_fit_is_no_start(tmp_path: Path) -> None:
         build_classifier(f"stillroom/resnet8@{tmp_path / 'other.safetensors'}", num_classes=2, classes=("cat", "dog"))
 
 
+@pytest.mark.parametrize("source", ["timm/resnet10t", "stillroom/resnet8", "nets.py:build"])
+def test_weights_without_a_head_are_a_start(tmp_path: Path, source: str) -> None:
+    spec, published = of_1000_classes(source, tmp_path)
+    weights = {f"backbone.{key}": value for key, value in published.state_dict().items() if not key.startswith("fc.")}
+    torch.save({"model": weights}, tmp_path / "imagenet.pth")
+    built = build_classifier(spec, num_classes=2, image_size=32, classes=("cat", "dog"))
+    assert (built.start, built.new) == ("they have no head", ("fc.weight", "fc.bias"))
+    theirs, ours = published.state_dict(), built.network.state_dict()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours if name not in built.new)
+    torch.save({"model": {**weights, "backbone.fc.0.weight": torch.ones(2, 3)}}, tmp_path / "imagenet.pth")  # MoCo's own head
+    assert build_classifier(spec, num_classes=2, image_size=32, classes=("cat", "dog")).start == "they have no head"
+    with pytest.raises(InputError, match=r"2 missing \(fc"):
+        build_classifier(spec, num_classes=2)
+
+
+def test_a_body_with_a_hole_is_no_start(tmp_path: Path) -> None:
+    spec, published = of_1000_classes("stillroom/resnet8", tmp_path)
+    first, *others = (key for key in published.state_dict() if not key.startswith("fc."))
+    torch.save({key: published.state_dict()[key] for key in others}, tmp_path / "imagenet.pth")
+    with pytest.raises(InputError, match=f"3 missing .*{first}"):
+        build_classifier(spec, num_classes=2, classes=("cat", "dog"))
+
+
 def test_a_run_of_as_many_other_classes_is_a_start(tmp_path: Path) -> None:
     network = build_classifier("stillroom/resnet8", num_classes=2).network
     save_weights(network, tmp_path / "student.safetensors")

@@ -124,6 +124,11 @@ def from_the_other_corner(mark: dict[str, Any]) -> None:
     mark["bbox"] = [x + w, y, -w, h]
 
 
+def two_corners(mark: dict[str, Any]) -> None:
+    x, y, w, h = mark["bbox"]
+    mark["bbox"] = [x, y, x + w, y + h]
+
+
 def texts(content: dict[str, Any]) -> None:
     for image in content["images"]:
         image["id"] = str(image["id"])
@@ -146,6 +151,7 @@ COCO: dict[str, tuple[Callable[[dict[str, Any]], object], str | None]] = {
     "no iscrowd": (marks(lambda mark: mark.pop("iscrowd")), None),
     "ids and numbers as text": (texts, None),
     "boxes in parts of the image": (marks(parts_of_the_image), RELATIVE),
+    "two corners": (marks(two_corners), "boxes of two corners, not of a corner and a size, read so"),
     "negative widths": (marks(from_the_other_corner), SWAPPED),
     "absolute paths": (files(lambda name: f"/data/u/{name}"), ELSEWHERE),
     "paths of Windows": (files(lambda name: f"C:\\photos\\{name}"), ELSEWHERE),
@@ -167,6 +173,15 @@ def test_coco(case: str, tmp_path: Path) -> None:
     if note is not None:
         assert source.notes.counts[note] == (COUNT if note == ELSEWHERE else 2 * COUNT)
         assert "0.jpg" in source.notes.first[note].lower()
+
+
+def test_a_box_that_is_too_large_makes_no_corners_of_others(tmp_path: Path) -> None:
+    """Half of the boxes reach out of their images; those that do not could not be corners."""
+    images(tmp_path / "images")
+    wide = coco(marks(lambda mark: mark.update(bbox=[30, 10, 20 if mark["category_id"] == 3 else 60, 20])))
+    (tmp_path / "boxes.json").write_text(json.dumps(wide))
+    source = open_source(f"coco:{tmp_path / 'images'},{tmp_path / 'boxes.json'}")
+    assert list(source.notes.counts) == ["boxes that reached out of their image, clipped"]
 
 
 @pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])

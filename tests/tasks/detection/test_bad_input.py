@@ -178,6 +178,11 @@ def no_boxes(made: list[Picture]) -> None:
         one.things = []
 
 
+def crowds(made: list[Picture]) -> None:
+    for one in made:
+        one.things = [(name, box, True) for name, box, _ in one.things]
+
+
 REFUSED: dict[str, tuple[Callable[[Path], str], str]] = {
     "a missing file": (without_file, r"files that are missing: .*000002\.jpg"),
     "a missing file of VOC": (without_voc_file, "no image or no annotation of 000002"),
@@ -188,7 +193,8 @@ REFUSED: dict[str, tuple[Callable[[Path], str], str]] = {
     "no box": (with_mark(bbox=None), "without a box"),
     "another size": (odd(changed(said=(25, 20))), r"000001\.jpg of 24 x 20 pixels, expected 25 x 20, as its annotation says"),
     "another size of VOC": (odd(changed(said=(25, 20)), "voc"), r"000001\.jpg of 24 x 20 pixels, expected 25 x 20"),
-    "no object anywhere": (odd(no_boxes), "no training image with a box"),
+    "no object anywhere": (odd(no_boxes), "no training image with a box, expected"),
+    "crowds alone": (odd(crowds), r"no training image with a box \(but \d+ that are marked as crowd or difficult"),
     "one file twice": (odd(changed(file="000002.jpg")), r"000002\.jpg twice"),
     "a height that is no number": (
         lambda root: coco(root, pictures(), images=[{"id": 10, "file_name": "000000.jpg", "height": "x", "width": 2}]),

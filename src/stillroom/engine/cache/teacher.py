@@ -30,7 +30,8 @@ class CachedTeacher(Teacher):
 
     Args:
         path: the cache's folder.
-        expected: what it must have been built from, as far as that is known: entries of its key.
+        expected: what it must have been built from, as far as that is known: entries of its key. What the teacher was given (`teacher_*`)
+            is the cache's own where nothing else is expected.
         argument: what the user calls it, for messages.
 
     Attributes:
@@ -47,7 +48,8 @@ class CachedTeacher(Teacher):
         record = self._folder.read()
         if record is None:
             raise InputError(argument, f"{path}, which is no cache", "a folder that `stillroom cache` wrote")
-        self._folder.check(expected or {}, record, "the data options that it was built with, or a cache that is built with these")
+        known = {name: value for name, value in (expected or {}).items() if value is not None or not name.startswith("teacher_")}
+        self._folder.check(known, record, "the data options that it was built with, or a cache that is built with these")
         rows = record["samples"] * record["views"]["count"]
         if record["done"] < rows:
             got = f"{path}, of which {record['done']} of {rows} rows are done"

@@ -15,6 +15,7 @@ from stillroom.methods.giftnet.network import Gifted, GiftSpec
 from stillroom.methods.giftnet.relation import relation_losses
 from stillroom.modules.batch_norms import kept_statistics
 from stillroom.tasks.harmonization import Supervised
+from stillroom.tasks.harmonization.supervised import MIN_FOREGROUND
 from stillroom.tasks.images.padding import padded
 
 if TYPE_CHECKING:
@@ -49,7 +50,7 @@ class GiftNet(Supervised):
         *,
         relation_weight: float = 0.1,
         grid: int = 16,
-        min_foreground: float = 1000 / 256**2,
+        min_foreground: float = MIN_FOREGROUND,
     ) -> None:
         super().__init__(student, min_foreground=min_foreground)
         self.teacher = Teacher(teacher) if isinstance(teacher, nn.Module) else teacher

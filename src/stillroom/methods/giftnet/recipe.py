@@ -12,12 +12,14 @@ from stillroom.errors import InputError
 from stillroom.methods.giftnet.distiller import GiftNet, Reconstruction
 from stillroom.methods.giftnet.gift import Blend, GlobalSource
 from stillroom.methods.giftnet.network import Gifted, GiftSpec
-from stillroom.tasks.harmonization import IHARMONY4, SMALL, HarmonyData
+from stillroom.tasks.harmonization import IHARMONY4, SMALL, HarmonyData, Supervised
+from stillroom.tasks.harmonization.supervised import MIN_FOREGROUND
 from stillroom.tasks.harmonization.task import PATCHES
 
 TeacherMode = Literal["shared", "reconstruct", "harmonizer"]
 Ablation = Literal["zero", "background", "replace"]
-_PAINT = "_paint"
+BASELINE = Networks(student="stillroom/harmony8_3")
+_PAINT = "_paint"  # a network that does not blend the picture in
 
 
 class AsItIs(nn.Module):
@@ -32,14 +34,14 @@ def recipe(
     lab: Lab,
     data: HarmonyData,
     plan: Training = SMALL,
-    networks: Networks = Networks(student="stillroom/harmony8_3"),  # noqa: B008 - frozen
+    networks: Networks = BASELINE,
     teacher_mode: TeacherMode = "shared",
     levels: tuple[int, ...] | None = None,
     global_source: GlobalSource = "all",
     blend: Blend = "residual",
     relation_weight: float = 0.1,
     grid: int = 16,
-    min_foreground: float = 1000 / 256**2,
+    min_foreground: float = MIN_FOREGROUND,
     ablations: tuple[Ablation, ...] = (),
 ) -> Report:
     """Harmonise composites: the baseline, GIFT, and GIFT with relation distillation, from the same first weights.
@@ -73,12 +75,15 @@ def recipe(
 
         return make
 
+    def baseline(student: nn.Module, _: Any = None) -> Distiller:
+        return Supervised(student, min_foreground=min_foreground)
+
     arms = {"gift": arm(0.0)}
     for changed in ablations:
         arms[f"gift, {changed}"] = arm(0.0, **({"blend": changed} if changed == "replace" else {"source": changed}))
     shared = teacher_mode == "shared"
     untaught = None if shared else Teacher(_teacher_network(experiment, teacher_mode, options)[0])
-    experiment.rehearse(*arms.values(), arm(relation_weight, untaught))
+    experiment.rehearse(baseline, *arms.values(), arm(relation_weight, untaught))
     stages: dict[str, Trained] = {}
     teacher = None
     if not shared:
@@ -86,7 +91,7 @@ def recipe(
         teacher = lab.teach(stages["teacher"])
     with lab.shared():
         stages["composite"] = lab.evaluate(AsItIs(), data, name="composite", model="composite (as it is)")
-    stages["alone"] = experiment.alone()
+    stages["alone"] = experiment.trained("alone", baseline)
     for name, make in arms.items():
         stages[name] = experiment.trained(name.replace(", ", "-"), make)
     stages["distilled"] = experiment.trained("distilled", arm(relation_weight, teacher))

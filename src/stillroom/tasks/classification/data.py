@@ -16,7 +16,7 @@ from stillroom.tasks.classification.subsets import Hardship, make_harder, read_h
 from stillroom.tasks.classification.views import View, ViewBatches
 from stillroom.tasks.images.arguments import renormalisation, sides
 from stillroom.tasks.images.classified import SMALL, open_source
-from stillroom.tasks.images.data import ImageSetData, hashed
+from stillroom.tasks.images.data import NAMED, ImageSetData, hashed
 from stillroom.tasks.images.sources import LabelledSource
 from stillroom.tasks.images.stores import Images, joined, stratified
 from stillroom.tasks.images.transforms import AUGMENTATIONS, describe_transform, eval_transform, train_transform
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 _MEMORY = 1.5e9  # bytes of decoded images that are kept
-_NAMED = 20  # classes that a run's first line counts one by one
 
 
 class ImageData(ImageSetData):
@@ -192,11 +191,11 @@ class ImageData(ImageSetData):
     def first_lines(self) -> list[str]:
         """Counts of each class in each split, the size and why, and what was met."""
         train_C, val_C = self.listed_counts()
-        more = len(self.classes) > _NAMED
+        more = len(self.classes) > NAMED
         if train_C.min() == train_C.max() and val_C.min() == val_C.max():
-            shown = f"{', '.join(self.classes[:_NAMED])}{', ...' if more else ''} ({train_C[0]} + {val_C[0]} of each)"
+            shown = f"{', '.join(self.classes[:NAMED])}{', ...' if more else ''} ({train_C[0]} + {val_C[0]} of each)"
         else:
-            named = zip(self.classes[:_NAMED], train_C, val_C, strict=False)
+            named = zip(self.classes[:NAMED], train_C, val_C, strict=False)
             shown = ", ".join(f"{name} ({train} + {val})" for name, train, val in named)
             spread = f"{train_C.min()} to {train_C.max()} training and {val_C.min()} to {val_C.max()} validation images of a class"
             shown += f", ... ({spread})" if more else ""

@@ -183,11 +183,13 @@ def _source(listed: _Listed, argument: str, *, strict: bool) -> DetectionSource:
     empty_N, val_empty_N = (np.array([not (crowd == 0).any() for crowd in images.crowd], bool) for images in found)
     _note(notes, f"training images without a box, {'left out' if drop else 'kept'}", empty_N, train.name)
     _note(notes, "validation images without a box, kept", val_empty_N, val.name)
+    hard = [sum(int((crowd > 0).sum()) for crowd in images.crowd) for images in found]
     if drop:
         train = train.take(np.flatnonzero(~empty_N))
-    for images, which in ((train, "training"), (val, "validation")):
+    for images, which, count in zip((train, val), ("training", "validation"), hard, strict=True):
         if not len(images) or not images.objects(len(classes)).any():
-            raise InputError(argument, f"no {which} image with a box", "at least one")
+            marked = f" (but {count} that are marked as crowd or difficult, which are not trained on)" if count else ""
+            raise InputError(argument, f"no {which} image with a box{marked}", "at least one")
     seen_C, measured_C = (images.objects(len(classes)) > 0 for images in (train, val))
     _note_classes(notes, "classes without a training box", ~seen_C & measured_C, classes)
     _note_classes(notes, "classes without a box in either split (,unused=drop leaves them out)", ~seen_C & ~measured_C, classes)

@@ -66,12 +66,11 @@ class HarmonyData(ImageSetData):
     ) -> None:
         if augment is not None:
             one_of("augment", augment, AUGMENTATIONS)
-        for name in ("teacher_mean", "teacher_std"):
-            if options.get(name) is not None:
-                raise InputError(name, options[name], "none: a teacher reads the same values as the student")
         self.colours = one_of("colours", colours, COLOURS)
         source = open_source(data, strict=strict)
         super().__init__(data, source, batch_size=batch_size, strict=strict, **options)
+        if self.renormalise is not None:
+            raise InputError("teacher_mean", self.teacher_mean or self.teacher_std, "none: a teacher reads what the student reads")
         self.image_size = source.image_size if image_size is None else at_least("image_size", image_size, 1)
         self._why = source.why if image_size is None else "as asked for"
         self.augment = augment or source.augment

@@ -196,14 +196,25 @@ def _loaded(
     """Loads a file's weights; without its head, if it answers for other classes than these."""
     others = named.classes is not None and classes is not None and {*named.classes} != {*classes}
     before = copy.deepcopy(network.state_dict()) if others else {}
+
+    def head() -> tuple[str, ...]:
+        return _head_parameters(named.source, network, wanted)
+
     loaded = load_weights(
-        network, named.weights, trust_pickle=trust_pickle, argument=wanted.argument, other_head=classes is not None, adapt=_resampled
+        network,
+        named.weights,
+        trust_pickle=trust_pickle,
+        argument=wanted.argument,
+        other_head=None if classes is None else head,
+        adapt=_resampled,
     )
+    if loaded.classes == 0:
+        return "they have no head", loaded.left, loaded
     if loaded.classes is not None:
         return f"its head answers for {loaded.classes} classes, not for the {wanted.num_classes} of the data", loaded.left, loaded
     if named.classes is None or not others:
         return "", (), loaded
-    new = _head_parameters(named.source, network, wanted)  # of as many classes, but of others
+    new = head()  # of as many classes, but of others
     network.load_state_dict({name: before[name] for name in new}, strict=False)
     return f"its head answers for {', '.join(named.classes[:3])}, ..., not for the data's classes", new, loaded
 

@@ -27,6 +27,7 @@ from stillroom.tasks.images.annotations import (
 from stillroom.tasks.images.folders import Store, check_same, list_files
 
 COCO_OPTIONS = ("val_images", "val_annotations", "val", "empty")
+_MANY = 0.25  # share of boxes that reach out of their images, above which they are doubted
 _PARTS = "COCO's images, categories and annotations"
 
 
@@ -138,7 +139,34 @@ def _parsed(content: dict[str, Any], store: Store, places: Places) -> tuple[tupl
         things[image].append(Thing(names[category], box, flag(mark.get("iscrowd", 0)), mask or None))
     found = places.find(files.values(), notes)
     read = Annotated(store, found, list(things.values()), places.sizes, shapes, [False] * len(found), notes)
-    return classes, replace(read, relative=[all_relative([read])] * len(found))
+    relative = all_relative([read])
+    return classes, replace(read if relative else _with_corners_read(read), relative=[relative] * len(found))
+
+
+def _with_corners_read(read: Annotated) -> Annotated:
+    """The same; where its boxes must be (x1, y1, x2, y2), not COCO's (x, y, width, height), read so.
+
+    They must, where many would reach out of their image as the one, and all lie in it as the other, with corners in order.
+    """
+    boxes, out = 0, 0
+    for things, shape in zip(read.things, read.shapes, strict=True):
+        height, width = shape or (0, 0)
+        for x, y, right, below in (thing.box for thing in things if thing.box is not None):
+            if not (x < right - x <= width + 1 and y < below - y <= height + 1):
+                return read
+            boxes, out = boxes + 1, out + (right > width + 1 or below > height + 1)
+    if out < _MANY * boxes or not boxes:
+        return read
+    read.notes.add("boxes of two corners, not of a corner and a size, read so", read.names[0], boxes)
+    return replace(read, things=[[_of_corners(thing) for thing in things] for things in read.things])
+
+
+def _of_corners(thing: Thing) -> Thing:
+    """The same with the box whose second corner was read as its size."""
+    if thing.box is None:
+        return thing
+    x, y, right, below = thing.box
+    return replace(thing, box=(x, y, right - x, below - y))
 
 
 def _id(said: Any) -> int | str:

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 _SPLITS = (("train", "training"), ("val", "validation"))
+NAMED = 20  # classes that a run's first lines name one by one
 
 
 class ImageSetData(ABC):
@@ -130,7 +131,9 @@ class ImageSetData(ABC):
     def first_lines(self) -> list[str]:
         """What is said of the data before anything is trained, and in the report: how many there are of what, and what was met."""
         train, val = map(len, self._listed)
-        return [f"{train} training and {val} validation images of {self.num_classes} classes", *self._met()]
+        one = self.num_classes == 1
+        names = f"{', '.join(self.classes[:NAMED])}{', ...' if self.num_classes > NAMED else ''}"
+        return [f"{train} training + {val} validation images of {self.num_classes} class{'' if one else 'es'}: {names}", *self._met()]
 
     def _met(self) -> list[str]:
         """What was found on the way to the images; sentences without a full stop."""

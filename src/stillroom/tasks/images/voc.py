@@ -117,8 +117,8 @@ class _Set:
                 missing.append(basename(key))
                 continue
             names.append(picture)
-            things.append([_thing(thing, key, self.argument) for thing in root.findall("object")])
-            shapes.append(_shape(root, key, self.argument))
+            things.append([_thing(thing, self.annotations[key], self.argument) for thing in root.findall("object")])
+            shapes.append(_shape(root, self.annotations[key], self.argument))
         if missing:
             got = f"no image or no annotation of {', '.join(missing[:5])}"
             raise InputError(self.argument, got, "JPEGImages and Annotations of every listed id")

@@ -9,14 +9,13 @@ import torch
 from torch import Tensor
 
 from stillroom.errors import at_least, one_of
-from stillroom.tasks.images.data import ImageSetData, hashed
+from stillroom.tasks.images.data import NAMED, ImageSetData, hashed
 from stillroom.tasks.images.sources import LabelledSource
 from stillroom.tasks.images.transforms import SQUASHED_AUGMENTATIONS, describe_transform, eval_transform, train_transform
 from stillroom.tasks.multilabel.metrics import MultiLabelEvaluator
 from stillroom.tasks.multilabel.sources import open_source
 
 _MEMORY = 0.5e9  # bytes of squashed images that are kept
-_NAMED = 20  # labels that a run's first line counts one by one
 
 
 class MultiLabelData(ImageSetData):
@@ -81,9 +80,9 @@ class MultiLabelData(ImageSetData):
     def first_lines(self) -> list[str]:
         """How many images there are, with which labels; the size and why; what was met."""
         train, val = map(len, self._listed)
-        counts = zip(self.classes[:_NAMED], *self.listed_counts(), strict=False)
+        counts = zip(self.classes[:NAMED], *self.listed_counts(), strict=False)
         shown = ", ".join(f"{name} ({trained} + {measured})" for name, trained, measured in counts)
-        more = f" and {self.num_classes - _NAMED} more" if self.num_classes > _NAMED else ""
+        more = f" and {self.num_classes - NAMED} more" if self.num_classes > NAMED else ""
         first = f"{train} training + {val} validation images with {self.num_classes} labels: {shown}{more}"
         return [first, f"{self.image_size} × {self.image_size} pixels: {self._why}", *self._met()]
 
