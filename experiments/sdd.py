@@ -12,6 +12,7 @@ Runs that were killed go on.
 from __future__ import annotations
 
 import argparse
+import shlex
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -28,6 +29,7 @@ from stillroom.tasks.editing import EDITOR, TASK, EditingData, SDEdit
 
 RATE = 90.0  # % edited at which errors are compared
 EDITED = "edited as asked, %"
+ARMS = ["HQS", "random t", "least HQS", "t = 190", "least entropy"]
 STRENGTHS = (0.3, 0.5, 0.7, 0.9)
 
 
@@ -40,7 +42,7 @@ def error_at(points: list[tuple[float, float]], rate: float) -> float | None:
 
 
 def experiment(
-    data: EditingData, prompt: str, weights: list[float], seeds: list[int], plan: Training, out: Path
+    data: EditingData, prompt: str, asked_for: list[str], weights: list[float], seeds: list[int], plan: Training, out: Path
 ) -> tuple[dict[str, Numbers], str]:
     """Every arm, weight and seed; and what was chosen, in words."""
     found: dict[str, dict[str, dict[int, float]]] = {}
@@ -71,7 +73,7 @@ def experiment(
             found[arm].setdefault(EDITED, {})[seed] = metrics["edited"]
             return metrics["edited"], metrics[error]
 
-        for arm, chosen in arms.items():
+        for arm, chosen in ((arm, arms[arm]) for arm in asked_for if arm in arms):
             points = [(0.0, 0.0)]  # an endless weight edits nothing
             for weight in weights:
                 name = f"{arm}-{weight:g}".replace(" ", "").replace("=", "")
@@ -119,6 +121,7 @@ def main() -> None:
     parser.add_argument("--data", default="colours")
     parser.add_argument("--image_size", type=int, default=None)
     parser.add_argument("--prompt", default="red")
+    parser.add_argument("--arms", nargs="+", default=ARMS, help="ways to take the time step")
     parser.add_argument("--weights", type=float, nargs="+", default=[700, 2000, 4000], help="of the L2 term")
     parser.add_argument("--epochs", type=int, default=EDITOR.epochs, help="of each student; one has 100 steps on the drawn pictures")
     parser.add_argument("--seeds", type=int, default=3)
@@ -127,7 +130,7 @@ def main() -> None:
     arguments = parser.parse_args()
     data = EditingData(arguments.data, image_size=arguments.image_size)
     plan = replace(EDITOR, epochs=arguments.epochs)
-    found, told = experiment(data, arguments.prompt, arguments.weights, list(range(arguments.seeds)), plan, arguments.runs)
+    found, told = experiment(data, arguments.prompt, arguments.arms, arguments.weights, list(range(arguments.seeds)), plan, arguments.runs)
     steps = plan.epochs * (data.for_edit(arguments.prompt).train_size // data.batch_size)
     setting = {
         "data": "; ".join(data.first_lines()[:2]),
@@ -141,7 +144,9 @@ def main() -> None:
         if arguments.data == "colours"
         else f" --data {Path(arguments.data).name} --image_size {arguments.image_size} --prompt {arguments.prompt}"
     )
-    command = f"python experiments/sdd.py --seeds {arguments.seeds} --epochs {arguments.epochs}{place}"
+    chosen = "" if arguments.arms == ARMS else f" --arms {shlex.join(arguments.arms)}"
+    chosen += f" --weights {' '.join(f'{weight:g}' for weight in arguments.weights)}"
+    command = f"python experiments/sdd.py --seeds {arguments.seeds} --epochs {arguments.epochs}{chosen}{place}"
     write(arguments.out, "sdd", command, list(range(arguments.seeds)), found, verdict(found, arguments.seeds), setting)
     print(arguments.out.read_text())
 
