@@ -47,12 +47,24 @@ def experiment(
     """Every arm, weight and seed; and what was chosen, in words."""
     found: dict[str, dict[str, dict[int, float]]] = {}
     told = ""
-    for seed in seeds:
+    error = "background" if data.drawn else "change"
+
+    def prepared(seed: int):
         lab = Lab(LabOptions(out=out, accelerator="cpu", teacher_precision="fp32"), seed)
         teacher, taught = denoiser(lab, data, TASK.networks)
         judge = None if data.drawn else judged(lab, data)
-        edits, condition = data.for_edit(prompt, classifier=judge), teacher.condition(prompt)
-        error = "background" if data.drawn else "change"
+        return lab, teacher, taught, data.for_edit(prompt, classifier=judge), teacher.condition(prompt)
+
+    def note(arm: str, seed: int, metrics: dict[str, float]) -> tuple[float, float]:
+        numbers = found.setdefault(arm, {})
+        for name in (error, "iou"):
+            if name in metrics:
+                numbers.setdefault(TASK.metric_formats[name].label, {})[seed] = metrics[name]
+        numbers.setdefault(EDITED, {})[seed] = metrics["edited"]
+        return metrics["edited"], metrics[error]
+
+    for seed in seeds:
+        lab, teacher, taught, edits, condition = prepared(seed)
         asked = {"guidance": 5.0, "top_k": None, "through_teacher": False}
         grid = list(range(10, 200, 20))
         entropy, l1, steps = searched(lab, edits, teacher, condition, prompt, 200, grid, None, asked)
@@ -66,22 +78,19 @@ def experiment(
         scores = ", ".join(f"{t}: {value:.2f}" for t, value in zip(grid, quality.tolist(), strict=True))
         told = f"HQS by t: {scores}; largest at {best}, least entropy at {least}; denoising error {taught.result.metrics['denoising']:.1f}"
 
-        def note(arm: str, metrics: dict[str, float], seed: int = seed, error: str = error) -> tuple[float, float]:
-            for name in (error, "iou"):
-                if name in metrics:
-                    found.setdefault(arm, {}).setdefault(TASK.metric_formats[name].label, {})[seed] = metrics[name]
-            found[arm].setdefault(EDITED, {})[seed] = metrics["edited"]
-            return metrics["edited"], metrics[error]
-
         for arm, chosen in ((arm, arms[arm]) for arm in asked_for if arm in arms):
             points = [(0.0, 0.0)]  # an endless weight edits nothing
             for weight in weights:
                 name = f"{arm}-{weight:g}".replace(" ", "").replace("=", "")
 
                 make = partial(SDD, teacher=teacher, condition=condition, timesteps=chosen, l2_weight=weight, **asked)
-                points.append(note(f"{arm}, L2 weight {weight:g}", trained(lab, edits, plan, TASK.networks, name, make).result.metrics))
+                points.append(
+                    note(f"{arm}, L2 weight {weight:g}", seed, trained(lab, edits, plan, TASK.networks, name, make).result.metrics)
+                )
             if (at := error_at(points, RATE)) is not None:
                 found.setdefault(arm, {}).setdefault(f"error at {RATE:g} % edited × 1000", {})[seed] = at
+    for seed in seeds:
+        lab, teacher, taught, edits, condition = prepared(seed)
         points = [(0.0, 0.0)]
         for strength in STRENGTHS:
             sample = sampled(
@@ -93,7 +102,7 @@ def experiment(
                 f"sdedit-{strength:g}",
                 "",
             )
-            points.append(note(f"SDEdit, strength {strength:g}", sample.result.metrics))
+            points.append(note(f"SDEdit, strength {strength:g}", seed, sample.result.metrics))
         if (at := error_at(points, RATE)) is not None:
             found.setdefault("SDEdit", {}).setdefault(f"error at {RATE:g} % edited × 1000", {})[seed] = at
     return found, told
