@@ -311,6 +311,7 @@ PAPER = {
     "prompt": "white hair",
     "image_size": 512,
     "batch_size": 2,
+    "subset": 8000,  # so that an epoch has the paper's 4 000 iterations
     "epochs": 1,
     "optimizer": "adamw",
     "lr": 5e-3,
