@@ -77,7 +77,8 @@ class SDD(Distiller):
         self.l2_weight, self.identity_weight = at_least_zero("l2_weight", l2_weight), at_least_zero("identity_weight", identity_weight)
         self.top_k = None if top_k is None else at_least("top_k", top_k, 1)
         self.teacher_size = None if teacher_size is None else at_least("teacher_size", teacher_size, 1)
-        self.noise: Noise = one_of("noise", noise, get_args(Noise))
+        one_of("noise", noise, get_args(Noise))
+        self.noise: Noise = noise
         if through_teacher and top_k is not None:
             raise InputError("top_k", top_k, "none beside through_teacher: there is no gradient at the latents to thin out")
         self.through_teacher = through_teacher

@@ -67,8 +67,7 @@ def guided_noise(
     unconditional: Tensor, conditional: Tensor, noisy: Tensor, abar: Tensor, guidance: float, prediction: str = "epsilon"
 ) -> Tensor:
     """eps_hat of a teacher's two answers, both first turned into noise where they are velocities."""
-    both = (noise_of(answer, noisy, abar, prediction) for answer in (unconditional, conditional))
-    return guided(*both, guidance)
+    return guided(noise_of(unconditional, noisy, abar, prediction), noise_of(conditional, noisy, abar, prediction), guidance)
 
 
 def injected(gradient: Tensor, latents: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -120,7 +121,7 @@ class StyleMapper(nn.Module):
         options: those of `Mapper`.
     """
 
-    def __init__(self, widths: Sequence[int], *, skip: Sequence[int] = (), **options: float) -> None:
+    def __init__(self, widths: Sequence[int], *, skip: Sequence[int] = (), **options: Any) -> None:
         super().__init__()
         self.skip = frozenset(skip)
         self.mappers = nn.ModuleDict({str(k): Mapper(width, **options) for k, width in enumerate(widths) if k not in self.skip})

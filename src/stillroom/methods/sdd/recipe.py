@@ -88,24 +88,24 @@ def recipe(
     _check(lab, data, prompts, networks, search_images, identity_weight, strengths, ddim_steps, guidance)
     strengths = ([0.5] if networks.pipeline else [0.3, 0.5, 0.7, 0.9]) if strengths is None else strengths
     s = (_LARGE_GUIDANCE if networks.pipeline else _SMALL_GUIDANCE) if guidance is None else at_least_zero("guidance", guidance)
+    piped: PipelineTeacher | None = None
     embedding = None if identity is None else function_of(identity, "identity", "file.py:function")()
     if networks.pipeline:
-        teacher, taught = PipelineTeacher(networks.pipeline, precision=lab.options.teacher_precision), None
+        piped = PipelineTeacher(networks.pipeline, precision=lab.options.teacher_precision)
     else:
         for one in prompts:
             data.for_edit(one, from_)
             if one not in data.classes or not data.has_classes:
                 raise InputError("prompt", one, f"a class of the data ({', '.join(data.classes)}); other words need --pipeline")
-        teacher = None
-    asked = {"guidance": s, "top_k": top_k, "through_teacher": through_teacher}
-    total = STEPS if teacher is None else len(teacher.alphas_cumprod)
+    asked: dict[str, Any] = {"guidance": s, "top_k": top_k, "through_teacher": through_teacher}
+    total = STEPS if piped is None else len(piped.alphas_cumprod)
     ddim_times(ddim_steps, total)
     for name, steps in (("timestep", [timestep] if isinstance(timestep, int) else []), ("search_steps", search_steps or [])):
         for t in steps:
             check_step(t, total, name)
     _rehearse(lab, data, plan, networks, asked, l2_weight)
-    if teacher is None:
-        teacher, taught = denoiser(lab, data, networks)
+    teacher: DiffusionTeacher
+    teacher, taught = denoiser(lab, data, networks) if piped is None else (piped, None)
     judge = judged(lab, data) if data.has_classes and not data.drawn else None
     size = _seen_size(teacher, data)
 
@@ -273,7 +273,7 @@ def _rehearse(lab: Lab, data: EditingData, plan: Training, networks: EditingNetw
             return  # which is slow; its own step is the first
         unlearnt = _built(lab, data, networks, "teacher").network
         networks.teacher_plan(DENOISER)
-        teacher = PixelTeacher(unlearnt, data.classes, data.image_size, "fp32")  # type: ignore[arg-type]
+        teacher = PixelTeacher(unlearnt, data.classes, data.image_size, "fp32")
         tried = SDD(built.network, teacher, teacher.null_condition, l2_weight=l2_weight, **asked)
         tried.plan = plan
         tried.configure_optimizers()

@@ -47,8 +47,9 @@ class Denoiser(nn.Module):
         self.middle = _Block(widths[-1], widths[-1])
         self.to_fine = nn.ModuleList(nn.Conv2d(b, a, 3, padding=1) for a, b in pairwise(widths))
         self.up = nn.ModuleList(_Block(2 * w, w) for w in widths[:-1])
-        self.last = nn.Sequential(nn.GroupNorm(_GROUPS, width), nn.SiLU(), nn.Conv2d(width, 3, 3, padding=1))
-        nn.init.zeros_(self.last[-1].weight)
+        answer = nn.Conv2d(width, 3, 3, padding=1)
+        nn.init.zeros_(answer.weight)
+        self.last = nn.Sequential(nn.GroupNorm(_GROUPS, width), nn.SiLU(), answer)
 
     def forward(self, noisy: Tensor, t: Tensor | None = None, condition: Tensor | None = None) -> Tensor:
         """The noise in pictures.
