@@ -89,7 +89,7 @@ def test_plain_training_of_a_multilabel_network_makes_a_teacher(tmp_path: Path) 
     assert used["teacher"][0]["metrics"] == made["alone"][0]["metrics"]
 
 
-@pytest.mark.parametrize("method", ["wad", "crkd", "giftnet"])
+@pytest.mark.parametrize("method", ["wad", "crkd"])
 def test_methods_of_several_stages_say_why_they_host_nothing(method: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["run", "dot", "--host", method]) == 2
     said = capsys.readouterr().err

@@ -265,7 +265,7 @@ def test_two_processes_equal_one(tmp_path: Path, processes: Processes) -> None:
     processes.on_two_ranks(train, tmp_path / "two", 2)
     one, two = (read_weights(tmp_path / name / "seed0/distilled") for name in ("one", "two"))
     for name, value in one.items():
-        torch.testing.assert_close(two[name], value, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(two[name], value, rtol=1e-4, atol=5e-5)
 
 
 SMALL = ["--epochs", "1", "--batch-size", "8", "--accelerator", "cpu", "--student", "stillroom/harmony4_3"]

@@ -30,7 +30,8 @@ BLENDS: tuple[str, ...] = ("residual", "replace")
 
 def mask_at(mask_B1HW: Tensor, like_BCHW: Tensor) -> Tensor:
     """M_l: the mask averaged over areas to the height and width of features, [B, 1, H_l, W_l]."""
-    return adaptive_avg_pool2d(mask_B1HW, (like_BCHW.shape[2], like_BCHW.shape[3]))
+    size = like_BCHW.shape[2], like_BCHW.shape[3]
+    return mask_B1HW if (mask_B1HW.shape[2], mask_B1HW.shape[3]) == size else adaptive_avg_pool2d(mask_B1HW, size)
 
 
 def global_vector(bottleneck_BCHW: Tensor, mask_B1HW: Tensor, source: str = "all") -> Tensor:

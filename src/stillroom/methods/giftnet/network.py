@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from torch import Tensor, nn
+from torch.nn.functional import avg_pool2d
 
 from stillroom.errors import InputError, one_of
 from stillroom.methods.giftnet.gift import BLENDS, SOURCES, Gift, global_vector
@@ -65,9 +66,13 @@ class Gifted(nn.Module):
 
     def transformed(self, features: list[Tensor], mask_B1HW: Tensor, vector_BD: Tensor | None = None) -> list[Tensor]:
         """F'_l of every F_l; the global vector is that of the features, unless another is given."""
-        vector = global_vector(features[-1], mask_B1HW, self.source) if vector_BD is None else vector_BD
+        masks = [mask_B1HW]
+        for _ in features[1:]:  # each level has half the size: areas of areas, which exports know how to write for any size
+            masks.append(avg_pool2d(masks[-1], 2))
+        vector = global_vector(features[-1], masks[-1], self.source) if vector_BD is None else vector_BD
         gifts = {int(level): gift for level, gift in self.gifts.items()}
-        return [gifts[level](found, vector, mask_B1HW) if level in gifts else found for level, found in enumerate(features)]
+        pairs = enumerate(zip(features, masks, strict=True))
+        return [gifts[level](found, vector, mask) if level in gifts else found for level, (found, mask) in pairs]
 
 
 @dataclass(frozen=True)

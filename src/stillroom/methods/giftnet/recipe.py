@@ -129,6 +129,6 @@ ROOM = Room(
     recipe,
     tasks=("harmonization",),
     presets=PRESETS,
-    default=PATCHES,
+    default={**PATCHES, "grid": 8},
     reason="changes its student's network, and what teaches it is another input, not another network",
 )

@@ -113,6 +113,7 @@ class LoadedHarmonizer:
             return composite
         small = max(composite.size) <= self.side
         read, read_mask_11SS = (part if small else resize(part, [self.side] * 2, antialias=True) for part in (whole, mask_11HW))
+        read_mask_11SS = read_mask_11SS.clamp(0, 1)  # resizing rounds
         change = self._answer(read, read_mask_11SS) - read
         if small:
             found = whole + change
