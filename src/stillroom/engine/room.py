@@ -65,6 +65,7 @@ class Room:
         build: ``build(student, teacher, data, **options)``: the method's distiller, for comparisons and hosts; None where the method is no
             distiller around one student.
         reason: why there is no `build`, in words that go on from the method's name: "has no teacher".
+        unlabelled: whether its student learns from samples that nobody labelled, where the data have such.
         choice: the option of a recipe of several tasks that says which.
         setting: ``setting(what was chosen)``: what its command then starts from.
     """
@@ -76,8 +77,15 @@ class Room:
     expect: str = ""
     build: Callable[..., Distiller] | None = None
     reason: str = ""
+    unlabelled: bool = False
     choice: str | None = None
     setting: Callable[[str], Setting] | None = None
+
+    def check_data(self, data: Any) -> None:
+        """Raises InputError for data with samples that nobody labelled, if the method would not learn from them."""
+        if getattr(data, "unlabelled", 0) and not self.unlabelled:
+            expected = "none for this method: kd learns from them (so do wad, crkd and kd3, by options of their own)"
+            raise InputError("data", f"{data.unlabelled} images by unlabelled=", expected)
 
     @property
     def options(self) -> dict[str, Any]:
