@@ -50,7 +50,7 @@ def recipe(
     search_images: int = 64,
     search_steps: list[int] | None = None,
     guidance: float | None = None,
-    l2_weight: float = 5000.0,
+    l2_weight: float = 2000.0,
     top_k: int | None = None,
     identity: str | None = None,
     identity_weight: float = 1.0,
