@@ -10,7 +10,7 @@ from typing import Any, get_type_hints
 from stillroom.engine.distiller import Distiller
 from stillroom.engine.experiment import Networks
 from stillroom.engine.report.results import Report
-from stillroom.engine.task import task_named
+from stillroom.engine.task import SUPERVISED, task_named
 from stillroom.engine.training import Training
 from stillroom.errors import InputError
 
@@ -110,7 +110,7 @@ class Room:
 
 
 def setting_of(task: str, own: Callable[..., Any], *, plan: Training | None = None, teacher: bool = True, student: bool = True) -> Setting:
-    """A task's own setting, for what serves several tasks.
+    """A task's own setting, for what serves several tasks with plain training on labels.
 
     Args:
         task: its name.
@@ -119,9 +119,11 @@ def setting_of(task: str, own: Callable[..., Any], *, plan: Training | None = No
         teacher, student: whether there is one.
 
     Raises:
-        InputError: no such task.
+        InputError: no such task, or one without plain training.
     """
     found = task_named(task)
+    if not hasattr(found, "supervised"):
+        raise InputError("task", task, f"a task with plain training on labels: {', '.join(SUPERVISED)}")
     options = options_of(type(found.networks))
     without = frozenset(name for name in options if not (teacher if "teacher" in name else student or name != "student"))
     known = {*options_of(own, {"lab", "data", "plan", "networks"}), *options_of(found.data), *options_of(Training), *options} - without

@@ -6,7 +6,7 @@ from typing import Any
 
 from stillroom.engine import Experiment, Lab, Networks, Report, Room, Training
 from stillroom.engine.room import Setting, setting_of
-from stillroom.engine.task import TASKS
+from stillroom.engine.task import SUPERVISED
 
 
 def recipe(lab: Lab, data: Any, plan: Training, networks: Networks, task: str = "classification") -> Report:
@@ -30,4 +30,4 @@ def setting(task: str) -> Setting:
     return setting_of(task, recipe, teacher=False)
 
 
-ROOM = Room(recipe, tasks=TASKS, reason="is plain training, which a comparison has as the arm `alone`", choice="task", setting=setting)
+ROOM = Room(recipe, tasks=SUPERVISED, reason="is plain training, which a comparison has as the arm `alone`", choice="task", setting=setting)
