@@ -43,6 +43,7 @@ PRELOADED = (
     "stillroom.commands.run",
     "stillroom.tasks.classification",
     "stillroom.tasks.detection",
+    "stillroom.tasks.harmonization",
     "stillroom.tasks.multilabel",
 )
 PATIENCE = 240.0  # seconds for a case on two ranks

@@ -157,6 +157,7 @@ METHODS = {
     "l2d": f"--data mosaics,grid=2,tile=4,train=64,val=32,teacher=64 --batch-size 16 {_CPU} --student stillroom/strided24 "
     "--teacher stillroom/strided24 --embed-dim 16 --feedforward 32",
     "wad": f"--data digits --subset 200 --val-subset 40 --batch-size 16 {_CPU} --known-classes 5",
+    "giftnet": f"--data patches,train=16,val=8 --batch-size 8 {_CPU} --student stillroom/harmony4_3",
     "orc": f"{_DIGITS} --teacher stillroom/convnet4 --student stillroom/convnet3 --group stillroom/convnet6",
 }
 

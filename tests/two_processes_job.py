@@ -14,6 +14,8 @@ COMMANDS = {
     "classification": "run kd --data digits --subset 60 --val-subset 41 --batch-size 20 --epochs 2 --lr 0.01 --optimizer sgd",
     "multilabel": "run l2d --data mosaics,train=32,val=21 --batch-size 16 --epochs 2 --optimizer sgd --lr 0.0001 --dropout 0",
     "detection": "run bckd --data scenes:train=16,val=5,teacher=16 --batch-size 8 --epochs 3 --optimizer sgd --lr 0.02",
+    "harmonization": "run giftnet --data patches,train=16,val=5 --batch-size 8 --epochs 2 --optimizer sgd --lr 0.001 "
+    "--student stillroom/harmony4_3",
     "unused": "run supervised --data digits --subset 60 --val-subset 41 --batch-size 20 --epochs 1 --lr 0.01 --optimizer sgd "
     f"--student {__name__}:with_a_spare_layer",
     "comparison": "compare kd dkd --data digits --subset 60 --val-subset 41 --batch-size 20 --epochs 1 --lr 0.01 --optimizer sgd",

@@ -52,7 +52,13 @@ METHODS: tuple[Method, ...] = (
     Method("otd", "Taxonomy Adaptive Cross-Domain Adaptation in Medical Imaging via Optimization Trajectory Distillation", "nuclei"),
     Method("tinyclip", "TinyCLIP: CLIP Distillation via Affinity Mimicking and Weight Inheritance", "imagetext"),
     Method("rdd", "Representation Disparity-aware Distillation for 3D Object Detection", "points"),
-    Method("sdd", "Not All Steps are Created Equal: Selective Diffusion Distillation for Image Manipulation", "editing"),
+    Method(
+        "sdd",
+        "Not All Steps are Created Equal: Selective Diffusion Distillation for Image Manipulation",
+        "editing",
+        "stillroom.methods.sdd",
+        _PAPER,
+    ),
     Method("daps-sam", "Dense 2D-3D Indoor Prediction with Sound via Aligned Cross-Modal Distillation", "sound"),
     Method("crkd", "Class-relation Knowledge Distillation for Novel Class Discovery", "classification", "stillroom.methods.crkd", _PAPER),
     Method("upvl", "Unsupervised 3D Perception with 2D Vision-Language Distillation for Autonomous Driving", "points"),
@@ -73,7 +79,13 @@ METHODS: tuple[Method, ...] = (
         "stillroom.methods.mdcs",
         _PAPER,
     ),
-    Method("giftnet", "Deep Image Harmonization with Globally Guided Feature Transformation and Relation Distillation", "harmonization"),
+    Method(
+        "giftnet",
+        "Deep Image Harmonization with Globally Guided Feature Transformation and Relation Distillation",
+        "harmonization",
+        "stillroom.methods.giftnet",
+        _PAPER,
+    ),
     Method(
         "memkd",
         "Remembering Normality: Memory-guided Knowledge Distillation for Unsupervised Anomaly Detection",
@@ -113,7 +125,11 @@ METHODS: tuple[Method, ...] = (
 
 # Methods whose networks are composed of others: the word that their specifications begin with, and the module that reads and builds them
 # (`engine.specification.Composed`).
-BUILDERS = {"novel": "stillroom.methods.crkd.novel", "shared": "stillroom.methods.kd3.shared_classifier"}
+BUILDERS = {
+    "novel": "stillroom.methods.crkd.novel",
+    "shared": "stillroom.methods.kd3.shared_classifier",
+    "gift": "stillroom.methods.giftnet.network",
+}
 
 
 def find(name: str, argument: str = "method") -> Method:

@@ -12,7 +12,7 @@ from stillroom.commands.options import early, read_options
 from stillroom.commands.parser import named_as_typed, size_text
 from stillroom.engine import Experiment, Lab, Networks, Training, tap
 from stillroom.engine.cache import CACHE, CachedTeacher, CacheFolder, Dtype, Rest, Storage, Views, build_cache
-from stillroom.engine.experiment import cacheable
+from stillroom.engine.experiment import cacheable, with_unlabelled
 from stillroom.engine.room import setting_of
 from stillroom.engine.run.console import StageDisplay, console
 from stillroom.engine.task import SUPERVISED, FindLayer, first_lines, task_named
@@ -97,6 +97,7 @@ def cache(
         if lab.options.overwrite:
             folder.clear()
     taught = experiment.teacher()
+    data = with_unlabelled(data)
     display = StageDisplay("cache")
     rows = data.train_size * seen.count
     begun = (folder.read() or {}).get("done", 0)

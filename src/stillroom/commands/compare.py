@@ -91,6 +91,7 @@ class Arm:
         room = room_of(self.method, "METHODS")
         if room.build is None:
             raise InputError("METHODS", self.method, f"a method that trains any student by any teacher: {self.method} {room.reason}")
+        room.check_data(data)
         return room.build(student, teacher, data, **self.options)
 
 

@@ -173,6 +173,13 @@ class Distiller(LightningModule):
         """The network that is used when the training is over: by default the student, of some a part of it."""
         return self.student
 
+    def specification(self, student: str) -> str:
+        """What builds the network that is trained again, by the specification of the one that the distiller was made around.
+
+        Mostly they are the same; of a method that composes its student of others see `engine.specification.Composed`.
+        """
+        return student
+
     def companions(self) -> dict[str, nn.Module]:
         """Networks that are kept beside the student when the stage ends, and read again with it, by the names of their files."""
         return {}

@@ -6,11 +6,10 @@ blurred; a sketch of its edges.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 from torch.nn.functional import conv2d, pad
 from torchvision.transforms.v2.functional import gaussian_blur
@@ -38,19 +37,6 @@ def restyled(pixels_NCHW: Tensor, *, seed: int = 0) -> Tensor:
         if here.any():
             changed[here] = (style(pixels_NCHW[here].float() / 255, numbers_N3[here]).clamp(0, 1) * 255).round().to(torch.uint8)
     return changed
-
-
-def patches(pictures: Sequence[Image.Image], count: int, size: int, *, seed: int = 0) -> Tensor:
-    """Squares cut from larger pictures and brought to `size` pixels: uint8 [count, 3, size, size]; a pure function of the seed."""
-    draws = uniforms(sample_seeds(seed, 1, np.arange(count)), 4)
-    found = []
-    for which, scale, across, down in draws.tolist():
-        picture = pictures[int(which * len(pictures))]
-        side = max(size, int((0.1 + 0.4 * scale) * min(picture.size)))
-        left, top = int(across * (picture.width - side)), int(down * (picture.height - side))
-        patch = picture.crop((left, top, left + side, top + side)).resize((size, size), Image.Resampling.BOX)
-        found.append(torch.from_numpy(np.array(patch.convert("RGB"))).permute(2, 0, 1))
-    return torch.stack(found)
 
 
 def _tinted(images: Tensor, numbers_N3: Tensor) -> Tensor:

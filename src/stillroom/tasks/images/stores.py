@@ -92,7 +92,7 @@ class FileImages:
 
     def take(self, indices: np.ndarray, labels: np.ndarray | None = None) -> FileImages:
         """As `MemoryImages.take`."""
-        return FileImages(self.store, [self.names[i] for i in indices.tolist()], self.labels[indices] if labels is None else labels)
+        return type(self)(self.store, [self.names[i] for i in indices.tolist()], self.labels[indices] if labels is None else labels)
 
     def readable(self, index: int, *, ends: bool) -> bool:
         """Whether a file can be decoded.
