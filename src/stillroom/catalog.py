@@ -86,7 +86,13 @@ METHODS: tuple[Method, ...] = (
         "stillroom.methods.giftnet",
         _PAPER,
     ),
-    Method("memkd", "Remembering Normality: Memory-guided Knowledge Distillation for Unsupervised Anomaly Detection", "anomaly"),
+    Method(
+        "memkd",
+        "Remembering Normality: Memory-guided Knowledge Distillation for Unsupervised Anomaly Detection",
+        "anomaly",
+        "stillroom.methods.memkd",
+        "reference vectors of an unofficial reproduction and of the specification",
+    ),
     Method(
         "bckd",
         "Bridging Cross-task Protocol Inconsistency for Distillation in Dense Object Detection",

@@ -8,7 +8,7 @@ import sys
 from stillroom.commands.parser import STUDENT, named_as_typed, student_parser
 from stillroom.errors import InputError, StillroomError
 
-_OPTIONS = ("top", "threshold", "masks", "out")  # of `Student.options`
+_OPTIONS = ("top", "threshold", "masks", "out", "category")  # of `Student.options`
 _NUMBERS = ("confidence", "score")  # columns
 
 
@@ -38,6 +38,7 @@ def run(arguments: list[str], command: str) -> None:
     parser.add_argument("--threshold", type=float, metavar="SCORE", help="of a detector: the least score of an object (default: 0.3)")
     parser.add_argument("--masks", metavar="FOLDER", help="of harmonization and editing: what may be changed, photo.png for photo.jpg")
     parser.add_argument("--out", metavar="FOLDER", help="where pictures are written, if the student answers with some (default: in RUN)")
+    parser.add_argument("--category", help="of a detector of anomalies in several categories: which one (default: named in the path)")
     given = parser.parse_args(arguments)
     if given.top is not None and given.top < 1:
         raise InputError("--top", given.top, "a whole number of at least 1")
