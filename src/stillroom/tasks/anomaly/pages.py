@@ -59,7 +59,9 @@ def categories_section(report: Report, data: AnomalyData) -> Section:
                 values.append(figure(float(np.mean(found))) if found else figure(math.nan))
             rows.append(row(f"{category}, {arm}", "".join(f"<td>{value}</td>" for value in values)))
     said = "Means over the seeds; a dash where a category has no good, no anomalous or no masked picture, which the mean leaves out."
-    return Section("By category", table("Figures by category", heads([METRICS[name].label for name in names]), rows) + note([said]))
+    return Section(
+        "By category", table("Figures by category", heads(["category, arm", *(METRICS[name].label for name in names)]), rows) + note([said])
+    )
 
 
 def _of_category(result: StageResult, name: str, category: int, count: int) -> float:
@@ -81,7 +83,7 @@ def mistakes_section(result: StageResult, data: AnomalyData, arm: str) -> Sectio
         cards = [_card(int(i), details, data) for i in (*missed, *alarmed)]
         parts.append(f'<h3>{escape(category)}</h3><div class="gallery">{"".join(cards)}</div>')
     said = f"Of {arm}, seed {result.seed}: the anomalous pictures with the lowest scores, then the good ones with the highest. Each as "
-    said += "input, map (white at twice the threshold, or at its own maximum), overlay and truth."
+    said += "input beside map (white at twice the threshold, or at its own maximum), overlay beside truth."
     return Section("The worst mistakes", note([said]) + "".join(parts))
 
 
@@ -95,10 +97,10 @@ def _card(index: int, details: dict[str, np.ndarray], data: AnomalyData) -> str:
     overlay = (0.5 * small.float() + 0.5 * hot.float()).to(torch.uint8)
     mask = interpolate(data.mask(number)[None, None].float(), (_SIDE, _SIDE))[0] == 1
     truth = torch.where(mask, torch.tensor([255, 255, 255], dtype=torch.uint8)[:, None, None], small // 3)
-    strip = torch.cat([small, hot, overlay, truth], 2).permute(1, 2, 0).numpy()
+    four = torch.cat([torch.cat([small, hot], 2), torch.cat([overlay, truth], 2)], 1).permute(1, 2, 0).numpy()
     kind = str(data.kinds[number])
     said = f"{score:.3g}, {'above' if score > threshold else 'not above'} the threshold of {threshold:.3g}"
-    return card(Image.fromarray(strip), number, escape(kind), {"score": said, "file": escape(data.val_name(number))})
+    return card(Image.fromarray(four), number, escape(kind), {"score": said, "file": escape(data.val_name(number))})
 
 
 def curves_section(result: StageResult, data: AnomalyData, arm: str) -> Section:
@@ -178,7 +180,9 @@ def levels_section(result: StageResult, data: AnomalyData, arm: str) -> Section:
         cells = [f"{value:.4g}" if math.isfinite(value) else figure(math.nan) for value in values]
         rows.append(row(f"level {level + 1}", "".join(f"<td>{cell}</td>" for cell in (*cells, figure(ratio)))))
     said = f"Of {arm}, seed {result.seed}: mean of 1 - cosine, before levels are combined. The last column is the defect's to the good's."
-    return Section("Teacher and student, level by level", table("Distance by level", heads([*columns, "ratio"]), rows) + note([said]))
+    return Section(
+        "Teacher and student, level by level", table("Distance by level", heads(["level", *columns, "ratio"]), rows) + note([said])
+    )
 
 
 def _column_means(values_NK: np.ndarray) -> np.ndarray:
@@ -199,4 +203,4 @@ def thresholds_section(result: StageResult, data: AnomalyData, arm: str) -> Sect
     kinds = sorted({str(kind) for kind in data.kinds} - {GOOD}) if data.tested else []
     said = [f"Of {arm}, seed {result.seed}, with the weights that are shipped."]
     said += [f"Kinds of defects: {escape(', '.join(kinds))}."] if kinds else []
-    return Section("Thresholds", table("Thresholds", heads(["threshold", "held-out good pictures"]), found) + note(said))
+    return Section("Thresholds", table("Thresholds", heads(["category", "threshold", "held-out good pictures"]), found) + note(said))
