@@ -106,9 +106,7 @@ def main() -> None:
         found |= experiment("CIFAR-10", data, plan, seeds, arguments.runs / "cifar10", {"grid": 8, "min_foreground": 20 / 1024})
         said.append(verdict("CIFAR-10", found))
         steps = arguments.cifar_epochs * (arguments.images // 16)
-        setting["CIFAR-10"] = (
-            f"{arguments.images} images, 250 of the test's; {steps} steps of 16, Adam 2e-3, x 0.2 at 80, 93 %; A_min 20"
-        )
+        setting["CIFAR-10"] = f"{arguments.images} images, 250 of the test's; {steps} steps of 16, Adam 2e-3, x 0.2 at 80, 93 %; A_min 20"
     if arguments.harmony:
         data = HarmonyData(f"iharmony4:{arguments.harmony}", image_size=64)
         found |= experiment(
