@@ -286,7 +286,7 @@ def claims_of(found: dict[str, Any]) -> str:
         groups = list(dict.fromkeys(row.group for row in of_metric))
         of_metric.sort(key=lambda row: groups.index(row.group))
         title = {"top1": "top-1 accuracy", "mAP": "mAP", "AP": "AP"}.get(metric, metric.removesuffix(", %"))
-        better = "lower is better" if metric.endswith("loss") else "higher is better"
+        better = "lower is better" if metric.endswith("loss") or metric.startswith("error") else "higher is better"
         parts.append(f'<p class="metric">{escape(title[0].upper() + title[1:])} <small>{better}</small></p>')
         parts.append(plot(of_metric, _compared, lambda row: escape(row.group)))
     return "\n\n".join(parts)
