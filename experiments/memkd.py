@@ -60,7 +60,9 @@ def main() -> None:
         "pixels": f"{SIZE} x {SIZE}",
         "teachers": "textures: stillroom/resnet8_stride8, 6 epochs of drawn shapes; others: EfficientNet-lite0, ImageNet's weights",
     }
-    command = " ".join(["python experiments/memkd.py", *(f"--data {one}" for one in asked.data)])
+    typed = [f"--data {name}=mvtec:{Path(spec).name}" for name, _, spec in (one.partition("=mvtec:") for one in asked.data)]
+    typed += [f"--weights {Path(asked.weights).name}"] if asked.weights else []
+    command = " ".join(["python experiments/memkd.py", *typed])
     write(Path("results/memkd.json"), "memkd", command, range(asked.seeds), arms, "; ".join(said) + ".", setting)
 
 
