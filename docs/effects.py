@@ -22,8 +22,8 @@ from scipy.special import stdtrit
 ROOT = Path(__file__).parents[1]
 CLAIMS: dict[str, Any] = yaml.safe_load((ROOT / "docs/claims.yml").read_text(encoding="utf-8"))
 # As the pages stand in the menu.
-ORDER = ["kd", "dkd", "fitnets", "crd", "dot", "ferkd", "orc", "mdcs", "l2d", "wad", "crkd", "kd3", "bckd", "giftnet"]
-NAMES = {"kd3": "KD³", "crkd": "CrKD", "fitnets": "FitNets", "ferkd": "FerKD", "giftnet": "GiftNet"}
+ORDER = ["kd", "dkd", "fitnets", "crd", "dot", "ferkd", "orc", "mdcs", "l2d", "wad", "crkd", "kd3", "bckd", "memkd", "giftnet", "sdd"]
+NAMES = {"kd3": "KD³", "crkd": "CrKD", "fitnets": "FitNets", "ferkd": "FerKD", "giftnet": "GiftNet", "memkd": "MemKD"}
 SIGNS = {"above": "▲", "below": "▼", "level": "="}
 _SPACE = "\N{NO-BREAK SPACE}"
 
@@ -286,7 +286,7 @@ def claims_of(found: dict[str, Any]) -> str:
         groups = list(dict.fromkeys(row.group for row in of_metric))
         of_metric.sort(key=lambda row: groups.index(row.group))
         title = {"top1": "top-1 accuracy", "mAP": "mAP", "AP": "AP"}.get(metric, metric.removesuffix(", %"))
-        better = "lower is better" if metric.endswith("loss") else "higher is better"
+        better = "lower is better" if metric.endswith("loss") or metric.startswith("error") else "higher is better"
         parts.append(f'<p class="metric">{escape(title[0].upper() + title[1:])} <small>{better}</small></p>')
         parts.append(plot(of_metric, _compared, lambda row: escape(row.group)))
     return "\n\n".join(parts)

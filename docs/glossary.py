@@ -15,7 +15,7 @@ from stillroom.commands import cache as cache_command
 from stillroom.commands import cache_labels, compare
 from stillroom.engine import LabOptions, Training
 from stillroom.engine.room import Setting, setting_of
-from stillroom.engine.task import TASKS
+from stillroom.engine.task import SUPERVISED
 
 PLACE = "<!-- the table of all options -->"
 EVERYWHERE = "all"
@@ -57,9 +57,9 @@ def _all() -> Iterator[tuple[str, str, str, str]]:
     for method in catalog.METHODS:
         if method.room:
             room = catalog.load(method.name)
-            for value in TASKS if room.choice == "task" else (None,):
+            for value in room.tasks if room.choice == "task" else (None,):
                 yield from _of_command(method.name, room.recipe, room.chosen(value))
-    for task in TASKS:
+    for task in SUPERVISED:
         yield from _of_command("compare", compare.Compare, setting_of(task, compare.Compare))
         yield from _of_command("cache", cache_command.cache, setting_of(task, cache_command.cache, student=False))
     yield from _of_command("cache-labels", cache_labels.cache_labels, cache_labels.SETTING)

@@ -1,15 +1,19 @@
 """Five kinds of flowers: an ImageNet network fine-tuned on them, its answers stored, a small student alone and taught.
 
     python experiments/flowers.py --photos flowers5.zip --weights efficientnet-lite0-57934424.pth
+    python experiments/flowers.py --photos flowers5.zip --weights efficientnet-lite0-57934424.pth --labels 25
 
-Runs the commands of docs/photos.md and writes `results/flowers.json` from the comparison's own `metrics.json`.
+Runs the commands of docs/photos.md and writes `results/flowers.json`, with `--labels` `results/few_labels.json`, from the comparison's own
+`metrics.json`. With `--labels 25` only 25 photos of each kind keep their labels; the others of the training part are photos without labels.
 """
 
 from __future__ import annotations
 
 import argparse
+import random
 import subprocess
-from pathlib import Path
+import zipfile
+from pathlib import Path, PurePosixPath
 
 import from_run
 
@@ -19,19 +23,43 @@ TRAINED = ("--optimizer", "adamw", "--lr", "0.002", "--weight-decay", "0.05")
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--photos", required=True, help="an image folder or a zip of one")
+    parser.add_argument("--photos", required=True, help="a zip of folders train/KIND and val/KIND")
     parser.add_argument("--weights", required=True, help="ImageNet weights of the teacher")
+    parser.add_argument("--labels", type=int, help="labelled photos of each kind; by default all")
     parser.add_argument("--jobs", default="2")
     asked = parser.parse_args()
-    data = ("--data", f"imagefolder:{asked.photos}", "--image-size", "96", "--batch-size", "32")
-    teacher = ("--teacher", f"{NETWORK}:build@{asked.weights}", "--teacher-epochs", "8", "--teacher-lr", "0.003")
-    stored, run = "runs/flowers-cache", "runs/flowers"
+    few = asked.labels is not None
+    name = "few-labels" if few else "flowers"
+    spec = parted(Path(asked.photos), Path(f"runs/{name}-photos"), asked.labels) if few else f"imagefolder:{asked.photos}"
+    data = ("--data", spec, "--image-size", "96", "--batch-size", "32")
+    teacher = ("--teacher", f"{NETWORK}:build@{asked.weights}", "--teacher-epochs", "40" if few else "8", "--teacher-lr", "0.003")
+    stored, run = f"runs/{name}-cache", f"runs/{name}"
     subprocess.run(["stillroom", "cache", *data, *teacher, *TRAINED, "--views", "12", "--taps", "pooled", "--out", stored], check=True)
     student = ("--student", "timm/mobilenetv3_small_050", "--epochs", "60", "--schedule", "cosine", "--warmup-epochs", "3", "--seeds", "3")
     taught = ("--teacher", f"cache:{stored}", "--jobs", asked.jobs, "--out", run)
-    subprocess.run(["stillroom", "compare", "kd", *data, *taught, *student, *TRAINED], check=True)
+    options = ("--options.kd", "{temperature: 2, task_weight: 0.5, kd_weight: 0.5}") if few else ()
+    subprocess.run(["stillroom", "compare", "kd", *options, *data, *taught, *student, *TRAINED], check=True)
     note = "The taught students saw the twelve crops of each photo whose answers were stored, the student alone ever new ones."
-    from_run.main(Path(run), Path("results/flowers.json"), [note], method="kd")
+    from_run.main(Path(run), Path(f"results/{name.replace('-', '_')}.json"), [note], method="kd")
+
+
+def parted(photos: Path, out: Path, labels: int) -> str:
+    """The photos of a zip as two folders, and how they are named as data: some of each kind labelled, the others in one pile."""
+    with zipfile.ZipFile(photos) as archive:
+        names = sorted(name for name in archive.namelist() if name.lower().endswith((".jpg", ".jpeg", ".png")))
+        kinds: dict[str, list[str]] = {}
+        for name in names:
+            split, kind = PurePosixPath(name).parts[-3:-1]
+            kinds.setdefault(f"{split}/{kind}", []).append(name)
+        for place, mine in kinds.items():
+            if place.startswith("train/"):
+                random.Random(place).shuffle(mine)
+            for number, name in enumerate(mine):
+                pile = place.startswith("train/") and number >= labels
+                file = out / ("others" if pile else f"labelled/{place}") / PurePosixPath(name).name
+                file.parent.mkdir(parents=True, exist_ok=True)
+                file.write_bytes(archive.read(name))
+    return f"imagefolder:{out / 'labelled'},unlabelled={out / 'others'}"
 
 
 if __name__ == "__main__":

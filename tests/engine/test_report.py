@@ -400,6 +400,11 @@ class TestMerge:
         assert merged.notes == ["a", "b"]
         assert merged.sections == []
 
+    def test_a_section_of_the_method_appears_once_for_all_seeds(self) -> None:
+        one, two = report({1: 70.0}, {1: 72.0}), report({2: 71.0}, {2: 72.0})
+        one.method_sections, two.method_sections = ([Section("Search", "t = 110")], [Section("Search", "t = 110"), Section("Other", "")])
+        assert [section.title for section in Report.merge([one, two]).method_sections] == ["Search", "Other"]
+
     def test_one_report_stays(self) -> None:
         one = report({1: 91.0}, {1: 93.0})
         assert Report.merge([one]) is one

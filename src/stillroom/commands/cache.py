@@ -12,10 +12,10 @@ from stillroom.commands.options import early, read_options
 from stillroom.commands.parser import named_as_typed, size_text
 from stillroom.engine import Experiment, Lab, Networks, Training, tap
 from stillroom.engine.cache import CACHE, CachedTeacher, CacheFolder, Dtype, Rest, Storage, Views, build_cache
-from stillroom.engine.experiment import cacheable
+from stillroom.engine.experiment import cacheable, with_unlabelled
 from stillroom.engine.room import setting_of
 from stillroom.engine.run.console import StageDisplay, console
-from stillroom.engine.task import TASKS, FindLayer, first_lines, task_named
+from stillroom.engine.task import SUPERVISED, FindLayer, first_lines, task_named
 from stillroom.errors import InputError, one_of
 from stillroom.tasks.images.sources import kind_of
 from stillroom.tasks.students import task_of
@@ -49,13 +49,13 @@ def _task(arguments: list[str]) -> str:
         InputError: its teachers cannot be cached.
     """
     if (named := early(arguments, "task")) is not None:
-        return one_of("--task", named, TASKS)
+        return one_of("--task", named, SUPERVISED)
     teacher, kind = early(arguments, "teacher") or "", kind_of(early(arguments, "data") or "")
     if (Path(teacher) / "student.json").is_file():
-        if (found := task_of(teacher)) not in TASKS:
-            raise InputError("--teacher", f"{teacher}, a run of the task {found}", f"a teacher of {' or '.join(TASKS)}")
+        if (found := task_of(teacher)) not in SUPERVISED:
+            raise InputError("--teacher", f"{teacher}, a run of the task {found}", f"a teacher of {' or '.join(SUPERVISED)}")
         return found
-    return next((name for name in TASKS if kind in task_named(name).kinds), "classification")
+    return next((name for name in SUPERVISED if kind in task_named(name).kinds), "classification")
 
 
 def cache(
@@ -97,6 +97,7 @@ def cache(
         if lab.options.overwrite:
             folder.clear()
     taught = experiment.teacher()
+    data = with_unlabelled(data)
     display = StageDisplay("cache")
     rows = data.train_size * seen.count
     begun = (folder.read() or {}).get("done", 0)

@@ -34,7 +34,7 @@ from stillroom.engine.run.console import console
 from stillroom.engine.run.feed import selects
 from stillroom.engine.run.measure import now
 from stillroom.engine.run.pool import Outcome, reason_of
-from stillroom.engine.task import first_lines
+from stillroom.engine.task import SUPERVISED, first_lines
 from stillroom.errors import InputError, StillroomError, at_least, near
 
 PROG = "stillroom compare"
@@ -91,6 +91,7 @@ class Arm:
         room = room_of(self.method, "METHODS")
         if room.build is None:
             raise InputError("METHODS", self.method, f"a method that trains any student by any teacher: {self.method} {room.reason}")
+        room.check_data(data)
         return room.build(student, teacher, data, **self.options)
 
 
@@ -159,7 +160,10 @@ def _task(words: Sequence[str], arguments: Sequence[str]) -> str:
     first = typed[0] if typed else "kd"
     method, _, host = _method_and_host(first.rpartition("=")[2])
     host = host or str(room_of(method, "METHODS").options.get("host", ""))
-    return room_of(host or method, "METHODS").tasks[0]
+    room = room_of(host or method, "METHODS")
+    if room.tasks[0] not in SUPERVISED:  # there is no student alone to compare with
+        raise InputError("METHODS", method, f"a method that trains any student by any teacher: {method} {room.reason}")
+    return room.tasks[0]
 
 
 def _method_and_host(word: str) -> tuple[str, str, str]:

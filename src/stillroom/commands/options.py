@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
+from keyword import iskeyword
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -108,7 +109,7 @@ def read_options(
             raise InputError("--continue-from", before, "the folder of a finished run, which holds config.yaml")
         arguments = [f"--config={Path(before) / 'config.yaml'}", f"--out={folder or out}", *arguments]
     preset = early(arguments, "preset") or "default"
-    small = preset == "default" and early(arguments, "data") is None
+    small = preset == "default" and all(early(arguments, option) is None for option in ("data", "images"))
     parser, kinds = _parser(prog, own, setting, Path(out), preset, setting.default if small else {})
     values = _parse(prog, parser, arguments)
     values["out"] = str(Path(folder or out))
@@ -278,16 +279,18 @@ def _explained(prog: str, parser: jsonargparse.ArgumentParser, complaint: str, p
 
 
 def _underscored(argument: str) -> str:
-    """`--num-nodes=2` as `--num_nodes=2`: jsonargparse knows the names of Python's parameters. A key behind a dot stays as it is."""
+    """`--num-nodes=2` as `--num_nodes=2`: jsonargparse knows the names of Python's parameters. A key behind a dot stays as it is. What is a
+    keyword of Python has an underscore behind it there: `--from` is `--from_`."""
     if not argument.startswith("--"):
         return argument
     name, equals, value = argument.partition("=")
     option, dot, key = name[2:].partition(".")
-    return "--" + option.replace("-", "_") + dot + key + equals + value
+    option = f"{option}_" if iskeyword(option) else option.replace("-", "_")
+    return "--" + option + dot + key + equals + value
 
 
 def _dashed(text: str) -> str:
-    return re.sub(r"--[a-z_]+", lambda match: match.group().replace("_", "-"), text)
+    return re.sub(r"--[a-z_]+", lambda match: f"--{match.group()[2:].rstrip('_').replace('_', '-')}", text)
 
 
 def early(arguments: list[str], option: str) -> str | None:

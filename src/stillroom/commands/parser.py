@@ -51,7 +51,7 @@ def named_as_typed(*options: str) -> Iterator[None]:
     except InputError as error:
         if error.argument not in options:
             raise
-        raise InputError(f"--{error.argument.replace('_', '-')}", error.got, error.expected) from error
+        raise InputError(f"--{error.argument.rstrip('_').replace('_', '-')}", error.got, error.expected) from error
 
 
 def size_text(count: int) -> str:

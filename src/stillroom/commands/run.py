@@ -55,6 +55,7 @@ def run(arguments: list[str], command: str) -> None:
             if not readers:
                 raise
             raise InputError(error.argument, error.got, f"{error.expected}; or say --task {readers[0]}, which reads these") from None
+        room.check_data(data)
         run_seeds(room.recipe, lab, data, recipe, command=command, settings=given.settings, notes=notes)
 
 

@@ -214,7 +214,7 @@ class Experiment:
         spec = self.networks.teacher
         if not spec.startswith(CACHE):
             return None
-        cached = CachedTeacher(Path(spec.removeprefix(CACHE)), cacheable(self.data, "teacher", spec).cache_key)
+        cached = CachedTeacher(Path(spec.removeprefix(CACHE)), cacheable(with_unlabelled(self.data), "teacher", spec).cache_key)
         self.task.check_cache(cached, self.data)
         return cached
 
@@ -239,9 +239,12 @@ class Experiment:
 
     def as_trained(self, distiller: Distiller) -> Any:
         """The data as the distiller trains on them: the views that its teacher's cache has answers to, or what the method shows."""
+        data: Any = self.data
+        if getattr(data, "unlabelled", 0):
+            data = data.as_long() if distiller.teacher is None else with_unlabelled(data)
         if isinstance(distiller.teacher, CachedTeacher):
-            return cacheable(self.data, "teacher", str(distiller.teacher.folder)).replaying(distiller.teacher.views)
-        return distiller.training_data(self.data)
+            return cacheable(data, "teacher", str(distiller.teacher.folder)).replaying(distiller.teacher.views)
+        return distiller.training_data(data)
 
     def run(self, method: str, arms: Mapping[str, Make], *, baseline: str = "alone", ship: str | None = None) -> Report:
         """Rehearses, then trains the teacher, the student alone, and the same student by each of `arms`; reports them.
@@ -278,6 +281,11 @@ def _origin(built: Built, plan: Training) -> str:
     elif built.weights is not None:
         origin = f"starts from the weights of {built.weights}"
     return "; ".join(filter(None, [origin, *_quiet(built.notes)]))
+
+
+def with_unlabelled(data: Any) -> Any:
+    """The data with the samples that nobody labelled behind their training samples, where they have such."""
+    return data.with_unlabelled() if getattr(data, "unlabelled", 0) else data
 
 
 def cacheable(data: Any, argument: str, spec: str) -> CacheableData:

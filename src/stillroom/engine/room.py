@@ -10,8 +10,9 @@ from typing import Any, get_type_hints
 from stillroom.engine.distiller import Distiller
 from stillroom.engine.experiment import Networks
 from stillroom.engine.report.results import Report
-from stillroom.engine.task import task_named
+from stillroom.engine.task import SUPERVISED, task_named
 from stillroom.engine.training import Training
+from stillroom.errors import InputError
 
 Presets = Mapping[str, Mapping[str, Any]]
 
@@ -64,6 +65,7 @@ class Room:
         build: ``build(student, teacher, data, **options)``: the method's distiller, for comparisons and hosts; None where the method is no
             distiller around one student.
         reason: why there is no `build`, in words that go on from the method's name: "has no teacher".
+        unlabelled: whether its student learns from samples that nobody labelled, where the data have such.
         choice: the option of a recipe of several tasks that says which.
         setting: ``setting(what was chosen)``: what its command then starts from.
     """
@@ -75,8 +77,15 @@ class Room:
     expect: str = ""
     build: Callable[..., Distiller] | None = None
     reason: str = ""
+    unlabelled: bool = False
     choice: str | None = None
     setting: Callable[[str], Setting] | None = None
+
+    def check_data(self, data: Any) -> None:
+        """Raises InputError for data with samples that nobody labelled, if the method would not learn from them."""
+        if getattr(data, "unlabelled", 0) and not self.unlabelled:
+            expected = "none for this method: kd learns from them (so do wad, crkd and kd3, by options of their own)"
+            raise InputError("data", f"{data.unlabelled} images by unlabelled=", expected)
 
     @property
     def options(self) -> dict[str, Any]:
@@ -101,7 +110,7 @@ class Room:
 
 
 def setting_of(task: str, own: Callable[..., Any], *, plan: Training | None = None, teacher: bool = True, student: bool = True) -> Setting:
-    """A task's own setting, for what serves several tasks.
+    """A task's own setting, for what serves several tasks with plain training on labels.
 
     Args:
         task: its name.
@@ -110,9 +119,11 @@ def setting_of(task: str, own: Callable[..., Any], *, plan: Training | None = No
         teacher, student: whether there is one.
 
     Raises:
-        InputError: no such task.
+        InputError: no such task, or one without plain training.
     """
     found = task_named(task)
+    if not hasattr(found, "supervised"):
+        raise InputError("task", task, f"a task with plain training on labels: {', '.join(SUPERVISED)}")
     options = options_of(type(found.networks))
     without = frozenset(name for name in options if not (teacher if "teacher" in name else student or name != "student"))
     known = {*options_of(own, {"lab", "data", "plan", "networks"}), *options_of(found.data), *options_of(Training), *options} - without

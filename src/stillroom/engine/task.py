@@ -36,7 +36,9 @@ if TYPE_CHECKING:
 FindLayer = Callable[[nn.Module, Any, str], str]  # (network, a few inputs, what the user calls it) -> module path
 
 WARNING = "WARNING: "  # before notes that a user must not overlook
-TASKS = ("classification", "multilabel", "detection", "harmonization")  # each with a room whose module `task` holds its TASK
+# Tasks whose networks can be trained on labels, without a teacher.
+SUPERVISED = ("classification", "multilabel", "detection", "harmonization")
+TASKS = (*SUPERVISED, "editing", "anomaly")  # each with a room whose module `task` holds its TASK
 
 
 class TaskData(Protocol):

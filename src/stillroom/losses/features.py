@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from torch import Tensor
-from torch.nn.functional import mse_loss
+from torch.nn.functional import cosine_similarity, mse_loss
 
 from stillroom.errors import InputError
 from stillroom.losses.precision import in_one_type
@@ -30,3 +30,22 @@ def hint_loss(student: Tensor, teacher: Tensor) -> Tensor:
     if student.shape != teacher.shape:
         raise InputError("student", f"features of shape {tuple(student.shape)}", f"the shape of the teacher's, {tuple(teacher.shape)}")
     return mse_loss(*in_one_type(student, teacher.detach()))
+
+
+def cosine_distances(student_BCHW: Tensor, teacher_BCHW: Tensor) -> Tensor:
+    """1 - cosine over channels of two feature maps, at every position; 1 where a vector is zero (lengths are at least 1e-8).
+
+    Args:
+        student_BCHW: the student's.
+        teacher_BCHW: the teacher's, the same shape. No gradient reaches it.
+
+    Returns:
+        [B, H, W] in [0, 2], float32 at least.
+
+    Raises:
+        InputError: the shapes differ.
+    """
+    if student_BCHW.shape != teacher_BCHW.shape:
+        got = f"features of shape {tuple(student_BCHW.shape)}"
+        raise InputError("student", got, f"the shape of the teacher's, {tuple(teacher_BCHW.shape)}")
+    return 1 - cosine_similarity(*in_one_type(student_BCHW, teacher_BCHW.detach()), dim=1, eps=1e-8)

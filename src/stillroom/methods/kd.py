@@ -4,7 +4,8 @@ A student matches the teacher's softened class probabilities besides the labels:
 
     L = w_task * CE(z_s, y) + w_kd * T^2 * KL( softmax(z_t / T) || softmax(z_s / T) )
 
-T^2 keeps the gradient's size independent of the temperature (section 2 of the paper).
+T^2 keeps the gradient's size independent of the temperature (section 2 of the paper). Of images that nobody labelled there is the second
+term alone: the paper speaks of such a "transfer set" in section 2.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from stillroom.errors import at_least_zero, positive
 from stillroom.losses.logits import kd_loss
 from stillroom.losses.precision import at_least_float32
 from stillroom.tasks.classification import CIFAR100, CONVNETS, DIGITS, IMAGENET, SHAPES, TINY_IMAGENET, Batch, ImageData
+from stillroom.tasks.images.unlabelled import NO_LABEL
 
 
 class KD(Distiller):
@@ -47,22 +49,29 @@ class KD(Distiller):
         kd_weight: float = 0.9,
     ) -> None:
         super().__init__(student, teacher)
+        self.partly_labelled = False  # whether labels of -1 stand for none
         self.temperature = positive("temperature", temperature)
         self.task_weight, self.kd_weight = at_least_zero("task_weight", task_weight), at_least_zero("kd_weight", kd_weight)
 
     def losses(self, batch: Batch) -> Losses:
-        """Cross-entropy and the divergence from the teacher, each averaged over the batch."""
+        """Cross-entropy, 0 for an image without a label, and the divergence from the teacher, each averaged over the batch."""
         teacher_BC = self.teacher(batch)  # first: its working memory is free again
         logits_BC = self.student(batch.images)
+        if self.partly_labelled:
+            ce = cross_entropy(at_least_float32(logits_BC), batch.labels, ignore_index=NO_LABEL, reduction="sum") / len(logits_BC)
+        else:
+            ce = cross_entropy(at_least_float32(logits_BC), batch.labels)
         return Losses(
-            task={"ce": self.task_weight * cross_entropy(at_least_float32(logits_BC), batch.labels)},
+            task={"ce": self.task_weight * ce},
             distill={"kd": self.kd_weight * kd_loss(logits_BC, teacher_BC, self.temperature)},
         )
 
 
 def build(student: nn.Module, teacher: Teacher, data: ImageData, **options: Any) -> KD:
     """The distiller for `data`, for this recipe and those that host other methods; the options are those of `KD`."""
-    return KD(student, teacher, **options)
+    made = KD(student, teacher, **options)
+    made.partly_labelled = bool(data.unlabelled)
+    return made
 
 
 def recipe(lab: Lab, data: ImageData, plan: Training = DIGITS, networks: Networks = CONVNETS, **options: Any) -> Report:
@@ -93,4 +102,5 @@ ROOM = Room(
     expect="A clear gain, since the teacher was trained on ten times as many pictures: +17.7 +- 2.8 points over the student alone "
     "(3 seeds).",
     build=build,
+    unlabelled=True,
 )

@@ -6,7 +6,8 @@ from typing import Any
 
 from stillroom.engine import Experiment, Lab, Networks, Report, Room, Training
 from stillroom.engine.room import Setting, setting_of
-from stillroom.engine.task import TASKS
+from stillroom.engine.task import SUPERVISED
+from stillroom.errors import one_of
 
 
 def recipe(lab: Lab, data: Any, plan: Training, networks: Networks, task: str = "classification") -> Report:
@@ -25,9 +26,9 @@ def setting(task: str) -> Setting:
     """The task's own, without a teacher.
 
     Raises:
-        InputError: no such task.
+        InputError: no such task, or one whose networks are not trained on labels.
     """
-    return setting_of(task, recipe, teacher=False)
+    return setting_of(one_of("task", task, SUPERVISED), recipe, teacher=False)
 
 
-ROOM = Room(recipe, tasks=TASKS, reason="is plain training, which a comparison has as the arm `alone`", choice="task", setting=setting)
+ROOM = Room(recipe, tasks=SUPERVISED, reason="is plain training, which a comparison has as the arm `alone`", choice="task", setting=setting)

@@ -154,9 +154,9 @@ class StageResult:
         )
 
 
-@dataclass
+@dataclass(frozen=True)
 class Section:
-    """A part of the page that the task contributes.
+    """A part of the page that the task or the method contributes.
 
     Attributes:
         title: plain text.
@@ -189,7 +189,8 @@ class Report:
         primary: the metric that decides.
         higher_is_better: its direction.
         baseline: the arm that distilled ones are compared to, usually the student trained alone.
-        sections: contributed by the task.
+        sections: of the page: the method's, then those that the task contributes.
+        method_sections: contributed by the recipe, such as the curve of a search that its stages stand on.
         command: what to type to get this result again.
         settings, versions: of the experiment and of the software.
         started, finished: ISO 8601 times.
@@ -212,6 +213,7 @@ class Report:
     higher_is_better: bool = True
     baseline: str | None = None
     sections: list[Section] = field(default_factory=list)
+    method_sections: list[Section] = field(default_factory=list)
     command: str = ""
     settings: dict[str, Any] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
@@ -331,8 +333,9 @@ class Report:
     def merge(reports: Sequence[Report]) -> Report:
         """One report of several of the same experiment, each with other seeds.
 
-        A result that several hold, such as a teacher that they share, appears once. Sections describe the seeds of one report, so that of
-        several the merged one has none: let the task make them again from its `arms`. Settings and versions that differ become lists.
+        A result that several hold, such as a teacher that they share, appears once, and so does a section of the method. The other sections
+        describe the seeds of one report, so that of several the merged one has none: let the task make them again from its `arms`. Settings
+        and versions that differ become lists.
 
         Raises:
             InputError: no reports, reports that cannot be compared, or two different results of one arm and seed.
@@ -357,6 +360,7 @@ class Report:
             first,
             arms={arm: [by_seed[seed] for seed in sorted(by_seed)] for arm, by_seed in arms.items()},
             sections=[],
+            method_sections=list({section: None for report in reports for section in report.method_sections}),
             command="\n".join(dict.fromkeys(report.command for report in reports if report.command)),
             settings=_joined([report.settings for report in reports]),
             versions=_joined([report.versions for report in reports]),

@@ -53,6 +53,6 @@ def run_seeds(
     report.command, report.settings = command, settings or {}
     remarks = data.task.remarks(report, data) if hasattr(data.task, "remarks") else []
     report.notes += [*notes, *remarks]
-    report.sections = data.task.sections(report, data)
+    report.sections = [*report.method_sections, *data.task.sections(report, data)]
     publish(report, lab.folder, remarks)
     return report

@@ -11,7 +11,7 @@ from torch import nn
 from stillroom import catalog
 from stillroom.engine import Distiller, Experiment, Lab, Networks, Report, Room, TaskData, Teacher, Training
 from stillroom.engine.room import Setting, setting_of
-from stillroom.engine.task import TASKS, task_named
+from stillroom.engine.task import SUPERVISED, task_named
 from stillroom.errors import InputError, near
 from stillroom.methods.dot.distiller import DOT
 
@@ -113,7 +113,7 @@ PRESETS = {"paper": {"delta": 0.075}, "paper:tiny-imagenet": {"delta": 0.075}, "
 
 ROOM = Room(
     recipe,
-    tasks=TASKS,
+    tasks=SUPERVISED,
     presets=PRESETS,
     expect="KD under DOT gives +16.1 +- 2.1 points over the student alone (3 seeds), since the teacher was trained on ten times as many "
     "pictures, and is level with KD under plain SGD (-1.6 +- 1.4); the paper sees it +0.8 to +1.8 above on CIFAR-100.",

@@ -14,7 +14,7 @@ from stillroom.engine.loading import Draw, Loader, SeekableBatches, identity, sa
 from stillroom.errors import InputError, one_of
 from stillroom.methods.kd3.restyle import restyled
 from stillroom.tasks.classification.data import ImageData
-from stillroom.tasks.classification.other_images import WithOtherTrainingImages, open_unlabelled, readable
+from stillroom.tasks.classification.other_images import WithOtherTrainingImages
 from stillroom.tasks.images.arguments import statistics
 from stillroom.tasks.images.batches import Batches
 from stillroom.tasks.images.classified import SMALL
@@ -22,6 +22,7 @@ from stillroom.tasks.images.data import hashed
 from stillroom.tasks.images.patches import patches
 from stillroom.tasks.images.stores import Images, MemoryImages, into_memory, taken
 from stillroom.tasks.images.transforms import AUGMENTATIONS, Transform, eval_transform, train_transform
+from stillroom.tasks.images.unlabelled import open_unlabelled, readable
 
 RESTYLED = "restyled"
 _MEMORY = 1.5e9  # bytes of decoded images that are kept

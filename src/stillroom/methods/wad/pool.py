@@ -10,10 +10,11 @@ from stillroom.engine.loading import Cycled, Loader
 from stillroom.errors import InputError, at_least
 from stillroom.methods.wad.split import mismatch_split
 from stillroom.tasks.classification import ImageData
-from stillroom.tasks.classification.other_images import WithOtherTrainingImages, open_unlabelled, readable
+from stillroom.tasks.classification.other_images import WithOtherTrainingImages
 from stillroom.tasks.classification.subsets import ChosenClasses, chosen_classes
 from stillroom.tasks.images.data import hashed
 from stillroom.tasks.images.transforms import transform_from
+from stillroom.tasks.images.unlabelled import open_unlabelled, readable
 
 logger = logging.getLogger(__name__)
 _UNLABELLED = 0  # what unlabelled images have in a label's place: nothing reads it

@@ -123,7 +123,7 @@ def recipe(
         embed_dim: length of the embeddings; of the teacher's projections.
         contrast_temperature: temperature of the contrast; above 0.
         view_style: how the views of an image are made: of ``photos``, or of ``scans`` of signs; by default what suits the data.
-        iterations: steps of an epoch of a round; by default a sixth of the images, from 10 to 150.
+        iterations: steps of an epoch, of a round; by default a sixth of the images, from 10 to 150.
         rounds: rounds that promote; one more follows them, and the last of these promotes nothing already.
         promote: share of the unlabelled images that promotions start from; 0 for none.
         knowledge_views: random views of each image that the teacher's answer is averaged over; 0 asks about the image as it is.

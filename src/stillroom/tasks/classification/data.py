@@ -20,6 +20,7 @@ from stillroom.tasks.images.data import NAMED, ImageSetData, hashed
 from stillroom.tasks.images.sources import LabelledSource
 from stillroom.tasks.images.stores import Images, joined, stratified
 from stillroom.tasks.images.transforms import AUGMENTATIONS, describe_transform, eval_transform, train_transform
+from stillroom.tasks.images.unlabelled import NO_LABEL, open_unlabelled, read_unlabelled, readable
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -43,7 +44,8 @@ class ImageData(ImageSetData):
             ``hf:FOLDER``, ``cifar10:PATH``, ``cifar100:PATH``, ``tiny-imagenet:PATH``, ``imagenet:PATH``, or
             ``package.module:function`` or ``file.py:function`` returning (train, val).
             Behind any of them ``,imbalance=exp:100`` (or step, reverse) trains on a long tail, with ``,largest=500`` images of its largest
-            class, and ``,noise=0.2`` with wrong labels.
+            class, and ``,noise=0.2`` with wrong labels; ``,unlabelled=FOLDER`` adds images that nobody labelled (a folder or zip, or
+            other data whose labels are forgotten): what a teacher says of them is learnt too.
         image_size: pixels of the images that the network is given; height and width; by default the data's own, or 224.
         augment: random changes of training images: ``cifar``, ``tiny-imagenet``, ``imagenet``, ``digits`` or ``none``; by default what
             suits the data.
@@ -69,7 +71,8 @@ class ImageData(ImageSetData):
     ) -> None:
         if augment is not None:
             one_of("augment", augment, AUGMENTATIONS)
-        spec, self.hardship = read_hardship(data)
+        spec, pile = read_unlabelled(data)
+        spec, self.hardship = read_hardship(spec)
         hardship, source = self.hardship, open_source(spec)
         super().__init__(data, source, **options)
         self.image_size = source.image_size if image_size is None else at_least("image_size", image_size, 1)
@@ -93,6 +96,8 @@ class ImageData(ImageSetData):
         parts = content, self.image_size, self.augment, *chosen.values(), self.mean, self.std, self.subset_seed
         known = {"image_size": self.image_size, "augment": self.augment, **chosen, "subset_seed": self.subset_seed}
         self._identify(*parts, content=content, **known)
+        self._pile = None if pile is None else self._opened_pile(pile)
+        self.unlabelled = 0 if self._pile is None else len(self._pile[0])  # images behind the training set's
         self.teacher_image_size = None if teacher_image_size is None else sides("teacher_image_size", teacher_image_size)
         if self.teacher_image_size is not None:  # else fingerprints and caches are those from before there was this option
             typed = self.teacher_mean, self.teacher_std
@@ -140,6 +145,32 @@ class ImageData(ImageSetData):
             said: what tells these images from others in the data's fingerprint.
         """
         return self.derive(("joined", said), train=joined(self._train, self._prepared(images)))
+
+    def with_unlabelled(self) -> Self:
+        """The same data with the images that nobody labelled behind the training images; their label is -1."""
+        if self._pile is None:
+            return self
+        images, said = self._pile
+        key = {**self.cache_key, "unlabelled": said}
+        return self.derive(("unlabelled", said), train=joined(self._train, self._prepared(images)), unlabelled=0, _pile=None, cache_key=key)
+
+    def as_long(self) -> Self:
+        """The same data with its training images again and again, until they are as many as with those that nobody labelled.
+
+        What a student without a teacher trains on, so that it takes as many steps.
+        """
+        if not self.unlabelled:
+            return self
+        again = np.arange(self.train_size + self.unlabelled) % self.train_size
+        return self.restricted(train=again).derive("as long", unlabelled=0, _pile=None)
+
+    def _opened_pile(self, spec: str) -> tuple[Images, str]:
+        """Images without labels that can be decoded, and what tells them from others."""
+        try:
+            images, said = open_unlabelled(spec, NO_LABEL)
+            return readable(images, strict=self.strict), said
+        except InputError as error:
+            raise InputError("data", f"unlabelled={error.got}", error.expected) from None
 
     def in_views(self, *views: View, said: str) -> Self:
         """The same data, but that training batches show every image in each of these views (`ViewBatch`).
@@ -217,6 +248,11 @@ class ImageData(ImageSetData):
             met.append(f"classes with validation images that no training image shows, which cannot be learnt: {_few(unknown)}")
         if unasked:
             met.append(f"classes without a validation image, which are learnt and not measured: {_few(unasked)}")
+        if self.unlabelled:
+            met.append(
+                f"{self.unlabelled} images without labels: a student learns what the teacher says of them; one without a teacher sees its "
+                "labelled images again instead, so that all take as many steps"
+            )
         if self.hardship.imbalance is not None:
             met.append(f"a long tail is trained on, as asked for: {train_C.sum()} of {len(self.source.train)} training images")
         if "wrong labels" in self.indices:

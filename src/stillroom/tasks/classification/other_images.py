@@ -1,102 +1,10 @@
-"""Training images of another kind in the place of a set's own, everything else being the set's; and piles of images without labels."""
+"""Training images of another kind in the place of a set's own, everything else being the set's."""
 
 from __future__ import annotations
 
-import hashlib
-import logging
-from pathlib import Path
-from typing import Any
-
-import numpy as np
-from torch import Tensor
-
-from stillroom.engine.loading import Loader
-from stillroom.engine.run.recorder import Evaluator
-from stillroom.engine.task import Task
-from stillroom.engine.teacher import Renormalise
-from stillroom.errors import InputError
 from stillroom.tasks.classification.data import ImageData
-from stillroom.tasks.images.classified import open_source
-from stillroom.tasks.images.folders import counted, list_files, passed_over, told_apart
-from stillroom.tasks.images.stores import FileImages, Images, decodable, taken
-
-logger = logging.getLogger(__name__)
+from stillroom.tasks.images.other_training import OtherTraining
 
 
-class WithOtherTrainingImages:
-    """Base of data that train on other images, or on the same in another way, and are measured as `data` are.
-
-    Attributes:
-        data: whose validation images, metrics and report these are.
-    """
-
-    data: ImageData
-
-    @property
-    def task(self) -> Task:
-        """That of `data`."""
-        return self.data.task
-
-    def eval_loader(self, *, rank: int = 0, world: int = 1) -> Loader:
-        """The validation images of `data`."""
-        return self.data.eval_loader(rank=rank, world=world)
-
-    def evaluator(self) -> Evaluator:
-        """What measures a network on the classes of `data`."""
-        return self.data.evaluator()
-
-    def example_inputs(self) -> Tensor:
-        """A batch of one, [1, 3, H, W]: the first validation image."""
-        return self.data.example_inputs()
-
-    def for_teacher(self) -> ImageData:
-        """Teachers are trained on the images of `data`."""
-        return self.data
-
-    def describe(self) -> dict[str, Any]:
-        """As `data`."""
-        return self.data.describe()
-
-    @property
-    def renormalise(self) -> Renormalise | None:
-        """As `data`."""
-        return self.data.renormalise
-
-
-def open_unlabelled(spec: str, label: int) -> tuple[Images, str]:
-    """A pile of images whose labels, if it has some, are forgotten; and what tells its content from another's.
-
-    Args:
-        spec: ``imagefolder:PATH`` or PATH alone, a folder or zip in which every image file at any depth counts; or any other specification
-            of data, of which the training images are taken.
-        label: what stands in the place of their labels.
-
-    Raises:
-        InputError: no such pile.
-    """
-    kind, _, path = spec.partition(":")
-    path = path if kind == "imagefolder" else spec
-    found = bool(path) and Path(path).expanduser().exists()
-    if not found and ":" not in spec and spec.partition(",")[0] not in ("digits", "shapes"):
-        raise InputError("unlabelled", spec or "nothing", "a folder or a zip file that exists, or other data such as cifar100:PATH")
-    if kind != "imagefolder" and not found:
-        source = open_source(spec, argument="unlabelled")
-        return taken(source.train, np.arange(len(source.train)), np.full(len(source.train), label)), source.fingerprint
-    store, files, _ = list_files(path, "unlabelled")
-    names, others = told_apart(store, files)
-    if others:
-        logger.warning("unlabelled: %s", *passed_over(others))
-    content = hashlib.sha256("\n".join(f"{name} {files[name]}" for name in names).encode(errors="surrogateescape")).hexdigest()[:16]
-    return FileImages(store, names, np.full(len(names), label)), content
-
-
-def readable(images: Images, *, strict: bool) -> Images:
-    """The images of a pile that can be decoded; one warning names the others.
-
-    Raises:
-        InputError: there is none, or there are others, and `strict`.
-    """
-    (kept,), names = decodable([images], strict=strict, argument="unlabelled")
-    if not len(kept):
-        raise InputError("unlabelled", counted(names), "at least one image that can be decoded")
-    return taken(images, kept) if names else images
+class WithOtherTrainingImages(OtherTraining[ImageData]):
+    """Base of data that train on other images, or on the same in another way, and are measured as `data` are."""

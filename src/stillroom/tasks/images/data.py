@@ -27,6 +27,8 @@ from stillroom.tasks.images.transforms import Transform
 if TYPE_CHECKING:
     from typing_extensions import Self
 
+    from stillroom.engine.run.recorder import Evaluator
+
 _SPLITS = (("train", "training"), ("val", "validation"))
 NAMED = 20  # classes that a run's first lines name one by one
 
@@ -287,6 +289,10 @@ class ImageSetData(ABC):
     def describe(self) -> dict[str, Any]:
         """What must be known to use a network that was trained on these data: classes, and how images are prepared; plain values."""
         return {"source": self.data, "classes": list(self.classes), **self._described(), "fingerprint": self.fingerprint}
+
+    @abstractmethod
+    def evaluator(self) -> Evaluator:
+        """What scores a student's answers."""
 
     @abstractmethod
     def _described(self) -> dict[str, Any]:

@@ -256,6 +256,8 @@ def unreadable(images: Images) -> np.ndarray:
         files, indices = images, np.arange(len(images))
     else:
         return np.empty(0, np.int64)
+    if not len(indices):
+        return np.empty(0, np.int64)
     ends = len(indices) > _DECODED
     with warnings.catch_warnings(), ThreadPoolExecutor(os.cpu_count()) as threads:
         warnings.filterwarnings("ignore", module=r"PIL\..*")  # on EXIF data and the like that do not hinder reading

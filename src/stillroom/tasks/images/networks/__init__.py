@@ -45,11 +45,15 @@ __all__ = [
 ]
 
 X4 = (32, 64, 128, 256)
+_W24 = (24, 24, 48, 96)
 WHOLE = (64, 128, 256, 512)
 _WRN_28_2 = partial(WideResNet, 28, 2, slope=0.1)
 
 NETWORKS: dict[str, Callable[..., nn.Module]] = {
     **{f"resnet{depth}": partial(ResNet, depth) for depth in (8, 14, 20, 26, 32, 44, 56, 110)},
+    # the end of the last stage is so many pixels of the image apart: teachers of feature maps
+    "resnet8_stride8": partial(ResNet, 8, widths=_W24, strides=(1, 2, 2, 2)),
+    "resnet8_stride16": partial(ResNet, 8, widths=_W24, strides=(2, 2, 2, 2)),
     **{f"convnet{width}": partial(ConvNet, width) for width in (3, 4, 6, 9, 12, 16, 24)},
     **{f"resnet{depth}x4": partial(ResNet, depth, widths=X4) for depth in (8, 32)},
     "resnet18": partial(ResNetSmallStem, (2, 2, 2, 2)),

@@ -33,6 +33,7 @@ class ResNet(nn.Module):
         num_classes: C.
         in_channels: channels of the images.
         widths: channels of the stem and of the three stages. ResNet8x4 and ResNet32x4 use (32, 64, 128, 256).
+        strides: of the stem and of the three stages; larger ones are for larger images.
 
     Raises:
         InputError: when the depth is not 6n + 2.
@@ -40,15 +41,23 @@ class ResNet(nn.Module):
     Source: He, Zhang, Ren, Sun, "Deep Residual Learning for Image Recognition", 2016, section 4.2, with projection shortcuts.
     """
 
-    def __init__(self, depth: int, *, num_classes: int, in_channels: int = 3, widths: tuple[int, int, int, int] = (16, 16, 32, 64)) -> None:
+    def __init__(
+        self,
+        depth: int,
+        *,
+        num_classes: int,
+        in_channels: int = 3,
+        widths: tuple[int, int, int, int] = (16, 16, 32, 64),
+        strides: tuple[int, int, int, int] = (1, 1, 2, 2),
+    ) -> None:
         super().__init__()
         if depth < 8 or (depth - 2) % 6:
             raise InputError("depth", depth, "6n + 2 with n of at least 1 (8, 14, 20, 32, 44, 56, 110, ...)")
         blocks = (depth - 2) // 6
-        self.stem = conv_unit(in_channels, widths[0], 3)
-        self.layer1 = stage(BasicBlock, widths[0], widths[1], blocks, stride=1)
-        self.layer2 = stage(BasicBlock, widths[1], widths[2], blocks, stride=2)
-        self.layer3 = stage(BasicBlock, widths[2], widths[3], blocks, stride=2)
+        self.stem = conv_unit(in_channels, widths[0], 3, strides[0])
+        self.layer1 = stage(BasicBlock, widths[0], widths[1], blocks, stride=strides[1])
+        self.layer2 = stage(BasicBlock, widths[1], widths[2], blocks, stride=strides[2])
+        self.layer3 = stage(BasicBlock, widths[2], widths[3], blocks, stride=strides[3])
         self.pool = global_average_pool()
         self.fc = nn.Linear(widths[3], num_classes)
         self._last = blocks - 1
