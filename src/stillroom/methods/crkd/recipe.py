@@ -99,7 +99,7 @@ def recipe(
         hidden: hidden width; M, of the novel heads' projectors.
         projection: P, width of the space in which novel classes are found.
         projection_layers: K, hidden layers of the projectors.
-        relation_weight: weight of the class-relation distillation.
+        relation_weight: weight of the relation distillation, between classes.
         cosine_temperature: tau > 0 of all softmaxes over cosines.
         teacher_epochs: epochs of the teacher; on the known classes.
         teacher_lr: learning rate of the teacher.

@@ -57,7 +57,7 @@ def recipe(
         levels: of the encoder whose features are transformed, e.g. ``[0, 1]``; by default all.
         global_source: of the global vector: ``all`` of the image, the ``background``, or ``zero``: none.
         blend: how the foreground is transformed: by a ``residual``, or by ``replace``.
-        relation_weight: lambda_rel.
+        relation_weight: weight of the relation distillation, lambda_rel.
         grid: g: relations are between so many cells in each direction at most.
         min_foreground: A_min of the foreground-normalised error, as a share of the picture's pixels.
         ablations: further arms with GIFT alone, each with one option changed: ``zero`` and ``background`` as global_source, ``replace`` as

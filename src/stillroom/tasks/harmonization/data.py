@@ -36,11 +36,11 @@ class HarmonyData(ImageSetData):
     every epoch.
 
     Args:
-        data: where the pictures are: ``patches`` (procedural), ``iharmony4:ROOT``, ``csv:FILE``, ``composites:FOLDER`` (photos with
+        data: where the images are: ``patches`` (procedural), ``iharmony4:ROOT``, ``csv:FILE``, ``composites:FOLDER`` (photos with
             masks) or ``blobs:SOURCE`` (any images); options follow after commas, see `sources.open_source`.
-        batch_size: pictures in a batch, of all processes together.
-        image_size: pixels of the height and width that the network is given; by default 64, or the size of small images.
-        augment: random changes of training pictures: ``crop`` (half to all of the area, and mirrored half of the time), ``mirror`` or
+        batch_size: images in a batch, of all processes together.
+        image_size: pixels of the images that the network is given; height and width; by default 64, or the size of small images.
+        augment: random changes of training images: ``crop`` (half to all of the area, and mirrored half of the time), ``mirror`` or
             ``none``; by default crop, for patches and blobs none.
         colours: how composites that are made get other colours: ``random`` lights, or ``chart``: between two random lights by the
             polynomials of a colour chart, as ccHarmony does.
