@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -13,6 +13,9 @@ from torch import Tensor
 from stillroom.errors import InputError
 from stillroom.tasks.images.folders import Store, printable
 from stillroom.tasks.images.stores import FileImages, Images, MemoryImages
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 GOOD = "good"  # the kind of pictures without a defect
 _LOSSY = ("JPEG", "MPO", "WEBP")  # formats in which a mask's edges have values between
@@ -46,10 +49,11 @@ class InspectedFiles(FileImages):
         super().__init__(store, names, labels)
         self.kinds, self.masks = kinds, masks
 
-    def take(self, indices: np.ndarray, labels: np.ndarray | None = None) -> InspectedFiles:
+    def take(self, indices: np.ndarray, labels: np.ndarray | None = None) -> Self:
         """As `MemoryImages.take`."""
         some = super().take(indices, labels)
-        return InspectedFiles(self.store, some.names, some.labels, self.kinds[indices], [self.masks[i] for i in indices.tolist()])
+        some.kinds, some.masks = self.kinds[indices], [self.masks[i] for i in indices.tolist()]
+        return some
 
     def mask(self, index: int) -> np.ndarray | None:
         """As `Inspected.mask`."""

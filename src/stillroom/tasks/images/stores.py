@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import io
 import os
 import warnings
@@ -9,7 +10,7 @@ import zipfile
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import IO, Any, Protocol
+from typing import IO, TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
@@ -19,6 +20,9 @@ from torch import Tensor
 from stillroom.engine.loading import sample_order
 from stillroom.errors import InputError, StillroomError
 from stillroom.tasks.images.folders import Store, begins_as_image, counted, printable, warn_left_out
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 _DECODED = 20_000  # images of larger sets are looked at only at both ends before a run
 _END = 32  # bytes, enough for the marks that formats begin and end with
@@ -90,9 +94,11 @@ class FileImages:
         """One image, decoded now."""
         return self._decoded(self.names[index])
 
-    def take(self, indices: np.ndarray, labels: np.ndarray | None = None) -> FileImages:
-        """As `MemoryImages.take`."""
-        return type(self)(self.store, [self.names[i] for i in indices.tolist()], self.labels[indices] if labels is None else labels)
+    def take(self, indices: np.ndarray, labels: np.ndarray | None = None) -> Self:
+        """As `MemoryImages.take`; of the same class, with all else that it knows."""
+        some = copy.copy(self)
+        some.names, some.labels = [self.names[i] for i in indices.tolist()], self.labels[indices] if labels is None else labels
+        return some
 
     def readable(self, index: int, *, ends: bool) -> bool:
         """Whether a file can be decoded.
