@@ -3,8 +3,8 @@
     python experiments/flowers.py --photos flowers5.zip --weights efficientnet-lite0-57934424.pth
     python experiments/flowers.py --photos flowers5.zip --weights efficientnet-lite0-57934424.pth --labels 25
 
-Runs the commands of docs/photos.md and writes `results/flowers.json`, with `--labels` `results/few_labels.json`, from the comparison's own
-`metrics.json`. With `--labels 25` only 25 photos of each kind keep their labels; the others of the training part are photos without labels.
+Runs the commands of docs/photos.md, into `runs/flowers`. With `--labels 25`, into `runs/few-labels`, only 25 photos of each kind keep their
+labels; the others of the training part are photos without labels. `experiments/kd.py` writes what was measured to `results/kd.json`.
 """
 
 from __future__ import annotations
@@ -14,8 +14,6 @@ import random
 import subprocess
 import zipfile
 from pathlib import Path, PurePosixPath
-
-import from_run
 
 NETWORK = Path(__file__).with_name("efficientnet_lite0.py")
 TRAINED = ("--optimizer", "adamw", "--lr", "0.002", "--weight-decay", "0.05")
@@ -34,13 +32,12 @@ def main() -> None:
     data = ("--data", spec, "--image-size", "96", "--batch-size", "32")
     teacher = ("--teacher", f"{NETWORK}:build@{asked.weights}", "--teacher-epochs", "40" if few else "8", "--teacher-lr", "0.003")
     stored, run = f"runs/{name}-cache", f"runs/{name}"
-    subprocess.run(["stillroom", "cache", *data, *teacher, *TRAINED, "--views", "12", "--taps", "pooled", "--out", stored], check=True)
+    stored_of = ("--views", "60") if few else ("--views", "12", "--taps", "pooled")
+    subprocess.run(["stillroom", "cache", *data, *teacher, *TRAINED, *stored_of, "--out", stored], check=True)
     student = ("--student", "timm/mobilenetv3_small_050", "--epochs", "60", "--schedule", "cosine", "--warmup-epochs", "3", "--seeds", "3")
     taught = ("--teacher", f"cache:{stored}", "--jobs", asked.jobs, "--out", run)
     options = ("--options.kd", "{temperature: 2, task_weight: 0.5, kd_weight: 0.5}") if few else ()
     subprocess.run(["stillroom", "compare", "kd", *options, *data, *taught, *student, *TRAINED], check=True)
-    note = "The taught students saw the twelve crops of each photo whose answers were stored, the student alone ever new ones."
-    from_run.main(Path(run), Path(f"results/{name.replace('-', '_')}.json"), [note], method="kd")
 
 
 def parted(photos: Path, out: Path, labels: int) -> str:
