@@ -8,16 +8,19 @@ The runs are those of `experiments/flowers.py` and `experiments/cifar10.py`.
 from __future__ import annotations
 
 import json
+import re
 import sys
 from pathlib import Path
 
 import from_run
 from record import write
 
+_FOLDERS = re.compile(r"(?<![\w./])/(?:[^/\s\"',:]+/)+")  # of this machine, before names of files
+
 
 def main(named: list[str]) -> None:
     runs = {name: Path(folder) for name, _, folder in (one.partition("=") for one in named)}
-    found = {name: json.loads((run / "metrics.json").read_text()) for name, run in runs.items()}
+    found = {name: json.loads(_FOLDERS.sub("", (run / "metrics.json").read_text())) for name, run in runs.items()}
     arms = {arm: numbers for name, one in found.items() for arm, numbers in from_run.arms_of(one, name).items()}
     last = list(found.values())[-1]
     write(

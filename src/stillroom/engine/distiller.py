@@ -6,7 +6,7 @@ import copy
 import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from lightning.pytorch import LightningModule
@@ -17,6 +17,9 @@ from stillroom.engine.schedule import warmup_factor
 from stillroom.engine.teacher import Teacher
 from stillroom.engine.training import Progress, Training
 from stillroom.errors import InputError, at_least
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 OLD_RATE = 0.1  # share of the learning rate at which weights that a student brings are changed, beside those of a new head
 _TRIED = 4  # samples of a trial
@@ -107,6 +110,7 @@ class Distiller(LightningModule):
         self._place: Progress | None = None
         self._warned = False
         self.new_head: tuple[str, ...] = ()  # the student's parameters that start from random numbers, where the others bring weights
+        self.head_only = False  # whether nothing but these learns
         self.plan = Training()
         self.guard = FiniteGuard()
 
@@ -195,12 +199,24 @@ class Distiller(LightningModule):
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Parameter groups in torch.optim's form: by default one, of everything that learns.
 
-        A student that starts from weights with a new head has two: what the weights were loaded into learns at a tenth of the rate.
+        A student that starts from weights with a new head has two: what the weights were loaded into learns at a tenth of the rate, or,
+        with `head_only`, not at all.
         """
         old = {p for name, p in self.student.named_parameters() if self.new_head and name not in self.new_head}
         learning = [p for p in self.parameters() if p.requires_grad]
         groups: list[dict[str, Any]] = [{"params": [p for p in learning if p not in old]}]
+        if self.head_only:
+            for parameter in old:
+                parameter.requires_grad_(False)
+            return groups
         return [*groups, {"params": [p for p in learning if p in old], "lr": self.plan.lr * OLD_RATE}] if old else groups
+
+    def train(self, mode: bool = True) -> Self:
+        """As every module's; a student whose head alone learns stays in eval mode, so that its batch norms' statistics stay, too."""
+        super().train(mode)
+        if self.head_only:
+            self.student.eval()
+        return self
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """The plan's optimiser over `parameter_groups`."""

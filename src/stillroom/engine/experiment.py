@@ -57,6 +57,10 @@ class Networks:
         settings = {**asdict(plan), "epochs": epochs, "lr": lr, **({"schedule": "cosine"} if start else {})}
         return replace(plan, **with_fitting_warmup(settings, plan.epochs))
 
+    def begin(self, made: Distiller, new: tuple[str, ...]) -> None:
+        """Says to a teacher's training which parameters are new, where it brings weights for all others."""
+        made.new_head = new
+
 
 class Experiment:
     """The stages of the experiment that most distillation papers run; a recipe puts them together, mostly by `run`.
@@ -159,8 +163,9 @@ class Experiment:
         loud = self._warn("teacher", _loud(built.notes))
         plan = self.networks.teacher_plan(self.plan, start=bool(built.start))
         made = self.task.supervised(built.network)
-        made.new_head = built.new
-        taught = self.lab.fit(made, self.data.for_teacher(), plan, name="teacher", model=built.spec, origin=_origin(built, plan))
+        self.networks.begin(made, built.new)
+        origin = _origin(built, plan, head_only=made.head_only)
+        taught = self.lab.fit(made, self.data.for_teacher(), plan, name="teacher", model=built.spec, origin=origin)
         doubts = [f"the teacher, trained here, {doubt}" for doubt in self._doubts(taught.result)[:1]]
         return replace(taught, notes=(*loud, *self._warn("teacher", doubts)))
 
@@ -272,9 +277,10 @@ def _loud(notes: Sequence[str]) -> list[str]:
     return [note.removeprefix(WARNING) for note in notes if note.startswith(WARNING)]
 
 
-def _origin(built: Built, plan: Training) -> str:
+def _origin(built: Built, plan: Training, *, head_only: bool = False) -> str:
     """What a network that is trained starts from, for the terminal and the report; of random numbers nothing but the notes on it."""
-    rates = f"the new head at a learning rate of {plan.lr:g}, all else at {plan.lr * OLD_RATE:g}"
+    others = "all else as it is" if head_only else f"all else at {plan.lr * OLD_RATE:g}"
+    rates = f"the new head at a learning rate of {plan.lr:g}, {others}"
     origin = ""
     if built.start:
         origin = f"starts from the weights of {built.weights} without their head, since {built.start}; {plan.epochs} epochs, {rates}"

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import timm
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torchvision.models import get_model
 from torchvision.models._api import WeightsEnum
@@ -17,6 +18,7 @@ from stillroom.engine.weights import save_weights
 from stillroom.errors import InputError
 from stillroom.methods.kd import recipe
 from stillroom.tasks.classification import ImageData
+from stillroom.tasks.classification.networks import ClassifierNetworks
 from stillroom.tasks.classification.supervised import Supervised
 from stillroom.tasks.images.classifiers import build_classifier
 from tests.tasks.classification.miniatures import classes_of_pictures
@@ -142,6 +144,25 @@ def test_what_the_weights_bring_learns_at_a_tenth(tmp_path: Path) -> None:
     named: dict[str, Tensor] = dict(built.network.named_parameters())
     assert {*map(id, new["params"])} == {id(named[name]) for name in built.new}
     assert len(old["params"]) == len(named) - 2
+
+
+def test_the_head_alone_may_learn(tmp_path: Path, photos: ImageData, capsys: pytest.CaptureFixture[str]) -> None:
+    spec, published = of_1000_classes("timm/resnet10t", tmp_path)
+    networks = ClassifierNetworks(teacher=spec, student="stillroom/convnet4", teacher_head_only=True, teacher_epochs=2, teacher_lr=0.1)
+    experiment = Experiment(Lab(LabOptions(out=str(tmp_path / "run"))), photos, Training(epochs=1), networks)
+    taught = experiment.teacher()
+    assert "the new head at a learning rate of 0.1, all else as it is" in taught.result.origin
+    theirs, ours = published.state_dict(), load_file(tmp_path / "run" / "teacher" / "student.safetensors")
+    changed = [name for name in ours if not torch.equal(ours[name], theirs[name])]
+    assert changed == ["fc.bias", "fc.weight"]  # not the batch norms' statistics
+    fresh = experiment.network(spec, "student").network.state_dict()
+    assert not torch.equal(ours["fc.weight"], fresh["fc.weight"])
+
+
+def test_a_head_that_is_not_new_does_not_learn_alone(tmp_path: Path, photos: ImageData) -> None:
+    networks = ClassifierNetworks(teacher="stillroom/convnet4", student="stillroom/convnet4", teacher_head_only=True)
+    with pytest.raises(InputError, match="teacher_head_only: got true for stillroom/convnet4, a teacher without weights"):
+        Experiment(Lab(LabOptions(out=str(tmp_path / "run"))), photos, Training(epochs=1), networks).rehearse()
 
 
 def test_a_teacher_with_another_head_is_fine_tuned_before_it_teaches(

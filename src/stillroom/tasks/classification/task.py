@@ -143,6 +143,9 @@ class Classification:
             own_classes=names,
             probabilities=options.teacher_answers == "probabilities",
         )
+        if options.teacher_head_only and not built.start:
+            why = "a teacher without weights" if built.weights is None else "a teacher that knows the data's classes"
+            raise InputError("teacher_head_only", f"true for {spec}, {why}", "weights that answer for other classes, whose head is new")
         if built.weights is None:
             if names is not None:
                 got = f"{options.teacher_classes} for {spec}, a teacher without weights"
