@@ -169,6 +169,7 @@ def test_every_stage_of_every_kind_of_method_is_loaded(method: str, tmp_path: Pa
     stages = sorted(record.parent for record in out.rglob("stage.json"))
     if method == "wad":  # its teacher answers with embeddings: it is no classifier
         stages = [stage for stage in stages if stage.name != "teacher"]
+    stages = [stage for stage in stages if stage.name != "composite"]  # giftnet's floor, the picture as it is: no network
     assert len(stages) >= 2
     for stage in stages:
         network, kept = stillroom.load(stage).network, stage / "shipped.safetensors"

@@ -91,7 +91,7 @@ METHODS: tuple[Method, ...] = (
         "Remembering Normality: Memory-guided Knowledge Distillation for Unsupervised Anomaly Detection",
         "anomaly",
         "stillroom.methods.memkd",
-        "reference vectors of an unofficial reproduction and of the specification",
+        "reference vectors of a reproduction",
     ),
     Method(
         "bckd",

@@ -7,7 +7,6 @@ import warnings
 
 import numpy as np
 import torch
-from scipy.ndimage import label
 from torch import Tensor
 from torchmetrics.functional.classification import binary_auroc, binary_average_precision, binary_precision_recall_curve
 
@@ -71,6 +70,8 @@ def aupro(maps_NHW: np.ndarray, masks_NHW: np.ndarray, limit: float = FPR_LIMIT)
     Raises:
         InputError: a score that is no number.
     """
+    from scipy.ndimage import label
+
     finite(maps_NHW)
     shares = np.zeros(masks_NHW.shape)  # of PRO, that a pixel adds where it is found
     regions = 0

@@ -12,7 +12,6 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from scipy.ndimage import gaussian_filter
 
 from stillroom.tasks.anomaly.inspected import GOOD, InspectedMemory
 
@@ -60,6 +59,8 @@ def _drawn(wanted: Sequence[tuple[int, int, int, int]], names: Sequence[str], se
 
 def _texture(kind: int, rng: np.random.Generator) -> np.ndarray:
     """A good picture, [64, 64, 3] in [0, 1]."""
+    from scipy.ndimage import gaussian_filter
+
     y, x = np.mgrid[:SIZE, :SIZE].astype(np.float64)
     frequency = 1 + rng.uniform(-_JITTER, _JITTER, 2)
     phase = rng.uniform(0, 2 * np.pi, 3)
@@ -80,6 +81,8 @@ def _texture(kind: int, rng: np.random.Generator) -> np.ndarray:
 
 def _spoiled(picture: np.ndarray, kind: int, defect: str, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     """The picture with a defect, and where it is, bool [64, 64]."""
+    from scipy.ndimage import gaussian_filter
+
     y, x = np.mgrid[:SIZE, :SIZE].astype(np.float64)
     centre, radius = rng.uniform(16, SIZE - 16, 2), rng.uniform(4, 9, 2)
     angle = rng.uniform(0, np.pi)
