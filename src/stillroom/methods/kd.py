@@ -49,16 +49,21 @@ class KD(Distiller):
         kd_weight: float = 0.9,
     ) -> None:
         super().__init__(student, teacher)
-        self.partly_labelled = False  # whether labels of -1 stand for none
+        self.labelled_share = 1.0  # of the images; below 1 labels of -1 stand for none
         self.temperature = positive("temperature", temperature)
         self.task_weight, self.kd_weight = at_least_zero("task_weight", task_weight), at_least_zero("kd_weight", kd_weight)
 
     def losses(self, batch: Batch) -> Losses:
-        """Cross-entropy, 0 for an image without a label, and the divergence from the teacher, each averaged over the batch."""
+        """Cross-entropy, averaged over the images with a label, and the divergence from the teacher, averaged over all.
+
+        A batch has as many labelled images as chance gives it; the average is over their number in the mean batch, so that processes need
+        not ask each other for it.
+        """
         teacher_BC = self.teacher(batch)  # first: its working memory is free again
         logits_BC = self.student(batch.images)
-        if self.partly_labelled:
-            ce = cross_entropy(at_least_float32(logits_BC), batch.labels, ignore_index=NO_LABEL, reduction="sum") / len(logits_BC)
+        if self.labelled_share < 1:
+            total = cross_entropy(at_least_float32(logits_BC), batch.labels, ignore_index=NO_LABEL, reduction="sum")
+            ce = total / (len(logits_BC) * self.labelled_share)
         else:
             ce = cross_entropy(at_least_float32(logits_BC), batch.labels)
         return Losses(
@@ -70,7 +75,7 @@ class KD(Distiller):
 def build(student: nn.Module, teacher: Teacher, data: ImageData, **options: Any) -> KD:
     """The distiller for `data`, for this recipe and those that host other methods; the options are those of `KD`."""
     made = KD(student, teacher, **options)
-    made.partly_labelled = bool(data.unlabelled)
+    made.labelled_share = data.train_size / (data.train_size + data.unlabelled)
     return made
 
 
