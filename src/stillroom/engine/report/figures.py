@@ -23,7 +23,7 @@ class Figure:
 Band = list[tuple[float, float, float, float]]
 
 # The frame of every figure, in SVG units; the page scales them to about their size on paper.
-_WIDTH, _HEIGHT, _LEFT, _RIGHT, _TOP, _BOTTOM = 400, 230, 46, 10, 10, 30
+_WIDTH, _HEIGHT, _LEFT, _RIGHT, _TOP, _BOTTOM = 400, 230, 54, 10, 10, 30
 
 
 def _bands(report: Report, key: str) -> dict[str, Band]:
