@@ -31,10 +31,12 @@ def main() -> None:
     spec = parted(Path(asked.photos), Path(f"runs/{name}-photos"), asked.labels) if few else f"imagefolder:{asked.photos}"
     data = ("--data", spec, "--image-size", "96", "--batch-size", "32")
     teacher = ("--teacher", f"{NETWORK}:build@{asked.weights}", "--teacher-epochs", "40" if few else "8", "--teacher-lr", "0.003")
+    teacher = (*teacher, "--teacher-head-only", "true") if few else teacher
     stored, run = f"runs/{name}-cache", f"runs/{name}"
     stored_of = ("--views", "60") if few else ("--views", "12", "--taps", "pooled")
     subprocess.run(["stillroom", "cache", *data, *teacher, *TRAINED, *stored_of, "--out", stored], check=True)
-    student = ("--student", "timm/mobilenetv3_small_050", "--epochs", "60", "--schedule", "cosine", "--warmup-epochs", "3", "--seeds", "3")
+    length = ("--epochs", "30", "--warmup-epochs", "2") if few else ("--epochs", "60", "--warmup-epochs", "3")
+    student = ("--student", "timm/mobilenetv3_small_050", *length, "--schedule", "cosine", "--seeds", "3")
     taught = ("--teacher", f"cache:{stored}", "--jobs", asked.jobs, "--out", run)
     options = ("--options.kd", "{temperature: 2, task_weight: 0.5, kd_weight: 0.5}") if few else ()
     subprocess.run(["stillroom", "compare", "kd", *options, *data, *taught, *student, *TRAINED], check=True)
