@@ -19,8 +19,8 @@ class ClassifierNetworks(Networks):
         student: network, as above.
         teacher_epochs: epochs of the teacher, where it has to be trained; by default as many as the student's.
         teacher_lr: learning rate of the teacher; by default the student's.
-        teacher_head_only: of a teacher whose weights answer for other classes than the data's, train the new head alone: better where
-            labels are few. By default all else learns at a tenth of the head's rate.
+        teacher_head_only: of a teacher whose weights answer for other classes than the data's, train the new head alone, all else
+            staying as it is. By default all else learns at a tenth of the head's rate.
         accept_teacher: go on with a teacher that is no better than chance, or far worse than the student alone.
         teacher_classes: file with the names of the teacher's classes in the order of its answers, one a line or as a JSON list, for one
             that knows more classes than the data or in another order; the data's are picked by their names. By default what its run or
