@@ -61,8 +61,14 @@ def test_thousands_of_files_are_listed_and_not_read(tmp_path: Path, monkeypatch:
     with zipfile.ZipFile(tmp_path / "many.zip", "w", zipfile.ZIP_STORED) as archive:
         for number in range(21_500):
             archive.writestr(f"{number % 50}/{number}.jpg", content)
-    decoded = []
-    monkeypatch.setattr(Image.Image, "load", lambda image, load=Image.Image.load: decoded.append(image) or load(image))
+    decoded: list[Any] = []
+    load = Image.Image.load
+
+    def counted(image: Image.Image) -> Any:
+        decoded.append(image)
+        return load(image)
+
+    monkeypatch.setattr(Image.Image, "load", counted)
     began = time.process_time()
     data = RepresentationData(f"images:{tmp_path / 'many.zip'},val=0.01", image_size=32, workers=0, batch_size=8)
     assert data.train_size == 21_285
@@ -112,7 +118,8 @@ def test_crops_of_unlike_sizes_are_equal_for_any_workers_and_go_on_where_they_st
     spec = "digits" if kind == "memory" else f"images:{pile(tmp_path, size=(90, 80))}"
 
     def made(workers: int) -> RepresentationData:
-        data = RepresentationData(spec, workers=workers, batch_size=8, **({"subset": 32} if kind == "memory" else {"image_size": 24}))
+        options: dict[str, Any] = {"subset": 32} if kind == "memory" else {"image_size": 24}
+        data = RepresentationData(spec, workers=workers, batch_size=8, **options)
         small = Look(scale=(0.1, 0.4), size=6)
         views = [crop_view(data, look) for look in (FIRST, SECOND, small, small)]
         return data.in_views(*views, said="2 + 2")
@@ -137,11 +144,13 @@ def test_views_change_colours_as_asked_for() -> None:
     seeds = np.arange(64)
 
     def shown(look: Look) -> torch.Tensor:
-        view = crop_view(data, look)
-        return view.together.apply(pixels, view.together.draw(seeds, pixels.shape[-2:]))
+        together = crop_view(data, look).together
+        assert together is not None
+        return together.apply(pixels, together.draw(seeds, pixels.shape[-2:]))
 
     still = shown(Look(scale=(1.0, 1.0), jitter=0, grey=0))
-    assert still.min() >= 0 and still.max() <= 1
+    assert still.min() >= 0
+    assert still.max() <= 1
     grey = shown(Look(scale=(1.0, 1.0), jitter=0, grey=1))
     assert torch.allclose(grey[:, 0], grey[:, 2])
     solarised = shown(Look(scale=(1.0, 1.0), jitter=0, grey=0, solarise=1))

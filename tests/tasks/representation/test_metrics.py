@@ -1,4 +1,4 @@
-"""Scores of features: what k-NN counts, ties, classes without a vote, few labels, the probe, collapse; each sample once in any processes."""
+"""Scores of features: what k-NN counts, ties, classes without a vote, few labels, the probe, collapse; each sample once."""
 
 from __future__ import annotations
 
