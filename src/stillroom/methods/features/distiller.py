@@ -68,7 +68,7 @@ class Features(Distiller):
         self._student_with_map = tap(student, self.layer, argument="student") if self.layer is not None else None
         with probing(student, example):
             features_BD, map_BDHW = self._answers(example)
-        theirs: Answers = teacher(example)  # type: ignore[assignment]
+        theirs: Answers = teacher(example)
         if dense_weight and "dense" not in theirs:
             raise InputError("dense_weight", dense_weight, "0: these teachers' answers hold no maps")
         widths = [one.shape[1] for one in theirs["pooled"]]
@@ -82,7 +82,7 @@ class Features(Distiller):
 
     def losses(self, batch: Batch) -> Losses:
         """A term for pooled features and one for maps of each teacher, numbered where there are several."""
-        theirs: Answers = self.teacher(batch)  # type: ignore[assignment]
+        theirs: Answers = self.teacher(batch)
         features_BD, map_BDHW = self._answers(batch.inputs)
         count = len(theirs["pooled"])
         terms: dict[str, Tensor] = {}

@@ -13,7 +13,7 @@ _BETA = 2.0  # Wei et al. 2022, section 3.3: where the loss turns from a square 
 
 
 def smooth_l1(student: Tensor, teacher: Tensor) -> Tensor:
-    """Smooth L1 (beta = 2) to the teacher's features whitened by a layer norm over channels without scale and shift; mean over all elements.
+    """Smooth L1 (beta = 2) to the teacher's features, whitened by a layer norm over channels without scale and shift; a mean over elements.
 
     Args:
         student: projected features [B, D] or maps [B, D, H, W].

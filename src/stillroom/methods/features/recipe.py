@@ -32,15 +32,15 @@ class FeatureNetworks(Networks):
     """Which networks teach and learn.
 
     Args:
-        teacher: network, with weights: ``timm/NAME@FILE``, ``torchvision/NAME@pretrained``, ``transformers/FOLDER`` (DINOv2, DINOv3, ViT, the
-            image tower of a CLIP), ``nets.py:function``, a run's folder; its head is left out. Several with a + between them teach together.
-            Without weights it is trained first, on the labels of the data. Or ``cache:FOLDER``, the answers of an earlier run.
+        teacher: network, with weights: ``timm/NAME@FILE``, ``torchvision/NAME@pretrained``, ``transformers/FOLDER`` (DINOv2, DINOv3, ViT,
+            the image tower of a CLIP), ``nets.py:function``, a run's folder; its head is left out. Several with a + between them teach
+            together. Without weights it is trained first, on the labels of the data. Or ``cache:FOLDER``, the answers of an earlier run.
         student: network, as above; its head is left out.
         teacher_epochs: epochs of the teacher, where it has to be trained; by default 20.
         teacher_lr: learning rate of the teacher, where it has to be trained; by default 0.1.
         accept_teacher: go on with a teacher that is no better than chance, where it had to be trained.
-        teacher_size: pixels of the images that the teachers are given, resized from the student's crops; by default a teacher's own where it
-            is made for one size, else the data's.
+        teacher_size: pixels of the images that the teachers are given, resized from the student's crops; by default a teacher's own where
+            it is made for one size, else the data's.
     """
 
     teacher_size: int | None = None
@@ -64,14 +64,14 @@ def recipe(
 
     Args:
         lab, data, plan, networks: where to run, on what, how to train, and which networks; see `Room`.
-        feature_loss: distance to the teacher's features: ``cosine``, ``smooth_l1`` (to whitened features), or ``queue`` (softmax over a queue of
-            the teacher's embeddings).
+        feature_loss: distance to the teacher's features: ``cosine``, ``smooth_l1`` (to whitened features), or ``queue`` (softmax over a
+            queue of the teacher's embeddings).
         projector: between the student's pooled features and a teacher's: ``linear``, or ``mlp``; it is no part of the student.
         pooled_weight: weight of the pooled features' distance.
         dense_weight: weight of the distance of the last maps, place by place; 0 for none.
         queue_size: teacher embeddings that the queue holds.
         queue_temperatures: softmax temperatures over the queue, the student's and the teacher's.
-        views: random versions of each image to which the teachers' answers are stored in the run's folder first, pooled features exactly and
+        views: random versions of each image that are stored, in the run's folder, with the teachers' answers, pooled features exactly and
             maps in half precision; training then shows these in turn. By default none: the teachers answer at every step.
         tune_labels: labels of each class on which the backbone is fine-tuned at the end, as it starts and distilled; 0 for not.
     """

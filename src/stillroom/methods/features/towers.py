@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import logging
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
+from stillroom.engine.run.console import quiet_loggers
 from stillroom.engine.specification import LIBRARIES, function_of
 from stillroom.engine.task import WARNING
 from stillroom.engine.teacher import Renormalise
@@ -121,7 +123,7 @@ def named_teachers(teacher: str) -> list[str]:
 
 
 def open_teacher(spec: str, data: RepresentationData, size: int | None, *, dense: bool, trust_pickle: bool) -> Opened:
-    """A teacher by its specification: those of `images.classifiers`, whose head is left out, or ``transformers/FOLDER`` of any vision model.
+    """A teacher by its specification: those of `images.classifiers` without their head, or ``transformers/FOLDER`` of any vision model.
 
     Args:
         spec: DINOv2, DINOv3, ViT, ... of transformers answer with their pooled token; a CLIP's folder with the image tower's embedding.
@@ -166,13 +168,16 @@ def open_teacher(spec: str, data: RepresentationData, size: int | None, *, dense
 
 
 def pooled(answer: Any) -> Tensor:
-    """What a network or a model of transformers says of a whole image, [B, D]: a CLIP's embedding, the pooled token, else the mean.
+    """What a network or a model of transformers says of an image, [B, D]: a CLIP's embedding, the pooled or first token, else the mean.
 
     Raises:
         InputError: there is no such thing in the answer.
     """
-    embedding = getattr(answer, "image_embeds", None)
-    found = embedding if isinstance(embedding, Tensor) else features_in(answer)
+    tokens = getattr(answer, "last_hidden_state", None)
+    first = tokens[:, 0] if isinstance(tokens, Tensor) and tokens.ndim == 3 else None
+    told = (getattr(answer, "image_embeds", None), getattr(answer, "pooler_output", None), first)
+    found = next((one for one in told if isinstance(one, Tensor)), None)
+    found = features_in(answer) if found is None else found
     if found is None:
         raise InputError("teacher", f"answers of type {type(answer).__name__}", "features [B, D]")
     return found.flatten(1)
@@ -182,8 +187,8 @@ def as_map(features: Tensor, network: nn.Module, size: Sequence[int]) -> Tensor:
     """The last features of a network as a map [B, D, H, W].
 
     Args:
-        features: a map, with the channels last where the network says so; or tokens [B, N, D] of a grid, behind those that stand for no place
-            (classes, registers).
+        features: a map, with the channels last where the network says so; or tokens [B, N, D] of a grid, behind those that stand for no
+            place (classes, registers).
         network: timm's and transformers' say how many these are, or how large a patch is.
         size: height and width of the images.
 
@@ -236,9 +241,21 @@ def _transformer(name: str, *, trust_pickle: bool) -> nn.Module:
             "clip_vision_model": transformers.CLIPVisionModelWithProjection,
             "siglip": transformers.SiglipVisionModel,
         }.get(config.model_type, transformers.AutoModel)
-        safe = {} if trust_pickle else {"use_safetensors": True}
-        network: nn.Module = kind.from_pretrained(folder, local_files_only=True, dtype=torch.float32, **safe)
+        if (vision := getattr(config, "vision_config", None)) is not None:
+            vision.projection_dim = getattr(config, "projection_dim", None)  # else of CLIP's usual width, with new weights
+            config = vision
+        options: dict[str, Any] = {"config": config, "local_files_only": True, "dtype": torch.float32, "output_loading_info": True}
+        with quiet_loggers(("transformers",), logging.ERROR):
+            network, info = kind.from_pretrained(folder, use_safetensors=None if trust_pickle else True, **options)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:200]
         raise InputError("teacher", f"transformers/{name} ({reason})", "a vision model of transformers with its weights") from error
-    return network
+    new = [str(key) for key in (*info["missing_keys"], *info["mismatched_keys"])]
+    if [key for key in new if not key.startswith("pooler.")]:
+        raise InputError(
+            "teacher", f"transformers/{name} without weights for {', '.join(new[:3])}", "a vision model with all of its weights"
+        )
+    if new:  # a classifier's: what stands in its pooler's place would be random
+        network.pooler = None
+    made: nn.Module = network
+    return made
