@@ -25,8 +25,9 @@ from stillroom.tasks.classification.metrics import agreement
 from stillroom.tasks.classification.networks import ClassifierNetworks
 from stillroom.tasks.classification.pages import classification_sections, confusion_sections, one_answer
 from stillroom.tasks.classification.supervised import Supervised
+from stillroom.tasks.images.architectures import PRETRAINED
 from stillroom.tasks.images.cached import check_views, drawn_views
-from stillroom.tasks.images.classifiers import PRETRAINED, build_classifier, configurations
+from stillroom.tasks.images.classifiers import build_classifier, configurations
 from stillroom.tasks.images.configurations import class_names
 from stillroom.tasks.images.foreign import teacher_inputs
 from stillroom.tasks.images.page_parts import data_section
