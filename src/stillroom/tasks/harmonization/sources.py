@@ -19,6 +19,7 @@ from stillroom.tasks.harmonization.scenes import MaskFiles, Scenes
 from stillroom.tasks.images import classified
 from stillroom.tasks.images.folders import Store, counted, list_files, open_store, passed_over, told_apart
 from stillroom.tasks.images.labelled import SPLITS
+from stillroom.tasks.images.locating import locate
 from stillroom.tasks.images.masks import OpaqueFiles
 from stillroom.tasks.images.patches import patches
 from stillroom.tasks.images.sources import (
@@ -30,7 +31,7 @@ from stillroom.tasks.images.sources import (
     whole_numbers,
 )
 from stillroom.tasks.images.stores import MemoryImages
-from stillroom.tasks.images.tables import locate, read_table
+from stillroom.tasks.images.tables import read_table
 
 _SIZE = 64  # pixels of photos by default: minutes on two cores
 _ROLES = {  # what folders are called, in small letters
