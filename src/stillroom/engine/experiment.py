@@ -287,9 +287,9 @@ def _origin(built: Built, plan: Training, *, head_only: bool = False) -> str:
     """What a network that is trained starts from, for the terminal and the report; of random numbers nothing but the notes on it."""
     others = "all else as it is" if head_only else f"all else at {plan.lr * OLD_RATE:g}"
     rates = f"the new head at a learning rate of {plan.lr:g}, {others}"
-    origin = ""
+    origin, length = "", f"{plan.epochs} epoch{'' if plan.epochs == 1 else 's'}"
     if built.start:
-        origin = f"starts from the weights of {built.weights} without their head, since {built.start}; {plan.epochs} epoch{'' if plan.epochs == 1 else 's'}, {rates}"
+        origin = f"starts from the weights of {built.weights} without their head, since {built.start}; {length}, {rates}"
     elif built.weights is not None:
         origin = f"starts from the weights of {built.weights}"
     return "; ".join(filter(None, [origin, *_quiet(built.notes)]))
