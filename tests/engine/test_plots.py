@@ -21,10 +21,6 @@ def test_one_value_alone_can_be_drawn() -> None:
 
 
 def test_ticks_are_round_numbers() -> None:
-    texts = [
-        text.text for text in ElementTree.fromstring(plot("t", "nats", {}, curves={"c": [(10.0, 5.531), (190.0, 5.548)]})).findall("text")
-    ]
-    assert texts[0] == "nats"
-    assert {"50", "100", "150"} <= {*texts}
-    ticks = [float(text) for text in texts if text and text.startswith("5.5")]
-    assert len(set(ticks)) == len(ticks) >= 3
+    drawn = ElementTree.fromstring(plot("t", "nats", {}, curves={"c": [(10.0, 5.531), (190.0, 5.548)]}))
+    texts = [text.text for text in drawn.findall("text")]
+    assert texts == ["nats", "5.530", "5.535", "5.540", "5.545", "0", "50", "100", "150", "200", "t"]
