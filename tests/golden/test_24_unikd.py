@@ -65,7 +65,7 @@ def pretrain(inputs: Inputs, params: dict[str, Any]) -> Inputs:
     if len(inputs["target_labels"]):
         labels, wanted = inputs["target_labels"][at], inputs["target_boxes"][at]
     count = positive.sum().clamp_min(1)
-    terms = absorb_terms(logits, boxes, labels, wanted, positive, count, alpha=params["alpha"], gamma=params["gamma"])
+    terms = absorb_terms(logits, boxes, labels, wanted, positive, count=count, alpha=params["alpha"], gamma=params["gamma"])
     weights = {"class": params["w_cls"], "l1": params["w_l1"], "giou": params["w_giou"]}
     assert weights.keys() == WEIGHTS.keys()
     loss = torch.stack([weights[name] * term for name, term in terms.items()]).sum()

@@ -57,7 +57,9 @@ def box_roles(
 
 
 @torch.no_grad()
-def sample_boxes(objects: Sequence[Tensor], seeds: np.ndarray, count: int, *, alpha: float = 0.6, beta: float = 0.4) -> tuple[Tensor, Tensor]:
+def sample_boxes(
+    objects: Sequence[Tensor], seeds: np.ndarray, count: int, *, alpha: float = 0.6, beta: float = 0.4
+) -> tuple[Tensor, Tensor]:
     """B~: boxes near objects, then boxes on the background, `count` of each image, and the object of each.
 
     Half of them (of an image with objects) are displaced by up to 0.4 of its sides and scaled by up to e^0.4, as long as they overlap

@@ -1,7 +1,8 @@
-"""The two trainings of UniKD: extractors absorb what a teacher knows; a student is injected with it. And the hints they are compared with."""
+"""The two trainings of UniKD: extractors absorb what a teacher knows, a student is injected with it; and the hints of the baseline."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -75,7 +76,8 @@ class Absorb(Distiller):
         objects, labels = trainable(batch.objects(), batch.sizes)
         seeds = sample_seeds(self.box_seed, self.progress.step, batch.ids.cpu().numpy())
         boxes, known = sample_boxes(objects, seeds, extractors.sizes.queries)
-        maps, terms = extractors.enter(found), {}
+        maps = extractors.enter(found)
+        terms: dict[str, Tensor] = {}
         for name, extractor in extractors.both():
             query, reference = extractor.ask(boxes, maps, padding)
             logits, guessed = extractor.detect(extractor.read(query, reference, maps, padding), reference)
@@ -84,9 +86,9 @@ class Absorb(Distiller):
                 roles = torch.stack([match_roles(*one) for one in zip(logits, guessed, labels, objects, strict=True)])
             positive, at = roles >= 0, roles.clamp_min(0)
             wanted_labels, wanted = (_of_roles(part, at) for part in (labels, objects))
-            rows = (part.flatten(0, 1) for part in (logits, guessed, wanted_labels, wanted, positive))
-            found_terms = absorb_terms(*rows, averaged_count(positive.sum().float()))
-            terms |= {f"{name}_{part}": WEIGHTS[part] * term for part, term in found_terms.items()}
+            rows = [part.flatten(0, 1) for part in (logits, guessed, wanted_labels, wanted, positive)]
+            for part, term in absorb_terms(*rows, count=averaged_count(positive.sum().float())).items():
+                terms[f"{name}_{part}"] = WEIGHTS[part] * term
         return Losses(task=terms)
 
     def predict(self, batch: DetectionBatch) -> list[Detections]:
@@ -99,7 +101,7 @@ class Absorb(Distiller):
         return [Detections(*one) for one in zip(chosen, scores_BN, labels_BN, strict=True)]
 
 
-def _of_roles(rows: list[Tensor], at_BN: Tensor) -> Tensor:
+def _of_roles(rows: Sequence[Tensor], at_BN: Tensor) -> Tensor:
     """The row of the object that each query stands for, [B, N, ...]; zeros for an image without objects."""
     return torch.stack([part[at] if len(part) else part.new_zeros(len(at), *part.shape[1:]) for part, at in zip(rows, at_BN, strict=True)])
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import math
 from abc import abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -39,8 +40,8 @@ class Sizes:
         channels: of the teacher's maps.
         classes: names, in the order of the data.
         queries, width, heads, points: N, C, H and K.
-        teacher: its specification.
-        weights: digest of the teacher's weights; empty before they are known.
+        teacher, kind: its specification and its class.
+        weights: digest of the teacher's weights.
     """
 
     strides: tuple[int, ...]
@@ -51,6 +52,7 @@ class Sizes:
     heads: int = 8
     points: int = 4
     teacher: str = ""
+    kind: str = ""
     weights: str = ""
 
 
@@ -162,7 +164,8 @@ def load_extractors(folder: str | Path, argument: str = "extractors") -> Extract
     place = Path(folder)
     try:
         told = json.loads((place / NAME).read_text())
-        sizes = Sizes(**{name: tuple(value) if isinstance(value, list) else value for name, value in told.items()})
+        lists: Any = {name: tuple(value) if isinstance(value, list) else value for name, value in told.items()}
+        sizes = Sizes(**lists)
         extractors = Extractors(sizes)
     except (OSError, ValueError, TypeError) as error:
         raise InputError(argument, str(folder), f"a folder with {NAME} and {WEIGHTS}: the stage extractors of a run of unikd") from error
@@ -170,28 +173,21 @@ def load_extractors(folder: str | Path, argument: str = "extractors") -> Extract
     return extractors
 
 
-def check_fits(sizes: Sizes, wanted: Sizes, argument: str, *, any_teacher: bool) -> None:
-    """Refuses extractors that were made for other detectors.
+def check_fits(sizes: Sizes, wanted: Sizes, *, any_teacher: bool) -> None:
+    """Refuses extractors that were made for another teacher, or for other classes.
 
     Args:
         sizes: theirs.
-        wanted: what the detectors and the data are.
-        argument: what the user calls the extractors.
-        any_teacher: whether another teacher will do, of the same maps and classes.
+        wanted: what the teacher and the data are, at these strides.
+        any_teacher: whether a teacher with other weights will do.
 
     Raises:
         InputError: what differs.
     """
-    names = ["strides", "channels", "classes", *([] if any_teacher else ["weights"])]
-    for name in names:
+    for name in ("channels", "classes"):
         mine, theirs = getattr(sizes, name), getattr(wanted, name)
-        if mine == theirs:
-            continue
-        if name == "weights":
-            got, expected = f"extractors of the teacher {sizes.teacher}", f"those of {wanted.teacher} with these weights"
-            raise InputError(argument, got, f"{expected}, or --any-teacher true to use them all the same")
-        raise InputError(argument, f"extractors for {name} {_listed(mine)}", _listed(theirs))
-
-
-def _listed(value: object) -> str:
-    return ", ".join(map(str, value)) if isinstance(value, Sequence) and not isinstance(value, str) else str(value)
+        if mine != theirs:
+            raise InputError("extractors", f"extractors for {name} {mine}", f"such as are made for {theirs}")
+    if sizes.weights != wanted.weights and not any_teacher:
+        got = f"extractors that were trained on {sizes.teacher} with other weights than this teacher's"
+        raise InputError("extractors", got, "this teacher's own, or --any-teacher true to use them all the same")

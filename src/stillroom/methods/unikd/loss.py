@@ -18,8 +18,8 @@ def absorb_terms(
     labels_M: Tensor,
     wanted_M4: Tensor,
     positive_M: Tensor,
-    count: Tensor,
     *,
+    count: Tensor,
     alpha: float = 0.25,
     gamma: float = 2.0,
 ) -> dict[str, Tensor]:

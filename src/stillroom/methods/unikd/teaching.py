@@ -5,20 +5,22 @@ from __future__ import annotations
 import copy
 import hashlib
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from stillroom.engine.cache import CachedTeacher
 from stillroom.engine.loading import sample_seeds
 from stillroom.engine.run.stage import digest
 from stillroom.engine.teacher import Renormalise, Teacher
 from stillroom.errors import InputError
 from stillroom.methods.unikd.attention import level_padding
 from stillroom.methods.unikd.boxes import match_roles, sample_boxes, trainable
-from stillroom.methods.unikd.extractors import Extractors
+from stillroom.methods.unikd.extractors import Extractors, Sizes
 from stillroom.modules.projectors import probing
-from stillroom.tasks.detection import DetectionBatch, Detector
+from stillroom.tasks.detection import DetectionBatch, DetectionData, Detector
 from stillroom.tasks.detection.detr import ADAPTERS
 from stillroom.tasks.detection.outputs import Outputs
 
@@ -179,6 +181,41 @@ class Answers(Teacher):
             told |= {f"{name}_query": query, f"{name}_embedding": embedding, f"{name}_reference": reference.contiguous()}
             told[f"{name}_positive"] = (roles >= 0).float()
         return told
+
+
+@dataclass(frozen=True)
+class Taught:
+    """What teaches a student.
+
+    Attributes:
+        extractors: of both networks.
+        answers: the teacher's.
+        maps: the teacher around `MapsOf`; None where its answers were stored.
+    """
+
+    extractors: Extractors
+    answers: Answers | CachedTeacher
+    maps: Teacher | None
+
+
+def with_extractors(teacher: Teacher, extractors: Extractors, *, seed: int = 0) -> Taught:
+    """A detector as a teacher, with extractors that fit it; `seed` of B~."""
+    maps = teacher.around(lambda network: MapsOf(network, extractors.sizes.strides))  # type: ignore[arg-type]
+    return Taught(extractors, Answers(maps, extractors, seed=seed), maps)
+
+
+def sizes_for(teacher: Teacher, strides: Sequence[int], data: DetectionData, name: str, **numbers: int) -> Sizes:
+    """What extractors of a detector's maps are made for: at these strides, for the classes of the data, of so many queries and so on.
+
+    Raises:
+        InputError: it has no such maps.
+    """
+    detector: Any = teacher.networks[0]
+    if not {*strides} <= {*detector.strides}:
+        raise InputError("extractors", f"extractors for maps of strides {list(strides)}", f"the teacher's, {list(detector.strides)}")
+    channels = map_channels(detector, data.example_inputs(), strides, "teacher")
+    found = {"teacher": name, "kind": type(detector).__name__, "weights": digest(detector.state_dict())}
+    return Sizes(tuple(strides), channels, data.classes, **numbers, **found)  # type: ignore[arg-type]
 
 
 def frozen(extractors: Extractors) -> Extractors:
