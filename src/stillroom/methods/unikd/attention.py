@@ -5,8 +5,10 @@ Source: Zhu et al. 2021 (Deformable DETR), section 4.1 and appendix A; the layer
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +20,20 @@ from stillroom.tasks.detection.backbones import shown
 
 Maps = Sequence[Tensor]  # per level float [B, C, h, w], the finest first
 Padding = Sequence[Tensor]  # per level bool [B, h, w], True on an image's padding
+
+
+Method = TypeVar("Method", bound=Callable[..., Any])
+
+
+def in_full_precision(method: Method) -> Method:
+    """A module's method, computed in float32 whatever the precision around it: half of it would lose offsets below a cell."""
+
+    @functools.wraps(method)
+    def computed(self: nn.Module, *args: Any, **options: Any) -> Any:
+        with torch.autocast(next(self.parameters()).device.type, enabled=False):
+            return method(self, *args, **options)
+
+    return computed  # type: ignore[return-value]
 
 
 def level_padding(images: Tensor, image_sizes: Tensor, maps: Maps) -> list[Tensor]:
@@ -114,8 +130,6 @@ class DeformableAttention(nn.Module):
 class ExtractorLayer(nn.Module):
     """u = LayerNorm(q + attention(q)), z = LayerNorm(u + FFN(u)), the FFN as wide as the rest; no self-attention, no dropout.
 
-    Computed in float32 at least, whatever the precision around it: half of it would lose offsets below a cell.
-
     Args:
         width, heads, levels, points: see `DeformableAttention`.
     """
@@ -126,14 +140,14 @@ class ExtractorLayer(nn.Module):
         self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
         self.ffn1, self.ffn2 = nn.Linear(width, width), nn.Linear(width, width)
 
+    @in_full_precision
     def forward(self, query_BNC: Tensor, reference_BNR: Tensor, maps: Maps, padding: Padding, where: Tensor | None = None) -> Tensor:
         """Embeddings [B, N, C]; `where`, added to the queries inside the attention alone, says which place each stands for."""
-        with torch.autocast(query_BNC.device.type, enabled=False):
-            query_BNC, reference_BNR = at_least_float32(query_BNC), at_least_float32(reference_BNR)
-            asked_BNC = query_BNC if where is None else query_BNC + where
-            u = self.norm1(query_BNC + self.attention(asked_BNC, reference_BNR, [at_least_float32(level) for level in maps], padding))
-            z: Tensor = self.norm2(u + self.ffn2(F.relu(self.ffn1(u))))
-            return z
+        query_BNC, maps = at_least_float32(query_BNC), [at_least_float32(level) for level in maps]
+        asked_BNC = query_BNC if where is None else query_BNC + where
+        u = self.norm1(query_BNC + self.attention(asked_BNC, reference_BNR, maps, padding))
+        z: Tensor = self.norm2(u + self.ffn2(F.relu(self.ffn1(u))))
+        return z
 
 
 class Adapter(nn.Module):

@@ -78,9 +78,11 @@ def sample_boxes(
     """
     batch, most, device = len(objects), max(1, *map(len, objects)), objects[0].device
     numbers_G = torch.tensor([len(part) for part in objects])
-    drawn = torch.from_numpy(uniforms(seeds, most + _ROUNDS * count * _TRIES * 4)).float()
+    needed = _ROUNDS * count * _TRIES * 4
+    # The numbers of the order last: they are as many as the fullest image of this batch has objects.
+    drawn = torch.from_numpy(uniforms(seeds, needed + most)).float()
     present_BG = torch.arange(most) < numbers_G[:, None]
-    order_BG = drawn[:, :most].masked_fill(~present_BG, 2).argsort(1)
+    order_BG = drawn[:, needed:].masked_fill(~present_BG, 2).argsort(1)
     turn_BN = order_BG.gather(1, torch.arange(count) % numbers_G.clamp_min(1)[:, None])
     near_BN = (torch.arange(count) < count // 2) & (numbers_G > 0)[:, None]
     drawn, present_BG, turn_BN, near_BN = (part.to(device, non_blocking=True) for part in (drawn, present_BG, turn_BN, near_BN))
@@ -89,7 +91,7 @@ def sample_boxes(
     own_BN4 = objects_BG4.gather(1, turn_BN[..., None].expand(-1, -1, 4))
     found_BN4, least_BN, done_BN = own_BN4, torch.full_like(own_BN4[..., 0], torch.inf), torch.zeros_like(near_BN)
     in_order_T = torch.arange(_TRIES, 0, -1, device=device)
-    for round_, part in enumerate(drawn[:, most:].view(batch, _ROUNDS, count, _TRIES, 4).unbind(1)):
+    for round_, part in enumerate(drawn[:, :needed].reshape(batch, _ROUNDS, count, _TRIES, 4).unbind(1)):
         displaced = _displaced(own_BN4[:, :, None], part, _SHIFT / 2**round_)
         tried_BNT4 = torch.where(near_BN[..., None, None], displaced, _anywhere(part))
         roles, overlap = box_roles(_corners(tried_BNT4).flatten(1, 2), corners_BG4, present_BG, alpha=alpha, beta=beta)

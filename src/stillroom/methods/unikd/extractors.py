@@ -17,7 +17,7 @@ from stillroom.engine.run.written import write_atomic
 from stillroom.engine.weights import load_weights, save_weights
 from stillroom.errors import InputError, at_least
 from stillroom.losses.precision import at_least_float32
-from stillroom.methods.unikd.attention import ExtractorLayer, Maps, Padding
+from stillroom.methods.unikd.attention import ExtractorLayer, Maps, Padding, in_full_precision
 
 NAME = "extractors.json"
 WEIGHTS = "student.safetensors"  # beside it
@@ -78,6 +78,7 @@ class Extractor(nn.Module):
     def start(self, boxes_BN4: Tensor) -> tuple[Tensor, Tensor]:
         """What the queries are before they have seen a map, [B, N, C], and their references [B, N, 2 or 4]; `boxes_BN4` is B~."""
 
+    @in_full_precision
     def ask(self, boxes_BN4: Tensor, maps: Maps, padding: Padding) -> tuple[Tensor, Tensor]:
         """The queries q and their references: of the teacher's maps, in both stages."""
         start_BNC, reference_BNR = self.start(boxes_BN4)
@@ -88,6 +89,7 @@ class Extractor(nn.Module):
         answered: Tensor = self.reader(query_BNC, reference_BNR, maps, padding)
         return answered
 
+    @in_full_precision
     def detect(self, embedding_BNC: Tensor, reference_BNR: Tensor) -> tuple[Tensor, Tensor]:
         """Class logits [B, N, K] and boxes [B, N, 4] by the embeddings."""
         return self.classify(embedding_BNC), decoded(self.locate(embedding_BNC), reference_BNR)
@@ -139,6 +141,7 @@ class Extractors(nn.Module):
         self.entry = nn.Identity() if sizes.channels == sizes.width else nn.Conv2d(sizes.channels, sizes.width, 1)
         self.content, self.position = ContentExtractor(sizes), PositionExtractor(sizes)
 
+    @in_full_precision
     def enter(self, maps: Maps) -> list[Tensor]:
         """The teacher's maps [B, C_t, h, w] in the extractors' width."""
         return [self.entry(level) for level in maps]

@@ -11,8 +11,8 @@ A spec is `SOURCE[,backbone=WEIGHTS][@WEIGHTS]`, or the folder of a run:
   weights; `transformers/FOLDER`, a folder that `save_pretrained` wrote, with its weights;
 - `package.module:function` or `file.py:function`, called with the number of classes, returning a `Detector`, torchvision's Faster R-CNN,
   RetinaNet or FCOS, or transformers' DETR, Deformable DETR or RT-DETR;
-- WEIGHTS: a file or folder of weights; for the backbone of `gfl/`, its like and `torchvision/` a classifier's, or the word `pretrained` for those
-  that its library publishes: its first stages are then frozen (`backbones.adopt_backbone`).
+- WEIGHTS: a file or folder of weights; for the backbone of `gfl/`, of its like and of `torchvision/` a classifier's, or the word
+  `pretrained` for those that its library publishes: its first stages are then frozen (`backbones.adopt_backbone`).
 """
 
 from __future__ import annotations
@@ -39,7 +39,10 @@ from stillroom.tasks.detection.two_stage import TwoStageDetector
 from stillroom.tasks.detection.wrapped import ATSSDetector, FCOSDetector, RetinaNetDetector, one_square
 
 TASK = "detection"
-_KINDS = "stillroom/NAME, gfl/BACKBONE (or atss/, retinanet/, fcos/), torchvision/NAME, transformers/NAME or FOLDER, file.py:function, or the folder of a run"
+_KINDS = (
+    "stillroom/NAME, gfl/BACKBONE (or atss/, retinanet/, fcos/), torchvision/NAME, transformers/NAME or FOLDER, file.py:function, or the "
+    "folder of a run"
+)
 _TORCHVISION = ("retinanet_resnet50_fpn", "fcos_resnet50_fpn", "fasterrcnn_resnet50_fpn")
 
 
