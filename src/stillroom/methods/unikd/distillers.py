@@ -146,7 +146,7 @@ class _OnMaps(DetectionDistiller):
 
     def adapted(self, batch: DetectionBatch, outputs: Any) -> tuple[list[Tensor], list[Tensor]]:
         """The student's maps as the adapter makes them, and what of them is padding."""
-        maps = maps_at(outputs, self.strides)
+        maps = maps_at(outputs.features, outputs.strides, self.strides)
         padding = level_padding(batch.images, batch.sizes, maps)
         return self.adapter(maps, padding), padding
 

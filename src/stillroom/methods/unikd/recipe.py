@@ -33,7 +33,7 @@ from stillroom.tasks.detection import COCO, SCENES, TASK, DetectionData, Detecto
 
 Baseline = Literal["fitnet", "content", "position", "unshared", "untrained"]
 AnyDetector = Detector[Any, Any]
-PAIR = Networks("stillroom/faster-rcnn_32", "stillroom/gfl_24", teacher_epochs=6, teacher_lr=3e-3)
+PAIR = Networks("stillroom/faster-rcnn_32", "stillroom/gfl_24", teacher_epochs=4, teacher_lr=3e-3)
 _CHANGED: dict[str, dict[str, Any]] = {
     "content": {"position_weight": 0.0},
     "position": {"content_weight": 0.0},
@@ -163,7 +163,7 @@ def recipe(
     width: int = 32,
     heads: int = 4,
     points: int = 4,
-    extractor_epochs: int = 4,
+    extractor_epochs: int = 3,
     extractor_lr: float = 2e-3,
     content_weight: float = 10.0,
     position_weight: float = 10.0,
@@ -197,7 +197,7 @@ def recipe(
         answers_dtype: of the stored numbers: fp32, fp16 or bf16; places are always fp32.
         baselines: other arms: fitnet (the maps themselves), content, position (either part alone), unshared (queries by the student's own
             maps for the student), untrained (random extractors).
-        hint_weight: weight of the hint, of the arm fitnet.
+        hint_weight: w_hint, weight of the hint; of the arm fitnet.
     """
     names: list[str] = [*(baselines or []), "unikd"]
     if len(set(names)) != len(names) or not set(names[:-1]) <= set(get_args(Baseline)):

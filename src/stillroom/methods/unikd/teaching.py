@@ -22,7 +22,6 @@ from stillroom.methods.unikd.extractors import Extractors, Sizes
 from stillroom.modules.projectors import probing
 from stillroom.tasks.detection import DetectionBatch, DetectionData, Detector
 from stillroom.tasks.detection.detr import ADAPTERS
-from stillroom.tasks.detection.outputs import Outputs
 
 EXACT = ("content_reference", "position_reference")  # of an answer; half precision would shift them by up to 1/2048 of the image
 _VIEWS = 2  # an image and its mirror image; rounds from here on are steps of a training
@@ -49,9 +48,9 @@ def adapter_depth(student: Detector[Any, Any], teacher_kind: str) -> int:
     return 2 if kinds & {kind.__name__ for kind in ADAPTERS.values()} else 1
 
 
-def maps_at(outputs: Outputs, strides: Sequence[int]) -> list[Tensor]:
-    """A detector's maps of these strides, in their order."""
-    return [outputs.features[outputs.strides.index(stride)] for stride in strides]
+def maps_at(maps: Sequence[Tensor], every: Sequence[int], strides: Sequence[int]) -> list[Tensor]:
+    """Of a detector's maps those of some of its strides, in their order; `every` are the strides that it has."""
+    return [maps[every.index(stride)] for stride in strides]
 
 
 def map_channels(detector: Detector[Any, Any], example: Tensor, strides: Sequence[int], argument: str) -> int:
@@ -67,7 +66,7 @@ def map_channels(detector: Detector[Any, Any], example: Tensor, strides: Sequenc
         InputError: they differ from level to level.
     """
     with probing(detector, example):
-        maps = maps_at(detector.raw(example, torch.tensor([example.shape[-2:]])), strides)
+        maps = maps_at(detector.feature_maps(example, torch.tensor([example.shape[-2:]])), detector.strides, strides)
     channels = {level.shape[1] for level in maps}
     if len(channels) > 1:
         raise InputError(argument, f"a detector with maps of {sorted(channels)} channels", "the same number on every level")
@@ -88,7 +87,7 @@ class MapsOf(nn.Module):
 
     def forward(self, images: tuple[Tensor, Tensor]) -> list[Tensor]:
         """A padded batch and the sizes of its images -> per level [B, C, h, w]."""
-        return maps_at(self.detector.raw(*images), self.strides)
+        return maps_at(self.detector.feature_maps(*images), self.detector.strides, self.strides)
 
 
 class _Sized(NamedTuple):
