@@ -66,7 +66,7 @@ def main() -> None:
         "students": "stillroom/gfl_24, 42 k parameters",
         "extractors": "32 queries of width 32, 4 heads, 4 points; weights 10 and 10; one layer of self-attention in the adapter",
         "answers": "of the trained extractors stored once, for each image and its mirror image",
-        "scenes": f"48 x 48 pixels, 6 classes; teacher 6 epochs, extractors 3, of 3 000 scenes; students {asked.epochs} of 300; 300 to test",
+        "scenes": f"48 x 48 pixels, 6 classes; teacher 6 epochs, extractors 3 of 3 000; students {asked.epochs} of 300; 300 to test",
         "BCCD": "80 x 107 pixels, 3 classes, 292 images; teacher 8 epochs, extractors 8, students 5, of batch 8",
     }
     command = "python experiments/unikd.py" + (f" --bccd {Path(asked.bccd).name}" if asked.bccd else "")
