@@ -65,15 +65,21 @@ def build(
     else:
         taught = with_extractors(teacher, _loaded(extractors, teacher, data, any_teacher=any_teacher))
     options = {"content_weight": content_weight, "position_weight": position_weight}
-    return _injected(student, taught, data, adapter_layers, **options)
+    return inject_student(student, taught, data, adapter_layers, **options)
 
 
-def _injected(student: AnyDetector, taught: Taught, data: DetectionData, layers: int | None, **options: Any) -> UniKD:
+def inject_student(student: AnyDetector, taught: Taught, data: DetectionData, layers: int | None, **options: Any) -> UniKD:
+    """A student under `UniKD`, with an adapter of `layers` that suits it; by default by the kinds of the two detectors."""
     adapter = _adapter(student, taught.extractors.sizes, taught.extractors.sizes.width, data, layers)
     return UniKD(student, taught.answers, taught.extractors, adapter, **options)
 
 
-def _hinted(student: AnyDetector, taught: Taught, data: DetectionData, layers: int | None, hint_weight: float) -> MapHints:
+def hint_student(student: AnyDetector, taught: Taught, data: DetectionData, layers: int | None, hint_weight: float) -> MapHints:
+    """A student under the baseline's hints, on the same maps and with the same adapter.
+
+    Raises:
+        InputError: the teacher's answers were stored, and none of its maps.
+    """
     if taught.maps is None:
         raise InputError("baselines", "fitnet", "a teacher that is a network: stored answers hold no maps")
     sizes = taught.extractors.sizes
@@ -221,9 +227,9 @@ def recipe(
 
     def arm(name: str, taught: Taught) -> Callable[[AnyDetector], Distiller]:
         if name == "fitnet":
-            return lambda student: _hinted(student, taught, data, adapter_layers, hint_weight)
+            return lambda student: hint_student(student, taught, data, adapter_layers, hint_weight)
         options = {"content_weight": content_weight, "position_weight": position_weight, **_CHANGED.get(name, {})}
-        return lambda student: _injected(student, taught, data, adapter_layers, **options)
+        return lambda student: inject_student(student, taught, data, adapter_layers, **options)
 
     told: list[str] = []
     if networks.teacher.startswith(CACHE):
