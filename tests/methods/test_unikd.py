@@ -128,6 +128,14 @@ def test_half_precision_around_it_changes_no_offset(data: DetectionData) -> None
     with torch.autocast("cpu", dtype=torch.bfloat16):
         under = answers(read).fresh(batch, 0)
     assert all(torch.equal(plain[name], under[name]) for name in ("position_query", "position_embedding"))
+    torch.manual_seed(0)
+    distiller = UniKD(network(8, 3), answers(read), read, adapter(1))
+    exact = distiller.losses(batch).distill
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        near = distiller.losses(batch).distill
+    assert {name: float(term.detach()) for name, term in near.items()} == pytest.approx(
+        {name: float(term.detach()) for name, term in exact.items()}, rel=0.05
+    )
 
 
 class Largest(TorchDispatchMode):
