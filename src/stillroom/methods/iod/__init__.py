@@ -7,3 +7,8 @@ distances between its class means (DMD) and every single instance (IFD), of quer
 `loss` has the equations, `groups` the order and the protocols of classes, `data` the images of each step, `distiller` a step's training,
 `pages` what is measured over the steps, and `recipe` the experiment.
 """
+
+from stillroom.methods.iod.distiller import IOD
+from stillroom.methods.iod.recipe import ROOM, recipe
+
+__all__ = ["IOD", "ROOM", "recipe"]

@@ -101,22 +101,17 @@ def instance_pairs(matches: Matches, annotated: Sequence[int]) -> tuple[Tensor, 
     return torch.cat(images), torch.cat(queries), torch.cat(objects)
 
 
-def foreground(
-    maps: Sequence[Tensor], boxes_n4: Tensor, image_n: Tensor, shown_B2: Tensor | None = None, size: int = 7, sampling: int = 2
-) -> Tensor:
+def foreground(maps: Sequence[Tensor], boxes_n4: Tensor, image_n: Tensor, size: int = 7, sampling: int = 2) -> Tensor:
     """What the maps hold inside boxes: RoIAlign with half-pixel correction, mean over levels; [n, C, size, size], float32 at least.
 
     Args:
         maps: per level [B, C, h, w]; gradients reach them.
-        boxes_n4: relative (centre x, centre y, width, height).
+        boxes_n4: (centre x, centre y, width, height), relative to the padded batch, which the maps are of.
         image_n: of each box.
-        shown_B2: shares of the padded height and width that are image; by default all of it. A box is relative to that.
         size: bins on each side.
         sampling: samples in a bin, on each side.
     """
     boxes_n4 = box_convert(at_least_float32(boxes_n4.detach()), "cxcywh", "xyxy")
-    if shown_B2 is not None:
-        boxes_n4 = boxes_n4 * shown_B2[image_n].flip(1).repeat(1, 2)
     found = []
     for level in maps:
         level = at_least_float32(level)
