@@ -11,7 +11,7 @@ import numpy as np
 
 from stillroom.engine.card import read_card
 from stillroom.errors import InputError, one_of
-from stillroom.methods.iod.groups import Groups, Order, image_shares, named_groups, step_data
+from stillroom.methods.iod.groups import Groups, Order, image_shares, named_groups, sizes_in, step_data
 from stillroom.tasks.detection.data import DetectionData
 from stillroom.tasks.detection.sources import Annotated
 
@@ -71,13 +71,15 @@ class IncrementalData(DetectionData):
             groups = f"{self.num_classes // 2}+{self.num_classes - self.num_classes // 2}"
         self.known = len(earlier)
         self.groups = named_groups(groups, self.classes, order=class_order, seed=class_seed, known=earlier)
-        self.ordered_by = f"{class_order}, seed {class_seed}" if class_order == "shuffled" else class_order
+        self.ordered_by = "as named" if sizes_in(groups) is None else class_order
+        self.ordered_by += f", seed {class_seed}" if class_order == "shuffled" else ""
         number = {name: k for k, name in enumerate(self.classes)}
         self.classes = tuple(name for group in self.groups for name in group)
         self.num_classes = len(self.classes)
         order = np.array([number.get(name, -1 - k) for k, name in enumerate(self.classes)])  # those that the data lack have no object
         sizes = [len(group) for group in self.groups]
         step = np.repeat(np.arange(len(sizes)), sizes)
+        self._taken_from = self.indices  # of the source, where these are a subset
         self._splits = _Split(self._shown[0], order, step), _Split(self._shown[1], order, step)
         self._owner = image_shares(len(self._shown[0]), sizes, self.subset_seed) if protocol == "disjoint" else None
         self._missing = [name for name in self.classes if name not in number]
@@ -144,7 +146,7 @@ class IncrementalData(DetectionData):
             classes=self.classes[: sum(map(len, groups))],
             num_classes=sum(map(len, groups)),
             scales=scales,
-            indices={**self.indices, "train": self.indices["train"][chosen] if "train" in self.indices else chosen},
+            indices={**self._taken_from, "train": self._taken_from["train"][chosen] if "train" in self._taken_from else chosen},
         )
 
 

@@ -15,7 +15,7 @@ Order = Literal["sorted", "shuffled", "last_first"]
 Groups = tuple[tuple[str, ...], ...]
 
 _SETS = {"voc": 20, "coco": 80}  # classes of the sets whose protocols are known by name
-_SIZES = re.compile(r"(?:(voc|coco):)?(\d+(?:x\d+)?(?:\+\d+(?:x\d+)?)*)$")
+_SIZES = re.compile(r"(?:(?:voc|coco):)?(\d+(?:x\d+)?(?:\+\d+(?:x\d+)?)*)$")
 
 
 class Slices(NamedTuple):
@@ -114,18 +114,18 @@ def named_groups(text: str, classes: Sequence[str], *, order: Order, seed: int, 
     Raises:
         InputError: an unknown or a repeated class, an empty group, sizes that do not fit.
     """
-    if sizes := _SIZES.match(text.replace(" ", "")):
+    if (sizes := sizes_in(text)) is not None:
+        name = text.partition(":")[0].strip()
         if known:
             raise InputError("groups", text, "the names of further classes, e.g. +bird, since earlier groups are learnt")
-        name, numbers = sizes.groups()
-        if name and len(classes) != _SETS[name]:
+        if name in _SETS and len(classes) != _SETS[name]:
             raise InputError("groups", f"{text} for data of {len(classes)} classes", f"the {_SETS[name]} classes of {name.upper()}")
-        first, *others = [int(size) for part in numbers.split("+") for size in _repeated(part)]
+        first, *others = sizes
         slices = class_slices(range(len(classes)), first, others, order=order, seed=seed)
         return tuple(tuple(classes[k] for k in slices.order[slices.step == t]) for t in range(1 + len(others)))
     if known and not text.startswith("+"):
         raise InputError("groups", text, "further classes behind a plus, e.g. +bird, since earlier groups are learnt")
-    if order != "sorted":
+    if order != "sorted" and not known:
         raise InputError("class_order", order, "sorted where the groups are named: their order is that of the names")
     found = tuple(tuple(name.strip() for name in group.split(",")) for group in text.removeprefix("+" if known else "").split("|"))
     seen = {name for group in known for name in group}
@@ -141,9 +141,13 @@ def named_groups(text: str, classes: Sequence[str], *, order: Order, seed: int, 
     return (*known, *found)
 
 
-def _repeated(part: str) -> list[str]:
-    size, _, times = part.partition("x")
-    return [size] * int(times or 1)
+def sizes_in(text: str) -> list[int] | None:
+    """The groups' sizes, of a text that gives sizes and no names: 15, 1, 1 of ``voc:15+1x2``; None of one with names."""
+    found = _SIZES.match(text.replace(" ", ""))
+    if found is None:
+        return None
+    parts = [part.partition("x") for part in found.group(1).split("+")]
+    return [int(size) for size, _, times in parts for _ in range(int(times or 1))]
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib
 import json
+import math
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -32,7 +34,7 @@ _FAMILIES = ("detr", "deformable-detr", "rt-detr")
 NAMES = tuple(f"{family}_{size}" for family in _FAMILIES for size in _RESNETS)
 
 
-def build(name: str, num_classes: int, argument: str) -> QueryDetector:
+def build(name: str, num_classes: int, argument: str, *, untrained: bool = False) -> QueryDetector:
     """A detector of the DETR family.
 
     Args:
@@ -41,12 +43,13 @@ def build(name: str, num_classes: int, argument: str) -> QueryDetector:
             or a folder that transformers' `save_pretrained` wrote.
         num_classes: C.
         argument: named in errors.
+        untrained: of a folder the architecture alone, for so many classes: other weights will follow.
 
     Raises:
         InputError: an unknown name, a folder without a model of this family or of other classes, transformers is missing.
     """
     if is_folder(name):
-        return _read(Path(name), num_classes, argument)
+        return _read(Path(name), num_classes, argument, untrained=untrained)
     family, _, size = name.partition("_")
     size = size or "r50"
     if f"{family}_{size}" not in NAMES:
@@ -83,10 +86,28 @@ def rt_detr(backbone: Any, num_classes: int, **options: Any) -> QueryDetector:
 
 
 def deformable_detr(backbone: Any, num_classes: int, **options: Any) -> QueryDetector:
-    """Deformable DETR over a backbone's configuration, with random weights."""
+    """Deformable DETR over a backbone's configuration, with random weights as its authors draw them.
+
+    transformers draws all of them near 0: then every query looks at the image's middle, and training takes several times as long.
+    """
     library = importlib.import_module("transformers")
     config = library.DeformableDetrConfig(**_shared(backbone, num_classes), **options)
-    return _trained(library.DeformableDetrForObjectDetection(config))
+    made = library.DeformableDetrForObjectDetection(config)
+    inner = made.model
+    for name, parameter in (*inner.encoder.named_parameters(), *inner.decoder.named_parameters(), *inner.input_proj.named_parameters()):
+        if parameter.dim() > 1 and not re.search("sampling_offsets|attention_weights|class_embed|bbox_embed", name):
+            nn.init.xavier_uniform_(parameter)
+    if not config.two_stage:
+        nn.init.normal_(inner.query_position_embeddings.weight)
+    for head in made.class_embed:
+        nn.init.constant_(head.bias, -math.log(99))  # a score of 0.01
+    for number, head in enumerate(made.bbox_embed):
+        last = head.layers[-1]
+        nn.init.zeros_(last.weight)
+        nn.init.zeros_(last.bias)
+        if number == 0 or not config.with_box_refine:
+            nn.init.constant_(last.bias[2:], -2.0)  # boxes of an eighth of the image
+    return _trained(made)
 
 
 def _trained(made: Any) -> QueryDetector:
@@ -116,7 +137,7 @@ def _shared(backbone: Any, num_classes: int) -> dict[str, Any]:
     return {"backbone_config": backbone, "num_labels": num_classes, "auxiliary_loss": True}
 
 
-def _read(folder: Path, num_classes: int, argument: str) -> QueryDetector:
+def _read(folder: Path, num_classes: int, argument: str, *, untrained: bool) -> QueryDetector:
     try:
         described = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except ValueError as error:
@@ -126,11 +147,14 @@ def _read(folder: Path, num_classes: int, argument: str) -> QueryDetector:
     if known is None:
         raise InputError(argument, f"{folder} with {', '.join(map(str, names)) or 'no model'}", f"a folder with {' or '.join(ADAPTERS)}")
     library = needed(argument, f"transformers/{folder}")
-    if not (folder / "model.safetensors").is_file():
+    if not untrained and not (folder / "model.safetensors").is_file():
         raise InputError(argument, f"the folder '{folder}' without model.safetensors", "one that save_pretrained wrote")
     config = getattr(library, known).config_class.from_pretrained(folder, local_files_only=True)
-    if config.num_labels != num_classes:
+    if not untrained and config.num_labels != num_classes:
         raise InputError(argument, f"{folder} with {config.num_labels} classes", f"a model of {num_classes}, as the data have")
     if getattr(config.backbone_config, "use_pretrained_backbone", False):
         config.backbone_config.use_pretrained_backbone = False  # its weights are in the folder; nothing is to be fetched
+    if untrained:
+        config.num_labels = num_classes
+        return ADAPTERS[known](getattr(library, known)(config))
     return ADAPTERS[known](getattr(library, known).from_pretrained(folder, config=config, local_files_only=True))
