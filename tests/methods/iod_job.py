@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import copy
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 
-from stillroom.engine import Lab, LabOptions, Teacher, Training
+from stillroom.engine import Lab, LabOptions, Losses, Teacher, Training
 from stillroom.methods.iod.data import IncrementalData
 from stillroom.methods.iod.distiller import IOD, Answers
+from stillroom.tasks.detection.data import DetectionBatch
 from stillroom.tasks.detection.detr import grow_classes
 from stillroom.tasks.detection.queries import QueryDetector
 from stillroom.tasks.detection.small import small_deformable_detr, small_rt_detr
@@ -48,7 +50,21 @@ def grown(detector: QueryDetector, classes: int = 6) -> QueryDetector:
     return made
 
 
-def train(out: Path, devices: int) -> None:
+class Noting(IOD):
+    """Notes the terms of every step, and how many pseudo objects this process has."""
+
+    def __init__(self, *both: Any, **options: Any) -> None:
+        super().__init__(*both, **options)
+        self._noted: list[dict[str, float]] = []
+
+    def losses(self, batch: DetectionBatch) -> Losses:
+        found = super().losses(batch)
+        pseudo = len(self.pseudo(batch, self.teacher((batch.images, batch.sizes))).queries)
+        self._noted.append({"pseudo": pseudo, **{name: float(term.detach()) for name, term in found.terms.items()}})
+        return found
+
+
+def train(out: Path, devices: int) -> list[dict[str, float]]:
     data = IncrementalData("scenes:train=48,val=24,teacher=48", batch_size=4, augment="none").step(1)
     options = LabOptions(out=out, accelerator="cpu", devices=devices, strategy="ddp" if devices > 1 else "auto")
     teacher = network()
@@ -57,5 +73,6 @@ def train(out: Path, devices: int) -> None:
         for parameter in student.parameters():  # a copy has nothing to be held back from
             parameter.add_(0.02 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))
     told = Teacher(Answers(teacher), precision="fp32")
-    distiller = IOD(student, told, score_threshold=SURE, across_processes=True, dmd_weight=5.0, ifd_weight=5.0)
+    distiller = Noting(student, told, score_threshold=SURE, across_processes=True, dmd_weight=5.0, ifd_weight=5.0)
     Lab(options).fit(distiller, data, Training(epochs=2, lr=0.01, clip_norm=1.0), name="distilled")
+    return distiller._noted

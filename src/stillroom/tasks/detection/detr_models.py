@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import importlib
 import json
-import math
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -86,28 +84,10 @@ def rt_detr(backbone: Any, num_classes: int, **options: Any) -> QueryDetector:
 
 
 def deformable_detr(backbone: Any, num_classes: int, **options: Any) -> QueryDetector:
-    """Deformable DETR over a backbone's configuration, with random weights as its authors draw them.
-
-    transformers draws all of them near 0: then every query looks at the image's middle, and training takes several times as long.
-    """
+    """Deformable DETR over a backbone's configuration, with random weights."""
     library = importlib.import_module("transformers")
     config = library.DeformableDetrConfig(**_shared(backbone, num_classes), **options)
-    made = library.DeformableDetrForObjectDetection(config)
-    inner = made.model
-    for name, parameter in (*inner.encoder.named_parameters(), *inner.decoder.named_parameters(), *inner.input_proj.named_parameters()):
-        if parameter.dim() > 1 and not re.search("sampling_offsets|attention_weights|class_embed|bbox_embed", name):
-            nn.init.xavier_uniform_(parameter)
-    if not config.two_stage:
-        nn.init.normal_(inner.query_position_embeddings.weight)
-    for head in made.class_embed:
-        nn.init.constant_(head.bias, -math.log(99))  # a score of 0.01
-    for number, head in enumerate(made.bbox_embed):
-        last = head.layers[-1]
-        nn.init.zeros_(last.weight)
-        nn.init.zeros_(last.bias)
-        if number == 0 or not config.with_box_refine:
-            nn.init.constant_(last.bias[2:], -2.0)  # boxes of an eighth of the image
-    return _trained(made)
+    return _trained(library.DeformableDetrForObjectDetection(config))
 
 
 def _trained(made: Any) -> QueryDetector:
