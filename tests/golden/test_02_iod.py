@@ -41,12 +41,15 @@ def both(inputs: Inputs) -> Inputs:
 def dmd(inputs: Inputs, params: dict[str, Any]) -> Inputs:
     student, options = both(inputs), {"distance": params["distance"], "normalise": params["normalize"]}
     semantic, feature = (
-        distance_matrix_distillation(
-            inputs[f"student_{kind}"].flatten(1), inputs[f"teacher_{kind}"].flatten(1), inputs["label"], **options
-        )
+        distance_matrix_distillation(inputs[f"student_{kind}"].flatten(1), inputs[f"teacher_{kind}"].flatten(1), inputs["label"], **options)
         for kind in ("queries", "features")
     )
-    told = {"semantic": semantic.loss, "feature": feature.loss, "student_distances": semantic.student, "teacher_distances": semantic.teacher}
+    told = {
+        "semantic": semantic.loss,
+        "feature": feature.loss,
+        "student_distances": semantic.student,
+        "teacher_distances": semantic.teacher,
+    }
     return {**told, **with_gradients(semantic.loss + feature.loss, **student)}
 
 
@@ -68,8 +71,8 @@ def slices(inputs: Inputs, params: dict[str, Any]) -> Inputs:
 
 
 def steps(inputs: Inputs, params: dict[str, Any]) -> Inputs:
-    names = ("order", "step", "annotation_image", "annotation_class")
-    found = step_data(*(inputs[name].numpy() for name in names), params["images"])
+    order, step, image, label = (inputs[name].numpy() for name in ("order", "step", "annotation_image", "annotation_class"))
+    found = step_data(order, step, image, label, params["images"])
     return {name: torch.from_numpy(value.astype("int64")) for name, value in found._asdict().items()}
 
 

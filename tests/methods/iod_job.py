@@ -59,7 +59,9 @@ class Noting(IOD):
 
     def losses(self, batch: DetectionBatch) -> Losses:
         found = super().losses(batch)
-        pseudo = len(self.pseudo(batch, self.teacher((batch.images, batch.sizes))).queries)
+        assert self.teacher is not None
+        told: Any = self.teacher((batch.images, batch.sizes))
+        pseudo = len(self.pseudo(batch, told).queries)
         self._noted.append({"pseudo": pseudo, **{name: float(term.detach()) for name, term in found.terms.items()}})
         return found
 

@@ -29,8 +29,8 @@ class IncrementalData(DetectionData):
 
     Args:
         data: where the images are, see `DetectionData`.
-        groups: the classes of each step, ``cat,dog|bird|cow,horse``; or their numbers, ``3+3``, ``voc:15+1x5``, ``coco:40+40``; or, where an
-            earlier run is extended, ``+bird``. By default two halves.
+        groups: the classes of each step, ``cat,dog|bird|cow,horse``; or their numbers, ``3+3``, ``voc:15+1x5``, ``coco:40+40``; or, where
+            an earlier run is extended, ``+bird``. By default two halves.
         class_order: of classes that are given by their numbers: ``sorted``, as the data have them (COCO's by id, VOC's by name);
             ``shuffled`` by `class_seed`; ``last_first``, the last ones in the first step.
         class_seed: of the shuffling, by NumPy's legacy generator as in the published order.
@@ -49,7 +49,7 @@ class IncrementalData(DetectionData):
         InputError: an unknown or a repeated class, a group without an object in the images; or see `DetectionData`.
     """
 
-    groups: Groups  # type: ignore[assignment]  # what was typed is no attribute
+    groups: Groups
 
     def __init__(
         self,
@@ -64,14 +64,17 @@ class IncrementalData(DetectionData):
     ) -> None:
         super().__init__(data, **options)
         self.protocol = one_of("protocol", protocol, get_args(Protocol))
+        self.start: str | None
         self.start, earlier = (None, ()) if extend is None else _learnt(extend)
         if groups is None:
             if extend is not None or self.num_classes < 2:
-                raise InputError("groups", None, "further classes, e.g. +bird" if extend is not None else "at least two classes in the data")
+                raise InputError(
+                    "groups", None, "further classes, e.g. +bird" if extend is not None else "at least two classes in the data"
+                )
             groups = f"{self.num_classes // 2}+{self.num_classes - self.num_classes // 2}"
         self.known = len(earlier)
         self.groups = named_groups(groups, self.classes, order=class_order, seed=class_seed, known=earlier)
-        self.ordered_by = "as named" if sizes_in(groups) is None else class_order
+        self.ordered_by = "as named" if sizes_in(groups) is None else str(class_order)
         self.ordered_by += f", seed {class_seed}" if class_order == "shuffled" else ""
         number = {name: k for k, name in enumerate(self.classes)}
         self.classes = tuple(name for group in self.groups for name in group)
@@ -109,22 +112,19 @@ class IncrementalData(DetectionData):
     def joint(self, step: int, scales: tuple[int, int] | None = None) -> Self:
         """The same with every object of all groups so far annotated in every image that has one."""
         train = self._splits[0]
-        return self._of_step(step, "joint", train.selected[: step + 1].any(0), train.steps.evaluation_kept[step], scales)
+        return self._of_step(step, "joint", np.asarray(train.selected[: step + 1].any(0)), train.steps.evaluation_kept[step], scales)
 
-    def measured(self, group: int) -> bool:
-        """Whether a validation image has an object of the group."""
-        return bool(self._splits[1].selected[group].any())
-
-    def taught(self, group: int) -> bool:
-        """Whether a training image has an object of the group."""
-        return bool(self._splits[0].selected[group].any())
+    def untaught(self) -> list[str]:
+        """Classes of earlier groups without a box to train on, of a run that is extended."""
+        earlier = sum(map(len, self.groups[: self.known]))
+        return [name for name, count in zip(self.classes[:earlier], self.trained.objects(self.num_classes), strict=False) if not count]
 
     def first_lines(self) -> list[str]:
         """As every data's; and the order and the groups of the classes."""
         groups = " | ".join(", ".join(group) for group in self.groups)
         lines = [f"class groups in the order of the detector's answers ({self.ordered_by}): {groups}"]
         if self._missing:
-            lines.append(f"classes of the earlier run that these data have not, so that their AP is not measured: {', '.join(self._missing)}")
+            lines.append(f"classes of the earlier run that these data lack, so that their AP is not measured: {', '.join(self._missing)}")
         return [*super().first_lines(), *lines]
 
     def _described(self) -> dict[str, Any]:
@@ -175,9 +175,7 @@ class _Split:
         """These images with those annotations that are kept, bool [N], under their numbers in the order."""
         places = [slice(self._ends[image], self._ends[image + 1]) for image in images]
         taken = self.annotated.take(images)
-        boxes, crowd = (
-            [rows[kept[place]] for rows, place in zip(column, places, strict=True)] for column in (taken.boxes, taken.crowd)
-        )
+        boxes, crowd = ([rows[kept[place]] for rows, place in zip(column, places, strict=True)] for column in (taken.boxes, taken.crowd))
         return replace(taken, boxes=boxes, labels=[self.steps.label[place][kept[place]] for place in places], crowd=crowd)
 
 

@@ -132,7 +132,7 @@ class IOD(DetectionDistiller):
             self._match(of_queries(getattr(self.teacher.networks[0], "detector", self.teacher.networks[0]), "teacher"))
 
     def _match(self, teacher: QueryDetector) -> None:
-        """Looks at the teacher; where its queries or maps are of another width, the student's are mapped onto it (and dropped with this)."""
+        """Looks at the teacher; where its queries or maps are of another width, the student's are mapped onto them."""
         if teacher.num_classes >= self.student.num_classes:
             got = f"a detector of {teacher.num_classes} classes"
             raise InputError("teacher", got, f"one of fewer than the student's {self.student.num_classes}: it knows the old classes alone")
@@ -164,9 +164,10 @@ class IOD(DetectionDistiller):
         boxes, labels = batch.objects()
         found = box_convert(pseudo.boxes, "cxcywh", "xyxy") * frames.flip(1).repeat(1, 2)[pseudo.images]
         counts = torch.bincount(pseudo.images, minlength=len(boxes)).tolist()
-        more = zip(found.split(counts), pseudo.labels.split(counts), strict=True)
-        pairs = [(torch.cat((box, other)), torch.cat((label, others))) for box, label, (other, others) in zip(boxes, labels, more, strict=True)]
-        return [box for box, _ in pairs], [label for _, label in pairs]
+        more_boxes, more_labels = found.split(counts), pseudo.labels.split(counts)
+        both = (zip(mine, more, strict=True) for mine, more in ((boxes, more_boxes), (labels, more_labels)))
+        boxes, labels = ([torch.cat(pair) for pair in pairs] for pairs in both)
+        return boxes, labels
 
     def _distilled(
         self,

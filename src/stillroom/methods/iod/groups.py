@@ -56,7 +56,7 @@ def class_slices(
     if sum(sizes) != len(ids) or min(sizes) < 1:
         raise InputError("groups", f"{'+'.join(map(str, sizes))} classes", f"sizes of at least 1 that sum to {len(ids)}")
     if order == "shuffled":
-        np.random.RandomState(seed).shuffle(ids)  # noqa: NPY002 - the published order is this generator's
+        np.random.RandomState(seed).shuffle(ids)
     elif order == "last_first":
         ids = np.roll(ids, base)
     return Slices(ids, np.repeat(np.arange(len(sizes)), sizes), np.cumsum([0, *sizes[:-1]]))

@@ -110,7 +110,7 @@ def matrices(report: Report, data: IncrementalData) -> Section:
     told = note(
         [
             "AP in % of the classes of each group (column) after each step (row); the last row is the final detector.",
-            f"Measured on {len(data.truth)} validation images, all of them after every step, with the objects of all classes known by then.",
+            f"Measured on all {len(data.truth)} validation images after every step, with the objects of all classes known by then.",
         ]
     )
     classes = table("Classes of the groups", heads(["group", "classes"]), named)

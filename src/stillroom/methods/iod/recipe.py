@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -16,7 +16,7 @@ from stillroom.engine.run.written import write_atomic
 from stillroom.engine.training import Progress, with_fitting_warmup
 from stillroom.errors import InputError, at_least
 from stillroom.methods.iod.data import IncrementalData
-from stillroom.methods.iod.distiller import IOD, Answers, of_queries
+from stillroom.methods.iod.distiller import IOD, Answers, Maps, of_queries
 from stillroom.methods.iod.groups import Groups
 from stillroom.methods.iod.pages import METRICS, Course, class_scores
 from stillroom.tasks.detection import COCO
@@ -26,15 +26,15 @@ from stillroom.tasks.detection.queries import QueryDetector
 
 JOINT, FIRST = "joint", "step1"
 # What each arm leaves out; fine-tuning has no teacher at all.
-ARMS: dict[str, dict[str, float]] = {
-    "fine-tuning": {},
-    "pseudo": {"dmd_weight": 0.0, "ifd_weight": 0.0},
-    "dmd": {"ifd_weight": 0.0},
-    "ifd": {"dmd_weight": 0.0},
-    "iod": {},
-    JOINT: {},
+ARMS: dict[str, tuple[str, ...]] = {
+    "fine-tuning": (),
+    "pseudo": ("dmd_weight", "ifd_weight"),
+    "dmd": ("ifd_weight",),
+    "ifd": ("dmd_weight",),
+    "iod": (),
+    JOINT: (),
 }
-SMALL = Training(epochs=14, optimizer="adamw", lr=2e-3, weight_decay=1e-4, schedule="cosine", warmup_epochs=1, clip_norm=1.0)
+SMALL = Training(epochs=8, optimizer="adamw", lr=2e-3, weight_decay=1e-4, schedule="cosine", warmup_epochs=1, clip_norm=1.0)
 _TRIED = 4  # samples of a rehearsal
 
 
@@ -45,14 +45,23 @@ class Steps:
         lab, data, plan: where, on what and how to train.
         student: specification of the detector; a run that is extended has its own.
         step_epochs: of the steps after the first.
-        options: of `IOD`.
+        make: the distiller of a student and, if there is one, its teacher.
         scales: see `IncrementalData.step`.
+        maps: which of the teacher's are asked for.
     """
 
     def __init__(
-        self, lab: Lab, data: IncrementalData, plan: Training, student: str, step_epochs: int, scales: Range | None, **options: Any
+        self,
+        lab: Lab,
+        data: IncrementalData,
+        plan: Training,
+        student: str,
+        step_epochs: int,
+        make: Callable[[QueryDetector, Teacher | None], IOD],
+        scales: Range | None = None,
+        maps: Maps = "encoder",
     ) -> None:
-        self.lab, self.data, self.options, self.scales = lab, data, options, scales
+        self.lab, self.data, self.make, self.scales, self.maps = lab, data, make, scales, maps
         self.student = data.start or student
         self.plan = plan
         self.step_plan = replace(plan, **with_fitting_warmup({**vars(plan), "epochs": step_epochs}, plan.epochs))
@@ -65,11 +74,11 @@ class Steps:
             first = self.data.step(self.first - 1, self.scales)
             detector = self._built(first)
             if self.data.start is None:
-                self._try(IOD(detector, **self.options), first, self.plan)
+                self._try(self.make(detector, None), first, self.plan)
             for step in range(self.first, self.data.last + 1):
                 data = self.data.step(step, self.scales)
                 grown = _grown(detector, data)
-                self._try(self._distiller(grown, detector, {}), data, self.step_plan)
+                self._try(self._distiller(grown, detector), data, self.step_plan)
                 detector = grown
 
     def _try(self, distiller: IOD, data: IncrementalData, plan: Training) -> None:
@@ -85,7 +94,7 @@ class Steps:
         data = self.data.step(self.first - 1, self.scales)
         detector = self._built(data)
         if self.data.start is None:
-            return self.lab.fit(IOD(detector, **self.options), data, self.plan, name=FIRST, model=self._spec)
+            return self.lab.fit(self.make(detector, None), data, self.plan, name=FIRST, model=self._spec)
         origin = f"the student of {self.data.start}"
         return self.lab.evaluate(detector, data, name="start", model=self._spec, around=IOD, origin=origin)
 
@@ -98,13 +107,14 @@ class Steps:
             assert isinstance(before, QueryDetector)
             if arm != JOINT:
                 data = self.data.step(step, self.scales)
-                made = self._distiller(_grown(before, data), None if arm == "fine-tuning" else before, ARMS[arm])
+                grown = _grown(before, data)
+                made = self.make(grown, None) if arm == "fine-tuning" else self._distiller(grown, before, ARMS[arm])
             elif self.data.start is not None:
                 data = self.data.joint(step, self.scales)
-                made = IOD(_grown(before, data), **self.options)
+                made = self.make(_grown(before, data), None)
             else:
                 data, plan, origin = self.data.joint(step, self.scales), self.plan, ""
-                made = IOD(self._built(data), **self.options)
+                made = self.make(self._built(data), None)
             found.append(self.lab.fit(made, data, plan, name=f"{arm}-step{step + 1}", model=self._spec, origin=origin))
         return found
 
@@ -120,13 +130,14 @@ class Steps:
         self._spec = built.spec
         return of_queries(built.network, argument)
 
-    def _distiller(self, student: QueryDetector, teacher: QueryDetector | None, without: Mapping[str, float]) -> IOD:
-        options = {**self.options, **without}
-        if teacher is None:
-            return IOD(student, **options)
-        lab = self.lab.options
-        asked = Answers(teacher, self.options.get("feature_maps", "encoder"))
-        return IOD(student, Teacher(asked, precision=lab.teacher_precision, compile=lab.teacher_compile), **options)
+    def _distiller(self, student: QueryDetector, teacher: QueryDetector, without: Sequence[str] = ()) -> IOD:
+        options = self.lab.options
+        made = self.make(
+            student, Teacher(Answers(teacher, self.maps), precision=options.teacher_precision, compile=options.teacher_compile)
+        )
+        for weight in without:
+            setattr(made, weight, 0.0)
+        return made
 
 
 def recipe(
@@ -158,15 +169,19 @@ def recipe(
     if len(set(wanted)) < len(wanted) or not set(wanted) <= set(ARMS) or not in_steps:
         raise InputError("arms", arms, f"some of {'+'.join(ARMS)}, each once, one in steps among them")
     epochs = at_least("step_epochs", plan.epochs if step_epochs is None else step_epochs, 1)
-    steps = Steps(lab, data, plan, student, epochs, scales, **options)
+
+    def make(network: QueryDetector, teacher: Teacher | None) -> IOD:
+        return IOD(network, teacher, **options)
+
+    steps = Steps(lab, data, plan, student, epochs, make, scales, options.get("feature_maps", "encoder"))
     steps.rehearse()
     begun = steps.begin()
     if data.last < steps.first:  # there is one group
         return lab.report("iod", data, {FIRST: begun}, baseline=None, ship=FIRST)
     notes = []
-    if JOINT in wanted and not all(data.taught(group) for group in range(data.last + 1)):
+    if JOINT in wanted and (untaught := data.untaught()):
         wanted.remove(JOINT)
-        notes.append("Joint training is left out: the data have no training image of an earlier group.")
+        notes.append(f"Joint training is left out: the data have no training box of {', '.join(untaught)}.")
     stages = {arm: steps.increments(arm, begun) for arm in wanted}
     courses = {arm: steps.course(found) for arm, found in stages.items()}
     joint = courses.get(JOINT)
@@ -231,6 +246,6 @@ ROOM = Room(
     recipe,
     tasks=("detection",),
     presets=PRESETS,
-    default={"data": "scenes:plain=1,train=1200,val=200,teacher=1200", "step_epochs": 6},
+    default={"data": "scenes:plain=1,train=2400,val=200,teacher=2400", "step_epochs": 3},
     reason="learns groups of classes one after the other: its stages are an experiment of their own",
 )
