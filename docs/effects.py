@@ -26,10 +26,8 @@ ORDER = [
     *("kd", "dkd", "fitnets", "crd", "features", "dot", "ferkd", "orc", "mdcs", "l2d", "wad", "crkd", "kd3"),
     *("bckd", "unikd", "iod", "giftnet", "sdd", "memkd"),
 ]
-NAMES = {
-    **{"kd3": "KD³", "crkd": "CrKD", "fitnets": "FitNets", "features": "Features", "ferkd": "FerKD"},
-    **{"giftnet": "GiftNet", "memkd": "MemKD", "unikd": "UniKD"},
-}
+NAMES = {"kd3": "KD³", "crkd": "CrKD", "fitnets": "FitNets", "features": "Features", "ferkd": "FerKD", "giftnet": "GiftNet"}
+NAMES |= {"memkd": "MemKD", "unikd": "UniKD"}
 SIGNS = {"above": "▲", "below": "▼", "level": "="}
 _SPACE = "\N{NO-BREAK SPACE}"
 
