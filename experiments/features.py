@@ -3,9 +3,10 @@
     python experiments/features.py --digits --cifar10 cifar10.zip --resnet56 resnet56.safetensors \
         --imagenette imagenette128.zip --lite0 efficientnet-lite0-57934424.pth
 
-CIFAR-10 with a ResNet-56 that was trained on its labels, and Imagenette at 64 x 64 pixels with an EfficientNet-Lite0 that was trained on
-ImageNet; and the default job, digits with a teacher that is trained on their labels. The teachers' answers to a few views of each image are stored once. The students see no label before the scores: weighted k-NN, k-NN and
-fine-tuning with 5 labels of each class, a linear probe. Besides: the time of a step with stored answers and without.
+The default job, digits with a teacher that is trained on their labels; CIFAR-10 with a ResNet-56 that somebody trained on its labels; and
+Imagenette at 64 x 64 pixels with an EfficientNet-Lite0 that was trained on ImageNet. The teachers' answers to a few views of each image
+are stored once. The students see no label before the scores: weighted k-NN, k-NN and fine-tuning with 5 labels of each class, a linear
+probe. Besides: the time of a step with stored answers and without.
 """
 
 from __future__ import annotations
