@@ -64,7 +64,7 @@ def build_detector(spec: str, *, num_classes: int, trust_pickle: bool = False, a
     if named.card is not None:
         _check(named.card, num_classes)
     source, given, backbone = named.source.partition(",backbone=")
-    network = _untrained(source, num_classes, argument)
+    network = _untrained(source, num_classes, argument, weights=bool(named.weights))
     if given:
         adopt_backbone(network, backbone, trust_pickle=trust_pickle, argument=argument)
     weights = named.weights
@@ -77,7 +77,7 @@ def build_detector(spec: str, *, num_classes: int, trust_pickle: bool = False, a
     return Built(network, replace(named, source=source).spec, weights or None, named.classes)
 
 
-def _untrained(source: str, num_classes: int, argument: str) -> Detector[Any, Any]:
+def _untrained(source: str, num_classes: int, argument: str, *, weights: bool) -> Detector[Any, Any]:
     library, _, name = source.partition("/")
     if library == "stillroom" and name in SMALL:
         return SMALL[name](num_classes)
@@ -98,7 +98,7 @@ def _untrained(source: str, num_classes: int, argument: str) -> Detector[Any, An
         made = torchvision.models.get_model(name, weights=None, weights_backbone=None, num_classes=num_classes + background)
         return _wrapped(made, source, argument)
     if library == "transformers":
-        return build_detr(name, num_classes, argument)
+        return build_detr(name, num_classes, argument, untrained=weights)
     return _wrapped(function_of(source, argument, _KINDS)(num_classes), source, argument)
 
 
