@@ -24,9 +24,9 @@ CLAIMS: dict[str, Any] = yaml.safe_load((ROOT / "docs/claims.yml").read_text(enc
 # As the pages stand in the menu.
 ORDER = [
     *("kd", "dkd", "fitnets", "crd", "dot", "ferkd", "orc", "mdcs", "l2d", "wad", "crkd", "kd3"),
-    *("bckd", "iod", "giftnet", "sdd", "memkd"),
+    *("bckd", "unikd", "iod", "giftnet", "sdd", "memkd"),
 ]
-NAMES = {"kd3": "KD³", "crkd": "CrKD", "fitnets": "FitNets", "ferkd": "FerKD", "giftnet": "GiftNet", "memkd": "MemKD"}
+NAMES = {"kd3": "KD³", "crkd": "CrKD", "fitnets": "FitNets", "ferkd": "FerKD", "giftnet": "GiftNet", "memkd": "MemKD", "unikd": "UniKD"}
 SIGNS = {"above": "▲", "below": "▼", "level": "="}
 _SPACE = "\N{NO-BREAK SPACE}"
 

@@ -116,7 +116,13 @@ METHODS: tuple[Method, ...] = (
         _PAPER,
     ),
     Method("boss", "Bayesian Optimization Meets Self-Distillation", "classification"),
-    Method("unikd", "UniKD: Universal Knowledge Distillation for Mimicking Homogeneous or Heterogeneous Object Detectors", "detection"),
+    Method(
+        "unikd",
+        "UniKD: Universal Knowledge Distillation for Mimicking Homogeneous or Heterogeneous Object Detectors",
+        "detection",
+        "stillroom.methods.unikd",
+        "reference vectors of the specification",
+    ),
     Method("l2d", "Multi-Label Knowledge Distillation", "multilabel", "stillroom.methods.l2d", _PAPER),
     Method("distillbev", "DistillBEV: Boosting Multi-Camera 3D Object Detection with Cross-Modal Knowledge Distillation", "points"),
     Method(
