@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -12,9 +13,10 @@ from stillroom.engine.schedule import cosine_between
 from stillroom.methods.adasim.memory import NeighbourMemory
 from stillroom.methods.adasim.selection import vote
 from stillroom.methods.adasim.window import Window
+from stillroom.methods.dino.gradients import clip_each
 from stillroom.methods.dino.head import ProjectionHead, through
 from stillroom.methods.dino.loss import DINOLoss
-from stillroom.methods.dino.optimizers import LARS, clip_each
+from stillroom.modules.lars import LARS
 from tests.golden.check import HERE, Case, load_cases, run_case
 
 
@@ -64,7 +66,7 @@ def window_push(inputs: dict[str, Tensor], params: dict[str, Any]) -> dict[str, 
     for slot in range(slots):
         made.push(slot, inputs["window_indices"][:, slot], inputs["window_similarities"][:, slot])
     made.push(slots, inputs["neighbour_ids"], inputs["neighbour_sims"])
-    ids, similarities = made.rows(0, images)
+    ids, similarities = made.rows(np.arange(images))
     return {"window_indices_after": ids, "window_similarities_after": similarities}
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from stillroom.engine.distributed import gather_rows
+from stillroom.engine.distributed import whole_batch
 from stillroom.errors import InputError, at_least, one_of
 
 Representation = Literal["first", "second", "mean"]
@@ -74,18 +74,19 @@ class NeighbourMemory(nn.Module):
         with torch.autocast(features.device.type, enabled=False):
             rows = self.represent(features)
             similarities, found = (rows @ self.features.T).topk(self.ids.shape[1])
-        ids, rows, similarities, written = map(gather_rows, (ids, rows, similarities, found.int()))
+        ids, rows, similarities, written = map(whole_batch, (ids, rows, similarities, found.int()))
         self.features[ids], self.ids[ids], self.similarities[ids] = rows, written, similarities
         return found
 
     def _check(self, ids: Tensor, features: Tensor) -> None:
         if features.shape != (2 * len(ids), self.features.shape[1]):
             raise InputError("features", f"shape {list(features.shape)}", f"[{2 * len(ids)}, {self.features.shape[1]}], two views an image")
-        known = ids.cpu()
-        if len(known) and not 0 <= int(known.min()) <= int(known.max()) < len(self.features):
-            raise InputError("ids", known.tolist(), f"numbers from 0 to {len(self.features) - 1}")
-        if len(known.unique()) < len(known):
-            raise InputError("ids", known.tolist(), "each image once in a batch")
+        if ids.is_cuda:  # nothing waits for a device; `AdaSim.others` looks at them before they go there
+            return
+        if not ((ids >= 0) & (ids < len(self.features))).all():
+            raise InputError("ids", ids.tolist(), f"numbers from 0 to {len(self.features) - 1}")
+        if len(ids.unique()) < len(ids):
+            raise InputError("ids", ids.tolist(), "each image once in a batch")
 
     def extra_repr(self) -> str:
         """For people, and for the fingerprint of a stage."""

@@ -17,11 +17,13 @@ class Vote(NamedTuple):
         candidates: int64 [R, k], ids by decreasing sum; -1 where there are fewer.
         sums: w, float64 [R, k]: the candidate's similarity summed over the window; -inf where there is none.
         gate: bool [R], whether the image itself comes first: the latent space recognises it.
+        seen: bool [R], whether any similarity is there at all.
     """
 
     candidates: Tensor
     sums: Tensor
     gate: Tensor
+    seen: Tensor
 
     def probabilities(self, window: int, temperature: float) -> Tensor:
         """P(j_l) = softmax_l( w_l / (V T_p) ), float64 [R, k]."""
@@ -55,11 +57,17 @@ def vote(ids: Tensor, similarities: Tensor, images: Tensor) -> Vote:
     order = (~winner).to(torch.uint8).argsort(dim=1, stable=True)[:, :neighbours]
     candidates, sums = candidates.gather(1, order), sums.gather(1, order)
     seen = (similarities != 0).flatten(1).any(1)
-    return Vote(candidates, sums, (candidates[:, 0] == images) & seen)
+    return Vote(candidates, sums, (candidates[:, 0] == images) & seen, seen)
 
 
 def drawn(candidates: Tensor, probabilities: Tensor, uniforms: Tensor) -> Tensor:
-    """One candidate of each row [R], by its probabilities [R, k] and a number in [0, 1) for each row."""
-    last = (probabilities > 0).sum(1) - 1 if probabilities.shape[1] else uniforms.long()
+    """One candidate of each row [R], by its probabilities [R, k], which fall along the row, and a number in [0, 1) for each row."""
     chosen = (probabilities.cumsum(1) <= uniforms[:, None]).sum(1)
+    last = (probabilities > 0).sum(1) - 1  # where the sum of all is rounded to less than the number
     return candidates.gather(1, torch.minimum(chosen, last)[:, None])[:, 0]
+
+
+def nearest_other(neighbours: Tensor, images: Tensor) -> Tensor:
+    """The first of each image's neighbours [R, k] that is not the image itself [R]; the image itself where there is none."""
+    place = (neighbours != images[:, None]).to(torch.uint8).argmax(1, keepdim=True)
+    return neighbours.gather(1, place)[:, 0].long()

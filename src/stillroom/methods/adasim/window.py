@@ -73,18 +73,18 @@ class Window:
             slot = self._mapped(epoch)
         self.slots = [*self.slots, slot][-self.size :]
 
-    def rows(self, first: int, last: int, *, without: int | None = None) -> tuple[Tensor, Tensor]:
-        """W_A, int32, and W_S, float32, of the images from `first` and before `last`: [R, V, k] both.
+    def rows(self, images: np.ndarray, *, without: int | None = None) -> tuple[Tensor, Tensor]:
+        """W_A, int32, and W_S, float32, of some images: [R, V, k] both.
 
         Args:
-            first, last: ids.
+            images: their ids, integers [R].
             without: an epoch whose slot is read as zeros.
         """
-        ids = np.zeros((last - first, self.size, self.neighbours), np.int32)
+        ids = np.zeros((len(images), self.size, self.neighbours), np.int32)
         similarities = np.zeros(ids.shape, np.float32)
         for place, slot in enumerate(self.slots, self.size - len(self.slots)):
             if slot.epoch != without:
-                ids[:, place], similarities[:, place] = slot.ids[first:last], slot.similarities[first:last]
+                ids[:, place], similarities[:, place] = slot.ids[images], slot.similarities[images]
         return torch.from_numpy(ids), torch.from_numpy(similarities)
 
     def state_dict(self) -> dict[str, Any]:
@@ -118,13 +118,6 @@ class Window:
                 self.push(slot.epoch, torch.from_numpy(slot.ids), torch.from_numpy(slot.similarities))
             else:
                 self.slots.append(slot)
-
-    def remove_files(self) -> None:
-        """Removes what it keeps in files; for the end of a training."""
-        if self.folder is not None and self.folder.exists() and rank() == 0:
-            for path in self.folder.glob("*.npy"):
-                path.unlink()
-            self.folder.rmdir()
 
     def _files(self, epoch: int) -> tuple[Path, Path]:
         assert self.folder is not None
