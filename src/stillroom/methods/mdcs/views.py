@@ -19,7 +19,7 @@ from torchvision.transforms import v2
 from stillroom.engine.loading import uniforms
 from stillroom.errors import one_of
 from stillroom.modules.pixels import grey, windows
-from stillroom.tasks.classification.views import View
+from stillroom.tasks.images.views import View
 from stillroom.tasks.images.transforms import Parameters, Transform, eval_transform
 
 Style = Literal["small", "cifar", "imagenet"]
