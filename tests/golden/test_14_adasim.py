@@ -17,6 +17,7 @@ from stillroom.methods.dino.gradients import clip_each
 from stillroom.methods.dino.head import ProjectionHead, through
 from stillroom.methods.dino.loss import DINOLoss
 from stillroom.modules.lars import LARS
+from stillroom.tasks.representation import weighted_knn
 from tests.golden.check import HERE, Case, load_cases, run_case
 
 
@@ -54,7 +55,7 @@ def select(inputs: dict[str, Tensor], params: dict[str, Any]) -> dict[str, Tenso
 
 
 def memory(inputs: dict[str, Tensor], params: dict[str, Any]) -> dict[str, Tensor]:
-    made = NeighbourMemory(params["num_images"], params["dim"], neighbours=params["topk"], representation=params["representation"])
+    made = NeighbourMemory(params["num_images"], params["dim"], topk=params["topk"], representation=params["representation"])
     made.features, made.ids, made.similarities = inputs["memory"], inputs["neighbour_ids"].int(), inputs["neighbour_sims"]
     made.update(inputs["batch_indices"], inputs["teacher_backbone"])
     return {"memory_after": made.features, "neighbour_ids_after": made.ids, "neighbour_sims_after": made.similarities}
@@ -117,6 +118,12 @@ def multicrop_order(inputs: dict[str, Tensor], params: dict[str, Any]) -> dict[s
     return {"features": through(lambda pixels: pixels.mean((2, 3)), crops)}
 
 
+def knn(inputs: dict[str, Tensor], params: dict[str, Any]) -> dict[str, Tensor]:
+    features = inputs["train_features"], inputs["train_labels"], inputs["test_features"]
+    scores, ranked = weighted_knn(*features, params["classes"], params["k"], params["temperature"])
+    return {"scores": scores, "prediction": ranked[:, 0]}
+
+
 ADAPTERS = {
     "loss": loss,
     "select": select,
@@ -127,6 +134,7 @@ ADAPTERS = {
     "clip": clip,
     "lars": lars,
     "multicrop_order": multicrop_order,
+    "knn": knn,
 }
 
 

@@ -28,7 +28,7 @@ class Pair(NamedTuple):
 def block(images: int = 12, width: int = 4, *, rule: str = "adasim", **options: Any) -> AdaSim:
     found = RULES[rule]
     assert found is not None
-    return AdaSim(images, width, rule=found, **{"window": 2, "neighbours": 3, "sampling_temperature": 0.05, **options})
+    return AdaSim(images, width, rule=found, **{"window": 2, "topk": 3, "sampling_temperature": 0.05, **options})
 
 
 def epoch(made: AdaSim, number: int, features: Tensor, *, batch: int = 4) -> np.ndarray:
@@ -113,7 +113,7 @@ def test_a_zero_feature_stays_zero_and_keeps_its_gate_shut() -> None:
 
 
 def test_reduced_precision_is_widened_before_anything_is_compared() -> None:
-    memory = NeighbourMemory(4, 3, neighbours=2)
+    memory = NeighbourMemory(4, 3, topk=2)
     with torch.autocast("cpu", torch.bfloat16):
         memory.update(torch.arange(4), torch.randn(8, 3).bfloat16())
         memory.update(torch.arange(4), torch.randn(8, 3).bfloat16())
@@ -124,14 +124,14 @@ def test_reduced_precision_is_widened_before_anything_is_compared() -> None:
 @pytest.mark.parametrize("ids", [[0, 1, 1], [0, 4, 1], [-1, 0, 1]])
 def test_ids_twice_or_out_of_range_are_refused(ids: list[int]) -> None:
     with pytest.raises(InputError, match="ids"):
-        NeighbourMemory(4, 3, neighbours=2).update(torch.tensor(ids), torch.randn(6, 3))
+        NeighbourMemory(4, 3, topk=2).update(torch.tensor(ids), torch.randn(6, 3))
     with pytest.raises(InputError, match="ids"):
         block(4).others(0, np.array(ids), np.array(ids))
 
 
 @pytest.mark.parametrize(
     ("options", "argument"),
-    [({"neighbours": 13}, "neighbours"), ({"window": 0}, "window"), ({"sampling_temperature": 0.0}, "sampling_temperature")],
+    [({"topk": 13}, "topk"), ({"window": 0}, "window"), ({"sampling_temperature": 0.0}, "sampling_temperature")],
 )
 def test_numbers_out_of_range_are_refused(options: dict[str, Any], argument: str) -> None:
     with pytest.raises(InputError, match=argument):

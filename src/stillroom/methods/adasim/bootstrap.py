@@ -30,7 +30,7 @@ class AdaSim(nn.Module):
         width: D of the teacher's features.
         rule: how the other image is chosen.
         window: V, epochs whose neighbours vote; also the first epoch (from 0) with another image.
-        neighbours: k, kept of each image and epoch.
+        topk: k, nearest images kept of each image and epoch.
         sampling_temperature: T_p of the draw.
         representation: what of an image's two views is remembered; see `NeighbourMemory`.
         skip_first_epoch: whether the neighbours of the first epoch, most of them noise, have no vote.
@@ -50,7 +50,7 @@ class AdaSim(nn.Module):
         *,
         rule: Rule,
         window: int = 50,
-        neighbours: int = 10,
+        topk: int = 10,
         sampling_temperature: float = 0.001,
         representation: Representation = "first",
         skip_first_epoch: bool = False,
@@ -59,8 +59,8 @@ class AdaSim(nn.Module):
     ) -> None:
         super().__init__()
         self.rule = rule
-        self.memory = NeighbourMemory(images, width, neighbours=neighbours, representation=representation)
-        self.window = Window(images, neighbours, window if self.rule.window is None else self.rule.window)
+        self.memory = NeighbourMemory(images, width, topk=topk, representation=representation)
+        self.window = Window(images, topk, window if self.rule.window is None else self.rule.window)
         self.begin = self.window.size if self.rule.begin is None else self.rule.begin
         self.temperature = positive("sampling_temperature", sampling_temperature)
         self.skipped = 0 if skip_first_epoch else None

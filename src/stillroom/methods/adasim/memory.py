@@ -21,7 +21,7 @@ class NeighbourMemory(nn.Module):
     Args:
         images: N.
         width: D of the features.
-        neighbours: k, kept of each image.
+        topk: k, nearest images kept of each image.
         representation: what of an image's two views is remembered. The first always shows the image itself.
 
     Attributes:
@@ -30,7 +30,7 @@ class NeighbourMemory(nn.Module):
         similarities: S, float32 [N, k], their cosines.
 
     Raises:
-        InputError: more neighbours than images, or another number out of its range.
+        InputError: k above N, or another number out of its range.
 
     Source: specification, "State update".
     """
@@ -39,15 +39,15 @@ class NeighbourMemory(nn.Module):
     ids: Tensor
     similarities: Tensor
 
-    def __init__(self, images: int, width: int, *, neighbours: int = 10, representation: Representation = "first") -> None:
+    def __init__(self, images: int, width: int, *, topk: int = 10, representation: Representation = "first") -> None:
         super().__init__()
-        if at_least("neighbours", neighbours, 1) > images:
-            raise InputError("neighbours", neighbours, f"at most as many as there are training images ({images})")
+        if at_least("topk", topk, 1) > images:
+            raise InputError("topk", topk, f"at most as many as there are training images ({images})")
         one_of("representation", representation, get_args(Representation))
         self.representation = representation
         self.register_buffer("features", torch.zeros(images, width))
-        self.register_buffer("ids", torch.zeros(images, neighbours, dtype=torch.int32))
-        self.register_buffer("similarities", torch.zeros(images, neighbours))
+        self.register_buffer("ids", torch.zeros(images, topk, dtype=torch.int32))
+        self.register_buffer("similarities", torch.zeros(images, topk))
 
     def represent(self, features: Tensor) -> Tensor:
         """r [B, D] of unit length from h [2 B, D], view 1 first; a zero row stays zero."""
@@ -90,4 +90,4 @@ class NeighbourMemory(nn.Module):
 
     def extra_repr(self) -> str:
         """For people, and for the fingerprint of a stage."""
-        return f"{list(self.features.shape)}, neighbours={self.ids.shape[1]}, representation={self.representation}"
+        return f"{list(self.features.shape)}, topk={self.ids.shape[1]}, representation={self.representation}"

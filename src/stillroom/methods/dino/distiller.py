@@ -21,6 +21,8 @@ from stillroom.methods.dino.backbone import for_any_size, with_stochastic_depth
 from stillroom.methods.dino.gradients import clip_each, decay_groups
 from stillroom.methods.dino.head import ProjectionHead, through
 from stillroom.methods.dino.loss import DINOLoss
+from stillroom.methods.dino.views import Crops
+from stillroom.tasks.representation import Embedded, RepresentationData
 
 GLOBAL = 2  # views that the teacher sees
 
@@ -66,8 +68,10 @@ class DINO(Distiller):
         clip_each_norm: see `clip_each`.
         freeze_last_layer: epochs in which the head's prototypes stay as they are.
         drop_path: see `with_stochastic_depth`.
-        any_size: whether the learner reads crops of other sizes too.
-        neighbours: what chooses the image that the second view comes from; by default it is the image itself.
+        crops: which views are shown.
+
+    Attributes:
+        neighbours: what chooses the image that the second view comes from; None: it is the image itself.
 
     Raises:
         InputError: a number out of its range.
@@ -96,14 +100,14 @@ class DINO(Distiller):
         clip_each_norm: float = 3.0,
         freeze_last_layer: int = 1,
         drop_path: float = 0.1,
-        any_size: bool = False,
-        neighbours: Any = None,
+        crops: Crops | None = None,
     ) -> None:
         super().__init__(student)
+        self.crops = crops or Crops()
         shape: dict[str, Any] = {"hidden": hidden, "bottleneck": bottleneck, "layers": head_layers}
         head = ProjectionHead(width, prototypes, **shape, batch_norm=head_batch_norm, freeze_gain=freeze_gain)
         backbone = with_stochastic_depth(copy.deepcopy(student), drop_path)
-        self.learner = nn.ModuleDict({"backbone": for_any_size(backbone) if any_size else backbone, "head": head})
+        self.learner = nn.ModuleDict({"backbone": for_any_size(backbone) if self.crops.local_crops else backbone, "head": head})
         self.averaged_head = copy.deepcopy(head)
         self.loss = DINOLoss(
             prototypes,
@@ -121,7 +125,11 @@ class DINO(Distiller):
         self.final_weight_decay = at_least_zero("final_weight_decay", final_weight_decay)
         self.clip_each_norm = at_least_zero("clip_each_norm", clip_each_norm)
         self.freeze_last_layer = at_least("freeze_last_layer", freeze_last_layer, 0)
-        self.neighbours = neighbours
+        self.neighbours: Any = None
+
+    def training_data(self, data: RepresentationData) -> RepresentationData:
+        """In the views of `crops`, of which the second is of the image that the neighbours choose."""
+        return self.crops.of(data, None if self.neighbours is None else self.neighbours.others)
 
     def answers(self, views: tuple[Tensor, ...]) -> tuple[Tensor, Tensor, Tensor]:
         """The learner's logits of all views [U B, K]; the average's logits [2 B, K] and features [2 B, D] of the global ones."""
