@@ -16,6 +16,8 @@ from stillroom.methods.adasim.bootstrap import AdaSim
 from stillroom.methods.adasim.memory import NeighbourMemory
 from stillroom.methods.adasim.selection import drawn, nearest_other, vote
 from stillroom.methods.adasim.window import Window
+from tests.methods.adasim_job import Falling, Killed, train
+from tests.processes import Processes
 
 
 class Pair(NamedTuple):
@@ -243,3 +245,41 @@ def test_a_window_in_files_is_the_same_and_a_killed_run_finds_the_files_of_its_c
     lost.keep_in(tmp_path / "elsewhere")
     with pytest.raises(InputError, match="cannot be read"):
         lost.restore(saved["window"])
+
+
+# Runs ---------------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Tensor]:
+    """A training that was left alone."""
+    return train(tmp_path_factory.mktemp("whole"))
+
+
+def test_neighbours_are_shown_once_the_window_is_full(whole: dict[str, Tensor]) -> None:
+    share = whole["history"][:, 1]
+    assert share[:2].tolist() == [0, 0]
+    assert (share[2:] > 0).all()
+
+
+@pytest.mark.parametrize("window_memory", [1.0, 0.0])
+def test_killed_and_continued_ends_with_the_same_numbers(
+    whole: dict[str, Tensor], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, window_memory: float
+) -> None:
+    for step in (9, 12, 17):  # within an epoch, before the first batch of one, and after a checkpoint of the epoch before
+        monkeypatch.setattr(Falling, "fall_at", step)
+        with pytest.raises(Killed):
+            train(tmp_path, window_memory=window_memory)
+    monkeypatch.setattr(Falling, "fall_at", None)
+    continued = train(tmp_path, window_memory=window_memory)
+    assert all(torch.equal(value, continued[name]) for name, value in whole.items() if name != "history")
+    assert torch.allclose(whole["history"], continued["history"])
+    assert not list((tmp_path / "seed0/adasim").glob("checkpoint*"))  # the window's files go with the checkpoint that needs them
+
+
+def test_two_processes_equal_one(whole: dict[str, Tensor], tmp_path: Path, processes: Processes) -> None:
+    first, second = processes.on_two_ranks(train, tmp_path, 2)
+    for name in whole.keys() - {"neighbours.examples.rows"}:  # which each process notes of its own images
+        if name.startswith(("neighbours.memory", "window", "loss")):
+            assert torch.equal(first[name], second[name]), name
+        torch.testing.assert_close(first[name], whole[name], rtol=1e-4, atol=5e-5)

@@ -125,12 +125,13 @@ class AdaSim(nn.Module):
         return figures
 
     def checkpoint(self) -> dict[str, Any]:
-        """What a checkpoint keeps besides the buffers: the window."""
-        return self.window.state_dict()
+        """What a checkpoint keeps besides the buffers: the window, and what was noted in this epoch."""
+        return {"window": self.window.state_dict(), "noted": self._noted}
 
     def restore(self, state: dict[str, Any]) -> None:
         """Takes it up again; of a longer window its newest slots."""
-        self.window.load_state_dict(state)
+        self.window.load_state_dict(state["window"])
+        self._noted = list(state["noted"])
 
     def companions(self) -> dict[str, nn.Module]:
         """What is kept when the training has ended: the last epoch's `Examples`."""
