@@ -19,7 +19,6 @@ from stillroom.errors import InputError
 from stillroom.modules.projectors import probing
 from stillroom.tasks.classification.data import ImageData
 from stillroom.tasks.classification.doubts import doubts
-from stillroom.tasks.images.layers import middle_layer, pooled_layer
 from stillroom.tasks.classification.loaded import Loaded, load, ship
 from stillroom.tasks.classification.metrics import agreement
 from stillroom.tasks.classification.networks import ClassifierNetworks
@@ -30,6 +29,7 @@ from stillroom.tasks.images.classifiers import PRETRAINED, build_classifier, con
 from stillroom.tasks.images.configurations import class_names
 from stillroom.tasks.images.delivered import deliver
 from stillroom.tasks.images.foreign import teacher_inputs
+from stillroom.tasks.images.layers import middle_layer, pooled_layer
 from stillroom.tasks.images.page_parts import data_section
 
 # Where data are named and nothing else: on scikit-learn's digits some 1 500 steps. The paper of DOT sees its effect only once the longer

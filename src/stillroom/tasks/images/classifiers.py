@@ -143,8 +143,8 @@ def build_backbone(
     What the network answers without its head is averaged over the positions of a map [B, D, H, W], or over tokens [B, N, D].
 
     Args:
-        spec: see the module's docstring; a run of any task whose networks are classifiers in form, or of backbones. A function that takes no
-            ``num_classes`` gives a network that has no head to be taken away.
+        spec: see the module's docstring; a run of any task whose networks are classifiers in form, or of backbones. A function that takes
+            no ``num_classes`` gives a network that has no head to be taken away.
         image_size, in_channels, trust_pickle, argument: see `build_classifier`.
 
     Raises:

@@ -179,10 +179,10 @@ class ImageSetData(ABC):
         """The same data, but that training batches show every image in each of these views (`ViewBatch`).
 
         Args:
-            views: how images are changed and prepared: transforms, or functions of one image to a normalised tensor; their sizes may differ.
+            views: how images are changed and prepared: transforms, or functions of one image to a normalised tensor; sizes may differ.
             said: what tells these views from others in the data's fingerprint.
-            others: which training image stands in each one's place in some of the views, asked batch by batch (see `PairedBatches`). It is no
-                part of the fingerprint.
+            others: which training image stands in each one's place in some of the views, asked batch by batch (see `PairedBatches`).
+                It is no part of the fingerprint.
             of_other: numbers of those views.
         """
         return self.derive(("views", said), training_shown=Shown(views, others, of_other if others is not None else ()))

@@ -183,6 +183,7 @@ class Fit(nn.Module):
         self.resize, self.crop, self.interpolation = resize, crop, interpolation
 
     def forward(self, image: Image.Image | Tensor) -> Tensor:
+        """uint8 [3, crop, crop]."""
         image = _rgb(image)
         height, width = height_and_width(image)
         if not height == width == self.resize == self.crop:

@@ -31,8 +31,8 @@ class RepresentationData(ImageSetData):
     The `eval_loader` shows the bank, training images that others are compared with, and then the validation images.
 
     Args:
-        data: where the images are: ``images:PATH[,val=0.05]`` (folder, zip or tar of images without classes, at any depth), or any classified
-            images, whose labels only measure: ``digits``, ``imagefolder:PATH``, ``cifar10:PATH``, ...
+        data: where the images are: ``images:PATH[,val=0.05]`` (folder, zip or tar of images without classes, at any depth), or any
+            classified images, whose labels only measure: ``digits``, ``imagefolder:PATH``, ``cifar10:PATH``, ...
         image_size: pixels of the images that the network is given; height and width; by default the data's own, or 224.
         augment: random changes of training images, of methods that show one view of each: ``cifar``, ``tiny-imagenet``, ``imagenet``,
             ``digits`` or ``none``; by default what suits the data.

@@ -86,8 +86,8 @@ class LoadedBackbone:
         Args:
             files: images.
             unreadable: called with the error of one that cannot be decoded.
-            out: the file to write: ``.csv`` (a row ``file,0,1,...`` for each image), or ``.npz`` with ``files`` [N] and ``embeddings`` float32
-                [N, D]; of a folder, its ``embeddings.npz``; by default that of the run's folder.
+            out: the file to write: ``.csv`` (a row ``file,0,1,...`` for each image), or ``.npz`` with ``files`` [N] and ``embeddings``
+                float32 [N, D]; of a folder, its ``embeddings.npz``; by default that of the run's folder.
         """
         target = _target(self.card.folder if out is None else Path(out))
         accelerated(self.network)

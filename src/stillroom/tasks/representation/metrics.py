@@ -55,8 +55,9 @@ class Protocol:
     def said(self) -> str:
         """For people."""
         return (
-            f"k-NN: k = {self.neighbours}, T = {self.temperature:g}; few labels: {self.few_labels} of each class, k = {self.few_neighbours}, "
-            f"mean over {self.draws} draws; linear probe: logistic regression on frozen features of unchanged images"
+            f"k-NN: k = {self.neighbours}, T = {self.temperature:g}; few labels: {self.few_labels} of each class, "
+            f"k = {self.few_neighbours}, mean over {self.draws} draws; linear probe: "
+            f"logistic regression on frozen features of unchanged images"
         )
 
 
@@ -90,7 +91,9 @@ def votes(similarities_QK: Tensor, labels_QK: Tensor, num_classes: int, temperat
     return scaled_QC * top_Q1.exp(), torch.where(voted_QC.gather(1, order_QC), order_QC, -1)
 
 
-def weighted_knn(bank_MD: Tensor, labels_M: Tensor, queries_QD: Tensor, num_classes: int, k: int, temperature: float) -> tuple[Tensor, Tensor]:
+def weighted_knn(
+    bank_MD: Tensor, labels_M: Tensor, queries_QD: Tensor, num_classes: int, k: int, temperature: float
+) -> tuple[Tensor, Tensor]:
     """Weighted k-NN: scores [Q, C] and ranked classes [Q, C] of `votes` among the k most similar rows of the bank.
 
     Args:
@@ -142,8 +145,8 @@ def linear_probe(bank_MD: Tensor, labels_M: Tensor, queries_QD: Tensor, num_clas
 
 
 def spread(features_BD: Tensor) -> float:
-    """Standard deviation of unit features over images, mean over dimensions, times sqrt(D): 1 for directions that are spread evenly, 0 where
-    all images have one feature."""
+    """Standard deviation of unit features over images, mean over dimensions, times sqrt(D): 1 for directions that are spread evenly, 0
+    where all images have one feature."""
     return float(unit(features_BD).std(0, correction=0).mean() * math.sqrt(features_BD.shape[1]))
 
 
@@ -210,8 +213,8 @@ class RepresentationEvaluator:
         return self._all()[0]
 
     def details(self) -> dict[str, np.ndarray]:
-        """Of each validation image: `ids` (from 0), `neighbours` int64 and `similarities` float32 [V, 5] in the bank; where there are labels,
-        `labels` and the k-NN's `predicted`."""
+        """Of each validation image: `ids` (from 0), `neighbours` int64 and `similarities` float32 [V, 5] in the bank; where there are
+        labels, `labels` and the k-NN's `predicted`."""
         return self._all()[1]
 
     def _all(self) -> tuple[dict[str, float], dict[str, np.ndarray]]:

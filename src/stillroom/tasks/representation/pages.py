@@ -1,4 +1,4 @@
-"""The report's own part of representation learning: nearest neighbours as pictures, what was measured how, and whether features collapsed."""
+"""The report's own part of representation learning: nearest neighbours as pictures, what was measured how, what collapsed."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def remarks(report: Report, data: RepresentationData) -> list[str]:
 
 def _neighbours(arms: Mapping[str, StageResult], report: Report, data: RepresentationData) -> list[Section]:
     """The first validation images by id, of the first seed: nobody picked them."""
-    shown = [name for name in dict.fromkeys((report.baseline, report.leading)) if name in arms]
+    shown = [name for name in dict.fromkeys((report.baseline, report.leading)) if name is not None and name in arms]
     if not shown:
         return []
     rows = []

@@ -22,8 +22,8 @@ def open_source(spec: str, *, argument: str = "data") -> LabelledSource:
     """Find and list the images that a specification names.
 
     Args:
-        spec: ``images:PATH[,val=0.05]``: a folder, zip or tar in which every image file at any depth counts, without classes; or anything that
-            `images.classified.open_source` reads.
+        spec: ``images:PATH[,val=0.05]``: a folder, zip or tar in which every image file at any depth counts, without classes; or anything
+            that `images.classified.open_source` reads.
         argument: what error messages call it.
 
     Raises:

@@ -78,4 +78,4 @@ class Representation:
 
 
 TASK = Representation()
-RepresentationData.task = TASK
+RepresentationData.task = TASK  # type: ignore[assignment]

@@ -76,7 +76,7 @@ class Changes:
 
     def draw(self, seeds: np.ndarray, size: Sequence[int]) -> Parameters:
         """What each will do; their names begin with its number."""
-        drawn = {}
+        drawn: Parameters = {}
         for number, change in enumerate(self.changes):
             own = change.draw(sample_seeds(number, 0, seeds), size)
             drawn |= {f"{number}.{name}": values for name, values in own.items()}
