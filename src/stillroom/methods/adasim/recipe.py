@@ -157,6 +157,7 @@ def _choices(name: str, made: AdaSim, data: RepresentationData) -> Section:
 
 DIGITS = {
     "data": "digits",
+    "score": "few",
     "student": "stillroom/mlp_256_128",
     "batch_size": 100,
     "epochs": 40,
@@ -171,7 +172,7 @@ DIGITS = {
 
 PRESETS = {
     "paper": {
-        "data": "imagefolder:data/imagenet",
+        "data": "imagenet:data/imagenet",
         "student": "timm/vit_small_patch16_224",
         "image_size": 224,
         "batch_size": 512,

@@ -162,9 +162,9 @@ class DINO(Distiller):
         return {"loss": losses.total, "terms": {name: term.detach() for name, term in losses.terms.items()}, "figures": figures}
 
     def predict(self, batch: Any) -> Any:
-        """Features of the average, and its head's logits, whose entropy is looked at."""
+        """Features of the average, and its centred and sharpened answer, whose entropy is looked at."""
         features = self.student(batch.inputs)
-        return Embedded(features, self.averaged_head(features))
+        return Embedded(features, (self.averaged_head(features) - self.loss.center) / self.loss.last_temperature)
 
     def companions(self) -> dict[str, nn.Module]:
         """What the neighbours keep."""

@@ -71,6 +71,7 @@ def recipe(lab: Lab, data: RepresentationData, plan: Training = TASK.plan, netwo
 
 DIGITS = {
     "data": "digits",
+    "score": "few",
     "student": "stillroom/mlp_256_128",
     "batch_size": 100,
     "epochs": 40,
@@ -82,7 +83,7 @@ HEADS = {"prototypes": 256, "hidden": 256, "bottleneck": 64, "ema_momentum": 0.9
 
 PRESETS = {
     "paper": {
-        "data": "imagefolder:data/imagenet",
+        "data": "imagenet:data/imagenet",
         "student": "timm/vit_small_patch16_224",
         "image_size": 224,
         "batch_size": 512,

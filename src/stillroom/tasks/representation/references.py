@@ -14,6 +14,7 @@ def references(experiment: Experiment) -> dict[str, Trained]:
     """Both, scored: ``pixels`` (averaged to 16 x 16 where they are more), one for all seeds, and ``random``, the student as it begins."""
     lab, data = experiment.lab, experiment.data
     side = min(_SIDE, data.example_inputs().shape[-1])
+    lab.begin()
     with lab.shared():
         shrunk = nn.Sequential(nn.AdaptiveAvgPool2d(side), nn.Flatten())
         pixels = lab.evaluate(shrunk, data, name=PIXELS, model=f"pixels ({side} × {side})")
