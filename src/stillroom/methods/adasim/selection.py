@@ -51,10 +51,9 @@ def vote(ids: Tensor, similarities: Tensor, images: Tensor) -> Vote:
     missing = torch.arange(slots * neighbours, device=ids.device) > place[:, -1:]
     sums = torch.zeros_like(values).scatter_add_(1, place, values).masked_fill_(missing, -torch.inf)
     candidates = torch.full_like(ordered, -1).scatter_(1, place, ordered)
-    sums, order = sums.sort(dim=1, descending=True, stable=True)
-    candidates = candidates.gather(1, order)
-    winner = (candidates == images[:, None]) & (sums == sums[:, :1])
-    order = (~winner).to(torch.uint8).argsort(dim=1, stable=True)[:, :neighbours]
+    # the image itself, where nothing is above it, goes before all that have as much
+    winner = (candidates == images[:, None]) & (sums == sums.amax(1, keepdim=True))
+    order = sums.masked_fill(winner, torch.inf).sort(dim=1, descending=True, stable=True).indices[:, :neighbours]
     candidates, sums = candidates.gather(1, order), sums.gather(1, order)
     seen = (similarities != 0).flatten(1).any(1)
     return Vote(candidates, sums, (candidates[:, 0] == images) & seen, seen)
