@@ -45,6 +45,7 @@ METHODS: tuple[Method, ...] = (
     Method("fitnets", "FitNets: Hints for Thin Deep Nets (Romero 2015)", "classification", "stillroom.methods.fitnets", _TESTS),
     Method("crd", "Contrastive Representation Distillation (Tian 2020)", "classification", "stillroom.methods.crd", _TESTS),
     Method("dino", "DINO: Self-distillation with no labels (Caron 2021)", "representation", "stillroom.methods.dino", _PAPER),
+    Method("features", "Any foundation model into any backbone, without labels", "representation", "stillroom.methods.features", _TESTS),
     Method("dot", "DOT: A Distillation-Oriented Trainer", "any", "stillroom.methods.dot", _PAPER),
     Method("ssd-det", "Spatial Self-Distillation for Object Detection with Inaccurate Bounding Boxes", "detection"),
     Method("iod", "Incremental object detection via within-class and between-class distillation", "detection"),
