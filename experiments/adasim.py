@@ -3,10 +3,10 @@
     python experiments/adasim.py --cifar10 cifar10.zip     # about half an hour of one core
 
 A, digits: the specification's views, network and budget, every arm, and AdaSim at three temperatures; few-label k-NN. B, CIFAR-10, made
-smaller to 16 x 16 pixels: baseline, naive from the second epoch on, AdaSim; weighted k-NN. C, made-up pictures: half of them recognisable (a
-strong pattern of their own that survives the views), half ambiguous (a weak class pattern; what is their own is lost in the views): how often
-the gate opens for either, and how many draws are right with the gate and without. The share of second views that showed another image
-stands beside every score: where it is near 0, the arm is the baseline. Runs that were killed go on.
+smaller to 16 x 16 pixels: baseline, naive from the second epoch on, AdaSim; weighted k-NN. C, made-up pictures: half of them recognisable
+(a strong pattern of their own that survives the views), half ambiguous (a weak class pattern; what is their own is lost in the views): how
+often the gate opens for either, and how many draws are right with the gate and without. The share of second views that showed another
+image stands beside every score: where it is near 0, the arm is the baseline. Runs that were killed go on.
 """
 
 from __future__ import annotations
@@ -53,6 +53,7 @@ class GeluNet(nn.Module):
         self.layers = nn.Sequential(*layers)
 
     def forward(self, images: Tensor) -> Tensor:
+        """The mean over positions."""
         return self.layers(images).mean((2, 3))
 
 
@@ -108,7 +109,7 @@ def experiment(
     temperatures: tuple[float, ...] = (),
 ) -> dict[str, Numbers]:
     """Every arm with every seed."""
-    found: dict[str, dict[str, dict[int, float]]] = {}
+    found: dict[str, Any] = {}
     for seed in seeds:
         for temperature in (None, *temperatures):
             folder = out if temperature is None else out.with_name(f"{out.name}-{temperature:g}")
@@ -117,7 +118,9 @@ def experiment(
             report = recipe(lab, data, plan, Networks(student=student), arms=arms if temperature is None else "adasim", **options)
             for arm, (result,) in report.arms.items():
                 rule = RULES.get(arm)
-                begin = None if rule is None else window["window"] if rule.begin is None and rule.window is None else rule.begin or rule.window
+                begin = (
+                    None if rule is None else window["window"] if rule.begin is None and rule.window is None else rule.begin or rule.window
+                )
                 if arm in ("pixels", "random"):
                     numbers = {said: result.metrics[name] for name, said in METRICS.items()}
                 else:
@@ -132,7 +135,7 @@ def experiment(
 def mechanism(seeds: list[int], out: Path, temperature: float) -> dict[str, Numbers]:
     """Where the gate opens, and how many draws are right, by the window that a training with AdaSim ends with."""
     data = RepresentationData(f"{HERE}:patterns", image_size=16, augment="digits", batch_size=100)
-    found: dict[str, dict[str, dict[int, float]]] = {}
+    found: dict[str, Any] = {}
     for seed in seeds:
         lab = Lab(LabOptions(out=out, accelerator="cpu"), seed)
         network = NETWORKS["mlp_256_128"](num_classes=2)
@@ -200,8 +203,8 @@ def main() -> None:
         verdict(found, "digits", few, against),
     ]
     setting: dict[str, object] = {
-        "A, digits": "900 images, 897 to measure with; MLP 256-128, head 256-256-64, 256 prototypes; AdamW 1e-3, batch 100, 40 epochs, average "
-        "0.99 -> 1, V = 8, k = 5, T_p 0.001; warped views; few labels: 5 of each class, k = 5, 40 draws",
+        "A, digits": "900 images, 897 to measure with; MLP 256-128, head 256-256-64, 256 prototypes; AdamW 1e-3, batch 100, 40 epochs, "
+        "average 0.99 -> 1, V = 8, k = 5, T_p 0.001; warped views; few labels: 5 of each class, k = 5, 40 draws",
         "C, mechanism": f"{CLASSES * EACH} pictures of {CLASSES} classes, every second one ambiguous; network and budget of A, T_p 0.05",
     }
     if arguments.cifar10:
@@ -213,8 +216,8 @@ def main() -> None:
         found |= experiment("CIFAR-10", cifar, plan, seeds, arguments.runs / "cifar10", f"{HERE}:gelu_net", arms, window)
         said.append(verdict(found, "CIFAR-10", METRICS["knn"], (("adasim", "baseline"), ("naive", "baseline"), ("adasim", "naive"))))
         setting["B, CIFAR-10"] = (
-            f"{arguments.images} images at 16 x 16, 1000 of the test's; four convolutions 32-64-64-128; crops of 0.4 to 1 of the area; heads of "
-            f"A; {arguments.cifar_epochs} epochs, V = 6, k = 10, T_p {arguments.cifar_temperature:g}; naive from the second epoch on"
+            f"{arguments.images} images at 16 x 16, 1000 of the test's; four convolutions 32-64-64-128; crops of 0.4 to 1 of the area; heads "
+            f"of A; {arguments.cifar_epochs} epochs, V = 6, k = 10, T_p {arguments.cifar_temperature:g}; naive from the second epoch on"
         )
     command = f"python experiments/adasim.py{' --cifar10 cifar10.zip' * bool(arguments.cifar10)} --seeds {arguments.seeds}"
     command += f" --images {arguments.images} --cifar_epochs {arguments.cifar_epochs} --cifar_temperature {arguments.cifar_temperature:g}"

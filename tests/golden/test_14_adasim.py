@@ -85,9 +85,7 @@ def head(inputs: dict[str, Tensor], params: dict[str, Any]) -> dict[str, Tensor]
 
 def schedule(inputs: dict[str, Tensor], params: dict[str, Any]) -> dict[str, Tensor]:
     steps, warmup = params["epochs"] * params["niter_per_ep"], params["warmup_epochs"] * params["niter_per_ep"]
-    values = [
-        cosine_between(params["base_value"], params["final_value"], step=step, steps=steps, warmup=warmup) for step in range(steps)
-    ]
+    values = [cosine_between(params["base_value"], params["final_value"], step=step, steps=steps, warmup=warmup) for step in range(steps)]
     return {"values": torch.tensor(values, dtype=torch.float64)}
 
 
@@ -104,7 +102,7 @@ def lars(inputs: dict[str, Tensor], params: dict[str, Any]) -> dict[str, Tensor]
     learning = {name: nn.Parameter(value) for name, value in inputs.items() if not name.startswith("grad_")}
     options = {name: params[name] for name in ("lr", "weight_decay", "momentum", "eta")}
     optimizer = LARS(learning.values(), **options)
-    answer = {}
+    answer: dict[str, Tensor] = {}
     for step in sorted({int(name.rpartition("_")[2]) for name in inputs if name.startswith("grad_")}):
         for name, parameter in learning.items():
             parameter.grad = inputs[f"grad_{name}_{step}"]

@@ -43,17 +43,18 @@ def train(out: Path, devices: int = 1, window_memory: float = 1.0) -> dict[str, 
     """What is left of a training with the second views of neighbours: state, window, and how many neighbours were shown in each epoch."""
     torch.manual_seed(3)
     data = digits()
-    backbone = MLP(16, WIDTH, num_classes=2)
+    backbone: Any = MLP(16, WIDTH, num_classes=2)
     backbone.fc = torch.nn.Identity()
     distiller = Falling(backbone, width=WIDTH, prototypes=8, hidden=16, bottleneck=8, ema_momentum=0.9, freeze_last_layer=0)
     rule = RULES["ungated"]  # of which hardly an image is shown itself
     assert rule is not None
     options: dict[str, Any] = {"window": 2, "topk": 4, "sampling_temperature": 0.1, "window_memory": window_memory}
     block = distiller.neighbours = AdaSim(data.train_size, WIDTH, rule=rule, labels=data.train_labels, **options)
-    several = {"devices": devices, "strategy": "ddp"} if devices > 1 else {}
+    several: dict[str, Any] = {"devices": devices, "strategy": "ddp"} if devices > 1 else {}
     lab = Lab(LabOptions(out=out, accelerator="cpu", checkpoint_steps=1, **several))
     stage = lab.fit(distiller, distiller.training_data(data), PLAN, name="adasim")
     ids, similarities = block.window.rows(np.arange(data.train_size))
-    history = torch.tensor([[row[f"train/{key}"] for key in ("dino", "bootstrap/share", "bootstrap/right")] for row in stage.result.history])
+    figures = ("train/dino", "train/bootstrap/share", "train/bootstrap/right")
+    history = torch.tensor([[row[figure] for figure in figures] for row in stage.result.history])
     found = {**distiller.state_dict(), "window ids": ids, "window similarities": similarities, "history": history}
     return {name: value.clone() for name, value in found.items()}

@@ -47,8 +47,11 @@ def warmup_factor(epoch: float, warmup: float) -> float:
 
 
 def cosine_between(first: float, last: float, *, step: int, steps: int, warmup: int = 0) -> float:
-    """Half a cosine from `first` towards `last`, which the step after the last one would reach: last + (first - last) (1 + cos(pi i / n)) / 2
-    at the i-th of n steps. Before it a warm-up of evenly spaced values from 0 to `first`, both included.
+    """Half a cosine from `first` towards `last`, which the step after the last one would reach; at the i-th of n steps
+
+        last + (first - last) (1 + cos(pi i / n)) / 2
+
+    Before it a warm-up of evenly spaced values from 0 to `first`, both included.
 
     For quantities besides the learning rate too: weight decay, the momentum of an average.
 

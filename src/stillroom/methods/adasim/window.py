@@ -130,4 +130,6 @@ class Window:
         try:
             return Slot(epoch, np.load(ids, mmap_mode="r"), np.load(similarities, mmap_mode="r"))
         except (OSError, ValueError) as error:
-            raise InputError("out", f"{ids}, which cannot be read ({error})", "the files of the window that a checkpoint refers to") from error
+            raise InputError(
+                "out", f"{ids}, which cannot be read ({error})", "the files of the window that a checkpoint refers to"
+            ) from error

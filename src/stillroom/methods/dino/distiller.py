@@ -214,12 +214,11 @@ class DINO(Distiller):
         """Clips each parameter's gradient; drops those of the prototypes in the first epochs."""
         clip_each(self.learner.parameters(), self.clip_each_norm)
         if self.progress.epoch <= self.freeze_last_layer:
-            for parameter in self.learner["head"].last_layer.parameters():
+            head: Any = self.learner["head"]
+            for parameter in head.last_layer.parameters():
                 parameter.grad = None
 
-    def optimizer_step(
-        self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Callable[[], Any] | None = None
-    ) -> None:
+    def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Callable[[], Any] | None = None) -> None:
         """The optimiser's step, after which the average follows."""
         super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
         self.follow()
@@ -229,7 +228,11 @@ class DINO(Distiller):
         """Moves the average towards the learner; to be called after each step of a loop of one's own."""
         place = self.progress
         share = 1 - cosine_between(self.ema_momentum, 1.0, step=place.step, steps=place.steps)
-        for average, learner in ((self.student, self.learner["backbone"]), (self.averaged_head, self.learner["head"])):
+        pairs: tuple[tuple[nn.Module, nn.Module], ...] = (
+            (self.student, self.learner["backbone"]),
+            (self.averaged_head, self.learner["head"]),
+        )
+        for average, learner in pairs:
             for old, new in zip(average.parameters(), learner.parameters(), strict=True):
                 old.lerp_(new, share)
 

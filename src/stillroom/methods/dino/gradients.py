@@ -33,4 +33,8 @@ def decay_groups(module: nn.Module) -> list[dict[str, Any]]:
     free = [parameter.ndim < 2 or name.endswith(".bias") for name, parameter in learning]
     decayed = [parameter for (_, parameter), without in zip(learning, free, strict=True) if not without]
     spared = [parameter for (_, parameter), without in zip(learning, free, strict=True) if without]
-    return [group for group in ({"params": decayed, "decays": True}, {"params": spared, "decays": False, "weight_decay": 0.0}) if group["params"]]
+    return [
+        group
+        for group in ({"params": decayed, "decays": True}, {"params": spared, "decays": False, "weight_decay": 0.0})
+        if group["params"]
+    ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from itertools import groupby
+from itertools import groupby, pairwise
 
 import torch
 from torch import Tensor, nn
@@ -63,7 +63,7 @@ class ProjectionHead(nn.Module):
         super().__init__()
         widths = [width, *[hidden] * (at_least("head_layers", layers, 1) - 1), bottleneck]
         mlp: list[nn.Module] = []
-        for number, (before, after) in enumerate(zip(widths, widths[1:], strict=False)):
+        for number, (before, after) in enumerate(pairwise(widths)):
             if number:
                 mlp += [*([nn.BatchNorm1d(before)] if batch_norm else []), nn.GELU()]
             mlp.append(nn.Linear(before, after))

@@ -51,9 +51,9 @@ class Crops:
         if data.augment == "digits":
             if self.local_crops:
                 raise InputError("local_crops", self.local_crops, "0 for scans of digits: a part of a digit may be another digit")
-            views = (warp_view(data), warp_view(data))
+            views = [warp_view(data), warp_view(data)]
         else:
             looks = [replace(look, scale=self.global_scale) for look in (FIRST, SECOND)]
             looks += [Look(self.local_scale, self.local_size, blur=0.5)] * self.local_crops
-            views = tuple(crop_view(data, look) for look in looks)
+            views = [crop_view(data, look) for look in looks]
         return data.in_views(*views, said=repr(self), others=others)

@@ -207,9 +207,8 @@ class RepresentationEvaluator:
 
     def update(self, answers: Tensor | Embedded, batch: Any) -> None:
         """Add a batch: features [B, D], or `Embedded`, of the images of its `ids`."""
-        features = answers
+        features = answers.features if isinstance(answers, Embedded) else answers
         if isinstance(answers, Embedded):
-            features = answers.features
             sums_K = answers.logits[batch.ids >= len(self.bank_labels)].detach().float().softmax(1).sum(0, dtype=torch.float64)
             self._answers = sums_K if self._answers is None else self._answers + sums_K
         self._rows.append((batch.ids.cpu(), features.detach().float().cpu()))
