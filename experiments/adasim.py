@@ -191,7 +191,7 @@ def main() -> None:
     arguments = parser.parse_args()
     seeds = list(range(arguments.seeds))
     found = mechanism(seeds, arguments.runs / "mechanism", 0.05)
-    digits = RepresentationData("digits", batch_size=100, score="few")
+    digits = RepresentationData("digits", batch_size=100, primary="few")
     runs = arguments.runs / "digits"
     found |= experiment("digits", digits, PLAN, seeds, runs, "stillroom/mlp_256_128", ALL, WINDOW, temperatures=(0.01, 0.05))
     few = METRICS["few"]
@@ -216,8 +216,8 @@ def main() -> None:
         found |= experiment("CIFAR-10", cifar, plan, seeds, arguments.runs / "cifar10", f"{HERE}:gelu_net", arms, window)
         said.append(verdict(found, "CIFAR-10", METRICS["knn"], (("adasim", "baseline"), ("naive", "baseline"), ("adasim", "naive"))))
         setting["B, CIFAR-10"] = (
-            f"{arguments.images} images at 16 x 16, 1000 of the test's; four convolutions 32-64-64-128; crops of 0.4 to 1 of the area; heads "
-            f"of A; {arguments.cifar_epochs} epochs, V = 6, k = 10, T_p {arguments.cifar_temperature:g}; naive from the second epoch on"
+            f"{arguments.images} images at 16 x 16, 1000 of the test's; four convolutions 32-64-64-128; crops of 0.4 to 1 of the area; "
+            f"heads of A; {arguments.cifar_epochs} epochs, V = 6, k = 10, T_p {arguments.cifar_temperature:g}; naive from epoch 2"
         )
     command = f"python experiments/adasim.py{' --cifar10 cifar10.zip' * bool(arguments.cifar10)} --seeds {arguments.seeds}"
     command += f" --images {arguments.images} --cifar_epochs {arguments.cifar_epochs} --cifar_temperature {arguments.cifar_temperature:g}"

@@ -116,7 +116,7 @@ def test_collapse_is_seen() -> None:
 @pytest.mark.parametrize("score", ["few", "linear"])
 def test_the_score_that_decides_is_told_of_each_image(score: str) -> None:
     features, labels = clouds(14, classes=3, spread=1.0)
-    evaluator = RepresentationEvaluator(labels[:30], labels[30:], 3, Protocol(few_labels=2, draws=4, score=score))
+    evaluator = RepresentationEvaluator(labels[:30], labels[30:], 3, Protocol(few_labels=2, draws=4, primary=score))
     found = scored(evaluator, features)
     assert evaluator.primary == score
     assert evaluator.details()["outcome"].mean() == pytest.approx(found[score])

@@ -1,4 +1,4 @@
-"""AdaSim's experiment: the same self-distiller with the second view of the image itself, and of a neighbour chosen in one way or another."""
+"""AdaSim's experiment: the same self-distiller with second views of the image itself, and of neighbours chosen in one way or another."""
 
 from __future__ import annotations
 
@@ -46,9 +46,9 @@ def recipe(
         data: what is learnt from.
         plan: how each arm is trained.
         networks: which backbone.
-        arms: what is compared, joined by ``+``: ``baseline`` (every view shows the image itself: DINO), ``naive`` (the second view always
+        arms: of the experiment, joined by ``+``, the last is shipped: ``baseline`` (every view shows the image itself: DINO), ``naive`` (the second view always
             shows the nearest other image), ``gated-naive`` (only where an image recognises itself), ``ungated`` (drawn by the window's vote
-            for every image), ``window1`` (AdaSim with a window of one epoch), ``adasim``. The last is delivered.
+            for every image), ``window1`` (AdaSim with a window of one epoch), ``adasim``.
         window: V, epochs whose neighbours vote; also how many pass before another image is shown.
         topk: k, nearest images kept of each image and epoch.
         sampling_temperature: T_p; the lower, the more seldom another image is drawn.
@@ -157,7 +157,7 @@ def _choices(name: str, made: AdaSim, data: RepresentationData) -> Section:
 
 DIGITS = {
     "data": "digits",
-    "score": "few",
+    "primary": "few",
     "student": "stillroom/mlp_256_128",
     "batch_size": 100,
     "epochs": 40,

@@ -88,7 +88,7 @@ class Window:
         return torch.from_numpy(ids), torch.from_numpy(similarities)
 
     def state_dict(self) -> dict[str, Any]:
-        """For a checkpoint: the slots themselves, or which epochs' files they are. Files that no checkpoint needs any longer are removed."""
+        """For a checkpoint: the slots themselves, or which epochs' files they are. Files that no checkpoint needs any more are removed."""
         epochs = [slot.epoch for slot in self.slots]
         if self.folder is None:
             return {"epochs": epochs, "slots": [(torch.from_numpy(slot.ids), torch.from_numpy(slot.similarities)) for slot in self.slots]}

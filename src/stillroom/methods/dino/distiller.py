@@ -61,13 +61,21 @@ class DINO(Distiller):
         student: backbone, images [B, 3, H, W] to features [B, D]; learner and average both start from it.
         width: D.
         prototypes: K, outputs of the heads.
-        hidden, bottleneck, head_layers, head_batch_norm, freeze_gain: see `ProjectionHead`.
-        student_temperature, teacher_temperature, warmup_teacher_temperature, warmup_teacher_epochs, center_momentum: see `DINOLoss`.
-        ema_momentum: m of the first step; it rises to 1 in half a cosine.
-        final_weight_decay: what the plan's weight decay rises to in half a cosine.
-        clip_each_norm: see `clip_each`.
-        freeze_last_layer: epochs in which the head's prototypes stay as they are.
-        drop_path: see `with_stochastic_depth`.
+        hidden: hidden width; of the heads.
+        bottleneck: width of the rows that the prototypes are compared with.
+        head_layers: linear layers of the heads before the prototypes.
+        head_batch_norm: batch norms between these layers.
+        freeze_gain: the prototypes keep length 1.
+        student_temperature: tau_s of the learner's softmax.
+        teacher_temperature: tau_t of the average's softmax, after its warm-up.
+        warmup_teacher_temperature: tau_t in the first epoch.
+        warmup_teacher_epochs: epochs in which tau_t goes from the one to the other.
+        center_momentum: m_c, share of the old centre in the new one.
+        ema_momentum: m, share of the old average in the new one, in the first step; it rises to 1 in half a cosine.
+        final_weight_decay: what the weight decay rises to in half a cosine.
+        clip_each_norm: largest norm of each parameter's gradient; larger ones are scaled down, each by itself. 0 for no clipping.
+        freeze_last_layer: epochs in which the prototypes stay as they are.
+        drop_path: rate at which the learner's last residual branches are dropped, those before it less; of timm's transformers.
         crops: which views are shown.
 
     Attributes:

@@ -71,7 +71,7 @@ def recipe(lab: Lab, data: RepresentationData, plan: Training = TASK.plan, netwo
 
 DIGITS = {
     "data": "digits",
-    "score": "few",
+    "primary": "few",
     "student": "stillroom/mlp_256_128",
     "batch_size": 100,
     "epochs": 40,

@@ -41,7 +41,7 @@ class RepresentationData(ImageSetData):
         neighbours: k of the weighted k-NN.
         knn_temperature: T of the weighted k-NN; a neighbour's vote is exp(cosine / T).
         few_labels: labelled images of each class of the few-label k-NN.
-        score: which score decides: ``knn``, ``few`` (the few-label k-NN) or ``linear`` (the linear probe).
+        primary: which score decides: ``knn``, ``few`` (the few-label k-NN) or ``linear`` (the linear probe).
         options: those of every task on images, see `ImageSetData`.
 
     Attributes:
@@ -63,17 +63,17 @@ class RepresentationData(ImageSetData):
         neighbours: int = 20,
         knn_temperature: float = 0.07,
         few_labels: int = 5,
-        score: Score = "knn",
+        primary: Score = "knn",
         **options: Any,
     ) -> None:
         if augment is not None:
             one_of("augment", augment, AUGMENTATIONS)
-        one_of("score", score, get_args(Score))
+        one_of("primary", primary, get_args(Score))
         self.protocol = Protocol(
             at_least("neighbours", neighbours, 1),
             positive("knn_temperature", knn_temperature),
             at_least("few_labels", few_labels, 1),
-            score=score,
+            primary=primary,
         )
         source = open_source(data)
         super().__init__(data, source, **options)

@@ -44,7 +44,7 @@ class Protocol:
         few_labels: labelled images of each class of the few-label k-NN.
         few_neighbours: its k.
         draws: sets of labelled images that it is the mean over.
-        score: which figure decides: knn, few or linear.
+        primary: which figure decides: knn, few or linear.
     """
 
     neighbours: int = 20
@@ -52,7 +52,7 @@ class Protocol:
     few_labels: int = 5
     few_neighbours: int = 5
     draws: int = 40
-    score: str = "knn"
+    primary: str = "knn"
 
     def said(self) -> str:
         """For people."""
@@ -190,7 +190,7 @@ class RepresentationEvaluator:
     def __init__(self, bank_labels: np.ndarray, val_labels: np.ndarray, num_classes: int, protocol: Protocol) -> None:
         self.bank_labels, self.val_labels, self.num_classes, self.protocol = bank_labels, val_labels, num_classes, protocol
         self.scored = num_classes > 1
-        self.primary = protocol.score if self.scored else "rank"
+        self.primary = protocol.primary if self.scored else "rank"
         self.device = torch.device("cpu")
         self.reset()
 
@@ -280,6 +280,6 @@ class RepresentationEvaluator:
         found["few"] = float(few_Q.mean())
         details |= {"labels": labels_Q.cpu().numpy(), "predicted": order_QC[:, 0].cpu().numpy()}
         contributed = {"few": few_Q, "linear": 100.0 * figures["linear"]}
-        if protocol.score in contributed:
-            details["outcome"] = contributed[protocol.score].double().cpu().numpy()
+        if protocol.primary in contributed:
+            details["outcome"] = contributed[protocol.primary].double().cpu().numpy()
         return found, details
