@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from stillroom.cli import main
 from stillroom.errors import InputError
 from stillroom.methods.adasim.arms import RULES, named_rules
 from stillroom.methods.adasim.bootstrap import AdaSim
@@ -283,3 +285,47 @@ def test_two_processes_equal_one(whole: dict[str, Tensor], tmp_path: Path, proce
         if name.startswith(("neighbours.memory", "window", "loss")):
             assert torch.equal(first[name], second[name]), name
         torch.testing.assert_close(first[name], whole[name], rtol=1e-4, atol=5e-5)
+
+
+SMALL = ["--data", "digits", "--subset", "48", "--val-subset", "40", "--batch-size", "16", "--accelerator", "cpu"]
+HEADS = ["--host_options", '{"prototypes": 16, "hidden": 32, "bottleneck": 8}']
+
+
+def test_the_report_shows_neighbours_and_another_run_starts_from_the_backbone(tmp_path: Path) -> None:
+    words = [*SMALL, *HEADS, "--image-size", "32", "--student", "timm/test_vit", "--epochs", "3", "--window", "1", "--topk", "3"]
+    out = tmp_path / "adasim"
+    assert main(["run", "adasim", *words, "--arms", "baseline+ungated", "--out", str(out)]) == 0
+    metrics = json.loads((out / "metrics.json").read_text())
+    assert list(metrics["summary"]) == ["pixels", "random", "baseline", "ungated"]
+    assert (metrics["baseline"], metrics["primary"]) == ("baseline", "knn")
+    shares = [row["train/bootstrap/share"] for row in metrics["stages"]["ungated"][0]["history"]]
+    assert shares[0] == 0 < min(shares[1:])
+    page = (out / "report.html").read_text()
+    assert "Views of other images" in page
+    shown = page.partition("Neighbours of the last epoch: ungated")[2].partition("<h2")[0]
+    assert "taken" in shown
+    assert "over the window" in shown
+    again = tmp_path / "again"
+    assert main(["run", "adasim", *words, "--arms", "baseline+ungated", "--out", str(out)]) == 0  # finished stages, their pictures too
+    assert shown == (out / "report.html").read_text().partition("Neighbours of the last epoch: ungated")[2].partition("<h2")[0]
+    start = ["--student", f"timm/test_vit@{out}", "--teacher", "stillroom/convnet4", "--image-size", "32", "--epochs", "1"]
+    assert main(["run", "kd", *SMALL, *start, "--out", str(again)]) == 0
+    assert "starts from the weights" in json.loads((again / "metrics.json").read_text())["stages"]["distilled"][0]["origin"]
+
+
+def test_a_window_longer_than_the_training_is_the_baseline_and_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = [*SMALL, *HEADS, "--student", "stillroom/mlp_256_128", "--epochs", "1", "--arms", "adasim"]
+    assert main(["run", "adasim", *words, "--out", str(tmp_path)]) == 0
+    assert "shows no other image before epoch 51" in capsys.readouterr().out
+    assert any("no other image" in one for one in json.loads((tmp_path / "metrics.json").read_text())["notes"])
+
+
+@pytest.mark.parametrize(
+    ("option", "value"), [("host_options", '{"prototype": 4}'), ("arms", "baseline+other"), ("topk", "49"), ("sampling_temperature", "0")]
+)
+def test_wrong_arguments_are_named_before_anything_is_trained(
+    option: str, value: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["run", "adasim", *SMALL, f"--{option}", value, "--out", str(tmp_path / "run")]) == 2
+    assert option in capsys.readouterr().err.replace("-", "_")
+    assert not (tmp_path / "run").exists()

@@ -46,9 +46,9 @@ def recipe(
         data: what is learnt from.
         plan: how each arm is trained.
         networks: which backbone.
-        arms: of the experiment, joined by ``+``, the last is shipped: ``baseline`` (every view shows the image itself: DINO), ``naive`` (the second view always
-            shows the nearest other image), ``gated-naive`` (only where an image recognises itself), ``ungated`` (drawn by the window's vote
-            for every image), ``window1`` (AdaSim with a window of one epoch), ``adasim``.
+        arms: of the experiment, joined by ``+``, the last is shipped: ``baseline`` (every view shows the image itself: DINO), ``naive``
+            (the second view always shows the nearest other image), ``gated-naive`` (only where an image recognises itself), ``ungated``
+            (drawn by the window's vote for every image), ``window1`` (AdaSim with a window of one epoch), ``adasim``.
         window: V, epochs whose neighbours vote; also how many pass before another image is shown.
         topk: k, nearest images kept of each image and epoch.
         sampling_temperature: T_p; the lower, the more seldom another image is drawn.
