@@ -20,7 +20,8 @@ from stillroom.engine.specification import LIBRARIES, function_of
 from stillroom.engine.task import WARNING
 from stillroom.engine.teacher import Renormalise
 from stillroom.errors import InputError
-from stillroom.tasks.images.classifiers import GRAMMAR, build_backbone, configurations, features_in
+from stillroom.tasks.images.architectures import GRAMMAR
+from stillroom.tasks.images.classifiers import build_backbone, configurations, features_in
 from stillroom.tasks.images.configurations import beside
 from stillroom.tasks.images.foreign import teacher_inputs
 from stillroom.tasks.images.layers import dense_layer
