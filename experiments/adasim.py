@@ -222,6 +222,19 @@ def main() -> None:
     command = f"python experiments/adasim.py{' --cifar10 cifar10.zip' * bool(arguments.cifar10)} --seeds {arguments.seeds}"
     command += f" --images {arguments.images} --cifar_epochs {arguments.cifar_epochs} --cifar_temperature {arguments.cifar_temperature:g}"
     write(arguments.out, "adasim", command, seeds, found, " ".join(said), setting)
+    dino = {name.replace("baseline", "dino"): found[name] for name in found if name.endswith((": baseline", ": pixels", ": random"))}
+    over = (("dino", "pixels"), ("dino", "random"))
+    groups = {"digits": few, "CIFAR-10": METRICS["knn"]} if arguments.cifar10 else {"digits": few}
+    told = " ".join(verdict(dino, group, metric, over) for group, metric in groups.items())
+    write(
+        arguments.out.with_name("dino.json"),
+        "dino",
+        command,
+        seeds,
+        dino,
+        told,
+        {name: setting[name] for name in setting if name[0] in "AB"},
+    )
     print(arguments.out.read_text())
 
 
