@@ -27,13 +27,13 @@ from stillroom.engine import Lab, LabOptions, Networks, Training
 from stillroom.engine.report.results import StageResult
 from stillroom.methods.adasim import AdaSim, recipe, vote
 from stillroom.methods.adasim.arms import RULES
-from stillroom.methods.adasim.recipe import DIGITS
+from stillroom.methods.adasim.recipe import SMALL
 from stillroom.methods.dino import build
 from stillroom.tasks.images.networks import NETWORKS
 from stillroom.tasks.representation import RepresentationData
 
 PLAN = Training(epochs=40, optimizer="adamw", lr=1e-3, weight_decay=0.04, schedule="cosine", lr_floor=1e-6)
-HEADS: dict[str, Any] = dict(DIGITS["host_options"])  # type: ignore[call-overload]
+HEADS: dict[str, Any] = dict(SMALL["host_options"])  # type: ignore[call-overload]
 WINDOW: dict[str, Any] = {"window": 8, "topk": 5}
 ALL = "baseline+naive+gated-naive+ungated+window1+adasim"
 METRICS = {"few": "k-NN with 5 labels a class, %", "knn": "k-NN, %", "linear": "linear probe, %"}

@@ -18,7 +18,7 @@ from stillroom.methods.adasim.bootstrap import AdaSim
 from stillroom.methods.adasim.memory import Representation
 from stillroom.modules.projectors import probing
 from stillroom.tasks.images.page_parts import heads, note, row, table
-from stillroom.tasks.representation import TASK, Pair, RepresentationData, pairs_section
+from stillroom.tasks.representation import DIGITS, IMAGENET, TASK, Pair, RepresentationData, pairs_section
 from stillroom.tasks.representation.references import PIXELS, references
 
 HOST = "dino"
@@ -155,15 +155,7 @@ def _choices(name: str, made: AdaSim, data: RepresentationData) -> Section:
     return pairs_section(f"Neighbours of the last epoch: {name}", data, pairs)
 
 
-DIGITS = {
-    "data": "digits",
-    "primary": "few",
-    "student": "stillroom/mlp_256_128",
-    "batch_size": 100,
-    "epochs": 40,
-    "lr": 1e-3,
-    "weight_decay": 0.04,
-    "lr_floor": 1e-6,
+SMALL = {
     "window": 8,
     "topk": 5,
     "arms": "baseline+naive+adasim",
@@ -172,18 +164,7 @@ DIGITS = {
 
 PRESETS = {
     "paper": {
-        "data": "imagenet:data/imagenet",
-        "student": "timm/vit_small_patch16_224",
-        "image_size": 224,
-        "batch_size": 512,
-        "epochs": 100,
-        "optimizer": "adamw",
-        "lr": 1e-3,
-        "warmup_epochs": 10,
-        "lr_floor": 1e-6,
-        "schedule": "cosine",
-        "weight_decay": 0.04,
-        "precision": "16-mixed",
+        **IMAGENET,
         "arms": "baseline+adasim",
         "window": 50,
         "topk": 10,
@@ -196,6 +177,6 @@ ROOM = Room(
     recipe,
     tasks=("representation",),
     presets=PRESETS,
-    default=DIGITS,
+    default={**DIGITS, **SMALL},
     reason="chooses the images of another method's views: its own experiment compares it with that method, dino",
 )

@@ -11,7 +11,7 @@ from stillroom.errors import InputError
 from stillroom.methods.dino.distiller import DINO
 from stillroom.methods.dino.views import Crops, Scale
 from stillroom.modules.projectors import probing
-from stillroom.tasks.representation import TASK, RepresentationData
+from stillroom.tasks.representation import DIGITS, IMAGENET, TASK, RepresentationData
 from stillroom.tasks.representation.references import PIXELS, references
 
 
@@ -69,34 +69,9 @@ def recipe(lab: Lab, data: RepresentationData, plan: Training = TASK.plan, netwo
     return lab.report("dino", data, stages, baseline=PIXELS, ship="dino")
 
 
-DIGITS = {
-    "data": "digits",
-    "primary": "few",
-    "student": "stillroom/mlp_256_128",
-    "batch_size": 100,
-    "epochs": 40,
-    "lr": 1e-3,
-    "weight_decay": 0.04,
-    "lr_floor": 1e-6,
-}
 HEADS = {"prototypes": 256, "hidden": 256, "bottleneck": 64, "ema_momentum": 0.99, "final_weight_decay": 0.04}
 
-PRESETS = {
-    "paper": {
-        "data": "imagenet:data/imagenet",
-        "student": "timm/vit_small_patch16_224",
-        "image_size": 224,
-        "batch_size": 512,
-        "epochs": 100,
-        "optimizer": "adamw",
-        "lr": 1e-3,
-        "warmup_epochs": 10,
-        "lr_floor": 1e-6,
-        "schedule": "cosine",
-        "weight_decay": 0.04,
-        "precision": "16-mixed",
-    },
-}
+PRESETS = {"paper": IMAGENET}
 
 ROOM = Room(
     recipe,
