@@ -108,7 +108,7 @@ METHODS: tuple[Method, ...] = (
         "stillroom.methods.wad",
         _PAPER,
     ),
-    Method("boss", "Bayesian Optimization Meets Self-Distillation", "classification"),
+    Method("boss", "Bayesian Optimization Meets Self-Distillation", "classification", "stillroom.methods.boss", _PAPER),
     Method("unikd", "UniKD: Universal Knowledge Distillation for Mimicking Homogeneous or Heterogeneous Object Detectors", "detection"),
     Method("l2d", "Multi-Label Knowledge Distillation", "multilabel", "stillroom.methods.l2d", _PAPER),
     Method("distillbev", "DistillBEV: Boosting Multi-Camera 3D Object Detection with Cross-Modal Knowledge Distillation", "points"),

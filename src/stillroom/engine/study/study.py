@@ -212,8 +212,8 @@ class Study:
         """
         _ = self._opened
 
-    def _study(self, number: int = 0) -> optuna.Study:
-        """Optuna's, with the sampler of a trial."""
+    def of_optuna(self, number: int = 0) -> optuna.Study:
+        """Optuna's own study, with the sampler of a trial: for whatever Optuna offers besides."""
         import optuna
 
         pruner = self.pruner() if self.pruner is not None else optuna.pruners.NopPruner()
@@ -266,7 +266,7 @@ class Study:
                 trials = self._all()
                 if self._room(trials):
                     number = len(trials)
-                    asked = self._study(number).ask({name: one.distribution() for name, one in self.space.items()})
+                    asked = self.of_optuna(number).ask({name: one.distribution() for name, one in self.space.items()})
                     asked.set_user_attr("worker", _me())
                     return Trial(asked, self.seed_of(asked.number))
                 if not any(trial.state.name == "RUNNING" for trial in trials):
@@ -297,7 +297,7 @@ class Study:
                 storage.set_trial_user_attr(trial._trial_id, "lost", True)
             storage.set_trial_state_values(trial._trial_id, TrialState.FAIL)
             if again:  # last: should we be killed before, there is room for a new trial in its place, never for two
-                self._study().enqueue_trial(trial.params, user_attrs={"lives": lives})
+                self.of_optuna().enqueue_trial(trial.params, user_attrs={"lives": lives})
             console.print(f"{self.name}: trial {trial.number}: {reason}{'; it is run again' if again else ''}", markup=False)
 
     def _lives(self, trial: optuna.trial.FrozenTrial) -> bool:
@@ -346,9 +346,9 @@ class Study:
             if reason:
                 storage.set_trial_user_attr(number, "reason", reason)
             if state == "complete":
-                self._study(trial.number).tell(trial._trial, score)
+                self.of_optuna(trial.number).tell(trial._trial, score)
             else:
-                self._study(trial.number).tell(trial._trial, state=TrialState.PRUNED if state == "pruned" else TrialState.FAIL)
+                self.of_optuna(trial.number).tell(trial._trial, state=TrialState.PRUNED if state == "pruned" else TrialState.FAIL)
         return True
 
     def _lose(self, trial: Trial) -> None:
@@ -361,7 +361,7 @@ class Study:
                 storage.set_trial_user_attr(number, "reason", "its worker was asked to end")
                 storage.set_trial_user_attr(number, "lost", True)
                 storage.set_trial_state_values(number, TrialState.FAIL)
-                self._study().enqueue_trial(trial.params, user_attrs={"lives": storage.get_trial(number).user_attrs.get("lives", 0)})
+                self.of_optuna().enqueue_trial(trial.params, user_attrs={"lives": storage.get_trial(number).user_attrs.get("lives", 0)})
 
     @contextmanager
     def _signs_of_life(self, trial: Trial) -> Iterator[None]:

@@ -178,6 +178,29 @@ class ImageSetData(ABC):
             return self
         return self.derive("teacher", train=self.source.teacher, indices=self._indices_but_train())
 
+    def in_batches_of(self, count: int) -> Self:
+        """The same data in batches of another size, which is no part of what they are known by."""
+        derived = copy.copy(self)
+        derived.batch_size = at_least("batch_size", count, 1)
+        return derived
+
+    def holding_out(self, share: float) -> Self:
+        """The same data with a share of the training images as validation images, and without those that were: for a search, whose result
+        the validation set is to judge.
+
+        Raises:
+            InputError: a share that leaves one of the two without images.
+        """
+        shown = self._shown[0]
+        count = round(share * len(shown))
+        if not 0 < share < 1 or not 0 < count < len(shown):
+            raise InputError("held_out", share, "a share of the training images, above 0 and below 1, that leaves some for both")
+        held = self._chosen(shown, "held_out", count)
+        rest = np.setdiff1d(np.arange(len(shown)), held)
+        indices = self.indices.get("train", np.arange(len(shown)))
+        split = {"train": indices[rest], "held out": indices[held]} if len(indices) == len(shown) else {}
+        return self.derive(("held out", share), train=self._taken(shown, rest), val=self._taken(shown, held), indices=split)
+
     def _indices_but_train(self) -> dict[str, np.ndarray]:
         return {split: indices for split, indices in self.indices.items() if split != "train"}
 
