@@ -85,8 +85,9 @@ def open_storage(url: str, study: str, argument: str = "storage") -> Opened:
                 return Opened(_journal(path) if url.startswith(JOURNAL) else _database(url), lambda: lock)
         opened = _database(url)
         return Opened(opened, lambda: _server_lock(opened, study))
-    except ModuleNotFoundError as error:
-        raise InputError(argument, shown, f"the driver {error.name} to be installed: pip install {_package_of(str(error.name))}") from None
+    except ImportError as error:
+        driver = str(getattr(error.__cause__ or error, "name", None) or "of this database")
+        raise InputError(argument, shown, f"the driver {driver} to be installed: pip install {_package_of(driver)}") from None
     except (SQLAlchemyError, StorageInternalError, OSError, ValueError) as error:
         cause = getattr(error, "orig", None) or error.__cause__ or error
         reason = " ".join(str(getattr(cause, "orig", None) or cause).split())[:200]
