@@ -112,7 +112,6 @@ def _tune(method: str, room: Room, given: Options, command: str) -> None:
             write_atomic(lab.folder / "space.yaml", yaml.safe_dump(write_space(study.space), sort_keys=False))
             bench.teach()
             told.extend(study.run(bench, jobs=asked.jobs, metric=bench.metric))
-            _write_winner(lab.folder, bench, study)
         return _final(lab, bench, study, told)
 
     notes = _notes(bench, study)
@@ -321,6 +320,7 @@ def _final(lab: Lab, bench: Bench, study: Study, trials: list[Finished]) -> Repo
         stages["alone"] = experiment.alone()
     stages["default"] = bench.trained(lab, bench.data, {}, "default", taught)
     stages["tuned"] = bench.trained(lab, bench.data, winner.params, f"tuned-{winner.number}", taught)
+    _write_winner(lab.folder, bench, study, taught)
     report = lab.report("tune", bench.data, stages, baseline="default", ship="tuned")
     report.title = f"{short_name(bench.method)}, tuned"
     report.method_sections = [search_section({study.name: trials}, bench.format, higher_is_better=study.maximise)]
@@ -348,10 +348,15 @@ def _notes(bench: Bench, study: Study) -> list[str]:
     ]
 
 
-def _write_winner(folder: Path, bench: Bench, study: Study) -> None:
-    """`winner/config.yaml`: every option of `stillroom run METHOD` that says what is trained, with the winner's values."""
+def _write_winner(folder: Path, bench: Bench, study: Study, taught: Trained | None) -> None:
+    """`winner/config.yaml`: every option of `stillroom run METHOD` that says what is trained, with the winner's values.
+
+    A teacher that was trained here is the one that is meant: another would be trained by the winner's rates, which are the student's.
+    """
     given = bench.options
     values = {**given.data, **given.plan, **given.networks, **given.own, "seed": given.lab["seed"], **study.best.params}
+    if taught is not None and taught.result.epochs:
+        values["teacher"] = str(taught.folder.resolve())
     text = yaml.safe_dump({name: _plain(value) for name, value in values.items()}, sort_keys=False)
     write_atomic(folder / "winner" / "config.yaml", text)
 
