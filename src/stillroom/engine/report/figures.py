@@ -48,13 +48,13 @@ def ticks(low: float, high: float) -> list[float]:
     return [i * step for i in range(first, last + 1)]
 
 
-def tick_texts(at: list[float]) -> list[str]:
-    """The ticks with as many decimals as they need."""
-    step = at[1] - at[0]
-    if step < 1e-4 or max(map(abs, at)) >= 1e5:
-        return [f"{tick:.3g}".replace("-", "−") for tick in at]
+def tick_texts(marks: list[float]) -> list[str]:
+    """Ticks with as many decimals as they need."""
+    step = marks[1] - marks[0]
+    if step < 1e-4 or max(map(abs, marks)) >= 1e5:
+        return [f"{mark:.3g}".replace("-", "−") for mark in marks]
     decimals = max(0, -math.floor(math.log10(step) + 1e-9))
-    return [f"{tick:.{decimals}f}".replace("-", "−") for tick in at]
+    return [f"{mark:.{decimals}f}".replace("-", "−") for mark in marks]
 
 
 def _limits(bands: Iterable[Band], references: Iterable[float]) -> tuple[float, float]:
@@ -114,7 +114,7 @@ def _curve(report: Report, key: str, metric: Metric, styles: dict[str, str], num
     told = [f"{arm} from {metric.number(b[0][2])} to {metric.number(b[-1][2])} at epoch {b[-1][0]:.0f}" for arm, b in bands.items()]
     told += [f"{arm} at {metric.number(value)}" for arm, value in still.items()]
     unit = f" ({metric.unit})" if metric.unit else ""
-    return Figure(f"{metric.label}{unit}", svg(number, _HEIGHT, f"{metric.label}{unit} by epoch", "; ".join(told) + ".", parts))
+    return Figure(f"{metric.label}{unit}", _svg(number, _HEIGHT, f"{metric.label}{unit} by epoch", "; ".join(told) + ".", parts))
 
 
 def _dots(report: Report, styles: dict[str, str], number: int) -> Figure | None:
@@ -145,18 +145,12 @@ def _dots(report: Report, styles: dict[str, str], number: int) -> Figure | None:
         parts.append(f'<path class="line {styles[arm]} mean" d="M{x(fmean(found))} {line - 9:.1f}v18"/>')
     told = "; ".join(f"{arm}: {', '.join(map(metric.number, found))}" for arm, found in values.items())
     title = f"Final {metric.label}{f' ({metric.unit})' if metric.unit else ''}, a dot for each seed"
-    return Figure(title, svg(number, height, title, told + ".", parts))
+    return Figure(title, _svg(number, height, title, told + ".", parts))
 
 
-def svg(number: int, height: float, title: str, description: str, parts: Sequence[str], width: int = _WIDTH) -> str:
-    """A drawing of these parts; title and description, for those who cannot see it, are escaped here.
-
-    Args:
-        number: of the drawing, another one for each of a page.
-        height, width: of the view, in SVG units.
-    """
+def _svg(number: int, height: float, title: str, description: str, parts: Sequence[str]) -> str:
     return (
-        f'<svg viewBox="0 0 {width} {height:.0f}" role="img" aria-labelledby="title-{number} told-{number}">'
+        f'<svg viewBox="0 0 {_WIDTH} {height:.0f}" role="img" aria-labelledby="title-{number} told-{number}">'
         f'<title id="title-{number}">{escape(title)}</title><desc id="told-{number}">{escape(description)}</desc>'
         f"{''.join(parts)}</svg>"
     )

@@ -5,15 +5,15 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Mapping, Sequence
+from functools import partial
 from html import escape
+from itertools import accumulate
 from typing import Any
 
-from stillroom.engine.report.figures import svg, tick_texts, ticks
+from stillroom.engine.report.plots import Point, plot
 from stillroom.engine.report.results import Metric, Section
 from stillroom.engine.study.study import Finished, Study
 
-_WIDTH, _HEIGHT, _LEFT, _RIGHT, _TOP, _BOTTOM = 640, 260, 54, 10, 10, 30  # of the drawing, in SVG units
-_NUMBER = 1000  # of its title: those of the report's own figures are smaller
 _STYLES = 6
 _SHOWN = 15  # trials of the table
 _ENOUGH = 4  # scored trials, below which nothing is said of importances
@@ -36,9 +36,9 @@ def search_section(
         f"{_counts(trials, (warmup or {}).get(name, 0))}</li>"
         for name, trials in searches.items()
     )
-    drawn = _drawing(searches, styles, metric, higher_is_better=higher_is_better)
-    note = "A dot is a trial's score on held-out training images, the line the best so far; the validation set took no part."
-    return Section("The search", f'<ul class="key">{key}</ul><div>{drawn}</div><p class="note">{note}</p>')
+    drawn = _drawing(searches, metric, higher_is_better=higher_is_better)
+    note = "A dot is a trial's score on held-out training images, the line the best so far; the worst fifth is left out. The validation set took no part."
+    return Section("The search", f'<ul class="key">{key}</ul><div class="figures"><figure>{drawn}</figure></div><p class="note">{note}</p>')
 
 
 def trials_section(title: str, trials: Sequence[Finished], metric: Metric, *, higher_is_better: bool = True) -> Section:
@@ -94,46 +94,30 @@ def importances(study: Study) -> dict[str, float]:
     return {name: float(share) for name, share in found.items()}
 
 
-def _drawing(
-    searches: Mapping[str, Sequence[Finished]], styles: Mapping[str, str], metric: Metric, *, higher_is_better: bool
-) -> str:
-    scores = {name: [trial.score for trial in trials] for name, trials in searches.items()}
-    known = sorted(score for values in scores.values() for score in values if score is not None and math.isfinite(score))
-    if not known:
-        return ""
+def _drawing(searches: Mapping[str, Sequence[Finished]], metric: Metric, *, higher_is_better: bool) -> str:
+    points: dict[str, list[Point]] = {}
+    curves: dict[str, list[Point]] = {}
+    known = sorted(_score(trial) for trials in searches.values() for trial in trials if math.isfinite(_score(trial)))
     # settings that learn nothing would squash all others
-    low, high = (known[len(known) // 5], known[-1]) if higher_is_better else (known[0], known[-1 - len(known) // 5])
-    margin = 0.08 * (high - low) or 0.05 * abs(high) or 0.5
-    low, high, last = low - margin, high + margin, max(map(len, scores.values()))
+    place = len(known) // 5
+    low, high = (-math.inf, math.inf) if not known else (known[place], math.inf) if higher_is_better else (-math.inf, known[-1 - place])
+    for number, (name, trials) in enumerate(searches.items()):
+        scores = [_score(trial) for trial in trials]
+        so_far = list(accumulate(scores, partial(_better, higher_is_better)))
+        curves[name] = [(place, score) for place, score in enumerate(so_far, 1) if low <= score <= high]
+        # under no name of their own, which their curve has
+        points[" " * number] = [(place, score) for place, score in enumerate(scores, 1) if low <= score <= high]
+    return plot("trial", metric.label, points, curves=curves)
 
-    def x(place: float) -> str:
-        return f"{_LEFT + (_WIDTH - _LEFT - _RIGHT) * ((place - 1) / (last - 1) if last > 1 else 0.5):.1f}"
 
-    def y(value: float) -> str:
-        return f"{_TOP + (_HEIGHT - _TOP - _BOTTOM) * (high - min(max(value, low), high)) / (high - low):.1f}"
+def _score(trial: Finished) -> float:
+    return math.nan if trial.score is None else trial.score
 
-    parts, marks = [], ticks(low, high)
-    for tick, text in zip(marks, tick_texts(marks), strict=True):
-        parts.append(f'<path class="grid" d="M{_LEFT} {y(tick)}H{_WIDTH - _RIGHT}"/>')
-        parts.append(f'<text x="{_LEFT - 6}" y="{y(tick)}" dy=".35em" text-anchor="end">{text}</text>')
-    for place in [1, *(int(tick) for tick in (ticks(1, last) if last > 2 else [last]) if tick >= 2 and tick == int(tick))]:
-        anchor = "start" if place == 1 else "end" if place == last else "middle"
-        parts.append(f'<text x="{x(place)}" y="{_HEIGHT - 10}" text-anchor="{anchor}">{"trial " if place == 1 else ""}{place}</text>')
-    told = []
-    for name, values in scores.items():
-        best: float | None = None
-        line = []
-        for place, score in enumerate(values, 1):
-            if score is not None and math.isfinite(score):
-                parts.append(f'<circle class="{styles[name]}" cx="{x(place)}" cy="{y(score)}" r="2.5"/>')
-                best = score if best is None else max(best, score) if higher_is_better else min(best, score)
-            if best is not None:
-                line.append(f"{x(place)} {y(best)}")
-        if line:
-            parts.append(f'<path class="line {styles[name]}" d="M{"L".join(line)}{"h0" if len(line) == 1 else ""}"/>')
-            told.append(f"{name}: best {metric.number(best or 0.0)} of {len(values)} trials")
-    title = f"{metric.label} by trial, and the best so far"
-    return svg(_NUMBER, _HEIGHT, title, "; ".join(told) + ".", parts, _WIDTH)
+
+def _better(higher_is_better: bool, first: float, second: float) -> float:
+    if math.isnan(first) or math.isnan(second):
+        return second if math.isnan(first) else first
+    return max(first, second) if higher_is_better else min(first, second)
 
 
 def _counts(trials: Sequence[Finished], warmup: int) -> str:
