@@ -317,7 +317,9 @@ def test_many_processes_that_start_at_once_make_one_study(tmp_path: Path, kind: 
     assert states(one) == ["COMPLETE"] * 10
 
 
-@pytest.mark.parametrize("broken", ['{"op_code": 5, "wor', '{"op_code": 5, "wor{"op_code": 6}\n', "\x00\x00\x00\n"], ids=["half", "glued", "zeros"])
+@pytest.mark.parametrize(
+    "broken", ['{"op_code": 5, "wor', '{"op_code": 5, "wor{"op_code": 6}\n', "\x00\x00\x00\n"], ids=["half", "glued", "zeros"]
+)
 def test_a_journal_that_a_kill_broke_keeps_its_whole_records(tmp_path: Path, capsys: pytest.CaptureFixture[str], broken: str) -> None:
     journal = tmp_path / "journal.log"
     study(tmp_path, 3, storage=f"journal:{journal}").run(parabola)

@@ -56,7 +56,9 @@ def parzen(inputs: dict[str, Tensor], params: dict[str, Any]) -> dict[str, Tenso
     dimension = Dimension(params["low"], params["high"], log=params["kind"].startswith("log"), integer=params["kind"].endswith("int"))
     made = Parzen.of(inputs["observations"].double().numpy(), dimension, **options)
     found = {"weights": made.weights, "mu": made.centres, "sigma": made.widths}
-    return {name: torch.from_numpy(value) for name, value in {**found, "log_pdf": made.log_density(inputs["points"].double().numpy())}.items()}
+    return {
+        name: torch.from_numpy(value) for name, value in {**found, "log_pdf": made.log_density(inputs["points"].double().numpy())}.items()
+    }
 
 
 def acquisition(inputs: dict[str, Tensor], params: dict[str, Any]) -> dict[str, Tensor]:

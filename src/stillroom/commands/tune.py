@@ -32,7 +32,7 @@ from stillroom.engine.study.storage import check_installed
 from stillroom.engine.study.study import Finished, Study, Trial
 from stillroom.errors import InputError, near, one_of
 
-_FACTOR = 10.0  # how far, both ways, a number is searched whose range nobody declared
+_FACTOR = 10.0  # how far, both ways, rates and weights are searched whose range nobody declared
 _SECONDS = {"s": 1, "m": 60, "h": 3600}
 
 
@@ -87,7 +87,9 @@ def run(arguments: list[str], command: str) -> None:
     if room.build is None and method != "supervised":
         raise InputError("METHOD", method, f"a method that trains any student by any teacher: {method} {room.reason}")
     setting = room.chosen(early(options, room.choice) if room.choice else None)
-    given = read_options(f"stillroom tune {method}", room.recipe, options, setting=setting, out=f"runs/tune-{short_name(method)}", more=Tune)
+    given = read_options(
+        f"stillroom tune {method}", room.recipe, options, setting=setting, out=f"runs/tune-{short_name(method)}", more=Tune
+    )
     with named_as_typed(*given.settings):
         _tune(method, room, given, command)
 
@@ -103,6 +105,8 @@ def _tune(method: str, room: Room, given: Options, command: str) -> None:
     data = bench.data
     room.check_data(data)
     study = bench.study()
+    if asked.storage is not None:
+        study.begin()
     told: list[Finished] = []
 
     def recipe(lab: Lab, data: Any) -> Report:
@@ -115,7 +119,9 @@ def _tune(method: str, room: Room, given: Options, command: str) -> None:
         return _final(lab, bench, study, told)
 
     notes = _notes(bench, study)
-    console.print(f"searches {len(study.space)} options: {', '.join(f'{name} {_shown(one)}' for name, one in study.space.items())}", markup=False)
+    console.print(
+        f"searches {len(study.space)} options: {', '.join(f'{name} {_shown(one)}' for name, one in study.space.items())}", markup=False
+    )
     run_seeds(recipe, lab, data, {}, command=command, settings=given.settings, notes=notes)
     winner = Path(given.lab["out"]) / "winner" / "config.yaml"
     console.print(f"the winner: stillroom run {method} --config {winner}", markup=False)
@@ -187,7 +193,7 @@ class Bench:
         return {name: self.options.own.get(name, default) for name, default in self.room.options.items()}
 
     def space(self) -> dict[str, Range]:
-        """What is searched: what the method declares or, where it does not, a factor of ten around each of its numbers; and the rates.
+        """What is searched: what the method declares or, where it does not, a factor of ten around its weights; and the rates.
 
         Raises:
             InputError: an option that there is not, or nothing at all to search.
@@ -195,7 +201,7 @@ class Bench:
         plan = self.options.plan
         found: dict[str, Range] = {name: _around(plan[name]) for name in ("lr", "weight_decay") if plan[name]}
         found |= self.room.space or {
-            name: _around(value) for name, value in self.method_options.items() if isinstance(value, float) and value > 0
+            name: _around(value) for name, value in self.method_options.items() if name.endswith("_weight") and value
         }
         given = self.asked.space or {}
         if isinstance(given, str):
@@ -330,7 +336,9 @@ def _final(lab: Lab, bench: Bench, study: Study, trials: list[Finished]) -> Repo
     proposed = ", ".join(f"{name} {_value(value)}" for name, value in winner.params.items())
     spent = sum(trial.seconds for trial in trials)
     counts = ", ".join(
-        f"{count} {word}" for state, word in (("pruned", "given up early"), ("failed", "failed")) if (count := sum(t.state == state for t in trials))
+        f"{count} {word}"
+        for state, word in (("pruned", "given up early"), ("failed", "failed"))
+        if (count := sum(t.state == state for t in trials))
     )
     report.notes.append(
         f"The winner is trial {winner.number} of {len(trials)}{f' ({counts})' if counts else ''}: {proposed}; {bench.format.label} "

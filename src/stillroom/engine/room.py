@@ -69,7 +69,7 @@ class Room:
         unlabelled: whether its student learns from samples that nobody labelled, where the data have such.
         choice: the option of a recipe of several tasks that says which.
         setting: ``setting(what was chosen)``: what its command then starts from.
-        space: over which values `tune` searches options of `build`; without it, a factor of ten around each number.
+        space: over which values `tune` searches options of `build`; without it, a factor of ten around its weights.
     """
 
     recipe: Callable[..., Report]

@@ -61,7 +61,9 @@ def trials_section(title: str, trials: Sequence[Finished], metric: Metric, *, hi
     reasons = "; ".join(f"trial {trial.number}: {trial.reason}" for trial in failed[:5])
     more += f"{len(failed)} failed ({reasons}{'; ...' if len(failed) > 5 else ''})." if failed else ""
     note = f'<p class="note">{escape(more)}</p>' if more else ""
-    return Section(title, f'<div class="wide"><table class="numbers"><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>{note}')
+    return Section(
+        title, f'<div class="wide"><table class="numbers"><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>{note}'
+    )
 
 
 def importance_section(study: Study) -> Section | None:

@@ -201,12 +201,12 @@ def put_aside(path: Path) -> Path | None:
     """
     if not path.exists():
         return None
-    good = 0
+    good = records = 0
     with path.open("rb") as file:
-        for number, line in enumerate(file, 1):
+        for line in file:
             if not line.endswith(b"\n") or not _is_record(line):
                 break
-            good += len(line)
+            good, records = good + len(line), records + 1
         else:
             return None
         file.seek(good)
@@ -214,7 +214,9 @@ def put_aside(path: Path) -> Path | None:
     aside = next(other for i in range(1, 10**6) if not (other := path.with_name(f"{path.name}.damaged-{i}")).exists())
     aside.write_bytes(rest)
     os.truncate(path, good)
-    console.print(f"WARNING: {path}, line {number}: no whole record, as after a kill; it and what follows are now in {aside}", markup=False)
+    console.print(
+        f"WARNING: {path}, line {records + 1}: no whole record, as after a kill; it and what follows are now in {aside}", markup=False
+    )
     return aside
 
 

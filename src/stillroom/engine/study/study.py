@@ -179,7 +179,7 @@ class Study:
         url = url_of(self.storage, self.folder)
         files = local_files(url)
         if self.storage is None and not files[0].exists() and (record := Record.around(files[0])) is not None:
-            record.enter({path: None for path in files})  # theirs is no content that could be known
+            record.enter(dict.fromkeys(files))  # theirs is no content that could be known
         opened = open_storage(url, self.name)
         depends = json.loads(json.dumps([write_space(self.space), {**self.described, "seed": self.seed}], default=str))
         with opened.locked():

@@ -154,7 +154,10 @@ def split(values: Sequence[float] | np.ndarray) -> tuple[np.ndarray, np.ndarray]
 
 
 def acquisition(
-    observed: Sequence[float] | np.ndarray, values: Sequence[float] | np.ndarray, candidates: Sequence[float] | np.ndarray, dimension: Dimension
+    observed: Sequence[float] | np.ndarray,
+    values: Sequence[float] | np.ndarray,
+    candidates: Sequence[float] | np.ndarray,
+    dimension: Dimension,
 ) -> np.ndarray:
     """[M] float64: log of the ratio of the good trials' density to the others' at each candidate.
 
@@ -168,9 +171,7 @@ def acquisition(
     return good.log_density(candidates) - rest.log_density(candidates)
 
 
-def densities(
-    observed: Sequence[float] | np.ndarray, values: Sequence[float] | np.ndarray, dimension: Dimension
-) -> tuple[Parzen, Parzen]:
+def densities(observed: Sequence[float] | np.ndarray, values: Sequence[float] | np.ndarray, dimension: Dimension) -> tuple[Parzen, Parzen]:
     """The densities of the good trials and of the rest; a trial that lacks the dimension is in neither. See `acquisition`."""
     observed = np.asarray(observed, np.float64)
     below, above = (observed[part] for part in split(values))

@@ -12,7 +12,7 @@ from stillroom.engine import Lab, Report, Room, Trained, Training
 from stillroom.engine.report.results import Metric
 from stillroom.engine.study.page import search_section, trials_section
 from stillroom.engine.study.space import read_space
-from stillroom.engine.study.storage import check_installed
+from stillroom.engine.study.storage import check_installed, open_storage
 from stillroom.errors import InputError
 from stillroom.methods.boss.search import PARZEN, WAYS, Found, Search, check_arms, run_search
 from stillroom.methods.boss.space import SPACES, check_space
@@ -57,9 +57,9 @@ def recipe(
         sampler: what proposes: parzen (the paper's), or tpe, gp, random, which are Optuna's.
         startup: trials of each study that are drawn uniformly before anything is learnt from them.
         jobs: trainings at a time, each in a process of its own; they share the cores, and take turns on the GPUs.
-        storage: where the studies are kept: ``sqlite:///FILE``, another database's URL, or ``journal:FILE``; by default in the run's folder.
+        storage: where the study is kept: ``sqlite:///FILE``, another database's URL, or ``journal:FILE``; by default in the run's folder.
         weights: folder of the trials' weights, shared by all machines that work on the studies; by default in the run's folder.
-        study: what the studies are called in the storage; by default as the run's folder.
+        study: what the study is called in the storage; by default as the run's folder.
     """
     check_installed()
     if lab.options.devices * lab.options.num_nodes > 1:
@@ -67,7 +67,11 @@ def recipe(
     names = check_arms(arms)
     search = Search(_space_of(space), trials, warmup_trials, pool, sampler, startup, jobs, storage, weights, study)
     held = data.holding_out(held_out)
-    data.task.supervised(data.task.build(student, data, data.task.networks, trust_pickle=lab.options.trust_pickle, argument="student").network)
+    data.task.supervised(
+        data.task.build(student, data, data.task.networks, trust_pickle=lab.options.trust_pickle, argument="student").network
+    )
+    if storage is not None:
+        open_storage(storage, "boss")  # said before anything is written
     lab.begin()
     found = {way: run_search(way, search, lab, held, plan, student) for way in ("alone", *names)}
     stages = {way: _judged(lab, data, one, student) for way, one in found.items()}
@@ -118,7 +122,9 @@ def _told(report: Report, lab: Lab, data: ImageData, found: Mapping[str, Found],
     searches = {way: one for way, one in found.items() if way != "alone"}
     metric = report.metric(data.evaluator().primary)
     of_seed = f", seed {lab.seed}" if lab.options.seeds > 1 else ""
-    history = search_section({way: one.trials for way, one in searches.items()}, metric, warmup={way: one.warmup for way, one in searches.items()})
+    history = search_section(
+        {way: one.trials for way, one in searches.items()}, metric, warmup={way: one.warmup for way, one in searches.items()}
+    )
     report.method_sections.append(replace(history, title=f"{history.title}{of_seed}"))
     report.method_sections += [
         trials_section(f"Best trials of {way}{of_seed}", one.trials, metric) for way, one in searches.items() if WAYS[way].searched

@@ -38,9 +38,7 @@ class ParzenSampler(BaseSampler):
         """Nothing is proposed together."""
         return {}
 
-    def sample_independent(
-        self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
-    ) -> Any:
+    def sample_independent(self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution) -> Any:
         """One dimension's value; of choices without an order one drawn at random, which the paper's spaces have none of."""
         if isinstance(param_distribution, CategoricalDistribution):
             return param_distribution.choices[int(self._generator.integers(len(param_distribution.choices)))]

@@ -128,7 +128,13 @@ def run_search(way: str, search: Search, lab: Lab, data: ImageData, plan: Traini
             trials=trials,
             storage=search.storage,
             seed=lab.seed,
-            described={"data": data.fingerprint, "student": student, "plan": repr(plan), "sampler": f"{sampler}, {search.startup}", **described},
+            described={
+                "data": data.fingerprint,
+                "student": student,
+                "plan": repr(plan),
+                "sampler": f"{sampler}, {search.startup}",
+                **described,
+            },
         )
         return Phase(study, WeightStore((search.weights or lab.folder / "weights") / full))
 
@@ -138,7 +144,14 @@ def run_search(way: str, search: Search, lab: Lab, data: ImageData, plan: Traini
             training.tidy(all_done=True)
 
     options = replace(lab.options, overwrite=False)
-    common: dict[str, Any] = {"options": options, "seed": lab.seed, "settings": lab.settings, "data": data, "plan": plan, "student": student}
+    common: dict[str, Any] = {
+        "options": options,
+        "seed": lab.seed,
+        "settings": lab.settings,
+        "data": data,
+        "plan": plan,
+        "student": student,
+    }
     without_alpha = {name: one for name, one in search.space.items() if name != "alpha"} if chosen.searched else {}
     before = None
     if chosen.pooled:
