@@ -122,8 +122,8 @@ class Parzen:
         x_M1 = self.dimension.inside(np.asarray(points))[:, None]
         within_K = _log_mass((low - self.centres) / self.widths, (high - self.centres) / self.widths, log_ndtr)
         if self.dimension.integer:
-            edges = [self.dimension.inside(np.asarray(points, np.float64) + half)[:, None] for half in (-0.5, 0.5)]
-            log_kernels = _log_mass(*((edge - self.centres) / self.widths for edge in edges), log_ndtr)
+            left, right = (self.dimension.inside(np.asarray(points, np.float64) + half)[:, None] for half in (-0.5, 0.5))
+            log_kernels = _log_mass((left - self.centres) / self.widths, (right - self.centres) / self.widths, log_ndtr)
         else:
             log_kernels = -0.5 * ((x_M1 - self.centres) / self.widths) ** 2 - np.log(self.widths) - 0.5 * math.log(2 * math.pi)
         found: np.ndarray = logsumexp(np.log(self.weights) + log_kernels - within_K, axis=1)

@@ -117,6 +117,7 @@ def run_search(way: str, search: Search, lab: Lab, data: ImageData, plan: Traini
     """
     chosen = WAYS[one_of("arms", way, WAYS)]
     primary = data.evaluator().primary
+    before: Phase | None = None
 
     def phase(name: str, proposed: dict[str, Range], trials: int, sampler: str, **described: Any) -> Phase:
         full = f"{search.study or lab.folder.name}-seed{lab.seed}-{name}"
@@ -127,7 +128,7 @@ def run_search(way: str, search: Search, lab: Lab, data: ImageData, plan: Traini
             partial(sampler_of, sampler, search.startup, search.jobs > 1),
             trials=trials,
             storage=search.storage,
-            seed=lab.seed,
+            seed=2 * lab.seed + (before is not None),  # the main study's proposals are not those of the warm-up once more
             described={
                 "data": data.fingerprint,
                 "student": student,
@@ -153,7 +154,6 @@ def run_search(way: str, search: Search, lab: Lab, data: ImageData, plan: Traini
         "student": student,
     }
     without_alpha = {name: one for name, one in search.space.items() if name != "alpha"} if chosen.searched else {}
-    before = None
     if chosen.pooled:
         before = phase("warm-up", without_alpha, min(search.warmup_trials, search.trials), search.sampler)
         run(TrialTraining(**common, way=Way("warm-up"), keep=search.pool, phase=before))

@@ -81,6 +81,7 @@ class ImageSetData(ABC):
     training_shown: Shown | None = None
     _train_transform: Transform
     _eval_transform: Transform
+    _evaluated_in: int | None = None  # images of a batch of evaluation; by default as many as in training
 
     def __init__(
         self,
@@ -194,8 +195,9 @@ class ImageSetData(ABC):
         return self.derive("teacher", train=self.source.teacher, indices=self._indices_but_train())
 
     def in_batches_of(self, count: int) -> Self:
-        """The same data in batches of another size, which is no part of what they are known by."""
+        """The same data, trained on in batches of another size, and evaluated as before; neither is a part of what they are known by."""
         derived = copy.copy(self)
+        derived._evaluated_in = self._evaluated_in or self.batch_size
         derived.batch_size = at_least("batch_size", count, 1)
         return derived
 
@@ -317,7 +319,7 @@ class ImageSetData(ABC):
         return Batches(images, transform, prepared=self.in_memory and transform.fixed, told=told)
 
     def _eval_loader(self, images: Any, rank: int, world: int) -> Loader:
-        batches = SeekableBatches(len(images), self.batch_size, shuffle=False, drop_last=False, rank=rank, world=world)
+        batches = SeekableBatches(len(images), self._evaluated_in or self.batch_size, shuffle=False, drop_last=False, rank=rank, world=world)
         return self._loader(self._samples(images, training=False), batches, training=False)
 
     def _loader(self, samples: Dataset[Any], batches: SeekableBatches, *, training: bool = True) -> Loader:
