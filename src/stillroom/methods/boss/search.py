@@ -12,7 +12,7 @@ from stillroom.engine.study.samplers import SAMPLERS, make_sampler
 from stillroom.engine.study.space import Range
 from stillroom.engine.study.study import Finished, Study
 from stillroom.engine.study.weights import WeightStore
-from stillroom.errors import InputError, at_least, one_of
+from stillroom.errors import InputError, StillroomError, at_least, one_of
 from stillroom.methods.boss.selection import ENOUGH
 from stillroom.methods.boss.space import check_space
 from stillroom.methods.boss.trial import Phase, TrialTraining, Way
@@ -113,7 +113,7 @@ def run_search(way: str, search: Search, lab: Lab, data: ImageData, plan: Traini
 
     Raises:
         InputError: as `Study.run`.
-        StillroomError: no trial has a score.
+        StillroomError: no trial has a score, or fewer than two of the warm-up's have.
     """
     chosen = WAYS[one_of("arms", way, WAYS)]
     primary = data.evaluator().primary
@@ -159,6 +159,9 @@ def run_search(way: str, search: Search, lab: Lab, data: ImageData, plan: Traini
         run(TrialTraining(**common, way=Way("warm-up"), keep=search.pool, phase=before))
     left = 1 if way == "alone" else search.trials - (search.warmup_trials if chosen.pooled else 0)
     phases = [before] if before is not None else []
+    if before is not None and left > 0 and len(completed := before.completed()) < ENOUGH:
+        reasons = "; ".join(trial.reason for trial in before.study.finished() if trial.reason)
+        raise StillroomError(f"{before.study.name}: {len(completed)} trials have a score, and to be taught needs two completed trials ({reasons})")
     if left > 0:
         proposed = dict(search.space) if chosen.teacher else without_alpha
         sampler = "random" if chosen.random else search.sampler
