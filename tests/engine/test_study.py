@@ -197,10 +197,10 @@ def test_a_trial_that_takes_every_worker_with_it_is_given_up(tmp_path: Path) -> 
     assert "3 times" in next(trial.reason for trial in done if trial.state == "failed")
 
 
-def random_kills(folder: Path, kills: int, trials: int, storage: str | None = None) -> Study:
+def random_kills(folder: Path, kills: int, trials: int, storage: str | None = None, name: str = "s") -> Study:
     """Two workers, of which one after the other is killed at random moments and replaced, until the study is finished."""
     generator = random.Random(kills)
-    one = study(folder, trials, storage=storage)
+    one = study(folder, trials, storage=storage, name=name)
     workers = [forked(one.run, short) for _ in range(2)]
     while any(worker.is_alive() for worker in workers):
         time.sleep(generator.uniform(0.1, 0.5))
