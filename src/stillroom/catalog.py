@@ -122,7 +122,7 @@ METHODS: tuple[Method, ...] = (
         "stillroom.methods.wad",
         _PAPER,
     ),
-    Method("boss", "Bayesian Optimization Meets Self-Distillation", "classification"),
+    Method("boss", "Bayesian Optimization Meets Self-Distillation", "classification", "stillroom.methods.boss", _PAPER),
     Method(
         "unikd",
         "UniKD: Universal Knowledge Distillation for Mimicking Homogeneous or Heterogeneous Object Detectors",
