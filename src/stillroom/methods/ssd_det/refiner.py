@@ -10,14 +10,14 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import smooth_l1_loss
 
 from stillroom.engine.distributed import averaged
-from stillroom.errors import at_least, at_least_zero
+from stillroom.errors import InputError, at_least, at_least_zero, one_of
 from stillroom.losses.precision import at_least_float32
 from stillroom.methods.ssd_det.bags import decode, inside, negative_boxes, neighbourhood, spsd_loss
 from stillroom.methods.ssd_det.mil import (
@@ -36,7 +36,7 @@ from stillroom.tasks.detection.dense import averaged_count
 from stillroom.tasks.detection.regions import region_features
 
 COCO_RATIOS, COCO_SHAKES = (1.0, 1.2, 1.3, 0.8, 0.7), (0.2,)
-Bag2 = Literal["stage1_bag", "resample"]
+SpsdInput = Literal["stage1_bag", "resample"]
 SisdScore = Literal["cls", "cls_ins"]
 
 
@@ -70,21 +70,24 @@ class Refiner(nn.Module):
         size: bins of a region's side.
         hidden: D, width of the heads.
         finest_scale: pixels, see `regions.region_levels`.
-        ratios, shakes: of an object's bag, see `bags.neighbourhood`.
+        ratios: factors of the width and of the height of an object's box that its bag is made of, every pair.
+        shakes: shares of that size by which each is moved to the left, right, top and bottom.
         mil: choose among the proposals; without it SPSD's first step is all, and the box is the mean of the bag that it moved (the
             control that tells how much is averaging).
         spsd: move the bags; without it stage I chooses among a bag around the noisy box, stage II around stage I's.
         sisd: let a predicted IoU with the own object join the choice of stage II.
-        spsd2_input: what SPSD's second step moves: the bag of stage I (the release), or a fresh one around stage I's box (as the paper
+        spsd_input: what SPSD's second step moves: the bag of stage I (the release), or a fresh one around stage I's box (as the paper
             can be read).
         sisd_score: what joins the predicted IoU: the class score (the release), or also the instance score (the paper).
-        mil_weight, spsd_weight: of each stage's loss.
+        mil_weight: of each stage's loss.
+        spsd_weight: of each step's loss.
         sisd_weight: lambda; 5 in the release, 0.25 in the paper's text.
         negative_weight: of the negatives' loss.
-        negatives: Q, of an image.
-        negative_iou: that a negative must have less of with every proposal of its image.
+        negatives: Q, random boxes of an image that are nothing.
+        negative_iou: what a negative's overlap with every proposal of its image must be below.
         top: proposals that are merged.
-        prior: what class scores begin at.
+        prior: what class scores begin at; 0.01 in the paper, which takes longer trainings.
+        hidden_std: standard deviation of the hidden layers' first weights; 0.01 in the paper, for its 1024 units. By default He's.
 
     Raises:
         InputError: a number that cannot be used.
@@ -98,12 +101,12 @@ class Refiner(nn.Module):
         size: int = 7,
         hidden: int = 1024,
         finest_scale: float = 56,
-        ratios: Sequence[float] = COCO_RATIOS,
-        shakes: Sequence[float] = COCO_SHAKES,
+        ratios: tuple[float, ...] = COCO_RATIOS,
+        shakes: tuple[float, ...] = COCO_SHAKES,
         mil: bool = True,
         spsd: bool = True,
         sisd: bool = True,
-        spsd2_input: Bag2 = "stage1_bag",
+        spsd_input: SpsdInput = "stage1_bag",
         sisd_score: SisdScore = "cls",
         mil_weight: float = 0.25,
         spsd_weight: float = 0.25,
@@ -112,25 +115,36 @@ class Refiner(nn.Module):
         negatives: int = 500,
         negative_iou: float = 0.3,
         top: int = 7,
-        prior: float = 0.01,
+        prior: float = 0.5,
+        hidden_std: float | None = None,
     ) -> None:
         super().__init__()
+        if not (len(ratios) and min(ratios) > 0):
+            raise InputError("ratios", list(ratios), "at least one factor above 0")
+        if not 0 < prior < 1:
+            raise InputError("prior", prior, "a number above 0 and below 1")
+        one_of("spsd_input", spsd_input, get_args(SpsdInput))
+        one_of("sisd_score", sisd_score, get_args(SisdScore))
         self.size, self.finest_scale, self.ratios, self.shakes = size, finest_scale, tuple(ratios), tuple(shakes)
         self.top, self.negatives, self.negative_iou = at_least("top", top, 1), at_least("negatives", negatives, 1), negative_iou
         self.mil, self.spsd, self.sisd = mil, spsd, sisd and mil
-        self.spsd2_input, self.sisd_score = spsd2_input, sisd_score
+        self.spsd_input, self.sisd_score = spsd_input, sisd_score
         self.mil_weight, self.spsd_weight = at_least_zero("mil_weight", mil_weight), at_least_zero("spsd_weight", spsd_weight)
         self.sisd_weight = at_least_zero("sisd_weight", sisd_weight)
         self.negative_weight = at_least_zero("negative_weight", negative_weight)
         inputs = channels * size**2
-        self.shared = _fcs(inputs, hidden)
+        self.shared = _fcs(inputs, hidden, hidden_std)
         self.spsd1, self.spsd2 = (_linear(hidden, 4) if wanted else None for wanted in (spsd or not mil, spsd and mil))
         if mil:
             bias = -math.log((1 - prior) / prior)
             self.cls1, self.cls2 = _linear(hidden, num_classes + 1, bias), _linear(hidden, num_classes, bias)
             self.ins1, self.ins2 = _linear(hidden, num_classes + 1), _linear(hidden, num_classes)
         if self.sisd:
-            self.identity, self.overlap = _fcs(inputs, hidden), _linear(hidden, 1)
+            self.identity, self.overlap = _fcs(inputs, hidden, hidden_std), _linear(hidden, 1)
+
+    def extra_repr(self) -> str:
+        """The options that no layer shows: a stage's result depends on them."""
+        return ", ".join(f"{name}={value}" for name, value in vars(self).items() if not name.startswith("_") and name != "training")
 
     def forward(
         self,
@@ -179,11 +193,11 @@ class Refiner(nn.Module):
 
         # Section 5: SPSD-II. Its second bag counts in full, wherever it lies.
         bag2_GP4, hidden_GPD = bag1_GP4, hidden1_GPD
-        if not self.spsd or self.spsd2_input == "resample":
+        if not self.spsd or self.spsd_input == "resample":
             bag2_GP4 = neighbourhood(stage1_G4, self.ratios, self.shakes)
             valid_GP = inside(bag2_GP4, limits_G2)
         if self.spsd2 is not None:
-            if self.spsd2_input == "resample":
+            if self.spsd_input == "resample":
                 hidden_GPD = self.shared(pool(bag2_GP4))
             deltas_GP4 = self.spsd2(hidden_GPD)
             losses["spsd2"] = self.spsd_weight * spsd_loss(deltas_GP4, bag2_GP4, _at_least_a_pixel(stage1_G4), objects, weights_G)
@@ -209,7 +223,7 @@ class Refiner(nn.Module):
         overlaps_GP = predicted_overlaps(regions_GP, self.identity, self.overlap)
         losses["sisd"] = self.sisd_weight * sisd_loss(overlaps_GP, bag2_GP4, stage1_G4, objects)
         u_GP = identity_scores(overlaps_GP.detach())
-        chosen_GP = classes_GP * u_GP * (instances_GP if self.sisd_score == "cls_ins" else 1)
+        chosen_GP = valid_GP * classes_GP * u_GP * (instances_GP if self.sisd_score == "cls_ins" else 1)
         stage2_G4 = merged(bag2_GP4, chosen_GP, self.top)
         return Refined(stage2_G4, (classes_GP * instances_GP * u_GP).sum(1), stage1_G4, weights_G, (bag1_GP4, bag2_GP4), losses)
 
@@ -277,13 +291,14 @@ def _at_least_a_pixel(boxes_G4: Tensor) -> Tensor:
     return torch.cat((boxes_G4[:, :2], torch.maximum(boxes_G4[:, 2:], boxes_G4[:, :2] + 1)), 1)
 
 
-def _fcs(inputs: int, hidden: int) -> nn.Sequential:
+def _fcs(inputs: int, hidden: int, std: float | None) -> nn.Sequential:
     """RoI features [..., channels, size, size] -> [..., D]."""
-    return nn.Sequential(nn.Flatten(-3), _linear(inputs, hidden), nn.ReLU(), _linear(hidden, hidden), nn.ReLU())
+    first, second = (_linear(count, hidden, std=math.sqrt(2 / count) if std is None else std) for count in (inputs, hidden))
+    return nn.Sequential(nn.Flatten(-3), first, nn.ReLU(), second, nn.ReLU())
 
 
-def _linear(inputs: int, outputs: int, bias: float = 0.0) -> nn.Linear:
+def _linear(inputs: int, outputs: int, bias: float = 0.0, *, std: float = 0.01) -> nn.Linear:
     layer = nn.Linear(inputs, outputs)
-    nn.init.normal_(layer.weight, 0, 0.01)
+    nn.init.normal_(layer.weight, 0, std)
     nn.init.constant_(layer.bias, bias)
     return layer

@@ -56,6 +56,21 @@ def open_voc(path: str, options: dict[str, str], argument: str) -> list[Annotate
     return [_placed(part, relative) for part in parts]
 
 
+def read_voc_files(root: str, argument: str) -> tuple[dict[str, ElementTree.Element], Annotated]:
+    """All annotations below a place by themselves, by their paths, and as they are read; the images, which need not be there, have theirs.
+
+    Raises:
+        InputError: no annotations, or one that is damaged.
+    """
+    found, notes = _Set(root, argument), Notes()
+    read = {path: found.read(path, notes) for path in found.annotations.values()}
+    roots = {path: element for path, element in read.items() if element.tag.lower() == "annotation"}
+    things = [[_thing(thing, path, argument) for thing in element.findall("object")] for path, element in roots.items()]
+    shapes = [_shape(element, path, argument) for path, element in roots.items()]
+    part = Annotated(found.store, list(roots), things, found.sizes, shapes, [False] * len(roots), notes, list(roots))
+    return roots, _placed(part, all_relative([part]))
+
+
 class _Set:
     """The annotations and images below one place.
 
@@ -105,10 +120,10 @@ class _Set:
     def images(self, split: str | None) -> Annotated:
         """Those of a split; of all, if it is None."""
         keys = list(self.annotations) if split is None else list(dict.fromkeys(key for part in split.split("+") for key in self._of(part)))
-        notes, names, things, shapes = Notes(), [], [], []
+        notes, names, paths, things, shapes = Notes(), [], [], [], []
         missing: list[str] = []
         for key in keys:
-            root = None if key not in self.annotations else self._read(self.annotations[key], notes)
+            root = None if key not in self.annotations else self.read(self.annotations[key], notes)
             if root is not None and root.tag.lower() != "annotation" and not self.lists:
                 notes.add("XML files that are no annotations, passed over", key)
                 continue
@@ -117,6 +132,7 @@ class _Set:
                 missing.append(basename(key))
                 continue
             names.append(picture)
+            paths.append(self.annotations[key])
             things.append([_thing(thing, self.annotations[key], self.argument) for thing in root.findall("object")])
             shapes.append(_shape(root, self.annotations[key], self.argument))
         if missing:
@@ -124,7 +140,7 @@ class _Set:
             raise InputError(self.argument, got, "JPEGImages and Annotations of every listed id")
         if not names:
             raise InputError(self.argument, split or "no annotation", "a split with images in it")
-        return Annotated(self.store, names, things, self.sizes, shapes, [False] * len(names), notes)
+        return Annotated(self.store, names, things, self.sizes, shapes, [False] * len(names), notes, paths)
 
     def _of(self, split: str) -> list[str]:
         if split in self.lists:
@@ -166,7 +182,8 @@ class _Set:
         except InputError:
             return None
 
-    def _read(self, name: str, notes: Notes) -> ElementTree.Element:
+    def read(self, name: str, notes: Notes) -> ElementTree.Element:
+        """One annotation, in whatever encoding."""
         content = content_of(self.store, name, self.argument)
         try:
             return ElementTree.fromstring(content)
