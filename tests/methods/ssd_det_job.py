@@ -1,4 +1,4 @@
-"""Trains SSD-Det with nothing left to chance: all anchors and proposals are sampled, negatives are each image's own. For test_ssd_det.py."""
+"""Trains SSD-Det with nothing left to chance: all anchors and proposals are sampled, negatives are each image's own."""
 
 from __future__ import annotations
 

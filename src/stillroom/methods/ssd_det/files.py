@@ -19,12 +19,13 @@ from stillroom.tasks.images.coco import image_key, read_coco_file
 from stillroom.tasks.images.voc import read_voc_files
 
 _DECIMALS = 2  # of a written coordinate
+_AS_IT_STANDS = 1e-3  # pixels
 _OF_A_BOX = 0.01  # share by which an area may differ from its box's and still be meant for it
 
 
 @dataclass(frozen=True)
 class BoxFile:
-    """Boxes and where they stand; crowds, difficult ones and objects without a box are left out.
+    """Boxes and where they stand; objects without a box are left out.
 
     Attributes:
         content: COCO's JSON, or the XML by its paths.
@@ -32,6 +33,7 @@ class BoxFile:
         sides: float64 [N, 2], width and height of each one's image; NaN where the file does not say.
         places: of each box: its image's key, see `images.annotations.Annotated`, and which of that image's objects it is.
         ids: of each box, what it is called in another file of the same boxes: COCO's id; or the XML's name and which of its objects.
+        crowd: bool [N], of crowds and of difficult ones.
         said: what was met and put right; sentences.
     """
 
@@ -40,6 +42,7 @@ class BoxFile:
     sides: np.ndarray
     places: list[tuple[Any, int]]
     ids: list[Any]
+    crowd: np.ndarray
     said: tuple[str, ...]
 
     @classmethod
@@ -55,7 +58,7 @@ class BoxFile:
             content, read = read_voc_files(path, argument)
         if any(read.relative):
             raise InputError(argument, f"{path} with boxes in parts of their image", "boxes in pixels")
-        rows = [(n, k) for n, things in enumerate(read.things) for k, thing in enumerate(things) if thing.box and not thing.crowd]
+        rows = [(n, k) for n, things in enumerate(read.things) for k, thing in enumerate(things) if thing.box]
         places = [(read.keys[n], k) for n, k in rows]
         if coco:
             marks = _marks(content)
@@ -64,9 +67,13 @@ class BoxFile:
             ids = [marks[key][k][1].get("id", (key, k)) for key, k in places]
         else:
             ids = [(Path(key).name, k) for key, k in places]
+        said = read.notes.lines()
+        if 0 in ids:
+            said.append("an object with the id 0, which COCO's evaluators take for none, kept: number objects from 1")
         boxes = np.array([read.things[n][k].box for n, k in rows], np.float64).reshape(-1, 4)
         sides = np.array([_sides(read, n) for n, _ in rows], np.float64).reshape(-1, 2)
-        return cls(content, boxes, sides, places, ids, tuple(read.notes.lines()))
+        crowd = np.array([read.things[n][k].crowd for n, k in rows], bool)
+        return cls(content, boxes, sides, places, ids, crowd, tuple(said))
 
     def write(self, out: Path, boxes: np.ndarray, changed: np.ndarray, **about: np.ndarray) -> None:
         """The same file with other boxes, and with numbers about them beside each; COCO's areas follow where they were the boxes'.
@@ -99,9 +106,11 @@ class BoxFile:
         for row, (key, k) in enumerate(self.places):
             mark, box = marks[key][k][1], boxes[row] if changed[row] else self.boxes[row]
             sides = box[2:] - box[:2]
+            if not changed[row] and np.allclose(mark["bbox"], (*box[:2], *sides), atol=_AS_IT_STANDS):
+                continue  # else its corners were read for sizes, or were swapped
             if not mark.get("segmentation") or _about_area(mark, self.boxes[row]):
                 mark["area"] = round(float(sides.prod()), _DECIMALS)
-            mark["bbox"] = [round(float(number), _DECIMALS) for number in (*box[:2], *sides)]  # also where corners were read for sizes
+            mark["bbox"] = [round(float(number), _DECIMALS) for number in (*box[:2], *sides)]
             if changed[row]:
                 mark |= {name: round(float(values[row]), 4) for name, values in about.items()}
 

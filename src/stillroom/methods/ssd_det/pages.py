@@ -40,6 +40,17 @@ def figures(boxes_N4: np.ndarray, true_N4: np.ndarray, stage1_N4: np.ndarray | N
     return found if stage1_N4 is None else found | {"box_iou_1": 100 * float(overlaps(stage1_N4, true_N4)[known_N].mean())}
 
 
+def told(data: DetectionData, found: dict[str, np.ndarray], true_N4: np.ndarray) -> list[str]:
+    """How far given and refined boxes are from the true ones, in a sentence; see `box_section`."""
+    known_N = ~np.isnan(found["scores"]) & ~np.isnan(true_N4).any(1)
+    if not known_N.any():
+        return []
+    given, refined = (float(overlaps(b[known_N], true_N4[known_N]).mean()) for b in (np.concatenate(data.trained.boxes), found["boxes"]))
+    return [
+        f"The mean IoU of training boxes with the true ones is {100 * given:.1f} % as given and {100 * refined:.1f} % refined (first seed)."
+    ]
+
+
 def box_section(data: DetectionData, found: dict[str, np.ndarray], true_N4: np.ndarray) -> Section:
     """Given and refined boxes of the training images in numbers, and pictures of those that changed most.
 
@@ -69,7 +80,8 @@ def box_section(data: DetectionData, found: dict[str, np.ndarray], true_N4: np.n
     legend = " &emsp;".join(
         f'<span style="color:{_ink(name)}">■</span>&nbsp;{name}' for name in _COLOURS if name != "true" or known_N.any()
     )
-    gallery = f'<h3>The largest changes</h3><p>{legend}</p><div class="gallery">{"".join(cards)}</div>' if cards else ""
+    columns = "grid-template-columns:repeat(4,minmax(0,1fr))"
+    gallery = f'<h3>The largest changes</h3><p>{legend}</p><div class="gallery" style="{columns}">{"".join(cards)}</div>' if cards else ""
     return Section("Boxes: given, refined, true", f"{note(said)}{numbers}{gallery}")
 
 

@@ -14,13 +14,13 @@ from stillroom.engine.run.stage import digest
 from stillroom.errors import InputError, at_least
 from stillroom.methods.ssd_det.distiller import Plain, SSDDet, refine_all
 from stillroom.methods.ssd_det.noise import SEED, noised
-from stillroom.methods.ssd_det.pages import FORMATS, box_section, figures
+from stillroom.methods.ssd_det.pages import FORMATS, box_section, figures, told
 from stillroom.tasks.detection import COCO, DetectionData
 
 Baseline = Literal["clean", "regressor", "mil", "spsd", "retrained"]
 
 # The default job: 300 scenes, 37 steps of 8 an epoch.
-SMALL = Training(epochs=12, optimizer="adamw", lr=2e-3, weight_decay=1e-4, schedule="cosine", warmup_epochs=1, clip_norm=10.0)
+SMALL = Training(epochs=12, optimizer="adamw", lr=4e-3, weight_decay=1e-4, schedule="cosine", warmup_epochs=1, clip_norm=10.0)
 STUDENT = "stillroom/faster-rcnn_24"
 # What these arms do without.
 _WITHOUT: dict[str, dict[str, bool]] = {"regressor": {"mil": False}, "mil": {"spsd": False, "sisd": False}, "spsd": {"sisd": False}}
@@ -89,6 +89,7 @@ def recipe(
     report.metric_formats |= FORMATS
     if lab.seed == lab.options.seed:
         report.method_sections = [box_section(data, found, true_N4)]
+        report.notes += told(data, found, true_N4)
     return report
 
 

@@ -13,7 +13,7 @@ from stillroom.errors import InputError
 from stillroom.methods.ssd_det.distiller import SSDDet
 from stillroom.methods.ssd_det.files import BoxFile
 from stillroom.methods.ssd_det.noise import add_noise
-from stillroom.methods.ssd_det.pages import FORMATS, box_section, overlaps
+from stillroom.methods.ssd_det.pages import FORMATS, box_section, overlaps, told
 from stillroom.methods.ssd_det.recipe import SMALL, STUDENT, trained_refiner
 from stillroom.tasks.detection import DetectionData
 from stillroom.tasks.images.coco import annotation_file
@@ -60,7 +60,10 @@ def refine(
     report = lab.report("ssd-det", whole, {"refiner": trained}, baseline=None, ship="refiner")
     report.metric_formats |= FORMATS
     report.method_sections = [box_section(whole, refined, true_N4)]
-    report.notes.append("AP is measured with the given boxes, which may be as inaccurate as those that were refined.")
+    report.notes = [
+        *told(whole, refined, true_N4),
+        "AP is measured with given boxes, which may be as inaccurate as those that were refined.",
+    ]
     return report
 
 
@@ -149,18 +152,21 @@ def noise_boxes(source: str, out: Path, *, ratio: float, seed: int) -> Noised:
     file = BoxFile.read(source, "IN")
     if out.exists():
         raise InputError("OUT", f"{out}, which exists", "a new file or folder")
+    if not np.isfinite(file.boxes).all():
+        raise InputError("IN", f"{source} with a box of numbers that are not finite", "numbers of pixels")
     if np.isnan(file.sides).any():
         missing = file.places[int(np.isnan(file.sides).any(1).argmax())][0]
         raise InputError("IN", f"{source} without the width and height of image {missing}", "the size of each image: boxes end at its rim")
     inside = np.concatenate((np.maximum(file.boxes[:, :2], 0), np.minimum(file.boxes[:, 2:], file.sides)), 1)
-    sound = np.isfinite(file.boxes).all(1) & ((inside[:, 2:] - inside[:, :2]) >= 1).all(1)
+    sound = ((inside[:, 2:] - inside[:, :2]) >= 1).all(1)
     boxes, changed = file.boxes.copy(), np.zeros(len(file.boxes), bool)
-    boxes[sound], kept = add_noise(file.boxes[sound], file.sides[sound], ratio, seed)
-    changed[sound] = ~kept
+    drawn = sound & ~file.crowd
+    boxes[drawn], kept = add_noise(file.boxes[drawn], file.sides[drawn], ratio, seed)
+    changed[drawn] = ~kept
     file.write(out, boxes, changed)
     said = list(file.said)
-    if not sound.all():
-        said.append(f"boxes of less than a pixel in their image, left as they are: {(~sound).sum()}")
+    if not (sound | file.crowd).all():
+        said.append(f"boxes of less than a pixel in their image, left as they are: {(~sound & ~file.crowd).sum()}")
     if kept.any():
         said.append(f"boxes of which noise would leave less than a pixel, left as they are: {kept.sum()}")
     iou = overlaps(file.boxes[changed], boxes[changed])

@@ -25,7 +25,7 @@ from stillroom.tasks.images.annotations import (
     note_others,
     split_of,
 )
-from stillroom.tasks.images.folders import EXTENSIONS, list_files
+from stillroom.tasks.images.folders import EXTENSIONS, list_files, open_store
 from stillroom.tasks.images.sources import is_number
 
 # What files that say the first are mostly written in: Python's codec of that name knows fewer characters.
@@ -62,7 +62,7 @@ def read_voc_files(root: str, argument: str) -> tuple[dict[str, ElementTree.Elem
     Raises:
         InputError: no annotations, or one that is damaged.
     """
-    found, notes = _Set(root, argument), Notes()
+    found, notes = _Set(root, argument, pictures=False), Notes()
     read = {path: found.read(path, notes) for path in found.annotations.values()}
     roots = {path: element for path, element in read.items() if element.tag.lower() == "annotation"}
     things = [[_thing(thing, path, argument) for thing in element.findall("object")] for path, element in roots.items()]
@@ -77,15 +77,20 @@ class _Set:
     Args:
         root: a folder or a zip.
         argument: what error messages call it.
+        pictures: whether there must be images.
 
     Attributes:
         lists: the files in `ImageSets/Main`, by their names.
         annotations: XML files by what they are called; of a set without lists by their paths.
     """
 
-    def __init__(self, root: str, argument: str) -> None:
+    def __init__(self, root: str, argument: str, *, pictures: bool = True) -> None:
         self.argument = argument
-        self.store, self.sizes, _ = list_files(root, argument)
+        if pictures:
+            self.store, self.sizes, _ = list_files(root, argument)
+        else:
+            self.store = open_store(root, argument)
+            self.sizes, _ = self.store.listing()
         xml = [name for name in self.sizes if name.lower().endswith(".xml")]
         own = [name for name in xml if basename(dirname(name)) == "Annotations"]
         lists = [match for name in sorted(self.sizes) if (match := re.search(r"(?<![^/])ImageSets/Main/([^/]+)\.txt$", name))]
