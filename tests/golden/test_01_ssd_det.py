@@ -158,7 +158,7 @@ def refiner_step(inputs: Inputs, params: Params) -> Inputs:
         sisd_weight=weights["sisd"],
         negative_weight=weights["neg"],
         negative_iou=params["iou_thr"],
-        top=params["topk"],
+        top_boxes=params["topk"],
     )
     layers = {name: place for name, place in _LAYERS.items() if place in dict(refiner.named_modules())}
     refiner.load_state_dict(

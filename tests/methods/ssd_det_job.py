@@ -20,7 +20,7 @@ class Certain(SSDDet):
     """Notes how many objects each step of this process has."""
 
     def __init__(self) -> None:
-        super().__init__(network("faster-rcnn"), ratios=(1.0, 0.8), negatives=NEGATIVES)
+        super().__init__(network("faster-rcnn"), ratios=(1.0, 0.8), negative_boxes=NEGATIVES)
         self._objects: list[int] = []
 
     def refine(self, outputs: TwoStageOutputs, batch: DetectionBatch) -> Refined:

@@ -29,7 +29,7 @@ from tests.processes import Processes
 from tests.tasks.detection.boxed import coco, pictures
 
 TINY = "scenes:train=24,val=8,teacher=24"
-SMALL: dict[str, Any] = {"ratios": (1.0, 0.8), "negatives": 12}
+SMALL: dict[str, Any] = {"ratios": (1.0, 0.8), "negative_boxes": 12}
 
 
 @pytest.fixture(scope="module")
@@ -208,8 +208,8 @@ def test_the_same_box_in_two_bags_gets_two_overlaps(data: DetectionData) -> None
     ("make", "named"),
     [
         (lambda: SSDDet(build_detector("stillroom/gfl_24", num_classes=6).network), "Faster R-CNN"),
-        (lambda: distiller(top=0), "top"),
-        (lambda: distiller(negatives=0), "negatives"),
+        (lambda: distiller(top_boxes=0), "top_boxes"),
+        (lambda: distiller(negative_boxes=0), "negative_boxes"),
         (lambda: distiller(ratios=()), "ratios"),
         (lambda: distiller(prior=0), "prior"),
         (lambda: distiller(sisd_weight=-1), "sisd_weight"),

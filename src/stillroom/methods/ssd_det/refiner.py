@@ -83,9 +83,9 @@ class Refiner(nn.Module):
         spsd_weight: of each step's loss.
         sisd_weight: lambda; 5 in the release, 0.25 in the paper's text.
         negative_weight: of the negatives' loss.
-        negatives: Q, random boxes of an image that are nothing.
+        negative_boxes: Q, random boxes of an image that are nothing.
         negative_iou: what a negative's overlap with every proposal of its image must be below.
-        top: proposals that are merged.
+        top_boxes: proposals of the best scores that are merged into a box.
         prior: what class scores begin at; 0.01 in the paper, which takes longer trainings.
         hidden_std: standard deviation of the hidden layers' first weights; 0.01 in the paper, for its 1024 units. By default He's.
 
@@ -112,9 +112,9 @@ class Refiner(nn.Module):
         spsd_weight: float = 0.25,
         sisd_weight: float = 5.0,
         negative_weight: float = 0.75,
-        negatives: int = 500,
+        negative_boxes: int = 500,
         negative_iou: float = 0.3,
-        top: int = 7,
+        top_boxes: int = 7,
         prior: float = 0.5,
         hidden_std: float | None = None,
     ) -> None:
@@ -126,7 +126,8 @@ class Refiner(nn.Module):
         one_of("spsd_input", spsd_input, get_args(SpsdInput))
         one_of("sisd_score", sisd_score, get_args(SisdScore))
         self.size, self.finest_scale, self.ratios, self.shakes = size, finest_scale, tuple(ratios), tuple(shakes)
-        self.top, self.negatives, self.negative_iou = at_least("top", top, 1), at_least("negatives", negatives, 1), negative_iou
+        self.top_boxes, self.negative_boxes = at_least("top_boxes", top_boxes, 1), at_least("negative_boxes", negative_boxes, 1)
+        self.negative_iou = negative_iou
         self.mil, self.spsd, self.sisd = mil, spsd, sisd and mil
         self.spsd_input, self.sisd_score = spsd_input, sisd_score
         self.mil_weight, self.spsd_weight = at_least_zero("mil_weight", mil_weight), at_least_zero("spsd_weight", spsd_weight)
@@ -188,7 +189,7 @@ class Refiner(nn.Module):
         counted = averaged_count((valid_GP > 0).any(1).sum().to(noisy_G4.dtype))
         losses["mil1"] = self.mil_weight * stage1_loss(bag_scores(classes_GPK, instances_GPK), labels_G, counted)
         scores_GP = valid_GP * of_label(classes_GPK, labels_G).detach() * of_label(instances_GPK, labels_G).detach()
-        stage1_G4 = cut(merged(bag1_GP4, scores_GP, self.top), limits_G2)
+        stage1_G4 = cut(merged(bag1_GP4, scores_GP, self.top_boxes), limits_G2)
         weights_G = scores_GP.sum(1)
 
         # Section 5: SPSD-II. Its second bag counts in full, wherever it lies.
@@ -218,13 +219,13 @@ class Refiner(nn.Module):
         classes_GP, instances_GP = of_label(classes_GPC, labels_G).detach(), of_label(instances_GPC, labels_G).detach()
         if not self.sisd:
             scores_GP = valid_GP * classes_GP * instances_GP
-            stage2_G4 = cut(merged(bag2_GP4, scores_GP, self.top), limits_G2)
+            stage2_G4 = cut(merged(bag2_GP4, scores_GP, self.top_boxes), limits_G2)
             return Refined(stage2_G4, scores_GP.sum(1), stage1_G4, weights_G, (bag1_GP4, bag2_GP4), losses)
         overlaps_GP = predicted_overlaps(regions_GP, self.identity, self.overlap)
         losses["sisd"] = self.sisd_weight * sisd_loss(overlaps_GP, bag2_GP4, stage1_G4, objects)
         u_GP = identity_scores(overlaps_GP.detach())
         chosen_GP = valid_GP * classes_GP * u_GP * (instances_GP if self.sisd_score == "cls_ins" else 1)
-        stage2_G4 = merged(bag2_GP4, chosen_GP, self.top)
+        stage2_G4 = merged(bag2_GP4, chosen_GP, self.top_boxes)
         return Refined(stage2_G4, (classes_GP * instances_GP * u_GP).sum(1), stage1_G4, weights_G, (bag1_GP4, bag2_GP4), losses)
 
     def _negatives(
@@ -238,7 +239,7 @@ class Refiner(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """Class logits of stage II for negatives of all images with an object, and which of them count."""
         if uniforms_B4Q is None:
-            uniforms_B4Q = torch.rand(len(sizes), 4, self.negatives, device=bags_GP4.device)
+            uniforms_B4Q = torch.rand(len(sizes), 4, self.negative_boxes, device=bags_GP4.device)
         found, kept = [], [bags_GP4.new_zeros(0)]
         for uniforms_4Q, bags, size in zip(uniforms_B4Q, bags_GP4.split(list(counts)), sizes, strict=True):
             found.append(bags.new_zeros(0, 4))
