@@ -22,8 +22,20 @@ from scipy.special import stdtrit
 ROOT = Path(__file__).parents[1]
 CLAIMS: dict[str, Any] = yaml.safe_load((ROOT / "docs/claims.yml").read_text(encoding="utf-8"))
 # As the pages stand in the menu.
-ORDER = ["kd", "dkd", "fitnets", "crd", "dot", "ferkd", "orc", "mdcs", "l2d", "wad", "crkd", "kd3", "bckd", "ssd-det", "giftnet", "sdd", "memkd"]
-NAMES = {"kd3": "KD³", "crkd": "CrKD", "fitnets": "FitNets", "ferkd": "FerKD", "giftnet": "GiftNet", "memkd": "MemKD", "ssd-det": "SSD-Det"}
+ORDER = [
+    *("kd", "dkd", "fitnets", "crd", "dot", "ferkd", "orc", "mdcs", "l2d", "wad", "crkd", "kd3"),
+    *("bckd", "unikd", "iod", "ssd-det", "giftnet", "sdd", "memkd"),
+]
+NAMES = {
+    "kd3": "KD³",
+    "crkd": "CrKD",
+    "fitnets": "FitNets",
+    "ferkd": "FerKD",
+    "giftnet": "GiftNet",
+    "memkd": "MemKD",
+    "unikd": "UniKD",
+    "ssd-det": "SSD-Det",
+}
 SIGNS = {"above": "▲", "below": "▼", "level": "="}
 _SPACE = "\N{NO-BREAK SPACE}"
 

@@ -16,6 +16,8 @@ COMMANDS = {
     "detection": "run bckd --data scenes:train=16,val=5,teacher=16 --batch-size 8 --epochs 3 --optimizer sgd --lr 0.02",
     "harmonization": "run giftnet --data patches,train=16,val=5 --batch-size 8 --epochs 2 --optimizer sgd --lr 0.001 "
     "--student stillroom/harmony4_3",
+    "features": "run features --data digits --subset 60 --val-subset 41 --batch-size 20 --epochs 2 --lr 0.01 --optimizer sgd --views 2 "
+    "--teacher-epochs 1 --accept-teacher --student stillroom/convnet4 --feature-loss queue --queue-size 30 --dense-weight 1",
     "unused": "run supervised --data digits --subset 60 --val-subset 41 --batch-size 20 --epochs 1 --lr 0.01 --optimizer sgd "
     f"--student {__name__}:with_a_spare_layer",
     "comparison": "compare kd dkd --data digits --subset 60 --val-subset 41 --batch-size 20 --epochs 1 --lr 0.01 --optimizer sgd",

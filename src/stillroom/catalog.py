@@ -44,6 +44,7 @@ METHODS: tuple[Method, ...] = (
     Method("dkd", "Decoupled Knowledge Distillation (Zhao 2022)", "classification", "stillroom.methods.dkd", _PAPER),
     Method("fitnets", "FitNets: Hints for Thin Deep Nets (Romero 2015)", "classification", "stillroom.methods.fitnets", _TESTS),
     Method("crd", "Contrastive Representation Distillation (Tian 2020)", "classification", "stillroom.methods.crd", _TESTS),
+    Method("features", "Any foundation model into any backbone, without labels", "representation", "stillroom.methods.features", _TESTS),
     Method("dot", "DOT: A Distillation-Oriented Trainer", "any", "stillroom.methods.dot", _PAPER),
     Method(
         "ssd-det",
@@ -52,7 +53,13 @@ METHODS: tuple[Method, ...] = (
         "stillroom.methods.ssd_det",
         _PAPER,
     ),
-    Method("iod", "Incremental object detection via within-class and between-class distillation", "detection"),
+    Method(
+        "iod",
+        "Incremental object detection via within-class and between-class distillation",
+        "detection",
+        "stillroom.methods.iod",
+        "reference vectors of the specification",
+    ),
     Method("auto-kd", "Auto-KD: Automated Knowledge Distillation via Monte Carlo Tree Search", "classification"),
     Method("zeroseg", "Exploring Open-Vocabulary Semantic Segmentation from CLIP Vision Encoder Distillation Only", "segmentation"),
     Method("otd", "Taxonomy Adaptive Cross-Domain Adaptation in Medical Imaging via Optimization Trajectory Distillation", "nuclei"),
@@ -115,7 +122,13 @@ METHODS: tuple[Method, ...] = (
         _PAPER,
     ),
     Method("boss", "Bayesian Optimization Meets Self-Distillation", "classification"),
-    Method("unikd", "UniKD: Universal Knowledge Distillation for Mimicking Homogeneous or Heterogeneous Object Detectors", "detection"),
+    Method(
+        "unikd",
+        "UniKD: Universal Knowledge Distillation for Mimicking Homogeneous or Heterogeneous Object Detectors",
+        "detection",
+        "stillroom.methods.unikd",
+        "reference vectors of the specification",
+    ),
     Method("l2d", "Multi-Label Knowledge Distillation", "multilabel", "stillroom.methods.l2d", _PAPER),
     Method("distillbev", "DistillBEV: Boosting Multi-Camera 3D Object Detection with Cross-Modal Knowledge Distillation", "points"),
     Method(

@@ -37,7 +37,11 @@ def run(arguments: list[str], command: str) -> None:
     parser.add_argument("--top", type=int, metavar="K", help="how many classes to name, the most probable first (default: 2)")
     parser.add_argument("--threshold", type=float, metavar="SCORE", help="of a detector: the least score of an object (default: 0.3)")
     parser.add_argument("--masks", metavar="FOLDER", help="of harmonization and editing: what may be changed, photo.png for photo.jpg")
-    parser.add_argument("--out", metavar="FOLDER", help="where pictures are written, if the student answers with some (default: in RUN)")
+    parser.add_argument(
+        "--out",
+        metavar="FOLDER",
+        help="where pictures are written, if the student answers with some, or embeddings (then also FILE.npz or FILE.csv) (default: RUN)",
+    )
     parser.add_argument("--category", help="of a detector of anomalies in several categories: which one (default: named in the path)")
     given = parser.parse_args(arguments)
     if given.top is not None and given.top < 1:

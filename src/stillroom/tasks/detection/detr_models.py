@@ -32,7 +32,7 @@ _FAMILIES = ("detr", "deformable-detr", "rt-detr")
 NAMES = tuple(f"{family}_{size}" for family in _FAMILIES for size in _RESNETS)
 
 
-def build(name: str, num_classes: int, argument: str) -> QueryDetector:
+def build(name: str, num_classes: int, argument: str, *, untrained: bool = False) -> QueryDetector:
     """A detector of the DETR family.
 
     Args:
@@ -41,12 +41,13 @@ def build(name: str, num_classes: int, argument: str) -> QueryDetector:
             or a folder that transformers' `save_pretrained` wrote.
         num_classes: C.
         argument: named in errors.
+        untrained: of a folder the architecture alone, for so many classes: other weights will follow.
 
     Raises:
         InputError: an unknown name, a folder without a model of this family or of other classes, transformers is missing.
     """
     if is_folder(name):
-        return _read(Path(name), num_classes, argument)
+        return _read(Path(name), num_classes, argument, untrained=untrained)
     family, _, size = name.partition("_")
     size = size or "r50"
     if f"{family}_{size}" not in NAMES:
@@ -116,7 +117,7 @@ def _shared(backbone: Any, num_classes: int) -> dict[str, Any]:
     return {"backbone_config": backbone, "num_labels": num_classes, "auxiliary_loss": True}
 
 
-def _read(folder: Path, num_classes: int, argument: str) -> QueryDetector:
+def _read(folder: Path, num_classes: int, argument: str, *, untrained: bool) -> QueryDetector:
     try:
         described = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except ValueError as error:
@@ -126,11 +127,14 @@ def _read(folder: Path, num_classes: int, argument: str) -> QueryDetector:
     if known is None:
         raise InputError(argument, f"{folder} with {', '.join(map(str, names)) or 'no model'}", f"a folder with {' or '.join(ADAPTERS)}")
     library = needed(argument, f"transformers/{folder}")
-    if not (folder / "model.safetensors").is_file():
+    if not untrained and not (folder / "model.safetensors").is_file():
         raise InputError(argument, f"the folder '{folder}' without model.safetensors", "one that save_pretrained wrote")
     config = getattr(library, known).config_class.from_pretrained(folder, local_files_only=True)
-    if config.num_labels != num_classes:
+    if not untrained and config.num_labels != num_classes:
         raise InputError(argument, f"{folder} with {config.num_labels} classes", f"a model of {num_classes}, as the data have")
     if getattr(config.backbone_config, "use_pretrained_backbone", False):
         config.backbone_config.use_pretrained_backbone = False  # its weights are in the folder; nothing is to be fetched
+    if untrained:
+        config.num_labels = num_classes
+        return ADAPTERS[known](getattr(library, known)(config))
     return ADAPTERS[known](getattr(library, known).from_pretrained(folder, config=config, local_files_only=True))

@@ -23,7 +23,7 @@ from stillroom.tasks.images.stores import FileImages, Images, MemoryImages, deco
 from stillroom.tasks.images.voc import open_voc
 from stillroom.tasks.images.yolo import open_yolo
 
-_SCENES = {"size": 48, "train": 300, "val": 300, "teacher": 3000, "seed": 0}
+_SCENES = {"size": 48, "train": 300, "val": 300, "teacher": 3000, "seed": 0, "plain": 0}
 _LEAST = 1.0  # pixels of a box's height and width
 
 
@@ -104,7 +104,7 @@ def open_source(spec: str, *, strict: bool = False, argument: str = "data") -> D
     Args:
         spec: one of
             ``scenes`` (see `scenes.make_scenes`), with the options ``size=48`` (pixels), ``train=300``, ``val=300``, ``teacher=3000`` (how
-            many; the students' images are the first of the teacher's) and ``seed=0``;
+            many; the students' images are the first of the teacher's), ``seed=0`` and ``plain=1`` for easy ones;
             ``coco:IMAGES,ANNOTATIONS.json``: COCO's format, with ``,val_images=...,val_annotations=...``, or ``,val=0.2`` held out; or
             ``coco:ROOT``, see `images.coco.open_coco`;
             ``voc:ROOT``: a folder or zip with Pascal VOC's annotations, with ``,train=trainval,val=test`` (names of splits, ``train+val``
@@ -123,26 +123,29 @@ def open_source(spec: str, *, strict: bool = False, argument: str = "data") -> D
 
 
 def _open_scenes(path: str, options: dict[str, str], argument: str) -> DetectionSource:
-    numbers = _SCENES | whole_numbers(options, argument)
-    size, seed = numbers["size"], numbers["seed"]
+    numbers = _SCENES | whole_numbers(options, argument, zero=("seed", "plain"))
+    size, seed, plain = numbers["size"], numbers["seed"], numbers["plain"]
     if size < 16:
         raise InputError(argument, f"size={size}", "at least 16 pixels")
-    whole = _drawn("train", max(numbers["teacher"], numbers["train"]), size=size, seed=2 * seed)
+    if plain not in (0, 1):
+        raise InputError(argument, f"plain={plain}", "0 or 1")
+    whole = _drawn("train", max(numbers["teacher"], numbers["train"]), size=size, seed=2 * seed, plain=bool(plain))
+    known = {name: number for name, number in numbers.items() if name != "plain" or number}  # fingerprints are older than plain scenes
     return DetectionSource(
         name="scenes",
         classes=CLASSES,
         train=whole.take(np.arange(numbers["train"])),
-        val=_drawn("val", numbers["val"], size=size, seed=2 * seed + 1),
+        val=_drawn("val", numbers["val"], size=size, seed=2 * seed + 1, plain=bool(plain)),
         mean=(0.45,) * 3,
         std=(0.25,) * 3,
-        fingerprint=hashlib.sha256(repr(sorted(numbers.items())).encode()).hexdigest()[:16],
+        fingerprint=hashlib.sha256(repr(sorted(known.items())).encode()).hexdigest()[:16],
         teacher=whole.take(np.arange(numbers["teacher"])),
         divisor=16,
     )
 
 
-def _drawn(split: str, count: int, *, size: int, seed: int) -> Annotated:
-    pixels, boxes, labels = (list(column) for column in zip(*make_scenes(count, size=size, seed=seed), strict=True))
+def _drawn(split: str, count: int, *, size: int, seed: int, plain: bool) -> Annotated:
+    pixels, boxes, labels = (list(column) for column in zip(*make_scenes(count, size=size, seed=seed, plain=plain), strict=True))
     images_BCHW = torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2).contiguous()
     images = MemoryImages(images_BCHW, np.zeros(count, np.int64), [f"scenes/{split}/{i}" for i in range(count)])
     return Annotated(images, boxes, labels, [np.zeros_like(label) for label in labels], [(size, size)] * count)
