@@ -47,7 +47,13 @@ METHODS: tuple[Method, ...] = (
     Method("dino", "DINO: Self-distillation with no labels (Caron 2021)", "representation", "stillroom.methods.dino", _PAPER),
     Method("features", "Any foundation model into any backbone, without labels", "representation", "stillroom.methods.features", _TESTS),
     Method("dot", "DOT: A Distillation-Oriented Trainer", "any", "stillroom.methods.dot", _PAPER),
-    Method("ssd-det", "Spatial Self-Distillation for Object Detection with Inaccurate Bounding Boxes", "detection"),
+    Method(
+        "ssd-det",
+        "Spatial Self-Distillation for Object Detection with Inaccurate Bounding Boxes",
+        "detection",
+        "stillroom.methods.ssd_det",
+        _PAPER,
+    ),
     Method(
         "iod",
         "Incremental object detection via within-class and between-class distillation",
