@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -253,19 +253,24 @@ class Transformer(nn.Module):
     def __init__(self, shape: TowerShape, *, causal: bool, activation: Activation, eps: float = 1e-5) -> None:
         super().__init__()
         self.resblocks = nn.ModuleList(Block(shape, layer, causal=causal, activation=activation, eps=eps) for layer in range(shape.layers))
-        width, layers = shape.width, shape.layers
-        with torch.no_grad():
-            for block in self.resblocks:
-                block.attn.in_proj_weight.normal_(std=width**-0.5)
-                block.attn.out_proj.weight.normal_(std=width**-0.5 * (2 * layers) ** -0.5)
-                block.mlp.c_fc.weight.normal_(std=(2 * width) ** -0.5)
-                block.mlp.c_proj.weight.normal_(std=width**-0.5 * (2 * layers) ** -0.5)
-                for bias in (block.attn.out_proj.bias, block.mlp.c_fc.bias, block.mlp.c_proj.bias):
-                    bias.zero_()
+        into, out = shape.width**-0.5, shape.width**-0.5 * (2 * shape.layers) ** -0.5
+        for block in self.blocks:
+            assert block.attn is not None
+            nn.init.normal_(block.attn.in_proj_weight, std=into)
+            nn.init.normal_(block.attn.out_proj.weight, std=out)
+            nn.init.normal_(block.mlp.c_fc.weight, std=into * 2**-0.5)
+            nn.init.normal_(block.mlp.c_proj.weight, std=out)
+            for layer in (block.attn.out_proj, block.mlp.c_fc, block.mlp.c_proj):
+                nn.init.zeros_(layer.bias)
+
+    @property
+    def blocks(self) -> list[Block]:
+        """The blocks in their order."""
+        return cast("list[Block]", list(self.resblocks))
 
     def forward(self, x_BTD: Tensor, masks: Masks | None = None) -> Tensor:
         """[B, T, D] -> [B, T, D]."""
-        for layer, block in enumerate(self.resblocks):
+        for layer, block in enumerate(self.blocks):
             x_BTD = block(x_BTD, None if masks is None else LayerMasks(masks.hidden_D, masks.heads[layer], masks.neurons[layer]))
         return x_BTD
 

@@ -63,8 +63,8 @@ def mimicry(
     if len(rows_BD) <= CHUNK:
         return _crossed(rows_BD, teacher_rows_BE, *known) / len(rows_BD)
     parts = zip(rows_BD.split(CHUNK), teacher_rows_BE.split(CHUNK), strict=True)
-    total: Tensor = sum(checkpoint(_crossed, own, teachers, *known, use_reentrant=False) for own, teachers in parts)
-    return total / len(rows_BD)
+    sums = [checkpoint(_crossed, own, teachers, *known, use_reentrant=False) for own, teachers in parts]
+    return torch.stack(sums).sum() / len(rows_BD)
 
 
 def _crossed(rows_CD: Tensor, teacher_CE: Tensor, columns_ND: Tensor, teacher_NE: Tensor, scale: Tensor, teacher_scale: Tensor) -> Tensor:

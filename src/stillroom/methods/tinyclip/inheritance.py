@@ -34,7 +34,7 @@ def inherited(teacher: State, student: State, head_width: int | Mapping[str, int
         InputError: a tensor that the teacher does not have, or that is larger than the teacher's.
     """
     depths, own_depths = _depths(teacher), _depths(student)
-    found = {}
+    found: dict[str, Tensor] = {}
     for name, wanted in student.items():
         source = name
         if match := _LAYER.match(name):
@@ -74,9 +74,9 @@ def inherit(teacher: Clip, student: Clip) -> None:
         if getattr(of_teacher, name) != getattr(of_student, name):
             raise InputError("student", f"{name} {getattr(of_student, name)}", f"the teacher's, {getattr(of_teacher, name)}")
     for tower in ("image", "text"):
-        widths = [getattr(shape, tower).head_width for shape in (of_student, of_teacher)]
-        if widths[0] != widths[1]:
-            raise InputError("student", f"heads of width {widths[0]} in the {tower} tower", f"the teacher's width, {widths[1]}")
+        own, wanted = (getattr(shape, tower).head_width for shape in (of_student, of_teacher))
+        if own != wanted:
+            raise InputError("student", f"heads of width {own} in the {tower} tower", f"the teacher's width, {wanted}")
     widths = {"visual.": of_teacher.image.head_width, "text.": of_teacher.text.head_width}
     student.load_state_dict(inherited(teacher.state_dict(), student.state_dict(), widths))
 
@@ -116,7 +116,7 @@ def pruned(clip: Clip, image_masks: Masks, text_masks: Masks, *, released: bool 
 
 def drop_empty_attention(tower: ImageTower | TextTower) -> None:
     """Takes the attention, with its bias, from layers that have no head."""
-    for block in tower.transformer.resblocks:
+    for block in tower.transformer.blocks:
         if block.attn is not None and not block.attn.heads:
             block.attn = None
 
