@@ -14,6 +14,7 @@ from typing import Any, Literal, NamedTuple, cast
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import gelu, layer_norm, linear, normalize, scaled_dot_product_attention
+from torch.nn.utils import skip_init
 
 from stillroom.errors import InputError, at_least, one_of
 
@@ -191,7 +192,7 @@ class Attention(nn.Module):
         self.heads, self.head_width, self.causal = heads, head_width, causal
         self.in_proj_weight = nn.Parameter(torch.empty(3 * heads * head_width, width))
         self.in_proj_bias = nn.Parameter(torch.zeros(3 * heads * head_width))
-        self.out_proj = nn.Linear(heads * head_width, width)
+        self.out_proj = skip_init(nn.Linear, heads * head_width, width)
 
     def forward(self, x_BTD: Tensor, masks: LayerMasks | None = None) -> Tensor:
         """[B, T, D] -> [B, T, D]."""
@@ -214,8 +215,8 @@ class MLP(nn.Module):
     def __init__(self, width: int, neurons: int, activation: Activation) -> None:
         super().__init__()
         self.activation = activation
-        self.c_fc = nn.Linear(width, neurons)
-        self.c_proj = nn.Linear(neurons, width)
+        self.c_fc = skip_init(nn.Linear, width, neurons)
+        self.c_proj = skip_init(nn.Linear, neurons, width)
 
     def forward(self, x_BTD: Tensor, masks: LayerMasks | None = None) -> Tensor:
         """[B, T, D] -> [B, T, D]."""
@@ -229,7 +230,7 @@ class MLP(nn.Module):
 
 
 class Block(nn.Module):
-    """x + attention(LN(x)), then x + MLP(LN(x)); without `attn` where the released pruning took it away with its bias."""
+    """x + attention(LN(x)), then x + MLP(LN(x)), whose matrices `Transformer` gives their first values; without `attn` where the released pruning took it away with its bias."""
 
     attn: Attention | None
 
