@@ -230,7 +230,10 @@ class MLP(nn.Module):
 
 
 class Block(nn.Module):
-    """x + attention(LN(x)), then x + MLP(LN(x)), whose matrices `Transformer` gives their first values; without `attn` where the released pruning took it away with its bias."""
+    """x + attention(LN(x)), then x + MLP(LN(x)); without `attn` where the released pruning took it away with its bias.
+
+    Its matrices are empty until `Transformer` gives them their first values.
+    """
 
     attn: Attention | None
 

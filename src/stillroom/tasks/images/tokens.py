@@ -26,6 +26,7 @@ FILE = "tokenizer.json"
 START, END = "<|startoftext|>", "<|endoftext|>"
 UNKNOWN = "<|unknown|>"
 _WORD_END = "</w>"
+_PRIVATE = 0xE000  # first of Unicode's signs without a meaning
 _WORDS = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"  # CLIP's
 
 
@@ -148,17 +149,27 @@ def learnt(texts: Iterable[str], vocabulary: int, context: int) -> Tokenizer:
     Raises:
         InputError: the vocabulary is too small for that, or the library is not installed.
     """
-    made, bytes_ = library("data"), 2 * 256 + 2
-    at_least("vocabulary", vocabulary, bytes_ + 1)
-    rules = _like_clip(made, made.models.BPE(end_of_word_suffix=_WORD_END))
+    made = library("data")
     alphabet = sorted(made.pre_tokenizers.ByteLevel.alphabet())
-    options = {"initial_alphabet": alphabet, "end_of_word_suffix": _WORD_END, "show_progress": False, "min_frequency": 2}
-    rules.train_from_iterator(texts, made.trainers.BpeTrainer(vocab_size=vocabulary - 256 - 2, **options))
-    content = json.loads(rules.to_str())
-    ids = content["model"]["vocab"]
-    for byte in alphabet:  # at the end of a word, where no text had it
-        ids.setdefault(f"{byte}{_WORD_END}", len(ids))
-    rules = made.Tokenizer.from_str(json.dumps(content))
+    at_least("vocabulary", vocabulary, 2 * len(alphabet) + 3)
+    # The library numbers what stands at the end of words in an order that changes from run to run: so it is given signs of its own there.
+    last = {byte: chr(_PRIVATE + number) for number, byte in enumerate(alphabet)}
+    rules = _like_clip(made, made.models.BPE(end_of_word_suffix=_WORD_END))
+
+    def with_ends(text: str) -> str:
+        words = rules.pre_tokenizer.pre_tokenize_str(rules.normalizer.normalize_str(text))
+        return " ".join(f"{word[:-1]}{last[word[-1]]}" for word, _ in words)
+
+    plain = made.Tokenizer(made.models.BPE())
+    plain.pre_tokenizer = made.pre_tokenizers.WhitespaceSplit()
+    signs = [*alphabet, *last.values()]
+    trainer = made.trainers.BpeTrainer(vocab_size=vocabulary - 2, initial_alphabet=signs, show_progress=False, min_frequency=2)
+    plain.train_from_iterator(map(with_ends, texts), trainer)
+    pairs = json.loads(plain.to_str())["model"]
+    ended = str.maketrans({sign: f"{byte}{_WORD_END}" for byte, sign in last.items()})
+    vocab = {token.translate(ended): number for token, number in pairs["vocab"].items()}
+    merges = [tuple(part.translate(ended) for part in pair) for pair in pairs["merges"]]
+    rules.model = made.models.BPE(vocab, merges, end_of_word_suffix=_WORD_END)
     return Tokenizer(_marked(made, rules), context)
 
 
