@@ -151,19 +151,20 @@ class Table:
         return [row[place] for row in self.rows]
 
 
-def read_table(path: str, argument: str, *, asked: Iterable[str] = ()) -> Table:
+def read_table(path: str, argument: str, *, asked: Iterable[str] = (), content: bytes | None = None) -> Table:
     """A table of any of the forms that `open_csv` lists.
 
     Args:
         path: of the file; it may be packed by gzip.
         argument: what errors call it.
         asked: names of columns: a first row that has one of them is a head.
+        content: of the file, where it lies in an archive.
 
     Raises:
         InputError: it cannot be read, is empty, or a row has another number of cells than the head.
     """
     try:
-        content = Path(path).expanduser().read_bytes()
+        content = Path(path).expanduser().read_bytes() if content is None else content
         content = gzip.decompress(content) if content.startswith(b"\x1f\x8b") else content
     except (OSError, EOFError) as error:
         raise InputError(argument, path, f"a table that can be read ({getattr(error, 'strerror', None) or error})") from None
@@ -284,8 +285,8 @@ def _items(
     """
     asked = {what: options[what] for what in COLUMNS if what in options}
     table = read_table(path, argument, asked=asked.values())
-    columns = {what: _named(table, what, name, path, argument) for what, name in asked.items()}
-    table, image = _image_column(table, columns.get("image"), store, path, argument)
+    columns = {what: named_column(table, what, name, path, argument) for what, name in asked.items()}
+    table, image = image_column(table, columns.get("image"), store, path, argument)
     names, sizes = locate(table.column(image), store, path, argument)
     left = [name for name in table.head if name not in (image, *columns.values())]
     part = columns.get("split") or (None if split else _usual(table, "split", left))
@@ -309,7 +310,7 @@ def _plain(name: str) -> str:
     return re.sub(r"[\s-]+", "_", name.strip().lower())
 
 
-def _named(table: Table, what: str, name: str, path: str, argument: str) -> str:
+def named_column(table: Table, what: str, name: str, path: str, argument: str) -> str:
     """The column of that name, whatever its capitals."""
     found = [column for column in table.head if column == name] or [column for column in table.head if _plain(column) == _plain(name)]
     if not found:
@@ -322,7 +323,7 @@ def _usual(table: Table, what: str, left: Sequence[str]) -> str | None:
     return next((by_name[name] for name in _USUAL[what] if name in by_name), None) if table.named else None
 
 
-def _image_column(table: Table, column: str | None, store: Store, path: str, argument: str) -> tuple[Table, str]:
+def image_column(table: Table, column: str | None, store: Store, path: str, argument: str) -> tuple[Table, str]:
     """The column with the files; of a table whose first row turns out to be a head, too."""
     if column is None:
         column = _usual(table, "image", table.head)
