@@ -180,6 +180,12 @@ class ImageTextData(ImageSetData):
         derived._prepare()
         return derived
 
+    def first(self, count: int) -> Self:
+        """The same data, of which training shows only so many images, always the same: for phases that are shorter than an epoch."""
+        images = self._shown[0]
+        chosen = self._chosen(images, "count", min(count, len(images)))
+        return self.derive(("only", count), train=self._taken(images, chosen))
+
     def clip_shape(self, shape: ClipShape) -> ClipShape:
         """A model's sizes, with those that these data ask for: images, vocabulary, context, end; and what a model that is read has besides.
 

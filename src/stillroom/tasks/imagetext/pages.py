@@ -65,7 +65,5 @@ def remarks(report: Report, data: ImageTextData) -> list[str]:
     found = ["Procedural data: the pictures and captions are drawn, so nothing is said of real ones."] if data.source.drawn else []
     count = len(data.evaluator().own)
     if count < _FEW:
-        found.append(
-            f"There are only {count} validation images: a text is easily found among so few; one image is {100 / count:.1f} %."
-        )
+        found.append(f"There are only {count} validation images: a text is easily found among so few; one image is {100 / count:.1f} %.")
     return found
