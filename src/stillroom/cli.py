@@ -22,6 +22,7 @@ COMMANDS = {
     "cache-labels": "store a teacher's soft labels of many crops of each image",
     "export": "a run's student as ONNX, torch.export or described safetensors, checked",
     "predict": "what a run's student says about images",
+    "shrink-clip": "a smaller CLIP from yours, by pairs of images and texts",
     "make-composites": "photos whose foreground has other colours, to train harmonization on",
 }
 

@@ -29,7 +29,7 @@ class TinyCLIP(Supervised):
         student: of whatever towers.
         teacher: a frozen CLIP; its embeddings may have another length.
         scale: gamma and gamma', fixed; None to learn the student's, clamped to [1, 100], and leave the teacher its own.
-        alpha: share of the affinity mimicking; the rest is the contrastive loss.
+        affinity_share: alpha, of the affinity mimicking; the rest is the contrastive loss.
 
     Raises:
         InputError: a number out of its range, or a teacher that is no CLIP.
@@ -37,11 +37,11 @@ class TinyCLIP(Supervised):
 
     teacher: Teacher
 
-    def __init__(self, student: Clip, teacher: Teacher | nn.Module, *, scale: float | None = SCALE, alpha: float = 1.0) -> None:
+    def __init__(self, student: Clip, teacher: Teacher | nn.Module, *, scale: float | None = SCALE, affinity_share: float = 1.0) -> None:
         super().__init__(student, teacher, scale=scale)
-        if not 0 <= alpha <= 1:
-            raise InputError("alpha", alpha, "a share from 0 to 1")
-        self.alpha = alpha
+        if not 0 <= affinity_share <= 1:
+            raise InputError("affinity_share", affinity_share, "a share from 0 to 1")
+        self.affinity_share = affinity_share
         network = self.teacher.networks[0]
         if not isinstance(network, Clip):
             raise InputError("teacher", type(network).__name__, "a CLIP")
@@ -52,8 +52,10 @@ class TinyCLIP(Supervised):
         image_BD, text_BD = self.embeddings(batch)
         teacher_BE = self.teacher(batch)
         mimicked = affinity_loss(image_BD, text_BD, teacher_BE[0], teacher_BE[1], self.scale, self.teacher_scale)
-        contrast = {} if self.alpha == 1 else {"contrast": (1 - self.alpha) * contrastive_loss(image_BD, text_BD, self.scale)}
-        return Losses(task=contrast, distill={"affinity": self.alpha * mimicked})
+        contrast = (
+            {} if self.affinity_share == 1 else {"contrast": (1 - self.affinity_share) * contrastive_loss(image_BD, text_BD, self.scale)}
+        )
+        return Losses(task=contrast, distill={"affinity": self.affinity_share * mimicked})
 
     def embeddings(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """The student's, of unit length."""
@@ -66,8 +68,8 @@ class Masking(TinyCLIP):
 
         L = L_distill + L_sparsity
 
-    Weights' rates rise linearly to their peak over the whole phase. The masks' parameters have a rate of their own, the multipliers the same
-    one, upwards. What is scored is the model under its decided masks.
+    Weights' rates rise linearly to their peak over the whole phase. The masks' parameters have a rate of their own, and so have the
+    multipliers, upwards. What is scored is the model under its decided masks.
 
     Args:
         student: that starts as the teacher, or as what an earlier stage left in the leading slices.
@@ -100,7 +102,7 @@ class Masking(TinyCLIP):
         super().__init__(student, teacher, **options)
         if not 0 <= start <= target < 1:
             raise InputError("target", target, f"a share from {start:g}, where it starts, and below 1")
-        self.start, self.target, self.ramp = start, target, at_least("sparsity_ramp", ramp, 0)
+        self.start, self.target, self.sparsity_ramp = start, target, at_least("sparsity_ramp", ramp, 0)
         self.mask_lr, self.two_sided, self.joint = positive("mask_lr", mask_lr), two_sided, joint
         self.image_masks, self.text_masks = masks
         self._sparsity = torch.zeros(())
@@ -109,7 +111,7 @@ class Masking(TinyCLIP):
         """The affinities' cross-entropy under drawn masks, and what sparsity is still wanting."""
         found = super().losses(batch)
         towers = [self.image_masks, self.text_masks]
-        wanted = target_sparsity(self.progress.step, self.start, self.target, self.ramp)
+        wanted = target_sparsity(self.progress.step, self.start, self.target, self.sparsity_ramp)
         groups = [towers] if self.joint else [[tower] for tower in towers]
         terms, _ = zip(*(sparsity_loss(group, wanted, two_sided=self.two_sided) for group in groups), strict=True)
         self._sparsity = sparsity_loss(towers, wanted)[1].detach()
@@ -176,9 +178,7 @@ class Features(Supervised):
         super().__init__(student, teacher, scale=SCALE if scale is None else at_least_zero("scale", scale))
         network = self.teacher.networks[0]
         if not isinstance(network, Clip) or network.shape.embedding != student.shape.embedding:
-            raise InputError(
-                "student", f"embeddings of length {student.shape.embedding}", "the teacher's length, to be compared one by one"
-            )
+            raise InputError("student", f"embeddings of length {student.shape.embedding}", "the teacher's, to be compared number by number")
 
     def losses(self, batch: Batch) -> Losses:
         """The squared distance of both embeddings."""

@@ -1,4 +1,4 @@
-"""TinyCLIP's experiment: a CLIP, a small one trained without it, and small ones that inherit from it by a fixed rule or by learned masks."""
+"""TinyCLIP's experiment: a CLIP, a small one trained without it, and those that inherit from it by a fixed rule or by learned masks."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import copy
 import math
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any
 
 from torch import nn
 
@@ -21,7 +21,7 @@ from stillroom.tasks.imagetext import LAION, SMALL, ImageTextData, Supervised
 from stillroom.tasks.imagetext.models import name_of, shape_named
 from stillroom.tasks.imagetext.task import TASK
 
-Arm = Literal["alone", "affinity", "manual", "auto", "features", "contrast"]
+NETWORKS = replace(TASK.networks, student="")
 ARMS = ("alone", "affinity", "manual", "auto", "features", "contrast")
 _MASK_RATE, _LEAST, _MOST = 20.0, 0.02, 0.2  # a mask's way from kept to dropped takes Adam some 9 / rate steps: 20 / steps is enough
 _RAMP = 1000  # steps at most
@@ -31,12 +31,12 @@ def recipe(
     lab: Lab,
     data: ImageTextData,
     plan: Training = SMALL,
-    networks: Networks = replace(TASK.networks, student=""),
-    arms: tuple[Arm, ...] = ("alone", "manual", "auto"),
+    networks: Networks = NETWORKS,
+    arms: str = "alone+manual+auto",
     targets: tuple[float, ...] = (0.5,),
     via: tuple[str, ...] = (),
     scale: float | None = SCALE,
-    alpha: float = 1.0,
+    affinity_share: float = 1.0,
     mask_steps: int | None = None,
     mask_lr: float | None = None,
     sparsity_ramp: int | None = None,
@@ -50,23 +50,24 @@ def recipe(
         data: pairs of images and texts.
         plan: how the networks are trained.
         networks: which they are: the teacher a CLIP at hand (a folder, a file, a run), or one by name, which is trained first; the student
-            by default what `targets` leave of the teacher, narrower and as deep. It learns as what the arms say.
-        arms: what is trained besides the teacher: ``alone``, the student by the contrastive loss; ``affinity``, the same from random numbers
-            on the teacher's affinities; ``manual``, with the teacher's leading heads and channels; ``auto``, with what learned masks leave;
-            for comparison ``features``, as manual on the teacher's embeddings, and ``contrast``, as manual by the contrastive loss. The
-            last one is delivered.
+            by default what `targets` leave of the teacher, narrower and as deep.
+        arms: of the experiment, besides the teacher: ``alone``, the student by the contrastive loss; ``affinity``, from random numbers, too,
+            but on the teacher's affinities; ``manual``, with the teacher's leading heads and channels; ``auto``, with what learned masks
+            leave; for comparison ``features``, as manual but on the teacher's embeddings, and ``contrast``, as manual but by the
+            contrastive loss. The last one is shipped.
         targets: shares of the towers' blocks that auto drops, one after the other: ``[0.5, 0.75]`` are two stages, which share the epochs.
         via: students between, for manual: each inherits from the one before, and they share the epochs.
         scale: gamma of both models, fixed; none to learn the student's.
-        alpha: share of the affinity mimicking; the rest is the contrastive loss.
+        affinity_share: alpha, of the affinity mimicking; the rest is the contrastive loss.
         mask_steps: steps before the cut, of those of a stage; by default half of them.
         mask_lr: learning rate of the masks and of their multipliers; by default by the steps, from 0.02 for 1 000 to 0.2 for 100.
         sparsity_ramp: steps over which the sparsity that is wanted rises; by default half of mask_steps, 1 000 at most.
         two_sided: pull the sparsity to its target from above, too, as the paper has it.
         joint: one sparsity of both towers; else each has its own.
     """
-    for arm in arms or ("",):
-        one_of("arms", arm, ARMS)
+    chosen = arms.split("+")
+    for named in chosen:
+        one_of("arms", named, ARMS)
     if any(not 0 < target < 1 for target in targets) or list(targets) != sorted(set(targets)) or not targets:
         raise InputError("targets", targets, "shares above 0 and below 1, each above the one before")
     if names_clip(networks.teacher):
@@ -76,7 +77,7 @@ def recipe(
     shape = _clip_of(experiment.network(networks.teacher, "teacher").network).shape
     if not networks.student:
         experiment.networks = replace(networks, student=name_of(half_shape(shape, targets[-1])))
-    own: dict[str, Any] = {"scale": scale, "alpha": alpha}
+    own: dict[str, Any] = {"scale": scale, "affinity_share": affinity_share}
     masking: dict[str, Any] = {"two_sided": two_sided, "joint": joint, **own}
     steps = _Steps(data, plan, len(targets), mask_steps, mask_lr, sparsity_ramp)
 
@@ -97,18 +98,18 @@ def recipe(
 
         return make
 
-    experiment.rehearse(*(arm(name) for name in arms))
+    experiment.rehearse(*(arm(name) for name in chosen))
     stages: dict[str, Trained] = {"teacher": experiment.teacher()}
     teacher = lab.teach(stages["teacher"])
-    for name in arms:
+    for name in chosen:
         if name == "auto":
             stages[name] = _by_masks(lab, teacher, targets, steps, masking, own)
         elif name == "manual" and via:
-            stages[name] = _by_steps(experiment, via, teacher, arm)
+            stages[name] = _by_steps(experiment, data, via, teacher, arm)
         else:
             stages[name] = experiment.distilled(name, arm(name))
     stages = {name: _told(stage, stages["teacher"], name) for name, stage in stages.items()}
-    return lab.report("tinyclip", data, stages, baseline="alone" if "alone" in arms else None, ship=arms[-1])
+    return lab.report("tinyclip", data, stages, baseline="alone" if "alone" in chosen else None, ship=chosen[-1])
 
 
 # Manual ---------------------------------------------------------------------------------------------------------------------------------
@@ -128,9 +129,9 @@ def half_shape(shape: ClipShape, target: float) -> ClipShape:
     return replace(shape, image=narrower(shape.image), text=narrower(shape.text))
 
 
-def _by_steps(experiment: Experiment, via: tuple[str, ...], teacher: Teacher, arm: Callable[..., Any]) -> Trained:
+def _by_steps(experiment: Experiment, data: ImageTextData, via: tuple[str, ...], teacher: Teacher, arm: Callable[..., Any]) -> Trained:
     """Manual inheritance in stages: each student inherits from the one before; who teaches is always the large one."""
-    lab, data, plan, last = experiment.lab, experiment.data, experiment.plan, experiment.networks.student
+    lab, plan, last = experiment.lab, experiment.plan, experiment.networks.student
     epochs, rest = divmod(plan.epochs, len(via) + 1)
     if not epochs:
         raise InputError("via", f"{len(via)} stages between", f"at most as many as there are epochs, {plan.epochs}")
@@ -206,9 +207,8 @@ def _by_masks(
         small = pruned(full, masks[0].decide(), masks[1].decide())
         plan = replace(steps.plan, epochs=steps.last) if final else steps.plan
         score = masked.result.metrics["I2T@1"]
-        origin = (
-            f"what the masks leave: {share(small, large):.0%} of the blocks' weights, {target:.0%} were to go; image → text R@1 {score:.1f}"
-        )
+        left = f"{share(small, large):.0%} of the blocks' weights, of which {target:.0%} were to go"
+        origin = f"what the masks leave: {left}; before the cut image → text R@1 {score:.1f}"
         stage = lab.fit(TinyCLIP(small, teacher, **own), steps.data, plan, name=name, model=name_of(small.shape), origin=origin)
         start = target
     assert stage is not None
@@ -238,7 +238,7 @@ def _told(stage: Trained, teacher: Trained, name: str) -> Trained:
     return replace(stage, notes=(*stage.notes, f"{name}: {left:.0%} of the weights of the teacher's blocks."))
 
 
-PAPER: dict[str, Any] = {**LAION, "arms": ["manual", "auto"], "mask_steps": 3000, "mask_lr": 0.02, "sparsity_ramp": 1000}
+PAPER: dict[str, Any] = {**LAION, "arms": "manual+auto", "mask_steps": 3000, "mask_lr": 0.02, "sparsity_ramp": 1000}
 
 ROOM = Room(
     recipe,

@@ -39,7 +39,7 @@ class ImageTextData(ImageSetData):
     each time. Sets of up to 0.5 GB in that size stay in memory, unless crops are drawn of the images.
 
     Args:
-        data: where the pairs are: ``compositions`` (drawn pictures of a shape, procedural data), ``pairs:FILE.csv`` (a table with a row for
+        data: where the images are: ``compositions`` (drawn pictures of a shape, procedural data), ``pairs:FILE.csv`` (a table with a row for
             each image and caption, or a folder or zip with a pairs.csv in it), ``coco:IMAGES,CAPTIONS.json``, or ``webdataset:SHARDS``
             (such as ``shard-{000..010}.tar``, samples of an image and a .txt); options follow after commas, e.g.
             ``pairs:shop.csv,text=title,val=0.1``.
