@@ -39,9 +39,9 @@ class ImageTextData(ImageSetData):
     each time. Sets of up to 0.5 GB in that size stay in memory, unless crops are drawn of the images.
 
     Args:
-        data: where the images are: ``compositions`` (drawn pictures of a shape, procedural data), ``pairs:FILE.csv`` (a table with a row for
-            each image and caption, or a folder or zip with a pairs.csv in it), ``coco:IMAGES,CAPTIONS.json``, or ``webdataset:SHARDS``
-            (such as ``shard-{000..010}.tar``, samples of an image and a .txt); options follow after commas, e.g.
+        data: where the images are: ``compositions`` (drawn pictures of a shape, procedural data), ``pairs:FILE.csv`` (a table with a row
+            for each image and caption, or a folder or zip with a pairs.csv in it), ``coco:IMAGES,CAPTIONS.json``, or
+            ``webdataset:SHARDS`` (such as ``shard-{000..010}.tar``, samples of an image and a .txt); options follow after commas, e.g.
             ``pairs:shop.csv,text=title,val=0.1``.
         image_size: pixels of the images that the network is given; by default the model's that is read, the size of small images, or 224.
         augment: random changes of training images: ``crop90`` (of 90 to 100 % of the area), ``mirror`` or ``none``; by default crop90 for
