@@ -28,9 +28,7 @@ def run(arguments: list[str], command: str) -> None:
         "A smaller CLIP from yours: it inherits weights and learns from the large one on your pairs. Any other option is one of "
         "`stillroom run tinyclip`, as --data, --epochs, --batch-size, --lr, --zero-shot or --student; see its --help.",
     )
-    parser.add_argument(
-        "model", metavar="MODEL", help="a CLIPModel folder of transformers, a file of open_clip's weights, or a run's folder"
-    )
+    parser.add_argument("model", metavar="MODEL", help="a CLIPModel folder of transformers, a file of open_clip's, or a run's folder")
     parser.add_argument("--target", type=float, default=0.5, metavar="SHARE", help="of the towers' blocks that goes (default: 0.5)")
     parser.add_argument(
         "--inherit", default="auto", help="auto: learned masks say what goes; manual: a narrower tower, by a fixed rule (default: auto)"

@@ -52,9 +52,8 @@ class TinyCLIP(Supervised):
         image_BD, text_BD = self.embeddings(batch)
         teacher_BE = self.teacher(batch)
         mimicked = affinity_loss(image_BD, text_BD, teacher_BE[0], teacher_BE[1], self.scale, self.teacher_scale)
-        contrast = (
-            {} if self.affinity_share == 1 else {"contrast": (1 - self.affinity_share) * contrastive_loss(image_BD, text_BD, self.scale)}
-        )
+        rest = 1 - self.affinity_share
+        contrast = {"contrast": rest * contrastive_loss(image_BD, text_BD, self.scale)} if rest else {}
         return Losses(task=contrast, distill={"affinity": self.affinity_share * mimicked})
 
     def embeddings(self, batch: Batch) -> tuple[Tensor, Tensor]:

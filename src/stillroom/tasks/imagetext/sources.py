@@ -73,13 +73,13 @@ def open_source(spec: str) -> PairSource:
 
 
 def _open_compositions(path: str, options: dict[str, str], argument: str) -> PairSource:
-    counts = {"pictures": 4, "seed": 0, **whole_numbers(options, argument)}
-    pictures, seed = counts["pictures"], counts["seed"]
+    counts = {"train": 12, "val": 4, "seed": 0, **whole_numbers(options, argument)}
+    seed = counts["seed"]
     train, val = compositions.combinations(seed)
-    texts = [compositions.captions(train, pictures, seed), [[" ".join(one)] for one in val for _ in range(pictures)]]
+    texts = [compositions.captions(train, counts["train"], seed), [[" ".join(one)] for one in val for _ in range(counts["val"])]]
     found = _captions([*texts[0], *texts[1]])
     split = []
-    for number, of in enumerate((train, val)):
+    for number, (of, pictures) in enumerate(((train, counts["train"]), (val, counts["val"]))):
         first = number * len(texts[0])
         names = [f"{' '.join(one)}, no. {i + 1}" for one in of for i in range(pictures)]
         split.append(MemoryImages(compositions.drawn(of, pictures, 2 * seed + number), np.arange(first, first + len(names)), names))
@@ -211,7 +211,7 @@ def _caption(fields: Mapping[str, str], store: Store) -> str | None:
 
 
 KINDS = (
-    Kind("compositions", _open_compositions, ("pictures", "seed"), needs_path=None),
+    Kind("compositions", _open_compositions, ("train", "val", "seed"), needs_path=None),
     Kind("pairs", _open_pairs, ("root", "table", "text", "val", *(name for name in COLUMNS if name != "label")), needs_path="FILE.csv"),
     Kind("coco", _open_coco, ("val", "val_images", "val_annotations"), needs_path="IMAGES,CAPTIONS.json"),
     Kind("webdataset", _open_webdataset, ("val",), needs_path="SHARDS"),
