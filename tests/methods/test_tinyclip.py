@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -24,7 +23,7 @@ from stillroom.methods.tinyclip import Masking, TinyCLIP, affinity, affinity_los
 from stillroom.methods.tinyclip.distiller import Features
 from stillroom.methods.tinyclip.inheritance import inherit, pruned, widen
 from stillroom.methods.tinyclip.masks import MOST, TowerMasks, sparsity_loss
-from stillroom.methods.tinyclip.recipe import half_shape, share
+from stillroom.methods.tinyclip.recipe import half_shape
 from stillroom.modules.clip import Clip, ClipShape, Masks, TowerShape
 from stillroom.tasks.images.clips import write_clip
 from stillroom.tasks.imagetext import Batch, ImageTextData, Supervised
@@ -159,9 +158,9 @@ def test_multipliers_ascend_until_enough_is_gone(data: ImageTextData, teacher: C
     distiller.at(0, steps_per_epoch=4, epochs=1)
     distiller.losses(batch_of(data)).total.backward()
     optimizer.step()
-    assert float(masks[0].lambda_1) == pytest.approx(10.1, abs=1e-4)
+    assert float(masks[0].lambda_1.detach()) == pytest.approx(10.1, abs=1e-4)
     assert float(masks[1].hidden_D.detach().max()) < 10
-    distiller.on_train_batch_end(None, None, 0)
+    distiller.clamp()
     assert float(masks[1].hidden_D.detach().max()) == pytest.approx(MOST)
     with torch.no_grad():
         for tower in masks:
@@ -220,14 +219,18 @@ def test_what_cannot_be_inherited_is_told(teacher: Clip, changes: dict[str, Any]
         inherit(teacher, Clip(replace(teacher.shape, **changes)))
 
 
-def test_a_full_size_vit_b32_is_inherited_within_a_minute() -> None:
+def block_millions(tower: TowerShape) -> float:
+    """Weights of an ordinary tower's blocks."""
+    return tower.layers * (12 * tower.width**2 + 13 * tower.width) / 1e6
+
+
+def test_half_of_a_vit_b32_by_the_rule() -> None:
+    """`benchmarks/clip.py` does it with weights."""
     shape = ClipShape(TowerShape.of(768, 12, 12), TowerShape.of(512, 12, 8), 512, 224, 32, 77, 49408, 49407)
-    began = time.perf_counter()
-    with torch.device("meta"):  # the shapes are the full ones; `benchmarks/clip.py` does it with weights
-        teacher, student = Clip(shape), Clip(half_shape(shape, 0.5))
-    assert time.perf_counter() - began < 60
-    assert [student.shape.image.width, student.shape.text.width] == [512, 384]
-    assert share(student, teacher) == pytest.approx(0.46, abs=0.02)
+    half = half_shape(shape, 0.5)
+    assert [half.image.width, half.image.heads[0], half.text.width, half.text.layers] == [512, 8, 384, 12]
+    left, whole = (block_millions(one.image) + block_millions(one.text) for one in (half, shape))
+    assert left / whole == pytest.approx(0.48, abs=0.01)
 
 
 # Distillers -----------------------------------------------------------------------------------------------------------------------------
@@ -254,11 +257,11 @@ def test_a_fixed_scale_is_the_models_and_a_learned_one_stays_below_100(data: Ima
     assert decays[id(learned.student.visual.proj)] == 0.2
     with torch.no_grad():
         learned.student.logit_scale.fill_(5.0)
-    learned.on_train_batch_end(None, None, 0)
+    learned.clamp()
     assert float(learned.student.scale.detach()) == pytest.approx(100)
     learned.losses(batch_of(data)).total.backward()
     assert learned.student.logit_scale.grad is not None  # the parameter is clamped, not its exponential
-    assert float(Teacher(teacher).networks[0].scale) == pytest.approx(1 / 0.07)  # type: ignore[operator]
+    assert float(Teacher(teacher).networks[0].scale.detach()) == pytest.approx(1 / 0.07)  # type: ignore[operator]
 
 
 # Runs -----------------------------------------------------------------------------------------------------------------------------------
@@ -305,7 +308,7 @@ SMALL = ["--batch-size", "16", "--subset", "64", "--val-subset", "24", "--accele
 def test_the_experiment_has_all_its_arms(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arms = "alone+affinity+features+contrast+manual+auto"
     words = ["run", "tinyclip", "--data", TINY, *SMALL, "--teacher", TEACHER, "--arms", arms, "--out", str(tmp_path / "run")]
-    assert main([*words, "--targets", "[0.3,0.6]", "--via", "[stillroom/clip_8x2p8_24x2_d12_h8]", "--mask-steps", "4"]) == 0
+    assert main([*words, "--targets", "[0.3,0.6]", "--via", "[stillroom/clip_8x2p8_24x2_d12_h8]", "--mask-steps", "2"]) == 0
     metrics = json.loads((tmp_path / "run/metrics.json").read_text())
     assert list(metrics["summary"]) == ["teacher", *arms.split("+")]
     assert metrics["primary"] == "I2T@1"
@@ -329,9 +332,8 @@ def test_the_papers_preset_takes_a_step_on_shards(tmp_path: Path) -> None:
     assert json.loads((out / "student.json").read_text())["source"].startswith("webdataset:")
     paper = catalog.load("tinyclip").presets["paper"]
     data = ImageTextData(f"webdataset:{shards}", image_size=224, vocabulary=520)
-    with torch.device("meta"):
-        small, large = Clip(shape_named(paper["student"], data, "student")), Clip(shape_named("stillroom/clip_vit_b32", data, "teacher"))
-    millions = [sum(p.numel() for p in tower.transformer.parameters()) / 1e6 for tower in (small.visual, small.text, large.visual)]
+    small, large = shape_named(paper["student"], data, "student"), shape_named("stillroom/clip_vit_b32", data, "teacher")
+    millions = [block_millions(tower) for tower in (small.image, small.text, large.image)]
     assert millions == pytest.approx([37.8, 18.9, 85.1], abs=0.1)  # the paper's 40M + 19M, embeddings apart
 
 
@@ -361,7 +363,7 @@ def shrunk(data: ImageTextData) -> Callable[..., Path]:
         own = ImageTextData(f"pairs:{table}", image_size=24, vocabulary=600, context=12)
         write_clip(folder / "clip", Clip(shape_named(TEACHER, own, "model")), own.tokenizer, HALF, HALF)
         words = ["--data", f"pairs:{table}", "--zero-shot", str(classes), "--epochs", "2", "--batch-size", "8", "--accelerator", "cpu"]
-        words += ["--accept-teacher", "--out", str(folder / "run"), "--mask-lr", "1", "--workers", "0"]
+        words += ["--accept-teacher", "--out", str(folder / "run"), "--mask-lr", "5", "--workers", "0"]
         assert main(["shrink-clip", str(folder / "clip"), *words, *more]) == 0
         return folder / "run"
 

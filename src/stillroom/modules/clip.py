@@ -14,7 +14,6 @@ from typing import Any, Literal, NamedTuple, cast
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import gelu, layer_norm, linear, normalize, scaled_dot_product_attention
-from torch.nn.utils import skip_init
 
 from stillroom.errors import InputError, at_least, one_of
 
@@ -177,6 +176,13 @@ class Norm(nn.LayerNorm):
         return masked_norm(x, self.weight, self.bias, hidden_D, self.eps)
 
 
+class Projection(nn.Linear):
+    """A linear layer whose first values `Transformer` gives it; it may have nothing to read, or nothing to answer."""
+
+    def reset_parameters(self) -> None:
+        """Left as they are."""
+
+
 class Attention(nn.Module):
     """Multi-head self-attention with one matrix for queries, keys and values; heads need not fill the width.
 
@@ -192,7 +198,7 @@ class Attention(nn.Module):
         self.heads, self.head_width, self.causal = heads, head_width, causal
         self.in_proj_weight = nn.Parameter(torch.empty(3 * heads * head_width, width))
         self.in_proj_bias = nn.Parameter(torch.zeros(3 * heads * head_width))
-        self.out_proj = skip_init(nn.Linear, heads * head_width, width)
+        self.out_proj = Projection(heads * head_width, width)
 
     def forward(self, x_BTD: Tensor, masks: LayerMasks | None = None) -> Tensor:
         """[B, T, D] -> [B, T, D]."""
@@ -215,8 +221,8 @@ class MLP(nn.Module):
     def __init__(self, width: int, neurons: int, activation: Activation) -> None:
         super().__init__()
         self.activation = activation
-        self.c_fc = skip_init(nn.Linear, width, neurons)
-        self.c_proj = skip_init(nn.Linear, neurons, width)
+        self.c_fc = Projection(width, neurons)
+        self.c_proj = Projection(neurons, width)
 
     def forward(self, x_BTD: Tensor, masks: LayerMasks | None = None) -> Tensor:
         """[B, T, D] -> [B, T, D]."""

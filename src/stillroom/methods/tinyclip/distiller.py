@@ -151,9 +151,9 @@ class Masking(TinyCLIP):
                 if group.get("own_rate"):
                     group["lr"] = self.mask_lr
 
-    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Clamps the masks' parameters, too."""
-        super().on_train_batch_end(outputs, batch, batch_idx)
+    def clamp(self) -> None:
+        """The masks' parameters, too."""
+        super().clamp()
         for tower in (self.image_masks, self.text_masks):
             tower.clamp_()
 

@@ -60,8 +60,13 @@ class Supervised(Distiller):
         matrices, others = ([p for p in learning if (p.ndim >= 2) == wanted] for wanted in (True, False))
         return [{"params": matrices, **betas}, {"params": others, "weight_decay": 0.0, **betas}]
 
-    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Clamps a learned scale."""
+    def optimizer_step(self, *arguments: Any, **options: Any) -> None:
+        """The step, and what is clamped after it, before anything is written to a checkpoint."""
+        super().optimizer_step(*arguments, **options)
+        self.clamp()
+
+    @torch.no_grad()
+    def clamp(self) -> None:
+        """Brings a learned scale back to where it may be; to be called after each step of a loop of one's own."""
         if self.fixed_scale is None:
-            with torch.no_grad():
-                self.student.logit_scale.clamp_(0, MOST_SCALE)
+            self.student.logit_scale.clamp_(0, MOST_SCALE)
