@@ -347,7 +347,8 @@ class TextTower(nn.Module):
         if masks is not None:
             x_BTD = x_BTD * masks.hidden_D
         x_BTD = self.transformer(x_BTD, masks)
-        at_end_BD = x_BTD[torch.arange(len(x_BTD), device=x_BTD.device), self.ends(tokens_BT)]
+        place_B1D = self.ends(tokens_BT)[:, None, None].expand(-1, 1, x_BTD.shape[2])
+        at_end_BD = x_BTD.gather(1, place_B1D)[:, 0]
         embedding_BD: Tensor = self.ln_final(at_end_BD, hidden_D) @ self.text_projection
         return embedding_BD
 
