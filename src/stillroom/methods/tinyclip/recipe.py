@@ -152,9 +152,10 @@ def _by_steps(experiment: Experiment, data: ImageTextData, via: tuple[str, ...],
 
 
 class _Steps:
-    """How long the phases of automatic inheritance are.
+    """How long the phases of automatic inheritance are: as many steps as the other arms have, shared by all stages and phases.
 
-    The engine counts epochs: a mask phase is so many whole ones as come nearest to what was asked for, or one epoch of part of the images.
+    The engine counts epochs: a mask phase is so many whole ones as come nearest to what was asked for. Where that is less than one, it is
+    an epoch of part of the images, and each epoch behind the cut leaves out some, too.
 
     Args:
         data, plan: of the whole arm.
@@ -168,19 +169,19 @@ class _Steps:
     def __init__(
         self, data: ImageTextData, plan: Training, stages: int, mask_steps: int | None, mask_lr: float | None, ramp: int | None
     ) -> None:
-        per_epoch = max(1, data.train_size // data.batch_size)
-        epochs = plan.epochs // stages
+        per_epoch, epochs = max(1, data.train_size // data.batch_size), plan.epochs // stages
         asked = max(1, epochs * per_epoch // 2) if mask_steps is None else mask_steps
         masked = round(asked / per_epoch)
-        if asked < 1 or epochs < 1 or (masked and masked >= epochs):
+        self.steps = masked * per_epoch or asked
+        left = epochs * per_epoch - self.steps
+        if asked < 1 or left < 1:
             whole = f"{plan.epochs} epochs of {per_epoch} steps{f' in {stages} stages' if stages > 1 else ''}"
             raise InputError("mask_steps", asked, f"steps that leave some for after the cut, of {whole}")
-        self.masked = data if masked else data.first(asked * data.batch_size)
-        self.steps = masked * per_epoch or asked
         self.mask_lr = min(_MOST, max(_LEAST, _MASK_RATE / self.steps)) if mask_lr is None else mask_lr
         self.ramp = min(_RAMP, self.steps // 2) if ramp is None else ramp
-        self.data, self.last = data, plan.epochs - epochs * (stages - 1) - masked
+        self.masked = data if masked else data.first(asked * data.batch_size)
         self.mask_plan = replace(plan, epochs=max(1, masked), warmup_epochs=0.0)
+        self.data = data if masked else data.first(-(-left // epochs) * data.batch_size)
         self.plan = replace(plan, epochs=epochs - masked, warmup_epochs=0.0)
 
 
@@ -195,8 +196,7 @@ def _by_masks(
     large = _clip_of(teacher.networks[0])
     small, stage, start = None, None, 0.0
     for number, target in enumerate(targets):
-        final = number == len(targets) - 1
-        name = "auto" if final else f"auto-{number + 1}"
+        name = "auto" if number == len(targets) - 1 else f"auto-{number + 1}"
         full, masks = copy.deepcopy(large), (TowerMasks(large.shape.image), TowerMasks(large.shape.text))
         if small is not None:
             widen(small.state_dict(), full)
@@ -205,11 +205,10 @@ def _by_masks(
         made = Masking(full, teacher, masks, start=start, target=target, ramp=steps.ramp, mask_lr=steps.mask_lr, **masking)
         masked = lab.fit(made, steps.masked, steps.mask_plan, name=f"{name}-masks", model=f"{name_of(full.shape)} (under masks)")
         small = pruned(full, masks[0].decide(), masks[1].decide())
-        plan = replace(steps.plan, epochs=steps.last) if final else steps.plan
         score = masked.result.metrics["I2T@1"]
         left = f"{share(small, large):.0%} of the blocks' weights, of which {target:.0%} were to go"
         origin = f"what the masks leave: {left}; before the cut image → text R@1 {score:.1f}"
-        stage = lab.fit(TinyCLIP(small, teacher, **own), steps.data, plan, name=name, model=name_of(small.shape), origin=origin)
+        stage = lab.fit(TinyCLIP(small, teacher, **own), steps.data, steps.plan, name=name, model=name_of(small.shape), origin=origin)
         start = target
     assert stage is not None
     return stage
@@ -244,6 +243,6 @@ ROOM = Room(
     recipe,
     tasks=("imagetext",),
     presets={"paper": PAPER},
-    default={"teacher_epochs": 39},
+    default={"teacher_epochs": 7},
     reason="makes its students from the teacher's own weights",
 )

@@ -73,7 +73,7 @@ def open_source(spec: str) -> PairSource:
 
 
 def _open_compositions(path: str, options: dict[str, str], argument: str) -> PairSource:
-    counts = {"train": 12, "val": 4, "seed": 0, **whole_numbers(options, argument)}
+    counts = {"train": 24, "val": 4, "seed": 0, **whole_numbers(options, argument)}
     seed = counts["seed"]
     train, val = compositions.combinations(seed)
     texts = [compositions.captions(train, counts["train"], seed), [[" ".join(one)] for one in val for _ in range(counts["val"])]]
