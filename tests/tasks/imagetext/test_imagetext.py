@@ -267,7 +267,7 @@ def test_both_towers_are_exported_and_checked(run: Path, tmp_path: Path, format:
 
 def test_a_cut_student_is_exported_and_read_again(tmp_path: Path, uneven: Callable[[Path], Clip]) -> None:
     clip = uneven(tmp_path / "run")
-    for done in export_files(tmp_path / "run", format="onnx"):
+    for done in export_files(tmp_path / "run", format="torch"):
         assert done.outputs[0].difference <= 1e-4
     again = load(tmp_path / "run").network
     assert again.shape == clip.shape
