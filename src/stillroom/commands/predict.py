@@ -37,7 +37,11 @@ def run(arguments: list[str], command: str) -> None:
     parser.add_argument("--top", type=int, metavar="K", help="how many classes to name, the most probable first (default: 2)")
     parser.add_argument("--threshold", type=float, metavar="SCORE", help="of a detector: the least score of an object (default: 0.3)")
     parser.add_argument("--masks", metavar="FOLDER", help="of harmonization and editing: what may be changed, photo.png for photo.jpg")
-    parser.add_argument("--out", metavar="FOLDER", help="where pictures are written, if the student answers with some (default: in RUN)")
+    parser.add_argument(
+        "--out",
+        metavar="FOLDER",
+        help="where pictures are written, if the student answers with some, or embeddings (then also FILE.npz or FILE.csv) (default: RUN)",
+    )
     parser.add_argument("--category", help="of a detector of anomalies in several categories: which one (default: named in the path)")
     parser.add_argument("--classes", metavar="NAMES", help='of a student that knows classes by words: which there are, "cat,dog"')
     given = parser.parse_args(arguments)

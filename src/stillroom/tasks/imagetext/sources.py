@@ -16,10 +16,12 @@ from stillroom.tasks.images.annotations import content_of
 from stillroom.tasks.images.clip_formats import STATISTICS
 from stillroom.tasks.images.folders import Store, Tar, find_splits, list_classes, list_files, open_store, passed_over, told_apart
 from stillroom.tasks.images.labelled import split_named, split_of_path
+from stillroom.tasks.images.locating import locate
 from stillroom.tasks.images.shards import find_shards, image_of
 from stillroom.tasks.images.sources import Kind, Source, held_out_share, is_number, open_spec, whole_numbers
 from stillroom.tasks.images.stores import FileImages, Images, MemoryImages
-from stillroom.tasks.images.tables import COLUMNS, Table, image_column, locate, named_column, read_table
+from stillroom.tasks.images.table_labels import COLUMNS, image_column, named_column
+from stillroom.tasks.images.tables import Table, read_table
 from stillroom.tasks.images.tokens import Tokenizer, of_words
 from stillroom.tasks.imagetext import compositions
 
