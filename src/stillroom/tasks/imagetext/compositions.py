@@ -27,6 +27,7 @@ FILLER = "a"
 WORDS = (*SHAPES, *COLOURS, *SIZES, *PLACES, FILLER)
 _JITTER = 2.0
 _NOISE = 0.05
+_FINE = 4  # parts of a pixel's side that its colour is the mean of
 _HELD_OUT = 96
 _CAPTIONS = 8  # of a training picture
 
@@ -43,27 +44,28 @@ def combinations(seed: int) -> tuple[list[Combination], list[Combination]]:
 def drawn(of: list[Combination], pictures: int, seed: int) -> Tensor:
     """uint8 [C x pictures, 3, 24, 24], the pictures of a combination one after the other."""
     rng = np.random.default_rng([seed, 1])
-    rows, columns = np.mgrid[:SIDE, :SIDE]
+    rows, columns = (np.mgrid[: SIDE * _FINE, : SIDE * _FINE] + 0.5) / _FINE - 0.5
     found = []
     for size, colour, shape, place in (one for one in of for _ in range(pictures)):
         centre = np.array(PLACES[place]) + rng.uniform(-_JITTER, _JITTER, 2)
-        inside_HW = _inside(shape, (rows - centre[0]) / SIZES[size], (columns - centre[1]) / SIZES[size])
-        picture = rng.uniform(0.35, 0.5) + rng.normal(0, _NOISE, (3, SIDE, SIDE))
-        picture[:, inside_HW] = np.array(COLOURS[colour])[:, None] * rng.uniform(0.8, 1.2)
-        found.append(picture + rng.normal(0, _NOISE, picture.shape))
+        inside = _inside(shape, (rows - centre[0]) / SIZES[size], (columns - centre[1]) / SIZES[size])
+        covered_HW = inside.reshape(SIDE, _FINE, SIDE, _FINE).mean((1, 3))
+        ground = rng.uniform(0.35, 0.5) + rng.normal(0, _NOISE, (3, SIDE, SIDE))
+        painted = np.array(COLOURS[colour])[:, None, None] * rng.uniform(0.8, 1.2)
+        found.append(ground + covered_HW * (painted - ground) + rng.normal(0, _NOISE, ground.shape))
     return torch.from_numpy((np.stack(found) * 255).round().clip(0, 255).astype(np.uint8))
 
 
 def _inside(shape: str, y: np.ndarray, x: np.ndarray) -> np.ndarray:
-    """Where a shape of radius 1 around the origin is."""
-    distance, square = np.hypot(x, y), np.maximum(abs(x), abs(y))
+    """Where a shape of radius 1 or a little more around the origin is."""
+    distance, square, least = np.hypot(x, y), np.maximum(abs(x), abs(y)), np.minimum(abs(x), abs(y))
     inside: dict[str, np.ndarray] = {
-        "disc": distance <= 1,
-        "square": square <= 0.9,
-        "triangle": (y <= 0.8) & (abs(x) <= 0.55 * (y + 1)),
-        "cross": (square <= 1) & (np.minimum(abs(x), abs(y)) <= 0.33),
-        "ring": (distance <= 1.05) & (distance >= 0.55),
-        "x": (square <= 0.95) & (abs(abs(x) - abs(y)) <= 0.4),
+        "disc": distance <= 1.05,
+        "square": square <= 1,
+        "triangle": (y <= 0.9) & (abs(x) <= 0.6 * (y + 1.1)),
+        "cross": (square <= 1.2) & (least <= 0.28),
+        "ring": (distance <= 1.15) & (distance >= 0.7),
+        "x": (square <= 1.1) & (square - least <= 0.4),
     }
     return inside[shape]
 
