@@ -64,7 +64,13 @@ METHODS: tuple[Method, ...] = (
     Method("auto-kd", "Auto-KD: Automated Knowledge Distillation via Monte Carlo Tree Search", "classification"),
     Method("zeroseg", "Exploring Open-Vocabulary Semantic Segmentation from CLIP Vision Encoder Distillation Only", "segmentation"),
     Method("otd", "Taxonomy Adaptive Cross-Domain Adaptation in Medical Imaging via Optimization Trajectory Distillation", "nuclei"),
-    Method("tinyclip", "TinyCLIP: CLIP Distillation via Affinity Mimicking and Weight Inheritance", "imagetext"),
+    Method(
+        "tinyclip",
+        "TinyCLIP: CLIP Distillation via Affinity Mimicking and Weight Inheritance",
+        "imagetext",
+        "stillroom.methods.tinyclip",
+        _PAPER,
+    ),
     Method("rdd", "Representation Disparity-aware Distillation for 3D Object Detection", "points"),
     Method(
         "sdd",

@@ -8,7 +8,7 @@ import sys
 from stillroom.commands.parser import STUDENT, named_as_typed, student_parser
 from stillroom.errors import InputError, StillroomError
 
-_OPTIONS = ("top", "threshold", "masks", "out", "category")  # of `Student.options`
+_OPTIONS = ("top", "threshold", "masks", "out", "category", "classes")  # of `Student.options`
 _NUMBERS = ("confidence", "score")  # columns
 
 
@@ -43,6 +43,7 @@ def run(arguments: list[str], command: str) -> None:
         help="where pictures are written, if the student answers with some, or embeddings (then also FILE.npz or FILE.csv) (default: RUN)",
     )
     parser.add_argument("--category", help="of a detector of anomalies in several categories: which one (default: named in the path)")
+    parser.add_argument("--classes", metavar="NAMES", help='of a student that knows classes by words: which there are, "cat,dog"')
     given = parser.parse_args(arguments)
     if given.top is not None and given.top < 1:
         raise InputError("--top", given.top, "a whole number of at least 1")
