@@ -104,8 +104,24 @@ def positions(height: int, width: int, channels: int) -> Tensor:
     return torch.cat((columns, rows), -1).flatten(0, 1).float()
 
 
+class _Embedding(nn.Module):
+    """Patches to tokens."""
+
+    def __init__(self, width: int, patch: int) -> None:
+        super().__init__()
+        self.proj = nn.Conv2d(3, width, patch, patch)
+        nn.init.xavier_uniform_(self.proj.weight.flatten(1))
+        nn.init.zeros_(self.proj.bias)  # type: ignore[arg-type]
+
+    def forward(self, images_B3HW: Tensor) -> Tensor:
+        tokens_BNC: Tensor = self.proj(images_B3HW).flatten(2).mT
+        return tokens_BNC
+
+
 class Encoder(nn.Module):
     """A plain ViT over the patches that are seen: embedding, positions, a class token, pre-norm blocks, a norm.
+
+    Its parameters bear the names of the released masked autoencoder, whose weights may be its start.
 
     Args:
         width: C.
@@ -116,13 +132,11 @@ class Encoder(nn.Module):
     def __init__(self, width: int, depth: int, heads: int, patch: int) -> None:
         super().__init__()
         self.patch = patch
-        self.patch_embed = nn.Conv2d(3, width, patch, patch)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, width))
         self.blocks = nn.ModuleList(Block(width, heads, eps=_NORM_EPS) for _ in range(depth))
         self.norm = nn.LayerNorm(width, _NORM_EPS)
         self.apply(initialise)
-        nn.init.xavier_uniform_(self.patch_embed.weight.flatten(1))
-        nn.init.zeros_(self.patch_embed.bias)
+        self.patch_embed = _Embedding(width, patch)
         nn.init.normal_(self.cls_token, std=0.02)
 
     def grid(self, images_BCHW: Tensor) -> tuple[int, int]:
@@ -131,7 +145,7 @@ class Encoder(nn.Module):
 
     def forward(self, images_B3HW: Tensor, mask: Mask | None = None) -> tuple[Tensor, Tensor]:
         """The class token [B, 1, C], and the tokens of the patches that are seen [B, N_v, C]; of all without a mask."""
-        x_BNC = self.patch_embed(images_B3HW).flatten(2).mT
+        x_BNC = self.patch_embed(images_B3HW)
         x_BNC = x_BNC + positions(*self.grid(images_B3HW), x_BNC.shape[-1]).to(x_BNC)
         if mask is not None:
             x_BNC = mask.visible(x_BNC)
