@@ -1,0 +1,1 @@
+"""TinyCLIP - CLIP Distillation via Affinity Mimicking and Weight Inheritance."""
