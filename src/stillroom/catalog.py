@@ -48,7 +48,13 @@ METHODS: tuple[Method, ...] = (
     Method("ssd-det", "Spatial Self-Distillation for Object Detection with Inaccurate Bounding Boxes", "detection"),
     Method("iod", "Incremental object detection via within-class and between-class distillation", "detection"),
     Method("auto-kd", "Auto-KD: Automated Knowledge Distillation via Monte Carlo Tree Search", "classification"),
-    Method("zeroseg", "Exploring Open-Vocabulary Semantic Segmentation from CLIP Vision Encoder Distillation Only", "segmentation"),
+    Method(
+        "zeroseg",
+        "Exploring Open-Vocabulary Semantic Segmentation from CLIP Vision Encoder Distillation Only",
+        "segmentation",
+        "stillroom.methods.zeroseg",
+        "GroupViT's code, the specification",
+    ),
     Method("otd", "Taxonomy Adaptive Cross-Domain Adaptation in Medical Imaging via Optimization Trajectory Distillation", "nuclei"),
     Method("tinyclip", "TinyCLIP: CLIP Distillation via Affinity Mimicking and Weight Inheritance", "imagetext"),
     Method("rdd", "Representation Disparity-aware Distillation for 3D Object Detection", "points"),
@@ -129,6 +135,7 @@ BUILDERS = {
     "novel": "stillroom.methods.crkd.novel",
     "shared": "stillroom.methods.kd3.shared_classifier",
     "gift": "stillroom.methods.giftnet.network",
+    "zeroseg": "stillroom.methods.zeroseg.network",
 }
 
 

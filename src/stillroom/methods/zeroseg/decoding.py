@@ -12,6 +12,7 @@ from torch.nn.functional import interpolate, normalize, one_hot
 
 from stillroom.errors import InputError
 from stillroom.losses.precision import at_least_float32
+from stillroom.tasks.segmentation.vocabulary import Vocabulary
 
 _KEPT = 5  # classes that an image may show
 
@@ -64,3 +65,20 @@ def with_background(scores_BCHW: Tensor, probabilities_BSC: Tensor, threshold: f
     limit_B = probabilities_BSC.amax((1, 2)).clamp_max(threshold)
     background_BHW = (scores_BCHW.amax(1) < limit_B[:, None, None]).to(scores_BCHW.dtype)
     return torch.cat((background_BHW[:, None], scores_BCHW), 1)
+
+
+def with_vocabulary(scores_BCHW: Tensor, probabilities_BSC: Tensor, vocabulary: Vocabulary) -> Tensor:
+    """The scores of a vocabulary's named classes, with those of a background that no name says at its place among them.
+
+    Args:
+        scores_BCHW: Y.
+        probabilities_BSC: U.
+        vocabulary: whose order is answered in; where its background is "none", that class has a score of -1.
+    """
+    if (place := vocabulary.place) is None:
+        return scores_BCHW
+    if vocabulary.background == "none":
+        shown = torch.full_like(scores_BCHW[:, :1], -1.0)
+    else:
+        shown = with_background(scores_BCHW, probabilities_BSC, vocabulary.threshold)[:, :1]
+    return torch.cat((scores_BCHW[:, :place], shown, scores_BCHW[:, place:]), 1)

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from stillroom.engine.weights import read_weights
 from stillroom.errors import InputError
-from stillroom.methods.zeroseg.decoding import class_probabilities, pixel_scores, resized_assignment, with_background
+from stillroom.methods.zeroseg.decoding import class_probabilities, pixel_scores, resized_assignment, with_vocabulary
 from stillroom.methods.zeroseg.grouping import SegmentationHead, composed, initialise
 from stillroom.methods.zeroseg.masking import Encoder, Mask
 from stillroom.tasks.segmentation import Vocabulary
@@ -27,8 +27,7 @@ from stillroom.tasks.segmentation import Vocabulary
 PREFIX = "zeroseg:"
 _VIT = re.compile(r"vit(?P<width>\d+)_(?P<depth>\d+)_(?P<patch>\d+)")
 _GRAMMAR = re.compile(
-    r"zeroseg:(?P<vit>vit\d+_\d+_\d+),groups=(?P<groups>\d+\+\d+),layers=(?P<layers>\d+\+\d+\+\d+),dim=(?P<dim>\d+),"
-    r"hidden=(?P<hidden>\d+),norm=(?P<norm>none|batch)"
+    r"zeroseg:(?P<vit>vit\d+_\d+_\d+),(?P<groups>\d+\+\d+),(?P<layers>\d+\+\d+\+\d+),(?P<dim>\d+),(?P<hidden>\d+),(?P<norm>none|batch)"
 )
 _HEAD_WIDTH = 64  # channels of an attention head; of narrow networks a quarter of the width
 
@@ -123,13 +122,7 @@ class ZeroSegNetwork(nn.Module):
         found, size = self.segmented(images_B3HW), (int(images_B3HW.shape[2]), int(images_B3HW.shape[3]))
         u_BMC = class_probabilities(found.segments, found.image, vocabulary.text, vocabulary.scale)
         scores_BCHW = pixel_scores(resized_assignment(found.maps, self.encoder.grid(images_B3HW), size), u_BMC)
-        if (place := vocabulary.place) is None:
-            return scores_BCHW
-        if vocabulary.background == "none":
-            shown, classes = torch.full_like(scores_BCHW[:, :1], -1.0), scores_BCHW
-        else:
-            shown, classes = with_background(scores_BCHW, u_BMC, vocabulary.threshold).tensor_split([1], 1)
-        return torch.cat((classes[:, :place], shown, classes[:, place:]), 1)
+        return with_vocabulary(scores_BCHW, u_BMC, vocabulary)
 
     def parts(self, images_B3HW: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """What knows no classes, see `OpenVocabulary`."""
@@ -178,7 +171,7 @@ class ZeroSegSpec:
 
     def __str__(self) -> str:
         groups, layers = ("+".join(map(str, numbers)) for numbers in (self.groups, self.layers))
-        return f"{PREFIX}{self.vit},groups={groups},layers={layers},dim={self.dim},hidden={self.hidden},norm={self.norm}"
+        return f"{PREFIX}{self.vit},{groups},{layers},{self.dim},{self.hidden},{self.norm}"
 
     def parts(self) -> tuple[str, ...]:
         """None: it is of one piece."""
@@ -201,6 +194,10 @@ def parse(source: str, argument: str) -> ZeroSegSpec:
     """
     match = _GRAMMAR.fullmatch(source)
     if match is None:
-        raise InputError(argument, source, f"{PREFIX}vitWIDTH_BLOCKS_PATCH,groups=A+B,layers=A+B+C,dim=D,hidden=H,norm=none, as a run records it")
+        raise InputError(
+            argument,
+            source,
+            f"{PREFIX}VIT,GROUP TOKENS,LAYERS,D,HIDDEN,NORM as a run records it, e.g. {PREFIX}vit64_4_8,8+4,1+1+1,64,256,none",
+        )
     groups, layers = (tuple(int(number) for number in match[name].split("+")) for name in ("groups", "layers"))
     return ZeroSegSpec(match["vit"], groups, layers, int(match["dim"]), int(match["hidden"]), match["norm"])

@@ -6,7 +6,10 @@ name: cross-entropy over scaled cosines. The table is its text tower, and knows 
 
 from __future__ import annotations
 
+import copy
+import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +24,12 @@ from stillroom.engine.report.results import StageResult
 from stillroom.engine.run.console import StageDisplay
 from stillroom.engine.teacher import Renormalise
 from stillroom.errors import InputError
+from stillroom.methods.zeroseg.decoding import with_vocabulary
 from stillroom.methods.zeroseg.views import boxes, views
 from stillroom.tasks.classification import ImageData, Supervised
 from stillroom.tasks.images.classifiers import build_classifier
-from stillroom.tasks.images.clips import ImageText, class_embeddings, open_clip
-from stillroom.tasks.segmentation import SegmentationData
+from stillroom.tasks.images.clips import ImageText, class_embeddings, names_clip, open_clip
+from stillroom.tasks.segmentation import Background, SegmentationData, Vocabulary
 from stillroom.tasks.segmentation.objects import CLASSES, SIDE, draw
 
 SINGLE = "stillroom.methods.zeroseg.teacher:single_objects"
@@ -60,24 +64,193 @@ class ViewTeacher(nn.Module):
 
 
 class Cells(nn.Module):
-    """The floor: each cell of a grid is of the class that the teacher gives its view to, without anything learnt.
+    """The floor: each cell of a grid is of the class that the teacher gives its view to; no segmentation is learnt.
 
     Args:
         clip: the teacher.
-        text_CD: embeddings of the classes.
+        vocabulary: of the classes.
         grid: cells down and across.
+        pixels: makes values in [0, 1] of the images.
     """
 
-    def __init__(self, clip: ImageText, text_CD: Tensor, grid: int, mean: Sequence[float], std: Sequence[float]) -> None:
+    def __init__(self, clip: ImageText, vocabulary: Vocabulary, grid: int, pixels: Renormalise) -> None:
         super().__init__()
-        self.teacher, self.grid, self.scale = ViewTeacher(clip, (grid,)), grid, clip.scale
-        self.pixels = Renormalise(tuple(mean), tuple(std), (0.0,) * 3, (1.0,) * 3)
-        self.register_buffer("text", text_CD)
+        self.teacher, self.vocabulary, self.grid, self.pixels = ViewTeacher(clip, (grid,)), vocabulary, grid, pixels
+
+    def finding(self, vocabulary: Vocabulary) -> Cells:
+        """The same for other classes, or another threshold."""
+        other = copy.copy(self)
+        other.vocabulary = vocabulary
+        return other
 
     def forward(self, images_B3HW: Tensor) -> Tensor:
-        """Probabilities [B, C, H, W]."""
+        """Scores [B, C, H, W] of the vocabulary's classes."""
         embeddings_BJD = normalize(self.teacher(self.pixels(images_B3HW)), dim=-1)
-        scores_BCJ = (self.scale * embeddings_BJD @ self.text.T).softmax(-1).mT
+        text_CD = self.vocabulary.text.to(embeddings_BJD.device)
+        probabilities_BJC = (self.vocabulary.scale * embeddings_BJD @ text_CD.T).softmax(-1)
         height, width = (int(side) for side in images_B3HW.shape[2:])
-        rows, columns = torch.arange(height) * self.grid // height, torch.arange(width) * self.grid // width
-        return scores_BCJ[:, :, (rows[:, None] * self.grid + columns).to(scores_BCJ.device)]
+        places_HW = torch.arange(height)[:, None] * self.grid // height * self.grid + torch.arange(width) * self.grid // width
+        scores_BCHW = probabilities_BJC.mT[:, :, places_HW.to(text_CD.device)]
+        return with_vocabulary(scores_BCHW, probabilities_BJC, self.vocabulary)
+
+
+# A teacher that is at hand, or one that is trained here ---------------------------------------------------------------------------------
+
+
+class StandIn(nn.Module):
+    """A small image tower, and a table of class names: images [B, 3, H, W] to scaled cosines [B, C].
+
+    Args:
+        image: images to embeddings [B, D].
+        words: C, names in the table.
+    """
+
+    scale = 20.0
+
+    def __init__(self, image: nn.Module, words: int) -> None:
+        super().__init__()
+        self.image, self.table = image, nn.Parameter(torch.randn(words, _DIM))
+
+    def forward(self, images_B3HW: Tensor) -> Tensor:
+        """Logits of the names."""
+        return self.scale * normalize(self.image(images_B3HW), dim=-1) @ normalize(self.table, dim=-1).T
+
+
+@dataclass(frozen=True)
+class Taught:
+    """The teacher, and how it names classes.
+
+    Attributes:
+        clip: image tower, size and statistics.
+        vocabulary: of the data's classes.
+        notes: on it, for the report.
+    """
+
+    clip: ImageText
+    vocabulary: Vocabulary
+    notes: tuple[str, ...]
+
+
+def teach(lab: Lab, data: SegmentationData, networks: Any, background: Background, threshold: float) -> Taught:
+    """The teacher: a CLIP that is at hand, or a stand-in that is trained here, one for all seeds.
+
+    Args:
+        lab: where and how to run.
+        data: whose classes are to be named.
+        networks: whose `teacher` names a CLIP, see `clips`, or a classifier, which is made the stand-in's image tower; `teacher_data` are
+            what that learns from.
+        background, threshold: see `Vocabulary`.
+
+    Raises:
+        InputError: no such CLIP or classifier; class names that the stand-in does not know.
+    """
+    options: dict[str, Any] = {"background": background, "threshold": threshold}
+    spec, images = networks.teacher, networks.teacher_data
+    if names_clip(spec):
+        trust = lab.options.trust_pickle
+        clip = open_clip(spec, trust_pickle=trust, argument="teacher")
+        dim = class_embeddings(clip, ["x"]).shape[1]
+        path, comma, rest = spec.partition(",")
+        encoder = f"{Path(path).expanduser().resolve()}{comma}{rest}"
+        empty = Vocabulary((), torch.empty(0, dim), encoder, clip.scale, (), **options)
+        return Taught(clip, empty.of(data.classes, trust_pickle=trust), (f"Teacher: {clip.source}.",))
+    drawn = images == SINGLE
+    lab.say("teacher", f"a small stand-in that is trained here on {'drawn pictures' if drawn else images}, no CLIP: it knows a few words")
+    pictures = ImageData(images, batch_size=64, **({"augment": "none"} if drawn else {}))
+    Vocabulary(pictures.classes, torch.empty(pictures.num_classes, _DIM), "", 1.0, (), **options).of(data.classes)
+    plan = networks.teacher_plan(STAND_IN)
+    with lab.shared():
+        built = build_classifier(spec, num_classes=_DIM, image_size=pictures.image_size, argument="teacher")
+        made = Supervised(StandIn(built.network, pictures.num_classes))
+        trained = lab.fit(made, pictures, plan, name="teacher", model=f"{built.spec} (with a table of {pictures.num_classes} names)")
+    network = trained.network
+    assert isinstance(network, StandIn)
+    tower = network.eval().image
+    clip = ImageText(tower, _no_texts, pictures.image_size, pictures.mean, pictures.std, StandIn.scale, "stand-in")
+    table = normalize(network.table.detach(), dim=-1)
+    vocabulary = Vocabulary(pictures.classes, table, "", StandIn.scale, (), **options).of(data.classes)
+    accuracy, chance = trained.result.metrics["top1"], 100 / pictures.num_classes
+    if accuracy <= 1.5 * chance and not networks.accept_teacher:
+        got = f"{spec}, which is right in {accuracy:.1f} % of the pictures that it was trained on the like of"
+        raise InputError("teacher", got, "one that learns more (--teacher-epochs), or --accept-teacher to go on with it")
+    right = f"right in {accuracy:.1f} % of pictures held out"
+    note = f"Teacher: a stand-in trained here on {'drawn pictures' if drawn else images}, {right}; of {pictures.num_classes} words."
+    return Taught(clip, vocabulary, (note,))
+
+
+def _no_texts(texts: Sequence[str]) -> Tensor:
+    raise InputError("classes", ", ".join(texts), "words of the stand-in's table")
+
+
+class _Singles:
+    """Drawn pictures of one object or none, as a data set of (image, label)."""
+
+    classes = CLASSES
+
+    def __init__(self, count: int, seed: int) -> None:
+        random = np.random.default_rng(seed)
+        self.targets = random.integers(0, len(CLASSES), count)
+        pixels, masks, boxes_of = draw(count, seed, objects=(1, 1))
+        empty, _, _ = draw(count, seed, objects=(0, 0))
+        self.pictures = []
+        for number, boxes_K4 in enumerate(boxes_of):
+            self.targets[number] = self.targets[number] and masks[number].max()  # one in nine shows the ground alone
+            shown = pixels[number] if self.targets[number] else empty[number]
+            self.pictures.append(_around(shown, boxes_K4[0], random))
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        return self.pictures[index], int(self.targets[index])
+
+
+def _around(pixels_3HW: Tensor, box: np.ndarray, random: np.random.Generator) -> Tensor:
+    """A square around a box, in the teacher's size: half of them a part or little more of it, the others up to the whole picture."""
+    top, bottom, left, right = box.tolist()
+    size = bottom - top
+    most = round(1.25 * size) if random.random() < 0.5 else SIDE
+    side = int(random.integers(round(0.75 * size), most + 1))
+    slack = max(abs(side - size), round(0.2 * size))
+    centre = [(top + bottom) / 2, (left + right) / 2]
+    start = [int(np.clip(round(c - side / 2 + random.uniform(-0.5, 0.5) * slack), 0, SIDE - side)) for c in centre]
+    cut = pixels_3HW[:, start[0] : start[0] + side, start[1] : start[1] + side][None].float()
+    wanted = (_TEACHER_SIDE, _TEACHER_SIDE)
+    shown = interpolate(cut, wanted, mode="bicubic", antialias=True, align_corners=False)[0]
+    return shown.round().clamp(0, 255).to(torch.uint8)
+
+
+def single_objects(train: int = 1500, val: int = 300) -> tuple[_Singles, _Singles]:
+    """Pictures that the stand-in learns from, and others: see `_Singles`; from the whole picture with its object to parts of the object."""
+    return _Singles(train, 1_000_001), _Singles(val, 1_000_002)
+
+
+# Its answers ----------------------------------------------------------------------------------------------------------------------------
+
+
+def cached_views(lab: Lab, taught: Taught, data: SegmentationData, scales: Sequence[int], result: StageResult) -> CachedTeacher:
+    """The teacher's answers to all views of every training image, computed once and kept on disk in half precision.
+
+    Raises:
+        InputError: training images that are randomly changed; images with fewer pixels than cells.
+    """
+    if data.augment != "none":
+        raise InputError("augment", data.augment, "none: the teacher's views are computed once, of images that do not change")
+    count = len(boxes(data.image_size, data.image_size, scales))
+    teacher = Teacher(
+        ViewTeacher(taught.clip, scales),
+        precision=lab.options.teacher_precision,
+        renormalise=Renormalise(data.mean, data.std, (0.0,) * 3, (1.0,) * 3),
+        fold=False,
+        channels_last=False,
+    )
+    folder = lab.folder / "views"
+    display, started = StageDisplay("views", silent=not lab.is_main), time.monotonic()
+    with display.counting(data.train_size) as progress:
+        cached = build_cache(folder, teacher, data, result, storage=Storage("fp16"), device=lab.device, progress=progress, wait=True)
+    dim = taught.vocabulary.embeddings.shape[1]
+    size = 2 * cached.samples * count * dim
+    taken = time.monotonic() - started
+    spent = f" in {taken:.0f} s" if taken > _SECONDS else ""
+    display.say(f"{count} views of {cached.samples} images, {dim} numbers each: {size / 1e6:.1f} MB in {folder}{spent}")
+    return cached

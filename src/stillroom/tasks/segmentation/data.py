@@ -17,7 +17,7 @@ from stillroom.tasks.images.data import ImageSetData, hashed
 from stillroom.tasks.images.label_maps import IGNORE
 from stillroom.tasks.images.stores import Images
 from stillroom.tasks.images.transforms import Parameters
-from stillroom.tasks.segmentation.masked import SegmentationBatch, WholeBatch, mask_of
+from stillroom.tasks.segmentation.masked import MaskedImages, SegmentationBatch, WholeBatch, mask_of
 from stillroom.tasks.segmentation.metrics import SegmentationEvaluator
 from stillroom.tasks.segmentation.sources import SegmentationSource, open_source
 
@@ -93,6 +93,12 @@ class SegmentationData(ImageSetData):
         """Whether the training pictures have masks."""
         return hasattr(self._shown[0], "mask")
 
+    @property
+    def training_images(self) -> MaskedImages:
+        """Those that are shown, with their masks."""
+        images: MaskedImages = self._shown[0]
+        return images
+
     def listed_counts(self) -> tuple[np.ndarray, np.ndarray]:
         """Pixels of each class in the training and validation masks that were looked at, int64 [C] both."""
         train_C, val_C = self.source.pixels[:, :-1]
@@ -100,8 +106,8 @@ class SegmentationData(ImageSetData):
 
     def first_lines(self) -> list[str]:
         """How many pictures there are; the share of each class in the masks; sizes; what was met."""
-        lines = super().first_lines()
-        sources = self.source
+        lines, sources = super().first_lines(), self.source
+        lines[0] = f"procedural data: {lines[0]}" if sources.name == "objects" else lines[0]
         for split, counts, looked in zip(("training", "validation"), sources.pixels, sources.looked_at, strict=True):
             shares = 100 * counts / max(counts.sum(), 1)
             order = np.argsort(-counts[:-1], kind="stable")[:_NAMED]

@@ -22,6 +22,9 @@ ReadMask = Callable[[str], np.ndarray]  # name of a file -> uint8 [H, W]
 class MaskedImages(Images, Protocol):
     """Pictures, whose labels are all 0, and their masks."""
 
+    def take(self, indices: np.ndarray) -> MaskedImages:
+        """The pictures of the given indices, renumbered from 0."""
+
     def mask(self, index: int) -> np.ndarray:
         """The class of each pixel, uint8 [H, W] in the picture's own size; `IGNORE` where it counts nowhere."""
 

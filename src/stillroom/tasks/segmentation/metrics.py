@@ -17,7 +17,7 @@ from stillroom.tasks.segmentation.masked import WholeBatch
 WITHOUT = "mIoU without background"
 METRICS = {
     "mIoU": Metric("mIoU", "%", 1, True),
-    WITHOUT: Metric(WITHOUT, "%", 1, True),
+    WITHOUT: Metric("mIoU, no background", "%", 1, True),
     "pixel accuracy": Metric("pixel accuracy", "%", 1, True),
 }
 _SHOWN = 8  # pictures whose answers are kept: those with the least IoU

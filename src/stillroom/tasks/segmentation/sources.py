@@ -93,7 +93,7 @@ def _open_objects(path: str, options: dict[str, str], argument: str) -> Segmenta
     return SegmentationSource(
         name="objects", classes=CLASSES, **parts, mean=mean, std=std, background=0, image_size=SIDE, augment="none", pixels=pixels_C,
         fingerprint=_digest("objects/1", sorted(given.items())), colours=voc_colours(len(CLASSES)),
-        said=("procedural data: objects of eight kinds on grey grounds, drawn here",), looked_at=(given["train"], given["val"]),
+        looked_at=(given["train"], given["val"]),
     )  # fmt: skip
 
 
