@@ -14,7 +14,7 @@ from stillroom.cli import main
 from stillroom.errors import InputError
 from stillroom.tasks.segmentation import SegmentationData
 from stillroom.tasks.segmentation.sources import VOC, open_source
-from tests.tasks.segmentation.miniatures import folders, numbers, panoptic, palette, picture, voc
+from tests.tasks.segmentation.miniatures import folders, numbers, palette, panoptic, picture, voc
 
 
 def truth(data: SegmentationData) -> list[list[list[int]]]:

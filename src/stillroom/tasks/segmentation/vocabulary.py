@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 FILE = "vocabulary.npz"
+_NONSENSE = "\u2042\u2042"  # what a tokenizer of whole words knows no more of than of any other unknown word
 Background = Literal["threshold", "word", "none"]
 
 
@@ -81,7 +82,10 @@ class Vocabulary:
             raise InputError(argument, ", ".join(unknown), f"{known} (others need a teacher that reads text)")
         from stillroom.tasks.images.clips import class_embeddings, open_clip
 
-        found = class_embeddings(open_clip(self.encoder, trust_pickle=trust_pickle, argument="teacher"), unknown)
+        clip = open_clip(self.encoder, trust_pickle=trust_pickle, argument="teacher")
+        found, nonsense = class_embeddings(clip, [*unknown, _NONSENSE]).tensor_split([-1])
+        if strange := [name for name, one in zip(unknown, found, strict=True) if torch.allclose(one, nonsense[0], atol=1e-6)]:
+            raise InputError(argument, ", ".join(strange), f"words that the tokenizer of {self.encoder} knows")
         if found.shape[1] != self.embeddings.shape[1]:
             got = f"{self.encoder}, which encodes names as {found.shape[1]} numbers"
             raise InputError("teacher", got, f"the image-text model of the training, of {self.embeddings.shape[1]}")
