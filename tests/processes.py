@@ -45,6 +45,7 @@ PRELOADED = (
     "stillroom.tasks.detection",
     "stillroom.tasks.harmonization",
     "stillroom.tasks.multilabel",
+    "stillroom.tasks.segmentation",
 )
 PATIENCE = 240.0  # seconds for a case on two ranks
 _NUMBER = struct.Struct("q")

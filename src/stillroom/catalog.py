@@ -53,7 +53,7 @@ METHODS: tuple[Method, ...] = (
         "Exploring Open-Vocabulary Semantic Segmentation from CLIP Vision Encoder Distillation Only",
         "segmentation",
         "stillroom.methods.zeroseg",
-        "GroupViT's code, the specification",
+        "reference vectors of GroupViT's code",
     ),
     Method("otd", "Taxonomy Adaptive Cross-Domain Adaptation in Medical Imaging via Optimization Trajectory Distillation", "nuclei"),
     Method("tinyclip", "TinyCLIP: CLIP Distillation via Affinity Mimicking and Weight Inheritance", "imagetext"),

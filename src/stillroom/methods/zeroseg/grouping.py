@@ -10,6 +10,7 @@ The blocks are GroupViT's, whose code ZeroSeg builds on; their parameters bear i
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -20,6 +21,7 @@ from torch.nn.functional import gelu, one_hot, scaled_dot_product_attention
 from stillroom.losses.precision import at_least_float32
 
 _NORM_EPS = 1e-5
+_DEVIATION, _PAPER_WIDTH = 0.02, 768  # of initial weights, and of the network that these are for
 _ASSIGN_EPS = 1.0  # added to the number of a segment's tokens
 
 
@@ -284,7 +286,7 @@ class SegmentationHead(nn.Module):
             stages.append(Stage(width, heads, shares[start : start + depth], tokens, found, before, tau))
             start += depth
         self.stages = nn.ModuleList(stages)
-        self.apply(initialise)
+        initialise(self, width)
         first: nn.Parameter = stages[0].group_token
         nn.init.trunc_normal_(first, std=0.02)
 
@@ -306,9 +308,15 @@ def composed(soft: Sequence[Tensor]) -> Tensor:
     return found_BLS
 
 
-def initialise(module: nn.Module) -> None:
-    """Linear maps from a truncated normal of deviation 0.02, biases 0."""
-    if isinstance(module, nn.Linear):
-        nn.init.trunc_normal_(module.weight, std=0.02)
-        if module.bias is not None:
-            nn.init.zeros_(module.bias)
+def initialise(network: nn.Module, width: int) -> None:
+    """Linear maps from a truncated normal of deviation 0.02 at the paper's width, and as strong at any other; biases 0.
+
+    Args:
+        network: whose maps these are.
+        width: C; with C channels the deviation is 0.02 sqrt(768 / C), or a narrow network would hand on next to nothing.
+    """
+    for module in network.modules():
+        if isinstance(module, nn.Linear):
+            nn.init.trunc_normal_(module.weight, std=_DEVIATION * math.sqrt(_PAPER_WIDTH / width))
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from stillroom.errors import InputError
 from stillroom.losses.precision import in_one_type
-from stillroom.methods.zeroseg.grouping import Block, initialise
+from stillroom.methods.zeroseg.grouping import Block
 
 _NORM_EPS = 1e-6
 
@@ -104,6 +104,14 @@ def positions(height: int, width: int, channels: int) -> Tensor:
     return torch.cat((columns, rows), -1).flatten(0, 1).float()
 
 
+def _initialise(network: nn.Module) -> None:
+    """Linear maps by Xavier's uniform rule, as the released masked autoencoder has them; biases 0."""
+    for module in network.modules():
+        if isinstance(module, nn.Linear):
+            nn.init.xavier_uniform_(module.weight)
+            nn.init.zeros_(module.bias)
+
+
 class _Embedding(nn.Module):
     """Patches to tokens."""
 
@@ -135,7 +143,7 @@ class Encoder(nn.Module):
         self.cls_token = nn.Parameter(torch.zeros(1, 1, width))
         self.blocks = nn.ModuleList(Block(width, heads, eps=_NORM_EPS) for _ in range(depth))
         self.norm = nn.LayerNorm(width, _NORM_EPS)
-        self.apply(initialise)
+        _initialise(self)
         self.patch_embed = _Embedding(width, patch)
         nn.init.normal_(self.cls_token, std=0.02)
 
@@ -170,7 +178,7 @@ class Reconstruction(nn.Module):
         self.embed, self.mask_token = nn.Linear(encoded, width), nn.Parameter(torch.zeros(1, 1, width))
         self.blocks = nn.ModuleList(Block(width, heads, eps=_NORM_EPS) for _ in range(depth))
         self.norm, self.pred = nn.LayerNorm(width, _NORM_EPS), nn.Linear(width, 3 * patch**2)
-        self.apply(initialise)
+        _initialise(self)
         nn.init.normal_(self.mask_token, std=0.02)
 
     def forward(self, cls_B1C: Tensor, tokens_BVC: Tensor, mask: Mask, grid: tuple[int, int]) -> Tensor:

@@ -75,7 +75,7 @@ class Projector(nn.Module):
         self.fc1, self.fc2 = nn.Linear(width, hidden), nn.Linear(hidden, dim)
         self.norm = nn.BatchNorm1d(hidden) if norm == "batch" else None
         self.activation = nn.GELU() if self.norm is None else nn.ReLU()
-        self.apply(initialise)
+        initialise(self, width)
 
     def forward(self, x: Tensor) -> Tensor:
         """Of the last axis."""

@@ -161,12 +161,13 @@ def teach(lab: Lab, data: SegmentationData, networks: Any, background: Backgroun
     plan = networks.teacher_plan(STAND_IN)
     with lab.shared():
         built = build_classifier(spec, num_classes=_DIM, image_size=pictures.image_size, argument="teacher")
-        made = Supervised(StandIn(built.network, pictures.num_classes))
+        # each number of an embedding varies by 1, as much as the pixels that the student guesses besides
+        tower = nn.Sequential(built.network, nn.BatchNorm1d(_DIM, affine=False))
+        made = Supervised(StandIn(tower, pictures.num_classes))
         trained = lab.fit(made, pictures, plan, name="teacher", model=f"{built.spec} (with a table of {pictures.num_classes} names)")
     network = trained.network
     assert isinstance(network, StandIn)
-    tower = network.eval().image
-    clip = ImageText(tower, _no_texts, pictures.image_size, pictures.mean, pictures.std, StandIn.scale, "stand-in")
+    clip = ImageText(network.eval().image, _no_texts, pictures.image_size, pictures.mean, pictures.std, StandIn.scale, "stand-in")
     table = normalize(network.table.detach(), dim=-1)
     vocabulary = Vocabulary(pictures.classes, table, "", StandIn.scale, (), **options).of(data.classes)
     accuracy, chance = trained.result.metrics["top1"], 100 / pictures.num_classes
