@@ -431,3 +431,18 @@ def test_a_broken_file_is_one_line_and_never_a_wrong_network(tmp_path: Path, con
         load_weights(fresh, tmp_path / "w.pth")
         return
     assert all(torch.equal(value, before[key]) for key, value in fresh.state_dict().items())
+
+
+# Arrays of NumPy ------------------------------------------------------------------------------------------------------------------------
+
+
+def test_arrays_of_numpy(tmp_path: Path) -> None:
+    weights = state()
+    np.savez(tmp_path / "w.npz", note=np.array("of a colleague"), **{name: value.numpy() for name, value in weights.items()})
+    loaded(tmp_path / "w.npz", weights)
+
+
+def test_objects_among_arrays_are_not_unpickled(tmp_path: Path) -> None:
+    np.savez(tmp_path / "w.npz", thing=np.array([object()], dtype=object))
+    with pytest.raises(InputError, match=r"w.npz', which cannot be read \(Object arrays cannot be loaded"):
+        read_weights(tmp_path / "w.npz")

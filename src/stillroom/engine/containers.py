@@ -1,6 +1,7 @@
 """What lies in a file or folder of weights: its tensors by dotted names, read without running anything.
 
-Safetensors, whole or in shards; what `torch.save` wrote, in any nesting; folders that Stillroom, timm or transformers wrote. A pickle is
+Safetensors, whole or in shards; what `torch.save` wrote, in any nesting; arrays of NumPy (``.npz``); folders that Stillroom, timm or
+transformers wrote. A pickle is
 read by torch's own unpickler for weights, which makes tensors and plain values and refuses every class it is not told of. It is told of
 those in `_INERT`: things that training code keeps beside weights (arguments, paths, numbers of NumPy, configurations). None of them is
 imported: each becomes an object of this module that takes what it is made from, and does nothing. What torch's unpickler cannot read, newer
@@ -17,7 +18,8 @@ import warnings
 import zipfile
 import zlib
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -162,18 +164,34 @@ def _whole(file: Path, trust_pickle: bool, argument: str) -> object:
         elif head.lstrip()[:1] == b"<":
             what = "a web page, so that a download must have gone wrong"
         raise InputError(argument, f"'{file}', {what}", "a file of weights")
-    if _is_program(file):
+    if _holds(file, ".npy", all):
+        return _arrays(file, argument)
+    if _holds(file, "/constants.pkl", any):  # reading what torch.jit wrote would run it
         raise InputError(argument, f"'{file}', a TorchScript program", "its state dict: torch.save(program.state_dict(), FILE)")
     return _unpickle(file, trust_pickle, argument)
 
 
-def _is_program(file: Path) -> bool:
-    """Whether torch.jit wrote it: reading that would run it."""
+def _holds(file: Path, ending: str, quantity: Callable[[Iterable[bool]], bool]) -> bool:
+    """Whether any, or all, files of a zip have names of this ending; not of what is no zip, or an empty one."""
     try:
         with zipfile.ZipFile(file) as archive:
-            return any(name.endswith("/constants.pkl") for name in archive.namelist())
+            names = archive.namelist()
+            return bool(names) and quantity(name.endswith(ending) for name in names)
     except _BROKEN_ARCHIVE:
         return False
+
+
+def _arrays(file: Path, argument: str) -> dict[str, Tensor]:
+    """The arrays of a `.npz` that torch has a type for."""
+    found = {}
+    try:
+        with np.load(file, allow_pickle=False) as arrays:
+            for name in arrays.files:
+                with suppress(TypeError):  # words, and other types that torch lacks
+                    found[name] = torch.from_numpy(np.ascontiguousarray(arrays[name]))
+    except _BROKEN_ARCHIVE as error:  # Python objects among them, which nobody wants to run, too
+        raise _damaged(argument, file, error) from error
+    return found
 
 
 def _damaged(argument: str, file: Path, error: Exception) -> InputError:

@@ -154,7 +154,8 @@ class Experiment:
                 origin="; ".join([f"the weights of {built.weights}, scored and used as they are", *_quiet(built.notes)]),
                 accept=lambda result: self._accepted(built, result),
             )
-        if (renormalise := self.data.renormalise) is not None:
+        renormalise = built.renormalise or self.data.renormalise
+        if renormalise is not None and (built.weights is None or self._read_whole()):
             size = isinstance(renormalise, Resized)
             got = f"{list(renormalise.size if isinstance(renormalise, Resized) else renormalise.to_mean)} for {self.networks.teacher}"
             got += ", a teacher without weights" if built.weights is None else ", a teacher that is fine-tuned"
@@ -165,9 +166,14 @@ class Experiment:
         made = self.task.supervised(built.network)
         self.networks.begin(made, built.new)
         origin = _origin(built, plan, head_only=made.head_only)
-        taught = self.lab.fit(made, self.data.for_teacher(), plan, name="teacher", model=built.spec, origin=origin)
+        data = self.data.for_teacher()
+        taught = self.lab.fit(made, data, plan, name="teacher", model=built.spec, origin=origin, renormalise=renormalise)
         doubts = [f"the teacher, trained here, {doubt}" for doubt in self._doubts(taught.result)[:1]]
         return replace(taught, notes=(*loud, *self._warn("teacher", doubts)))
+
+    def _read_whole(self) -> bool:
+        """Whether a batch, padded say, must be renormalised by itself: it is no matter of a network's inputs alone."""
+        return hasattr(self.data.train_loader(seed=self.lab.seed).first(1), "renormalised")
 
     def _warn(self, name: str, warnings: Sequence[str]) -> list[str]:
         """Says what is the matter with a network, once, in the first seed; answers with the sentences for the report."""
@@ -281,9 +287,9 @@ def _origin(built: Built, plan: Training, *, head_only: bool = False) -> str:
     """What a network that is trained starts from, for the terminal and the report; of random numbers nothing but the notes on it."""
     others = "all else as it is" if head_only else f"all else at {plan.lr * OLD_RATE:g}"
     rates = f"the new head at a learning rate of {plan.lr:g}, {others}"
-    origin = ""
+    origin, length = "", f"{plan.epochs} epoch{'' if plan.epochs == 1 else 's'}"
     if built.start:
-        origin = f"starts from the weights of {built.weights} without their head, since {built.start}; {plan.epochs} epochs, {rates}"
+        origin = f"starts from the weights of {built.weights} without their head, since {built.start}; {length}, {rates}"
     elif built.weights is not None:
         origin = f"starts from the weights of {built.weights}"
     return "; ".join(filter(None, [origin, *_quiet(built.notes)]))

@@ -8,6 +8,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -153,7 +154,15 @@ class Lab:
         )
 
     def fit(
-        self, distiller: Distiller, data: TaskData, plan: Training | None = None, *, name: str, model: str = "", origin: str = ""
+        self,
+        distiller: Distiller,
+        data: TaskData,
+        plan: Training | None = None,
+        *,
+        name: str,
+        model: str = "",
+        origin: str = "",
+        renormalise: Renormalise | None = None,
     ) -> Trained:
         """Trains the distiller's student, or reads the finished stage, or goes on with the killed one.
 
@@ -164,6 +173,7 @@ class Lab:
             name: of the stage, unique within the recipe; its folder's name.
             model: the student's specification, for the report and for loading it again; with a remark in brackets for the report alone.
             origin: what its weights start from, in words for the terminal and the report, where it is not random numbers.
+            renormalise: applied to the inputs, for a student whose weights were trained with other statistics than the data have.
 
         Returns:
             The stage with its student as the last epoch left it; `best.safetensors` in its folder has the best epoch's weights.
@@ -179,6 +189,8 @@ class Lab:
         if self.options.continue_from is not None:
             self._start_where_ended(distiller, self.options.continue_from, name)
         parts = fingerprint(distiller, plan, data.fingerprint, data.batch_size, self.seed, self.options.precision)
+        if renormalise is not None:
+            parts["renormalise"] = repr(renormalise)
         record = folder.open(parts)
         if record is None or not record.get("finished"):
             with folder.taken() if self.is_main else nullcontext():
@@ -187,22 +199,25 @@ class Lab:
                     folder.write_indices(data.indices)
                 if origin:
                     self._display(name).say(origin)
+                before = [] if renormalise is None else [distiller.student.register_forward_pre_hook(partial(_renormalised, renormalise))]
                 whole = copy.deepcopy(distiller.student) if self.options.strategy.startswith("fsdp") else None
                 with self._layout(distiller, data):
                     recorder = self._train(distiller, data, plan, folder, name)
                 if whole is not None:  # the one that was trained is left in shards
                     distiller.student = whole
                     distiller.student.load_state_dict(recorder.weights)
-                record = self._conclude(distiller.cpu(), data, folder, name, model, parts, recorder, origin)
+                record = self._conclude(distiller.cpu(), data, folder, name, model, parts, recorder, origin, renormalise)
+                for hook in before:
+                    hook.remove()
         else:
             load_weights(distiller.student, folder.student)
             for companion, network in distiller.companions().items():
                 load_weights(network, folder.companion(companion))
             if self.is_main and not (folder.path / CARD).exists():  # finished by a version that wrote none
-                self._describe(folder, distiller, model, data)
+                self._describe(folder, distiller, model, data, renormalise=renormalise)
             self._display(name).say(f"done before ({record['result']['epochs']} epochs)")
         seed_everything(self.seed)
-        return Trained(name, distiller.student, self._result(record, folder), folder.path)
+        return Trained(name, distiller.student, self._result(record, folder), folder.path, renormalise)
 
     def evaluate(
         self,
@@ -261,7 +276,7 @@ class Lab:
             # a card cannot say that answers are changed or images resized: then the weights are kept without one
             plain = not changed and not isinstance(renormalise, Resized)
             elsewhere = weights if plain and weights and Path(weights).exists() else None
-            self._write(record, folder, scored, model if plain else "", data, elsewhere)
+            self._write(record, folder, scored, "" if changed else model, data, elsewhere, renormalise)
         seed_everything(self.seed)
         return Trained(name, network, result, folder.path, renormalise, notes=notes)
 
@@ -404,10 +419,11 @@ class Lab:
         parts: dict[str, Any],
         recorder: Recorder | None,
         origin: str,
+        renormalise: Renormalise | None,
     ) -> dict[str, Any]:
         """Evaluates the final student once more, this time with details, and writes the stage's record, last of all."""
         record = self._measured(distiller, data, name, model, parts, recorder, origin)
-        self._write(record, folder, distiller, model, data)
+        self._write(record, folder, distiller, model, data, renormalise=renormalise)
         return record
 
     def _measured(
@@ -452,7 +468,14 @@ class Lab:
         return {"fingerprint": parts, "finished": True, "result": result.to_json(), "details": result.details}
 
     def _write(
-        self, record: dict[str, Any], folder: StageFolder, distiller: Distiller, model: str, data: TaskData, weights: str | None = None
+        self,
+        record: dict[str, Any],
+        folder: StageFolder,
+        distiller: Distiller,
+        model: str,
+        data: TaskData,
+        weights: str | None = None,
+        renormalise: Renormalise | None = None,
     ) -> None:
         """The stage's files, its record last of all."""
         if not self.is_main:
@@ -460,16 +483,26 @@ class Lab:
         folder.path.mkdir(parents=True, exist_ok=True)
         if weights is None:
             save_weights(distiller.student, folder.student)
-        self._describe(folder, distiller, model, data, weights)
+        self._describe(folder, distiller, model, data, weights, renormalise)
         for companion, network in distiller.companions().items():
             save_weights(network, folder.companion(companion))
         folder.write_details(record["details"])
         folder.write({name: value for name, value in record.items() if name != "details"})
         folder.drop_checkpoint()
 
-    def _describe(self, folder: StageFolder, distiller: Distiller, model: str, data: TaskData, weights: str | None = None) -> None:
+    def _describe(
+        self,
+        folder: StageFolder,
+        distiller: Distiller,
+        model: str,
+        data: TaskData,
+        weights: str | None = None,
+        renormalise: Renormalise | None = None,
+    ) -> None:
         """Writes the stage's own `student.json`, so that its network can be used as a run's student can; of one that has a name."""
         if not model or model.endswith(")"):  # no name, or one with a remark: no specification that builds it again
+            return
+        if isinstance(renormalise, Resized):  # which a card cannot say
             return
         shipped = distiller.shipped()
         data.task.ship(folder.path, shipped, model, data)
@@ -478,8 +511,8 @@ class Lab:
         elif shipped is not distiller.student:
             save_weights(shipped, folder.companion("shipped"))
             amend_card(folder.path, weights=folder.companion("shipped").name)
-        if isinstance(distiller, _Renormalised):
-            read = {"mean": list(distiller.renormalise.to_mean), "std": list(distiller.renormalise.to_std)}
+        if renormalise is not None:
+            read = {"mean": list(renormalise.to_mean), "std": list(renormalise.to_std)}
             amend_card(folder.path, transform={**data.describe()["transform"], **read})
 
     def earlier(self, name: str) -> str | None:
@@ -515,6 +548,11 @@ class Lab:
 
 def _shape(leaf: Any) -> Any:
     return list(leaf.shape) if isinstance(leaf, Tensor) else leaf
+
+
+def _renormalised(renormalise: Renormalise, network: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+    """A hook before a network's forward pass."""
+    return renormalise(inputs[0]), *inputs[1:]
 
 
 class _Renormalised(Distiller):

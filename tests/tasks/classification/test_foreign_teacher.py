@@ -14,6 +14,7 @@ import timm
 import torch
 import torchvision
 from PIL import Image
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from stillroom.cli import main
@@ -264,6 +265,28 @@ def test_position_embeddings_are_resampled_as_timm_does_and_said(folder: Path, t
 def test_a_teacher_that_is_trained_here_reads_the_students_images(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"teacher_image_size: got \[64, 64\] .*without weights, expected none"):
         taught(STUDENT, data_of(folder, teacher_image_size=64), tmp_path / "a")
+
+
+@pytest.mark.parametrize("size", [32, 64])
+def test_a_teacher_that_is_fine_tuned_reads_its_own_statistics_and_size(folder: Path, tmp_path: Path, size: int) -> None:
+    """And so it does when it teaches, and when a later run takes it as it is."""
+    torch.save(timm.create_model("test_vit", num_classes=5, img_size=size).state_dict(), tmp_path / "vit.pth")
+    data = data_of(folder, image_size=32, **({} if size == 32 else {"teacher_image_size": size}))
+    lab, found = taught(f"timm/test_vit@{tmp_path / 'vit.pth'}", data, tmp_path / "a", teacher_epochs=1)
+    assert found.result.epochs == 1
+    assert "timm's configuration of test_vit" in found.result.origin
+    own = next(iter(data_of(folder, image_size=32, **HALF).eval_loader())).images
+    if size != 32:
+        own = nn.functional.interpolate(own, (size, size), mode="bicubic", antialias=True, align_corners=False)
+    network = build_classifier("timm/test_vit", num_classes=2, image_size=size).network.eval()
+    network.load_state_dict(load_file(found.folder / "student.safetensors"))
+    answers = network(own).detach()
+    torch.testing.assert_close(lab.teach(found)(next(iter(data.eval_loader()))), answers, rtol=1e-3, atol=1e-3)
+    if size == 32:
+        _, again = taught(str(found.folder), data, tmp_path / "b", accept_teacher=True)
+        assert again.renormalise is not None
+        assert again.renormalise.to_mean == HALF["mean"]
+        assert again.result.metrics["top1"] == found.result.metrics["top1"]
 
 
 # Transformers ---------------------------------------------------------------------------------------------------------------------------

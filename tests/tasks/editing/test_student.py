@@ -99,7 +99,7 @@ def test_files_of_one_name_are_all_written_and_no_source_is_lost(run: Path, tmp_
     (tmp_path / "broken.png").write_bytes(b"no picture")
     before, told = files[0].read_bytes(), []
     found = list(load(run).predict([*files, tmp_path / "broken.png"], unreadable=told.append, out=str(tmp_path)))
-    assert [answer.path.name for answer in found] == ["a-2.png", "a-3.png", "c.png"]
+    assert [answer.path.relative_to(tmp_path).as_posix() for answer in found] == ["a.png.png", "b/a.png.png", "b/c.png"]
     assert files[0].read_bytes() == before
     assert len(told) == 1
     assert found[0].to_json()["change"] > 0

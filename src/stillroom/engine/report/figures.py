@@ -38,7 +38,7 @@ def _bands(report: Report, key: str) -> dict[str, Band]:
     return bands
 
 
-def _ticks(low: float, high: float) -> list[float]:
+def ticks(low: float, high: float) -> list[float]:
     """Three to seven round numbers within [low, high]."""
     power = 10.0 ** math.floor(math.log10(high - low))
     for step in (factor * power for factor in (5, 2, 1, 0.5, 0.2)):
@@ -48,13 +48,13 @@ def _ticks(low: float, high: float) -> list[float]:
     return [i * step for i in range(first, last + 1)]
 
 
-def _tick_texts(ticks: list[float]) -> list[str]:
-    """The ticks with as many decimals as they need."""
-    step = ticks[1] - ticks[0]
-    if step < 1e-4 or max(map(abs, ticks)) >= 1e5:
-        return [f"{tick:.3g}".replace("-", "−") for tick in ticks]
+def tick_texts(marks: list[float]) -> list[str]:
+    """Ticks with as many decimals as they need."""
+    step = marks[1] - marks[0]
+    if step < 1e-4 or max(map(abs, marks)) >= 1e5:
+        return [f"{mark:.3g}".replace("-", "−") for mark in marks]
     decimals = max(0, -math.floor(math.log10(step) + 1e-9))
-    return [f"{tick:.{decimals}f}".replace("-", "−") for tick in ticks]
+    return [f"{mark:.{decimals}f}".replace("-", "−") for mark in marks]
 
 
 def _limits(bands: Iterable[Band], references: Iterable[float]) -> tuple[float, float]:
@@ -88,11 +88,11 @@ def _curve(report: Report, key: str, metric: Metric, styles: dict[str, str], num
     def y(value: float) -> str:
         return f"{_TOP + (_HEIGHT - _TOP - _BOTTOM) * (high - value) / (high - low):.1f}"
 
-    parts, ticks = [], _ticks(low, high)
-    for tick, text in zip(ticks, _tick_texts(ticks), strict=True):
+    parts, marks = [], ticks(low, high)
+    for tick, text in zip(marks, tick_texts(marks), strict=True):
         parts.append(f'<path class="grid" d="M{_LEFT} {y(tick)}H{_WIDTH - _RIGHT}"/>')
         parts.append(f'<text x="{_LEFT - 6}" y="{y(tick)}" dy=".35em" text-anchor="end">{text}</text>')
-    epochs = [1.0, *(tick for tick in _ticks(1, last) if tick >= 2 and tick == int(tick))] if last > 1 else [1.0]
+    epochs = [1.0, *(tick for tick in ticks(1, last) if tick >= 2 and tick == int(tick))] if last > 1 else [1.0]
     for i, epoch in enumerate(epochs):
         text = f"{'epoch ' if i == 0 else ''}{epoch:.0f}"
         anchor = "start" if i == 0 and last > 1 else "end" if epoch == last > 1 else "middle"
@@ -133,8 +133,8 @@ def _dots(report: Report, styles: dict[str, str], number: int) -> Figure | None:
     def x(value: float) -> str:
         return f"{10 + (_WIDTH - 20) * (value - low) / (high - low):.1f}"
 
-    parts, ticks = [], _ticks(low, high)
-    for tick, text in zip(ticks, _tick_texts(ticks), strict=True):
+    parts, marks = [], ticks(low, high)
+    for tick, text in zip(marks, tick_texts(marks), strict=True):
         parts.append(f'<path class="grid" d="M{x(tick)} {_TOP}V{height - _BOTTOM}"/>')
         parts.append(f'<text x="{x(tick)}" y="{height - 10}" text-anchor="middle">{text}</text>')
     for i, (arm, found) in enumerate(values.items()):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import json
 import math
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -27,6 +26,7 @@ from stillroom.tasks.anomaly.detector import Detectors
 from stillroom.tasks.anomaly.maps import MapOptions, heat
 from stillroom.tasks.anomaly.preparation import Preparation
 from stillroom.tasks.anomaly.teachers import Extractor
+from stillroom.tasks.images.answer_pictures import answer_files, write_picture
 from stillroom.tasks.images.arguments import renormalisation
 from stillroom.tasks.images.classifiers import build_classifier
 from stillroom.tasks.images.export_parts import description, made_up_pictures
@@ -129,7 +129,7 @@ class LoadedDetectors:
         """
         folder = self.card.folder / "predicted" if out is None else Path(out)
         asked = {file: self._category(file, category) for file in files}  # before anything is written
-        places = dict(zip(files, _map_files(files, folder), strict=True))
+        places = dict(zip(files, answer_files(files, folder, ending="_map"), strict=True))
         accelerated(self.network)
         device = self.network.thresholds.device
         rows = []
@@ -179,25 +179,10 @@ class LoadedDetectors:
         return ExportSpec(self.network, images, ("images", "map", "score"), metadata, ask=ask)
 
 
-def _map_files(files: Sequence[Path], folder: Path) -> list[Path]:
-    """Where each picture's map goes: below the folder as the pictures lie below the one that holds them all, no two the same."""
-    parents = [file.resolve().parent for file in files]
-    common = Path(os.path.commonpath(parents)) if parents else Path()
-    found, taken = [], set()
-    for file, parent in zip(files, parents, strict=True):
-        place = folder / parent.relative_to(common) / f"{file.stem}_map.png"
-        if place in taken:  # x.png beside x.jpg
-            place = place.with_name(f"{file.name}_map.png")
-        taken.add(place)
-        found.append(place)
-    return found
-
-
 def _write_heat(file: Path, map_HW: Tensor, high: float) -> None:
     pixels = heat(map_HW.nan_to_num(0.0), 0.0, high).permute(1, 2, 0).numpy()
     pixels[map_HW.isnan().numpy()] = np.array(_NEVER_SEEN, np.uint8)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(pixels).save(file)
+    write_picture(Image.fromarray(pixels), file)
 
 
 def _write_table(file: Path, rows: Sequence[Inspection]) -> None:

@@ -25,8 +25,9 @@ from stillroom.tasks.classification.metrics import agreement
 from stillroom.tasks.classification.networks import ClassifierNetworks
 from stillroom.tasks.classification.pages import classification_sections, confusion_sections, one_answer
 from stillroom.tasks.classification.supervised import Supervised
+from stillroom.tasks.images.architectures import PRETRAINED
 from stillroom.tasks.images.cached import check_views, drawn_views
-from stillroom.tasks.images.classifiers import PRETRAINED, build_classifier, configurations
+from stillroom.tasks.images.classifiers import build_classifier, configurations
 from stillroom.tasks.images.configurations import class_names
 from stillroom.tasks.images.foreign import teacher_inputs
 from stillroom.tasks.images.page_parts import data_section
@@ -151,11 +152,9 @@ class Classification:
                 got = f"{options.teacher_classes} for {spec}, a teacher without weights"
                 raise InputError("teacher_classes", got, "none: a teacher that is trained here has the data's classes")
             return self._looked_at(built, data)
-        if built.start:
-            return self._looked_at(built, data)
         found = configurations(spec, trust_pickle=trust_pickle, argument=argument)
         renormalise, notes = teacher_inputs(data, found, resized=built.weights == PRETRAINED or _RESAMPLED in "".join(built.notes))
-        if built.classes is None and built.weights != PRETRAINED and (order := _unsure_order(data.classes)):
+        if not built.start and built.classes is None and built.weights != PRETRAINED and (order := _unsure_order(data.classes)):
             notes.append(f"{WARNING}the data's classes are numbers, in the order {order}; in which its own are, its file does not say")
         built = replace(built, renormalise=renormalise, notes=(*built.notes, *notes))
         return self._looked_at(built.of_classes(data.classes, spec, argument), data)

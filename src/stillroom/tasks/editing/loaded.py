@@ -16,12 +16,12 @@ from torchvision.transforms.v2.functional import pil_to_tensor, to_pil_image
 
 from stillroom.engine.card import Card, Described, read_card, write_card
 from stillroom.engine.export import ExportSpec
-from stillroom.engine.run.written import write_atomic
 from stillroom.errors import InputError, StillroomError
 from stillroom.tasks.editing.editor import CELL, Editor
 from stillroom.tasks.editing.networks import TASK, build_editing, kind_of
+from stillroom.tasks.images.answer_pictures import answer_files, write_picture
+from stillroom.tasks.images.beside import mask_files, same_name
 from stillroom.tasks.images.export_parts import description, made_up_pictures
-from stillroom.tasks.images.folders import find_images
 from stillroom.tasks.images.loaded import Unreadable, accelerated, opened
 from stillroom.tasks.images.masks import read_mask
 from stillroom.tasks.images.padding import cropped, padded
@@ -121,27 +121,23 @@ class LoadedEditor:
         Args:
             files: the pictures.
             unreadable: told of each that cannot be decoded, or whose mask is not there.
-            masks: a folder of masks of the same names, photo.png or photo_mask.png for photo.jpg: what may be changed; by default all.
+            masks: a folder of masks (or a mask) of the same names, photo.png or photo_mask.png for photo.jpg: what may be changed; by
+                default all.
             out: the folder of the edited pictures; by default ``edited`` in the run's.
         """
         folder = Path(out) if out is not None else self.card.folder / _FOLDER
-        mask_of = None if masks is None else {file.stem.removesuffix("_mask"): file for file in find_images([masks]).files}
+        mask_of = None if masks is None else mask_files(masks)
+        places = dict(zip(files, answer_files(files, folder), strict=True))
         accelerated(self.network)
-        taken = {file.resolve() for file in files}  # no source is written over, and of files that are called alike none is lost
         for file, picture in opened(files, read_image, unreadable):
-            if mask_of is not None and file.stem not in mask_of:
+            mask = None if mask_of is None else same_name(file.stem, mask_of)
+            if mask_of is not None and mask is None:
                 unreadable(UnreadableImage(f"{file}: no mask of its name in {masks}"))
                 continue
-            edited = self.edit(picture, None if mask_of is None else mask_of[file.stem])
-            path, number = folder / f"{file.stem}.png", 1
-            while path.resolve() in taken:
-                number += 1
-                path = folder / f"{file.stem}-{number}.png"
-            taken.add(path.resolve())
-            folder.mkdir(parents=True, exist_ok=True)
-            _write(edited, path)
+            edited = self.edit(picture, mask_of[mask] if mask_of is not None and mask is not None else None)
+            write_picture(edited, places[file])
             difference = np.abs(np.asarray(edited, np.float32) - np.asarray(picture, np.float32))
-            yield Edited(file, path, float(difference.mean()))
+            yield Edited(file, places[file], float(difference.mean()))
 
     def export_spec(self) -> ExportSpec:
         """The file reads ``images`` float32 [batch, 3, H, W] in [-1, 1], of even sides, and answers with ``edited``, likewise; of an editor
@@ -158,15 +154,6 @@ def _weights(mask: str | Path, size: tuple[int, int]) -> Tensor:
     if tuple(made.shape[-2:]) != size:
         raise InputError("mask", f"{made.shape[-1]} × {made.shape[-2]} pixels", f"{size[1]} × {size[0]}, the picture's size")
     return made
-
-
-def _write(image: Image.Image, path: Path) -> None:
-    """A PNG, whole or not at all."""
-    from io import BytesIO
-
-    file = BytesIO()
-    image.save(file, format="PNG")
-    write_atomic(path, file.getvalue())
 
 
 def load(run: str | Path, *, trust_pickle: bool = False) -> LoadedEditor:

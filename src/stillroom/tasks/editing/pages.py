@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
+from stillroom.engine.report.plots import plot
 from stillroom.engine.report.results import Report, Section
 from stillroom.tasks.images.page_parts import data_section, data_uri, heads, note, row, table
 
@@ -17,9 +18,6 @@ if TYPE_CHECKING:
     from stillroom.tasks.editing.data import EditingData
 
 _PICTURES = 8
-_WIDTH, _HEIGHT, _LEFT, _RIGHT, _TOP, _BOTTOM = 400, 230, 46, 12, 12, 34
-
-Point = tuple[float, float]
 
 
 def editing_sections(report: Report, data: EditingData) -> list[Section]:
@@ -81,7 +79,7 @@ def _trade_off(report: Report) -> list[Section]:
     curve = [(fmean(x for x, _ in found), fmean(y for _, y in found)) for found in joined.values()]
     drawn = plot("edited as asked (%)", error.label, {**points}, curves={"SDEdit": curve} if len(curve) > 1 else {})
     told = note(["Right is better, and so is low. SDEdit's points are its strengths, joined in their order."])
-    return [Section("Trade-off", f'<div class="figures"><figure><figcaption>Edit against error</figcaption>{drawn}</figure></div>{told}')]
+    return [Section("Trade-off", f'<div class="figures"><figure>{drawn}</figure></div>{told}')]
 
 
 def _costs(report: Report) -> Section:
@@ -100,72 +98,6 @@ def _costs(report: Report) -> Section:
     )
 
 
-# Drawing --------------------------------------------------------------------------------------------------------------------------------
-
-
-def plot(
-    across: str,
-    up: str,
-    points: Mapping[str, Sequence[Point]],
-    *,
-    curves: Mapping[str, Sequence[Point]] | None = None,
-    mark: float | None = None,
-) -> str:
-    """A figure of points and curves by name, as SVG; names stand beside the last point of each.
-
-    Args:
-        across, up: what the axes are.
-        points: (across, up) by name; those that are not finite are left out.
-        curves: joined in their order, likewise.
-        mark: a place across that gets an upright line.
-    """
-    curves = curves or {}
-    every = [point for several in (*points.values(), *curves.values()) for point in several if np.isfinite(point).all()]
-    if not every:
-        return ""
-    (left, right), (low, high) = (_range([point[axis] for point in every]) for axis in (0, 1))
-
-    def place(point: Point) -> tuple[float, float]:
-        x = _LEFT + (_WIDTH - _LEFT - _RIGHT) * (point[0] - left) / (right - left)
-        return x, _TOP + (_HEIGHT - _TOP - _BOTTOM) * (high - point[1]) / (high - low)
-
-    parts: list[str] = []
-    for number in range(5):
-        value, share = low + (high - low) * number / 4, left + (right - left) * number / 4
-        y, x = place((left, value))[1], place((share, low))[0]
-        parts.append(f'<path class="grid" d="M{_LEFT} {y:.1f}H{_WIDTH - _RIGHT}"/>')
-        parts.append(f'<text x="{_LEFT - 6}" y="{y:.1f}" dy=".35em" text-anchor="end">{value:.3g}</text>')
-        parts.append(f'<text x="{x:.1f}" y="{_HEIGHT - 18}" text-anchor="middle">{share:.3g}</text>')
-    parts.append(f'<text x="{_WIDTH - _RIGHT}" y="{_HEIGHT - 4}" text-anchor="end">{escape(across)}</text>')
-    if mark is not None:
-        parts.append(f'<path class="grid" stroke-dasharray="4 3" d="M{place((mark, low))[0]:.1f} {_TOP}V{_HEIGHT - _BOTTOM}"/>')
-    for number, curve in enumerate(curves.values()):
-        path = "L".join(f"{x:.1f} {y:.1f}" for x, y in map(place, (point for point in curve if np.isfinite(point).all())))
-        parts.append(f'<path class="line arm d{number % 6}" d="M{path}"/>' if path else "")
-    for number, (name, several) in enumerate(points.items()):
-        finite = [place(point) for point in several if np.isfinite(point).all()]
-        parts += [f'<circle class="arm d{number % 6}" cx="{x:.1f}" cy="{y:.1f}" r="4.5"/>' for x, y in finite]
-        if finite:
-            x, y = finite[-1]
-            end = "end" if x > _WIDTH * 0.6 else "start"
-            parts.append(f'<text x="{x + (-8 if end == "end" else 8):.1f}" y="{y - 7:.1f}" text-anchor="{end}">{escape(name)}</text>')
-    told = "; ".join(
-        f"{name}: {', '.join(f'({x:.3g}, {y:.3g})' for x, y in several)}" for name, several in {**curves, **points}.items() if several
-    )
-    said = escape(f"{up} against {across}")
-    return (
-        f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{said}"><title>{said}</title><desc>{escape(told)}</desc>'
-        f'<text x="2" y="9">{escape(up)}</text>{"".join(parts)}</svg>'
-    )
-
-
-def _range(values: Sequence[float]) -> tuple[float, float]:
-    """A little more than the values span."""
-    low, high = min(values), max(values)
-    margin = 0.06 * (high - low) or 0.05 * abs(high) or 0.5
-    return low - margin, high + margin
-
-
 def curve_section(title: str, timesteps: Any, values: Mapping[str, Any], chosen: Sequence[int], told: Sequence[str]) -> Section:
     """Curves over time steps, a figure each, with what was chosen marked in it.
 
@@ -177,8 +109,5 @@ def curve_section(title: str, timesteps: Any, values: Mapping[str, Any], chosen:
         told: sentences below.
     """
     curves = {name: list(zip(map(float, timesteps), map(float, found), strict=True)) for name, found in values.items()}
-    figures = [
-        f"<figure><figcaption>{escape(name)}</figcaption>{plot('t', name, {}, curves={name: curve}, mark=float(chosen[0]))}</figure>"
-        for name, curve in curves.items()
-    ]
+    figures = [f"<figure>{plot('t', name, {}, curves={name: curve}, mark=float(chosen[0]))}</figure>" for name, curve in curves.items()]
     return Section(title, f'<div class="figures">{"".join(figures)}</div>{note([escape(sentence) for sentence in told])}')

@@ -157,7 +157,7 @@ def _loaded(place: str, *, local: bool) -> tuple[Any, Any, Any, Any, Any]:
     from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
     from transformers import AutoTokenizer, CLIPTextModel
 
-    kinds = UNet2DConditionModel, AutoencoderKL, CLIPTextModel, AutoTokenizer, DDPMScheduler
+    kinds: tuple[Any, ...] = (UNet2DConditionModel, AutoencoderKL, CLIPTextModel, AutoTokenizer, DDPMScheduler)
     found = []
     for part, kind in zip(_PARTS, kinds, strict=True):
         weights = {} if part in ("tokenizer", "scheduler") else {"use_safetensors": True}

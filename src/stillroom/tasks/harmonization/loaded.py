@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import io
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,15 +16,14 @@ from torchvision.transforms.v2.functional import pil_to_tensor, resize, to_pil_i
 
 from stillroom.engine.card import Card, read_card
 from stillroom.engine.export import ExportSpec
-from stillroom.engine.run.written import write_atomic
 from stillroom.errors import InputError
 from stillroom.tasks.harmonization.batches import joined
 from stillroom.tasks.harmonization.metrics import pixels
 from stillroom.tasks.harmonization.models import build_harmonizer
 from stillroom.tasks.harmonization.recolouring import blobs
-from stillroom.tasks.harmonization.sources import longest_beginning
+from stillroom.tasks.images.answer_pictures import answer_files, write_picture
+from stillroom.tasks.images.beside import longest_beginning, mask_files
 from stillroom.tasks.images.export_parts import description, made_up_pictures
-from stillroom.tasks.images.folders import find_images
 from stillroom.tasks.images.loaded import Unreadable, accelerated, opened
 from stillroom.tasks.images.masks import check_opaque, read_mask
 from stillroom.tasks.images.stores import UnreadableImage, read_image
@@ -147,14 +144,14 @@ class LoadedHarmonizer:
         Raises:
             InputError: no masks are named, or none is there.
         """
-        mask_of = {file.stem: file for file in find_images([masks]).files} if masks is not None else {}
+        mask_of = mask_files(masks)
         if not mask_of:
             raise InputError("--masks", masks or "nothing", "the folder of the foregrounds' masks: photo.png for photo.jpg")
         folder = Path(out) if out is not None else self.card.folder / "harmonised"
         if folder.resolve() in {file.resolve().parent for file in [*files, *mask_of.values()]}:
             raise InputError("--out", str(folder), "another folder than that of the photos or of the masks")
         accelerated(self.network)
-        twice = Counter(file.stem for file in files)
+        places = dict(zip(files, answer_files(files, folder), strict=True))
 
         def read(file: Path) -> tuple[Image.Image, Tensor]:
             found = longest_beginning(file.stem, mask_of)
@@ -170,13 +167,12 @@ class LoadedHarmonizer:
 
         for file, (image, mask) in opened(files, read, unreadable):
             done = self.harmonise(image, mask)
-            written = folder / f"{file.stem if twice[file.stem] == 1 else file.name}.png"
-            _write(done, written)
+            write_picture(done, places[file])
             before, after = (np.asarray(picture, np.int64) for picture in (image, done))
             weights = mask[0].numpy() / 255
             change = float((weights[..., None] * abs(after - before)).sum() / max(3 * weights.sum(), 1))
             empty = "the mask is empty: nothing was changed" if not mask.any() else ""
-            yield Harmonised(file, written, change, empty or ("the mask leaves no background" if bool((mask == 255).all()) else ""))
+            yield Harmonised(file, places[file], change, empty or ("the mask leaves no background" if bool((mask == 255).all()) else ""))
 
     def export_spec(self) -> ExportSpec:
         """The file reads ``composite_and_mask`` float32 [batch, 4, H, W] and answers with ``picture`` [batch, 3, H, W]; H and W are
@@ -191,13 +187,6 @@ class LoadedHarmonizer:
         inputs = joined((pictures - means) / deviations, blobs(np.arange(len(pictures)), side))
         note = "the file changes pictures in the size that it is given; `stillroom predict` applies the change in full resolution"
         return ExportSpec(self.network, inputs, ("composite_and_mask", "picture"), description(self.card), cell=_MULTIPLE, note=note)
-
-
-def _write(image: Image.Image, path: Path) -> None:
-    content = io.BytesIO()
-    image.save(content, format="PNG")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(path, content.getvalue())
 
 
 def load(run: str | Path, *, trust_pickle: bool = False) -> LoadedHarmonizer:

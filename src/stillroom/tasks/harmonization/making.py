@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 from collections.abc import Callable
 from contextlib import suppress
@@ -12,8 +11,6 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 import torch
-from PIL import Image
-from torch import Tensor
 from torchvision.transforms.v2.functional import to_pil_image
 
 from stillroom.engine.loading import sample_order, sample_seeds
@@ -21,7 +18,8 @@ from stillroom.engine.run.written import write_atomic
 from stillroom.errors import InputError, at_least, one_of, share
 from stillroom.tasks.harmonization.recolouring import COLOURS, composites
 from stillroom.tasks.harmonization.scenes import MaskFiles, Scenes
-from stillroom.tasks.harmonization.sources import photos_with_masks
+from stillroom.tasks.images.answer_pictures import write_picture
+from stillroom.tasks.images.beside import photos_with_masks
 from stillroom.tasks.images.masks import OpaqueFiles
 
 _RECORD = "composites.json"  # says what the folder was made with
@@ -97,13 +95,13 @@ def make_composites(
             continue
         real, mask, _ = scenes.scene(index)
         assert mask is not None, "as above"
-        _write(real, out / "real_images" / f"{name}.png")
-        _write(mask, out / "masks" / f"{name}_{stem}.png")
+        write_picture(to_pil_image(real), out / "real_images" / f"{name}.png")
+        write_picture(to_pil_image(mask), out / "masks" / f"{name}_{stem}.png")
         for number, place in enumerate(places):
             key = hashlib.blake2b(f"{name}/{stem}/{number}".encode(errors="surrogateescape"), digest_size=7).digest()
             light = sample_seeds(seed, 3, np.array([int.from_bytes(key, "little")]))
             made = composites(real[None].float() / 255, mask[None].float() / 255, light, colours)
-            _write((made[0] * 255).round().to(torch.uint8), place)
+            write_picture(to_pil_image((made[0] * 255).round().to(torch.uint8)), place)
             progress(1)
     for split, files in lists.items():
         write_atomic(out / f"{out.resolve().name}_{split}.txt", "".join(f"{file}\n" for file in files).encode())
@@ -123,10 +121,3 @@ def _begin(out: Path, arguments: dict[str, object]) -> None:
     for folder in ("composite_images", "masks", "real_images"):
         (out / folder).mkdir(parents=True, exist_ok=True)
     write_atomic(out / _RECORD, json.dumps(arguments, indent=1))
-
-
-def _write(picture_CHW: Tensor, path: Path) -> None:
-    content = io.BytesIO()
-    image: Image.Image = to_pil_image(picture_CHW)
-    image.save(content, format="PNG")
-    write_atomic(path, content.getvalue())

@@ -17,8 +17,10 @@ from stillroom.errors import InputError, near
 from stillroom.tasks.harmonization.recolouring import relit
 from stillroom.tasks.harmonization.scenes import MaskFiles, Scenes
 from stillroom.tasks.images import classified
+from stillroom.tasks.images.beside import MASKS, PHOTOS, by_stem, called, longest_beginning, photos_with_masks
 from stillroom.tasks.images.folders import Store, counted, list_files, open_store, passed_over, told_apart
 from stillroom.tasks.images.labelled import SPLITS
+from stillroom.tasks.images.locating import locate
 from stillroom.tasks.images.masks import OpaqueFiles
 from stillroom.tasks.images.patches import patches
 from stillroom.tasks.images.sources import (
@@ -30,14 +32,10 @@ from stillroom.tasks.images.sources import (
     whole_numbers,
 )
 from stillroom.tasks.images.stores import MemoryImages
-from stillroom.tasks.images.tables import locate, read_table
+from stillroom.tasks.images.tables import read_table
 
 _SIZE = 64  # pixels of photos by default: minutes on two cores
-_ROLES = {  # what folders are called, in small letters
-    "composite": ("composite_images", "composites", "composite"),
-    "mask": ("masks", "mask"),
-    "real": ("real_images", "reals", "real", "photos", "images", "jpegimages"),
-}
+_ROLES = {"composite": ("composite_images", "composites", "composite"), "mask": MASKS, "real": PHOTOS}  # and what folders are called
 _PATCH = 32  # pixels
 _APART = 2**20  # keeps what is drawn of patches apart from what a training draws with the same seed
 
@@ -121,7 +119,7 @@ def _open_blobs(path: str, options: dict[str, str], argument: str) -> HarmonySou
 def _open_iharmony4(path: str, options: dict[str, str], argument: str) -> HarmonySource:
     store, files, folders = list_files(path, argument)
     images, others = told_apart(store, files)
-    roots = sorted({str(PurePosixPath(folder).parent) for folder in folders if _is(folder, "composite")})
+    roots = sorted({str(PurePosixPath(folder).parent) for folder in folders if called(folder, _ROLES["composite"])})
     roots = ["" if root == "." else root for root in roots]
     if not roots:
         raise InputError(argument, f"iharmony4:{path}", "folders composite_images, masks and real_images in it")
@@ -129,7 +127,7 @@ def _open_iharmony4(path: str, options: dict[str, str], argument: str) -> Harmon
     triplets: dict[str, list[tuple[str, str, str]]] = {"train": [], "val": [], "": []}
     said: list[str] = []
     for root in roots:
-        of = {role: _by_stem(images, root, role) for role in _ROLES}
+        of = {role: by_stem(images, root, words) for role, words in _ROLES.items()}
         listed = _lists(store, [name for name in others if name.endswith(".txt")], root)
         found = {file: _belonging(stem, of, path, argument) for stem, file in of["composite"].items()}
         missing = [name for name in listed if name not in of["composite"]]
@@ -141,10 +139,6 @@ def _open_iharmony4(path: str, options: dict[str, str], argument: str) -> Harmon
     return _triplet_source("iharmony4", store, files, triplets, options, said, path, argument)
 
 
-def _is(folder: str, role: str) -> bool:
-    return PurePosixPath(folder).name.lower() in _ROLES[role]
-
-
 def _subset(roots: Sequence[str], wanted: str | None, path: str, argument: str) -> list[str]:
     if wanted is None:
         return list(roots)
@@ -152,13 +146,6 @@ def _subset(roots: Sequence[str], wanted: str | None, path: str, argument: str) 
     if unknown := [name for name in wanted.split("+") if name.lower() not in named]:
         raise InputError(argument, f"subset={wanted}", f"those that {path} has: {near(unknown[0].lower(), named, most=8)}")
     return [named[name.lower()] for name in wanted.split("+")]
-
-
-def _by_stem(images: Iterable[str], root: str, role: str) -> dict[str, str]:
-    """Files of a role by their names without folder and ending."""
-    start = f"{root}/" if root else ""
-    inside = [name for name in images if name.startswith(start) and _is(name[len(start) :].split("/")[0], role)]
-    return {PurePosixPath(name).stem: name for name in inside}
 
 
 def _lists(store: Store, texts: Iterable[str], root: str) -> dict[str, str]:
@@ -192,17 +179,6 @@ def _belonging(stem: str, of: Mapping[str, Mapping[str, str]], path: str, argume
             raise InputError(argument, f"{path}, whose composite {stem} has no {'photo' if role == 'real' else role}", "one for each")
         found.append(of[role][match])
     return found[0], found[1]
-
-
-def longest_beginning(stem: str, known: Mapping[str, Any]) -> str | None:
-    """The longest beginning of a name that is known, cut at underscores only; a name may end in ``_mask`` besides. None for none."""
-    parts = stem.split("_")
-    for count in range(len(parts), 0, -1):
-        beginning = "_".join(parts[:count])
-        for candidate in (beginning, f"{beginning}_mask"):
-            if candidate in known:
-                return candidate
-    return None
 
 
 # Tables and photos with masks -----------------------------------------------------------------------------------------------------------
@@ -246,45 +222,6 @@ def _open_composites(path: str, options: dict[str, str], argument: str) -> Harmo
         reals = OpaqueFiles(photos, [photo for photo, _ in mine], np.zeros(len(mine), np.int64))
         parts[split] = Scenes(reals, MaskFiles(masks, [mask for _, mask in mine]))
     return _source("composites", parts, {}, repr(pairs), said=(*said, "composites are made, new ones in every epoch"))
-
-
-def photos_with_masks(path: str, masks: str | None, argument: str) -> tuple[list[tuple[str, str]], Store, Store, list[str]]:
-    """Photos and the masks of something in them, a pair for each mask; the stores of both; what was passed over.
-
-    Args:
-        path: of a folder or zip of photos; or of one with folders ``photos`` and ``masks``, where `masks` is None.
-        masks: of the masks.
-        argument: what error messages call the data.
-
-    Raises:
-        InputError: there is no pair.
-    """
-    store, files, folders = list_files(path, argument)
-    images, _ = told_apart(store, files)
-    if masks is None:
-        roots = sorted({str(PurePosixPath(folder).parent) for folder in folders if _is(folder, "mask")})
-        if not roots:
-            raise InputError(argument, path, "a folder masks in it, beside a folder photos; or masks=FOLDER")
-        root = "" if roots[0] == "." else roots[0]
-        photo_of, mask_of, mask_store = _by_stem(images, root, "real"), _by_stem(images, root, "mask"), store
-    else:
-        mask_store, mask_files, _ = list_files(masks, argument)
-        photo_of = {PurePosixPath(name).stem: name for name in images}
-        mask_of = {PurePosixPath(name).stem: name for name in told_apart(mask_store, mask_files)[0]}
-    pairs, alone = [], []
-    for stem, name in sorted(mask_of.items()):
-        photo = longest_beginning(stem, photo_of)
-        if photo is None:
-            alone.append(name)
-        else:
-            pairs.append((photo_of[photo], name))
-    if not pairs:
-        got = f"{path} with {len(photo_of)} photos and {len(mask_of)} masks, of which no two belong together"
-        raise InputError(argument, got, "for photo.jpg a mask photo.png, photo_mask.png or photo_1.png")
-    used = {photo for photo, _ in pairs}
-    said = passed_over(alone, "whose name no photo's begins", "mask")
-    said += passed_over([name for name in photo_of.values() if name not in used], "without a mask", "photo")
-    return pairs, store, mask_store, said
 
 
 # Splits and sources ---------------------------------------------------------------------------------------------------------------------

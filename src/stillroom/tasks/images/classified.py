@@ -41,7 +41,7 @@ from stillroom.tasks.images.sources import (
     whole_numbers,
 )
 from stillroom.tasks.images.stores import DatasetImages, FileImages, MemoryImages, UnreadableImage, hold_out, stratified
-from stillroom.tasks.images.tables import COLUMNS, open_csv, open_relabelled
+from stillroom.tasks.images.table_labels import COLUMNS, open_csv, open_relabelled
 
 logger = logging.getLogger(__name__)
 
@@ -68,7 +68,7 @@ def open_source(spec: str, *, argument: str = "data") -> LabelledSource:
             ``imagefolder:PATH``: a folder, zip or tar of ``train/CLASS/*.jpg`` and ``val/`` or ``test/``, or of ``CLASS/*.jpg``, of which
             the share ``,val=0.2`` (stratified, always the same images) is held out; with ``,labels=FILE`` the training images that a
             table names have its labels;
-            ``csv:FILE``: a table (CSV with any delimiter, JSON lines) with an image and its label in each row, see `tables.open_csv`;
+            ``csv:FILE``: a table (CSV with any delimiter, JSON lines) with an image and its label in each row, see `table_labels.open_csv`;
             ``webdataset:SHARDS``: tar shards, see `shards.open_webdataset`;
             ``parquet:FILE_OR_FOLDER``, ``hf:FOLDER``: images in tables, see `records.open_parquet` and `records.open_hf`;
             ``cifar10:PATH``, ``cifar100:PATH``: the Python version of the sets as torchvision keeps it, downloaded where missing;

@@ -2,8 +2,8 @@
 
 A spec is `SOURCE[@WEIGHTS]`, or the folder of a run:
 
-- SOURCE is `timm/NAME`, `torchvision/NAME`, `stillroom/NAME` (`networks.NETWORKS`), `transformers/FOLDER` (an image classifier that
-  `save_pretrained` wrote, with its weights), `package.module:function` or `file.py:function`;
+- SOURCE is what `architectures` knows: `timm/NAME`, `torchvision/NAME`, `stillroom/NAME` (`networks.NETWORKS`), `transformers/FOLDER` (an
+  image classifier that `save_pretrained` wrote, with its weights), `package.module:function` or `file.py:function`;
   runs of methods whose students are composed of several networks record others (`engine.specification.composed`);
 - WEIGHTS is a file or a folder of weights, or the word `pretrained`: what timm and torchvision publish under that name;
 - a run's folder holds `student.json`, which says what the student is, and `student.safetensors`.
@@ -12,12 +12,8 @@ A spec is `SOURCE[@WEIGHTS]`, or the folder of a run:
 from __future__ import annotations
 
 import copy
-import difflib
-import inspect
-import sys
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -25,42 +21,24 @@ from torch import Tensor, nn
 
 from stillroom.engine.answers import AsLogits, described, logits_in
 from stillroom.engine.card import Card, Named, read_specification
-from stillroom.engine.specification import composed, function_of
+from stillroom.engine.specification import composed
 from stillroom.engine.task import Built
 from stillroom.engine.weights import Loaded, load_weights, without_set
-from stillroom.errors import InputError, at_least, near
+from stillroom.errors import InputError, at_least
 from stillroom.modules.projectors import probing
-from stillroom.tasks.images.configurations import Configuration, beside, of_library, rows_of
-from stillroom.tasks.images.networks import NETWORKS
-
-GRAMMAR = (
-    "timm/NAME, torchvision/NAME, stillroom/NAME, package.module:function or file.py:function, each with @weights if wanted, "
-    "transformers/FOLDER, or the folder of a run"
+from stillroom.tasks.images.architectures import (
+    PRETRAINED,
+    Size,
+    Wanted,
+    head_parameters,
+    published_classes,
+    published_network,
+    resampled,
+    untrained_network,
 )
-Size = int | tuple[int, int]  # of images: their side, or height and width
-PRETRAINED = "pretrained"
-# these two return three logits in training unless they are told not to
-_AUXILIARY_HEADS = ("googlenet", "inception_v3")
+from stillroom.tasks.images.configurations import Configuration, beside, of_library, rows_of
+
 Start = tuple[str, tuple[str, ...]]  # as in `Built`: why weights are a start, and the parameters that they leave as they were
-_SIDE = 224  # pixels of an image to learn shapes from, where the data's are not known
-
-
-@dataclass(frozen=True)
-class _Wanted:
-    """What the network is to read and to answer, and the argument that asked for it (for messages)."""
-
-    num_classes: int
-    image_size: Size | None
-    in_channels: int
-    argument: str
-    task: str
-
-    @property
-    def shape(self) -> tuple[int, int, int, int]:
-        """Of one image."""
-        size = _SIDE if self.image_size is None else self.image_size
-        height, width = (size, size) if isinstance(size, int) else size
-        return 1, self.in_channels, height, width
 
 
 def build_classifier(
@@ -117,11 +95,11 @@ def build_classifier(
             more = f"of the {count} classes that it answers for the data's {len(rows)} are taken, by their names"
             notes.append(order if count == len(rows) else more)
             named, num_classes = replace(named, classes=tuple(classes)), count
-    wanted = _Wanted(num_classes, image_size, in_channels, argument, task)
+    wanted = Wanted(num_classes, image_size, in_channels, argument, task)
     if named.card is not None:
         network = _recorded(named.card, wanted, fixed=classes is None)
     else:
-        network = _pretrained(named.source, wanted) if named.weights == PRETRAINED else _untrained(named.source, wanted)
+        network = published_network(named.source, wanted) if named.weights == PRETRAINED else untrained_network(named.source, wanted)
     loaded = Loaded("")
     if named.weights == PRETRAINED:
         start, new = _published_head(named.source, network, wanted)
@@ -176,29 +154,15 @@ def _told(loaded: Loaded) -> list[str]:
     return [f"its weights are '{loaded.name}' of the file{f'; also there, and asked for by #NAME: {others}' if others else ''}"]
 
 
-def _resampled(network: nn.Module, weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Weights for another size of images, by the library's own resampling of position embeddings; as they are where it has none."""
-    from torchvision.models import vision_transformer
-
-    try:
-        if isinstance(network, vision_transformer.VisionTransformer):
-            return dict(vision_transformer.interpolate_embeddings(network.image_size, network.patch_size, dict(weights)))
-        library = sys.modules[type(network).__module__]
-        convert = getattr(library, "checkpoint_filter_fn", None) if library.__name__.startswith("timm.") else None
-        return weights if convert is None else dict(convert(dict(weights), network))
-    except Exception:  # made for the library's published files, it may raise anything of others; then what does not fit is said
-        return weights
-
-
 def _loaded(
-    network: nn.Module, named: Named, wanted: _Wanted, trust_pickle: bool, classes: Sequence[str] | None
+    network: nn.Module, named: Named, wanted: Wanted, trust_pickle: bool, classes: Sequence[str] | None
 ) -> tuple[str, tuple[str, ...], Loaded]:
     """Loads a file's weights; without its head, if it answers for other classes than these."""
     others = named.classes is not None and classes is not None and {*named.classes} != {*classes}
     before = copy.deepcopy(network.state_dict()) if others else {}
 
     def head() -> tuple[str, ...]:
-        return _head_parameters(named.source, network, wanted)
+        return head_parameters(named.source, network, wanted)
 
     loaded = load_weights(
         network,
@@ -206,7 +170,7 @@ def _loaded(
         trust_pickle=trust_pickle,
         argument=wanted.argument,
         other_head=None if classes is None else head,
-        adapt=_resampled,
+        adapt=resampled,
     )
     if loaded.classes == 0:
         return "they have no head", loaded.left, loaded
@@ -219,32 +183,16 @@ def _loaded(
     return f"its head answers for {', '.join(named.classes[:3])}, ..., not for the data's classes", new, loaded
 
 
-def _published_head(source: str, network: nn.Module, wanted: _Wanted) -> Start:
+def _published_head(source: str, network: nn.Module, wanted: Wanted) -> Start:
     """Of published weights, which are loaded without their head where that does not fit."""
-    library, _, name = source.partition("/")
-    if library == "timm":
-        import timm
-
-        config = timm.get_pretrained_cfg(name)
-        published = 0 if config is None else int(config.num_classes)
-    else:
-        from torchvision import models
-
-        published = len(models.get_model_weights(name).DEFAULT.meta["categories"])
+    published = published_classes(source)
     if published == wanted.num_classes:
         return "", ()
     said = f"they answer for {published} classes, not for the {wanted.num_classes} of the data" if published else "they have no head"
-    return said, _head_parameters(source, network, wanted)
+    return said, head_parameters(source, network, wanted)
 
 
-def _head_parameters(source: str, network: nn.Module, wanted: _Wanted) -> tuple[str, ...]:
-    """Names of the parameters whose shape depends on the number of classes."""
-    with torch.random.fork_rng(devices=[]):
-        larger = _untrained(source, replace(wanted, num_classes=wanted.num_classes + 1)).state_dict()
-    return tuple(name for name, value in network.state_dict().items() if name in larger and larger[name].shape != value.shape)
-
-
-def _recorded(card: Card, wanted: _Wanted, *, fixed: bool) -> nn.Module:
+def _recorded(card: Card, wanted: Wanted, *, fixed: bool) -> nn.Module:
     """The student of a run, without its weights; `fixed`, one of other classes is refused."""
     if card.task != wanted.task:
         expected = "a student that classifies" if wanted.task == "classification" else f"one of {wanted.task}"
@@ -256,177 +204,10 @@ def _recorded(card: Card, wanted: _Wanted, *, fixed: bool) -> nn.Module:
             f"a network of {wanted.num_classes} classes, as the data has",
         )
     size = card.parsed(lambda content: int(content["image_size"]) if "image_size" in content else wanted.image_size, "image_size")
-    return _untrained(card.model, replace(wanted, image_size=size))
+    return untrained_network(card.model, replace(wanted, image_size=size))
 
 
-def _untrained(source: str, wanted: _Wanted) -> nn.Module:
-    whole = composed(source, wanted.argument)
-    if whole is not None:
-        example = torch.zeros(wanted.shape)
-        return whole.build(
-            lambda part, classes: _untrained(part, replace(wanted, num_classes=classes)), wanted.num_classes, example, wanted.argument
-        )
-    library, _, name = source.partition("/")
-    if library == "timm" and name:
-        return _timm(name, wanted, pretrained=False)
-    if library == "torchvision" and name:
-        return _torchvision(name, wanted)
-    if library == "stillroom" and name:
-        return _stillroom(name, wanted)
-    if library == "transformers" and name:
-        return _transformers(name, wanted)
-    hint = "".join(f"; is stillroom/{name} meant?" for name in difflib.get_close_matches(source, NETWORKS, n=1))
-    return _call(function_of(source, wanted.argument, GRAMMAR + hint), source, wanted)
-
-
-def _pretrained(source: str, wanted: _Wanted) -> nn.Module:
-    library, _, name = source.partition("/")
-    if library == "timm":
-        return _timm(name, wanted, pretrained=True)
-    if library == "torchvision":
-        return _torchvision_pretrained(name, wanted)
-    raise InputError(
-        wanted.argument, f"{source}@{PRETRAINED}", f"timm/NAME or torchvision/NAME before @{PRETRAINED}, or a file after the @"
-    )
-
-
-def _stillroom(name: str, wanted: _Wanted) -> nn.Module:
-    if name not in NETWORKS:
-        raise InputError(wanted.argument, f"stillroom/{name}", f"a network of Stillroom, such as {near(name, NETWORKS)}")
-    return _call(NETWORKS[name], f"stillroom/{name}", wanted)
-
-
-def _transformers(name: str, wanted: _Wanted) -> nn.Module:
-    """An image classifier from the `config.json` in a folder, from random numbers."""
-    folder = Path(name).expanduser()
-    if not (folder / "config.json").is_file():
-        raise InputError(wanted.argument, f"transformers/{name}", "transformers/FOLDER, a folder that save_pretrained wrote")
-    try:
-        from transformers import AutoConfig, AutoModelForImageClassification
-    except ImportError as error:
-        raise InputError(wanted.argument, f"transformers/{name}", "transformers to be installed (pip install transformers)") from error
-    try:
-        config = AutoConfig.from_pretrained(folder, local_files_only=True, num_labels=wanted.num_classes)
-        network: nn.Module = AutoModelForImageClassification.from_config(config)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise InputError(wanted.argument, f"transformers/{name} ({reason})", "an image classifier of transformers") from error
-    return network.train()
-
-
-def _timm(name: str, wanted: _Wanted, *, pretrained: bool) -> nn.Module:
-    try:
-        import timm
-    except ImportError as error:
-        raise InputError(wanted.argument, f"timm/{name}", "timm to be installed (pip install timm)") from error
-    if not timm.is_model(name):
-        raise InputError(wanted.argument, f"timm/{name}", f"a model of timm {timm.__version__}, such as {near(name, timm.list_models())}")
-    try:
-        config = timm.get_pretrained_cfg(name, allow_unregistered=False)
-    except RuntimeError as error:  # the part after the dot names published weights
-        tags = timm.list_pretrained(f"{name.partition('.')[0]}.*")
-        raise InputError(wanted.argument, f"timm/{name}", f"a model of timm, such as {near(name, tags)}") from error
-    if pretrained and not timm.is_model_pretrained(name):
-        raise InputError(wanted.argument, f"timm/{name}@{PRETRAINED}", "a model whose weights timm publishes")
-    options: dict[str, Any] = {"num_classes": wanted.num_classes, "in_chans": wanted.in_channels}
-
-    def create(**more: Any) -> nn.Module:
-        try:
-            return timm.create_model(name, pretrained=pretrained, **options, **more)
-        except OSError as error:
-            raise _no_download(f"timm/{name}", error, wanted) from error
-
-    if config is None or not config.fixed_input_size or wanted.image_size is None:
-        return create()
-    try:
-        return create(img_size=wanted.image_size)
-    except TypeError as error:  # fixed in its published weights only: a network that has no such argument reads every size
-        if "img_size" not in str(error):
-            raise
-        return create()
-    except (AssertionError, ValueError, RuntimeError) as error:
-        raise InputError(wanted.argument, f"timm/{name}", f"a network that can read {wanted.image_size}-pixel images ({error})") from error
-
-
-def _torchvision(name: str, wanted: _Wanted, **more: Any) -> nn.Module:
-    from torchvision import models
-
-    known = models.list_models(module=models)
-    if name not in known:
-        raise InputError(wanted.argument, f"torchvision/{name}", f"a classifier of torchvision, such as {near(name, known)}")
-    if wanted.in_channels != 3:
-        raise InputError(
-            wanted.argument,
-            f"torchvision/{name}",
-            f"a network for images of {wanted.in_channels} channels; torchvision's read 3, timm's any",
-        )
-    if name in _AUXILIARY_HEADS:
-        more |= {"aux_logits": False, "init_weights": True}
-    if name.startswith("vit_") and wanted.image_size is not None:
-        if wanted.shape[2] != wanted.shape[3]:
-            raise InputError(wanted.argument, f"torchvision/{name}", "a network for images that are no squares; timm's transformers are")
-        more["image_size"] = wanted.shape[2]
-    return models.get_model(name, weights=None, num_classes=wanted.num_classes, **more)
-
-
-def _torchvision_pretrained(name: str, wanted: _Wanted) -> nn.Module:
-    """The published weights, without the entries of a head that has another number of classes and of auxiliary heads."""
-    network = _torchvision(name, wanted, **({"transform_input": True} if name in _AUXILIARY_HEADS else {}))
-    from torchvision import models
-
-    try:
-        state = models.get_model_weights(name).DEFAULT.get_state_dict(progress=False, check_hash=True)
-    except OSError as error:
-        raise _no_download(f"torchvision/{name}", error, wanted) from error
-    if isinstance(network, models.VisionTransformer):
-        state = models.vision_transformer.interpolate_embeddings(network.image_size, network.patch_size, state)
-    head = _head(network)
-    fits = {
-        key: value
-        for key, value in state.items()
-        if not key.lower().startswith("aux") and not (key.rpartition(".")[0] == head and value.shape != network.state_dict()[key].shape)
-    }
-    missing, unexpected = network.load_state_dict(fits, strict=False)
-    if unexpected or any(key.rpartition(".")[0] != head for key in missing):
-        raise InputError(wanted.argument, f"torchvision/{name}@{PRETRAINED}", "published weights that fit torchvision's own network")
-    return network
-
-
-def _head(network: nn.Module) -> str:
-    """Path of the layer that gives the logits: the last linear layer or convolution of a torchvision classifier."""
-    return [path for path, module in network.named_modules() if isinstance(module, nn.Linear | nn.Conv2d)][-1]
-
-
-def _no_download(source: str, error: OSError, wanted: _Wanted) -> InputError:
-    reason = " ".join(str(error).split()) or type(error).__name__
-    return InputError(
-        wanted.argument,
-        f"{source}@{PRETRAINED}, which could not be downloaded ({reason})",
-        f"a network connection on the first use; or download the weights elsewhere and give the file: {source}@FILE",
-    )
-
-
-def _call(function: Callable[..., Any], source: str, wanted: _Wanted) -> nn.Module:
-    """Call a constructor with those of num_classes, in_channels and image_size that it accepts."""
-    signature = inspect.signature(function)
-    accepted = signature.parameters
-    offered = {"num_classes": wanted.num_classes, "in_channels": wanted.in_channels, "image_size": wanted.image_size}
-    arguments = {name: value for name, value in offered.items() if name in accepted and value is not None}
-    if any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in accepted.values()):
-        arguments["num_classes"] = wanted.num_classes
-    try:
-        signature.bind(**arguments)
-    except TypeError as error:
-        raise InputError(
-            wanted.argument, source, f"a function that needs no argument but num_classes, in_channels and image_size ({error})"
-        ) from error
-    network = function(**arguments)
-    if not isinstance(network, nn.Module):
-        raise InputError(wanted.argument, source, f"a function that returns a torch.nn.Module, not {type(network).__name__}")
-    return network
-
-
-def _brought_to_logits(network: nn.Module, spec: str, named: Named, wanted: _Wanted, hook: AsLogits) -> list[str]:
+def _brought_to_logits(network: nn.Module, spec: str, named: Named, wanted: Wanted, hook: AsLogits) -> list[str]:
     """Has the network answer with logits, and says how, where it would not by itself.
 
     It is asked about one black image, so that a network that cannot read the data, or has other classes, is found out at once.
@@ -461,7 +242,7 @@ def _brought_to_logits(network: nn.Module, spec: str, named: Named, wanted: _Wan
     return [f"it answers with {described(answers[0])}, of which {found[0][0]} is taken for its logits"]
 
 
-def _why(answer: Any, wanted: _Wanted) -> str:
+def _why(answer: Any, wanted: Wanted) -> str:
     """What may be the matter with an answer without logits, for a teacher."""
     if wanted.argument != "teacher" or not isinstance(answer, Tensor) or answer.ndim < 2:
         return ""

@@ -11,7 +11,8 @@ from torchvision.models.feature_extraction import create_feature_extractor
 from stillroom.errors import InputError, near
 from stillroom.modules.convolutions import Taps
 from stillroom.modules.projectors import probing
-from stillroom.tasks.images.classifiers import PRETRAINED, build_classifier
+from stillroom.tasks.images.architectures import PRETRAINED
+from stillroom.tasks.images.classifiers import build_classifier
 from stillroom.tasks.images.networks import BACKBONES
 
 _MAPS = ("permute", "layer4", "features", "trunk_output", "conv5", "layers", "blocks", "inception5b", "Mixed_7c")  # torchvision's names

@@ -98,33 +98,42 @@ class Folder:
 
 
 class Zip:
-    """A zip archive as a store of files, read in place. Every process opens its own handle: a shared one would share its position."""
+    """A zip archive as a store of files, read in place. Every process opens its own handle: a shared one would share its position.
+
+    Some programs of Windows write "\\" between folders, against the format: where no name has a "/", it is read as one.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self._opened: tuple[int, zipfile.ZipFile] | None = None
+        self._entries: dict[str, zipfile.ZipInfo] = {}
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"path": self.path, "_opened": None}
+        return {"path": self.path, "_opened": None, "_entries": {}}
 
     def _archive(self) -> zipfile.ZipFile:
         if self._opened is None or self._opened[0] != os.getpid():
             self._opened = os.getpid(), zipfile.ZipFile(self.path)
+            entries = self._opened[1].infolist()
+            foreign = not any("/" in entry.filename for entry in entries)
+            self._entries = {entry.filename.replace("\\", "/") if foreign else entry.filename: entry for entry in entries}
         return self._opened[1]
 
     def listing(self) -> tuple[dict[str, int], set[str]]:
         """As `Store.listing`."""
-        entries = [entry for entry in self._archive().infolist() if all(map(_visible, PurePosixPath(entry.filename).parts))]
-        files = {entry.filename: entry.file_size for entry in entries if not entry.is_dir()}
-        folders = {str(PurePosixPath(entry.filename)) for entry in entries if entry.is_dir()}
+        self._archive()
+        entries = {name: entry for name, entry in self._entries.items() if all(map(_visible, PurePosixPath(name).parts))}
+        files = {name: entry.file_size for name, entry in entries.items() if not name.endswith("/")}
+        folders = {str(PurePosixPath(name)) for name in entries if name.endswith("/")}
         for parent in {PurePosixPath(name).parent for name in files}:
             folders |= {str(folder) for folder in (parent, *parent.parents)}
         return files, folders - {"."}
 
     def size(self, name: str) -> int | None:
         """As `Store.size`."""
-        entry = self._archive().NameToInfo.get(name)
-        return None if entry is None or entry.is_dir() else entry.file_size
+        self._archive()
+        entry = self._entries.get(name)
+        return None if entry is None or name.endswith("/") else entry.file_size
 
     def read(self, name: str) -> bytes:
         """The content of one file.
@@ -137,7 +146,7 @@ class Zip:
     def head(self, name: str, count: int) -> bytes:
         """As `Store.head`; all of it, if `count` is -1."""
         try:
-            with self._archive().open(name) as file:
+            with self._archive().open(self._entries[name]) as file:
                 return file.read(count)
         except (RuntimeError, EOFError, zlib.error, lzma.LZMAError) as error:
             raise zipfile.BadZipFile(str(error)) from None

@@ -15,7 +15,7 @@ from stillroom.engine.task import Built
 from stillroom.engine.weights import load_weights
 from stillroom.errors import InputError
 from stillroom.modules.ml_decoder import HeadOptions, MLDecoder, MultiLabelNetwork
-from stillroom.tasks.images.classifiers import PRETRAINED
+from stillroom.tasks.images.architectures import PRETRAINED
 from stillroom.tasks.images.feature_maps import feature_maps
 
 TASK = "multilabel"  # what `student.json` calls it
