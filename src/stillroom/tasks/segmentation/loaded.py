@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import io
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,8 +15,8 @@ from torchvision.transforms.v2.functional import pil_to_tensor
 
 from stillroom.engine.card import Card, read_card, write_card
 from stillroom.engine.export import ExportSpec
-from stillroom.engine.run.written import write_atomic
 from stillroom.errors import InputError
+from stillroom.tasks.images.answer_pictures import answer_files, write_picture
 from stillroom.tasks.images.export_parts import description, made_up_pictures
 from stillroom.tasks.images.label_maps import Colour, voc_colours
 from stillroom.tasks.images.loaded import Unreadable, accelerated, opened
@@ -152,13 +150,12 @@ class LoadedSegmenter:
         student = self.finding(None if classes is None else classes.split(","), threshold)
         folder = Path(out) if out is not None else self.card.folder / "segmented"
         accelerated(student.network)
-        twice = Counter(file.stem for file in files)
+        masks, overlays = (dict(zip(files, answer_files(files, folder, ending=ending), strict=True)) for ending in ("_mask", "_overlay"))
         for file, image in opened(files, read_image, unreadable):
             found_HW = student.segment(image)
-            name = file.stem if twice[file.stem] == 1 else file.name
-            mask, overlay = folder / f"{name}_mask.png", folder / f"{name}_overlay.png"
-            _write(palette_image(found_HW, student.colours), mask)
-            _write(overlaid(image, found_HW, student.colours), overlay)
+            mask, overlay = masks[file], overlays[file]
+            write_picture(palette_image(found_HW, student.colours), mask)
+            write_picture(overlaid(image, found_HW, student.colours), overlay)
             shares = np.bincount(found_HW.reshape(-1), minlength=len(student.classes)) / found_HW.size
             yield Segmented(file, mask, overlay, student.classes, tuple(shares.tolist()))
 
@@ -192,13 +189,6 @@ def overlaid(image: Image.Image, mask_HW: np.ndarray, colours: Sequence[Colour])
     tinted = Image.blend(image, palette_image(mask_HW, colours).convert("RGB"), _OPACITY)
     shown = (mask_HW != 0) | (tuple(colours[0]) != (0, 0, 0))
     return Image.composite(tinted, image, Image.fromarray((255 * shown).astype(np.uint8)))
-
-
-def _write(image: Image.Image, path: Path) -> None:
-    content = io.BytesIO()
-    image.save(content, format="PNG")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(path, content.getvalue())
 
 
 def ship(folder: Path, network: nn.Module, model: str, data: Any) -> None:
