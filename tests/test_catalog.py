@@ -99,7 +99,15 @@ def test_there_are_hosts() -> None:
 
 
 def test_a_method_that_cannot_be_compared_says_why() -> None:
-    assert {name for name, room in ROOMS.items() if room.build is None} == {"supervised", "crkd", "wad", "giftnet", "sdd", "memkd", "zeroseg"}
+    assert {name for name, room in ROOMS.items() if room.build is None} == {
+        "supervised",
+        "crkd",
+        "wad",
+        "giftnet",
+        "sdd",
+        "memkd",
+        "zeroseg",
+    }
     assert all(bool(room.reason) == (room.build is None) for room in ROOMS.values())
 
 

@@ -16,6 +16,8 @@ COMMANDS = {
     "detection": "run bckd --data scenes:train=16,val=5,teacher=16 --batch-size 8 --epochs 3 --optimizer sgd --lr 0.02",
     "harmonization": "run giftnet --data patches,train=16,val=5 --batch-size 8 --epochs 2 --optimizer sgd --lr 0.001 "
     "--student stillroom/harmony4_3",
+    "segmentation": "run supervised --task segmentation --data objects:train=16,val=5 --batch-size 8 --epochs 2 --warmup-epochs 0 "
+    "--optimizer sgd --lr 0.01 --student stillroom/unet2_2",
     "unused": "run supervised --data digits --subset 60 --val-subset 41 --batch-size 20 --epochs 1 --lr 0.01 --optimizer sgd "
     f"--student {__name__}:with_a_spare_layer",
     "comparison": "compare kd dkd --data digits --subset 60 --val-subset 41 --batch-size 20 --epochs 1 --lr 0.01 --optimizer sgd",

@@ -419,6 +419,7 @@ def test_the_student_is_exported_without_classes(run: Path, tmp_path: Path) -> N
     ("words", "said"),
     [
         (("--arms", "base+all"), "--arms: got all"),
+        (("--teacher", "models/no-clip"), "--teacher: got models/no-clip, expected a folder of a transformers CLIPModel"),
         (("--student", "resnet18"), "--student: got resnet18, expected vitWIDTH"),
         (("--threshold-pictures", "24"), "--threshold-pictures: got 24"),
         (("--mask-ratio", "0.97"), "--mask-ratio: got 0.97, expected a ratio that leaves one of 16 patches"),

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from stillroom.cli import main
 from stillroom.engine.loading import Draw
 from stillroom.errors import InputError
-from stillroom.tasks.segmentation import SegmentationData, Supervised, UNet, build_segmenter, load, pixel_cross_entropy
+from stillroom.tasks.segmentation import SegmentationData, Supervised, UNet, build_segmenter, load, pixel_cross_entropy, predicted_classes
 from tests.tasks.segmentation.miniatures import numbers, picture, voc
 
 TINY = ["--batch-size", "4", "--epochs", "30", "--warmup-epochs", "0", "--lr", "0.02", "--accelerator", "cpu"]
@@ -116,6 +116,11 @@ def test_pixels_that_count_nowhere_have_no_loss_and_a_batch_of_none_has_no_nan()
     assert nothing.item() == 0
     assert scores.grad is not None
     assert not scores.grad.any()
+
+
+def test_scores_that_are_no_numbers_are_no_answer() -> None:
+    with pytest.raises(InputError, match="scores are no numbers"):
+        predicted_classes(lambda windows: windows * torch.nan, [torch.randn(3, 8, 8)], [(8, 8)], 8, 8)
 
 
 def test_pictures_and_masks_are_cut_alike(tmp_path: Path) -> None:

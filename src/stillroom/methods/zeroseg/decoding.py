@@ -32,7 +32,7 @@ def class_probabilities(segments_BMD: Tensor, global_BD: Tensor, text_CD: Tensor
         scale: kappa, at most 100 is used.
 
     Raises:
-        InputError: text and image embeddings of unlike width, or embeddings that are not finite.
+        InputError: text and image embeddings of unlike width.
 
     Source: GroupViT's code (the restriction to the image's five classes).
     """

@@ -22,6 +22,7 @@ from stillroom.engine import Lab, Teacher, Training
 from stillroom.engine.cache import CachedTeacher, Storage, build_cache
 from stillroom.engine.report.results import StageResult
 from stillroom.engine.run.console import StageDisplay
+from stillroom.engine.specification import LIBRARIES
 from stillroom.engine.teacher import Renormalise
 from stillroom.errors import InputError
 from stillroom.methods.zeroseg.decoding import with_vocabulary
@@ -154,6 +155,9 @@ def teach(lab: Lab, data: SegmentationData, networks: Any, background: Backgroun
         encoder = f"{Path(path).expanduser().resolve()}{comma}{rest}"
         empty = Vocabulary((), torch.empty(0, dim), encoder, clip.scale, (), **options)
         return Taught(clip, empty.of(data.classes, trust_pickle=trust), (f"Teacher: {clip.source}.",))
+    if "/" in spec and not spec.startswith(LIBRARIES) and ":" not in spec:
+        expected = "a folder of a transformers CLIPModel, a TinyCLIP run or open_clip's weights, that exists; or a classifier to be trained"
+        raise InputError("teacher", spec, f"{expected} such as stillroom/convnet24")
     drawn = images == SINGLE
     lab.say("teacher", f"a small stand-in that is trained here on {'drawn pictures' if drawn else images}, no CLIP: it knows a few words")
     pictures = ImageData(images, batch_size=64, **({"augment": "none"} if drawn else {}))

@@ -36,9 +36,14 @@ def predicted_classes(
         images: [3, H, W] each, normalised.
         sizes: height and width of each answer; scores are brought to it before the largest is taken.
         window, stride: see `over_windows`.
+
+    Raises:
+        InputError: scores that are no numbers.
     """
     found = []
     for scores_CHW, size in zip(over_windows(network, images, window, stride), sizes, strict=True):
+        if bool(scores_CHW.isnan().any()):
+            raise InputError("student", "a network whose scores are no numbers", "finite weights")
         wanted = int(size[0]), int(size[1])
         if scores_CHW.shape[1:] != wanted:
             scores_CHW = interpolate(scores_CHW[None].float(), wanted, mode="bilinear", align_corners=False)[0]
