@@ -287,8 +287,8 @@ class SegmentationHead(nn.Module):
             start += depth
         self.stages = nn.ModuleList(stages)
         initialise(self, width)
-        first: nn.Parameter = stages[0].group_token
-        nn.init.trunc_normal_(first, std=0.02)
+        if stages[0].group_token is not None:
+            nn.init.trunc_normal_(stages[0].group_token, std=_DEVIATION)
 
     def forward(self, tokens_BLC: Tensor) -> tuple[Tensor, list[Grouped]]:
         """The last stage's tokens, before any norm, and what each grouping found."""

@@ -84,7 +84,7 @@ def open_source(spec: str, argument: str = "data") -> SegmentationSource:
 
 def _open_objects(path: str, options: dict[str, str], argument: str) -> SegmentationSource:
     given = {"train": 1500, "val": 200, "seed": 0, **whole_numbers(options, argument)}
-    parts = {}
+    parts: dict[str, Any] = {}
     for number, split in enumerate(("train", "val")):
         pixels, masks, _ = draw(given[split], 2 * given["seed"] + number)
         parts[split] = MaskedMemory(pixels, masks, [f"{split}/{i}" for i in range(len(masks))])
@@ -242,7 +242,8 @@ def _open_coco(path: str, options: dict[str, str], argument: str) -> Segmentatio
     pictures = {split: list_files(options.get("val_images", images) if split == "val" else images, argument) for split in files}
     names: tuple[str, ...] = ()
     pairs: dict[str, list[tuple[str, str]]] = {}
-    stores, segments = {}, {}
+    stores: dict[str, Store] = {}
+    segments: dict[str, dict[int, int]] = {}
     for split, file in files.items():
         names, marks = _panoptic(file, argument)
         pngs = options.get("pngs", file.removesuffix(".json"))

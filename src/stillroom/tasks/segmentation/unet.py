@@ -36,7 +36,8 @@ class UNet(nn.Module):
 
     def forward(self, images_B3HW: Tensor) -> Tensor:
         """[B, C, H, W]."""
-        x, features = padded(images_B3HW, 1 << len(self.decoder)), []
+        x = padded(images_B3HW, 1 << len(self.decoder))
+        features: list[Tensor] = []
         for level in self.encoder:
             x = level(x if not features else max_pool2d(x, 2))
             features.append(x)
