@@ -21,7 +21,7 @@ from stillroom.methods.zeroseg.scoring import Floor, best_threshold, segment_fig
 from stillroom.methods.zeroseg.teacher import SINGLE, Cells, ViewTeacher, cached_views, teach
 from stillroom.tasks.segmentation import Background, SegmentationData, SegmentationDistiller
 
-SMALL = Training(epochs=20, optimizer="adamw", lr=1e-3, momentum=0.9, weight_decay=0.05, schedule="cosine", warmup_epochs=2)
+SMALL = Training(epochs=10, optimizer="adamw", lr=2e-3, momentum=0.9, weight_decay=0.05, schedule="cosine", warmup_epochs=1)
 ARMS = {  # L_ms over all views; segments are matched
     "base": (False, False),
     "multi-scale": (True, False),
@@ -79,7 +79,7 @@ def recipe(
     networks: ZeroSegNetworks = NETWORKS,
     arms: str = "base+multi-scale+matching+both",
     scales: tuple[int, ...] = (1, 2, 3),
-    mask_ratio: float = 0.4,
+    mask_ratio: float = 0.6,
     ms_weight: float = 1.0,
     match_weight: float = 1.0,
     reconstruction: str = "vit48_2",
@@ -257,7 +257,7 @@ ROOM = Room(
     recipe,
     tasks=("segmentation",),
     presets=PRESETS,
-    default={"data": "objects:train=1500,val=200"},
+    default={"data": "objects:train=690,val=100", "batch_size": 32, "arms": "base+both"},
     expect="",
     reason="learns from images alone, without labels and without a student alone to be compared with",
 )
