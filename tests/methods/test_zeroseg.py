@@ -30,7 +30,7 @@ from stillroom.methods.zeroseg.masking import positions, random_mask, visible_pa
 from stillroom.methods.zeroseg.network import parse
 from stillroom.methods.zeroseg.recipe import PRESETS, ZeroSegNetworks
 from stillroom.methods.zeroseg.scoring import Floor, segment_figures
-from stillroom.methods.zeroseg.teacher import Taught, ViewTeacher, cached_views, single_objects
+from stillroom.methods.zeroseg.teacher import SINGLE, Taught, ViewTeacher, cached_views, single_objects
 from stillroom.methods.zeroseg.views import boxes, views
 from stillroom.tasks.images.clips import ImageText, write_clip
 from stillroom.tasks.images.tokens import learnt, of_words
@@ -42,12 +42,13 @@ from tests.tasks.segmentation.miniatures import numbers, picture, voc
 
 TINY = ("--data", "objects:train=24,val=4", "--epochs", "1", "--warmup-epochs", "0", "--batch-size", "8", "--accelerator", "cpu")
 SMALL = (*TINY, "--student", "vit16_1_16", "--group-tokens", "[4,2]", "--projector-hidden", "8", "--reconstruction", "vit16_1")
-SHORT = ("--teacher-epochs", "1", "--threshold-pictures", "6")
+SHORT = ("--teacher-data", f"{SINGLE},train=300,val=60", "--teacher-epochs", "3", "--accept-teacher", "true", "--threshold-pictures", "6")
 
 
 def vocabulary(classes: tuple[str, ...], background: Any = "threshold", threshold: float = 0.5, dim: int = 8) -> Vocabulary:
     words = tuple(dict.fromkeys((*classes, "background", "spare")))
-    table = normalize(torch.randn(len(words), dim, generator=torch.Generator().manual_seed(0)), dim=-1)
+    rows = [torch.randn(dim, generator=torch.Generator().manual_seed(sum(map(ord, word)))) for word in words]
+    table = normalize(torch.stack(rows), dim=-1)
     return Vocabulary(words, table, "", 20.0, classes, background, threshold)
 
 
@@ -343,7 +344,7 @@ def test_the_stand_ins_pictures_show_each_word() -> None:
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two arms in small, the default's stand-in for a teacher."""
     out = tmp_path_factory.mktemp("zeroseg") / "run"
-    assert main(["run", "zeroseg", *SMALL, *SHORT, "--teacher-epochs", "3", "--arms", "base+both", "--out", str(out)]) == 0
+    assert main(["run", "zeroseg", *SMALL, *SHORT, "--arms", "base+both", "--out", str(out)]) == 0
     return out
 
 
@@ -427,7 +428,7 @@ def test_the_student_is_exported_without_classes(run: Path, tmp_path: Path) -> N
     ],
 )
 def test_what_is_wrong_is_said_at_once(words: tuple[str, ...], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["run", "zeroseg", *SMALL, *SHORT, "--accept-teacher", "true", *words, "--out", str(tmp_path / "run")]) == 2
+    assert main(["run", "zeroseg", *SMALL, *SHORT, *words, "--out", str(tmp_path / "run")]) == 2
     assert said in capsys.readouterr().err
 
 

@@ -73,7 +73,7 @@ class ZeroSeg(SegmentationDistiller):
         self.multi_scale, self.scales = multi_scale, tuple(scales)
         self.match_weight, self.ms_weight = at_least_zero("match_weight", match_weight), at_least_zero("ms_weight", ms_weight)
         self.mask_ratio, self.normalise_pixels, self.normalise_targets = mask_ratio, normalise_pixels, normalise_targets
-        visible_patches(10**6, mask_ratio)  # whether it leaves one of the image's is seen when its size is
+        visible_patches(10**6, mask_ratio)  # whether it leaves one of an image's is seen when the image is
         if list(scales) != sorted({*scales}):
             raise InputError("scales", list(scales), "different numbers, the smallest first")
         if match_weight and set(scales) == {1}:

@@ -16,6 +16,7 @@ from stillroom.engine.teacher import Renormalise
 from stillroom.engine.training import Progress
 from stillroom.errors import InputError, at_least, one_of, share
 from stillroom.methods.zeroseg.distiller import ZeroSeg
+from stillroom.methods.zeroseg.masking import visible_patches
 from stillroom.methods.zeroseg.network import ZeroSegNetwork, ZeroSegSpec
 from stillroom.methods.zeroseg.scoring import Floor, best_threshold, segment_figures
 from stillroom.methods.zeroseg.teacher import SINGLE, Cells, ViewTeacher, cached_views, teach
@@ -134,8 +135,11 @@ def recipe(
         multi_scale, matched = ARMS[name]
         return ZeroSeg(made, teacher, multi_scale=multi_scale, match_weight=match_weight if matched else 0.0, **options)
 
+    if data.augment != "none":
+        raise InputError("augment", data.augment, "none: the teacher's views are computed once, of images that do not change")
     for name in names:  # what is wrong with a number is said before anything is trained
-        distiller(name, student(8), None)
+        made = distiller(name, student(8), None)
+        visible_patches((data.image_size // made.student.encoder.patch) ** 2, mask_ratio)
     shown, held = _parts(data, threshold_pictures) if tuned else (data, data)
     taught = teach(lab, data, networks, background, _USUAL if background_threshold is None else background_threshold)
     dim = int(taught.vocabulary.embeddings.shape[1])

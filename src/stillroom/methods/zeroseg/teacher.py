@@ -158,7 +158,7 @@ def teach(lab: Lab, data: SegmentationData, networks: Any, background: Backgroun
     if "/" in spec and not spec.startswith(LIBRARIES) and ":" not in spec:
         expected = "a folder of a transformers CLIPModel, a TinyCLIP run or open_clip's weights, that exists; or a classifier to be trained"
         raise InputError("teacher", spec, f"{expected} such as stillroom/convnet24")
-    drawn = images == SINGLE
+    drawn = images.startswith(SINGLE)
     lab.say("teacher", f"a small stand-in that is trained here on {'drawn pictures' if drawn else images}, no CLIP: it knows a few words")
     pictures = ImageData(images, batch_size=64, **({"augment": "none"} if drawn else {}))
     Vocabulary(pictures.classes, torch.empty(pictures.num_classes, _DIM), "", 1.0, (), **options).of(data.classes)
@@ -237,10 +237,8 @@ def cached_views(lab: Lab, taught: Taught, data: SegmentationData, scales: Seque
     """The teacher's answers to all views of every training image, computed once and kept on disk in half precision.
 
     Raises:
-        InputError: training images that are randomly changed; images with fewer pixels than cells.
+        InputError: images with fewer pixels than cells.
     """
-    if data.augment != "none":
-        raise InputError("augment", data.augment, "none: the teacher's views are computed once, of images that do not change")
     count = len(boxes(data.image_size, data.image_size, scales))
     teacher = Teacher(
         ViewTeacher(taught.clip, scales),
