@@ -21,7 +21,20 @@ from record import Numbers, paired, write
 from scipy.stats import t
 
 FIGURES = ("mIoU", "mIoU without background", "pixel accuracy", "segments used", "best-match IoU", "threshold")
-CAMVID = ("--student", "stillroom/unet8_4", "--image-size", "96", "--batch-size", "16", "--epochs", "4", "--subset", "200", "--val-subset", "40")
+CAMVID = (
+    "--student",
+    "stillroom/unet8_4",
+    "--image-size",
+    "96",
+    "--batch-size",
+    "16",
+    "--epochs",
+    "4",
+    "--subset",
+    "200",
+    "--val-subset",
+    "40",
+)
 
 
 def measured(out: Path, words: list[str]) -> dict[str, dict[str, dict[int, float]]]:

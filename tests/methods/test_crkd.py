@@ -34,7 +34,7 @@ from stillroom.methods.crkd.novel import KnownClassifier, Prototypes
 from stillroom.methods.crkd.recipe import SHORT
 from stillroom.methods.crkd.views import crops
 from stillroom.tasks.classification import Batch
-from stillroom.tasks.classification.views import ViewBatch
+from stillroom.tasks.images.views import ViewBatch
 from tests.methods import crkd_job
 from tests.processes import Processes
 from tests.tasks.classification.miniatures import cifar100, classes_of_pictures

@@ -18,7 +18,7 @@ from stillroom.engine.weights import save_weights
 from stillroom.errors import InputError
 from stillroom.methods.kd3.shared_classifier import Connector, Shared, SharedClassifier, share_classifier, shrunk
 from stillroom.tasks.classification import build_classifier
-from stillroom.tasks.classification.layers import last_map
+from stillroom.tasks.images.layers import last_map
 from stillroom.tasks.images.transforms import describe_transform
 
 SIZE = 32

@@ -42,7 +42,11 @@ def run(arguments: list[str], command: str) -> None:
         help="of a detector: the least score of an object (default: 0.3); of open-vocabulary segmentation: of what is no background",
     )
     parser.add_argument("--masks", metavar="FOLDER", help="of harmonization and editing: what may be changed, photo.png for photo.jpg")
-    parser.add_argument("--out", metavar="FOLDER", help="where pictures are written, if the student answers with some (default: in RUN)")
+    parser.add_argument(
+        "--out",
+        metavar="FOLDER",
+        help="where pictures are written, if the student answers with some, or embeddings (then also FILE.npz or FILE.csv) (default: RUN)",
+    )
     parser.add_argument("--category", help="of a detector of anomalies in several categories: which one (default: named in the path)")
     parser.add_argument("--classes", metavar="NAMES", help="of open-vocabulary segmentation: what to find, as in 'cat,grass,sky'")
     given = parser.parse_args(arguments)

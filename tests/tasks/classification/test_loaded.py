@@ -20,7 +20,7 @@ import stillroom
 from stillroom.cli import main
 from stillroom.errors import InputError
 from stillroom.tasks.classification import ImageData
-from stillroom.tasks.classification.loaded import deliver
+from stillroom.tasks.images.delivered import deliver
 from stillroom.tasks.images.networks import ConvNet
 from stillroom.tasks.images.stores import UnreadableImage
 from tests.tasks.classification.miniatures import classes_of_pictures

@@ -10,8 +10,8 @@ from PIL import Image
 from torchvision.transforms import v2
 
 from stillroom.tasks.classification import ImageData
-from stillroom.tasks.classification.views import ViewBatch
 from stillroom.tasks.images.transforms import Transform, train_transform
+from stillroom.tasks.images.views import ViewBatch
 
 STATISTICS = (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
 

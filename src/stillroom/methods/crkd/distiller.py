@@ -16,7 +16,7 @@ from stillroom.losses.precision import at_least_float32
 from stillroom.methods.crkd.loss import Divergence, Weighting, discovery_targets, joint_logits, relation_loss, swapped_prediction
 from stillroom.methods.crkd.networks import DiscoveryNetwork, train_only
 from stillroom.methods.crkd.novel import KnownClassifier
-from stillroom.tasks.classification.views import ViewBatch
+from stillroom.tasks.images.views import ViewBatch
 
 
 class Answers(NamedTuple):

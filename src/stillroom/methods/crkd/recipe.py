@@ -19,7 +19,7 @@ from stillroom.methods.crkd.networks import DiscoveryNetwork, train_only
 from stillroom.methods.crkd.novel import KnownClassifier, NovelSpec, Prototypes, headless
 from stillroom.methods.crkd.views import Style, crops
 from stillroom.tasks.classification import ImageData
-from stillroom.tasks.classification.views import View
+from stillroom.tasks.images.views import View
 
 # The default job: the paper's schedule, shortened. Constant within an epoch; the first epoch of a warm-up has the smallest rate.
 SHORT = Training(epochs=16, lr=0.1, weight_decay=1.5e-4, schedule="cosine", warmup_epochs=4, step_per="epoch", lr_floor=0.0)

@@ -14,8 +14,8 @@ from torchvision.transforms import v2
 from stillroom.engine.loading import uniforms
 from stillroom.errors import InputError, at_least, one_of
 from stillroom.modules.pixels import windows
-from stillroom.tasks.classification.views import View
 from stillroom.tasks.images.transforms import Parameters, Transform, eval_transform
+from stillroom.tasks.images.views import View
 
 Style = Literal["cifar", "photographs", "small", "digits"]
 

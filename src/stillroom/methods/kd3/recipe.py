@@ -13,7 +13,7 @@ from stillroom.methods.kd3.distiller import KD3, WebKD
 from stillroom.methods.kd3.shared_classifier import share_classifier
 from stillroom.methods.kd3.web import WebData
 from stillroom.tasks.classification import CONVNETS, ImageData
-from stillroom.tasks.classification.layers import last_map
+from stillroom.tasks.images.layers import last_map
 
 # The default job: scikit-learn's digits, restyled, and patches of photographs.
 PLAN = Training(epochs=40, lr=0.05, weight_decay=5e-4, milestones=(0.62, 0.85))

@@ -8,12 +8,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
 
 from stillroom.errors import InputError, at_least, one_of
 from stillroom.tasks.classification.metrics import ClassificationEvaluator
 from stillroom.tasks.classification.subsets import Hardship, make_harder, read_hardship, restricted
-from stillroom.tasks.classification.views import View, ViewBatches
 from stillroom.tasks.images.arguments import renormalisation, sides
 from stillroom.tasks.images.classified import SMALL, open_source
 from stillroom.tasks.images.data import NAMED, ImageSetData, hashed
@@ -58,7 +56,6 @@ class ImageData(ImageSetData):
     """
 
     source: LabelledSource
-    training_views: tuple[View, ...] = ()
 
     def __init__(
         self,
@@ -172,15 +169,6 @@ class ImageData(ImageSetData):
         except InputError as error:
             raise InputError("data", f"unlabelled={error.got}", error.expected) from None
 
-    def in_views(self, *views: View, said: str) -> Self:
-        """The same data, but that training batches show every image in each of these views (`ViewBatch`).
-
-        Args:
-            views: how images are changed and prepared: transforms, or functions of one image to a normalised tensor.
-            said: what tells these views from others in the data's fingerprint.
-        """
-        return self.derive(("views", said), training_views=views)
-
     @property
     def train_labels(self) -> Tensor:
         """Label of each training image, int64 [N]; batch ids index it."""
@@ -203,11 +191,6 @@ class ImageData(ImageSetData):
     def _described(self) -> dict[str, Any]:
         transform = describe_transform(self._style, self.image_size, self.mean, self.std)
         return {"image_size": self.image_size, "transform": transform}
-
-    def _samples(self, images: Images, *, training: bool, told: bool = False) -> Dataset[Any]:
-        if training and self.training_views and not told:
-            return ViewBatches(images, self.training_views, fitted=self.in_memory and self._train_transform.fixed)
-        return super()._samples(images, training=training, told=told)
 
     def _chosen(self, images: Images, argument: str, count: int) -> np.ndarray:
         if not self.num_classes <= count <= len(images):

@@ -11,7 +11,6 @@ from PIL import Image
 from torch import Tensor, nn
 
 from stillroom.engine.card import Described, read_card, write_card
-from stillroom.engine.run.written import put
 from stillroom.tasks.images.classifiers import build_classifier
 from stillroom.tasks.images.loaded import Ranked, Scoring, Unreadable, described
 from stillroom.tasks.images.transforms import transform_from
@@ -80,29 +79,3 @@ def load(run: str | Path, *, trust_pickle: bool = False) -> Loaded:
 def ship(folder: Path, network: nn.Module, model: str, data: Described) -> None:
     """Writes `student.json`."""
     write_card(folder, TASK, model, data)
-
-
-def deliver(folder: Path, network: nn.Module, model: str, data: Described) -> None:
-    """Writes, for a timm network, the folder `student`, which timm itself loads (`local-dir:`)."""
-    if model.startswith("timm/"):
-        from timm.models import save_for_hf
-
-        about = data.describe()
-        transform = about["transform"]
-        settings = {
-            "mean": transform["mean"],
-            "std": transform["std"],
-            "input_size": [3, about["image_size"], about["image_size"]],
-            "interpolation": transform["interpolation"],
-            "crop_pct": transform["crop"] / transform["resize"],
-            "crop_mode": "center",
-            "test_input_size": None,  # the published weights' own recommendation, and so the next
-            "test_crop_pct": None,
-        }
-        config = {"label_names": list(about["classes"]), "pretrained_cfg": settings}
-        part = folder / ".student.part"  # timm writes in place: whoever reads or kills meanwhile would be left with half a file
-        save_for_hf(network, str(part), model_config=config, safe_serialization=True)
-        (folder / "student").mkdir(exist_ok=True)
-        for file in part.iterdir():
-            put(file, folder / "student" / file.name)
-        part.rmdir()

@@ -19,8 +19,7 @@ from stillroom.errors import InputError
 from stillroom.modules.projectors import probing
 from stillroom.tasks.classification.data import ImageData
 from stillroom.tasks.classification.doubts import doubts
-from stillroom.tasks.classification.layers import middle_layer, pooled_layer
-from stillroom.tasks.classification.loaded import Loaded, deliver, load, ship
+from stillroom.tasks.classification.loaded import Loaded, load, ship
 from stillroom.tasks.classification.metrics import agreement
 from stillroom.tasks.classification.networks import ClassifierNetworks
 from stillroom.tasks.classification.pages import classification_sections, confusion_sections, one_answer
@@ -29,7 +28,9 @@ from stillroom.tasks.images.architectures import PRETRAINED
 from stillroom.tasks.images.cached import check_views, drawn_views
 from stillroom.tasks.images.classifiers import build_classifier, configurations
 from stillroom.tasks.images.configurations import class_names
+from stillroom.tasks.images.delivered import deliver
 from stillroom.tasks.images.foreign import teacher_inputs
+from stillroom.tasks.images.layers import middle_layer, pooled_layer
 from stillroom.tasks.images.page_parts import data_section
 
 # Where data are named and nothing else: on scikit-learn's digits some 1 500 steps. The paper of DOT sees its effect only once the longer

@@ -39,6 +39,7 @@ from stillroom.tasks.images.architectures import (
 from stillroom.tasks.images.configurations import Configuration, beside, of_library, rows_of
 
 Start = tuple[str, tuple[str, ...]]  # as in `Built`: why weights are a start, and the parameters that they leave as they were
+_ANY = 10  # classes of a head that is taken away again
 
 
 def build_classifier(
@@ -110,6 +111,57 @@ def build_classifier(
     notes = [*_told(loaded), *loaded.notes, *notes]
     notes += _brought_to_logits(network, spec, named, wanted, AsLogits(num_classes, rows, probabilities, argument))
     return Built(network, named.spec, named.weights or None, None if start else named.classes, start, new, tuple(notes))
+
+
+def build_backbone(
+    spec: str, *, image_size: Size | None = None, in_channels: int = 3, trust_pickle: bool = False, argument: str = "model"
+) -> Built:
+    """The network that a spec names without its head, and its weights, whatever their head answers for: images to features [B, D].
+
+    What the network answers without its head is averaged over the positions of a map [B, D, H, W], or over tokens [B, N, D].
+
+    Args:
+        spec: see the module's docstring; a run of any task whose networks are classifiers in form, or of backbones. A function that takes
+            no ``num_classes`` gives a network that has no head to be taken away.
+        image_size, in_channels, trust_pickle, argument: see `build_classifier`.
+
+    Raises:
+        InputError: as `build_classifier`, but for what it answers; or there are no such features in the answer.
+    """
+    named = _with_own_weights(read_specification(spec, trust_pickle=trust_pickle, argument=argument))
+    wanted = Wanted(_ANY, image_size, in_channels, argument, "")
+    network = (published_network if named.weights == PRETRAINED else untrained_network)(named.source, wanted)
+    notes: list[str] = []
+    if named.weights and named.weights != PRETRAINED:
+        _, _, loaded = _loaded(network, named, wanted, trust_pickle, tuple(map(str, range(_ANY))))
+        notes = [*_told(loaded), *loaded.notes]
+    if named.source.startswith("timm/"):
+        network.reset_classifier(0)  # type: ignore[operator]
+    else:
+        for head in {name.rpartition(".")[0] for name in head_parameters(named.source, network, wanted)}:
+            if not head:
+                raise InputError(argument, spec, "a network with something besides its head")
+            network.set_submodule(head, nn.Identity())
+    answer = _asked(network, spec, wanted)
+    if features_in(answer) is None:
+        raise InputError(argument, spec, f"a network that answers with features [B, D], not with {described(answer)}")
+    if not isinstance(answer, Tensor) or answer.ndim > 2:
+        network.register_forward_hook(as_features)
+    return Built(network, named.spec, named.weights or None, notes=tuple(notes))
+
+
+def features_in(answer: Any) -> Tensor | None:
+    """The pooled features [B, D] in a network's answer: of maps the mean over positions, of tokens that over tokens; None for none."""
+    for name in ("pooler_output", "last_hidden_state", "logits"):
+        answer = found if isinstance(found := getattr(answer, name, None), Tensor) else answer
+    if not isinstance(answer, Tensor) or not 2 <= answer.ndim <= 4:
+        return None
+    return answer if answer.ndim == 2 else answer.mean(1) if answer.ndim == 3 else answer.mean((2, 3))
+
+
+def as_features(module: nn.Module, inputs: Any, answer: Any) -> Any:
+    """A forward hook: `features_in`."""
+    return features_in(answer)
 
 
 def configurations(spec: str, *, trust_pickle: bool, argument: str) -> list[Configuration]:
@@ -217,6 +269,22 @@ def _brought_to_logits(network: nn.Module, spec: str, named: Named, wanted: Want
         network.register_forward_hook(hook)
     if wanted.image_size is None:
         return []
+    answer = _asked(network, spec, wanted)
+    found = list(logits_in(answer, 1, wanted.num_classes))
+    if not found or not (foreign or isinstance(answer, Tensor)):
+        got = f"logits [1, {wanted.num_classes}], not with {described(answer)}"
+        raise InputError(wanted.argument, spec, f"a network that answers images {list(wanted.shape)} with {got}{_why(answer, wanted)}")
+    if isinstance(answer, Tensor):
+        return []
+    return [f"it answers with {described(answer)}, of which {found[0][0]} is taken for its logits"]
+
+
+def _asked(network: nn.Module, spec: str, wanted: Wanted) -> Any:
+    """What it answers to one black image, before any hook of ours.
+
+    Raises:
+        InputError: it cannot read such images.
+    """
     first = next(network.parameters(), torch.zeros(()))
     image = torch.zeros(wanted.shape, device=first.device, dtype=first.dtype)
     answers: list[Any] = []
@@ -233,13 +301,7 @@ def _brought_to_logits(network: nn.Module, spec: str, named: Named, wanted: Want
             ) from error
     finally:
         before.remove()
-    found = list(logits_in(answers[0], 1, wanted.num_classes))
-    if not found or not (foreign or isinstance(answers[0], Tensor)):
-        got = f"logits [1, {wanted.num_classes}], not with {described(answers[0])}"
-        raise InputError(wanted.argument, spec, f"a network that answers images {list(wanted.shape)} with {got}{_why(answers[0], wanted)}")
-    if isinstance(answers[0], Tensor):
-        return []
-    return [f"it answers with {described(answers[0])}, of which {found[0][0]} is taken for its logits"]
+    return answers[0]
 
 
 def _why(answer: Any, wanted: Wanted) -> str:

@@ -23,6 +23,7 @@ from stillroom.tasks.images.folders import counted, printable
 from stillroom.tasks.images.sources import Source
 from stillroom.tasks.images.stores import Images, MemoryImages, decodable, into_memory, several_frames, taken
 from stillroom.tasks.images.transforms import Transform
+from stillroom.tasks.images.views import Others, PairedBatches, Shown, View, ViewBatches
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -63,6 +64,7 @@ class ImageSetData(ABC):
         left_out: names of the files that cannot be decoded.
         animated: names of the files with several pictures, of which the first is read.
         views: of training images that are shown, and no others; None for ever new ones.
+        training_shown: the several views in which batches show each training image (`in_views`); None for one.
         in_memory: the images are decoded once, when they are first asked for.
         fingerprint: changes when what is shown does; not with batch size or workers.
         cache_key: what a teacher's answer to a training image depends on, by names that a user knows.
@@ -76,8 +78,10 @@ class ImageSetData(ABC):
     in_memory: bool
     fingerprint: str
     cache_key: dict[str, Any]
+    training_shown: Shown | None = None
     _train_transform: Transform
     _eval_transform: Transform
+    _evaluated_in: int | None = None  # images of a batch of evaluation; by default as many as in training
 
     def __init__(
         self,
@@ -172,11 +176,47 @@ class ImageSetData(ABC):
         """The same data, but that training shows these views of its images and no others; its batches say which."""
         return self.derive((views,), views=views, cache_key=self.cache_key)
 
+    def in_views(self, *views: View, said: str, others: Others | None = None, of_other: tuple[int, ...] = (1,)) -> Self:
+        """The same data, but that training batches show every image in each of these views (`ViewBatch`).
+
+        Args:
+            views: how images are changed and prepared: transforms, or functions of one image to a normalised tensor; sizes may differ.
+            said: what tells these views from others in the data's fingerprint.
+            others: which training image stands in each one's place in some of the views, asked batch by batch (see `PairedBatches`).
+                It is no part of the fingerprint.
+            of_other: numbers of those views.
+        """
+        return self.derive(("views", said), training_shown=Shown(views, others, of_other if others is not None else ()))
+
     def for_teacher(self) -> Self:
         """The same data with the images that the source has for training a teacher, where it has others: of made-up images mostly more."""
         if self.source.teacher is None:
             return self
         return self.derive("teacher", train=self.source.teacher, indices=self._indices_but_train())
+
+    def in_batches_of(self, count: int) -> Self:
+        """The same data, trained on in batches of another size, and evaluated as before; neither is a part of what they are known by."""
+        derived = copy.copy(self)
+        derived._evaluated_in = self._evaluated_in or self.batch_size
+        derived.batch_size = at_least("batch_size", count, 1)
+        return derived
+
+    def holding_out(self, share: float) -> Self:
+        """The same data with a share of the training images as validation images, and without those that were: for a search, whose result
+        the validation set is to judge.
+
+        Raises:
+            InputError: a share that leaves one of the two without images.
+        """
+        shown = self._shown[0]
+        count = round(share * len(shown))
+        if not 0 < share < 1 or not 0 < count < len(shown):
+            raise InputError("held_out", share, "a share of the training images, above 0 and below 1, that leaves some for both")
+        held = self._chosen(shown, "held_out", count)
+        rest = np.setdiff1d(np.arange(len(shown)), held)
+        indices = self.indices.get("train", np.arange(len(shown)))
+        split = {"train": indices[rest], "held out": indices[held]} if len(indices) == len(shown) else {}
+        return self.derive(("held out", share), train=self._taken(shown, rest), val=self._taken(shown, held), indices=split)
 
     def _indices_but_train(self) -> dict[str, np.ndarray]:
         return {split: indices for split, indices in self.indices.items() if split != "train"}
@@ -266,15 +306,22 @@ class ImageSetData(ABC):
         """Which images the batches of training show."""
         if self.views is not None:
             return ReplayedBatches(count, batch_size, views=self.views, seed=seed, rank=rank, world=world)
-        return SeekableBatches(count, batch_size, seed=seed, drop_last=drop_last, least=2, rank=rank, world=world)
+        options: dict[str, Any] = {"seed": seed, "drop_last": drop_last, "least": 2, "rank": rank, "world": world}
+        if self.training_shown is not None and self.training_shown.others is not None:
+            return PairedBatches(count, batch_size, self.training_shown.others, **options)
+        return SeekableBatches(count, batch_size, **options)
 
     def _samples(self, images: Any, *, training: bool, told: bool = False) -> Dataset[Any]:
         """Images as training or evaluation shows them, in whole batches by their draws; `told`, each with what was drawn."""
+        if training and self.training_shown is not None and not told:
+            return ViewBatches(images, self.training_shown, fitted=self.in_memory and self._train_transform.fixed)
         transform = self._train_transform if training else self._eval_transform
         return Batches(images, transform, prepared=self.in_memory and transform.fixed, told=told)
 
     def _eval_loader(self, images: Any, rank: int, world: int) -> Loader:
-        batches = SeekableBatches(len(images), self.batch_size, shuffle=False, drop_last=False, rank=rank, world=world)
+        batches = SeekableBatches(
+            len(images), self._evaluated_in or self.batch_size, shuffle=False, drop_last=False, rank=rank, world=world
+        )
         return self._loader(self._samples(images, training=False), batches, training=False)
 
     def _loader(self, samples: Dataset[Any], batches: SeekableBatches, *, training: bool = True) -> Loader:

@@ -137,14 +137,14 @@ def train_transform(augment: str, image_size: int, mean: Sequence[float], std: S
     """
     one_of("augment", augment, dict.fromkeys((*AUGMENTATIONS, *SQUASHED_AUGMENTATIONS)))
     each: dict[str, Callable[[int], Change]] = {
-        "imagenet": _CropAndFlip,
+        "imagenet": CropAndFlip,
         "tiny-imagenet": _RotateAndFlip,
         "randaugment": _CutoutAndRandAugment,
     }
     if augment in each:
         return Transform(each[augment](image_size), mean, std)
     together: dict[str, BatchChange] = {"cifar": _ShiftAndFlip(), "digits": _RollAndNoise(), "mirror": _Turned(2), "turn": _Turned(8)}
-    fit = _Squash(image_size) if squash else _Fit(image_size, image_size)
+    fit = _Squash(image_size) if squash else Fit(image_size, image_size)
     return Transform(fit, mean, std, together=together.get(augment))
 
 
@@ -171,11 +171,11 @@ def transform_from(description: dict[str, Any]) -> Transform:
     """The evaluation transform that `describe_transform` described."""
     interpolation = v2.InterpolationMode(description["interpolation"])
     squash = isinstance(description["resize"], Sequence)
-    fit = _Squash(description["image_size"]) if squash else _Fit(description["resize"], description["crop"], interpolation)
+    fit = _Squash(description["image_size"]) if squash else Fit(description["resize"], description["crop"], interpolation)
     return Transform(fit, description["mean"], description["std"])
 
 
-class _Fit(nn.Module):
+class Fit(nn.Module):
     """RGB, the shorter side resized, the centre cut out, as a uint8 tensor. An image that is there already costs next to nothing."""
 
     def __init__(self, resize: int, crop: int, interpolation: v2.InterpolationMode = v2.InterpolationMode.BILINEAR) -> None:
@@ -183,6 +183,7 @@ class _Fit(nn.Module):
         self.resize, self.crop, self.interpolation = resize, crop, interpolation
 
     def forward(self, image: Image.Image | Tensor) -> Tensor:
+        """uint8 [3, crop, crop]."""
         image = _rgb(image)
         height, width = height_and_width(image)
         if not height == width == self.resize == self.crop:
@@ -203,31 +204,40 @@ class _Squash:
         return image if tuple(image.shape[1:]) == (self.size, self.size) else resize(image, [self.size] * 2, antialias=True)
 
 
-class _CropAndFlip:
-    """Photographs: a crop of 8 to 100 % of the area, resized, and mirrored half of the time."""
+class CropAndFlip:
+    """Photographs: a crop of a share of the area, resized, and mirrored half of the time.
 
-    def __init__(self, size: int) -> None:
-        self.size = size
-        self.crop = v2.RandomResizedCrop(size, antialias=True)
+    Args:
+        size: height and width of the result, in pixels.
+        scale: smallest and largest share.
+        interpolation: a word of torchvision's.
+    """
+
+    def __init__(self, size: int, scale: tuple[float, float] = (0.08, 1.0), interpolation: str = "bilinear") -> None:
+        self.size, self.interpolation = size, v2.InterpolationMode(interpolation)
+        self.crop = v2.RandomResizedCrop(size, scale, antialias=True)
 
     def draw(self, image: Image.Image | Tensor) -> Parameters:
+        """``crop`` and ``flip``."""
         box = self.crop.make_params([image])
         height, width = height_and_width(image)
         crop = np.array([box["top"] / height, box["left"] / width, box["height"] / height, box["width"] / width], np.float32)
         return {"crop": crop, "flip": _coin()}
 
     def apply(self, image: Image.Image | Tensor, drawn: Parameters) -> Tensor:
+        """uint8 [3, S, S]."""
         height, width = height_and_width(image)
         # Fractions in float32 give back the very pixels for all sizes below a million.
         box = np.round(drawn["crop"].astype(np.float64) * [height, width, height, width]).astype(int).tolist()
-        return _tensor(_mirrored(resized_crop(_rgb(image), *box, size=[self.size] * 2, antialias=True), drawn))
+        cut = resized_crop(_rgb(image), *box, size=[self.size] * 2, interpolation=self.interpolation, antialias=True)
+        return _tensor(_mirrored(cut, drawn))
 
 
 class _RotateAndFlip:
     """Small pictures: brought to their size, rotated, and mirrored half of the time."""
 
     def __init__(self, size: int) -> None:
-        self.fit = _Fit(size, size)
+        self.fit = Fit(size, size)
 
     def draw(self, image: Image.Image | Tensor) -> Parameters:
         return {"angle": torch.empty(1).uniform_(-_DEGREES, _DEGREES).numpy().reshape(()), "flip": _coin()}
@@ -262,10 +272,15 @@ class _RollAndNoise:
         height, width = images_BCHW.shape[-2:]
         padded = F.pad(_scaled(images_BCHW), (1, 1, 1, 1), mode="circular")
         rolled = windows(padded, torch.from_numpy(1 - drawn["roll"]), (height, width))
-        draws = uniforms(drawn["noise"], 2 + 2 * height * width)
-        radius, angle = np.split(draws[:, 2:], 2, axis=1)
-        normal = np.sqrt(-2 * np.log1p(-radius)) * np.cos(2 * np.pi * angle)  # Box and Muller
-        return rolled + _NOISE * torch.from_numpy(normal.astype(np.float32)).view(-1, 1, height, width)
+        return rolled + _NOISE * noise(drawn["noise"], height, width)
+
+
+def noise(seeds: np.ndarray, height: int, width: int) -> Tensor:
+    """Standard normal numbers, float32 [B, 1, H, W], a row for each seed."""
+    draws = uniforms(seeds, 2 + 2 * height * width)
+    radius, angle = np.split(draws[:, 2:], 2, axis=1)  # the first two are where an image is rolled to
+    normal = np.sqrt(-2 * np.log1p(-radius)) * np.cos(2 * np.pi * angle)  # Box and Muller
+    return torch.from_numpy(normal.astype(np.float32)).view(-1, 1, height, width)
 
 
 class _CutoutAndRandAugment:

@@ -123,6 +123,32 @@ def last_map(network: nn.Module, example: Tensor, argument: str) -> str:
     return (read or [path for path, _ in maps])[-1]
 
 
+def dense_layer(network: nn.Module, example: Tensor, argument: str) -> str:
+    """Module path of the last features that have places: the last map (`last_map`); of a transformer the last tokens [B, N, D], or the last
+    map with its channels last.
+
+    Args:
+        network, example, argument: see `last_map`.
+
+    Raises:
+        InputError: the network has none of them.
+    """
+    tokens: list[str] = []
+    channels_last = getattr(network, "output_fmt", "NCHW") == "NHWC"
+
+    def note(path: str, module: nn.Module, inputs: Any, output: Any) -> None:
+        if isinstance(output, Tensor) and output.ndim == 3 + channels_last and output.shape[1:-1].numel() > 1:
+            tokens.append(path)
+
+    try:
+        return last_map(network, example, argument)
+    except InputError:
+        _watched(network, example, note)
+        if not tokens:
+            raise
+    return tokens[-1]
+
+
 def _watched(network: nn.Module, example: Tensor, note: Callable[[str, nn.Module, Any, Any], None]) -> None:
     """Runs the network once and tells of every module that runs, in the order in which they end: path, module, inputs, answer."""
     handles = [
