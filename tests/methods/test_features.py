@@ -270,8 +270,8 @@ def test_pooled_answers_are_stored_exactly_and_maps_in_half_precision(tmp_path: 
     cache = build_cache(tmp_path, teacher, data, result, views=Views(1), storage=Storage("fp16"), exact=("pooled",))
     batch = next(iter(data.replaying(cache.views).train_loader(seed=0)))
     mine, stored = teacher(batch), cache(batch)
-    assert torch.equal(mine["pooled"][0], stored["pooled"][0])  # type: ignore[call-overload, index]
-    dense, kept = mine["dense"][0], stored["dense"][0]  # type: ignore[call-overload, index]
+    assert torch.equal(mine["pooled"][0], stored["pooled"][0])
+    dense, kept = mine["dense"][0], stored["dense"][0]
     torch.testing.assert_close(kept, dense.half().float(), rtol=0, atol=0)
     assert not torch.equal(kept, dense)
     assert isinstance(cache, CachedTeacher)
