@@ -12,7 +12,7 @@ import jsonargparse
 
 from stillroom import catalog
 from stillroom.commands import cache as cache_command
-from stillroom.commands import cache_labels, compare
+from stillroom.commands import cache_labels, compare, tune
 from stillroom.engine import LabOptions, Training
 from stillroom.engine.room import Setting, setting_of
 from stillroom.engine.task import SUPERVISED
@@ -62,6 +62,7 @@ def _all() -> Iterator[tuple[str, str, str, str]]:
     for task in SUPERVISED:
         yield from _of_command("compare", compare.Compare, setting_of(task, compare.Compare))
         yield from _of_command("cache", cache_command.cache, setting_of(task, cache_command.cache, student=False))
+    yield from _parsed("tune", tune.Tune)
     yield from _of_command("cache-labels", cache_labels.cache_labels, cache_labels.SETTING)
 
 
@@ -95,7 +96,7 @@ def _table() -> str:
     rows = ["| option | what it says | who has it |", "|---|---|---|"]
     for name, option in options().items():
         for number, (meaning, who) in enumerate(option.meanings.items()):
-            shown = f"`--{name.replace('_', '-')}`" if not number else ""
+            shown = f"`--{name.rstrip('_').replace('_', '-')}`" if not number else ""
             told = re.sub(r"``(.*?)``", r"`\1`", meaning).replace("|", "\\|").replace("<", "&lt;")
             rows.append(f"| {shown} | {told} | {', '.join(dict.fromkeys(who))} |")
     return "\n".join(rows)
