@@ -79,7 +79,7 @@ def _parsed(who: str, part: Callable[..., Any], skip: set[str] | None = None) ->
     add(part, skip=skip or set())
     for action in parser._actions:
         if action.dest != "help":
-            yield who, action.dest, _kind(getattr(action, "_typehint", None) or action.type), " ".join(str(action.help).split())
+            yield who, action.dest.rstrip("_"), _kind(getattr(action, "_typehint", None) or action.type), " ".join(str(action.help).split())
 
 
 def _kind(annotation: Any) -> str:
@@ -96,7 +96,7 @@ def _table() -> str:
     rows = ["| option | what it says | who has it |", "|---|---|---|"]
     for name, option in options().items():
         for number, (meaning, who) in enumerate(option.meanings.items()):
-            shown = f"`--{name.rstrip('_').replace('_', '-')}`" if not number else ""
+            shown = f"`--{name.replace('_', '-')}`" if not number else ""
             told = re.sub(r"``(.*?)``", r"`\1`", meaning).replace("|", "\\|").replace("<", "&lt;")
             rows.append(f"| {shown} | {told} | {', '.join(dict.fromkeys(who))} |")
     return "\n".join(rows)

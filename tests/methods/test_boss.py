@@ -263,7 +263,8 @@ def test_missing_weights_are_warned_of_and_not_drawn(finished: tuple[Lab, Any], 
 
 # The command ------------------------------------------------------------------------------------------------------------------------------
 
-TINY = "--data digits,noise=0.2 --subset 120 --val-subset 60 --student stillroom/convnet3 --epochs 1 --trials 4 --warmup-trials 2 --pool 2".split()
+TINY = ["--data", "digits,noise=0.2", "--subset", "120", "--val-subset", "60", "--student", "stillroom/convnet3", "--epochs", "1"]
+TINY += ["--trials", "4", "--warmup-trials", "2", "--pool", "2"]
 
 
 def test_all_arms_have_as_many_trials_and_one_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

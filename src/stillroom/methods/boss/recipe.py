@@ -30,7 +30,7 @@ def recipe(
     trials: int = 40,
     warmup_trials: int = 12,
     pool: int = 4,
-    space: dict[str, Any] | str = "small",
+    space: dict[str, Any] | str | None = None,
     held_out: float = 0.2,
     sampler: str = PARZEN,
     startup: int = 4,
@@ -46,13 +46,13 @@ def recipe(
         data: the images; the validation set judges what the searches find, and takes no part in them.
         plan: how networks are trained; its values are the default hyper-parameters, and what is not searched.
         student: network, optionally with weights after ``@``; all trials have this architecture.
-        searches: which are compared, of equal numbers of trials: boss, bo (Bayesian optimisation alone), random, teacher (no weights are handed
-            on as a start), warm-start (no teacher), sd (a chain of self-distillation with the default hyper-parameters).
+        searches: which are compared, of equal numbers of trials: boss, bo (Bayesian optimisation alone), random, teacher (no weights are
+            handed on as a start), warm-start (no teacher), sd (a chain of self-distillation with the default hyper-parameters).
         trials: finished trials in all, of each search.
         warmup_trials: how many of them are ordinary trainings before earlier trials teach and are started from; at least 2.
         pool: how many of the best trials are drawn from; at least 2.
-        space: what is searched: small, cifar, medical, a YAML file, or a mapping such as ``{lr: {low: 0.01, high: 0.5, log: true}}``; m is
-            1 - momentum, alpha the weight of the labels beside the teacher.
+        space: what is searched: small (the default), cifar, medical, a YAML file, or a mapping such as
+            ``{lr: {low: 0.01, high: 0.5, log: true}}``; m is 1 - momentum, alpha the weight of the labels beside the teacher.
         held_out: share of the training set that scores the trials.
         sampler: what proposes: parzen (the paper's), or tpe, gp, random, which are Optuna's.
         startup: trials of each study that are drawn uniformly before anything is learnt from them.
@@ -79,7 +79,8 @@ def recipe(
     return _told(report, lab, data, found, search)
 
 
-def _space_of(space: dict[str, Any] | str) -> dict[str, Any]:
+def _space_of(space: dict[str, Any] | str | None) -> dict[str, Any]:
+    space = "small" if space is None else space
     found = dict(SPACES[space]) if isinstance(space, str) and space in SPACES else read_space(space)
     check_space(found)
     return found
