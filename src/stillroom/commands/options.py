@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import json
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
@@ -106,9 +107,12 @@ def read_options(
 
     arguments = [_underscored(argument) for argument in arguments]
     folder = early(arguments, "out")
-    if (before := early(arguments, "continue_from")) is not None:
-        if not (Path(before) / "config.yaml").is_file():
-            raise InputError("--continue-from", before, "the folder of a finished run, which holds config.yaml")
+    extended = early(arguments, "extend")
+    if (before := early(arguments, "continue_from")) is not None and not (Path(before) / "config.yaml").is_file():
+        raise InputError("--continue-from", before, "the folder of a finished run, which holds config.yaml")
+    if before is None and extended is not None and _of_command(Path(extended), prog):
+        before = extended
+    if before is not None:
         arguments = [f"--config={Path(before) / 'config.yaml'}", f"--out={folder or out}", *arguments]
     preset = early(arguments, "preset") or "default"
     small = preset == "default" and all(early(arguments, option) is None for option in ("data", "images"))
@@ -126,6 +130,15 @@ def read_options(
     if folder is None and not made.lab["overwrite"]:
         made.lab["out"] = _default_folder(out, made.settings)
     return made
+
+
+def _of_command(run: Path, prog: str) -> bool:
+    """Whether a folder is that of a finished run of this very command, whose settings are its options."""
+    try:
+        method = json.loads((run / "metrics.json").read_text(encoding="utf-8"))["method"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+    return bool(prog.split()[-1] == method) and (run / "config.yaml").is_file()
 
 
 def _default_folder(out: str, settings: Mapping[str, Any]) -> str:

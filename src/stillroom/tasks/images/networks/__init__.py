@@ -15,6 +15,7 @@ from torch import nn
 from stillroom.modules.convolutions import Taps
 from stillroom.tasks.images.networks.convnet import ConvNet
 from stillroom.tasks.images.networks.experts import ExpertBottleneckResNet, ExpertConvNet, ExpertNetwork, ExpertResNet
+from stillroom.tasks.images.networks.mlp import MLP
 from stillroom.tasks.images.networks.mobilenet import MobileNetV1, MobileNetV2Tiny
 from stillroom.tasks.images.networks.resnet import ResNet
 from stillroom.tasks.images.networks.resnet18 import ResNetSmallStem
@@ -26,6 +27,7 @@ from stillroom.tasks.images.networks.wrn import WideResNet
 
 __all__ = [
     "BACKBONES",
+    "MLP",
     "NETWORKS",
     "VGG",
     "ConvNet",
@@ -55,6 +57,7 @@ NETWORKS: dict[str, Callable[..., nn.Module]] = {
     "resnet8_stride8": partial(ResNet, 8, widths=_W24, strides=(1, 2, 2, 2)),
     "resnet8_stride16": partial(ResNet, 8, widths=_W24, strides=(2, 2, 2, 2)),
     **{f"convnet{width}": partial(ConvNet, width) for width in (3, 4, 6, 9, 12, 16, 24)},
+    "mlp_256_128": partial(MLP, 256, 128),
     **{f"resnet{depth}x4": partial(ResNet, depth, widths=X4) for depth in (8, 32)},
     "resnet18": partial(ResNetSmallStem, (2, 2, 2, 2)),
     "resnet34": partial(ResNetSmallStem, (3, 4, 6, 3)),
