@@ -21,7 +21,7 @@ from stillroom.tasks.images.networks.resnet import ResNet
 from stillroom.tasks.images.networks.resnet18 import ResNetSmallStem
 from stillroom.tasks.images.networks.shufflenet import ShuffleNetV2
 from stillroom.tasks.images.networks.strided import StridedNet
-from stillroom.tasks.images.networks.vgg import CONVOLUTIONS, VGG
+from stillroom.tasks.images.networks.vgg import CONVOLUTIONS, VGG, FivePools
 from stillroom.tasks.images.networks.whitening import Whitened
 from stillroom.tasks.images.networks.wrn import WideResNet
 
@@ -62,6 +62,7 @@ NETWORKS: dict[str, Callable[..., nn.Module]] = {
     "resnet18": partial(ResNetSmallStem, (2, 2, 2, 2)),
     "resnet34": partial(ResNetSmallStem, (3, 4, 6, 3)),
     **{f"vgg{depth}": partial(VGG, depth) for depth in CONVOLUTIONS},
+    "vgg16_five_pools": partial(FivePools, 16),
     **{f"wrn_{depth}_{width}": partial(WideResNet, depth, width) for depth, width in ((16, 1), (16, 2), (40, 1), (40, 2))},
     "wrn_28_2_leaky": _WRN_28_2,
     "wrn_28_2_whitened": partial(Whitened, _WRN_28_2),
