@@ -39,8 +39,8 @@ ALL = "baseline+naive+gated-naive+ungated+window1+adasim"
 METRICS = {"few": "k-NN with 5 labels a class, %", "knn": "k-NN, %", "linear": "linear probe, %"}
 HERE = Path(__file__)
 NOTES = [
-    "B was set up on the baseline alone (seed 0): with the specification's four convolutions, heads without batch norms and 16 epochs of 1500 "
-    "images it collapsed to one uniform answer. T_p was not tuned, and the schedule is far shorter than the specification's.",
+    "B was set up on the baseline alone (seed 0): with the specification's four convolutions, heads without batch norms and 16 epochs "
+    "of 1500 images it collapsed to one uniform answer. T_p was not tuned, and the schedule is far shorter than the specification's.",
 ]
 CLASSES, EACH = 6, 100  # of the made-up pictures
 
