@@ -46,6 +46,14 @@ def answer(network, images):
         return copy.deepcopy(network).eval()(images)
 
 
+def test_the_same_teacher_around_the_features_of_its_network(images):
+    teacher = Teacher(Net(), precision="fp32", renormalise=Renormalise((0.5,) * 3, (0.5,) * 3, (0.1,) * 3, (1.0,) * 3))
+    features = teacher.around(lambda network: nn.Sequential(network.conv, network.norm))
+    told, (_, expected) = features(images), teacher.tap("norm")(images)
+    torch.testing.assert_close(told, expected["norm"], rtol=1e-4, atol=1e-5)
+    assert teacher(images).shape == (6, 4)  # and is itself what it was
+
+
 @pytest.mark.parametrize("options", [{}, {"fold": False}, {"channels_last": False}, {"precision": "bf16"}, {"precision": "fp32"}])
 def test_answers_in_eval_mode_and_leaves_the_network_as_it_was(images, options):
     network = Net()  # in training mode, with dropout

@@ -203,7 +203,7 @@ class Experiment:
             raise InputError("teacher", got, "one that knows the data's classes, or --accept-teacher to go on with it")
         return *loud, *self._warn("teacher", [f"the teacher {'; '.join(doubts)}. It was accepted all the same"])
 
-    def _beaten(self, teacher: Trained, alone: Trained) -> Trained:
+    def beaten(self, teacher: Trained, alone: Trained) -> Trained:
         """The teacher, with a note if it is far worse than the student alone.
 
         Raises:
@@ -268,7 +268,7 @@ class Experiment:
         """
         self.rehearse(*arms.values())
         stages = {"teacher": self.teacher(), "alone": self.alone()}
-        stages["teacher"] = self._beaten(stages["teacher"], stages["alone"])
+        stages["teacher"] = self.beaten(stages["teacher"], stages["alone"])
         stages |= {name: self.distilled(name, make) for name, make in arms.items()}
         return self.lab.report(method, self.data, stages, baseline=baseline, ship=ship or list(arms)[-1])
 

@@ -20,7 +20,8 @@ from torch import Tensor, nn
 from stillroom import catalog
 from stillroom.errors import InputError, near
 
-LIBRARIES = ("timm/", "torchvision/", "transformers/", "gfl/", "atss/", "stillroom/")  # of which Stillroom builds the networks itself
+# of which Stillroom builds the networks itself
+LIBRARIES = ("timm/", "torchvision/", "transformers/", "gfl/", "atss/", "retinanet/", "fcos/", "stillroom/")
 
 
 class Composed(Protocol):

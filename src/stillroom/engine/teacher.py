@@ -195,6 +195,13 @@ class Teacher:
             self._prepared = None
         return _TeacherTap(self, paths)
 
+    def around(self, wrap: Callable[[nn.Module], nn.Module]) -> Teacher:
+        """The same teacher, each of its networks inside a module that answers otherwise: with its features, say."""
+        wrapped = copy.copy(self)
+        wrapped._networks = tuple(map(wrap, self._networks))
+        wrapped._kept = ()
+        return wrapped
+
     def precision_on(self, device: torch.device) -> Literal["bf16", "fp16", "fp32"]:
         """What "auto" means on a device; otherwise the precision that was asked for.
 

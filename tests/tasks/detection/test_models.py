@@ -92,6 +92,10 @@ def test_small_detectors_of_every_kind_are_trained_on_boxes(name: str) -> None:
     assert all(parameter.grad is not None for parameter in made.network.parameters())
     distiller.eval()
     assert len(distiller.predict(batch())) == 2
+    with torch.no_grad():
+        raw = made.network.raw(batch().images, batch().sizes).features
+        alone = made.network.feature_maps(batch().images, batch().sizes)
+    assert all(torch.equal(level, expected) for level, expected in zip(alone, raw, strict=True))
 
 
 def test_crowds_are_no_targets() -> None:

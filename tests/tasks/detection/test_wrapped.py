@@ -106,3 +106,13 @@ def test_atss_by_name(spec: str, strides: tuple[int, ...]) -> None:
     built = build_detector(spec, num_classes=3).network
     assert isinstance(built, ATSSDetector)
     assert built.strides == strides
+
+
+@pytest.mark.parametrize(("name", "kind"), [("retinanet", RetinaNetDetector), ("fcos", FCOSDetector)])
+def test_torchvisions_heads_over_any_backbone_of_timm(name: str, kind: type) -> None:
+    built = build_detector(f"{name}/resnet18", num_classes=3).network
+    assert type(built) is kind
+    assert built.strides == (8, 16, 32, 64, 128)
+    theirs = build_detector(f"torchvision/{name}_resnet50_fpn", num_classes=3).network.model
+    assert built.model.anchor_generator.sizes == theirs.anchor_generator.sizes
+    assert [p.shape for p in built.model.head.parameters()] == [p.shape for p in theirs.head.parameters()]

@@ -8,6 +8,7 @@ from math import prod
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 
 from stillroom.engine import Experiment, Lab, Networks, Report, Room, Teacher, Trained, Training
@@ -22,8 +23,8 @@ from stillroom.tasks.representation import TASK, RepresentationData
 
 ADAMW = Training(epochs=30, optimizer="adamw", lr=2e-3, weight_decay=0.02, schedule="cosine")
 _TEACHER = Training(epochs=20, lr=0.1, weight_decay=5e-4, schedule="onecycle")
-_TUNING = Training(optimizer="adamw", lr=5e-3, weight_decay=0.02, schedule="cosine")
-_TUNING_STEPS, _TUNING_BATCH = 200, 16
+_TUNING = Training(epochs=5, optimizer="adamw", lr=5e-3, weight_decay=0.02, schedule="cosine")
+_TUNING_STEPS, _TUNING_BATCH = 40, 16  # of an epoch
 _ANSWERS = "answers"  # the folder of a run's own cache
 
 
@@ -223,9 +224,10 @@ def _tuned(lab: Lab, data: RepresentationData, stage: Trained, student: str, lab
     distiller = Supervised(network)
     if knows:
         distiller.new_head = tuple(sorted(name for name in network.state_dict() if name not in backbone))
-    epochs = max(1, round(_TUNING_STEPS / max(1, few.train_size // few.batch_size)))
-    plan = replace(_TUNING, epochs=epochs)
-    tuned = lab.fit(distiller, few, plan, name=f"{stage.name}-tuned", model=f"{spec} (fine-tuned)", origin=f"the backbone of {stage.name}")
+    again = few.restricted(train=np.arange(_TUNING_STEPS * few.batch_size) % few.train_size)  # an epoch is so many steps, whatever few is
+    tuned = lab.fit(
+        distiller, again, _TUNING, name=f"{stage.name}-tuned", model=f"{spec} (fine-tuned)", origin=f"the backbone of {stage.name}"
+    )
     metrics = {**stage.result.metrics, "tuned": tuned.result.metrics["top1"]}
     return replace(stage, result=replace(stage.result, metrics=metrics))
 

@@ -52,6 +52,10 @@ class Detector(nn.Module, ABC, Generic[OutputsT, TargetsT]):
                 in eval mode, answer the same with and without.
         """
 
+    def feature_maps(self, images: Tensor, image_sizes: Tensor) -> tuple[Tensor, ...]:
+        """`raw`'s features alone; without the heads' work, where the detector can do without."""
+        return self.raw(images, image_sizes).features
+
     @abstractmethod
     def targets(self, outputs: OutputsT, boxes: Sequence[Tensor], labels: Sequence[Tensor]) -> TargetsT:
         """What the detector is to answer, by its own rule.

@@ -89,6 +89,10 @@ class DetrDetector(_Masked):
         scores_BN, queries_BN = scores_BQ.topk(min(self.most, scores_BQ.shape[1]))
         return scores_BN, queries_BN, labels_BQ.gather(1, queries_BN)
 
+    def projections(self) -> list[nn.Module]:
+        """One, of the last map."""
+        return [self.model.model.input_projection]
+
     def class_layers(self) -> list[nn.Linear | nn.Embedding]:
         """One classifier for all layers."""
         return [self.model.class_labels_classifier]
@@ -147,6 +151,10 @@ class DeformableDetrDetector(_Masked):
     def class_loss(self, logits: Tensor, pairs: Pairs, count: Tensor) -> Tensor:
         """Focal loss with gamma 2, summed over all queries and classes, divided by the number of objects."""
         return sigmoid_focal_loss(logits, pairs.one_hot(logits), self.model.config.focal_alpha, 2, reduction="sum") / count
+
+    def projections(self) -> list[nn.Module]:
+        """One for each level."""
+        return list(self.model.model.input_proj)
 
     def class_layers(self) -> list[nn.Linear | nn.Embedding]:
         """One for each decoder layer; they may share their weights."""
@@ -261,6 +269,10 @@ class RTDetrDetector(QueryDetector):
             # A batch without objects gives the embedding of noised classes a gradient of 0: other processes may have objects.
             losses["loss_vfl"] = losses["loss_vfl"] + 0 * self.model.model.denoising_class_embed.weight.sum()
         return losses
+
+    def projections(self) -> list[nn.Module]:
+        """One for each map, before the encoder."""
+        return list(self.model.model.encoder_input_proj)
 
     def class_layers(self) -> list[nn.Linear | nn.Embedding]:
         """One for each decoder layer, the encoder's, and the embedding of noised classes."""

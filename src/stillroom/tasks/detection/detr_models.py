@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import importlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
+from stillroom.engine.run.written import put
 from stillroom.errors import InputError, near
 from stillroom.tasks.detection.detr import ADAPTERS
 from stillroom.tasks.detection.queries import QueryDetector
@@ -32,7 +33,7 @@ _FAMILIES = ("detr", "deformable-detr", "rt-detr")
 NAMES = tuple(f"{family}_{size}" for family in _FAMILIES for size in _RESNETS)
 
 
-def build(name: str, num_classes: int, argument: str) -> QueryDetector:
+def build(name: str, num_classes: int, argument: str, *, untrained: bool = False) -> QueryDetector:
     """A detector of the DETR family.
 
     Args:
@@ -41,12 +42,13 @@ def build(name: str, num_classes: int, argument: str) -> QueryDetector:
             or a folder that transformers' `save_pretrained` wrote.
         num_classes: C.
         argument: named in errors.
+        untrained: of a folder the architecture alone, for so many classes: other weights will follow.
 
     Raises:
         InputError: an unknown name, a folder without a model of this family or of other classes, transformers is missing.
     """
     if is_folder(name):
-        return _read(Path(name), num_classes, argument)
+        return _read(Path(name), num_classes, argument, untrained=untrained)
     family, _, size = name.partition("_")
     size = size or "r50"
     if f"{family}_{size}" not in NAMES:
@@ -95,6 +97,27 @@ def _trained(made: Any) -> QueryDetector:
     return ADAPTERS[type(made).__name__](made)
 
 
+def deliver(folder: Path, network: nn.Module, model: str, classes: Sequence[str]) -> None:
+    """Writes, for a model of transformers, the folder `student`, which transformers itself loads (`from_pretrained`).
+
+    Args:
+        folder: of the run.
+        network: the student.
+        model: its specification; of others than transformers' nothing is written.
+        classes: names, for the configuration.
+    """
+    if not (model.startswith("transformers/") and isinstance(network, QueryDetector)):
+        return
+    network.model.config.id2label = dict(enumerate(classes))
+    network.model.config.label2id = {name: label for label, name in enumerate(classes)}
+    part = folder / ".student.part"  # transformers writes in place: whoever reads or kills meanwhile would be left with half a file
+    network.model.save_pretrained(part)
+    (folder / "student").mkdir(exist_ok=True)
+    for file in part.iterdir():
+        put(file, folder / "student" / file.name)
+    part.rmdir()
+
+
 def is_folder(name: str) -> bool:
     """Whether a name is that of a folder with a model."""
     return (Path(name) / "config.json").is_file()
@@ -116,7 +139,7 @@ def _shared(backbone: Any, num_classes: int) -> dict[str, Any]:
     return {"backbone_config": backbone, "num_labels": num_classes, "auxiliary_loss": True}
 
 
-def _read(folder: Path, num_classes: int, argument: str) -> QueryDetector:
+def _read(folder: Path, num_classes: int, argument: str, *, untrained: bool) -> QueryDetector:
     try:
         described = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except ValueError as error:
@@ -126,11 +149,14 @@ def _read(folder: Path, num_classes: int, argument: str) -> QueryDetector:
     if known is None:
         raise InputError(argument, f"{folder} with {', '.join(map(str, names)) or 'no model'}", f"a folder with {' or '.join(ADAPTERS)}")
     library = needed(argument, f"transformers/{folder}")
-    if not (folder / "model.safetensors").is_file():
+    if not untrained and not (folder / "model.safetensors").is_file():
         raise InputError(argument, f"the folder '{folder}' without model.safetensors", "one that save_pretrained wrote")
     config = getattr(library, known).config_class.from_pretrained(folder, local_files_only=True)
-    if config.num_labels != num_classes:
+    if not untrained and config.num_labels != num_classes:
         raise InputError(argument, f"{folder} with {config.num_labels} classes", f"a model of {num_classes}, as the data have")
     if getattr(config.backbone_config, "use_pretrained_backbone", False):
         config.backbone_config.use_pretrained_backbone = False  # its weights are in the folder; nothing is to be fetched
+    if untrained:
+        config.num_labels = num_classes
+        return ADAPTERS[known](getattr(library, known)(config))
     return ADAPTERS[known](getattr(library, known).from_pretrained(folder, config=config, local_files_only=True))

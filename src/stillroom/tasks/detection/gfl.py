@@ -224,6 +224,10 @@ class GFL(DenseDetector):
         self.backbone, self.pyramid = backbone, Pyramid(channels, width, extra)
         self.head = GFLHead(width, num_classes, len(self.strides), reg_max=reg_max, convs=convs, groups=groups)
 
+    def feature_maps(self, images: Tensor, image_sizes: Tensor) -> tuple[Tensor, ...]:
+        """The pyramid's."""
+        return tuple(self.pyramid(self.backbone(images)))
+
     def raw(self, images: Tensor, image_sizes: Tensor, objects: Objects | None = None) -> DenseOutputs:
         """See `DenseDetector`; with `bins`."""
         features = self.pyramid(self.backbone(images))

@@ -106,13 +106,19 @@ def average_precision(rows: Sequence[Mapping[str, np.ndarray]]) -> dict[str, flo
     return {name: max(float(computed[key]), 0.0) for name, key in _AP.items()}
 
 
-def class_precision(rows: Sequence[Mapping[str, np.ndarray]], num_classes: int) -> np.ndarray:
-    """COCO's AP of each class in [0, 1], float64 [C]; NaN for a class without an object to find."""
+def class_precision(rows: Sequence[Mapping[str, np.ndarray]], num_classes: int, thresholds: Sequence[float] | None = None) -> np.ndarray:
+    """COCO's AP of each class in [0, 1], float64 [C]; NaN for a class without an object to find.
+
+    Args:
+        rows: see `DetectionEvaluator`.
+        num_classes: C.
+        thresholds: of the overlap, that AP is the mean over; by default COCO's ten.
+    """
     asked = [row["true_labels"][row["crowd"] == 0] for row in rows]
     found_C = np.where(np.bincount(np.concatenate(asked), minlength=num_classes) > 0, 0.0, np.nan)
     if not sum(len(row["scores"]) for row in rows):
         return found_C
-    computed = _collected(rows, class_metrics=True).compute()
+    computed = _collected(rows, class_metrics=True, iou_thresholds=None if thresholds is None else list(thresholds)).compute()
     seen_K, precision_K = (computed[name].reshape(-1).numpy() for name in ("classes", "map_per_class"))
     asked_K = (precision_K > -1) & np.isfinite(found_C[seen_K])
     found_C[seen_K[asked_K]] = precision_K[asked_K]

@@ -5,13 +5,14 @@ A spec is `SOURCE[,backbone=WEIGHTS][@WEIGHTS]`, or the folder of a run:
 - `stillroom/NAME`: small detectors for small images (`SMALL`);
 - `gfl/BACKBONE`: GFL over any timm backbone, as the papers build it (strides 8 to 128, 256 channels);
 - `atss/BACKBONE`: RetinaNet with one anchor for each cell and ATSS, over the same;
+- `retinanet/BACKBONE`, `fcos/BACKBONE`: torchvision's heads and anchors over the same;
 - `torchvision/retinanet_resnet50_fpn`, `torchvision/fcos_resnet50_fpn`, `torchvision/fasterrcnn_resnet50_fpn`;
 - `transformers/detr`, `transformers/deformable-detr`, `transformers/rt-detr`, with a ResNet after an underscore (`rt-detr_r18`), and random
   weights; `transformers/FOLDER`, a folder that `save_pretrained` wrote, with its weights;
 - `package.module:function` or `file.py:function`, called with the number of classes, returning a `Detector`, torchvision's Faster R-CNN,
   RetinaNet or FCOS, or transformers' DETR, Deformable DETR or RT-DETR;
-- WEIGHTS: a file or folder of weights; for the backbone of `gfl/` and `torchvision/` a classifier's, or the word `pretrained` for those
-  that its library publishes: its first stages are then frozen (`backbones.adopt_backbone`).
+- WEIGHTS: a file or folder of weights; for the backbone of `gfl/`, of its like and of `torchvision/` a classifier's, or the word
+  `pretrained` for those that its library publishes: its first stages are then frozen (`backbones.adopt_backbone`).
 """
 
 from __future__ import annotations
@@ -39,7 +40,8 @@ from stillroom.tasks.detection.wrapped import ATSSDetector, FCOSDetector, Retina
 
 TASK = "detection"
 _KINDS = (
-    "stillroom/NAME, gfl/BACKBONE, atss/BACKBONE, torchvision/NAME, transformers/NAME or FOLDER, file.py:function, or the folder of a run"
+    "stillroom/NAME, gfl/BACKBONE (or atss/, retinanet/, fcos/), torchvision/NAME, transformers/NAME or FOLDER, file.py:function, or the "
+    "folder of a run"
 )
 _TORCHVISION = ("retinanet_resnet50_fpn", "fcos_resnet50_fpn", "fasterrcnn_resnet50_fpn")
 
@@ -62,7 +64,7 @@ def build_detector(spec: str, *, num_classes: int, trust_pickle: bool = False, a
     if named.card is not None:
         _check(named.card, num_classes)
     source, given, backbone = named.source.partition(",backbone=")
-    network = _untrained(source, num_classes, argument)
+    network = _untrained(source, num_classes, argument, weights=bool(named.weights))
     if given:
         adopt_backbone(network, backbone, trust_pickle=trust_pickle, argument=argument)
     weights = named.weights
@@ -75,7 +77,7 @@ def build_detector(spec: str, *, num_classes: int, trust_pickle: bool = False, a
     return Built(network, replace(named, source=source).spec, weights or None, named.classes)
 
 
-def _untrained(source: str, num_classes: int, argument: str) -> Detector[Any, Any]:
+def _untrained(source: str, num_classes: int, argument: str, *, weights: bool) -> Detector[Any, Any]:
     library, _, name = source.partition("/")
     if library == "stillroom" and name in SMALL:
         return SMALL[name](num_classes)
@@ -86,6 +88,9 @@ def _untrained(source: str, num_classes: int, argument: str) -> Detector[Any, An
     if library == "atss":
         maps = PyramidMaps(TimmBackbone(name, argument=argument), extra=2)
         return ATSSDetector(RetinaNet(maps, num_classes, anchor_generator=one_square((8, 16, 32, 64, 128))))
+    if library in ("retinanet", "fcos"):
+        maps = PyramidMaps(TimmBackbone(name, argument=argument), extra=2)
+        return RetinaNetDetector(RetinaNet(maps, num_classes)) if library == "retinanet" else FCOSDetector(FCOS(maps, num_classes))
     if library == "torchvision":
         if name not in _TORCHVISION:
             raise InputError(argument, source, f"a detector of torchvision: {', '.join(_TORCHVISION)}")
@@ -93,7 +98,7 @@ def _untrained(source: str, num_classes: int, argument: str) -> Detector[Any, An
         made = torchvision.models.get_model(name, weights=None, weights_backbone=None, num_classes=num_classes + background)
         return _wrapped(made, source, argument)
     if library == "transformers":
-        return build_detr(name, num_classes, argument)
+        return build_detr(name, num_classes, argument, untrained=weights)
     return _wrapped(function_of(source, argument, _KINDS)(num_classes), source, argument)
 
 

@@ -55,7 +55,12 @@ def _by_class(report: Report, arms: Mapping[str, list[StageResult]], data: Detec
 
 def _precision(result: StageResult, data: DetectionData) -> np.ndarray:
     """AP of each class in [0, 1], [C]."""
-    truth, details = data.truth, result.details
+    return class_precision(rows_of(result.details, data), data.num_classes)
+
+
+def rows_of(details: Mapping[str, np.ndarray], data: DetectionData) -> list[dict[str, np.ndarray]]:
+    """What a stage found in each validation image, beside what there is, as the metrics read it."""
+    truth = data.truth
     order = np.argsort(details["ids"], kind="stable")
     ids = details["ids"][order]
     rows: list[dict[str, np.ndarray]] = []
@@ -65,7 +70,7 @@ def _precision(result: StageResult, data: DetectionData) -> np.ndarray:
         boxes = torch.from_numpy(truth.boxes[index])
         there = rescaled(boxes, truth.shapes[index], data.preparation.size(*truth.shapes[index])).numpy()
         rows.append({**found, "true_boxes": there, "true_labels": truth.labels[index], "crowd": truth.crowd[index]})
-    return class_precision(rows, data.num_classes)
+    return rows
 
 
 def _met(data: DetectionData) -> Section:

@@ -129,6 +129,10 @@ class QueryDetector(Detector[QueryOutputs, QueryTargets]):
         """The class loss of a layer, of logits [B, Q, C or C + 1]."""
 
     @abstractmethod
+    def projections(self) -> list[nn.Module]:
+        """What brings each of the backbone's maps to the encoder's width; each runs once."""
+
+    @abstractmethod
     def class_layers(self) -> list[nn.Linear | nn.Embedding]:
         """All layers that have a row for each class; further rows come after."""
 

@@ -1,7 +1,7 @@
 """Procedural scenes: shapes with textures before a wavy background, with tight boxes. Drawn in seconds from a seed; no download.
 
 Six classes (disc, rectangle, triangle; each solid or hollow), of which class k is drawn with a share proportional to 1 / (1 + k): rare
-classes are part of the task. Colour and opacity say nothing about the class.
+classes are part of the task. Colour and opacity say nothing about the class. Plain scenes are easier, and their classes are as frequent.
 """
 
 from __future__ import annotations
@@ -18,29 +18,30 @@ _MAX_OVERLAP = 0.25  # IoU with an object that is already there
 Drawn = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 
-def make_scenes(count: int, *, size: int = 48, seed: int = 0) -> list[Drawn]:
+def make_scenes(count: int, *, size: int = 48, seed: int = 0, plain: bool = False) -> list[Drawn]:
     """Draws scenes; scene i depends on (seed, i) alone. Objects are a sixth to a half of the image wide and high.
 
     Args:
         count: how many.
         size: height and width S in pixels, at least 12.
         seed: of everything.
+        plain: opaque objects in strong colours before a nearly flat background, of each class as many: for detectors that learn slowly.
 
     Returns:
         Of each: pixels uint8 [S, S, 3]; tight boxes float32 [G, 4], absolute (x1, y1, x2, y2); labels int64 [G], index into `CLASSES`.
     """
-    return [_scene(np.random.default_rng((seed, i)), size) for i in range(count)]
+    return [_scene(np.random.default_rng((seed, i)), size, plain) for i in range(count)]
 
 
-def _scene(random: np.random.Generator, size: int) -> Drawn:
+def _scene(random: np.random.Generator, size: int, plain: bool) -> Drawn:
     rows, columns = np.mgrid[:size, :size].astype(np.float32)
     angle, frequency, phase = random.uniform(0, 2 * np.pi, 3), random.uniform(0.05, 0.3, 3), random.uniform(0, 2 * np.pi, 3)
     waves = [np.sin(f * (np.cos(a) * columns + np.sin(a) * rows) + p) for a, f, p in zip(angle, frequency, phase, strict=True)]
-    image = random.normal(0.45, 0.06, (size, size, 3)) + 0.15 * np.stack(waves, -1)
+    image = random.normal(0.45, 0.06, (size, size, 3)) + (0.05 if plain else 0.15) * np.stack(waves, -1)
     boxes: list[np.ndarray] = []
     labels: list[int] = []
     for _ in range(random.integers(_FEWEST, _MOST + 1)):
-        label = int(random.choice(len(CLASSES), p=_SHARES))
+        label = int(random.integers(len(CLASSES)) if plain else random.choice(len(CLASSES), p=_SHARES))
         for _ in range(_TRIES):
             width, height = random.integers(size // 6, size // 2 + 1, 2)
             left, top = random.integers(0, size - width + 1), random.integers(0, size - height + 1)
@@ -49,8 +50,9 @@ def _scene(random: np.random.Generator, size: int) -> Drawn:
             (y1, x1), (y2, x2) = there.min(0), there.max(0) + 1
             box = np.array([x1, y1, x2, y2], np.float32)
             if all(_iou(box, other) <= _MAX_OVERLAP for other in boxes):
-                opacity = random.uniform(0.45, 0.9)
-                image[mask] = (1 - opacity) * image[mask] + opacity * random.uniform(0, 1, 3)
+                opacity = random.uniform(0.85, 1.0) if plain else random.uniform(0.45, 0.9)
+                colour = random.permutation([0.05, 0.95, random.uniform(0, 1)]) if plain else random.uniform(0, 1, 3)
+                image[mask] = (1 - opacity) * image[mask] + opacity * colour
                 boxes.append(box)
                 labels.append(label)
                 break

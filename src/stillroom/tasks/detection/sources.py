@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -19,11 +19,11 @@ from stillroom.tasks.detection.scenes import CLASSES, make_scenes
 from stillroom.tasks.images import annotations as read
 from stillroom.tasks.images.coco import COCO_OPTIONS, mask_bounds, open_coco
 from stillroom.tasks.images.sources import IMAGENET_STATISTICS, Kind, Source, drops_empty, held_out_share, open_spec, whole_numbers
-from stillroom.tasks.images.stores import FileImages, Images, MemoryImages, decodable, taken
+from stillroom.tasks.images.stores import FileImages, Images, MemoryImages, decodable, joined, taken
 from stillroom.tasks.images.voc import open_voc
 from stillroom.tasks.images.yolo import open_yolo
 
-_SCENES = {"size": 48, "train": 300, "val": 300, "teacher": 3000, "seed": 0}
+_SCENES = {"size": 48, "train": 300, "val": 300, "teacher": 3000, "seed": 0, "plain": 0}
 _LEAST = 1.0  # pixels of a box's height and width
 
 
@@ -37,6 +37,8 @@ class Annotated:
         labels: of each image int64 [G].
         crowd: of each image int64 [G], see `DetectionBatch`.
         shapes: (height, width) of each image.
+        keys: what its annotation knows each image by, see `images.annotations.Annotated`; empty for images without files of annotations.
+        order: of each image int64 [G], which of its annotation's objects these are, from 0; likewise.
     """
 
     images: Images
@@ -44,6 +46,8 @@ class Annotated:
     labels: list[np.ndarray]
     crowd: list[np.ndarray]
     shapes: list[tuple[int, int]]
+    keys: list[Any] = field(default_factory=list)
+    order: list[np.ndarray] = field(default_factory=list)
 
     def __len__(self) -> int:
         return len(self.boxes)
@@ -58,8 +62,13 @@ class Annotated:
 
     def take(self, indices: np.ndarray) -> Annotated:
         """The images of these indices."""
-        boxes, labels, crowd = ([column[i] for i in indices] for column in (self.boxes, self.labels, self.crowd))
-        return Annotated(taken(self.images, indices), boxes, labels, crowd, [self.shapes[i] for i in indices])
+        columns = self.boxes, self.labels, self.crowd, self.shapes, self.keys, self.order
+        return Annotated(taken(self.images, indices), *([column[i] for i in indices] if column else [] for column in columns))  # type: ignore[arg-type]
+
+    def with_more(self, others: Annotated) -> Annotated:
+        """These images and others as one set, the others' numbered behind."""
+        columns = ("boxes", "labels", "crowd", "shapes", "keys", "order")
+        return Annotated(joined(self.images, others.images), *([*getattr(self, name), *getattr(others, name)] for name in columns))
 
     def objects(self, num_classes: int) -> np.ndarray:
         """How many boxes there are of each class, int64 [C]; crowds are not counted."""
@@ -95,7 +104,7 @@ def open_source(spec: str, *, strict: bool = False, argument: str = "data") -> D
     Args:
         spec: one of
             ``scenes`` (see `scenes.make_scenes`), with the options ``size=48`` (pixels), ``train=300``, ``val=300``, ``teacher=3000`` (how
-            many; the students' images are the first of the teacher's) and ``seed=0``;
+            many; the students' images are the first of the teacher's), ``seed=0`` and ``plain=1`` for easy ones;
             ``coco:IMAGES,ANNOTATIONS.json``: COCO's format, with ``,val_images=...,val_annotations=...``, or ``,val=0.2`` held out; or
             ``coco:ROOT``, see `images.coco.open_coco`;
             ``voc:ROOT``: a folder or zip with Pascal VOC's annotations, with ``,train=trainval,val=test`` (names of splits, ``train+val``
@@ -114,26 +123,29 @@ def open_source(spec: str, *, strict: bool = False, argument: str = "data") -> D
 
 
 def _open_scenes(path: str, options: dict[str, str], argument: str) -> DetectionSource:
-    numbers = _SCENES | whole_numbers(options, argument)
-    size, seed = numbers["size"], numbers["seed"]
+    numbers = _SCENES | whole_numbers(options, argument, zero=("seed", "plain"))
+    size, seed, plain = numbers["size"], numbers["seed"], numbers["plain"]
     if size < 16:
         raise InputError(argument, f"size={size}", "at least 16 pixels")
-    whole = _drawn("train", max(numbers["teacher"], numbers["train"]), size=size, seed=2 * seed)
+    if plain not in (0, 1):
+        raise InputError(argument, f"plain={plain}", "0 or 1")
+    whole = _drawn("train", max(numbers["teacher"], numbers["train"]), size=size, seed=2 * seed, plain=bool(plain))
+    known = {name: number for name, number in numbers.items() if name != "plain" or number}  # fingerprints are older than plain scenes
     return DetectionSource(
         name="scenes",
         classes=CLASSES,
         train=whole.take(np.arange(numbers["train"])),
-        val=_drawn("val", numbers["val"], size=size, seed=2 * seed + 1),
+        val=_drawn("val", numbers["val"], size=size, seed=2 * seed + 1, plain=bool(plain)),
         mean=(0.45,) * 3,
         std=(0.25,) * 3,
-        fingerprint=hashlib.sha256(repr(sorted(numbers.items())).encode()).hexdigest()[:16],
+        fingerprint=hashlib.sha256(repr(sorted(known.items())).encode()).hexdigest()[:16],
         teacher=whole.take(np.arange(numbers["teacher"])),
         divisor=16,
     )
 
 
-def _drawn(split: str, count: int, *, size: int, seed: int) -> Annotated:
-    pixels, boxes, labels = (list(column) for column in zip(*make_scenes(count, size=size, seed=seed), strict=True))
+def _drawn(split: str, count: int, *, size: int, seed: int, plain: bool) -> Annotated:
+    pixels, boxes, labels = (list(column) for column in zip(*make_scenes(count, size=size, seed=seed, plain=plain), strict=True))
     images_BCHW = torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2).contiguous()
     images = MemoryImages(images_BCHW, np.zeros(count, np.int64), [f"scenes/{split}/{i}" for i in range(count)])
     return Annotated(images, boxes, labels, [np.zeros_like(label) for label in labels], [(size, size)] * count)
@@ -262,8 +274,10 @@ def _with_boxes(part: read.Annotated, kept: np.ndarray, classes: tuple[str, ...]
     _note(notes, "crowd or difficult boxes, neither asked for nor wrong", (crowd_T > 0) & large_T, name)
     labels_T = np.array([number[thing.name] for thing in things], np.int64)
     ends = np.cumsum(np.bincount(image_T[large_T], minlength=len(images)))[:-1]
-    boxes, labels, crowd = (np.split(column[large_T], ends) for column in (inside_T4, labels_T, crowd_T))
-    return Annotated(images, boxes, labels, crowd, [look.shape for look in looks])
+    order_T = np.arange(len(things)) - (ends_N - [len(mine) for mine in objects])[image_T]
+    boxes, labels, crowd, order = (np.split(column[large_T], ends) for column in (inside_T4, labels_T, crowd_T, order_T))
+    keys = [part.keys[index] for index in kept] if part.keys else []
+    return Annotated(images, boxes, labels, crowd, [look.shape for look in looks], keys, order)
 
 
 def _box(thing: read.Thing, name: Callable[[int], str], place: int, argument: str) -> read.Box:

@@ -97,6 +97,10 @@ class TwoStageDetector(Detector[TwoStageOutputs, TwoStageTargets]):
         maps = strides_of_maps(self.model.backbone)
         self.maps, self.strides = tuple(maps), tuple(maps.values())
 
+    def feature_maps(self, images: Tensor, image_sizes: Tensor) -> tuple[Tensor, ...]:
+        """The backbone's."""
+        return tuple(maps_of(self.model.backbone, images).values())
+
     def raw(self, images: Tensor, image_sizes: Tensor, objects: Objects | None = None) -> TwoStageOutputs:
         """The first stage; `regions` asks the second."""
         rpn = self.model.rpn

@@ -31,6 +31,10 @@ class _Torchvision(DenseDetector):
         self.num_classes = int(model.head.classification_head.num_classes)
         self.strides = tuple(strides_of_maps(self.model.backbone).values())
 
+    def feature_maps(self, images: Tensor, image_sizes: Tensor) -> tuple[Tensor, ...]:
+        """The backbone's."""
+        return tuple(maps_of(self.model.backbone, images).values())
+
     def raw(self, images: Tensor, image_sizes: Tensor, objects: Objects | None = None) -> DenseOutputs:
         """See `DenseDetector`; with `head`, and `centerness` where there is one."""
         features = list(maps_of(self.model.backbone, images).values())

@@ -1,0 +1,133 @@
+"""Features without labels: a trained network's into a small backbone, against the same backbone as it starts.
+
+    python experiments/features.py --cifar10 cifar10.zip --resnet56 resnet56.safetensors \
+        --imagenette imagenette128.zip --lite0 efficientnet-lite0-57934424.pth
+
+CIFAR-10 with a ResNet-56 that was trained on its labels, and Imagenette at 64 x 64 pixels with an EfficientNet-Lite0 that was trained on
+ImageNet; the teachers' answers to a few views of each image are stored once. No label is used before the scores: weighted k-NN, k-NN and
+fine-tuning with 5 labels of each class, a linear probe. Besides: the time of a step with stored answers and without.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from record import Numbers, paired, write
+from scipy.stats import t
+
+from stillroom.engine import Lab, LabOptions, Teacher
+from stillroom.engine.cache import CachedTeacher
+from stillroom.methods.features import Features, recipe
+from stillroom.methods.features.recipe import ADAMW, FeatureNetworks
+from stillroom.methods.features.towers import Towers, open_teacher
+from stillroom.tasks.images.classifiers import build_backbone
+from stillroom.tasks.representation import RepresentationData
+
+HERE = Path(__file__).parent
+ARMS = {"teacher": "teacher", "start": "untrained", "distilled": "features"}
+METRICS = ("knn", "few", "linear", "tuned", "spread", "rank")
+TIMED = 20  # steps
+
+
+def seconds_of_a_step(data: RepresentationData, student: str, teacher: Teacher) -> float:
+    """Median over steps, the loader's work included."""
+    network = build_backbone(student, image_size=data.image_size).network.train()
+    made = Features(network, teacher, example=data.example_inputs())
+    shown = data.replaying(teacher.views) if isinstance(teacher, CachedTeacher) else data
+    optimizer = torch.optim.AdamW(made.parameters(), lr=1e-3)
+    times, began = [], time.perf_counter()
+    for number, batch in enumerate(shown.train_loader(seed=0)):
+        optimizer.zero_grad()
+        made.losses(batch).total.backward()
+        optimizer.step()
+        times.append(time.perf_counter() - began)
+        began = time.perf_counter()
+        if number == TIMED:
+            break
+    return sorted(times[1:])[len(times[1:]) // 2]
+
+
+def experiment(
+    group: str, data: RepresentationData, networks: FeatureNetworks, epochs: int, views: int, seeds: list[int], out: Path
+) -> dict[str, Numbers]:
+    """Every arm with every seed, and a step's time."""
+    found: dict[str, dict[str, dict[int, float]]] = {}
+    for seed in seeds:
+        lab = Lab(LabOptions(out=out, accelerator="cpu", checkpoint_seconds=300), seed)
+        report = recipe(lab, data, replace(ADAMW, epochs=epochs), networks, views=views, tune_labels=5)
+        for arm, results in report.arms.items():
+            for metric in METRICS:
+                if metric in results[0].metrics:
+                    found.setdefault(f"{group}: {ARMS[arm]}", {}).setdefault(metric, {})[seed] = results[0].metrics[metric]
+    tower = open_teacher(networks.teacher, data, None, dense=False, trust_pickle=False).tower
+    for name, teacher in (("online", Teacher(Towers([tower]), fold=False)), ("stored", CachedTeacher(out / "answers", data.cache_key))):
+        seconds = seconds_of_a_step(data, networks.student, teacher)
+        found.setdefault(f"{group}: features", {}).setdefault(f"step with {name} answers, ms", {})[seeds[0]] = 1000 * seconds
+    return found
+
+
+def verdict(group: str, found: Mapping[str, Numbers]) -> str:
+    """What the numbers say, in words made from the numbers alone."""
+    said = []
+    for metric, named in (("knn", "k-NN"), ("few", "k-NN with 5 labels"), ("linear", "linear probe"), ("tuned", "fine-tuning on 5 labels")):
+        numbers = found[f"{group}: features"][metric]
+        change, spread = paired(numbers, found[f"{group}: untrained"][metric])
+        clear = abs(change) > t.ppf(0.975, len(numbers) - 1) * spread / len(numbers) ** 0.5
+        word = ("above" if change > 0 else "below") if clear else "within noise of"
+        said.append(f"{named} {word} the untrained backbone's ({change:+.1f} +- {spread:.1f} points)")
+    steps = (next(iter(found[f"{group}: features"][f"step with {name} answers, ms"].values())) for name in ("online", "stored"))
+    online, stored = steps
+    return f"{group}: {'; '.join(said)}; a step takes {online:.0f} ms with the teacher and {stored:.0f} ms with stored answers"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--cifar10", help="zip of folders train/CLASS and test/CLASS")
+    parser.add_argument("--resnet56", help="weights for experiments/cifar_resnet.py:resnet56")
+    parser.add_argument("--imagenette", help="zip of folders train/CLASS and val/CLASS")
+    parser.add_argument("--lite0", help="weights for experiments/efficientnet_lite0.py:build")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--images", type=int, default=3000, help="of CIFAR-10")
+    parser.add_argument("--epochs", type=int, default=8)
+    parser.add_argument("--views", type=int, default=4)
+    parser.add_argument("--runs", type=Path, default=Path("runs/experiments/features"), help="where the trained stages are kept")
+    parser.add_argument("--out", type=Path, default=Path("results/features.json"))
+    asked = parser.parse_args()
+    found: dict[str, Numbers] = {}
+    said, setting, seeds = [], {}, list(range(asked.seeds))
+    shared: dict[str, Any] = {"batch_size": 64, "augment": "cifar", "workers": 0}
+    common = (
+        f"cosine, linear projector; AdamW 2e-3, cosine, {asked.epochs} epochs of batches of 64; {asked.views} stored views of each image"
+    )
+    setting["both"] = f"{common}; fine-tuning: AdamW 5e-3, 200 steps of 16"
+    if asked.cifar10:
+        statistics = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+        data = RepresentationData(
+            f"imagefolder:{asked.cifar10}", subset=asked.images, val_subset=1000, mean=statistics[0], std=statistics[1], **shared
+        )
+        networks = FeatureNetworks(f"{HERE / 'cifar_resnet.py'}:resnet56@{asked.resnet56}", "stillroom/resnet8")
+        found |= experiment("CIFAR-10", data, networks, asked.epochs, asked.views, seeds, asked.runs / "cifar10")
+        said.append(verdict("CIFAR-10", found))
+        setting["CIFAR-10"] = f"ResNet-56 into stillroom/resnet8; {data.first_lines()[0]}"
+    if asked.imagenette:
+        half = (0.5, 0.5, 0.5)
+        data = RepresentationData(f"imagefolder:{asked.imagenette}", image_size=64, teacher_mean=half, teacher_std=half, **shared)
+        networks = FeatureNetworks(f"{HERE / 'efficientnet_lite0.py'}:build@{asked.lite0}", "timm/mobilenetv3_small_050")
+        found |= experiment("Imagenette", data, networks, asked.epochs, asked.views, seeds, asked.runs / "imagenette")
+        said.append(verdict("Imagenette", found))
+        setting["Imagenette"] = f"EfficientNet-Lite0 into timm/mobilenetv3_small_050; 64 x 64 pixels; {data.first_lines()[0]}"
+    given = " --cifar10 cifar10.zip --resnet56 resnet56.safetensors" * bool(asked.cifar10)
+    given += " --imagenette imagenette128.zip --lite0 efficientnet-lite0-57934424.pth" * bool(asked.imagenette)
+    command = f"python experiments/features.py{given} --seeds {asked.seeds} --images {asked.images} --epochs {asked.epochs}"
+    write(asked.out, "features", f"{command} --views {asked.views}", seeds, found, ". ".join(said) + ".", setting)
+    print(asked.out.read_text())
+
+
+if __name__ == "__main__":
+    main()
