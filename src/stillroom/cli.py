@@ -23,9 +23,9 @@ COMMANDS = {
     "cache-labels": "store a teacher's soft labels of many crops of each image",
     "export": "a run's student as ONNX, torch.export or described safetensors, checked",
     "predict": "what a run's student says about images",
-    "shrink-clip": "a smaller CLIP from yours, by pairs of images and texts",
     "refine-boxes": "the inaccurate boxes of a set made better, without a true one",
     "noise-boxes": "a file of boxes made inaccurate on purpose",
+    "shrink-clip": "a smaller CLIP from yours, by pairs of images and texts",
     "make-composites": "photos whose foreground has other colours, to train harmonization on",
 }
 

@@ -35,7 +35,12 @@ def run(arguments: list[str], command: str) -> None:
     )
     parser.add_argument("--json", action="store_true", help="one JSON object per image and line instead of a table")
     parser.add_argument("--top", type=int, metavar="K", help="how many classes to name, the most probable first (default: 2)")
-    parser.add_argument("--threshold", type=float, metavar="SCORE", help="of a detector: the least score of an object (default: 0.3)")
+    parser.add_argument(
+        "--threshold",
+        type=float,
+        metavar="SCORE",
+        help="of a detector: the least score of an object (default: 0.3); of open-vocabulary segmentation: of what is no background",
+    )
     parser.add_argument("--masks", metavar="FOLDER", help="of harmonization and editing: what may be changed, photo.png for photo.jpg")
     parser.add_argument(
         "--out",
