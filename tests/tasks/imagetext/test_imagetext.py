@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from stillroom.cli import main
+from stillroom.engine.run.measure import measure
 from stillroom.errors import InputError
 from stillroom.modules.clip import Clip
 from stillroom.tasks.images.clips import write_clip
@@ -270,6 +271,7 @@ def test_a_cut_student_is_exported_and_read_again(tmp_path: Path, uneven: Callab
     for done in export_files(tmp_path / "run", format="torch"):
         assert done.outputs[0].difference <= 1e-4
     again = load(tmp_path / "run").network
+    assert measure(again, ImageTextData("compositions,train=1,val=1").example_inputs()).macs
     assert again.shape == clip.shape
     assert all(torch.equal(value, again.state_dict()[name]) for name, value in clip.state_dict().items())
 
