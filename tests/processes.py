@@ -44,6 +44,7 @@ PRELOADED = (
     "stillroom.tasks.classification",
     "stillroom.tasks.detection",
     "stillroom.tasks.harmonization",
+    "stillroom.tasks.imagetext",
     "stillroom.tasks.multilabel",
     "stillroom.tasks.segmentation",
 )

@@ -70,7 +70,13 @@ METHODS: tuple[Method, ...] = (
         "reference vectors of GroupViT's code",
     ),
     Method("otd", "Taxonomy Adaptive Cross-Domain Adaptation in Medical Imaging via Optimization Trajectory Distillation", "nuclei"),
-    Method("tinyclip", "TinyCLIP: CLIP Distillation via Affinity Mimicking and Weight Inheritance", "imagetext"),
+    Method(
+        "tinyclip",
+        "TinyCLIP: CLIP Distillation via Affinity Mimicking and Weight Inheritance",
+        "imagetext",
+        "stillroom.methods.tinyclip",
+        _PAPER,
+    ),
     Method("rdd", "Representation Disparity-aware Distillation for 3D Object Detection", "points"),
     Method(
         "sdd",

@@ -48,7 +48,7 @@ def run(arguments: list[str], command: str) -> None:
         help="where pictures are written, if the student answers with some, or embeddings (then also FILE.npz or FILE.csv) (default: RUN)",
     )
     parser.add_argument("--category", help="of a detector of anomalies in several categories: which one (default: named in the path)")
-    parser.add_argument("--classes", metavar="NAMES", help="of open-vocabulary segmentation: what to find, as in 'cat,grass,sky'")
+    parser.add_argument("--classes", metavar="NAMES", help='of a student that knows classes by words: which there are, "cat,dog"')
     given = parser.parse_args(arguments)
     if given.top is not None and given.top < 1:
         raise InputError("--top", given.top, "a whole number of at least 1")

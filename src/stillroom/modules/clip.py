@@ -14,7 +14,6 @@ from typing import Any, Literal, NamedTuple, cast
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import gelu, layer_norm, linear, normalize, scaled_dot_product_attention
-from torch.nn.utils import skip_init
 
 from stillroom.errors import InputError, at_least, one_of
 
@@ -177,6 +176,13 @@ class Norm(nn.LayerNorm):
         return masked_norm(x, self.weight, self.bias, hidden_D, self.eps)
 
 
+class Projection(nn.Linear):
+    """A linear layer whose first values `Transformer` gives it; it may have nothing to read, or nothing to answer."""
+
+    def reset_parameters(self) -> None:
+        """Left as they are."""
+
+
 class Attention(nn.Module):
     """Multi-head self-attention with one matrix for queries, keys and values; heads need not fill the width.
 
@@ -192,7 +198,7 @@ class Attention(nn.Module):
         self.heads, self.head_width, self.causal = heads, head_width, causal
         self.in_proj_weight = nn.Parameter(torch.empty(3 * heads * head_width, width))
         self.in_proj_bias = nn.Parameter(torch.zeros(3 * heads * head_width))
-        self.out_proj = skip_init(nn.Linear, heads * head_width, width)
+        self.out_proj = Projection(heads * head_width, width)
 
     def forward(self, x_BTD: Tensor, masks: LayerMasks | None = None) -> Tensor:
         """[B, T, D] -> [B, T, D]."""
@@ -215,8 +221,8 @@ class MLP(nn.Module):
     def __init__(self, width: int, neurons: int, activation: Activation) -> None:
         super().__init__()
         self.activation = activation
-        self.c_fc = skip_init(nn.Linear, width, neurons)
-        self.c_proj = skip_init(nn.Linear, neurons, width)
+        self.c_fc = Projection(width, neurons)
+        self.c_proj = Projection(neurons, width)
 
     def forward(self, x_BTD: Tensor, masks: LayerMasks | None = None) -> Tensor:
         """[B, T, D] -> [B, T, D]."""
@@ -341,7 +347,8 @@ class TextTower(nn.Module):
         if masks is not None:
             x_BTD = x_BTD * masks.hidden_D
         x_BTD = self.transformer(x_BTD, masks)
-        at_end_BD = x_BTD[torch.arange(len(x_BTD), device=x_BTD.device), self.ends(tokens_BT)]
+        place_B1D = self.ends(tokens_BT)[:, None, None].expand(-1, 1, x_BTD.shape[2])
+        at_end_BD = x_BTD.gather(1, place_B1D)[:, 0]
         embedding_BD: Tensor = self.ln_final(at_end_BD, hidden_D) @ self.text_projection
         return embedding_BD
 

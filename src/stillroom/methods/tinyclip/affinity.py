@@ -9,7 +9,7 @@ from torch.utils.checkpoint import checkpoint
 from stillroom.engine.distributed import gather_with_gradient
 from stillroom.losses.precision import in_one_type
 
-CHUNK = 512  # rows whose similarities are in memory together
+CHUNK = 256  # rows whose similarities are in memory together
 
 
 def affinity_loss(
