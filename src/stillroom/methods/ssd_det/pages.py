@@ -105,7 +105,7 @@ def _picture(data: DetectionData, index: int, boxes: dict[str, np.ndarray]) -> s
     draw = ImageDraw.Draw(shown)
     for name, box in boxes.items():
         if not np.isnan(box).any():
-            draw.rectangle([float(side) * scale for side in box], outline=_COLOURS[name], width=2)
+            draw.rectangle([float(side) * scale for side in box], outline=_COLOURS[name], width=3 if name == "refined" else 2)
     alt = f"training image {index}, {', '.join(boxes)} box"
     return f'<img src="{data_uri(shown, "JPEG")}" alt="{alt}" loading="lazy" style="aspect-ratio:auto">'
 
