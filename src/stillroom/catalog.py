@@ -44,6 +44,7 @@ METHODS: tuple[Method, ...] = (
     Method("dkd", "Decoupled Knowledge Distillation (Zhao 2022)", "classification", "stillroom.methods.dkd", _PAPER),
     Method("fitnets", "FitNets: Hints for Thin Deep Nets (Romero 2015)", "classification", "stillroom.methods.fitnets", _TESTS),
     Method("crd", "Contrastive Representation Distillation (Tian 2020)", "classification", "stillroom.methods.crd", _TESTS),
+    Method("dino", "DINO: Self-distillation with no labels (Caron 2021)", "representation", "stillroom.methods.dino", _PAPER),
     Method("features", "Any foundation model into any backbone, without labels", "representation", "stillroom.methods.features", _TESTS),
     Method("dot", "DOT: A Distillation-Oriented Trainer", "any", "stillroom.methods.dot", _PAPER),
     Method(
@@ -83,7 +84,13 @@ METHODS: tuple[Method, ...] = (
         _PAPER,
     ),
     Method("mtl-cs", "Multi-Task Learning with Knowledge Distillation for Dense Prediction", "multitask"),
-    Method("adasim", "Adaptive Similarity Bootstrapping for Self-Distillation Based Representation Learning", "representation"),
+    Method(
+        "adasim",
+        "Adaptive Similarity Bootstrapping for Self-Distillation Based Representation Learning",
+        "representation",
+        "stillroom.methods.adasim",
+        _PAPER,
+    ),
     Method("ferkd", "FerKD: Surgical Label Adaptation for Efficient Distillation", "classification", "stillroom.methods.ferkd", _PAPER),
     Method(
         "mdcs",
@@ -121,7 +128,7 @@ METHODS: tuple[Method, ...] = (
         "stillroom.methods.wad",
         _PAPER,
     ),
-    Method("boss", "Bayesian Optimization Meets Self-Distillation", "classification"),
+    Method("boss", "Bayesian Optimization Meets Self-Distillation", "classification", "stillroom.methods.boss", _PAPER),
     Method(
         "unikd",
         "UniKD: Universal Knowledge Distillation for Mimicking Homogeneous or Heterogeneous Object Detectors",

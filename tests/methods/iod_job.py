@@ -23,8 +23,9 @@ SURE = 0.02  # a score that untrained detectors reach
 
 def network(seed: int = 3, queries: int = 6) -> QueryDetector:
     torch.manual_seed(seed)
-    made = small_deformable_detr(OLD, stem=8, stages=(8, 8, 8), queries=queries)
-    return _normalised(made)
+    made = _normalised(small_deformable_detr(OLD, stem=8, stages=(8, 8, 8), queries=queries))
+    nn.init.normal_(made.model.model.query_position_embeddings.weight)  # else all look at the same place
+    return made
 
 
 def rt_network(seed: int = 3) -> QueryDetector:
@@ -32,7 +33,7 @@ def rt_network(seed: int = 3) -> QueryDetector:
     return _normalised(small_rt_detr(OLD, stages=(8, 8, 16), width=16, queries=6))
 
 
-def _normalised(made: nn.Module) -> QueryDetector:
+def _normalised(made: Any) -> QueryDetector:
     for parent in list(made.modules()):
         for name, child in parent.named_children():
             if isinstance(child, nn.BatchNorm2d):  # its statistics are those of one process

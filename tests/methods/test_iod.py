@@ -13,6 +13,7 @@ import yaml
 from PIL import Image
 from torch import Tensor
 from torchvision.ops import box_iou
+from transformers import AutoModelForObjectDetection
 
 from stillroom.cli import main
 from stillroom.engine import Lab, LabOptions, Losses, Teacher, Training
@@ -471,6 +472,10 @@ def test_a_detector_of_transformers_is_a_start_too(tmp_path: Path) -> None:
     grown_run = load(out)
     assert grown_run.classes == ("disc", "rectangle", "unicorn", "triangle")
     assert grown_run.network.num_classes == 4
+    theirs = AutoModelForObjectDetection.from_pretrained(out / "student")
+    assert theirs.config.id2label == {0: "disc", 1: "rectangle", 2: "unicorn", 3: "triangle"}
+    ours = grown_run.network.model.state_dict()
+    assert all(torch.equal(value, ours[name]) for name, value in theirs.state_dict().items())
 
 
 def test_the_papers_preset_takes_a_step_on_a_miniature(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

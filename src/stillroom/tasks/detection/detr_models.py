@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import importlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
+from stillroom.engine.run.written import put
 from stillroom.errors import InputError, near
 from stillroom.tasks.detection.detr import ADAPTERS
 from stillroom.tasks.detection.queries import QueryDetector
@@ -94,6 +95,27 @@ def _trained(made: Any) -> QueryDetector:
     # transformers means to freeze the first stages, finds none of its own ResNets' names, and freezes them all.
     made.model.backbone.requires_grad_(True)
     return ADAPTERS[type(made).__name__](made)
+
+
+def deliver(folder: Path, network: nn.Module, model: str, classes: Sequence[str]) -> None:
+    """Writes, for a model of transformers, the folder `student`, which transformers itself loads (`from_pretrained`).
+
+    Args:
+        folder: of the run.
+        network: the student.
+        model: its specification; of others than transformers' nothing is written.
+        classes: names, for the configuration.
+    """
+    if not (model.startswith("transformers/") and isinstance(network, QueryDetector)):
+        return
+    network.model.config.id2label = dict(enumerate(classes))
+    network.model.config.label2id = {name: label for label, name in enumerate(classes)}
+    part = folder / ".student.part"  # transformers writes in place: whoever reads or kills meanwhile would be left with half a file
+    network.model.save_pretrained(part)
+    (folder / "student").mkdir(exist_ok=True)
+    for file in part.iterdir():
+        put(file, folder / "student" / file.name)
+    part.rmdir()
 
 
 def is_folder(name: str) -> bool:

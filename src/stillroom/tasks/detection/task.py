@@ -16,6 +16,7 @@ from stillroom.engine.report.results import Metric, Section
 from stillroom.engine.task import Built, FindLayer
 from stillroom.errors import InputError
 from stillroom.tasks.detection.data import DetectionData
+from stillroom.tasks.detection.detr_models import deliver
 from stillroom.tasks.detection.loaded import LoadedDetector, load, ship
 from stillroom.tasks.detection.models import build_detector
 from stillroom.tasks.detection.pages import detection_sections
@@ -108,6 +109,10 @@ class Detection:
     def ship(self, folder: Path, network: nn.Module, model: str, data: DetectionData) -> None:
         """`student.json`."""
         ship(folder, network, model, data)
+
+    def deliver(self, folder: Path, network: nn.Module, model: str, data: DetectionData) -> None:
+        """For students of transformers a folder that transformers itself loads."""
+        deliver(folder, network, model, data.classes)
 
     def load(self, run: Path, *, trust_pickle: bool) -> LoadedDetector:
         """The detector that a run shipped."""
