@@ -128,7 +128,7 @@ def claimed(found: dict[str, Any]) -> list[Effect]:
 
 def spreads(method: str) -> set[str]:
     """Mean and standard deviation of every difference of a method, as its help may quote them: "+5.3 +- 2.2"."""
-    path = ROOT / f"results/{method}.json"
+    path = ROOT / f"results/{method.replace('-', '_')}.json"
     rows = claimed(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else []
     rows += [row for row in [*default_jobs(), *default_jobs(by_baseline=True)] if row.method == method]
     return {f"{row.mean:+.1f} +- {stdev(row.differences):.1f}" for row in rows if len(row.differences) > 1}

@@ -25,8 +25,8 @@ _COLOURS = {"true": "#ffffff", "given": "#e6194b", "refined": "#3cb44b"}
 
 def overlaps(first_N4: np.ndarray, second_N4: np.ndarray) -> np.ndarray:
     """IoU of the boxes in the same row, float32 [N]; NaN where one is."""
-    pairs = [torch.from_numpy(np.ascontiguousarray(boxes, np.float32)) for boxes in (first_N4, second_N4)]
-    found = paired_iou(*pairs).numpy()
+    first, second = (torch.from_numpy(np.ascontiguousarray(boxes, np.float32)) for boxes in (first_N4, second_N4))
+    found = paired_iou(first, second).numpy()
     return np.where(np.isnan(first_N4).any(1) | np.isnan(second_N4).any(1), np.float32(np.nan), found)
 
 

@@ -111,13 +111,14 @@ def trained_refiner(
         return made[-1]
 
     trained = experiment.trained(name, kept)
-    distiller = made[-1]
+    distiller, data = made[-1], experiment.data
     assert isinstance(distiller, SSDDet)
+    assert isinstance(data, DetectionData)
 
     def compute() -> dict[str, torch.Tensor]:
-        return {column: torch.from_numpy(rows) for column, rows in refine_all(distiller, experiment.data, lab.device).items()}
+        return {column: torch.from_numpy(rows) for column, rows in refine_all(distiller, data, lab.device).items()}
 
-    key = f"{experiment.data.fingerprint} {digest(distiller.state_dict())}"
+    key = f"{data.fingerprint} {digest(distiller.state_dict())}"
     found = {column: rows.numpy() for column, rows in lab.remember(f"{name}/refined", key, compute).items()}
     trained.result.metrics.update(figures(found["boxes"], true_N4, found["stage1"]))
     return trained, found
