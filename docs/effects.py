@@ -24,7 +24,7 @@ CLAIMS: dict[str, Any] = yaml.safe_load((ROOT / "docs/claims.yml").read_text(enc
 # As the pages stand in the menu.
 ORDER = [
     *("kd", "dkd", "fitnets", "crd", "features", "dot", "dino", "ferkd", "orc", "mdcs", "l2d", "wad", "crkd", "kd3", "boss"),
-    *("bckd", "unikd", "iod", "ssd-det", "giftnet", "sdd", "memkd", "adasim", "tinyclip", "zeroseg"),
+    *("bckd", "unikd", "ssd-det", "iod", "giftnet", "sdd", "memkd", "adasim", "tinyclip", "zeroseg"),
 ]
 NAMES = {"kd3": "KD³", "crkd": "CrKD", "fitnets": "FitNets", "features": "Features", "ferkd": "FerKD", "giftnet": "GiftNet"}
 NAMES |= {"memkd": "MemKD", "unikd": "UniKD", "adasim": "AdaSim", "dino": "DINO", "ssd-det": "SSD-Det"}

@@ -139,7 +139,17 @@ PAPER: dict[str, Any] = {
     "hidden_std": 0.01,
 }
 
-PRESETS = {"paper": PAPER}
+PAPER_VOC: dict[str, Any] = {
+    **PAPER,
+    "data": "voc:data/VOCdevkit/VOC2007,train=trainval,val=test",
+    "batch_size": 4,
+    "lr": 0.002,
+    "image_size": 600,
+    "max_size": 1000,
+    "warmup_epochs": 500 / 1252,  # 500 steps of 4 of 5 011 images
+}
+
+PRESETS = {"paper": PAPER, "paper:voc": PAPER_VOC}
 
 ROOM = Room(
     recipe,
