@@ -126,7 +126,10 @@ def main() -> None:
                     found.setdefault(f"{group}: {arm}", {}).setdefault(metric, {})[seed] = value
     known = ["alone", *arguments.arms]
     pairs = [("bo", "alone"), ("boss", "bo"), ("boss", "sd"), ("boss", "warm-start"), ("boss", "teacher"), ("bo", "random")]
-    said = [verdict("digits", found, [pair for pair in pairs if set(pair) <= set(known)]), verdict("digits, short", found, [("boss", "bo")])]
+    said = [
+        verdict("digits", found, [pair for pair in pairs if set(pair) <= set(known)]),
+        verdict("digits, short", found, [("boss", "bo")]),
+    ]
     setting = {
         "network": "64-128-128-10, noise of 0.05 on the pixels; 10 epochs a trial, cosine",
         "data": "scikit-learn's digits: 300 to train on, 20 % of their labels wrong; 400 score the trials, 897 judge the winners",
@@ -134,7 +137,15 @@ def main() -> None:
         "digits, short": "24 trials, 8 of them a warm-up, pool of 4; the ranges of CIFAR: lr 1e-3 to 1, m 1e-3 to 1, batch 64 to 256",
         "sampler": "parzen, 4 random trials in each study",
     }
-    write(arguments.out, "boss", f"python experiments/boss.py --studies {arguments.studies} --arms {' '.join(arguments.arms)}", seeds, found, ". ".join(said) + ".", setting)
+    write(
+        arguments.out,
+        "boss",
+        f"python experiments/boss.py --studies {arguments.studies} --arms {' '.join(arguments.arms)}",
+        seeds,
+        found,
+        ". ".join(said) + ".",
+        setting,
+    )
     print(arguments.out.read_text())
 
 

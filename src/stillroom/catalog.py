@@ -62,9 +62,21 @@ METHODS: tuple[Method, ...] = (
         "reference vectors of the specification",
     ),
     Method("auto-kd", "Auto-KD: Automated Knowledge Distillation via Monte Carlo Tree Search", "classification"),
-    Method("zeroseg", "Exploring Open-Vocabulary Semantic Segmentation from CLIP Vision Encoder Distillation Only", "segmentation"),
+    Method(
+        "zeroseg",
+        "Exploring Open-Vocabulary Semantic Segmentation from CLIP Vision Encoder Distillation Only",
+        "segmentation",
+        "stillroom.methods.zeroseg",
+        "reference vectors of GroupViT's code",
+    ),
     Method("otd", "Taxonomy Adaptive Cross-Domain Adaptation in Medical Imaging via Optimization Trajectory Distillation", "nuclei"),
-    Method("tinyclip", "TinyCLIP: CLIP Distillation via Affinity Mimicking and Weight Inheritance", "imagetext"),
+    Method(
+        "tinyclip",
+        "TinyCLIP: CLIP Distillation via Affinity Mimicking and Weight Inheritance",
+        "imagetext",
+        "stillroom.methods.tinyclip",
+        _PAPER,
+    ),
     Method("rdd", "Representation Disparity-aware Distillation for 3D Object Detection", "points"),
     Method(
         "sdd",
@@ -155,6 +167,7 @@ BUILDERS = {
     "novel": "stillroom.methods.crkd.novel",
     "shared": "stillroom.methods.kd3.shared_classifier",
     "gift": "stillroom.methods.giftnet.network",
+    "zeroseg": "stillroom.methods.zeroseg.network",
 }
 
 

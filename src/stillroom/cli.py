@@ -25,6 +25,7 @@ COMMANDS = {
     "predict": "what a run's student says about images",
     "refine-boxes": "the inaccurate boxes of a set made better, without a true one",
     "noise-boxes": "a file of boxes made inaccurate on purpose",
+    "shrink-clip": "a smaller CLIP from yours, by pairs of images and texts",
     "make-composites": "photos whose foreground has other colours, to train harmonization on",
 }
 

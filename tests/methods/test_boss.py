@@ -215,7 +215,9 @@ def test_a_start_and_a_teacher_are_the_weights_of_the_trials_that_were_drawn(
         answer = original(self, trial, network, teacher)
         if self.before is not None:
             assert teacher is not None
-            files = {f"{phase.study.name}, trial {one.number}": phase.weights.path(one.told["weights"]) for phase, one in self._candidates()}
+            files = {
+                f"{phase.study.name}, trial {one.number}": phase.weights.path(one.told["weights"]) for phase, one in self._candidates()
+            }
             for role, module in (("student", network), ("teacher", teacher)):
                 from safetensors.torch import load_file
 
@@ -261,7 +263,24 @@ def test_missing_weights_are_warned_of_and_not_drawn(finished: tuple[Lab, Any], 
 
 # The command ------------------------------------------------------------------------------------------------------------------------------
 
-TINY = "--data digits,noise=0.2 --subset 120 --val-subset 60 --student stillroom/convnet3 --epochs 1 --trials 4 --warmup-trials 2 --pool 2".split()
+TINY = [
+    "--data",
+    "digits,noise=0.2",
+    "--subset",
+    "120",
+    "--val-subset",
+    "60",
+    "--student",
+    "stillroom/convnet3",
+    "--epochs",
+    "1",
+    "--trials",
+    "4",
+    "--warmup-trials",
+    "2",
+    "--pool",
+    "2",
+]
 
 
 def test_all_arms_have_as_many_trials_and_one_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -270,7 +289,9 @@ def test_all_arms_have_as_many_trials_and_one_report(tmp_path: Path, capsys: pyt
     assert main(["run", "boss", *TINY, "--arms", arms, "--sampler", "random", "--out", str(out)]) == 0
     report = json.loads((out / "metrics.json").read_text())
     assert list(report["stages"]) == ["alone", *arms.split(",")]
-    assert {arm: stage[0]["metrics"]["trials"] for arm, stage in report["stages"].items()} == {"alone": 1} | dict.fromkeys(arms.split(","), 4)
+    assert {arm: stage[0]["metrics"]["trials"] for arm, stage in report["stages"].items()} == {"alone": 1} | dict.fromkeys(
+        arms.split(","), 4
+    )
     asked = {arm: stage[0]["metrics"]["teacher images"] for arm, stage in report["stages"].items()}
     assert asked["bo"] == asked["random"] == asked["warm-start"] == 0
     assert asked["sd"] > 0

@@ -161,7 +161,9 @@ def run_search(way: str, search: Search, lab: Lab, data: ImageData, plan: Traini
     phases = [before] if before is not None else []
     if before is not None and left > 0 and len(completed := before.completed()) < ENOUGH:
         reasons = "; ".join(trial.reason for trial in before.study.finished() if trial.reason)
-        raise StillroomError(f"{before.study.name}: {len(completed)} trials have a score, and to be taught needs two completed trials ({reasons})")
+        raise StillroomError(
+            f"{before.study.name}: {len(completed)} trials have a score, and to be taught needs two completed trials ({reasons})"
+        )
     if left > 0:
         proposed = dict(search.space) if chosen.teacher else without_alpha
         sampler = "random" if chosen.random else search.sampler

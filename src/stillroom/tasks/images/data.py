@@ -319,7 +319,9 @@ class ImageSetData(ABC):
         return Batches(images, transform, prepared=self.in_memory and transform.fixed, told=told)
 
     def _eval_loader(self, images: Any, rank: int, world: int) -> Loader:
-        batches = SeekableBatches(len(images), self._evaluated_in or self.batch_size, shuffle=False, drop_last=False, rank=rank, world=world)
+        batches = SeekableBatches(
+            len(images), self._evaluated_in or self.batch_size, shuffle=False, drop_last=False, rank=rank, world=world
+        )
         return self._loader(self._samples(images, training=False), batches, training=False)
 
     def _loader(self, samples: Dataset[Any], batches: SeekableBatches, *, training: bool = True) -> Loader:
