@@ -1,11 +1,13 @@
 """What detection costs: distillation terms beside a training step, adapters beside torchvision's own step, memory over boxes and classes.
 
-    python benchmarks/detection.py [--threads 1] [--rounds 5] [--only terms|adapters|memory|extractors] [--height 800] [--width 1333]
+    python benchmarks/detection.py [--threads 1] [--rounds 5] [--only terms|adapters|memory|extractors|refining] [--height 800]
 
 *Terms*: the paper's student (GFL with ResNet-50, 80 classes) makes whole training steps on one image; each term is timed forward and
 backward from the head's maps on, the decoding of all boxes included, which a plain step has too: an upper bound. *Adapters*: a step of
 torchvision's RetinaNet and FCOS through Stillroom against `model(images, targets)`, from the same uint8 images on. *Memory*: the most that
 the tensors of assignment and losses hold at once; what grows with boxes times positions times classes would show as an interaction.
+*Refining*: SSD-Det's refiner beside a step of torchvision's Faster R-CNN, on a GPU where there is one: in all, and what it does besides
+reading regions and the two layers on each (bags, heads, MIL, merging, losses).
 *Extractors*: UniKD's work beside a step of its paper's student, RetinaNet with ResNet-18; and reading stored answers beside stored maps.
 """
 
@@ -17,6 +19,7 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -26,6 +29,8 @@ from torchvision.transforms.v2.functional import normalize
 
 from stillroom.engine import Progress, Teacher
 from stillroom.methods.bckd import bckd_terms, ld_terms, softmax_terms
+from stillroom.methods.ssd_det import SSDDet
+from stillroom.methods.ssd_det import refiner as refiner_module
 from stillroom.methods.unikd.attention import Adapter, level_padding
 from stillroom.methods.unikd.distillers import Absorb, injected
 from stillroom.methods.unikd.extractors import Extractors, Sizes
@@ -297,6 +302,76 @@ def extractors(height: int, width: int, rounds: int) -> tuple[list[dict[str, Any
     return lines, rows
 
 
+def refining(side: int, rounds: int) -> tuple[list[dict[str, Any]], list[list[str]]]:
+    """SSD-Det's refiner beside a step of Faster R-CNN: in all, and without the regions' features and the layers on them."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    images, objects, classes = 4, 20, 80
+    detector: Any = build_detector("torchvision/fasterrcnn_resnet50_fpn", num_classes=classes).network.train()
+    made = SSDDet(detector).to(device).train()
+    optimizer = torch.optim.SGD(detector.parameters(), lr=1e-6, momentum=0.9)
+    pixels, sizes = torch.randn(images, 3, side, side, device=device), torch.tensor([[side, side]] * images, device=device)
+    boxes = [some_boxes(objects, side, side).to(device) for _ in range(images)]
+    labels = [torch.randint(classes, (objects,), device=device) for _ in range(images)]
+    with torch.no_grad():
+        levels = [detector.raw(pixels, sizes).features[level].clone() for level in made.levels]
+    leaves, refiner = [level.requires_grad_() for level in levels], made.refiner
+    regions = torch.randn(images * objects, len(refiner.ratios) ** 2 * 5, refiner.shared[1].in_features // 49, 7, 7, device=device)
+    hidden = torch.randn(*regions.shape[:2], refiner.shared[1].out_features, device=device)
+
+    def plain() -> None:
+        optimizer.zero_grad()
+        outputs = detector.raw(pixels, sizes)
+        torch.stack(list(detector.task_losses(outputs, detector.targets(outputs, boxes, labels)).values())).sum().backward()
+        optimizer.step()
+
+    def refined() -> None:
+        losses = refiner(leaves, made.student.strides[: len(leaves)], boxes, labels, sizes).losses
+        torch.stack(list(losses.values())).sum().backward()
+
+    def read(maps: Any, strides: Any, found: list[Tensor], *_: Any, **__: Any) -> Tensor:
+        return regions.flatten(0, 1)[: sum(map(len, found))]
+
+    given = {name: patch.object(refiner, name, _Given(hidden)) for name in ("shared", "identity")}
+
+    def bags_and_scores() -> None:
+        with patch.object(refiner_module, "region_features", read), given["shared"], given["identity"]:
+            refined()
+
+    def timed(step: Step) -> Step:
+        def whole() -> None:
+            step()
+            if device.type == "cuda":
+                torch.cuda.synchronize()
+
+        return whole
+
+    steps = {name: timed(step) for name, step in (("plain step", plain), ("refiner", refined), ("bags, heads and losses", bags_and_scores))}
+    turns = Turns()
+    for step in steps.values():
+        step()  # warm-up
+    for number in range(rounds):
+        turns.round(steps, number)
+    lines, rows = [], []
+    for name in steps:
+        share = turns.ratio(name, "plain step")
+        said = "" if name == "plain step" else verdict(share, 0.3, at_most=True)
+        about = {"device": torch.cuda.get_device_name() if device.type == "cuda" else "cpu", "side": side}
+        lines.append({"what": f"SSD-Det, {name}", **about, "seconds": turns.median(name), "share": share, "verdict": said})
+        rows.append([name, f"{1e3 * turns.median(name):.1f}", f"{100 * share:.1f} %", said])
+    return lines, rows
+
+
+class _Given(nn.Module):
+    """Answers with features that were made before, as many rows as it is asked for."""
+
+    def __init__(self, features: Tensor) -> None:
+        super().__init__()
+        self.features = nn.Parameter(features)
+
+    def forward(self, regions: Tensor) -> Tensor:
+        return self.features if regions.dim() == 5 else self.features.flatten(0, 1)[: len(regions)]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--threads", type=int, default=1)
@@ -304,7 +379,7 @@ def main() -> None:
     parser.add_argument("--height", type=int, default=800)
     parser.add_argument("--width", type=int, default=1333)
     parser.add_argument("--side", type=int, default=256, help="of the adapters' images")
-    parser.add_argument("--only", choices=("terms", "adapters", "memory", "extractors"))
+    parser.add_argument("--only", choices=("terms", "adapters", "memory", "extractors", "refining"))
     parser.add_argument("--note", default="")
     parser.add_argument("--no-keep", action="store_true", help="append nothing to results/")
     given = parser.parse_args()
@@ -317,6 +392,11 @@ def main() -> None:
             f"A training step of two {given.side} x {given.side} images, ResNet-50",
             ["detector", "ours, ms", "torchvision, ms", "ratio", "target"],
             lambda: adapters(given.side, given.rounds),
+        ),
+        "refining": (
+            "Beside a step of Faster R-CNN ResNet-50, four images of 800 x 800 with 20 objects each, bags of 125",
+            ["what", "ms", "of a step", "target"],
+            lambda: refining(800, given.rounds),
         ),
         "extractors": (
             f"UniKD beside a step of RetinaNet ResNet-18, 80 classes, one image of {given.height} x {given.width}",

@@ -23,10 +23,12 @@ ROOT = Path(__file__).parents[1]
 CLAIMS: dict[str, Any] = yaml.safe_load((ROOT / "docs/claims.yml").read_text(encoding="utf-8"))
 # As the pages stand in the menu.
 ORDER = [
-    *("kd", "dkd", "fitnets", "crd", "dot", "ferkd", "orc", "mdcs", "l2d", "wad", "crkd", "kd3"),
-    *("bckd", "unikd", "iod", "giftnet", "sdd", "memkd"),
+    *("kd", "dkd", "fitnets", "crd", "features", "dot", "dino", "ferkd", "orc", "mdcs", "l2d", "wad", "crkd", "kd3", "boss"),
+    *("bckd", "unikd", "iod", "ssd-det", "giftnet", "sdd", "memkd", "adasim", "tinyclip", "zeroseg"),
 ]
-NAMES = {"kd3": "KD³", "crkd": "CrKD", "fitnets": "FitNets", "ferkd": "FerKD", "giftnet": "GiftNet", "memkd": "MemKD", "unikd": "UniKD"}
+NAMES = {"kd3": "KD³", "crkd": "CrKD", "fitnets": "FitNets", "features": "Features", "ferkd": "FerKD", "giftnet": "GiftNet"}
+NAMES |= {"memkd": "MemKD", "unikd": "UniKD", "adasim": "AdaSim", "dino": "DINO", "ssd-det": "SSD-Det"}
+NAMES |= {"tinyclip": "TinyCLIP", "zeroseg": "ZeroSeg"}
 SIGNS = {"above": "▲", "below": "▼", "level": "="}
 _SPACE = "\N{NO-BREAK SPACE}"
 

@@ -44,7 +44,9 @@ PRELOADED = (
     "stillroom.tasks.classification",
     "stillroom.tasks.detection",
     "stillroom.tasks.harmonization",
+    "stillroom.tasks.imagetext",
     "stillroom.tasks.multilabel",
+    "stillroom.tasks.segmentation",
 )
 PATIENCE = 240.0  # seconds for a case on two ranks
 _NUMBER = struct.Struct("q")

@@ -154,6 +154,7 @@ METHODS = {
     "mdcs": f"--data digits,imbalance=exp:10 --subset 200 --val-subset 40 --batch-size 16 {_CPU}",
     "bckd": f"--data scenes:size=32,train=8,val=8,teacher=8 --batch-size 8 {_CPU} --warmup-epochs 0 --student stillroom/gfl_24 "
     "--teacher stillroom/gfl_24 --teacher-epochs 1",
+    "ssd-det": f"--data scenes:size=32,train=8,val=8,teacher=8 --batch-size 8 {_CPU} --warmup-epochs 0 --noise 0.3 --ratios [1,0.8]",
     "l2d": f"--data mosaics,grid=2,tile=4,train=64,val=32,teacher=64 --batch-size 16 {_CPU} --student stillroom/strided24 "
     "--teacher stillroom/strided24 --embed-dim 16 --feedforward 32",
     "wad": f"--data digits --subset 200 --val-subset 40 --batch-size 16 {_CPU} --known-classes 5",

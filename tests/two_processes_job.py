@@ -16,6 +16,10 @@ COMMANDS = {
     "detection": "run bckd --data scenes:train=16,val=5,teacher=16 --batch-size 8 --epochs 3 --optimizer sgd --lr 0.02",
     "harmonization": "run giftnet --data patches,train=16,val=5 --batch-size 8 --epochs 2 --optimizer sgd --lr 0.001 "
     "--student stillroom/harmony4_3",
+    "imagetext": "run tinyclip --data compositions,train=1,val=1 --subset 64 --val-subset 21 --batch-size 16 --epochs 2 --teacher-epochs 1 "
+    "--optimizer sgd --lr 0.01 --arms alone+manual --teacher stillroom/clip_16x1p8_16x1_d8_h8 --student stillroom/clip_8x1p8_8x1_d8_h8",
+    "segmentation": "run supervised --task segmentation --data objects:train=16,val=5 --batch-size 8 --epochs 2 --warmup-epochs 0 "
+    "--optimizer sgd --lr 0.01 --student stillroom/unet2_2",
     "features": "run features --data digits --subset 60 --val-subset 41 --batch-size 20 --epochs 2 --lr 0.01 --optimizer sgd --views 2 "
     "--teacher-epochs 1 --accept-teacher --student stillroom/convnet4 --feature-loss queue --queue-size 30 --dense-weight 1",
     "unused": "run supervised --data digits --subset 60 --val-subset 41 --batch-size 20 --epochs 1 --lr 0.01 --optimizer sgd "

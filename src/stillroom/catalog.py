@@ -44,9 +44,16 @@ METHODS: tuple[Method, ...] = (
     Method("dkd", "Decoupled Knowledge Distillation (Zhao 2022)", "classification", "stillroom.methods.dkd", _PAPER),
     Method("fitnets", "FitNets: Hints for Thin Deep Nets (Romero 2015)", "classification", "stillroom.methods.fitnets", _TESTS),
     Method("crd", "Contrastive Representation Distillation (Tian 2020)", "classification", "stillroom.methods.crd", _TESTS),
+    Method("dino", "DINO: Self-distillation with no labels (Caron 2021)", "representation", "stillroom.methods.dino", _PAPER),
     Method("features", "Any foundation model into any backbone, without labels", "representation", "stillroom.methods.features", _TESTS),
     Method("dot", "DOT: A Distillation-Oriented Trainer", "any", "stillroom.methods.dot", _PAPER),
-    Method("ssd-det", "Spatial Self-Distillation for Object Detection with Inaccurate Bounding Boxes", "detection"),
+    Method(
+        "ssd-det",
+        "Spatial Self-Distillation for Object Detection with Inaccurate Bounding Boxes",
+        "detection",
+        "stillroom.methods.ssd_det",
+        _PAPER,
+    ),
     Method(
         "iod",
         "Incremental object detection via within-class and between-class distillation",
@@ -55,9 +62,21 @@ METHODS: tuple[Method, ...] = (
         "reference vectors of the specification",
     ),
     Method("auto-kd", "Auto-KD: Automated Knowledge Distillation via Monte Carlo Tree Search", "classification"),
-    Method("zeroseg", "Exploring Open-Vocabulary Semantic Segmentation from CLIP Vision Encoder Distillation Only", "segmentation"),
+    Method(
+        "zeroseg",
+        "Exploring Open-Vocabulary Semantic Segmentation from CLIP Vision Encoder Distillation Only",
+        "segmentation",
+        "stillroom.methods.zeroseg",
+        "reference vectors of GroupViT's code",
+    ),
     Method("otd", "Taxonomy Adaptive Cross-Domain Adaptation in Medical Imaging via Optimization Trajectory Distillation", "nuclei"),
-    Method("tinyclip", "TinyCLIP: CLIP Distillation via Affinity Mimicking and Weight Inheritance", "imagetext"),
+    Method(
+        "tinyclip",
+        "TinyCLIP: CLIP Distillation via Affinity Mimicking and Weight Inheritance",
+        "imagetext",
+        "stillroom.methods.tinyclip",
+        _PAPER,
+    ),
     Method("rdd", "Representation Disparity-aware Distillation for 3D Object Detection", "points"),
     Method(
         "sdd",
@@ -77,7 +96,13 @@ METHODS: tuple[Method, ...] = (
         _PAPER,
     ),
     Method("mtl-cs", "Multi-Task Learning with Knowledge Distillation for Dense Prediction", "multitask"),
-    Method("adasim", "Adaptive Similarity Bootstrapping for Self-Distillation Based Representation Learning", "representation"),
+    Method(
+        "adasim",
+        "Adaptive Similarity Bootstrapping for Self-Distillation Based Representation Learning",
+        "representation",
+        "stillroom.methods.adasim",
+        _PAPER,
+    ),
     Method("ferkd", "FerKD: Surgical Label Adaptation for Efficient Distillation", "classification", "stillroom.methods.ferkd", _PAPER),
     Method(
         "mdcs",
@@ -115,7 +140,7 @@ METHODS: tuple[Method, ...] = (
         "stillroom.methods.wad",
         _PAPER,
     ),
-    Method("boss", "Bayesian Optimization Meets Self-Distillation", "classification"),
+    Method("boss", "Bayesian Optimization Meets Self-Distillation", "classification", "stillroom.methods.boss", _PAPER),
     Method(
         "unikd",
         "UniKD: Universal Knowledge Distillation for Mimicking Homogeneous or Heterogeneous Object Detectors",
@@ -142,6 +167,7 @@ BUILDERS = {
     "novel": "stillroom.methods.crkd.novel",
     "shared": "stillroom.methods.kd3.shared_classifier",
     "gift": "stillroom.methods.giftnet.network",
+    "zeroseg": "stillroom.methods.zeroseg.network",
 }
 
 

@@ -18,10 +18,14 @@ from stillroom.errors import StillroomError, explained
 COMMANDS = {
     "run": "a method's whole experiment: teacher, student alone, student distilled, report",
     "compare": "several methods on equal terms: one teacher, the same students, data and budget",
+    "tune": "search a method's options; the winner as a configuration, and its score on data that the search never saw",
     "cache": "store a teacher's answers, to train from without the teacher",
     "cache-labels": "store a teacher's soft labels of many crops of each image",
     "export": "a run's student as ONNX, torch.export or described safetensors, checked",
     "predict": "what a run's student says about images",
+    "refine-boxes": "the inaccurate boxes of a set made better, without a true one",
+    "noise-boxes": "a file of boxes made inaccurate on purpose",
+    "shrink-clip": "a smaller CLIP from yours, by pairs of images and texts",
     "make-composites": "photos whose foreground has other colours, to train harmonization on",
 }
 

@@ -8,6 +8,7 @@ import os
 import pickle
 import signal
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -391,6 +392,14 @@ def test_two_builders_do_not_meet(tmp_path: Path) -> None:
     with CacheFolder(tmp_path).locked(), pytest.raises(InputError, match="which another process is building"):
         build(tmp_path)
     build(tmp_path)
+
+
+def test_a_builder_that_waits_reads_what_the_other_has_built(tmp_path: Path) -> None:
+    with ThreadPoolExecutor(1) as thread:
+        with CacheFolder(tmp_path).locked():
+            waiting = thread.submit(build, tmp_path, wait=True)
+            assert not waiting.done()
+        assert waiting.result().fingerprint() == build(tmp_path).fingerprint()
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,7 @@ from stillroom.cli import main
 from stillroom.engine import Lab, LabOptions, Losses, Teacher, Training
 from stillroom.engine.cache import Storage, Views, build_cache
 from stillroom.engine.report.results import StageResult
+from stillroom.engine.room import options_of
 from stillroom.engine.run.measure import Footprint
 from stillroom.engine.weights import read_weights, save_weights
 from stillroom.errors import InputError
@@ -26,7 +27,7 @@ from stillroom.methods.unikd.attention import Adapter, ExtractorLayer, level_pad
 from stillroom.methods.unikd.boxes import sample_boxes, trainable
 from stillroom.methods.unikd.distillers import Absorb, UniKD, injected
 from stillroom.methods.unikd.extractors import Extractors, Sizes, check_fits, load_extractors
-from stillroom.methods.unikd.recipe import PRESETS, build
+from stillroom.methods.unikd.recipe import PRESETS, build, recipe
 from stillroom.methods.unikd.teaching import EXACT, adapter_depth, common_strides, sizes_for, with_extractors
 from stillroom.tasks.detection.backbones import SmallBackbone
 from stillroom.tasks.detection.data import DetectionBatch, DetectionData
@@ -475,9 +476,9 @@ def test_two_processes_equal_one_in_both_stages(tmp_path: Path, processes: Proce
 
 def test_the_papers_numbers() -> None:
     paper = PRESETS["paper"]
-    assert (paper["queries"], paper["width"], paper["heads"], paper["points"], paper["extractor_epochs"]) == (200, 256, 8, 4, 15)
     assert (paper["epochs"], paper["lr"], paper["batch_size"], paper["image_size"], paper["max_size"]) == (12, 0.01, 16, 800, 1333)
-    assert (paper["extractor_lr"], paper["teacher_epochs"]) == (2e-4, 24)
+    own = {name: options_of(recipe, {"lab", "data", "plan", "networks"})[name] for name in ("queries", "points", "extractor_epochs")}
+    assert own == {"queries": 200, "points": 4, "extractor_epochs": 15}
     fcos = build_detector("fcos/resnet18", num_classes=80).network
     assert fcos.strides == (8, 16, 32, 64, 128)
 
@@ -495,4 +496,4 @@ def test_the_papers_setting_takes_steps_on_a_miniature_in_cocos_layout(tmp_path:
     words += ["--max-size", "64", "--teacher", "gfl/resnet18", "--student", "retinanet/resnet18", "--extractor-epochs", "1", *SHORT]
     assert main([*words, "--out", str(tmp_path / "run")]) == 0
     sizes = load_extractors(tmp_path / "run/extractors").sizes
-    assert (sizes.strides, sizes.queries, sizes.width) == ((8, 16, 32, 64, 128), 200, 256)
+    assert (sizes.strides, sizes.queries, sizes.width, sizes.heads) == ((8, 16, 32, 64, 128), 200, 256, 8)

@@ -32,17 +32,18 @@ def run(arguments: list[str], command: str) -> None:
     )
     given = parser.parse_args(arguments)
 
-    from stillroom.tasks.students import export_student
+    from stillroom.tasks.students import export_files
 
     with named_as_typed("format", "out", "tolerance", *STUDENT):
-        done = export_student(**vars(given))
-    print(f"{done.path}: {size_text(done.bytes)}")
-    sizes = [f"{shape[0]}{' of another size' if shape[1:] != done.batches[0][1:] else ''}" for shape in done.batches]
-    checked = f"batches of {', '.join(sizes[:-1])} and {sizes[-1]}"
-    for output in done.outputs:
-        print(
-            f"largest difference from the student's {output.name}: {output.difference:.2g} "
-            f"({checked}; {output.name} up to {output.largest:.3g}; tolerance {given.tolerance * output.unit:g})"
-        )
-    if done.note:
-        print(done.note)
+        files = export_files(**vars(given))
+    for done in files:
+        print(f"{done.path}: {size_text(done.bytes)}")
+        sizes = [f"{shape[0]}{' of another size' if shape[1:] != done.batches[0][1:] else ''}" for shape in done.batches]
+        checked = f"batches of {', '.join(sizes[:-1])} and {sizes[-1]}"
+        for output in done.outputs:
+            print(
+                f"largest difference from the student's {output.name}: {output.difference:.2g} "
+                f"({checked}; {output.name} up to {output.largest:.3g}; tolerance {given.tolerance * output.unit:g})"
+            )
+        if done.note:
+            print(done.note)

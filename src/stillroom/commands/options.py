@@ -87,6 +87,7 @@ def read_options(
     *,
     setting: Setting,
     out: str,
+    more: type[Any] | None = None,
 ) -> Options:
     """Parses a command line; prints and leaves for `--help` and `--print_config`.
 
@@ -96,6 +97,7 @@ def read_options(
         arguments: the options, with dashes or underscores.
         setting: the data's class, the defaults and the presets; its small job is what is run where neither data nor a preset are named.
         out: the run's folder by default; with a number behind it where that holds a run with other arguments.
+        more: a dataclass whose parameters are options besides those of `own`: of a command that runs a method's recipe in its own way.
 
     Raises:
         InputError, UsageError: an option that there is not, or a value that it cannot have.
@@ -114,7 +116,7 @@ def read_options(
         arguments = [f"--config={Path(before) / 'config.yaml'}", f"--out={folder or out}", *arguments]
     preset = early(arguments, "preset") or "default"
     small = preset == "default" and all(early(arguments, option) is None for option in ("data", "images"))
-    parser, kinds = _parser(prog, own, setting, Path(out), preset, setting.default if small else {})
+    parser, kinds = _parser(prog, own, setting, Path(out), preset, setting.default if small else {}, more)
     values = _parse(prog, parser, arguments)
     values["out"] = str(Path(folder or out))
     if early(arguments, "devices") is None and early(arguments, "num_nodes") is None:
@@ -181,6 +183,7 @@ def _parser(
     out: Path,
     preset: str,
     default: Mapping[str, Any],
+    more: type[Any] | None = None,
 ) -> tuple[jsonargparse.ArgumentParser, dict[str, list[str]]]:
     """The parser, and which option belongs to the networks, the data, the training plan and the lab; the rest are the command's own."""
     import inspect
@@ -201,7 +204,7 @@ def _parser(
     parser = jsonargparse.ArgumentParser(
         prog=prog,
         usage=f"{prog} [options]",
-        description="\n\n".join(filter(None, [(inspect.getdoc(own) or "").splitlines()[0], setting.expect])),
+        description="\n\n".join(filter(None, [(inspect.getdoc(more or own) or "").splitlines()[0], setting.expect])),
         formatter_class=Help,
         exit_on_error=False,
         default_env=False,
@@ -210,6 +213,8 @@ def _parser(
     parser.add_argument("--config", action="config", help="YAML file with any of these options; --print_config writes one")
     names = ["default", *setting.presets]
     parser.add_argument("--preset", default="default", help=f"one of {', '.join(names)}; options beside it override it")
+    if more is not None:
+        parser.add_class_arguments(more, None, as_group=True)
     if inspect.isclass(own):
         parser.add_class_arguments(own, None, as_group=True)
     else:

@@ -8,7 +8,7 @@ import sys
 from stillroom.commands.parser import STUDENT, named_as_typed, student_parser
 from stillroom.errors import InputError, StillroomError
 
-_OPTIONS = ("top", "threshold", "masks", "out", "category")  # of `Student.options`
+_OPTIONS = ("top", "threshold", "masks", "out", "category", "classes")  # of `Student.options`
 _NUMBERS = ("confidence", "score")  # columns
 
 
@@ -35,7 +35,12 @@ def run(arguments: list[str], command: str) -> None:
     )
     parser.add_argument("--json", action="store_true", help="one JSON object per image and line instead of a table")
     parser.add_argument("--top", type=int, metavar="K", help="how many classes to name, the most probable first (default: 2)")
-    parser.add_argument("--threshold", type=float, metavar="SCORE", help="of a detector: the least score of an object (default: 0.3)")
+    parser.add_argument(
+        "--threshold",
+        type=float,
+        metavar="SCORE",
+        help="of a detector: the least score of an object (default: 0.3); of open-vocabulary segmentation: of what is no background",
+    )
     parser.add_argument("--masks", metavar="FOLDER", help="of harmonization and editing: what may be changed, photo.png for photo.jpg")
     parser.add_argument(
         "--out",
@@ -43,6 +48,7 @@ def run(arguments: list[str], command: str) -> None:
         help="where pictures are written, if the student answers with some, or embeddings (then also FILE.npz or FILE.csv) (default: RUN)",
     )
     parser.add_argument("--category", help="of a detector of anomalies in several categories: which one (default: named in the path)")
+    parser.add_argument("--classes", metavar="NAMES", help='of a student that knows classes by words: which there are, "cat,dog"')
     given = parser.parse_args(arguments)
     if given.top is not None and given.top < 1:
         raise InputError("--top", given.top, "a whole number of at least 1")

@@ -54,7 +54,8 @@ def run(arguments: list[str], command: str) -> None:
             readers = _other_readers(room, str(given.data["data"])) if room.choice == "task" and chosen is None else []
             if not readers:
                 raise
-            raise InputError(error.argument, error.got, f"{error.expected}; or say --task {readers[0]}, which reads these") from None
+            named = f"{' or '.join(readers)}, which read{'s' if len(readers) == 1 else ''} these"
+            raise InputError(error.argument, error.got, f"{error.expected}; or say --task {named}") from None
         room.check_data(data)
         run_seeds(room.recipe, lab, data, recipe, command=command, settings=given.settings, notes=notes)
 

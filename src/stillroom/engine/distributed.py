@@ -116,3 +116,31 @@ def whole_batch(rows: Tensor) -> Tensor:
         own.register_hook(lambda gradient: world * gradient)
         parts[rank()] = own
     return torch.cat(parts)
+
+
+class _Gather(torch.autograd.Function):
+    """All processes' rows; back comes the sum of what every process's loss wants of this one's."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor) -> Tensor:
+        ctx.count = len(rows)
+        parts = [torch.empty_like(rows, memory_format=torch.contiguous_format) for _ in range(world_size())]
+        torch.distributed.all_gather(parts, rows.contiguous())
+        return torch.cat(parts)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        total = gradients[0].clone(memory_format=torch.contiguous_format)
+        torch.distributed.all_reduce(total)
+        return total[rank() * ctx.count : (rank() + 1) * ctx.count]
+
+
+def gather_with_gradient(rows: Tensor) -> Tensor:
+    """The rows [B, ...] of all processes, which have as many each, one process after the other, in the order of their ranks.
+
+    For losses of this process's own rows against everybody's: the gradient that reaches the rows is that of the sum of all processes'
+    losses. With DDP's mean over the processes it is that of the mean loss, as if one process had them all. Every process must go back
+    through it, too.
+    """
+    gathered_rows: Tensor = _Gather.apply(rows) if world_size() > 1 else rows
+    return gathered_rows

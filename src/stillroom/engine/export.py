@@ -118,16 +118,23 @@ class ExportSpec:
     note: str = ""
 
 
-def place_of(run: Path, out: str | Path | None, format: str) -> Path:
+def place_of(run: Path, out: str | Path | None, format: str, *, part: str = "") -> Path:
     """The file to write: `out`, or the usual name in the folder `out` or in the run's.
 
     A run's own student.safetensors is what `load` and a continued run read; it is left alone.
+
+    Args:
+        run: its folder.
+        out: what the user named.
+        format: one of `SUFFIXES`.
+        part: of a student that is several files, the word for this one.
 
     Raises:
         InputError: there is a file that is no export.
     """
     path = run if out is None else Path(out)
     path = path / f"student{'_described' if format == 'safetensors' else ''}{SUFFIXES[format]}" if path.is_dir() else path
+    path = path.with_stem(f"{path.stem}_{part}") if part else path
     if os.path.lexists(path) and not _exported(path):
         raise InputError("out", f"{path}, which `stillroom export` did not write", "another name, or that file moved away")
     return path

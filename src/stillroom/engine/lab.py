@@ -39,6 +39,7 @@ from stillroom.engine.run.memory import remembered
 from stillroom.engine.run.options import LabOptions, check_port, check_started
 from stillroom.engine.run.recorder import Recorder, evaluate, seed_everything
 from stillroom.engine.run.stage import StageFolder, digest, fingerprint
+from stillroom.engine.run.written import Record, remove
 from stillroom.engine.task import TaskData
 from stillroom.engine.teacher import Renormalise, Resized, Teacher
 from stillroom.engine.training import Training
@@ -77,10 +78,19 @@ class Lab:
         seed: this Lab's seed; by default `options.seed`.
         settings: every argument of the run, kept in `config.yaml` and compared when a run goes on.
         opening: lines that the first process says when the first stage begins: what the data are.
+        quiet: say nothing of stages: of a search with many of them.
+        after_epoch: called after each epoch of a stage with its line of the record; what it raises ends the stage.
     """
 
     def __init__(
-        self, options: LabOptions, seed: int | None = None, settings: dict[str, Any] | None = None, opening: Sequence[str] = ()
+        self,
+        options: LabOptions,
+        seed: int | None = None,
+        settings: dict[str, Any] | None = None,
+        opening: Sequence[str] = (),
+        *,
+        quiet: bool = False,
+        after_epoch: Callable[[dict[str, float]], None] | None = None,
     ) -> None:
         if options.out is None:
             raise InputError("out", None, "the folder of the run")
@@ -92,7 +102,8 @@ class Lab:
         self._run_folder = RunFolder(self.folder, settings or {}, overwrite=options.overwrite, main=self.is_main)
         self.seed = options.seed if seed is None else seed
         self.started = now()
-        self._opening = opening
+        self._opening, self._quiet, self._after_epoch = opening, quiet, after_epoch
+        self.settings = settings or {}
         self._prefix = f"seed{self.seed}/"
         torch.backends.cudnn.deterministic = True
         seed_everything(self.seed)
@@ -114,7 +125,7 @@ class Lab:
 
     def say(self, title: str, text: str) -> None:
         """One line on the terminal, of the first process."""
-        StageDisplay(title, silent=not self.is_main).say(text)
+        StageDisplay(title, silent=self._quiet or not self.is_main).say(text)
 
     def begin(self) -> None:
         """Makes the run's folder and writes its arguments there, as the first stage does; for work that is no stage."""
@@ -340,6 +351,11 @@ class Lab:
         counts = {name: None if value.isnan() else int(value) for name, value in found.items()}
         return Footprint(**{**counts, "latency_ms": float(found["latency_ms"])})  # type: ignore[arg-type]
 
+    def drop(self, name: str) -> None:
+        """Removes what a stage wrote, and nothing else that lies in its folder: of a trial whose weights are kept elsewhere, or not at all."""
+        if (record := Record.of(self.folder)) is not None:
+            remove(record.present(self.folder / f"{self._prefix}{name}"), self.folder)
+
     def finished(self, name: str) -> bool:
         """Whether the folder holds a finished stage of that name, of these arguments or of others: `fit` tells."""
         return bool((StageFolder(self.folder / f"{self._prefix}{name}").read() or {}).get("finished"))
@@ -365,7 +381,14 @@ class Lab:
         """Lightning's loop, with our callbacks."""
         options, ours = self.options, distiller.automatic_optimization
         display = self._display(name)
-        recorder = Recorder(self.seed, lambda rank, world: data.eval_loader(rank=rank, world=world), data.evaluator(), folder.best, display)
+        recorder = Recorder(
+            self.seed,
+            lambda rank, world: data.eval_loader(rank=rank, world=world),
+            data.evaluator(),
+            folder.best,
+            display,
+            self._after_epoch,
+        )
         checkpoints = Checkpoints(folder.last_checkpoint, options.checkpoint_seconds, options.checkpoint_steps)
         events = TensorBoardLogger(folder.path, name="", version="events")
         with quiet_libraries(), checkpoints.listening():
@@ -543,7 +566,7 @@ class Lab:
 
     def _display(self, name: str) -> StageDisplay:
         title = f"{name}, seed {self.seed}" if self._prefix and self.options.seeds > 1 else name
-        return StageDisplay(title, silent=not self.is_main)
+        return StageDisplay(title, silent=self._quiet or not self.is_main)
 
 
 def _shape(leaf: Any) -> Any:

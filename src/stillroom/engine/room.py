@@ -10,6 +10,7 @@ from typing import Any, get_type_hints
 from stillroom.engine.distiller import Distiller
 from stillroom.engine.experiment import Networks
 from stillroom.engine.report.results import Report
+from stillroom.engine.study.space import Range
 from stillroom.engine.task import SUPERVISED, task_named
 from stillroom.engine.training import Training
 from stillroom.errors import InputError
@@ -68,6 +69,7 @@ class Room:
         unlabelled: whether its student learns from samples that nobody labelled, where the data have such.
         choice: the option of a recipe of several tasks that says which.
         setting: ``setting(what was chosen)``: what its command then starts from.
+        space: over which values `tune` searches options of `build`; without it, a factor of ten around its weights.
     """
 
     recipe: Callable[..., Report]
@@ -80,6 +82,7 @@ class Room:
     unlabelled: bool = False
     choice: str | None = None
     setting: Callable[[str], Setting] | None = None
+    space: Mapping[str, Range] = field(default_factory=dict)
 
     def check_data(self, data: Any) -> None:
         """Raises InputError for data with samples that nobody labelled, if the method would not learn from them."""

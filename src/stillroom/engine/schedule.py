@@ -46,6 +46,33 @@ def warmup_factor(epoch: float, warmup: float) -> float:
     return 1.0 if epoch >= warmup else epoch / warmup
 
 
+def cosine_between(first: float, last: float, *, step: int, steps: int, warmup: int = 0) -> float:
+    """Half a cosine from `first` towards `last`, which the step after the last one would reach; at the i-th of n steps
+
+        last + (first - last) (1 + cos(pi i / n)) / 2
+
+    Before it a warm-up of evenly spaced values from 0 to `first`, both included.
+
+    For quantities besides the learning rate too: weight decay, the momentum of an average.
+
+    Args:
+        first, last: the values at the two ends.
+        step: steps before this one.
+        steps: in all.
+        warmup: how many of them rise, below `steps`.
+
+    Raises:
+        InputError: a step that is none of them, or a warm-up that does not end among them.
+    """
+    if not 0 <= step < steps:
+        raise InputError("step", step, f"a number from 0 and below {steps}")
+    if not 0 <= warmup < steps:
+        raise InputError("warmup", warmup, f"a number of steps from 0 and below {steps}")
+    if step < warmup:
+        return first * step / max(warmup - 1, 1)
+    return _between(first, last, (step - warmup) / (steps - warmup))
+
+
 @dataclass(frozen=True)
 class Schedule:
     """The learning rate over a run.

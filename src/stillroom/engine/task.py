@@ -37,7 +37,7 @@ FindLayer = Callable[[nn.Module, Any, str], str]  # (network, a few inputs, what
 
 WARNING = "WARNING: "  # before notes that a user must not overlook
 # Tasks whose networks can be trained on labels, without a teacher.
-SUPERVISED = ("classification", "multilabel", "detection", "harmonization")
+SUPERVISED = ("classification", "multilabel", "detection", "segmentation", "harmonization", "imagetext")
 TASKS = (*SUPERVISED, "editing", "anomaly", "representation")  # each with a room whose module `task` holds its TASK
 
 
@@ -187,8 +187,8 @@ class Student(Protocol):
         One that cannot be read is left out; ``unreadable`` is called with the error.
         """
 
-    def export_spec(self) -> ExportSpec:
-        """What an export writes and checks.
+    def export_spec(self) -> ExportSpec | Mapping[str, ExportSpec]:
+        """What an export writes and checks; of a student of several networks one for each, by the words for their files.
 
         Raises:
             InputError: a student of a kind that cannot be exported.

@@ -11,6 +11,7 @@ import torch
 
 from stillroom.engine.schedule import Schedule
 from stillroom.errors import InputError, one_of
+from stillroom.modules.lars import LARS
 
 
 @dataclass(frozen=True)
@@ -41,9 +42,9 @@ class Training:
 
     Args:
         epochs: passes over the training set.
-        optimizer: sgd (with momentum), adam or adamw.
+        optimizer: sgd (with momentum), adam, adamw, or lars for large batches.
         lr: learning rate at the start (after warm-up).
-        momentum: SGD's momentum; beta1 of adam and adamw.
+        momentum: that of sgd and lars; beta1 of adam and adamw.
         weight_decay: L2 penalty (sgd, adam) or decoupled decay (adamw).
         nesterov: Nesterov momentum for sgd.
         schedule: multistep (times `decay` after each milestone), cosine (to zero, per step), onecycle (per step up to `lr` and down to next
@@ -60,7 +61,7 @@ class Training:
     """
 
     epochs: int = 30
-    optimizer: Literal["sgd", "adam", "adamw"] = "sgd"
+    optimizer: Literal["sgd", "adam", "adamw", "lars"] = "sgd"
     lr: float = 0.05
     momentum: float = 0.9
     weight_decay: float = 5e-4
@@ -119,6 +120,8 @@ class Training:
 
     def build_optimizer(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
         """The optimiser over parameter groups (torch.optim's form)."""
+        if self.optimizer == "lars":
+            return LARS(groups, lr=self.lr, momentum=self.momentum, weight_decay=self.weight_decay)
         if self.optimizer != "sgd":
             kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[self.optimizer]
             return kind(groups, lr=self.lr, betas=(self.momentum, 0.999), weight_decay=self.weight_decay)

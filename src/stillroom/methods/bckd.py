@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from stillroom.engine import Distiller, Experiment, Lab, Networks, Report, Room, Teacher, Training
+from stillroom.engine.study.space import Float
 from stillroom.errors import InputError, at_least_zero, one_of, positive
 from stillroom.losses.detection import mean_kl
 from stillroom.losses.precision import at_least_float32, in_one_type
@@ -363,4 +364,5 @@ ROOM = Room(
     expect="On these scenes BCKD gave +3.4 +- 1.9 AP over no distillation, which three seeds do not tell from chance; the paper "
     "sees +2.8 to +3.1 on COCO.",
     build=build,
+    space={"cls_weight": Float(0.1, 10.0, log=True), "loc_weight": Float(0.4, 40.0, log=True), "gap_exponent": Float(0.5, 2.0)},
 )

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from stillroom.engine import Distiller, Experiment, Lab, Losses, Networks, Report, Room, Teacher, Training, tap
+from stillroom.engine.study.space import Float
 from stillroom.errors import InputError, at_least_zero, positive
 from stillroom.losses.contrast import crd_loss
 from stillroom.losses.precision import at_least_float32
@@ -181,4 +182,5 @@ ROOM = Room(
     expect="A gain, since the teacher was trained on ten times as many pictures: +6.9 +- 2.2 points over the student alone (3 seeds), less "
     "than KD's; the paper sees it above KD.",
     build=build,
+    space={"contrast_weight": Float(0.08, 8.0, log=True), "contrast_temperature": Float(0.03, 0.3, log=True)},
 )

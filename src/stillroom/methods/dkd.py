@@ -16,6 +16,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from stillroom.engine import Distiller, Experiment, Lab, Losses, Networks, Report, Room, Teacher, Training
+from stillroom.engine.study.space import Float
 from stillroom.errors import at_least_zero, positive
 from stillroom.losses.logits import dkd_loss
 from stillroom.losses.precision import at_least_float32
@@ -100,4 +101,5 @@ ROOM = Room(
     expect="A clear gain, since the teacher was trained on ten times as many pictures: +18.2 +- 2.5 points over the student alone "
     "(3 seeds), level with KD; the paper sees it above KD.",
     build=build,
+    space={"alpha": Float(0.1, 10.0, log=True), "beta": Float(0.5, 16.0, log=True), "temperature": Float(1.0, 16.0, log=True)},
 )

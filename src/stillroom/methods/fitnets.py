@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from stillroom.engine import Distiller, Experiment, Lab, Losses, Networks, Report, Room, Teacher, Training, tap
+from stillroom.engine.study.space import Float
 from stillroom.errors import InputError, at_least_zero
 from stillroom.losses.features import hint_loss
 from stillroom.losses.precision import at_least_float32
@@ -140,4 +141,5 @@ ROOM = Room(
     expect="Within noise here: +3.4 +- 6.6 points over the student alone (3 seeds), where KD gains clearly; the paper sees the student "
     "above its teacher.",
     build=build,
+    space={"hint_weight": Float(1.0, 1000.0, log=True)},
 )

@@ -16,6 +16,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from stillroom.engine import Distiller, Experiment, Lab, Losses, Networks, Report, Room, Teacher, Training
+from stillroom.engine.study.space import Float
 from stillroom.errors import at_least_zero, positive
 from stillroom.losses.logits import kd_loss
 from stillroom.losses.precision import at_least_float32
@@ -107,5 +108,6 @@ ROOM = Room(
     expect="A clear gain, since the teacher was trained on ten times as many pictures: +17.7 +- 2.8 points over the student alone "
     "(3 seeds).",
     build=build,
+    space={"temperature": Float(1.0, 16.0, log=True), "task_weight": Float(0.01, 1.0, log=True), "kd_weight": Float(0.1, 10.0, log=True)},
     unlabelled=True,
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
     from stillroom.engine.export import Exported
     from stillroom.engine.task import Student
 
-__all__ = ["export_student", "load", "task_of"]
+__all__ = ["export_files", "export_student", "load", "task_of"]
 
 
 def load(run: str | Path, *, arm: str | None = None, seed: int | None = None, best: bool = False, trust_pickle: bool = False) -> Student:
@@ -66,9 +67,33 @@ def export_student(
         InputError: not a finished run, a student of a kind that cannot be exported, or an argument that cannot be used.
         ExportFailed: the student cannot be written in this format, or the file answers differently; nothing is left behind.
     """
+    files = export_files(run, format=format, out=out, tolerance=tolerance, arm=arm, seed=seed, best=best, trust_pickle=trust_pickle)
+    if len(files) > 1:
+        raise InputError("run", str(run), "a student of one network; `export_files` writes those of several")
+    return files[0]
+
+
+def export_files(
+    run: str | Path,
+    *,
+    format: str = "onnx",
+    out: str | Path | None = None,
+    tolerance: float = 1e-4,
+    arm: str | None = None,
+    seed: int | None = None,
+    best: bool = False,
+    trust_pickle: bool = False,
+) -> list[Exported]:
+    """As `export_student`, of any student: one that is several networks has a file for each, with the word for it behind its name.
+
+    Raises:
+        InputError, ExportFailed: as `export_student`; files that were written before stay.
+    """
     from stillroom.engine.export import check_format, export, place_of
 
     check_format(format)
     place = place_of_student(run, arm, seed, best=best)
-    spec = _load(place, trust_pickle).export_spec()
-    return export(spec, place_of(Path(place.removesuffix("@best")), out, format), format=format, tolerance=tolerance)
+    specs, folder = _load(place, trust_pickle).export_spec(), Path(place.removesuffix("@best"))
+    named = specs if isinstance(specs, Mapping) else {"": specs}
+    files = {part: place_of(folder, out, format, part=part) for part in named}
+    return [export(spec, files[part], format=format, tolerance=tolerance) for part, spec in named.items()]

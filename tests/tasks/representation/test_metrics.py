@@ -18,7 +18,7 @@ from stillroom.tasks.representation.metrics import (
     effective_rank,
     few_label_draws,
     linear_probe,
-    mean_entropy,
+    relative_entropy,
     spread,
     weighted_knn,
 )
@@ -108,9 +108,18 @@ def test_collapse_is_seen() -> None:
     assert effective_rank(even) > 15
     assert effective_rank(line) == pytest.approx(1, abs=1e-3)
     assert effective_rank(torch.ones(9, 3)) == 1
-    assert mean_entropy(torch.zeros(4, 8)) == pytest.approx(100)
-    assert mean_entropy(torch.tensor([[50.0, 0, 0]])) == pytest.approx(0, abs=1e-6)
-    assert mean_entropy(50 * torch.eye(8)) == pytest.approx(100)  # sure of each image, and of none in the mean
+    assert relative_entropy(torch.zeros(4, 8).softmax(1).mean(0)) == pytest.approx(100)
+    assert relative_entropy(torch.tensor([[50.0, 0, 0]]).softmax(1).mean(0)) == pytest.approx(0, abs=1e-6)
+    assert relative_entropy((50 * torch.eye(8)).softmax(1).mean(0)) == pytest.approx(100)  # sure of each image, and of none in the mean
+
+
+@pytest.mark.parametrize("score", ["few", "linear"])
+def test_the_score_that_decides_is_told_of_each_image(score: str) -> None:
+    features, labels = clouds(14, classes=3, spread=1.0)
+    evaluator = RepresentationEvaluator(labels[:30], labels[30:], 3, Protocol(few_labels=2, draws=4, primary=score))
+    found = scored(evaluator, features)
+    assert evaluator.primary == score
+    assert evaluator.details()["outcome"].mean() == pytest.approx(found[score])
 
 
 def test_without_labels_collapse_alone_is_measured() -> None:

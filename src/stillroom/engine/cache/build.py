@@ -40,6 +40,7 @@ def build_cache(
     device: torch.device | str = "cpu",
     progress: Callable[[int, int], None] = lambda done, rows: None,
     mark_seconds: float = 5.0,
+    wait: bool = False,
 ) -> CachedTeacher:
     """Stores what the teacher answers to the training set; goes on with a cache that was begun, and reads one that is finished.
 
@@ -57,6 +58,7 @@ def build_cache(
         device: where the teacher runs.
         progress: called with the rows done and the rows there are.
         mark_seconds: a process that is killed loses at most this much work.
+        wait: while another process builds it, and then read what that has built.
 
     Returns:
         The teacher that the cache is now.
@@ -83,7 +85,7 @@ def build_cache(
         "exact": sorted(exact),
     }
     answer = _answers(teacher, taps, device)
-    with cache.locked():
+    with cache.locked(wait=wait):
         record = cache.read()
         if record is None:
             record = _begin(cache, key, data, result, views, storage, exact, answer, dict(about or {}))

@@ -20,6 +20,8 @@ _FREE_TO_CHANGE = {
     *("out", "overwrite", "seeds", "strategy", "strict", "trust_pickle", "workers"),
     # of a comparison: each method with its options has a stage of its own
     *("jobs", "methods", "options"),
+    # of a search: one that is asked for more trials goes on
+    *("budget", "storage", "trials"),
     "export",  # of a bank of labels: it is no part of what it is, and may be asked for once it is finished
 }
 

@@ -5,16 +5,17 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map
 
 from stillroom.engine.tap import unwrap
 
 
 @contextmanager
-def channels_last(network: nn.Module, example: Tensor) -> Iterator[bool]:
+def channels_last(network: nn.Module, example: Any) -> Iterator[bool]:
     """Inside, the network's 4-D weights lie as NHWC in memory, which convolutions compute faster with; afterwards as NCHW again.
 
     Values, shapes and keys stay as they are: a layout is no part of a state dict. A network that cannot be trained so (it flattens a
@@ -22,7 +23,7 @@ def channels_last(network: nn.Module, example: Tensor) -> Iterator[bool]:
 
     Args:
         network: the same object inside and afterwards, on whatever device.
-        example: inputs of one sample, [1, ...], on the CPU.
+        example: inputs of one sample, [1, ...], or a structure of such tensors, on the CPU.
 
     Yields:
         Whether the layout was changed.
@@ -38,9 +39,10 @@ def channels_last(network: nn.Module, example: Tensor) -> Iterator[bool]:
             inner.to(memory_format=torch.contiguous_format)
 
 
-def _trains(network: nn.Module, example: Tensor) -> bool:
+def _trains(network: nn.Module, example: Any) -> bool:
     """Whether a copy of the network goes forward in both modes, and back, in the new layout. Draws no random number for good."""
-    inputs = torch.cat((example, example))  # batch norm wants more than one value per channel
+    # batch norm wants more than one value per channel
+    inputs = tree_map(lambda leaf: torch.cat((leaf, leaf)) if isinstance(leaf, Tensor) else leaf, example)
     with torch.random.fork_rng(devices=[]), torch.enable_grad():
         try:
             trial = copy.deepcopy(network).cpu().to(memory_format=torch.channels_last)

@@ -9,10 +9,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from statistics import median
+from typing import Any
 
 import lightning
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from stillroom._version import __version__
@@ -40,21 +42,22 @@ class Footprint:
     bytes: int
 
 
-def measure(network: nn.Module, example_inputs: Tensor) -> Footprint:
+def measure(network: nn.Module, example_inputs: Any) -> Footprint:
     """Measure `network` on `example_inputs` in eval mode, in about half a second (longer only where single passes are slow).
 
     The network comes back as it was: the mode of each module, its gradients, and the random number generators.
 
     Args:
         network: on the same device as the example.
-        example_inputs: one sample [1, ...]; latency is that of its device.
+        example_inputs: one sample [1, ...], or a structure of such tensors; latency is that of its device.
 
     Raises:
         InputError: the example is not a batch of one.
     """
-    if example_inputs.dim() == 0 or example_inputs.shape[0] != 1:
-        raise InputError("example_inputs", f"shape {list(example_inputs.shape)}", "one sample, shape [1, ...]")
-    with probing(network, example_inputs):
+    for tensor in _tensors(example_inputs):
+        if tensor.dim() == 0 or tensor.shape[0] != 1:
+            raise InputError("example_inputs", f"shape {list(tensor.shape)}", "one sample, shape [1, ...]")
+    with probing(network, _tensors(example_inputs)[0]):
         macs = _macs(network, example_inputs)
         latency_ms = _latency_ms(network, example_inputs)
     stored = {id(value): value for value in network.state_dict(keep_vars=True).values() if isinstance(value, Tensor)}
@@ -77,7 +80,11 @@ def unfused_attention() -> Iterator[None]:
         torch.backends.mha.set_fastpath_enabled(fast_path)
 
 
-def _macs(network: nn.Module, example: Tensor) -> int | None:
+def _tensors(example: Any) -> list[Tensor]:
+    return [leaf for leaf in tree_leaves(example) if isinstance(leaf, Tensor)]
+
+
+def _macs(network: nn.Module, example: Any) -> int | None:
     counter = FlopCounterMode(display=False)
     try:
         with unfused_attention(), counter:
@@ -87,20 +94,20 @@ def _macs(network: nn.Module, example: Tensor) -> int | None:
     return counter.get_total_flops() // 2 or None  # none counted: made of operations that the counter does not know
 
 
-def _latency_ms(network: nn.Module, example: Tensor) -> float:
+def _latency_ms(network: nn.Module, example: Any) -> float:
     _timed_passes(network, example, _WARM_UP_SECONDS, _WARM_UP_PASSES)
     return median(_timed_passes(network, example, _TIMED_SECONDS, _TIMED_PASSES)) * 1e3
 
 
-def _timed_passes(network: nn.Module, example: Tensor, seconds: float, most: int) -> list[float]:
+def _timed_passes(network: nn.Module, example: Any, seconds: float, most: int) -> list[float]:
     """Seconds of each of at least one and at most `most` passes, of which none starts after `seconds`."""
     passes: list[float] = []
     end = time.perf_counter() + seconds
     while not passes or (len(passes) < most and time.perf_counter() < end):
         start = time.perf_counter()
         network(example)
-        if example.is_cuda:
-            torch.cuda.synchronize(example.device)
+        if (device := next((tensor.device for tensor in _tensors(example)), torch.device("cpu"))).type == "cuda":
+            torch.cuda.synchronize(device)
         passes.append(time.perf_counter() - start)
     return passes
 

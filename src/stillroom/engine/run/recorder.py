@@ -109,12 +109,20 @@ class Recorder(Callback):
         evaluator: the task's.
         best_path: where the weights of the best epoch go.
         display: the console's view of this stage.
+        after_epoch: called with the epoch's line of the record; what it raises ends the stage.
     """
 
     def __init__(
-        self, seed: int, loader: Callable[[int, int], Loader], evaluator: Evaluator, best_path: Path, display: StageDisplay
+        self,
+        seed: int,
+        loader: Callable[[int, int], Loader],
+        evaluator: Evaluator,
+        best_path: Path,
+        display: StageDisplay,
+        after_epoch: Callable[[dict[str, float]], None] | None = None,
     ) -> None:
         self.seed, self.loader, self.evaluator, self.best_path, self.display = seed, loader, evaluator, best_path, display
+        self.after_epoch = after_epoch
         self.history: list[dict[str, float]] = []
         self.best: dict[str, float] = {}
         self.seconds = 0.0
@@ -211,6 +219,8 @@ class Recorder(Callback):
         if trainer.logger is not None:
             trainer.logger.log_metrics({k: v for k, v in line.items() if k != "epoch"}, pl_module.progress.step)
         self.display.epoch(line, self.evaluator.primary)
+        if self.after_epoch is not None:
+            self.after_epoch(line)
 
     def score(self, trainer: Trainer, distiller: Distiller) -> dict[str, float]:
         """The student's metrics on the validation set, over all processes."""

@@ -7,7 +7,7 @@ import inspect
 import json
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from stillroom.errors import InputError
 
 # Seconds: the data workers of a run that was killed notice it within five, and hold what it held until then.
 _PATIENCE = 10.0
+CHECKPOINT_FILES = "checkpoint"  # a folder of a stage with files, *.npy, that its checkpoint refers to
 _LIGHTNING_ATTRIBUTES = frozenset(vars(LightningModule()))
 
 
@@ -130,8 +131,14 @@ class StageFolder:
         write_atomic(self.record, json.dumps(record, indent=1, default=str))
 
     def drop_checkpoint(self) -> None:
-        """Removes what a killed stage would go on from; a finished one has its weights."""
+        """Removes what a killed stage would go on from, with the files that it refers to; a finished one has its weights."""
         self.last_checkpoint.unlink(missing_ok=True)
+        referred = self.path / CHECKPOINT_FILES
+        if referred.is_dir():
+            for file in referred.glob("*.npy"):
+                file.unlink()
+            with suppress(OSError):  # somebody put something else there
+                referred.rmdir()
 
     def write_details(self, details: Mapping[str, np.ndarray]) -> None:
         """Writes the per-sample results (ids, labels, predictions) of the final evaluation."""

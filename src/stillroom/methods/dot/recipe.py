@@ -11,6 +11,7 @@ from torch import nn
 from stillroom import catalog
 from stillroom.engine import Distiller, Experiment, Lab, Networks, Report, Room, TaskData, Teacher, Training
 from stillroom.engine.room import Setting, setting_of
+from stillroom.engine.study.space import Float
 from stillroom.engine.task import SUPERVISED, task_named
 from stillroom.errors import InputError, near
 from stillroom.methods.dot.distiller import DOT
@@ -118,6 +119,7 @@ ROOM = Room(
     expect="KD under DOT gives +16.1 +- 2.1 points over the student alone (3 seeds), since the teacher was trained on ten times as many "
     "pictures, and is level with KD under plain SGD (-1.6 +- 1.4); the paper sees it +0.8 to +1.8 above on CIFAR-100.",
     build=build,
+    space={"delta": Float(0.005, 0.095)},
     choice="host",
     setting=setting,
 )

@@ -7,6 +7,7 @@ from typing import Any
 from torch import nn
 
 from stillroom.engine import Experiment, Lab, Report, Room, Teacher, Training
+from stillroom.engine.study.space import Float
 from stillroom.methods.l2d.distiller import L2D
 from stillroom.tasks.multilabel import COCO, MOSAICS, TASK, MultiLabelData, MultiLabelNetworks
 
@@ -65,4 +66,9 @@ ROOM = Room(
     expect="Not measured on these mosaics. On mosaics of CIFAR-10 L2D gave +2.2 +- 1.1 mAP over labels alone, which three seeds do "
     "not tell from chance, on blood cells +3.5 +- 0.7; the paper sees a gain on COCO.",
     build=build,
+    space={
+        "class_aware_weight": Float(1.0, 100.0, log=True),
+        "instance_aware_weight": Float(2.0, 200.0, log=True),
+        "logits_weight": Float(1.0, 100.0, log=True),
+    },
 )

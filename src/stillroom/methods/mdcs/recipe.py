@@ -10,6 +10,7 @@ from torch import nn
 from stillroom.engine import Experiment, Lab, Networks, Report, Room, Teacher, Trained, Training
 from stillroom.engine.report.results import Metric
 from stillroom.engine.run.recorder import evaluating
+from stillroom.engine.study.space import Float
 from stillroom.errors import InputError
 from stillroom.methods.mdcs.data import LongTailedImages
 from stillroom.methods.mdcs.distiller import MDCS
@@ -216,4 +217,5 @@ ROOM = Room(
     expect="Not measured on these digits. On a long tail of CIFAR-10 MDCS gave +12.3 +- 1.9 points over cross-entropy (3 seeds), "
     "all of it by its diversity loss; the paper sees the consistency term add to it.",
     build=build,
+    space={"consistency_weight": Float(0.06, 6.0, log=True), "temperature": Float(0.5, 4.0, log=True)},
 )

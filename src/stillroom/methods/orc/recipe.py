@@ -14,6 +14,7 @@ from torchvision.models.resnet import BasicBlock, ResNet
 from stillroom import catalog
 from stillroom.engine import Distiller, Experiment, Lab, Networks, Report, Room, Teacher, Trained, Training
 from stillroom.engine.report.results import Metric
+from stillroom.engine.study.space import Float
 from stillroom.errors import InputError
 from stillroom.methods.orc.distiller import ORC
 from stillroom.tasks.classification import CIFAR100, DIGITS, IMAGENET, SHAPES, TASK, ImageData
@@ -203,4 +204,5 @@ ROOM = Room(
     "pictures, but -8.8 +- 1.4 against plain KD from it; the paper sees it above KD after schedules that are hundreds of "
     "times as long.",
     build=build,
+    space={"balance": Float(0.1, 0.99), "temperature": Float(1.0, 16.0, log=True)},
 )

@@ -117,16 +117,17 @@ def absorb(lab: Lab, made: Absorb, data: DetectionData, plan: Training, teacher:
         A sentence on how well they detect, beside the teacher.
     """
     sizes = made.student.extractors.sizes
-    stage = lab.fit(
-        made, data.for_teacher(), plan, name="extractors", model=f"{sizes.queries} queries to {teacher.result.model} (extractors)"
-    )
+    model = f"{sizes.queries} queries to {teacher.result.model} (extractors)"
+    stage = lab.fit(made, data.for_teacher(), plan, name="extractors", model=model)
     if lab.is_main:
         made.student.extractors.save(stage.folder)
     theirs, own = teacher.result.metrics["AP50"], stage.result.metrics["AP50"]
     told = f"the extractors detect with AP50 {own:.1f}, their teacher with {theirs:.1f}"
     if own >= _LEARNT * theirs:
         return f"{told[0].upper()}{told[1:]}; they took {stage.result.seconds:.0f} s."
-    return f"{WARNING}{told}: they have not absorbed much of it (--extractor-epochs, --extractor-lr)."
+    told = f"{WARNING}{told}: they have not absorbed much of it (--extractor-epochs, --extractor-lr)"
+    lab.say("extractors", told)
+    return f"{told}."
 
 
 def keep(lab: Lab, folder: str, answers: Answers, data: DetectionData, result: StageResult, dtype: Dtype) -> tuple[CachedTeacher, str]:
@@ -165,12 +166,12 @@ def recipe(
     networks: Networks = PAIR,
     extractors: str | None = None,
     any_teacher: bool = False,
-    queries: int = 32,
-    width: int = 32,
-    heads: int = 4,
+    queries: int = 200,
+    width: int | None = None,
+    heads: int | None = None,
     points: int = 4,
-    extractor_epochs: int = 3,
-    extractor_lr: float = 2e-3,
+    extractor_epochs: int = 15,
+    extractor_lr: float = 2e-4,
     content_weight: float = 10.0,
     position_weight: float = 10.0,
     adapter_layers: int | None = None,
@@ -189,8 +190,8 @@ def recipe(
         extractors: folder of trained extractors: the stage ``extractors`` of an earlier run with this teacher; by default they are trained.
         any_teacher: take extractors that were trained on another teacher with such maps and classes.
         queries: N, queries of each extractor.
-        width: C, of extractors and their embeddings.
-        heads: H, attention heads of the extractors.
+        width: C, of extractors and their embeddings; by default that of the teacher's maps.
+        heads: H, attention heads of the extractors; by default one for each 8 of the width, 8 at most.
         points: K, that each head reads of each map.
         extractor_epochs: epochs of the extractors, over the teacher's images.
         extractor_lr: learning rate of the extractors; a tenth of it in the last fifth.
@@ -216,8 +217,10 @@ def recipe(
 
     def untrained(student: AnyDetector, teacher: Teacher) -> Taught:
         strides = common_strides(student, teacher.networks[0].strides)  # type: ignore[arg-type]
-        numbers = {"queries": queries, "width": width, "heads": heads, "points": points}
-        return with_extractors(teacher, Extractors(sizes_for(teacher, strides, data, networks.teacher, **numbers)), seed=lab.options.seed)
+        sizes = sizes_for(teacher, strides, data, networks.teacher, queries=queries, points=points)
+        wide = sizes.channels if width is None else width
+        sizes = replace(sizes, width=wide, heads=min(8, max(1, wide // 8)) if heads is None else heads)
+        return with_extractors(teacher, Extractors(sizes), seed=lab.options.seed)
 
     def begun(student: AnyDetector, teacher: Teacher) -> Taught:
         """As far as it is known before the teacher is trained: its weights may become others."""
@@ -281,12 +284,6 @@ PRESETS = {
         "teacher": "gfl/resnet50,backbone=pretrained",
         "student": "retinanet/resnet18,backbone=pretrained",
         "teacher_scales": None,
-        "queries": 200,
-        "width": 256,
-        "heads": 8,
-        "points": 4,
-        "extractor_epochs": 15,
-        "extractor_lr": 2e-4,
     },
 }
 
@@ -294,6 +291,7 @@ ROOM = Room(
     recipe,
     tasks=("detection",),
     presets=PRESETS,
+    default={"data": "scenes", "queries": 32, "extractor_epochs": 3, "extractor_lr": 2e-3},
     expect="Not measured yet.",
     build=build,
 )

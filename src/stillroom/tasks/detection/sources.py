@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -19,7 +19,7 @@ from stillroom.tasks.detection.scenes import CLASSES, make_scenes
 from stillroom.tasks.images import annotations as read
 from stillroom.tasks.images.coco import COCO_OPTIONS, mask_bounds, open_coco
 from stillroom.tasks.images.sources import IMAGENET_STATISTICS, Kind, Source, drops_empty, held_out_share, open_spec, whole_numbers
-from stillroom.tasks.images.stores import FileImages, Images, MemoryImages, decodable, taken
+from stillroom.tasks.images.stores import FileImages, Images, MemoryImages, decodable, joined, taken
 from stillroom.tasks.images.voc import open_voc
 from stillroom.tasks.images.yolo import open_yolo
 
@@ -37,6 +37,8 @@ class Annotated:
         labels: of each image int64 [G].
         crowd: of each image int64 [G], see `DetectionBatch`.
         shapes: (height, width) of each image.
+        keys: what its annotation knows each image by, see `images.annotations.Annotated`; empty for images without files of annotations.
+        order: of each image int64 [G], which of its annotation's objects these are, from 0; likewise.
     """
 
     images: Images
@@ -44,6 +46,8 @@ class Annotated:
     labels: list[np.ndarray]
     crowd: list[np.ndarray]
     shapes: list[tuple[int, int]]
+    keys: list[Any] = field(default_factory=list)
+    order: list[np.ndarray] = field(default_factory=list)
 
     def __len__(self) -> int:
         return len(self.boxes)
@@ -58,8 +62,13 @@ class Annotated:
 
     def take(self, indices: np.ndarray) -> Annotated:
         """The images of these indices."""
-        boxes, labels, crowd = ([column[i] for i in indices] for column in (self.boxes, self.labels, self.crowd))
-        return Annotated(taken(self.images, indices), boxes, labels, crowd, [self.shapes[i] for i in indices])
+        columns = self.boxes, self.labels, self.crowd, self.shapes, self.keys, self.order
+        return Annotated(taken(self.images, indices), *([column[i] for i in indices] if column else [] for column in columns))  # type: ignore[arg-type]
+
+    def with_more(self, others: Annotated) -> Annotated:
+        """These images and others as one set, the others' numbered behind."""
+        columns = ("boxes", "labels", "crowd", "shapes", "keys", "order")
+        return Annotated(joined(self.images, others.images), *([*getattr(self, name), *getattr(others, name)] for name in columns))
 
     def objects(self, num_classes: int) -> np.ndarray:
         """How many boxes there are of each class, int64 [C]; crowds are not counted."""
@@ -265,8 +274,10 @@ def _with_boxes(part: read.Annotated, kept: np.ndarray, classes: tuple[str, ...]
     _note(notes, "crowd or difficult boxes, neither asked for nor wrong", (crowd_T > 0) & large_T, name)
     labels_T = np.array([number[thing.name] for thing in things], np.int64)
     ends = np.cumsum(np.bincount(image_T[large_T], minlength=len(images)))[:-1]
-    boxes, labels, crowd = (np.split(column[large_T], ends) for column in (inside_T4, labels_T, crowd_T))
-    return Annotated(images, boxes, labels, crowd, [look.shape for look in looks])
+    order_T = np.arange(len(things)) - (ends_N - [len(mine) for mine in objects])[image_T]
+    boxes, labels, crowd, order = (np.split(column[large_T], ends) for column in (inside_T4, labels_T, crowd_T, order_T))
+    keys = [part.keys[index] for index in kept] if part.keys else []
+    return Annotated(images, boxes, labels, crowd, [look.shape for look in looks], keys, order)
 
 
 def _box(thing: read.Thing, name: Callable[[int], str], place: int, argument: str) -> read.Box:

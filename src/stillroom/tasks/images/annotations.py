@@ -104,6 +104,7 @@ class Annotated:
         shapes: (height, width) of each image as its annotation says; None where it does not.
         relative: whether an image's boxes are in parts of its width and height; else they are in pixels.
         notes: what was met on the way.
+        keys: what the annotation knows each image by: COCO's id, or the path of Pascal VOC's XML; empty for other formats.
     """
 
     store: Store
@@ -113,6 +114,7 @@ class Annotated:
     shapes: list[tuple[int, int] | None]
     relative: list[bool]
     notes: Notes = field(default_factory=Notes)
+    keys: list[Any] = field(default_factory=list)
 
     @property
     def objects(self) -> list[Counter[str]]:

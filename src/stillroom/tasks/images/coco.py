@@ -24,7 +24,7 @@ from stillroom.tasks.images.annotations import (
     note_others,
     split_of,
 )
-from stillroom.tasks.images.folders import Store, check_same, list_files
+from stillroom.tasks.images.folders import Folder, Store, check_same, list_files
 
 COCO_OPTIONS = ("val_images", "val_annotations", "val", "empty")
 _MANY = 0.25  # share of boxes that reach out of their images, above which they are doubted
@@ -83,7 +83,7 @@ def _open_root(root: str, options: dict[str, str], argument: str) -> tuple[tuple
             got = f"coco:{root} with {len(names)} files of annotations{f' ({names[0]}, {names[1]}, ...)' if len(names) > 1 else ''}"
             raise InputError(argument, got, "coco:IMAGES,ANNOTATIONS.json, or one JSON file for each of the folders train and valid")
         places = Places(sizes, names[0], argument, near=names[0].rpartition("/")[0] + "/" if "/" in names[0] else "")
-        read.append(_parsed(_json(content_of(store, names[0], argument), names[0], argument), store, places))
+        read.append(_parsed(_json(content_of(store, names[0], argument), names[0], argument), store, names[0], argument, places))
     classes, parts = read[0][0], [part for _, part in read]
     if held_out:
         check_same(classes, read[1][0], argument)
@@ -92,16 +92,21 @@ def _open_root(root: str, options: dict[str, str], argument: str) -> tuple[tuple
     return classes, parts
 
 
-def _read(images: str, annotations: str, argument: str) -> tuple[tuple[str, ...], Annotated]:
-    """The categories and images of an annotation file; its path may be relative to the images."""
+def annotation_file(images: str, annotations: str) -> Path:
+    """Where a file of annotations is, whose path may be relative to the images."""
     path, beside = Path(annotations).expanduser(), Path(images).expanduser() / annotations
+    return beside if beside.is_file() and not path.is_file() else path
+
+
+def _read(images: str, annotations: str, argument: str) -> tuple[tuple[str, ...], Annotated]:
+    """The categories and images of an annotation file."""
     try:
-        content = (beside if beside.is_file() and not path.is_file() else path).read_bytes()
+        content = annotation_file(images, annotations).read_bytes()
     except OSError as error:
         raise InputError(argument, annotations, f"a JSON file that can be read ({error.strerror or error})") from None
     read = _json(content, annotations, argument)
     store, sizes, _ = list_files(images, argument)
-    return _parsed(read, store, Places(sizes, annotations, argument))
+    return _parsed(read, store, annotations, argument, Places(sizes, annotations, argument))
 
 
 def _json(content: bytes, source: str, argument: str) -> dict[str, Any]:
@@ -114,13 +119,27 @@ def _json(content: bytes, source: str, argument: str) -> dict[str, Any]:
     return read
 
 
-def _parsed(content: dict[str, Any], store: Store, places: Places) -> tuple[tuple[str, ...], Annotated]:
-    source, argument, notes = places.source, places.argument, Notes()
+def read_coco_file(path: str, argument: str) -> tuple[dict[str, Any], Annotated]:
+    """A file of annotations by itself, as it is written and as it is read; its images, which need not be there, by the names in it.
+
+    Raises:
+        InputError: it cannot be read, or is not COCO's format.
+    """
     try:
-        names = {_id(category["id"]): str(category["name"]) for category in content["categories"]}
-        files = {_id(image["id"]): str(image["file_name"]) for image in content["images"]}
+        content = _json(Path(path).expanduser().read_bytes(), path, argument)
+    except OSError as error:
+        raise InputError(argument, path, f"a JSON file that can be read ({error.strerror or error})") from None
+    return content, _parsed(content, Folder(Path(path).parent), path, argument, None)[1]
+
+
+def _parsed(content: dict[str, Any], store: Store, source: str, argument: str, places: Places | None) -> tuple[tuple[str, ...], Annotated]:
+    """The categories and the images; without `places` these are not looked for."""
+    notes = Notes()
+    try:
+        names = {image_key(category["id"]): str(category["name"]) for category in content["categories"]}
+        files = {image_key(image["id"]): str(image["file_name"]) for image in content["images"]}
         shapes = [_shape(image) for image in content["images"]]
-        marks = [(_id(mark["image_id"]), _id(mark["category_id"]), mark) for mark in content["annotations"]]
+        marks = [(image_key(mark["image_id"]), image_key(mark["category_id"]), mark) for mark in content["annotations"]]
     except (KeyError, TypeError, ValueError, OverflowError, AttributeError) as error:
         raise InputError(argument, source, f"{_PARTS} ({error} is missing)") from None
     if len(set(files.values())) < len(content["images"]):
@@ -137,8 +156,8 @@ def _parsed(content: dict[str, Any], store: Store, places: Places) -> tuple[tupl
         box = _box(mark, source, argument)
         mask = mark.get("segmentation") if box is None else None
         things[image].append(Thing(names[category], box, flag(mark.get("iscrowd", 0)), mask or None))
-    found = places.find(files.values(), notes)
-    read = Annotated(store, found, list(things.values()), places.sizes, shapes, [False] * len(found), notes)
+    found, sizes = (places.find(files.values(), notes), places.sizes) if places else (list(files.values()), {})
+    read = Annotated(store, found, list(things.values()), sizes, shapes, [False] * len(found), notes, list(files))
     relative = all_relative([read])
     return classes, replace(read if relative else _with_corners_read(read), relative=[relative] * len(found))
 
@@ -169,8 +188,8 @@ def _of_corners(thing: Thing) -> Thing:
     return replace(thing, box=(x, y, right - x, below - y))
 
 
-def _id(said: Any) -> int | str:
-    """An id as it is compared: 7, 7.0 and "7" are one."""
+def image_key(said: Any) -> int | str:
+    """An id, of an image or a category, as it is compared: 7, 7.0 and "7" are one."""
     if isinstance(said, str):
         text = said.strip()
         return int(text) if text.isdecimal() else text

@@ -81,6 +81,7 @@ class ImageSetData(ABC):
     training_shown: Shown | None = None
     _train_transform: Transform
     _eval_transform: Transform
+    _evaluated_in: int | None = None  # images of a batch of evaluation; by default as many as in training
 
     def __init__(
         self,
@@ -193,6 +194,30 @@ class ImageSetData(ABC):
             return self
         return self.derive("teacher", train=self.source.teacher, indices=self._indices_but_train())
 
+    def in_batches_of(self, count: int) -> Self:
+        """The same data, trained on in batches of another size, and evaluated as before; neither is a part of what they are known by."""
+        derived = copy.copy(self)
+        derived._evaluated_in = self._evaluated_in or self.batch_size
+        derived.batch_size = at_least("batch_size", count, 1)
+        return derived
+
+    def holding_out(self, share: float) -> Self:
+        """The same data with a share of the training images as validation images, and without those that were: for a search, whose result
+        the validation set is to judge.
+
+        Raises:
+            InputError: a share that leaves one of the two without images.
+        """
+        shown = self._shown[0]
+        count = round(share * len(shown))
+        if not 0 < share < 1 or not 0 < count < len(shown):
+            raise InputError("held_out", share, "a share of the training images, above 0 and below 1, that leaves some for both")
+        held = self._chosen(shown, "held_out", count)
+        rest = np.setdiff1d(np.arange(len(shown)), held)
+        indices = self.indices.get("train", np.arange(len(shown)))
+        split = {"train": indices[rest], "held out": indices[held]} if len(indices) == len(shown) else {}
+        return self.derive(("held out", share), train=self._taken(shown, rest), val=self._taken(shown, held), indices=split)
+
     def _indices_but_train(self) -> dict[str, np.ndarray]:
         return {split: indices for split, indices in self.indices.items() if split != "train"}
 
@@ -294,7 +319,9 @@ class ImageSetData(ABC):
         return Batches(images, transform, prepared=self.in_memory and transform.fixed, told=told)
 
     def _eval_loader(self, images: Any, rank: int, world: int) -> Loader:
-        batches = SeekableBatches(len(images), self.batch_size, shuffle=False, drop_last=False, rank=rank, world=world)
+        batches = SeekableBatches(
+            len(images), self._evaluated_in or self.batch_size, shuffle=False, drop_last=False, rank=rank, world=world
+        )
         return self._loader(self._samples(images, training=False), batches, training=False)
 
     def _loader(self, samples: Dataset[Any], batches: SeekableBatches, *, training: bool = True) -> Loader:

@@ -36,12 +36,12 @@ def open_webdataset(path: str, options: dict[str, str], argument: str) -> Labell
         InputError: no such shards, one that is damaged or compressed, samples without images; see also `labelled.items_source`.
     """
     val = options.get("val")
-    paths = _shards(path, argument)
+    paths = find_shards(path, argument)
     if val is None or is_number(val):
         splits = [split_of_path(name) for _, name in paths]
         splits = splits if len(set(splits)) > 1 else [""] * len(splits)
     else:
-        more = _shards(val, argument)
+        more = find_shards(val, argument)
         splits = ["train"] * len(paths) + ["val"] * len(more)
         paths, options = paths + more, {name: value for name, value in options.items() if name != "val"}
     store = Tar([place for place, _ in paths], argument, [f"{name}/" for _, name in paths])
@@ -54,7 +54,7 @@ def open_webdataset(path: str, options: dict[str, str], argument: str) -> Labell
     items, without = [], []
     known = options.get("label") or _label_field(samples, store)
     for key, fields in samples.items():
-        image = _image(fields, options.get("image"), store)
+        image = image_of(fields, options.get("image"), store)
         if image is None:
             without.append(key)
         else:
@@ -71,7 +71,7 @@ def open_webdataset(path: str, options: dict[str, str], argument: str) -> Labell
     return items_source("webdataset", store, items, options, argument, where=path, notes=said)
 
 
-def _shards(path: str, argument: str) -> list[tuple[Path, str]]:
+def find_shards(path: str, argument: str) -> list[tuple[Path, str]]:
     """The tars that a path or pattern names, in its order, and what each is called: its path below what they share."""
     found: list[Path] = []
     for one in _braces(path):
@@ -105,7 +105,7 @@ def _braces(pattern: str) -> list[str]:
     return list(itertools.chain.from_iterable(_braces(f"{pattern[: match.start()]}{one}{pattern[match.end() :]}") for one in inner))
 
 
-def _image(fields: dict[str, str], asked: str | None, store: Tar) -> str | None:
+def image_of(fields: dict[str, str], asked: str | None, store: Tar) -> str | None:
     """The file of a sample that is its image."""
     if asked is not None:
         return fields.get(asked.lower().lstrip("."))

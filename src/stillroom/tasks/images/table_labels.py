@@ -106,8 +106,8 @@ def _items(
     """
     asked = {what: options[what] for what in COLUMNS if what in options}
     table = read_table(path, argument, asked=asked.values())
-    columns = {what: _named(table, what, name, path, argument) for what, name in asked.items()}
-    table, image = _image_column(table, columns.get("image"), store, path, argument)
+    columns = {what: named_column(table, what, name, path, argument) for what, name in asked.items()}
+    table, image = image_column(table, columns.get("image"), store, path, argument)
     names, sizes = locate(table.column(image), store, path, argument)
     left = [name for name in table.head if name not in (image, *columns.values())]
     part = columns.get("split") or (None if split else _usual(table, "split", left))
@@ -127,7 +127,7 @@ def _items(
     return [Item(*row) for row in zip(names, map(plain_label, labels), splits, strict=True)], sizes
 
 
-def _named(table: Table, what: str, name: str, path: str, argument: str) -> str:
+def named_column(table: Table, what: str, name: str, path: str, argument: str) -> str:
     """The column of that name, whatever its capitals."""
     found = [column for column in table.head if column == name] or [
         column for column in table.head if plain_name(column) == plain_name(name)
@@ -142,7 +142,7 @@ def _usual(table: Table, what: str, left: Sequence[str]) -> str | None:
     return next((by_name[name] for name in USUAL[what] if name in by_name), None) if table.named else None
 
 
-def _image_column(table: Table, column: str | None, store: Store, path: str, argument: str) -> tuple[Table, str]:
+def image_column(table: Table, column: str | None, store: Store, path: str, argument: str) -> tuple[Table, str]:
     """The column with the files; of a table whose first row turns out to be a head, too."""
     if column is None:
         column = _usual(table, "image", table.head)

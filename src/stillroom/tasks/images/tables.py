@@ -52,19 +52,20 @@ class Table:
         return [row[place] for row in self.rows]
 
 
-def read_table(path: str, argument: str, *, asked: Iterable[str] = ()) -> Table:
+def read_table(path: str, argument: str, *, asked: Iterable[str] = (), content: bytes | None = None) -> Table:
     """A table of any of the forms that `open_csv` lists.
 
     Args:
         path: of the file; it may be packed by gzip.
         argument: what errors call it.
         asked: names of columns: a first row that has one of them is a head.
+        content: of the file, where it lies in an archive.
 
     Raises:
         InputError: it cannot be read, is empty, or a row has another number of cells than the head.
     """
     try:
-        content = Path(path).expanduser().read_bytes()
+        content = Path(path).expanduser().read_bytes() if content is None else content
         content = gzip.decompress(content) if content.startswith(b"\x1f\x8b") else content
     except (OSError, EOFError) as error:
         raise InputError(argument, path, f"a table that can be read ({getattr(error, 'strerror', None) or error})") from None

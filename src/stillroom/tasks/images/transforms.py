@@ -18,6 +18,7 @@ the changed image and applied again. Names and units:
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
@@ -39,6 +40,7 @@ SQUASHED_AUGMENTATIONS = (
     "turn",
     "none",
 )  # of images that are squashed to a square, since a crop would lose objects
+PAIR_AUGMENTATIONS = ("crop90", "mirror", "none")  # of images whose captions may say where something is
 _PADDING = 4
 _NOISE = 0.15
 _DEGREES = 20.0
@@ -126,7 +128,7 @@ def train_transform(augment: str, image_size: int, mean: Sequence[float], std: S
             deviation 0.15, the same in all channels; ``mirror``: left to right, half of the time; ``turn``: one of the eight ways to turn
             and mirror a square, for images without an up and a down; ``randaugment``: squashed, a rectangle of half the side in one random
             colour over a random place (Cutout), then two random operations of RandAugment at magnitude 9 (the number and the magnitude are
-            inferred), as L2D's code; ``none``.
+            inferred), as L2D's code; ``crop90``: crop of 90 to 100 % of the area, by bicubic interpolation, as CLIPs are trained; ``none``.
         image_size: height and width of the result, in pixels.
         mean, std: of each channel, for pixels in [0, 1].
         squash: bring images to a square without regard to their shape, where nothing is cropped; else the shorter side is resized and the
@@ -135,9 +137,10 @@ def train_transform(augment: str, image_size: int, mean: Sequence[float], std: S
     Raises:
         InputError: an unknown augmentation.
     """
-    one_of("augment", augment, dict.fromkeys((*AUGMENTATIONS, *SQUASHED_AUGMENTATIONS)))
+    one_of("augment", augment, dict.fromkeys((*AUGMENTATIONS, *SQUASHED_AUGMENTATIONS, *PAIR_AUGMENTATIONS)))
     each: dict[str, Callable[[int], Change]] = {
         "imagenet": CropAndFlip,
+        "crop90": partial(CropAndFlip, scale=(0.9, 1.0), interpolation="bicubic", mirror=False),
         "tiny-imagenet": _RotateAndFlip,
         "randaugment": _CutoutAndRandAugment,
     }
@@ -211,10 +214,13 @@ class CropAndFlip:
         size: height and width of the result, in pixels.
         scale: smallest and largest share.
         interpolation: a word of torchvision's.
+        mirror: whether it is mirrored at all.
     """
 
-    def __init__(self, size: int, scale: tuple[float, float] = (0.08, 1.0), interpolation: str = "bilinear") -> None:
-        self.size, self.interpolation = size, v2.InterpolationMode(interpolation)
+    def __init__(
+        self, size: int, scale: tuple[float, float] = (0.08, 1.0), interpolation: str = "bilinear", *, mirror: bool = True
+    ) -> None:
+        self.size, self.interpolation, self.mirror = size, v2.InterpolationMode(interpolation), mirror
         self.crop = v2.RandomResizedCrop(size, scale, antialias=True)
 
     def draw(self, image: Image.Image | Tensor) -> Parameters:
@@ -222,7 +228,7 @@ class CropAndFlip:
         box = self.crop.make_params([image])
         height, width = height_and_width(image)
         crop = np.array([box["top"] / height, box["left"] / width, box["height"] / height, box["width"] / width], np.float32)
-        return {"crop": crop, "flip": _coin()}
+        return {"crop": crop, "flip": _coin() if self.mirror else np.array(False)}
 
     def apply(self, image: Image.Image | Tensor, drawn: Parameters) -> Tensor:
         """uint8 [3, S, S]."""

@@ -25,7 +25,7 @@ from stillroom.tasks.images.annotations import (
     note_others,
     split_of,
 )
-from stillroom.tasks.images.folders import EXTENSIONS, list_files
+from stillroom.tasks.images.folders import EXTENSIONS, list_files, open_store
 from stillroom.tasks.images.sources import is_number
 
 # What files that say the first are mostly written in: Python's codec of that name knows fewer characters.
@@ -56,21 +56,41 @@ def open_voc(path: str, options: dict[str, str], argument: str) -> list[Annotate
     return [_placed(part, relative) for part in parts]
 
 
+def read_voc_files(root: str, argument: str) -> tuple[dict[str, ElementTree.Element], Annotated]:
+    """All annotations below a place by themselves, by their paths, and as they are read; the images, which need not be there, have theirs.
+
+    Raises:
+        InputError: no annotations, or one that is damaged.
+    """
+    found, notes = _Set(root, argument, pictures=False), Notes()
+    read = {path: found.read(path, notes) for path in found.annotations.values()}
+    roots = {path: element for path, element in read.items() if element.tag.lower() == "annotation"}
+    things = [[_thing(thing, path, argument) for thing in element.findall("object")] for path, element in roots.items()]
+    shapes = [_shape(element, path, argument) for path, element in roots.items()]
+    part = Annotated(found.store, list(roots), things, found.sizes, shapes, [False] * len(roots), notes, list(roots))
+    return roots, _placed(part, all_relative([part]))
+
+
 class _Set:
     """The annotations and images below one place.
 
     Args:
         root: a folder or a zip.
         argument: what error messages call it.
+        pictures: whether there must be images.
 
     Attributes:
         lists: the files in `ImageSets/Main`, by their names.
         annotations: XML files by what they are called; of a set without lists by their paths.
     """
 
-    def __init__(self, root: str, argument: str) -> None:
+    def __init__(self, root: str, argument: str, *, pictures: bool = True) -> None:
         self.argument = argument
-        self.store, self.sizes, _ = list_files(root, argument)
+        if pictures:
+            self.store, self.sizes, _ = list_files(root, argument)
+        else:
+            self.store = open_store(root, argument)
+            self.sizes, _ = self.store.listing()
         xml = [name for name in self.sizes if name.lower().endswith(".xml")]
         own = [name for name in xml if basename(dirname(name)) == "Annotations"]
         lists = [match for name in sorted(self.sizes) if (match := re.search(r"(?<![^/])ImageSets/Main/([^/]+)\.txt$", name))]
@@ -105,10 +125,10 @@ class _Set:
     def images(self, split: str | None) -> Annotated:
         """Those of a split; of all, if it is None."""
         keys = list(self.annotations) if split is None else list(dict.fromkeys(key for part in split.split("+") for key in self._of(part)))
-        notes, names, things, shapes = Notes(), [], [], []
+        notes, names, paths, things, shapes = Notes(), [], [], [], []
         missing: list[str] = []
         for key in keys:
-            root = None if key not in self.annotations else self._read(self.annotations[key], notes)
+            root = None if key not in self.annotations else self.read(self.annotations[key], notes)
             if root is not None and root.tag.lower() != "annotation" and not self.lists:
                 notes.add("XML files that are no annotations, passed over", key)
                 continue
@@ -117,6 +137,7 @@ class _Set:
                 missing.append(basename(key))
                 continue
             names.append(picture)
+            paths.append(self.annotations[key])
             things.append([_thing(thing, self.annotations[key], self.argument) for thing in root.findall("object")])
             shapes.append(_shape(root, self.annotations[key], self.argument))
         if missing:
@@ -124,7 +145,7 @@ class _Set:
             raise InputError(self.argument, got, "JPEGImages and Annotations of every listed id")
         if not names:
             raise InputError(self.argument, split or "no annotation", "a split with images in it")
-        return Annotated(self.store, names, things, self.sizes, shapes, [False] * len(names), notes)
+        return Annotated(self.store, names, things, self.sizes, shapes, [False] * len(names), notes, paths)
 
     def _of(self, split: str) -> list[str]:
         if split in self.lists:
@@ -166,7 +187,8 @@ class _Set:
         except InputError:
             return None
 
-    def _read(self, name: str, notes: Notes) -> ElementTree.Element:
+    def read(self, name: str, notes: Notes) -> ElementTree.Element:
+        """One annotation, in whatever encoding."""
         content = content_of(self.store, name, self.argument)
         try:
             return ElementTree.fromstring(content)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 from PIL import Image
@@ -20,6 +20,7 @@ from stillroom.tasks.representation.sources import open_source
 
 _MEMORY = 1.5e9  # bytes of decoded images that are kept
 _BANK = 10_000
+Score = Literal["knn", "few", "linear"]
 
 
 class RepresentationData(ImageSetData):
@@ -40,6 +41,7 @@ class RepresentationData(ImageSetData):
         neighbours: k of the weighted k-NN.
         knn_temperature: T of the weighted k-NN; a neighbour's vote is exp(cosine / T).
         few_labels: labelled images of each class of the few-label k-NN.
+        primary: which score decides: ``knn``, ``few`` (the few-label k-NN) or ``linear`` (the linear probe).
         options: those of every task on images, see `ImageSetData`.
 
     Attributes:
@@ -61,12 +63,17 @@ class RepresentationData(ImageSetData):
         neighbours: int = 20,
         knn_temperature: float = 0.07,
         few_labels: int = 5,
+        primary: Score = "knn",
         **options: Any,
     ) -> None:
         if augment is not None:
             one_of("augment", augment, AUGMENTATIONS)
+        one_of("primary", primary, get_args(Score))
         self.protocol = Protocol(
-            at_least("neighbours", neighbours, 1), positive("knn_temperature", knn_temperature), at_least("few_labels", few_labels, 1)
+            at_least("neighbours", neighbours, 1),
+            positive("knn_temperature", knn_temperature),
+            at_least("few_labels", few_labels, 1),
+            primary=primary,
         )
         source = open_source(data)
         super().__init__(data, source, **options)

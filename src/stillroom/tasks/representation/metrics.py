@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy, normalize
 
-from stillroom.engine.distributed import gather_samples
+from stillroom.engine.distributed import gather_samples, gathered
 from stillroom.engine.loading import sample_order
 from stillroom.engine.report.results import Metric
 
@@ -44,6 +44,7 @@ class Protocol:
         few_labels: labelled images of each class of the few-label k-NN.
         few_neighbours: its k.
         draws: sets of labelled images that it is the mean over.
+        primary: which figure decides: knn, few or linear.
     """
 
     neighbours: int = 20
@@ -51,6 +52,7 @@ class Protocol:
     few_labels: int = 5
     few_neighbours: int = 5
     draws: int = 40
+    primary: str = "knn"
 
     def said(self) -> str:
         """For people."""
@@ -66,7 +68,8 @@ class Embedded(NamedTuple):
 
     Attributes:
         features: [B, D].
-        logits: of the answer whose entropy tells of a collapse, [B, K]: over prototypes, say.
+        logits: of the answer whose entropy tells of a collapse, [B, K]: over prototypes, say. Nothing but the sum of their softmax over
+            images is kept, since K may be large.
     """
 
     features: Tensor
@@ -165,9 +168,8 @@ def effective_rank(features_BD: Tensor) -> float:
     return float(torch.special.entr(shares).sum().exp())
 
 
-def mean_entropy(logits_BK: Tensor) -> float:
-    """Entropy of the mean of the softmax answers, in % of ln K: 100 where all K are used alike, 0 where all images have one answer."""
-    mean_K = logits_BK.float().softmax(1).mean(0)
+def relative_entropy(mean_K: Tensor) -> float:
+    """Entropy of a mean answer, in % of ln K: 100 where all K are used alike, 0 where all images have one answer."""
     return 100 * float(torch.special.entr(mean_K).sum()) / math.log(len(mean_K))
 
 
@@ -188,13 +190,14 @@ class RepresentationEvaluator:
     def __init__(self, bank_labels: np.ndarray, val_labels: np.ndarray, num_classes: int, protocol: Protocol) -> None:
         self.bank_labels, self.val_labels, self.num_classes, self.protocol = bank_labels, val_labels, num_classes, protocol
         self.scored = num_classes > 1
-        self.primary = "knn" if self.scored else "rank"
+        self.primary = protocol.primary if self.scored else "rank"
         self.device = torch.device("cpu")
         self.reset()
 
     def reset(self) -> None:
         """Forgets everything."""
-        self._rows: list[tuple[Tensor, ...]] = []
+        self._rows: list[tuple[Tensor, Tensor]] = []
+        self._answers: Tensor | None = None  # sum over the validation images
         self._found: tuple[dict[str, float], dict[str, np.ndarray]] | None = None
 
     def to(self, device: torch.device | str) -> RepresentationEvaluator:
@@ -204,8 +207,11 @@ class RepresentationEvaluator:
 
     def update(self, answers: Tensor | Embedded, batch: Any) -> None:
         """Add a batch: features [B, D], or `Embedded`, of the images of its `ids`."""
-        parts = answers if isinstance(answers, Embedded) else (answers,)
-        self._rows.append((batch.ids.cpu(), *(part.detach().float().cpu() for part in parts)))
+        features = answers.features if isinstance(answers, Embedded) else answers
+        if isinstance(answers, Embedded):
+            sums_K = answers.logits[batch.ids >= len(self.bank_labels)].detach().float().softmax(1).sum(0, dtype=torch.float64)
+            self._answers = sums_K if self._answers is None else self._answers + sums_K
+        self._rows.append((batch.ids.cpu(), features.detach().float().cpu()))
         self._found = None
 
     def compute(self) -> dict[str, float]:
@@ -214,20 +220,21 @@ class RepresentationEvaluator:
 
     def details(self) -> dict[str, np.ndarray]:
         """Of each validation image: `ids` (from 0), `neighbours` int64 and `similarities` float32 [V, 5] in the bank; where there are
-        labels, `labels` and the k-NN's `predicted`."""
+        labels, `labels` and the k-NN's `predicted`; where another score decides, what each image contributes to it, `outcome`."""
         return self._all()[1]
 
     def _all(self) -> tuple[dict[str, float], dict[str, np.ndarray]]:
         if self._found is None:
-            ids, *columns = gather_samples(self._rows)
-            features_ND, *logits = (torch.from_numpy(column).to(self.device) for column in columns)
+            ids, features = gather_samples(self._rows)
+            features_ND = torch.from_numpy(features).to(self.device)
             sound_N = features_ND.isfinite().all(1)
             features_ND = torch.where(sound_N[:, None], features_ND, 0.0)
             in_bank = torch.from_numpy(ids < len(self.bank_labels)).to(self.device)
             figures, details = self._measured(features_ND[in_bank], features_ND[~in_bank], ids, sound_N[~in_bank])
             figures |= {"spread": spread(features_ND[~in_bank]), "rank": effective_rank(features_ND[~in_bank])}
-            if logits:
-                figures["entropy"] = mean_entropy(logits[0][~in_bank])
+            answers = [one for one in gathered(None if self._answers is None else self._answers.cpu()) if one is not None]
+            if answers:
+                figures["entropy"] = relative_entropy(torch.stack(answers).sum(0) / len(self.val_labels))
             self._found = figures, details
         return self._found
 
@@ -241,7 +248,8 @@ class RepresentationEvaluator:
         protocol, classes = self.protocol, self.num_classes
         draws = few_label_draws(self.bank_labels[bank_ids], classes, protocol.few_labels, protocol.draws) if self.scored else []
         unit_MD, unit_QD = unit(bank_MD), unit(queries_QD)
-        ranked, nearest, few = [], [], torch.zeros(len(draws), dtype=torch.float64)
+        ranked: list[Tensor] = []
+        nearest, few = [], []
         for rows_qD, labels_q in zip(unit_QD.split(_ROWS), labels_Q.split(_ROWS), strict=True):
             similarities_qM = rows_qD @ unit_MD.T
             best, places = similarities_qM.topk(min(max(protocol.neighbours, NEIGHBOURS), len(unit_MD)), dim=1)
@@ -250,11 +258,13 @@ class RepresentationEvaluator:
                 continue
             k = protocol.neighbours
             ranked.append(votes(best[:, :k], labels_M[places[:, :k]], classes, protocol.temperature)[1])
-            for number, drawn in enumerate(draws):
+            right_q = torch.zeros(len(labels_q), dtype=torch.float64, device=self.device)
+            for drawn in draws:
                 drawn_L = torch.from_numpy(drawn).to(self.device)
                 best, places = similarities_qM[:, drawn_L].topk(min(protocol.few_neighbours, len(drawn_L)), dim=1)
                 _, order = votes(best, labels_M[drawn_L][places], classes, protocol.temperature)
-                few[number] += (order[:, 0] == labels_q).sum().cpu()
+                right_q += order[:, 0] == labels_q
+            few.append(100 * right_q / len(draws))
         places, similarities = (torch.cat(column).numpy() for column in zip(*nearest, strict=True))
         details: dict[str, np.ndarray] = {"ids": val_ids, "neighbours": bank_ids[places], "similarities": similarities}
         if not self.scored:
@@ -266,5 +276,10 @@ class RepresentationEvaluator:
         if classes <= 5:
             del figures["knn5"]
         found = {name: 100 * float(right_Q.double().mean()) for name, right_Q in figures.items()}
-        found["few"] = 100 * float(few.mean()) / len(labels_Q)
-        return found, {**details, "labels": labels_Q.cpu().numpy(), "predicted": order_QC[:, 0].cpu().numpy()}
+        few_Q = torch.cat(few)
+        found["few"] = float(few_Q.mean())
+        details |= {"labels": labels_Q.cpu().numpy(), "predicted": order_QC[:, 0].cpu().numpy()}
+        contributed = {"few": few_Q, "linear": 100.0 * figures["linear"]}
+        if protocol.primary in contributed:
+            details["outcome"] = contributed[protocol.primary].double().cpu().numpy()
+        return found, details

@@ -21,6 +21,32 @@ from stillroom.tasks.representation.loaded import LoadedBackbone, load, ship
 from stillroom.tasks.representation.metrics import METRICS
 from stillroom.tasks.representation.pages import remarks, representation_sections
 
+# What methods that learn from two views share: a small job on scans of digits, and the papers' setting for vision transformers.
+DIGITS = {
+    "data": "digits",
+    "primary": "few",
+    "student": "stillroom/mlp_256_128",
+    "batch_size": 100,
+    "epochs": 40,
+    "lr": 1e-3,
+    "weight_decay": 0.04,
+    "lr_floor": 1e-6,
+}
+IMAGENET = {
+    "data": "imagenet:data/imagenet",
+    "student": "timm/vit_small_patch16_224",
+    "image_size": 224,
+    "batch_size": 512,
+    "epochs": 100,
+    "optimizer": "adamw",
+    "lr": 1e-3,
+    "warmup_epochs": 10,
+    "lr_floor": 1e-6,
+    "schedule": "cosine",
+    "weight_decay": 0.04,
+    "precision": "16-mixed",
+}
+
 
 class Representation:
     """Images to features that other runs start from; see `engine.task.Task`."""

@@ -15,17 +15,19 @@ from torch import nn
 from stillroom.modules.convolutions import Taps
 from stillroom.tasks.images.networks.convnet import ConvNet
 from stillroom.tasks.images.networks.experts import ExpertBottleneckResNet, ExpertConvNet, ExpertNetwork, ExpertResNet
+from stillroom.tasks.images.networks.mlp import MLP
 from stillroom.tasks.images.networks.mobilenet import MobileNetV1, MobileNetV2Tiny
 from stillroom.tasks.images.networks.resnet import ResNet
 from stillroom.tasks.images.networks.resnet18 import ResNetSmallStem
 from stillroom.tasks.images.networks.shufflenet import ShuffleNetV2
 from stillroom.tasks.images.networks.strided import StridedNet
-from stillroom.tasks.images.networks.vgg import CONVOLUTIONS, VGG
+from stillroom.tasks.images.networks.vgg import CONVOLUTIONS, VGG, FivePools
 from stillroom.tasks.images.networks.whitening import Whitened
 from stillroom.tasks.images.networks.wrn import WideResNet
 
 __all__ = [
     "BACKBONES",
+    "MLP",
     "NETWORKS",
     "VGG",
     "ConvNet",
@@ -55,10 +57,12 @@ NETWORKS: dict[str, Callable[..., nn.Module]] = {
     "resnet8_stride8": partial(ResNet, 8, widths=_W24, strides=(1, 2, 2, 2)),
     "resnet8_stride16": partial(ResNet, 8, widths=_W24, strides=(2, 2, 2, 2)),
     **{f"convnet{width}": partial(ConvNet, width) for width in (3, 4, 6, 9, 12, 16, 24)},
+    "mlp_256_128": partial(MLP, 256, 128),
     **{f"resnet{depth}x4": partial(ResNet, depth, widths=X4) for depth in (8, 32)},
     "resnet18": partial(ResNetSmallStem, (2, 2, 2, 2)),
     "resnet34": partial(ResNetSmallStem, (3, 4, 6, 3)),
     **{f"vgg{depth}": partial(VGG, depth) for depth in CONVOLUTIONS},
+    "vgg16_five_pools": partial(FivePools, 16),
     **{f"wrn_{depth}_{width}": partial(WideResNet, depth, width) for depth, width in ((16, 1), (16, 2), (40, 1), (40, 2))},
     "wrn_28_2_leaky": _WRN_28_2,
     "wrn_28_2_whitened": partial(Whitened, _WRN_28_2),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor, nn
 
 from stillroom.errors import InputError
@@ -57,6 +59,19 @@ class VGG(nn.Module):
         """The end of each block, before its max-pool; before the activation: the last batch norm of the block."""
         blocks = tuple(f"block{i}" for i in range(5))
         return Taps(blocks, tuple(f"{block}.{n - 1}.bn" for block, n in zip(blocks, self._convolutions, strict=True)), "pool")
+
+
+class FivePools(VGG):
+    """As `VGG`, with a 2x2 max-pool behind every block, as in the original's table: images of 32 pixels end in one position.
+
+    Args:
+        depth, options: those of `VGG`.
+    """
+
+    def __init__(self, depth: int, **options: Any) -> None:
+        super().__init__(depth, **options)
+        self.pool3 = nn.MaxPool2d(2)
+        self.pool = nn.Sequential(nn.MaxPool2d(2), global_average_pool())
 
 
 def _block(in_channels: int, channels: int, convolutions: int) -> nn.Sequential:

@@ -1,0 +1,1 @@
+"""Studies: searches over many trials, on Optuna."""

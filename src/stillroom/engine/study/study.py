@@ -1,0 +1,563 @@
+"""Study: many trials of one search, by any number of processes on any number of machines, until exactly so many are finished.
+
+Optuna keeps the trials and proposes their values. What it leaves to its users is here: that the planned number is the number in all and
+not of each worker; that a trial whose worker was killed is failed and run again; that a worker which was only slow, and whose trial was
+given away, drops its result; that a score which is no number is a failed trial with a reason; and that a study goes on, from wherever it
+stopped, with the proposals that it would have made. All bookkeeping happens under one lock per study (`storage.Opened.locked`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import socket
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from datetime import datetime
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from stillroom.engine.run.console import console
+from stillroom.engine.run.pool import Pool, reason_of
+from stillroom.engine.run.written import Record, complete, growing
+from stillroom.engine.study.samplers import MakeSampler
+from stillroom.engine.study.space import Space, write_space
+from stillroom.engine.study.storage import Opened, local_files, open_storage, url_of
+from stillroom.errors import InputError, Interrupted, StillroomError, explained
+
+if TYPE_CHECKING:
+    import optuna
+
+_BEAT = 15.0  # seconds between two signs of life of a trial
+_GRACE = 120.0  # seconds without one, after which a trial of another machine is given to somebody else
+_LIVES = 3  # workers that a trial may take with it before it is failed for good
+_POLL = 0.5  # seconds between two looks at trials that others run
+_SAID = 4  # options of a trial in its line
+
+State = Literal["complete", "pruned", "failed"]
+Objective = Callable[["Trial"], float]
+
+
+class Pruned(StillroomError):
+    """The trial is not worth going on with; raised by `Trial.report`, and none of its user's business."""
+
+
+class Diverged(StillroomError):
+    """A trial's score is not a finite number."""
+
+    exit_code = 3
+
+
+class _Dropped(StillroomError):
+    """The trial was given to another worker meanwhile."""
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A trial that has ended by itself.
+
+    Attributes:
+        number: in its study.
+        state: complete, pruned (with the last score that it reported) or failed (without one).
+        params: what was tried.
+        score: what it reached.
+        reason: why it failed.
+        seconds: it took.
+        told: what its objective noted (`Trial.note`).
+        at: seconds since the epoch when it began.
+    """
+
+    number: int
+    state: State
+    params: dict[str, Any]
+    score: float | None
+    reason: str
+    seconds: float
+    told: dict[str, Any]
+    at: float
+
+
+class Trial:
+    """A running trial, as an objective gets it.
+
+    Attributes:
+        number: in its study; another one where a killed trial is run again.
+        params: the values to try.
+        seed: of this trial, by the study's and the number.
+    """
+
+    def __init__(self, trial: optuna.Trial, seed: int) -> None:
+        self.number, self.params, self.seed = trial.number, dict(trial.params), seed
+        self.told: dict[str, Any] = {}
+        self._trial = trial
+
+    def report(self, score: float, epoch: int) -> None:
+        """Says how far it is after an epoch, counted from 1.
+
+        Raises:
+            Pruned: the study's pruner gives it up.
+            Diverged: the score is not finite.
+        """
+        from optuna.exceptions import UpdateFinishedTrialError
+
+        if not math.isfinite(score):
+            raise Diverged(f"the score is {score} after epoch {epoch}")
+        try:
+            self._trial.report(score, epoch)
+        except UpdateFinishedTrialError:
+            raise _Dropped("given away") from None
+        if self._trial.should_prune():
+            raise Pruned(f"given up after epoch {epoch}")
+
+    def note(self, **told: Any) -> None:
+        """Keeps plain values with the trial: what it cost, where its weights are."""
+        self.told |= told
+
+
+@dataclass
+class Study:
+    """A search over a space, to a number of trials or a time; can be sent to other processes.
+
+    Args:
+        folder: of the run; the storage lies there by default, and logs of workers do.
+        name: of the study, unique in its storage.
+        space: what is searched.
+        sampler: makes, from a seed, what proposes a trial's values: a `samplers.make_sampler` with its name, or any `BaseSampler`.
+        trials: how many are finished in the end, of all workers together: those with a score, those that were pruned, and those that
+            failed by themselves. None for as many as fit into `seconds`.
+        seconds: of searching, over all sessions, after which no trial begins.
+        storage: a URL, see `storage.open_storage`; by default an SQLite file in the folder.
+        seed: of the proposals.
+        pruner: Optuna's; makes one.
+        maximise: whether a larger score is better.
+        described: what else a trial's score depends on: data, method, plain values by names that a user knows. A study is never gone on
+            with under another description or space.
+        grace: seconds without a sign of life from another machine after which a trial of it is run again.
+
+    Raises:
+        InputError: neither or both of `trials` and `seconds`, or one of them below 1.
+    """
+
+    folder: Path
+    name: str
+    space: Space
+    sampler: MakeSampler
+    trials: int | None = None
+    seconds: float | None = None
+    storage: str | None = None
+    seed: int = 0
+    pruner: Callable[[], optuna.pruners.BasePruner] | None = None
+    maximise: bool = True
+    described: Mapping[str, Any] = field(default_factory=dict)
+    grace: float = _GRACE
+    _seen: dict[int, tuple[int, float]] = field(default_factory=dict, init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        if (self.trials is None) == (self.seconds is None):
+            raise InputError("trials", self.trials, "a number of trials, or a time")
+        if self.trials is not None and self.trials < 1:
+            raise InputError("trials", self.trials, "a whole number of at least 1")
+        if self.seconds is not None and not 0 < self.seconds < math.inf:
+            raise InputError("seconds", self.seconds, "a finite number above 0")
+
+    # What there is --------------------------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def _opened(self) -> Opened:
+        """The storage, with the study in it."""
+        import optuna
+
+        url = url_of(self.storage, self.folder)
+        files = local_files(url)
+        if self.storage is None and not files[0].exists() and (record := Record.around(files[0])) is not None:
+            record.enter(dict.fromkeys(files))  # theirs is no content that could be known
+        opened = open_storage(url, self.name)
+        depends = json.loads(json.dumps([write_space(self.space), {**self.described, "seed": self.seed}], default=str))
+        with opened.locked():
+            study = optuna.create_study(
+                storage=opened.storage, study_name=self.name, direction="maximize" if self.maximise else "minimize", load_if_exists=True
+            )
+            before = study.user_attrs.get("stillroom")
+            if before is None:
+                study.set_user_attr("stillroom", depends)
+        self._compare(depends if before is None else before, depends)
+        return opened
+
+    def _compare(self, before: list[dict[str, Any]], now: list[dict[str, Any]]) -> None:
+        """Before the first trial: proposals of two spaces, and scores of two kinds, do not go together."""
+        differs = [
+            f"{name} was {old.get(name)}, now {new.get(name)}"
+            for old, new in zip(before, now, strict=True)
+            for name in {**old, **new}
+            if old.get(name) != new.get(name)
+        ]
+        if differs:
+            got = f"{self.name}, which was begun otherwise ({'; '.join(differs[:4])})"
+            raise InputError("study", got, "the same again, or another study: another folder or another --study")
+
+    def begin(self) -> None:
+        """Opens the storage and compares; what is wrong is said now.
+
+        Raises:
+            InputError: the storage cannot be used, or the study was begun with another space or description.
+        """
+        _ = self._opened
+
+    def of_optuna(self, number: int = 0) -> optuna.Study:
+        """Optuna's own study, with the sampler of a trial: for whatever Optuna offers besides."""
+        import optuna
+
+        pruner = self.pruner() if self.pruner is not None else optuna.pruners.NopPruner()
+        return optuna.Study(self.name, self._opened.storage, sampler=self.sampler(self.seed_of(number)), pruner=pruner)
+
+    def seed_of(self, number: int) -> int:
+        """A trial's seed."""
+        return int(np.random.SeedSequence((self.seed, number)).generate_state(1)[0])
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Inside, no other process of any machine changes this study."""
+        with self._opened.locked():
+            yield
+
+    def finished(self) -> list[Finished]:
+        """The trials that ended by themselves, in the order of their numbers; those that a kill ended are not among them."""
+        return [_finished(trial) for trial in self._all() if trial.state.is_finished() and "lost" not in trial.user_attrs]
+
+    @property
+    def best(self) -> Finished:
+        """The finished trial with the best score; of equal ones the first.
+
+        Raises:
+            StillroomError: none has a score.
+        """
+        finished = self.finished()
+        scored = [trial for trial in finished if trial.state == "complete"]
+        if not scored:
+            last = finished[-1].reason if finished else "none was run"
+            raise StillroomError(f"the study {self.name}: no trial has a score ({last})")
+        return max(scored, key=self.order)
+
+    def order(self, trial: Finished) -> float:
+        """Larger for better trials."""
+        score = -math.inf if trial.score is None else trial.score
+        return score if self.maximise else -score
+
+    def _all(self) -> Sequence[optuna.trial.FrozenTrial]:
+        storage = self._opened.storage
+        return storage.get_all_trials(storage.get_study_id_from_name(self.name), deepcopy=False)
+
+    # One trial ------------------------------------------------------------------------------------------------------------------------
+
+    def claim(self) -> Trial | None:
+        """The next trial, if there is one to begin; waits for trials of others, which may have to be run again. None once all is done."""
+        while True:
+            with self.locked():
+                self._give_up_dead()
+                trials = self._all()
+                if self._room(trials):
+                    number = len(trials)
+                    asked = self.of_optuna(number).ask({name: one.distribution() for name, one in self.space.items()})
+                    asked.set_user_attr("worker", _me())
+                    return Trial(asked, self.seed_of(asked.number))
+                if not any(trial.state.name == "RUNNING" for trial in trials):
+                    return None
+            time.sleep(_POLL)
+
+    def _room(self, trials: Sequence[optuna.trial.FrozenTrial]) -> bool:
+        if any(trial.state.name == "WAITING" for trial in trials):  # of a killed worker
+            return True
+        if self.seconds is not None:
+            return _searched(trials) < self.seconds
+        assert self.trials is not None
+        return sum("lost" not in trial.user_attrs for trial in trials) < self.trials
+
+    def _give_up_dead(self) -> None:
+        """Fails the running trials of workers that are no more, and has them run again."""
+        from optuna.trial import TrialState
+
+        storage = self._opened.storage
+        for trial in self._all():
+            if trial.state != TrialState.RUNNING or self._lives(trial):
+                continue
+            lives = int(trial.user_attrs.get("lives", 0)) + 1
+            again = lives < _LIVES
+            reason = f"its worker was killed ({trial.user_attrs.get('worker', {}).get('host', 'before it began')})"
+            storage.set_trial_user_attr(trial._trial_id, "reason", reason if again else f"{reason}, {lives} times")
+            if again:
+                storage.set_trial_user_attr(trial._trial_id, "lost", True)
+            storage.set_trial_state_values(trial._trial_id, TrialState.FAIL)
+            if again:  # last: should we be killed before, there is room for a new trial in its place, never for two
+                self.of_optuna().enqueue_trial(trial.params, user_attrs={"lives": lives})
+            console.print(f"{self.name}: trial {trial.number}: {reason}{'; it is run again' if again else ''}", markup=False)
+
+    def _lives(self, trial: optuna.trial.FrozenTrial) -> bool:
+        """Whether a running trial's worker may be alive: on this machine the process is looked for, of another one signs of life are."""
+        worker = trial.user_attrs.get("worker")
+        if worker is None:  # it is written under the lock that we hold: whoever had it is dead
+            return False
+        if worker["host"] == _host():
+            return _started(worker["pid"]) == worker["started"]
+        beat, now = int(trial.user_attrs.get("beat", 0)), time.monotonic()
+        seen, since = self._seen.get(trial._trial_id, (-1, now))
+        if seen != beat:
+            self._seen[trial._trial_id] = beat, now
+            return True
+        return now - since < self.grace
+
+    def run_one(self, objective: Objective) -> Finished | None:
+        """Claims a trial, runs it and keeps what came of it; None once there is none left.
+
+        Raises:
+            Interrupted, OSError: the trial could not end by itself, and is run again by whoever goes on.
+        """
+        trial = self.claim()
+        while trial is not None:
+            try:
+                with self._signs_of_life(trial):
+                    state, score, reason = _outcome(objective, trial)
+            except BaseException:
+                self._lose(trial)
+                raise
+            if state is not None and self._tell(trial, state, score, reason):
+                return next(done for done in reversed(self.finished()) if done.number == trial.number)
+            console.print(f"{self.name}: trial {trial.number} was given to another worker meanwhile; its result is dropped", markup=False)
+            trial = self.claim()
+        return None
+
+    def _tell(self, trial: Trial, state: State, score: float | None, reason: str) -> bool:
+        """Keeps a result; False where the trial is no longer this worker's."""
+        from optuna.trial import TrialState
+
+        storage, number = self._opened.storage, trial._trial._trial_id
+        with self.locked():
+            if storage.get_trial(number).state != TrialState.RUNNING:
+                return False
+            storage.set_trial_user_attr(number, "told", json.loads(json.dumps(trial.told, default=str)))
+            if reason:
+                storage.set_trial_user_attr(number, "reason", reason)
+            if state == "complete":
+                self.of_optuna(trial.number).tell(trial._trial, score)
+            else:
+                self.of_optuna(trial.number).tell(trial._trial, state=TrialState.PRUNED if state == "pruned" else TrialState.FAIL)
+        return True
+
+    def _lose(self, trial: Trial) -> None:
+        """The worker ends before its trial does: somebody else runs it, at once."""
+        from optuna.trial import TrialState
+
+        storage, number = self._opened.storage, trial._trial._trial_id
+        with suppress(Exception), self.locked():  # where not even that can be written, the next worker finds out
+            if storage.get_trial(number).state == TrialState.RUNNING:
+                storage.set_trial_user_attr(number, "reason", "its worker was asked to end")
+                storage.set_trial_user_attr(number, "lost", True)
+                storage.set_trial_state_values(number, TrialState.FAIL)
+                self.of_optuna().enqueue_trial(trial.params, user_attrs={"lives": storage.get_trial(number).user_attrs.get("lives", 0)})
+
+    @contextmanager
+    def _signs_of_life(self, trial: Trial) -> Iterator[None]:
+        """Says now and then that the trial runs, for workers of other machines, whose clocks may be others."""
+        over, storage, number = threading.Event(), self._opened.storage, trial._trial._trial_id
+
+        def beat() -> None:
+            count = 0
+            while not over.wait(min(_BEAT, self.grace / 4)):
+                count += 1
+                try:
+                    storage.set_trial_user_attr(number, "beat", count)
+                except Exception:  # it was given away, or the storage is away for a moment: that is said when the trial ends
+                    continue
+
+        thread = threading.Thread(target=beat, daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            over.set()
+            thread.join()
+
+    # All trials -----------------------------------------------------------------------------------------------------------------------
+
+    def run(self, objective: Objective, *, jobs: int = 1, metric: str = "score") -> list[Finished]:
+        """Runs trials here, until the study is finished, and says a line for each.
+
+        Args:
+            objective: answers with a trial's score; with several jobs it can be pickled, and lives as long as its process.
+            jobs: processes at a time; 1 runs the trials in this one.
+            metric: what the score is called.
+
+        Returns:
+            All finished trials, of this and of every other process.
+
+        Raises:
+            InputError: as `begin`.
+            Interrupted: asked to end. What is finished is kept.
+            StillroomError: a worker cannot go on.
+        """
+        self.begin()
+        before = self.finished()
+        if before:
+            console.print(f"{self.name}: goes on after {len(before)} finished trials", markup=False)
+        if jobs == 1:
+            while (done := self.run_one(objective)) is not None:
+                self._say(done, metric)
+        else:
+            self._run_at_once(objective, jobs, metric)
+        return self.finished()
+
+    def _run_at_once(self, objective: Objective, jobs: int, metric: str) -> None:
+        """Each piece of the pool is a trial; a worker that was killed is replaced, and its trial is run by another one."""
+        work, pieces = Worker(self, objective), iter(range(10**9))
+        logs = [self.folder / "logs" / f"{self.name}-worker{slot}.txt" for slot in range(jobs)]
+        growing(logs)
+        with Pool(work, jobs, lambda piece: logs[piece % jobs]) as pool:
+            pool.add(*(next(pieces) for _ in range(jobs)))
+            deaths = 0  # since a trial was finished
+            for _, outcome in pool:
+                if (answer := outcome.result) is None:
+                    deaths += 1
+                    if deaths > _LIVES * jobs or not outcome.reason.startswith("its process"):
+                        raise StillroomError(f"{self.name}: a worker cannot go on: {outcome.reason}")
+                    console.print(f"{self.name}: a worker is replaced: {outcome.reason}", markup=False)
+                    pool.add(next(pieces))
+                elif answer.done is not None:
+                    deaths = 0
+                    self._say(answer.done, metric)
+                    pool.add(next(pieces))
+        for log in logs:
+            complete(log)
+
+    def _say(self, done: Finished, metric: str) -> None:
+        """A line of the terminal: a trial, and the best so far."""
+        finished = self.finished()
+        of = f" of {self.trials}" if self.trials is not None else f", {sum(one.seconds for one in finished):.0f} s of trials"
+        score = "" if done.score is None else f"{metric} {done.score:.2f}"
+        ended = {"complete": score, "pruned": f"given up at {score}", "failed": f"failed: {done.reason}"}[done.state]
+        scored = [trial for trial in finished if trial.state == "complete"]
+        best = max(scored, key=self.order, default=None)
+        so_far = f"; best {best.score:.2f} (trial {best.number})" if best is not None else ""
+        tried = ", ".join(f"{name} {_short(value)}" for name, value in list(done.params.items())[:_SAID])
+        console.print(f"{self.name}: {len(finished)}{of}: {ended}{so_far}  [{tried}] {done.seconds:.1f} s", markup=False)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the connection, which the other process opens for itself."""
+        return {**{name: value for name, value in vars(self).items() if name != "_opened"}, "_seen": {}}
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a worker did with a piece: a trial, or nothing, since there was none left."""
+
+    done: Finished | None
+
+
+@dataclass
+class Worker:
+    """Runs a trial of a study in a process of a pool."""
+
+    study: Study
+    objective: Objective
+
+    def __call__(self, piece: int) -> Answer:
+        """One trial."""
+        return Answer(self.study.run_one(self.objective))
+
+
+def _outcome(objective: Objective, trial: Trial) -> tuple[State | None, float | None, str]:
+    """How a trial ended; without a state where it is no longer ours.
+
+    Raises:
+        Interrupted, OSError: it did not end by itself.
+    """
+    try:
+        score = objective(trial)
+        if not math.isfinite(score):
+            raise Diverged(f"the score is {score}")
+    except Pruned as error:
+        return "pruned", None, str(error)
+    except _Dropped:
+        return None, None, ""
+    except Interrupted:
+        raise
+    except Exception as error:
+        if explained(error) is not None:  # a disk is full: the next trial would fare no better
+            raise
+        if not isinstance(error, StillroomError):
+            traceback.print_exc()
+        return "failed", None, reason_of(error)
+    return "complete", float(score), ""
+
+
+def _finished(trial: optuna.trial.FrozenTrial) -> Finished:
+    states: dict[str, State] = {"COMPLETE": "complete", "PRUNED": "pruned", "FAIL": "failed"}
+    began, ended = trial.datetime_start, trial.datetime_complete
+    seconds = (ended - began).total_seconds() if began is not None and ended is not None else 0.0
+    return Finished(
+        number=trial.number,
+        state=states[trial.state.name],
+        params=dict(trial.params),
+        score=trial.values[0] if trial.values else None,
+        reason=str(trial.user_attrs.get("reason", "")),
+        seconds=seconds,
+        told=dict(trial.user_attrs.get("told", {})),
+        at=began.timestamp() if began is not None else 0.0,
+    )
+
+
+def _searched(trials: Sequence[optuna.trial.FrozenTrial]) -> float:
+    """Seconds in which at least one trial ran, over all sessions."""
+    spans = sorted(
+        (trial.datetime_start, trial.datetime_complete or datetime.now()) for trial in trials if trial.datetime_start is not None
+    )
+    seconds, until = 0.0, datetime.min
+    for began, ended in spans:
+        seconds += max((ended - max(began, until)).total_seconds(), 0.0)
+        until = max(until, ended)
+    return seconds
+
+
+def _short(value: Any) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+# Who works --------------------------------------------------------------------------------------------------------------------------------
+
+
+def _me() -> dict[str, Any]:
+    """This process, so that others of its machine can look whether it is alive."""
+    return {"host": _host(), "pid": os.getpid(), "started": _started(os.getpid())}
+
+
+def _host() -> str:
+    """This machine since it was started, and this container of it: processes are looked for in no other."""
+    parts = [socket.gethostname()]
+    for path in ("/proc/sys/kernel/random/boot_id", "/proc/self/ns/pid"):
+        with suppress(OSError):
+            parts.append(os.readlink(path) if "ns" in path.split("/") else Path(path).read_text())
+    return f"{parts[0]}-{hashlib.blake2b(' '.join(parts).encode(), digest_size=4).hexdigest()}"
+
+
+def _started(pid: int) -> str | None:
+    """When a process of this machine was started, in the system's own units; None where there is none. Numbers are used again."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        return None if fields[0] in "ZX" else fields[19]
+    except (OSError, IndexError):
+        if Path("/proc/self").exists():
+            return None
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return None
+    except PermissionError:
+        pass
+    return "running"

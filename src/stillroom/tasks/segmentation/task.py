@@ -1,0 +1,101 @@
+"""Segmentation as a task: its default job, the paper's setting, and what the Lab and the commands ask of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from stillroom.engine import Distiller, Networks, Report, Training
+from stillroom.engine.cache import CachedTeacher
+from stillroom.engine.report.results import Metric, Section
+from stillroom.engine.task import Built, FindLayer
+from stillroom.tasks.images.cached import check_views, drawn_views
+from stillroom.tasks.segmentation.data import SegmentationData
+from stillroom.tasks.segmentation.loaded import LoadedSegmenter, load, ship
+from stillroom.tasks.segmentation.metrics import METRICS
+from stillroom.tasks.segmentation.models import TASK as NAME
+from stillroom.tasks.segmentation.models import build_segmenter
+from stillroom.tasks.segmentation.pages import segmentation_sections
+from stillroom.tasks.segmentation.supervised import Supervised
+
+SMALL = Training(epochs=20, optimizer="adamw", lr=4e-3, weight_decay=0.01, schedule="cosine", warmup_epochs=1.0)
+SMALL_SGD = replace(SMALL, optimizer="sgd", lr=0.05)
+
+# DeepLab's setting on Pascal VOC, with torchvision's network.
+VOC: dict[str, Any] = {
+    "data": "voc:data/VOCdevkit/VOC2012",
+    "teacher": "torchvision/deeplabv3_resnet101",
+    "student": "torchvision/deeplabv3_resnet50",
+    "image_size": 513,
+    "batch_size": 16,
+    "augment": "crop",
+    "epochs": 50,
+    "optimizer": "sgd",
+    "lr": 0.01,
+    "momentum": 0.9,
+    "weight_decay": 1e-4,
+    "schedule": "cosine",
+    "warmup_epochs": 0,
+}
+
+
+class Segmentation:
+    """Pictures with the class of every pixel; see `engine.task.Task`."""
+
+    name = NAME
+    data: type[Any] = SegmentationData
+    plan = SMALL
+    sgd = SMALL_SGD
+    networks = Networks("stillroom/unet16_3", "stillroom/unet8_3")
+    presets: Mapping[str, Mapping[str, Any]] = {"paper": VOC}
+    default: Mapping[str, Any] = {"data": "objects:train=600,val=100", "epochs": 10}
+    kinds: tuple[str, ...] = ("objects", "masks", "voc", "coco")
+    layers: Mapping[str, FindLayer] = {}
+    exact: tuple[str, ...] = ()
+    metric_formats: Mapping[str, Metric] = METRICS
+
+    def build(self, spec: str, data: SegmentationData, networks: Networks, *, trust_pickle: bool, argument: str) -> Built:
+        """The network of a specification, for the data's classes.
+
+        Raises:
+            InputError: it cannot be built, or its weights know other classes than the data have.
+        """
+        built = build_segmenter(spec, num_classes=data.num_classes, trust_pickle=trust_pickle, argument=argument)
+        return built.of_classes(data.classes, spec, argument)
+
+    def supervised(self, network: nn.Module) -> Distiller:
+        """Cross-entropy with the masks."""
+        return Supervised(network)
+
+    def views(self, data: SegmentationData, asked: int | None) -> int:
+        """As many random views as are asked for, by default 8; without augmentation one."""
+        return drawn_views(data.augment, asked)
+
+    def check_cache(self, teacher: CachedTeacher, data: SegmentationData) -> None:
+        """Whether this version of the libraries draws the views that the cache has answers to."""
+        check_views(teacher, data)
+
+    def compare(self, details: dict[str, np.ndarray], reference: dict[str, np.ndarray]) -> dict[str, float]:
+        """Nothing: what two models answer is compared with the truth."""
+        return {}
+
+    def sections(self, report: Report, data: SegmentationData) -> list[Section]:
+        """IoU of each class, the worst pictures, and the data."""
+        return segmentation_sections(report, data)
+
+    def ship(self, folder: Path, network: nn.Module, model: str, data: SegmentationData) -> None:
+        """`student.json`, and the vocabulary of a network that has one."""
+        ship(folder, network, model, data)
+
+    def load(self, run: Path, *, trust_pickle: bool) -> LoadedSegmenter:
+        """The network that a run shipped."""
+        return load(run, trust_pickle=trust_pickle)
+
+
+TASK = Segmentation()
+SegmentationData.task = TASK
