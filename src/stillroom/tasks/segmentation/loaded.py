@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -108,7 +108,7 @@ class LoadedSegmenter:
         if threshold is not None:
             if vocabulary.background != "threshold":
                 raise InputError("threshold", threshold, f"none: this student's background is {vocabulary.background}")
-            vocabulary = type(vocabulary)(**{**vars(vocabulary), "threshold": threshold})
+            vocabulary = replace(vocabulary, threshold=threshold)
         if classes is not None:
             names = [name.strip() for name in classes]
             names = names if vocabulary.background == "none" or BACKGROUND in names else [BACKGROUND, *names]
