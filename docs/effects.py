@@ -28,7 +28,7 @@ ORDER = [
 ]
 NAMES = {"kd3": "KD³", "crkd": "CrKD", "fitnets": "FitNets", "features": "Features", "ferkd": "FerKD", "giftnet": "GiftNet"}
 NAMES |= {"memkd": "MemKD", "unikd": "UniKD", "adasim": "AdaSim", "dino": "DINO", "ssd-det": "SSD-Det"}
-NAMES |= {"tinyclip": "TinyCLIP", "zeroseg": "ZeroSeg"}
+NAMES |= {"tinyclip": "TinyCLIP", "zeroseg": "ZeroSeg", "boss": "BOSS"}
 SIGNS = {"above": "▲", "below": "▼", "level": "="}
 _SPACE = "\N{NO-BREAK SPACE}"
 

@@ -115,7 +115,7 @@ def run_search(way: str, search: Search, lab: Lab, data: ImageData, plan: Traini
         InputError: as `Study.run`.
         StillroomError: no trial has a score, or fewer than two of the warm-up's have.
     """
-    chosen = WAYS[one_of("arms", way, WAYS)]
+    chosen = WAYS[one_of("searches", way, WAYS)]
     primary = data.evaluator().primary
     before: Phase | None = None
 
@@ -187,15 +187,15 @@ def sampler_of(name: str, startup: int, parallel: bool, seed: int) -> BaseSample
     return make_sampler(name, seed, startup=startup, parallel=parallel)
 
 
-def check_arms(arms: list[str] | str) -> list[str]:
+def check_searches(searches: list[str] | str) -> list[str]:
     """The searches that are compared, in a list or with commas between them.
 
     Raises:
         InputError: an unknown one, or one twice.
     """
-    names = [name.strip() for name in arms.split(",") if name.strip()] if isinstance(arms, str) else list(arms)
+    names = [name.strip() for name in searches.split(",") if name.strip()] if isinstance(searches, str) else list(searches)
     for name in names:
-        one_of("arms", name, [way for way in WAYS if way != "alone"])
+        one_of("searches", name, [way for way in WAYS if way != "alone"])
     if not names or len(set(names)) < len(names):
-        raise InputError("arms", arms, f"some of {', '.join(WAYS)}, each once")
+        raise InputError("searches", searches, f"some of {', '.join(WAYS)}, each once")
     return names
