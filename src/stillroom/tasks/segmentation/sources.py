@@ -117,9 +117,7 @@ def _open_voc(path: str, options: dict[str, str], argument: str) -> Segmentation
     images, _ = told_apart(store, sizes)
     folder = options.get("masks", _VOC_MASKS)
     if folder != _VOC_MASKS and "classes" not in options:
-        raise InputError(
-            argument, f"masks={folder} without their classes", f"classes=FILE too: the set's own list names those of {_VOC_MASKS}"
-        )
+        raise InputError(argument, f"masks={folder}", f"classes=FILE too: the set's own list names those of {_VOC_MASKS}")
     listed = [name for name in sorted(sizes) if re.search(r"(?<![^/])ImageSets/Segmentation/[^/]+\.txt$", name)]
     lists = {PurePosixPath(name).stem: name for name in listed}
     picture_of = {PurePosixPath(name).stem: name for name in images if _within(name, "JPEGImages")}
