@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -176,7 +177,7 @@ def recipe(
         trained = lab.fit(made, shown.replaying(views.views), plan, name=f"{name}-training", model=model)
         ready = threshold_of(name, made.student.eval())
         key = f"{digest(ready.state_dict())} {data.fingerprint}"
-        figures = lab.remember(f"{name}-segments", key, lambda ready=ready: segment_figures(ready, data, lab.device))
+        figures = lab.remember(f"{name}-segments", key, partial(segment_figures, ready, data, lab.device))
         scored = _scored(lab, ready, data, name, model)
         own = {"segments used": float(figures["used"]), "best-match IoU": float(figures["match"])}
         if ready.vocabulary.place is not None and background == "threshold":

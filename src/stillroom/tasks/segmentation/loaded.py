@@ -173,7 +173,7 @@ class LoadedSegmenter:
         if isinstance(self.network, OpenVocabulary):
             names = ("images", "segment_maps", "segment_embeddings", "image_embedding")
             note = "the file knows no classes: compare segment_embeddings with the teacher's text embeddings of any"
-            return ExportSpec(self.network, images, names, told, ask=lambda network, inputs: network.parts(inputs), note=note)  # type: ignore[attr-defined, operator]
+            return ExportSpec(self.network, images, names, told, ask=lambda network, inputs: network.parts(inputs), note=note)  # type: ignore[operator]
         return ExportSpec(self.network, images, ("images", "scores"), told, note="one window; `stillroom predict` slides it over a picture")
 
 
