@@ -221,3 +221,10 @@ def test_what_cannot_be_refined(words: list[str], expected: str, tmp_path: Path,
     (tmp_path / "other.json").write_text(json.dumps(other))
     assert main(["refine-boxes", *(word.format(root=tmp_path) for word in words), *TRAINED]) == 2
     assert expected in capsys.readouterr().err
+
+
+def test_the_papers_setting_is_one_here_too(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as done:
+        main(["refine-boxes", "--preset", "paper", "--print_config"])
+    assert not done.value.code
+    assert "hidden_std: 0.01" in capsys.readouterr().out

@@ -425,6 +425,7 @@ def test_the_student_is_exported_without_classes(run: Path, tmp_path: Path) -> N
         (("--threshold-pictures", "24"), "--threshold-pictures: got 24"),
         (("--mask-ratio", "0.97"), "--mask-ratio: got 0.97, expected a ratio that leaves one of 16 patches"),
         (("--background-threshold", "2"), "--background-threshold: got 2"),
+        (("--assignment-temperature", "0"), "--assignment-temperature: got 0"),
     ],
 )
 def test_what_is_wrong_is_said_at_once(words: tuple[str, ...], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -459,6 +460,7 @@ def test_a_clip_folder_teaches_and_names_any_class(tmp_path: Path, capsys: pytes
     capsys.readouterr()
     assert main(["predict", str(tmp_path / "run"), str(photo), "--classes", "cat,grass,sky", "--json", "--out", str(tmp_path)]) == 0
     assert json.loads(capsys.readouterr().out)["classes"] == ["background", "cat", "grass", "sky"]
+    assert not (tmp_path / "run/cells/student.safetensors").exists()  # a copy of the teacher
     student: Any = load(tmp_path / "run")
     assert student.network.vocabulary.encoder == str(tmp_path / "clip")
 

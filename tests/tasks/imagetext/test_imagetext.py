@@ -107,6 +107,7 @@ def test_shards_give_every_process_as_many_steps_and_each_sample_once(tmp_path: 
     loaders = [data.train_loader(seed=0, rank=rank, world=2) for rank in (0, 1)]
     steps = [[batch.ids.tolist() for batch in loader] for loader in loaders]
     assert [len(batches) for batches in steps] == [6, 6]
+    assert "6 steps of 4 images are an epoch" in data.first_lines()
     assert len({i for batches in steps for ids in batches for i in ids}) == 24
     held_out = [i for rank in (0, 1) for batch in data.eval_loader(rank=rank, world=2) for i in batch.ids.tolist()]
     assert sorted(held_out) == list(range(7))

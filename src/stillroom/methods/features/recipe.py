@@ -244,5 +244,7 @@ ROOM = Room(
     tasks=("representation",),
     presets=PRESETS,
     default={"data": "digits", "views": 8, "tune_labels": 5},
+    expect="k-NN by the features was +17.0 +- 5.1 points over that of the backbone as it starts; a classifier fine-tuned on 5 labels of "
+    "each class was +4.2 +- 2.4 points better from it, within noise (3 seeds). The teacher was trained on labels, the student saw none.",
     reason="learns from images without labels, on a task of its own: a comparison of classifiers has no place for it",
 )

@@ -21,7 +21,7 @@ FORMATS = {
     "box_good": Metric("boxes of IoU 0.5 or more", "%", 1, True),
 }
 _SHOWN, _LARGE, _SMALL = 12, 480, 288
-_COLOURS = {"true": "#ffffff", "given": "#e6194b", "refined": "#3cb44b"}
+_COLOURS = {"true": "#ffc400", "given": "#e6194b", "refined": "#3cb44b"}
 
 
 def overlaps(first_N4: np.ndarray, second_N4: np.ndarray) -> np.ndarray:
@@ -79,7 +79,7 @@ def box_section(data: DetectionData, found: dict[str, np.ndarray], true_N4: np.n
         caption = f"<b>{escape(data.classes[labels_N[place]])}</b> · {escape(data.train_name(index))}{better}"
         cards.append(f"<figure>{_picture(data, index, boxes)}<figcaption>{caption}</figcaption></figure>")
     legend = " &emsp;".join(
-        f'<span style="color:{_ink(name)}">■</span>&nbsp;{name}' for name in _COLOURS if name != "true" or known_N.any()
+        f'<span style="color:{_COLOURS[name]}">■</span>&nbsp;{name}' for name in _COLOURS if name != "true" or known_N.any()
     )
     columns = "grid-template-columns:repeat(4,minmax(0,1fr))"
     gallery = f'<h3>The largest changes</h3><p>{legend}</p><div class="gallery" style="{columns}">{"".join(cards)}</div>' if cards else ""
@@ -138,8 +138,3 @@ def _picture(data: DetectionData, index: int, boxes: dict[str, np.ndarray]) -> s
             draw.rectangle([float(side) * scale for side in box], outline=_COLOURS[name], width=3 if name == "refined" else 2)
     alt = f"training image {index}, {', '.join(boxes)} box"
     return f'<img src="{data_uri(shown, "JPEG")}" alt="{alt}" loading="lazy" style="aspect-ratio:auto">'
-
-
-def _ink(name: str) -> str:
-    """A legend's colour, that shows on a white page."""
-    return "#bbbbbb" if name == "true" else _COLOURS[name]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -14,7 +15,7 @@ from stillroom.engine.report.results import Metric
 from stillroom.engine.run.stage import digest
 from stillroom.engine.teacher import Renormalise
 from stillroom.engine.training import Progress
-from stillroom.errors import InputError, at_least, one_of, share
+from stillroom.errors import InputError, at_least, one_of, positive, share
 from stillroom.methods.zeroseg.distiller import ZeroSeg
 from stillroom.methods.zeroseg.masking import visible_patches
 from stillroom.methods.zeroseg.network import ZeroSegNetwork, ZeroSegSpec
@@ -121,6 +122,7 @@ def recipe(
         raise InputError("arms", arms, "each arm once")
     if background_threshold is not None:
         share("background_threshold", background_threshold)
+    positive("assignment_temperature", assignment_temperature)
     tuned = background == "threshold" and background_threshold is None and data.background is not None and data.masked
     options: dict[str, Any] = {
         "scales": tuple(view_scales),
@@ -162,9 +164,10 @@ def recipe(
     stages: dict[str, Trained] = {}
     with lab.shared():
         if data.background is not None:
-            stages["background"] = _scored(lab, Floor(data.background, data.num_classes), data, "background", "background everywhere")
+            stages["background"] = _scored(lab, Floor(data.background, data.num_classes), data, "background", "background (everywhere)")
         cells = threshold_of("cells", Cells(taught.clip, taught.vocabulary, max(view_scales), pixels))
-        stages["cells"] = _scored(lab, cells, data, "cells", f"the teacher, cell by cell of {max(view_scales)} x {max(view_scales)}")
+        grid = f"teacher (cell by cell of {max(view_scales)} x {max(view_scales)})"
+        stages["cells"] = _scored(lab, cells, data, "cells", grid, weights=taught.vocabulary.encoder.partition(",")[0] or None)
         views = cached_views(lab, taught, shown, view_scales, stages["cells"].result)
     for name in names:
         network = student(dim)
@@ -174,7 +177,7 @@ def recipe(
         trained = lab.fit(made, shown.replaying(views.views), plan, name=f"{name}-training", model=model)
         ready = threshold_of(name, made.student.eval())
         key = f"{digest(ready.state_dict())} {data.fingerprint}"
-        figures = lab.remember(f"{name}-segments", key, lambda ready=ready: segment_figures(ready, data, lab.device))
+        figures = lab.remember(f"{name}-segments", key, partial(segment_figures, ready, data, lab.device))
         scored = _scored(lab, ready, data, name, model)
         own = {"segments used": float(figures["used"]), "best-match IoU": float(figures["match"])}
         if ready.vocabulary.place is not None and background == "threshold":
@@ -202,8 +205,8 @@ def _parts(data: SegmentationData, count: int) -> tuple[SegmentationData, Segmen
     return shown, data.derive(("threshold", count), val=images.take(held))
 
 
-def _scored(lab: Lab, network: Any, data: SegmentationData, name: str, model: str) -> Trained:
-    return lab.evaluate(network, data, name=name, model=model, around=SegmentationDistiller)
+def _scored(lab: Lab, network: Any, data: SegmentationData, name: str, model: str, weights: str | None = None) -> Trained:
+    return lab.evaluate(network, data, name=name, model=model, around=SegmentationDistiller, weights=weights)
 
 
 def _of_background(data: SegmentationData, background: str, threshold: float | None, tuned: bool, held: SegmentationData) -> str:
