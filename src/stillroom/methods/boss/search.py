@@ -170,10 +170,10 @@ def run_search(way: str, search: Search, lab: Lab, data: ImageData, plan: Traini
         main = phase(way, proposed, left, sampler, **({"pool": search.pool, "warmup": search.warmup_trials} if chosen.pooled else {}))
         run(TrialTraining(**common, way=chosen, keep=search.pool if chosen.pooled else 1, phase=main, before=before))
         phases.append(main)
-    completed = [(one, trial) for one in phases for trial in one.completed()]
-    if not completed:
+    scored = [(one, trial) for one in phases for trial in one.completed()]
+    if not scored:
         return Found(way, phases[-1].study.best, phases[-1].weights, [])  # says that there is none
-    of, best = max(completed, key=lambda pair: pair[1].score or 0.0)
+    of, best = max(scored, key=lambda pair: pair[1].score or 0.0)
     trials = [trial for one in phases for trial in one.study.finished()]
     return Found(way, best, of.weights, trials, 0 if before is None else len(before.study.finished()))
 
