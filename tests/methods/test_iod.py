@@ -20,9 +20,15 @@ from stillroom.engine import Lab, LabOptions, Losses, Teacher, Training
 from stillroom.engine.weights import read_weights
 from stillroom.errors import InputError
 from stillroom.methods.iod.data import IncrementalData
-from stillroom.methods.iod.distiller import IOD, Answers
+from stillroom.methods.iod.distiller import IOD, Answers, of_queries
 from stillroom.methods.iod.groups import forgetting, image_shares, increment_metrics, named_groups
-from stillroom.methods.iod.loss import distance_matrix_distillation, foreground, interactive_feature_distillation, pseudo_objects
+from stillroom.methods.iod.loss import (
+    Interaction,
+    distance_matrix_distillation,
+    foreground,
+    interactive_feature_distillation,
+    pseudo_objects,
+)
 from stillroom.methods.iod.pages import Course
 from stillroom.methods.iod.recipe import ARMS, PRESETS, Steps
 from stillroom.tasks.detection.data import DetectionBatch
@@ -116,7 +122,8 @@ def test_the_interaction_holds_features_the_more_the_further_the_meaning_is() ->
     queries, features = normal(2, 8), normal(2, 4, 7, 7)
     near_and_far = torch.stack((queries[0] + 0.01, queries[1] + 1.0)).requires_grad_()
     moved = (features + 0.5).requires_grad_()
-    for interaction, to_queries in (("product", True), ("guided", False), ("sum", True)):
+    cases: tuple[tuple[Interaction, bool], ...] = (("product", True), ("guided", False), ("sum", True))
+    for interaction, to_queries in cases:
         loss = interactive_feature_distillation(near_and_far, queries, moved, features, interaction=interaction).loss
         of_queries, of_features = torch.autograd.grad(loss, (near_and_far, moved), allow_unused=True)
         assert (of_queries is not None) == to_queries
@@ -262,7 +269,8 @@ def test_a_group_without_images_is_one_line(tmp_path: Path) -> None:
 def test_old_rows_are_bit_equal_when_the_head_grows(make: Any) -> None:
     old = make()
     new = grown(old, 5)
-    for before, after in zip(old.class_layers(), new.class_layers(), strict=True):
+    layers: list[tuple[Any, Any]] = list(zip(old.class_layers(), new.class_layers(), strict=True))
+    for before, after in layers:
         assert torch.equal(after.weight[:3], before.weight[:3])
         if isinstance(before, torch.nn.Linear):
             assert torch.equal(after.bias[:3], before.bias[:3])
@@ -368,7 +376,7 @@ def test_two_processes_equal_one(tmp_path: Path, processes: Processes) -> None:
         assert min(whole["dmd"], whole["ifd"]) > 1e-3
     one, two = (read_weights(tmp_path / name / "seed0/distilled") for name in ("one", "two"))
     for name, value in one.items():
-        torch.testing.assert_close(two[name], value, rtol=1e-3, atol=2e-4, msg=lambda text, name=name: f"{name}: {text}")
+        torch.testing.assert_close(two[name], value, rtol=1e-3, atol=2e-4)
 
 
 class Killed(Exception):
@@ -474,7 +482,7 @@ def test_a_detector_of_transformers_is_a_start_too(tmp_path: Path) -> None:
     assert grown_run.network.num_classes == 4
     theirs = AutoModelForObjectDetection.from_pretrained(out / "student")
     assert theirs.config.id2label == {0: "disc", 1: "rectangle", 2: "unicorn", 3: "triangle"}
-    ours = grown_run.network.model.state_dict()
+    ours = of_queries(grown_run.network, "run").model.state_dict()
     assert all(torch.equal(value, ours[name]) for name, value in theirs.state_dict().items())
 
 

@@ -142,7 +142,9 @@ def _scored(lab: Lab, data: RepresentationData, towers: Sequence[Opened]) -> Tra
     quiet = "; ".join(note for _, note in told if not note.startswith(WARNING))
     model = " + ".join(tower.spec.partition("@")[0] for tower in towers)
     network = SideBySide([tower.tower for tower in towers])
-    scored = lab.evaluate(network, data, name="teacher", model=f"{model} (features)", origin=quiet)
+    files = {tower.weights for tower in towers}
+    weights = towers[0].weights if None not in files else None  # which lie on disk already: they may be large
+    scored = lab.evaluate(network, data, name="teacher", model=f"{model} (features)", origin=quiet, weights=weights)
     return replace(scored, notes=tuple(f"{WARNING}{note}." for note in loud))
 
 
@@ -244,5 +246,7 @@ ROOM = Room(
     tasks=("representation",),
     presets=PRESETS,
     default={"data": "digits", "views": 8, "tune_labels": 5},
+    expect="k-NN by the features was +17.0 +- 5.1 points over that of the backbone as it starts; a classifier fine-tuned on 5 labels of "
+    "each class was +4.2 +- 2.4 points better from it, within noise (3 seeds). The teacher was trained on labels, the student saw none.",
     reason="learns from images without labels, on a task of its own: a comparison of classifiers has no place for it",
 )
