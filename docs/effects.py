@@ -24,11 +24,11 @@ CLAIMS: dict[str, Any] = yaml.safe_load((ROOT / "docs/claims.yml").read_text(enc
 # As the pages stand in the menu.
 ORDER = [
     *("kd", "dkd", "fitnets", "crd", "features", "dot", "dino", "ferkd", "orc", "mdcs", "l2d", "wad", "crkd", "kd3", "boss"),
-    *("bckd", "unikd", "iod", "ssd-det", "giftnet", "sdd", "memkd", "adasim", "tinyclip", "zeroseg"),
+    *("bckd", "unikd", "ssd-det", "iod", "giftnet", "sdd", "memkd", "adasim", "tinyclip", "zeroseg"),
 ]
 NAMES = {"kd3": "KD³", "crkd": "CrKD", "fitnets": "FitNets", "features": "Features", "ferkd": "FerKD", "giftnet": "GiftNet"}
 NAMES |= {"memkd": "MemKD", "unikd": "UniKD", "adasim": "AdaSim", "dino": "DINO", "ssd-det": "SSD-Det"}
-NAMES |= {"tinyclip": "TinyCLIP", "zeroseg": "ZeroSeg"}
+NAMES |= {"tinyclip": "TinyCLIP", "zeroseg": "ZeroSeg", "boss": "BOSS"}
 SIGNS = {"above": "▲", "below": "▼", "level": "="}
 _SPACE = "\N{NO-BREAK SPACE}"
 
@@ -128,7 +128,7 @@ def claimed(found: dict[str, Any]) -> list[Effect]:
 
 def spreads(method: str) -> set[str]:
     """Mean and standard deviation of every difference of a method, as its help may quote them: "+5.3 +- 2.2"."""
-    path = ROOT / f"results/{method}.json"
+    path = ROOT / f"results/{method.replace('-', '_')}.json"
     rows = claimed(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else []
     rows += [row for row in [*default_jobs(), *default_jobs(by_baseline=True)] if row.method == method]
     return {f"{row.mean:+.1f} +- {stdev(row.differences):.1f}" for row in rows if len(row.differences) > 1}

@@ -12,7 +12,7 @@ import jsonargparse
 
 from stillroom import catalog
 from stillroom.commands import cache as cache_command
-from stillroom.commands import cache_labels, compare
+from stillroom.commands import cache_labels, compare, tune
 from stillroom.engine import LabOptions, Training
 from stillroom.engine.room import Setting, setting_of
 from stillroom.engine.task import SUPERVISED
@@ -62,6 +62,7 @@ def _all() -> Iterator[tuple[str, str, str, str]]:
     for task in SUPERVISED:
         yield from _of_command("compare", compare.Compare, setting_of(task, compare.Compare))
         yield from _of_command("cache", cache_command.cache, setting_of(task, cache_command.cache, student=False))
+    yield from _parsed("tune", tune.Tune)
     yield from _of_command("cache-labels", cache_labels.cache_labels, cache_labels.SETTING)
 
 
@@ -78,7 +79,7 @@ def _parsed(who: str, part: Callable[..., Any], skip: set[str] | None = None) ->
     add(part, skip=skip or set())
     for action in parser._actions:
         if action.dest != "help":
-            yield who, action.dest, _kind(getattr(action, "_typehint", None) or action.type), " ".join(str(action.help).split())
+            yield who, action.dest.rstrip("_"), _kind(getattr(action, "_typehint", None) or action.type), " ".join(str(action.help).split())
 
 
 def _kind(annotation: Any) -> str:

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from record import Numbers, paired, write
 from scipy.stats import t
-from torch import Tensor, nn
+from torch import nn
 
 from stillroom.engine import Lab, LabOptions, Networks, Training
 from stillroom.engine.report.results import StageResult
@@ -38,28 +38,11 @@ WINDOW: dict[str, Any] = {"window": 8, "topk": 5}
 ALL = "baseline+naive+gated-naive+ungated+window1+adasim"
 METRICS = {"few": "k-NN with 5 labels a class, %", "knn": "k-NN, %", "linear": "linear probe, %"}
 HERE = Path(__file__)
+NOTES = [
+    "B was set up on the baseline alone (seed 0): with the specification's four convolutions, heads without batch norms and 16 epochs "
+    "of 1500 images it collapsed to one uniform answer. T_p was not tuned, and the schedule is far shorter than the specification's.",
+]
 CLASSES, EACH = 6, 100  # of the made-up pictures
-
-
-class GeluNet(nn.Module):
-    """Four 3x3 convolutions of 32, 64, 64 and 128 channels with group norm and GELU, pooled: [B, 3, H, W] to features [B, 128]."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        layers: list[nn.Module] = []
-        for number, (before, after) in enumerate(zip((3, 32, 64, 64), (32, 64, 64, 128), strict=True)):
-            layers += [nn.Conv2d(before, after, 3, padding=1), nn.GroupNorm(8, after), nn.GELU()]
-            layers += [nn.AvgPool2d(2)] if number in (0, 2) else []
-        self.layers = nn.Sequential(*layers)
-
-    def forward(self, images: Tensor) -> Tensor:
-        """The mean over positions."""
-        return self.layers(images).mean((2, 3))
-
-
-def gelu_net() -> nn.Module:
-    """As the command line names it."""
-    return GeluNet()
 
 
 def patterns() -> tuple[list[tuple[np.ndarray, int]], list[tuple[np.ndarray, int]]]:
@@ -105,6 +88,7 @@ def experiment(
     student: str,
     arms: str,
     window: Mapping[str, Any],
+    heads: Mapping[str, Any],
     *,
     temperatures: tuple[float, ...] = (),
 ) -> dict[str, Numbers]:
@@ -114,7 +98,7 @@ def experiment(
         for temperature in (None, *temperatures):
             folder = out if temperature is None else out.with_name(f"{out.name}-{temperature:g}")
             lab = Lab(LabOptions(out=folder, accelerator="cpu", checkpoint_seconds=120), seed)
-            options = {**window, "host_options": HEADS, **({} if temperature is None else {"sampling_temperature": temperature})}
+            options = {**window, "host_options": dict(heads), **({} if temperature is None else {"sampling_temperature": temperature})}
             report = recipe(lab, data, plan, Networks(student=student), arms=arms if temperature is None else "adasim", **options)
             for arm, (result,) in report.arms.items():
                 rule = RULES.get(arm)
@@ -183,8 +167,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cifar10", help="folder or zip of CIFAR-10's classes, in train and test")
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--images", type=int, default=2000, help="of CIFAR-10")
-    parser.add_argument("--cifar_epochs", type=int, default=24)
+    parser.add_argument("--images", type=int, default=1500, help="of CIFAR-10")
+    parser.add_argument("--cifar_epochs", type=int, default=12)
     parser.add_argument("--cifar_temperature", type=float, default=0.01)
     parser.add_argument("--runs", type=Path, default=Path("runs/experiments/adasim"), help="where the trained stages are kept")
     parser.add_argument("--out", type=Path, default=Path("results/adasim.json"))
@@ -193,7 +177,7 @@ def main() -> None:
     found = mechanism(seeds, arguments.runs / "mechanism", 0.05)
     digits = RepresentationData("digits", batch_size=100, primary="few")
     runs = arguments.runs / "digits"
-    found |= experiment("digits", digits, PLAN, seeds, runs, "stillroom/mlp_256_128", ALL, WINDOW, temperatures=(0.01, 0.05))
+    found |= experiment("digits", digits, PLAN, seeds, runs, "stillroom/mlp_256_128", ALL, WINDOW, HEADS, temperatures=(0.01, 0.05))
     few = METRICS["few"]
     against = tuple((arm, "baseline") for arm in ("adasim", "adasim, T_p 0.05", "naive", "ungated"))
     said = [
@@ -210,18 +194,19 @@ def main() -> None:
     if arguments.cifar10:
         spec = f"imagefolder:{arguments.cifar10}"
         cifar = RepresentationData(spec, image_size=16, subset=arguments.images, val_subset=1000, batch_size=100, augment="cifar")
-        plan = replace(PLAN, epochs=arguments.cifar_epochs)
-        window = {"window": 6, "topk": 10, "sampling_temperature": arguments.cifar_temperature}
-        arms = "baseline+naive+adasim"
-        found |= experiment("CIFAR-10", cifar, plan, seeds, arguments.runs / "cifar10", f"{HERE}:gelu_net", arms, window)
+        plan = replace(PLAN, epochs=arguments.cifar_epochs, lr=2e-3)
+        window = {"window": 4, "topk": 10, "sampling_temperature": arguments.cifar_temperature}
+        arms, heads = "baseline+naive+adasim", {**HEADS, "head_batch_norm": True}
+        found |= experiment("CIFAR-10", cifar, plan, seeds, arguments.runs / "cifar10", "stillroom/convnet24", arms, window, heads)
         said.append(verdict(found, "CIFAR-10", METRICS["knn"], (("adasim", "baseline"), ("naive", "baseline"), ("adasim", "naive"))))
         setting["B, CIFAR-10"] = (
-            f"{arguments.images} images at 16 x 16, 1000 of the test's; four convolutions 32-64-64-128; crops of 0.4 to 1 of the area; "
-            f"heads of A; {arguments.cifar_epochs} epochs, V = 6, k = 10, T_p {arguments.cifar_temperature:g}; naive from epoch 2"
+            f"{arguments.images} images at 16 x 16, 1000 of the test's; convnet24; crops of 0.4 to 1 of the area; heads of A "
+            f"with batch norms; AdamW 2e-3, {arguments.cifar_epochs} epochs, V = 4, k = 10, T_p {arguments.cifar_temperature:g}; "
+            "naive from epoch 2"
         )
     command = f"python experiments/adasim.py{' --cifar10 cifar10.zip' * bool(arguments.cifar10)} --seeds {arguments.seeds}"
     command += f" --images {arguments.images} --cifar_epochs {arguments.cifar_epochs} --cifar_temperature {arguments.cifar_temperature:g}"
-    write(arguments.out, "adasim", command, seeds, found, " ".join(said), setting)
+    write(arguments.out, "adasim", command, seeds, found, " ".join(said), setting, notes=NOTES)
     dino = {name.replace("baseline", "dino"): found[name] for name in found if name.endswith((": baseline", ": pixels", ": random"))}
     over = (("dino", "pixels"), ("dino", "random"))
     groups = {"digits": few, "CIFAR-10": METRICS["knn"]} if arguments.cifar10 else {"digits": few}

@@ -22,18 +22,8 @@ from scipy.stats import t
 
 FIGURES = ("mIoU", "mIoU without background", "pixel accuracy", "segments used", "best-match IoU", "threshold")
 CAMVID = (
-    "--student",
-    "stillroom/unet8_4",
-    "--image-size",
-    "96",
-    "--batch-size",
-    "16",
-    "--epochs",
-    "4",
-    "--subset",
-    "200",
-    "--val-subset",
-    "40",
+    *("--student", "stillroom/unet8_4", "--image-size", "96", "--batch-size", "16"),
+    *("--epochs", "3", "--subset", "200", "--val-subset", "40"),
 )
 
 

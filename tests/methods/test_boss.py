@@ -21,7 +21,7 @@ from stillroom.engine.study.study import Study, Trial
 from stillroom.errors import InputError, StillroomError
 from stillroom.methods.boss import BOSS, Search, run_search
 from stillroom.methods.boss.parzen import Dimension, Parzen, propose, split
-from stillroom.methods.boss.search import WAYS, check_arms, sampler_of
+from stillroom.methods.boss.search import WAYS, check_searches, sampler_of
 from stillroom.methods.boss.selection import draw, draw_teacher, ranked
 from stillroom.methods.boss.space import CIFAR, SMALL, plan_of
 from stillroom.methods.boss.trial import TrialTraining
@@ -263,30 +263,14 @@ def test_missing_weights_are_warned_of_and_not_drawn(finished: tuple[Lab, Any], 
 
 # The command ------------------------------------------------------------------------------------------------------------------------------
 
-TINY = [
-    "--data",
-    "digits,noise=0.2",
-    "--subset",
-    "120",
-    "--val-subset",
-    "60",
-    "--student",
-    "stillroom/convnet3",
-    "--epochs",
-    "1",
-    "--trials",
-    "4",
-    "--warmup-trials",
-    "2",
-    "--pool",
-    "2",
-]
+TINY = ["--data", "digits,noise=0.2", "--subset", "120", "--val-subset", "60", "--student", "stillroom/convnet3", "--epochs", "1"]
+TINY += ["--trials", "4", "--warmup-trials", "2", "--pool", "2"]
 
 
 def test_all_arms_have_as_many_trials_and_one_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arms = "random,bo,sd,warm-start,teacher,boss"
     out = tmp_path / "run"
-    assert main(["run", "boss", *TINY, "--arms", arms, "--sampler", "random", "--out", str(out)]) == 0
+    assert main(["run", "boss", *TINY, "--searches", arms, "--sampler", "random", "--out", str(out)]) == 0
     report = json.loads((out / "metrics.json").read_text())
     assert list(report["stages"]) == ["alone", *arms.split(",")]
     assert {arm: stage[0]["metrics"]["trials"] for arm, stage in report["stages"].items()} == {"alone": 1} | dict.fromkeys(
@@ -308,8 +292,8 @@ def test_all_arms_have_as_many_trials_and_one_report(tmp_path: Path, capsys: pyt
     [
         (["--warmup-trials", "1"], "--warmup-trials: got 1"),
         (["--pool", "1"], "--pool: got 1"),
-        (["--arms", "nosuch"], "--arms: got nosuch"),
-        (["--arms", "bo,bo"], "--arms"),
+        (["--searches", "nosuch"], "--searches: got nosuch"),
+        (["--searches", "bo,bo"], "--searches"),
         (["--space", "{nosuch: [1, 2]}"], "--space: got nosuch"),
         (["--sampler", "nosuch"], "--sampler: got nosuch"),
         (["--held-out", "1"], "--held-out: got 1"),
@@ -343,14 +327,27 @@ def test_a_step_of_the_papers_network_on_the_papers_data(tmp_path: Path) -> None
     assert network.pool[0](network.block4(torch.zeros(1, 512, 2, 2))).shape == (1, 512, 1, 1)
     assert sum(isinstance(module, nn.MaxPool2d) for module in network.modules()) == 5
     small_run = ["--data", data, "--subset", "12", "--val-subset", "5", "--held-out", "0.5", "--workers", "0", "--accelerator", "cpu"]
-    small_run += ["--epochs", "1", "--trials", "3", "--warmup-trials", "2", "--pool", "2", "--arms", "boss", "--out", str(tmp_path / "run")]
+    small_run += [
+        "--epochs",
+        "1",
+        "--trials",
+        "3",
+        "--warmup-trials",
+        "2",
+        "--pool",
+        "2",
+        "--searches",
+        "boss",
+        "--out",
+        str(tmp_path / "run"),
+    ]
     assert main(["run", "boss", "--preset", "paper", *small_run]) == 0
     assert json.loads((tmp_path / "run/metrics.json").read_text())["stages"]["boss"][0]["metrics"]["trials"] == 3
 
 
-def test_arms_by_name() -> None:
-    assert check_arms("bo, boss") == ["bo", "boss"]
-    assert check_arms(["sd"]) == ["sd"]
+def test_searches_by_name() -> None:
+    assert check_searches("bo, boss") == ["bo", "boss"]
+    assert check_searches(["sd"]) == ["sd"]
     for wrong in ("", "alone", "bo,bo"):
-        with pytest.raises(InputError, match="arms"):
-            check_arms(wrong)
+        with pytest.raises(InputError, match="searches"):
+            check_searches(wrong)

@@ -175,6 +175,18 @@ def test_refined_boxes_come_back_with_their_ids_and_can_be_trained_on(tmp_path: 
     assert average_precision(rows)["AP"] == 1.0
 
 
+def test_images_without_a_size_are_refined_and_turned_ones_are_not(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    made = pictures(8)
+    for one in made[:4]:
+        one.said = None
+    made[7].orientation, made[7].said = 6, (24, 20)  # the size of the file on its side
+    words = ["refine-boxes", "--data", coco(tmp_path, made), "--out", str(tmp_path / "refined.json")]
+    assert main([*words, *TRAINED]) == 0
+    refined = {mark["id"]: "score" in mark for mark in marks(tmp_path / "refined.json")}
+    assert [number for number, there in refined.items() if not there] == [700]
+    assert "1 are left as they were" in capsys.readouterr().out
+
+
 def test_pascal_vocs_xml_is_refined_as_it_came(tmp_path: Path) -> None:
     spec = voc(tmp_path / "set", pictures(8))
     out = tmp_path / "refined"
@@ -209,3 +221,10 @@ def test_what_cannot_be_refined(words: list[str], expected: str, tmp_path: Path,
     (tmp_path / "other.json").write_text(json.dumps(other))
     assert main(["refine-boxes", *(word.format(root=tmp_path) for word in words), *TRAINED]) == 2
     assert expected in capsys.readouterr().err
+
+
+def test_the_papers_setting_is_one_here_too(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as done:
+        main(["refine-boxes", "--preset", "paper", "--print_config"])
+    assert not done.value.code
+    assert "hidden_std: 0.01" in capsys.readouterr().out

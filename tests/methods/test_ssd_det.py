@@ -21,6 +21,7 @@ from stillroom.methods.ssd_det.bags import check_boxes, decode, encode, neighbou
 from stillroom.methods.ssd_det.distiller import Plain, SSDDet, refine_all
 from stillroom.methods.ssd_det.mil import identity_scores, merged
 from stillroom.methods.ssd_det.noise import add_noise, noised
+from stillroom.methods.ssd_det.pages import mistakes
 from stillroom.methods.ssd_det.recipe import PRESETS
 from stillroom.methods.ssd_det.refiner import Refined, Refiner
 from stillroom.tasks.detection import DetectionBatch, DetectionData, build_detector
@@ -112,6 +113,12 @@ def test_noise_is_drawn_in_order_keeps_what_it_would_destroy_and_leaves_crowds(d
         trained.crowd[0][:] = 0
 
 
+def test_mistakes_are_told_apart() -> None:
+    true = np.array([[0, 0, 10, 10], [12, 0, 22, 10], [0, 20, 10, 30], [0, 0, 10, 10]], np.float32)
+    boxes = np.array([[11, 0, 21, 10], [0, 0, 22, 10], [2, 21, 6, 25], [0, 0, 10, 9]], np.float32)  # drift, group, part, good
+    assert mistakes(boxes, true, np.array([3, 3, 3, 4])) == {"drift": 25.0, "group": 25.0, "part": 25.0}
+
+
 # One step -------------------------------------------------------------------------------------------------------------------------------
 
 
@@ -176,7 +183,7 @@ def test_a_batch_without_an_object_trains_the_background(data: DetectionData) ->
     made = distiller().train()
     losses = made.losses(without_boxes(batch_of(data), *range(8)))
     assert all(float(loss.detach()) == 0 and loss.requires_grad for loss in losses.distill.values())
-    assert float(losses.task["loss_objectness"]) > 0
+    assert float(losses.task["loss_objectness"].detach()) > 0
     losses.total.backward()
     assert all(parameter.grad is not None and parameter.grad.isfinite().all() for parameter in made.parameters())
 
@@ -278,7 +285,20 @@ def test_two_processes_learn_what_one_does_though_one_has_no_objects(tmp_path: P
 
 def test_the_command_reports_every_arm_and_what_became_of_the_boxes(tmp_path: Path) -> None:
     out = tmp_path / "run"
-    words = ["--data", TINY, "--epochs", "1", "--warmup-epochs", "0", "--batch-size", "8", "--accelerator", "cpu", "--ratios", "[1, 0.8]"]
+    words = [
+        "--data",
+        "scenes:size=32,train=8,val=4,teacher=8",
+        "--epochs",
+        "1",
+        "--warmup-epochs",
+        "0",
+        "--batch-size",
+        "8",
+        "--accelerator",
+        "cpu",
+        "--ratios",
+        "[1, 0.8]",
+    ]
     arms = "[clean, regressor, mil, spsd, retrained]"
     assert main(["run", "ssd-det", *words, "--noise", "0.4", "--baselines", arms, "--out", str(out)]) == 0
     metrics = json.loads((out / "metrics.json").read_text())
@@ -291,7 +311,9 @@ def test_the_command_reports_every_arm_and_what_became_of_the_boxes(tmp_path: Pa
     from stillroom.tasks.detection.loaded import load
 
     assert load(out).detect(DetectionData(TINY).val_image(0), threshold=0.0)
+    assert "drift, %" in page
     assert main(["run", "ssd-det", *words, "--baselines", "[clean]", "--out", str(tmp_path / "no")]) == 2
+    assert main(["run", "ssd-det", *words, "--noise", "1.5", "--out", str(tmp_path / "no")]) == 2
 
 
 def test_the_papers_numbers_take_a_step_in_cocos_format(tmp_path: Path) -> None:

@@ -425,6 +425,7 @@ def test_the_student_is_exported_without_classes(run: Path, tmp_path: Path) -> N
         (("--threshold-pictures", "24"), "--threshold-pictures: got 24"),
         (("--mask-ratio", "0.97"), "--mask-ratio: got 0.97, expected a ratio that leaves one of 16 patches"),
         (("--background-threshold", "2"), "--background-threshold: got 2"),
+        (("--assignment-temperature", "0"), "--assignment-temperature: got 0"),
     ],
 )
 def test_what_is_wrong_is_said_at_once(words: tuple[str, ...], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -459,6 +460,7 @@ def test_a_clip_folder_teaches_and_names_any_class(tmp_path: Path, capsys: pytes
     capsys.readouterr()
     assert main(["predict", str(tmp_path / "run"), str(photo), "--classes", "cat,grass,sky", "--json", "--out", str(tmp_path)]) == 0
     assert json.loads(capsys.readouterr().out)["classes"] == ["background", "cat", "grass", "sky"]
+    assert not (tmp_path / "run/cells/student.safetensors").exists()  # a copy of the teacher
     student: Any = load(tmp_path / "run")
     assert student.network.vocabulary.encoder == str(tmp_path / "clip")
 
@@ -481,7 +483,7 @@ def test_the_paper_s_numbers(capsys: pytest.CaptureFixture[str]) -> None:
     assert not done.value.code
     values = yaml.safe_load(capsys.readouterr().out)
     expected = {
-        "scales": [1, 2, 3, 4],
+        "view_scales": [1, 2, 3, 4],
         "mask_ratio": 0.6,
         "group_tokens": [32, 8],
         "epochs": 80,
@@ -499,12 +501,12 @@ def test_a_step_of_the_paper_s_networks_on_its_data_in_small(tmp_path: Path) -> 
         folder.mkdir(parents=True)
         picture(numbers(i, (260, 300)), i).save(folder / f"{i}.JPEG")
     root = voc(tmp_path / "VOC2012", 2, 1, (96, 128))
-    sizes = {name: preset[name] for name in ("image_size", "augment", "eval_size", "window", "stride")}
+    sizes = {name: preset[name] for name in ("image_size", "augment", "eval_size", "window_size", "stride")}
     data = SegmentationData(f"voc:{root},train_images=imagefolder:{tmp_path / 'imagenet/train'}", batch_size=2, **sizes)
-    chosen = {name: preset[name] for name in ("student", "group_tokens", "head_layers", "projector_hidden", "projector_norm")}
+    chosen = {name: preset[name] for name in ("student", "group_tokens", "head_blocks", "projector_hidden", "projector_norm")}
     student = ZeroSegNetwork(ZeroSegNetworks(**chosen).spec(768))
     assert sum(p.numel() for p in student.parameters()) > 130e6
-    found = ZeroSeg(student, teacher_of((1, 2, 3, 4), 768), scales=tuple(preset["scales"]), reconstruction=preset["reconstruction"])
+    found = ZeroSeg(student, teacher_of((1, 2, 3, 4), 768), scales=tuple(preset["view_scales"]), reconstruction=preset["reconstruction"])
     found.plan = Training(epochs=1, **{name: preset[name] for name in ("optimizer", "lr", "momentum", "weight_decay", "schedule")})
     optimizer = found.configure_optimizers()
     assert optimizer.param_groups[0]["betas"] == (0.9, 0.95)

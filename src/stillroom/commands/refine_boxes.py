@@ -23,7 +23,8 @@ def run(arguments: list[str], command: str) -> None:
     from stillroom.methods.ssd_det.recipe import ROOM
     from stillroom.methods.ssd_det.refining import refine, target
 
-    setting = replace(ROOM.chosen(None), default={}, expect="")
+    presets = {name: {option: value for option, value in preset.items() if option != "noise"} for name, preset in ROOM.presets.items()}
+    setting = replace(ROOM.chosen(None), presets=presets, default={}, expect="")
     out, data = early(arguments, "out"), early(arguments, "data")
     if not {"-h", "--help", "--print_config", "--print-config"} & set(arguments):
         with named_as_typed("out", "data"):

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import yaml  # type: ignore[import-untyped]
 
@@ -56,8 +56,8 @@ class Tune:
     budget: str = "20trials"
     for_: str | None = None
     space: dict[str, Any] | str | None = None
-    sampler: Literal["tpe", "gp", "random"] = "tpe"
-    pruner: Literal["none", "median", "hyperband"] = "none"
+    sampler: str = "tpe"
+    pruner: str = "none"
     held_out: float = 0.2
     jobs: int = 1
     storage: str | None = None
@@ -119,9 +119,7 @@ def _tune(method: str, room: Room, given: Options, command: str) -> None:
         return _final(lab, bench, study, told)
 
     notes = _notes(bench, study)
-    console.print(
-        f"searches {len(study.space)} options: {', '.join(f'{name} {_shown(one)}' for name, one in study.space.items())}", markup=False
-    )
+    console.print(f"searches {len(study.space)} options: {_searched(study)}", markup=False)
     run_seeds(recipe, lab, data, {}, command=command, settings=given.settings, notes=notes)
     winner = Path(given.lab["out"]) / "winner" / "config.yaml"
     console.print(f"the winner: stillroom run {method} --config {winner}", markup=False)
@@ -343,18 +341,21 @@ def _final(lab: Lab, bench: Bench, study: Study, trials: list[Finished]) -> Repo
     )
     report.notes.append(
         f"The winner is trial {winner.number} of {len(trials)}{f' ({counts})' if counts else ''}: {proposed}; {bench.format.label} "
-        f"{bench.format.number(winner.score or 0.0)} on held-out images, which flatters it: it is the best of many. The trials took {spent:.0f} s "
-        "in all. winner/config.yaml has it, for `stillroom run --config`."
+        f"{bench.format.number(winner.score or 0.0)} on held-out images, which flatters it: it is the best of many. The trials took "
+        f"{spent:.0f} s in all. winner/config.yaml has it, for `stillroom run --config`."
     )
     return report
 
 
 def _notes(bench: Bench, study: Study) -> list[str]:
     return [
-        f"The search scored trials on {bench.asked.held_out:.0%} of the training images, which they did not learn from; the validation set took "
-        f"no part in it. Here default and tuned are trained on all training images. Searched: "
-        f"{', '.join(f'{name} {_shown(one)}' for name, one in study.space.items())}."
+        f"The search scored trials on {bench.asked.held_out:.0%} of the training images, which they did not learn from; the validation set "
+        f"took no part in it. Here default and tuned are trained on all training images. Searched: {_searched(study)}."
     ]
+
+
+def _searched(study: Study) -> str:
+    return ", ".join(f"{name} {_shown(one)}" for name, one in study.space.items())
 
 
 def _write_winner(folder: Path, bench: Bench, study: Study, taught: Trained | None) -> None:

@@ -352,7 +352,7 @@ class Lab:
         return Footprint(**{**counts, "latency_ms": float(found["latency_ms"])})  # type: ignore[arg-type]
 
     def drop(self, name: str) -> None:
-        """Removes what a stage wrote, and nothing else that lies in its folder: of a trial whose weights are kept elsewhere, or not at all."""
+        """Removes what a stage wrote, and nothing else: of a trial whose weights are kept elsewhere, or not at all."""
         if (record := Record.of(self.folder)) is not None:
             remove(record.present(self.folder / f"{self._prefix}{name}"), self.folder)
 

@@ -204,7 +204,7 @@ class Attention(nn.Module):
         """[B, T, D] -> [B, T, D]."""
         batch, places, _ = x_BTD.shape
         if not self.heads:
-            answer_BTD = self.out_proj.bias.expand(batch, places, -1)
+            answer_BTD = self.out_proj.bias + x_BTD.new_zeros(batch, places, 1)
         else:
             qkv_BTP = linear(x_BTD, self.in_proj_weight, self.in_proj_bias)
             q, k, v = qkv_BTP.view(batch, places, 3, self.heads, self.head_width).permute(2, 0, 3, 1, 4)

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from stillroom.cli import main
+from stillroom.engine.run.measure import measure
 from stillroom.errors import InputError
 from stillroom.modules.clip import Clip
 from stillroom.tasks.images.clips import write_clip
@@ -106,6 +107,7 @@ def test_shards_give_every_process_as_many_steps_and_each_sample_once(tmp_path: 
     loaders = [data.train_loader(seed=0, rank=rank, world=2) for rank in (0, 1)]
     steps = [[batch.ids.tolist() for batch in loader] for loader in loaders]
     assert [len(batches) for batches in steps] == [6, 6]
+    assert "6 steps of 4 images are an epoch" in data.first_lines()
     assert len({i for batches in steps for ids in batches for i in ids}) == 24
     held_out = [i for rank in (0, 1) for batch in data.eval_loader(rank=rank, world=2) for i in batch.ids.tolist()]
     assert sorted(held_out) == list(range(7))
@@ -229,7 +231,8 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("colours")
     table, _ = write_pairs(folder / "pairs")
     words = ["run", "supervised", "--task", "imagetext", "--data", f"pairs:{table}", "--image-size", "16", "--vocabulary", "530"]
-    words += ["--student", "stillroom/clip_16x1p8_16x1_d12_h8", "--batch-size", "9", "--epochs", "25", "--lr", "0.01", "--augment", "none"]
+    words += ["--student", "stillroom/clip_16x1p8_16x1_d12_h8", "--batch-size", "9", "--epochs", "30", "--lr", "0.01", "--augment", "none"]
+    words += ["--templates", '["something {}"]']  # the others have words that no caption has
     assert main([*words, "--context", "10", "--accelerator", "cpu", "--out", str(folder / "run")]) == 0
     return folder / "run"
 
@@ -270,6 +273,7 @@ def test_a_cut_student_is_exported_and_read_again(tmp_path: Path, uneven: Callab
     for done in export_files(tmp_path / "run", format="torch"):
         assert done.outputs[0].difference <= 1e-4
     again = load(tmp_path / "run").network
+    assert measure(again, ImageTextData("compositions,train=1,val=1").example_inputs()).macs
     assert again.shape == clip.shape
     assert all(torch.equal(value, again.state_dict()[name]) for name, value in clip.state_dict().items())
 

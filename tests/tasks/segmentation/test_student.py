@@ -25,7 +25,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Plain training on a miniature of VOC; measured in windows smaller than the pictures."""
     root = tmp_path_factory.mktemp("segmentation")
     words = ["run", "supervised", "--task", "segmentation", "--data", f"voc:{voc(root / 'set', 8, 3)}", "--student", "stillroom/unet4_2"]
-    windows = ["--image-size", "16", "--augment", "mirror", "--eval-size", "24", "--window", "16", "--stride", "8"]
+    windows = ["--image-size", "16", "--augment", "mirror", "--eval-size", "24", "--window-size", "16", "--stride", "8"]
     assert main([*words, *windows, *TINY, "--out", str(root / "run")]) == 0
     return root / "run"
 
@@ -137,7 +137,7 @@ def test_pictures_and_masks_are_cut_alike(tmp_path: Path) -> None:
 
 
 def test_a_network_that_answers_with_the_truth_is_perfect_in_windows() -> None:
-    data = SegmentationData("objects:train=4,val=3", eval_size=64, window=24, stride=10)
+    data = SegmentationData("objects:train=4,val=3", eval_size=64, window_size=24, stride=10)
 
     class Oracle(nn.Module):
         """Finds the window that it is shown in the pictures."""

@@ -37,7 +37,10 @@ def search_section(
         for name, trials in searches.items()
     )
     drawn = _drawing(searches, metric, higher_is_better=higher_is_better)
-    note = "A dot is a trial's score on held-out training images, the line the best so far; the worst fifth is left out. The validation set took no part."
+    note = (
+        "A dot is a trial's score on held-out training images, the line the best so far; the worst fifth is left out. The validation set "
+        "took no part."
+    )
     return Section("The search", f'<ul class="key">{key}</ul><div class="figures"><figure>{drawn}</figure></div><p class="note">{note}</p>')
 
 

@@ -215,7 +215,7 @@ def put_aside(path: Path) -> Path | None:
     aside.write_bytes(rest)
     os.truncate(path, good)
     console.print(
-        f"WARNING: {path}, line {records + 1}: no whole record, as after a kill; it and what follows are now in {aside}", markup=False
+        f"WARNING: {path}, line {records + 1}: no whole record, as after a kill; it and what follows are in {aside}", markup=False
     )
     return aside
 

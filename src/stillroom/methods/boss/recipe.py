@@ -14,7 +14,7 @@ from stillroom.engine.study.page import search_section, trials_section
 from stillroom.engine.study.space import read_space
 from stillroom.engine.study.storage import check_installed, open_storage
 from stillroom.errors import InputError
-from stillroom.methods.boss.search import PARZEN, WAYS, Found, Search, check_arms, run_search
+from stillroom.methods.boss.search import PARZEN, WAYS, Found, Search, check_searches, run_search
 from stillroom.methods.boss.space import SPACES, check_space
 from stillroom.tasks.classification import ImageData
 
@@ -26,11 +26,11 @@ def recipe(
     data: ImageData,
     plan: Training = PLAN,
     student: str = "stillroom/convnet12",
-    arms: list[str] | str = "bo,boss",
+    searches: list[str] | str = "bo,boss",
     trials: int = 40,
     warmup_trials: int = 12,
     pool: int = 4,
-    space: dict[str, Any] | str = "small",
+    space: dict[str, Any] | str | None = None,
     held_out: float = 0.2,
     sampler: str = PARZEN,
     startup: int = 4,
@@ -46,13 +46,13 @@ def recipe(
         data: the images; the validation set judges what the searches find, and takes no part in them.
         plan: how networks are trained; its values are the default hyper-parameters, and what is not searched.
         student: network, optionally with weights after ``@``; all trials have this architecture.
-        arms: what is compared, of equal numbers of trials: boss, bo (Bayesian optimisation alone), random, teacher (no weights are handed
-            on as a start), warm-start (no teacher), sd (a chain of self-distillation with the default hyper-parameters).
+        searches: which are compared, of equal numbers of trials: boss, bo (Bayesian optimisation alone), random, teacher (no weights are
+            handed on as a start), warm-start (no teacher), sd (a chain of self-distillation with the default hyper-parameters).
         trials: finished trials in all, of each search.
         warmup_trials: how many of them are ordinary trainings before earlier trials teach and are started from; at least 2.
         pool: how many of the best trials are drawn from; at least 2.
-        space: what is searched: small, cifar, medical, a YAML file, or a mapping such as ``{lr: {low: 0.01, high: 0.5, log: true}}``; m is
-            1 - momentum, alpha the weight of the labels beside the teacher.
+        space: what is searched: small (the default), cifar, medical, a YAML file, or a mapping such as
+            ``{lr: {low: 0.01, high: 0.5, log: true}}``; m is 1 - momentum, alpha the weight of the labels beside the teacher.
         held_out: share of the training set that scores the trials.
         sampler: what proposes: parzen (the paper's), or tpe, gp, random, which are Optuna's.
         startup: trials of each study that are drawn uniformly before anything is learnt from them.
@@ -64,7 +64,7 @@ def recipe(
     check_installed()
     if lab.options.devices * lab.options.num_nodes > 1:
         raise InputError("devices", lab.options.devices, "1: a search has --jobs, each of which trains on one device")
-    names = check_arms(arms)
+    names = check_searches(searches)
     search = Search(_space_of(space), trials, warmup_trials, pool, sampler, startup, jobs, storage, weights, study)
     held = data.holding_out(held_out)
     data.task.supervised(
@@ -79,7 +79,8 @@ def recipe(
     return _told(report, lab, data, found, search)
 
 
-def _space_of(space: dict[str, Any] | str) -> dict[str, Any]:
+def _space_of(space: dict[str, Any] | str | None) -> dict[str, Any]:
+    space = "small" if space is None else space
     found = dict(SPACES[space]) if isinstance(space, str) and space in SPACES else read_space(space)
     check_space(found)
     return found
@@ -119,15 +120,13 @@ _FORMATS = {
 def _told(report: Report, lab: Lab, data: ImageData, found: Mapping[str, Found], search: Search) -> Report:
     """The report with the searches' histories, and with what a reader must know to compare them."""
     report.metric_formats |= _FORMATS
-    searches = {way: one for way, one in found.items() if way != "alone"}
+    made = {way: one for way, one in found.items() if way != "alone"}
     metric = report.metric(data.evaluator().primary)
     of_seed = f", seed {lab.seed}" if lab.options.seeds > 1 else ""
-    history = search_section(
-        {way: one.trials for way, one in searches.items()}, metric, warmup={way: one.warmup for way, one in searches.items()}
-    )
+    history = search_section({way: one.trials for way, one in made.items()}, metric, warmup={way: one.warmup for way, one in made.items()})
     report.method_sections.append(replace(history, title=f"{history.title}{of_seed}"))
     report.method_sections += [
-        trials_section(f"Best trials of {way}{of_seed}", one.trials, metric) for way, one in searches.items() if WAYS[way].searched
+        trials_section(f"Best trials of {way}{of_seed}", one.trials, metric) for way, one in made.items() if WAYS[way].searched
     ]
     report.notes += [
         f"Seed {lab.seed}: {way} ({WAYS[way].told}): {len(one.trials)} trials in {one.seconds:.0f} s, {one.noted('images')} images trained "

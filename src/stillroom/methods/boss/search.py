@@ -115,7 +115,7 @@ def run_search(way: str, search: Search, lab: Lab, data: ImageData, plan: Traini
         InputError: as `Study.run`.
         StillroomError: no trial has a score, or fewer than two of the warm-up's have.
     """
-    chosen = WAYS[one_of("arms", way, WAYS)]
+    chosen = WAYS[one_of("searches", way, WAYS)]
     primary = data.evaluator().primary
     before: Phase | None = None
 
@@ -159,10 +159,10 @@ def run_search(way: str, search: Search, lab: Lab, data: ImageData, plan: Traini
         run(TrialTraining(**common, way=Way("warm-up"), keep=search.pool, phase=before))
     left = 1 if way == "alone" else search.trials - (search.warmup_trials if chosen.pooled else 0)
     phases = [before] if before is not None else []
-    if before is not None and left > 0 and len(completed := before.completed()) < ENOUGH:
+    if before is not None and left > 0 and len(first := before.completed()) < ENOUGH:
         reasons = "; ".join(trial.reason for trial in before.study.finished() if trial.reason)
         raise StillroomError(
-            f"{before.study.name}: {len(completed)} trials have a score, and to be taught needs two completed trials ({reasons})"
+            f"{before.study.name}: {len(first)} trials have a score, and to be taught needs two completed trials ({reasons})"
         )
     if left > 0:
         proposed = dict(search.space) if chosen.teacher else without_alpha
@@ -170,10 +170,10 @@ def run_search(way: str, search: Search, lab: Lab, data: ImageData, plan: Traini
         main = phase(way, proposed, left, sampler, **({"pool": search.pool, "warmup": search.warmup_trials} if chosen.pooled else {}))
         run(TrialTraining(**common, way=chosen, keep=search.pool if chosen.pooled else 1, phase=main, before=before))
         phases.append(main)
-    completed = [(one, trial) for one in phases for trial in one.completed()]
-    if not completed:
+    scored = [(one, trial) for one in phases for trial in one.completed()]
+    if not scored:
         return Found(way, phases[-1].study.best, phases[-1].weights, [])  # says that there is none
-    of, best = max(completed, key=lambda pair: pair[1].score or 0.0)
+    of, best = max(scored, key=lambda pair: pair[1].score or 0.0)
     trials = [trial for one in phases for trial in one.study.finished()]
     return Found(way, best, of.weights, trials, 0 if before is None else len(before.study.finished()))
 
@@ -187,15 +187,15 @@ def sampler_of(name: str, startup: int, parallel: bool, seed: int) -> BaseSample
     return make_sampler(name, seed, startup=startup, parallel=parallel)
 
 
-def check_arms(arms: list[str] | str) -> list[str]:
+def check_searches(searches: list[str] | str) -> list[str]:
     """The searches that are compared, in a list or with commas between them.
 
     Raises:
         InputError: an unknown one, or one twice.
     """
-    names = [name.strip() for name in arms.split(",") if name.strip()] if isinstance(arms, str) else list(arms)
+    names = [name.strip() for name in searches.split(",") if name.strip()] if isinstance(searches, str) else list(searches)
     for name in names:
-        one_of("arms", name, [way for way in WAYS if way != "alone"])
+        one_of("searches", name, [way for way in WAYS if way != "alone"])
     if not names or len(set(names)) < len(names):
-        raise InputError("arms", arms, f"some of {', '.join(WAYS)}, each once")
+        raise InputError("searches", searches, f"some of {', '.join(WAYS)}, each once")
     return names

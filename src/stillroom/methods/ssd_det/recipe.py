@@ -53,6 +53,8 @@ def recipe(
         raise InputError("baselines", list(wanted), f"some of {', '.join(known)}, each once")
     if "clean" in wanted and not noise:
         raise InputError("baselines", "clean", "noise above 0: the true boxes are not known without")
+    if not 0 <= noise < 1:
+        raise InputError("noise", noise, "a number from 0 and below 1: the share of its sides that a box is moved and scaled by at most")
     at_least("noise_seed", noise_seed, 0)
     clean, networks = data, Networks(student=student)
     true_N4 = np.full((sum(map(len, data.trained.boxes)), 4), np.nan, np.float32)
@@ -109,13 +111,14 @@ def trained_refiner(
         return made[-1]
 
     trained = experiment.trained(name, kept)
-    distiller = made[-1]
+    distiller, data = made[-1], experiment.data
     assert isinstance(distiller, SSDDet)
+    assert isinstance(data, DetectionData)
 
     def compute() -> dict[str, torch.Tensor]:
-        return {column: torch.from_numpy(rows) for column, rows in refine_all(distiller, experiment.data, lab.device).items()}
+        return {column: torch.from_numpy(rows) for column, rows in refine_all(distiller, data, lab.device).items()}
 
-    key = f"{experiment.data.fingerprint} {digest(distiller.state_dict())}"
+    key = f"{data.fingerprint} {digest(distiller.state_dict())}"
     found = {column: rows.numpy() for column, rows in lab.remember(f"{name}/refined", key, compute).items()}
     trained.result.metrics.update(figures(found["boxes"], true_N4, found["stage1"]))
     return trained, found
@@ -136,7 +139,17 @@ PAPER: dict[str, Any] = {
     "hidden_std": 0.01,
 }
 
-PRESETS = {"paper": PAPER}
+PAPER_VOC: dict[str, Any] = {
+    **PAPER,
+    "data": "voc:data/VOCdevkit/VOC2007,train=trainval,val=test",
+    "batch_size": 4,
+    "lr": 0.002,
+    "image_size": 600,
+    "max_size": 1000,
+    "warmup_epochs": 500 / 1252,  # 500 steps of 4 of 5 011 images
+}
+
+PRESETS = {"paper": PAPER, "paper:voc": PAPER_VOC}
 
 ROOM = Room(
     recipe,
@@ -149,7 +162,7 @@ ROOM = Room(
         "ratios": [1.0, 1.25, 0.8],
         "negative_boxes": 60,
     },
-    expect="On 600 such scenes, over three seeds, the IoU of the training boxes with the true ones went from 46.9 to 55.0 %, and the "
-    "detector's AP was 3.0 above that on the boxes as they are.",
+    expect="On 600 such scenes the training boxes' IoU with the true ones gained +8.1 +- 0.4 points over three seeds, and the detector "
+    "+3.0 +- 0.6 AP over the same on the boxes as they are.",
     reason="has no teacher: it refines the boxes that it learns from",
 )

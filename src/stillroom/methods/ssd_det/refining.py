@@ -104,8 +104,9 @@ def _rows(data: DetectionData, file: BoxFile) -> np.ndarray:
     annotated, rows = data.trained, {place: row for row, place in enumerate(file.places)}
     found: list[int] = []
     for key, order, shape in zip(annotated.keys, annotated.order, annotated.shapes, strict=True):
-        mine = [rows.get((key, k), -1) for k in order.tolist()]
-        found += [row if row >= 0 and tuple(file.sides[row]) in (shape[::-1], (np.nan,) * 2) else -1 for row in mine]
+        for row in (rows.get((key, k), -1) for k in order.tolist()):
+            turned = row >= 0 and not np.isnan(file.sides[row]).any() and tuple(file.sides[row]) != shape[::-1]
+            found.append(-1 if turned else row)
     return np.array(found, np.int64)
 
 

@@ -75,11 +75,13 @@ class ZeroSeg(SegmentationDistiller):
         self.mask_ratio, self.normalise_pixels, self.normalise_targets = mask_ratio, normalise_pixels, normalise_targets
         visible_patches(10**6, mask_ratio)  # whether it leaves one of an image's is seen when the image is
         if list(scales) != sorted({*scales}):
-            raise InputError("scales", list(scales), "different numbers, the smallest first")
+            raise InputError("view_scales", list(scales), "different numbers, the smallest first")
         if match_weight and set(scales) == {1}:
-            raise InputError("scales", list(scales), "a scale above 1, or match_weight 0: segments are matched with parts of the image")
+            raise InputError(
+                "view_scales", list(scales), "a scale above 1, or match_weight 0: segments are matched with parts of the image"
+            )
         if not multi_scale and 1 not in scales:
-            raise InputError("scales", list(scales), "scale 1 among them: the base knows the whole image alone")
+            raise InputError("view_scales", list(scales), "scale 1 among them: the base knows the whole image alone")
         self.reconstruction: Reconstruction | None = None
         if mask_ratio:
             width, depth, _ = sizes_of(f"{reconstruction}_1", "reconstruction")

@@ -43,7 +43,7 @@ def nearest_views(segments_BMD: Tensor, views_BJD: Tensor, local: int) -> Tensor
         InputError: there is no local view.
     """
     if views_BJD.shape[1] <= local:
-        raise InputError("scales", "the whole image alone", "a scale above 1: segments are matched with parts of the image")
+        raise InputError("view_scales", "the whole image alone", "a scale above 1: segments are matched with parts of the image")
     with torch.no_grad(), torch.autocast(segments_BMD.device.type, enabled=False):
         g, v = in_one_type(segments_BMD, views_BJD[:, local:])
         return torch.cdist(g, v, p=1.0).argmin(-1) + local

@@ -50,6 +50,9 @@ class ViewTeacher(nn.Module):
         scales: of the grids.
     """
 
+    mean: Tensor
+    std: Tensor
+
     def __init__(self, clip: ImageText, scales: Sequence[int]) -> None:
         super().__init__()
         self.image, self.scales, self.size = clip.image, tuple(scales), clip.image_size
@@ -160,7 +163,7 @@ def teach(lab: Lab, data: SegmentationData, networks: Any, background: Backgroun
         raise InputError("teacher", spec, f"{expected} such as stillroom/convnet24")
     drawn = images.startswith(SINGLE)
     lab.say("teacher", f"a small stand-in that is trained here on {'drawn pictures' if drawn else images}, no CLIP: it knows a few words")
-    pictures = ImageData(images, batch_size=64, **({"augment": "none"} if drawn else {}))
+    pictures = ImageData(images, batch_size=64, augment="none" if drawn else None)
     Vocabulary(pictures.classes, torch.empty(pictures.num_classes, _DIM), "", 1.0, (), **options).of(data.classes)
     plan = networks.teacher_plan(STAND_IN)
     with lab.shared():

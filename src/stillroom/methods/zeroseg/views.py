@@ -20,9 +20,9 @@ def boxes(height: int, width: int, scales: Sequence[int]) -> list[Box]:
         InputError: scales that are no different whole numbers from 1, or an image with fewer pixels than cells.
     """
     if not scales or min(scales) < 1 or len(set(scales)) < len(scales):
-        raise InputError("scales", list(scales), "different whole numbers of at least 1")
+        raise InputError("view_scales", list(scales), "different whole numbers of at least 1")
     if max(scales) > min(height, width):
-        raise InputError("scales", list(scales), f"at most {min(height, width)} cells a side of an image of {width} x {height} pixels")
+        raise InputError("view_scales", list(scales), f"at most {min(height, width)} cells a side of an image of {width} x {height} pixels")
     found = []
     for s in scales:
         rows, columns = ([length * i // s for i in range(s + 1)] for length in (height, width))

@@ -63,7 +63,7 @@ class Annotated:
     def take(self, indices: np.ndarray) -> Annotated:
         """The images of these indices."""
         columns = self.boxes, self.labels, self.crowd, self.shapes, self.keys, self.order
-        return Annotated(taken(self.images, indices), *([column[i] for i in indices] if column else [] for column in columns))  # type: ignore[arg-type]
+        return Annotated(taken(self.images, indices), *([column[i] for i in indices] if column else [] for column in columns))
 
     def with_more(self, others: Annotated) -> Annotated:
         """These images and others as one set, the others' numbered behind."""

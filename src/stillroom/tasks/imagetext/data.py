@@ -206,7 +206,8 @@ class ImageTextData(ImageSetData):
         drawn = "procedural data, nothing of it is real: " if self.source.drawn else ""
         first = f"{drawn}{len(train)} training + {len(val)} validation images with {captions[0]} + {captions[1]} captions"
         cut = sum(self.tokenizer.is_cut(text) for text in self.source.captions.texts[:_LOOKED_AT])
-        lines = [first, f"{self.image_size} × {self.image_size} pixels: {self._why}", self._told]
+        steps = f"{max(1, len(train) // self.batch_size)} steps of {min(self.batch_size, len(train))} images are an epoch"
+        lines = [first, f"{self.image_size} × {self.image_size} pixels: {self._why}", self._told, steps]
         if cut:
             lines.append(f"{cut} captions have more than the {self.tokenizer.context} tokens of the context and are cut at their ends")
         if repeated := self._repeated():

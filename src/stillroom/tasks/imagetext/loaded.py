@@ -16,7 +16,7 @@ from torch.nn.functional import normalize
 from stillroom.engine.card import Card, Described, read_card, write_card
 from stillroom.engine.export import ExportSpec
 from stillroom.errors import InputError
-from stillroom.modules.clip import Clip, ClipShape
+from stillroom.modules.clip import Clip
 from stillroom.tasks.images.clips import TASK, TEMPLATES, ImageText, class_embeddings, read_clip, ready
 from stillroom.tasks.images.export_parts import CHECKED, description, made_up_pictures
 from stillroom.tasks.images.loaded import Ranked, Unreadable, accelerated, opened
@@ -149,8 +149,3 @@ def ship(folder: Path, network: Clip, model: str, data: Described, tokenizer: To
     """Writes `student.json`, with the sizes of every layer and the templates of classes, and the vocabulary."""
     tokenizer.save(folder)
     write_card(folder, TASK, model, data, shape=network.shape.to_json(), templates=list(templates))
-
-
-def shape_of(card: Card) -> ClipShape:
-    """The sizes that a card says."""
-    return card.parsed(lambda content: ClipShape.from_json(content["shape"]), "shape")

@@ -97,6 +97,11 @@ class RepresentationData(ImageSetData):
         return self.num_classes > 1
 
     @property
+    def procedural(self) -> bool:
+        """Whether the pictures are made up."""
+        return self.source.name == "shapes"
+
+    @property
     def bank(self) -> np.ndarray:
         """Ids of the training images that features are compared with, int64 [M], sorted."""
         return self._bank
@@ -132,7 +137,8 @@ class RepresentationData(ImageSetData):
         size = f"{self.image_size} × {self.image_size} pixels: {self._why}"
         scored = f"features are scored against {self.bank_size} training images; {self.protocol.said()}"
         alone = "without labels there are no scores: whether features collapse is measured alone (their spread and effective rank)"
-        return [f"{train} training + {val} validation images, {classes}", size, scored if self.labelled else alone, *self._met()]
+        drawn = "procedural data, drawn pictures: " if self.procedural else ""
+        return [f"{drawn}{train} training + {val} validation images, {classes}", size, scored if self.labelled else alone, *self._met()]
 
     def describe(self) -> dict[str, Any]:
         """As every task's; a backbone knows no classes."""

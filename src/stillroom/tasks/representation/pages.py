@@ -61,6 +61,8 @@ def remarks(report: Report, data: RepresentationData) -> list[str]:
             if result.metrics["spread"] < _COLLAPSED or result.metrics["rank"] < 2:
                 said = f"spread {result.metrics['spread']:.3f}, effective rank {result.metrics['rank']:.1f}"
                 found.append(f"{WARNING}the features of {name} (seed {result.seed}) collapsed: {said}")
+    if data.procedural:
+        found.append("procedural data: the pictures are drawn, and say little about photographs")
     if not data.labelled:
         found.append("without labels there are no scores: the effective rank tells of a collapse, more of it is no better features")
     return found

@@ -45,7 +45,7 @@ class SegmentationData(ImageSetData):
             ``mirror`` or ``none`` (the centre: seven eighths of the shorter side, or all of a picture that has the size already); by
             default crop, for drawn objects none.
         eval_size: pixels of the shorter side of pictures that are measured on; by default `image_size`.
-        window: pixels of a sliding window's height and width; by default `eval_size`.
+        window_size: pixels of a sliding window's height and width; by default `eval_size`.
         stride: pixels from one window to the next; by default half a window.
         options: those of every task on images, see `ImageSetData`.
 
@@ -63,7 +63,7 @@ class SegmentationData(ImageSetData):
         image_size: int | None = None,
         augment: str | None = None,
         eval_size: int | None = None,
-        window: int | None = None,
+        window_size: int | None = None,
         stride: int | None = None,
         **options: Any,
     ) -> None:
@@ -75,7 +75,7 @@ class SegmentationData(ImageSetData):
         self.image_size = source.image_size if image_size is None else at_least("image_size", image_size, 1)
         self.augment = augment or source.augment
         self.eval_size = self.image_size if eval_size is None else at_least("eval_size", eval_size, 1)
-        self.window = self.eval_size if window is None else at_least("window", window, 1)
+        self.window = self.eval_size if window_size is None else at_least("window_size", window_size, 1)
         self.stride = max(self.window // 2, 1) if stride is None else at_least("stride", stride, 1)
         if self.stride > self.window:
             raise InputError("stride", self.stride, f"at most the window's {self.window} pixels, or some would not be seen")

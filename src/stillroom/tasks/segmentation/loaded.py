@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -108,7 +108,7 @@ class LoadedSegmenter:
         if threshold is not None:
             if vocabulary.background != "threshold":
                 raise InputError("threshold", threshold, f"none: this student's background is {vocabulary.background}")
-            vocabulary = type(vocabulary)(**{**vars(vocabulary), "threshold": threshold})
+            vocabulary = replace(vocabulary, threshold=threshold)
         if classes is not None:
             names = [name.strip() for name in classes]
             names = names if vocabulary.background == "none" or BACKGROUND in names else [BACKGROUND, *names]
@@ -173,7 +173,7 @@ class LoadedSegmenter:
         if isinstance(self.network, OpenVocabulary):
             names = ("images", "segment_maps", "segment_embeddings", "image_embedding")
             note = "the file knows no classes: compare segment_embeddings with the teacher's text embeddings of any"
-            return ExportSpec(self.network, images, names, told, ask=lambda network, inputs: network.parts(inputs), note=note)  # type: ignore[attr-defined, operator]
+            return ExportSpec(self.network, images, names, told, ask=lambda network, inputs: network.parts(inputs), note=note)  # type: ignore[operator]
         return ExportSpec(self.network, images, ("images", "scores"), told, note="one window; `stillroom predict` slides it over a picture")
 
 

@@ -80,8 +80,8 @@ def build_segmenter(spec: str, *, num_classes: int, trust_pickle: bool = False, 
             got = f"{spec}, which answers with {list(getattr(answer, 'shape', ())) or type(answer).__name__}"
             raise InputError(argument, got, f"a network from [1, 3, {_TRIED}, {_TRIED}] to scores {list(wanted)}")
     if named.weights:
-        own = named.card is None and isinstance(network, Answering)
-        load_weights(network.model if own else network, named.weights, trust_pickle=trust_pickle, argument=argument)
+        loaded: Any = network.model if named.card is None and isinstance(network, Answering) else network
+        load_weights(loaded, named.weights, trust_pickle=trust_pickle, argument=argument)
     if named.card is not None and isinstance(network, OpenVocabulary):
         network.vocabulary = Vocabulary.read(named.card.folder, argument)
     weights = named.weights or (named.source.partition("/")[2] if named.source.startswith("transformers/") else None)
