@@ -2,7 +2,8 @@
 
     python experiments/boss.py
 
-Digits: 300 training images of which a fifth has a wrong label, 400 clean ones score the trials, 897 judge the winners; 8 whole studies.
+Digits: 300 training images of which a fifth has a wrong label, 400 clean ones score the trials, 897 judge the winners; 8 whole studies,
+four of them with all searches.
 The same with whole ranges and few trials, where the pool is poor. Every study is kept and gone on with under --runs.
 """
 
@@ -29,6 +30,8 @@ from stillroom.tasks.classification.subsets import noisy_labels
 
 PLAN = Training(epochs=10, lr=0.1, momentum=0.9, weight_decay=5e-4, schedule="cosine", step_per="epoch")
 NETWORK = "boss.py:perceptron"
+ARMS = ["bo", "warm-start", "boss"]
+CONTROLS = ["teacher", "random", "sd"]  # in every other study
 NOISE = 0.05  # standard deviation of what training adds to pixels in [0, 1]
 
 
@@ -99,8 +102,9 @@ def verdict(group: str, found: dict[str, Numbers], pairs: Sequence[tuple[str, st
             mine, other = found[f"{group}: {arm}"], found[f"{group}: {over}"]
             if metric not in mine or metric not in other:
                 continue
-            change, spread = paired(mine[metric], other[metric])
-            clear = abs(change) > t.ppf(0.975, len(mine[metric]) - 1) * spread / len(mine[metric]) ** 0.5  # 95 % of the difference
+            both = {seed: value for seed, value in mine[metric].items() if seed in other[metric]}
+            change, spread = paired(both, other[metric])
+            clear = abs(change) > t.ppf(0.975, len(both) - 1) * spread / len(both) ** 0.5  # 95 % of the difference
             word = ("above" if change > 0 else "below") if clear else "equal within noise to"
             lines.append(f"{metric.partition(',')[0]} of {arm} is {word} that of {over} ({change:+.1f} +- {spread:.1f} points)")
     return f"{group}: {'; '.join(lines)}"
@@ -108,39 +112,35 @@ def verdict(group: str, found: dict[str, Numbers], pairs: Sequence[tuple[str, st
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--studies", type=int, default=8)
-    parser.add_argument("--arms", nargs="+", default=["random", "bo", "sd", "warm-start", "teacher", "boss"], help="searches on digits")
+    parser.add_argument("--seeds", type=int, nargs="+", default=list(range(8)), help="a whole study each")
     parser.add_argument("--runs", type=Path, default=Path("runs/experiments/boss"), help="where the studies are kept")
     parser.add_argument("--out", type=Path, default=Path("results/boss.json"))
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     usual = Search(SMALL, trials=40, warmup_trials=12, pool=4, startup=4)
     short = replace(usual, space=CIFAR, trials=24, warmup_trials=8)
-    arms = {"digits": arguments.arms, "digits, short": ["bo", "boss"]}
     found: dict[str, dict[str, dict[int, float]]] = {}
-    seeds = list(range(arguments.studies))
+    seeds = arguments.seeds
     for group, search in {"digits": usual, "digits, short": short}.items():
-        for seed in seeds:
-            for arm, numbers in study(seed, arms[group], search, arguments.runs / group.replace(", ", "-")).items():
+        for place, seed in enumerate(seeds):
+            arms = ["bo", "boss"] if group != "digits" else [*ARMS, *CONTROLS] if not place % 2 else ARMS
+            for arm, numbers in study(seed, arms, search, arguments.runs / group.replace(", ", "-")).items():
                 for metric, value in numbers.items():
                     found.setdefault(f"{group}: {arm}", {}).setdefault(metric, {})[seed] = value
-    known = ["alone", *arguments.arms]
-    pairs = [("bo", "alone"), ("boss", "bo"), ("boss", "sd"), ("boss", "warm-start"), ("boss", "teacher"), ("bo", "random")]
-    said = [
-        verdict("digits", found, [pair for pair in pairs if set(pair) <= set(known)]),
-        verdict("digits, short", found, [("boss", "bo")]),
-    ]
+    pairs = [("bo", "alone"), ("boss", "bo"), ("boss", "warm-start"), ("boss", "teacher"), ("boss", "sd"), ("bo", "random")]
+    said = [verdict("digits", found, pairs), verdict("digits, short", found, [("boss", "bo")])]
     setting = {
         "network": "64-128-128-10, noise of 0.05 on the pixels; 10 epochs a trial, cosine",
         "data": "scikit-learn's digits: 300 to train on, 20 % of their labels wrong; 400 score the trials, 897 judge the winners",
         "digits": "40 trials, 12 of them a warm-up, pool of 4; lr 0.01 to 0.5, weight decay 1e-5 to 1e-2, m 0.03 to 1, batch 16 to 64",
         "digits, short": "24 trials, 8 of them a warm-up, pool of 4; the ranges of CIFAR: lr 1e-3 to 1, m 1e-3 to 1, batch 64 to 256",
         "sampler": "parzen, 4 random trials in each study",
+        "seeds": "a whole study each, with images, wrong labels and first weights of its own; teacher, random and sd in every other one",
     }
     write(
         arguments.out,
         "boss",
-        f"python experiments/boss.py --studies {arguments.studies} --arms {' '.join(arguments.arms)}",
+        "python experiments/boss.py",
         seeds,
         found,
         ". ".join(said) + ".",

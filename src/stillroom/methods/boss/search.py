@@ -159,10 +159,10 @@ def run_search(way: str, search: Search, lab: Lab, data: ImageData, plan: Traini
         run(TrialTraining(**common, way=Way("warm-up"), keep=search.pool, phase=before))
     left = 1 if way == "alone" else search.trials - (search.warmup_trials if chosen.pooled else 0)
     phases = [before] if before is not None else []
-    if before is not None and left > 0 and len(completed := before.completed()) < ENOUGH:
+    if before is not None and left > 0 and len(first := before.completed()) < ENOUGH:
         reasons = "; ".join(trial.reason for trial in before.study.finished() if trial.reason)
         raise StillroomError(
-            f"{before.study.name}: {len(completed)} trials have a score, and to be taught needs two completed trials ({reasons})"
+            f"{before.study.name}: {len(first)} trials have a score, and to be taught needs two completed trials ({reasons})"
         )
     if left > 0:
         proposed = dict(search.space) if chosen.teacher else without_alpha
