@@ -55,13 +55,13 @@ def seconds_of_a_step(data: RepresentationData, student: str, teacher: Teacher) 
 
 
 def experiment(
-    group: str, data: RepresentationData, networks: FeatureNetworks, epochs: int, views: int, seeds: list[int], out: Path
+    group: str, data: RepresentationData, networks: FeatureNetworks, epochs: int, views: int, seeds: list[int], out: Path, *, tune: int = 5
 ) -> dict[str, Numbers]:
     """Every arm with every seed, and a step's time."""
     found: dict[str, dict[str, dict[int, float]]] = {}
     for seed in seeds:
         lab = Lab(LabOptions(out=out, accelerator="cpu", checkpoint_seconds=300), seed)
-        report = recipe(lab, data, replace(ADAMW, epochs=epochs), networks, views=views, tune_labels=5)
+        report = recipe(lab, data, replace(ADAMW, epochs=epochs), networks, views=views, tune_labels=tune)
         for arm, results in report.arms.items():
             for metric in METRICS:
                 if metric in results[0].metrics:
@@ -79,7 +79,8 @@ def verdict(group: str, found: Mapping[str, Numbers]) -> str:
     """What the numbers say, in words made from the numbers alone."""
     said = []
     for metric, named in (("knn", "k-NN"), ("few", "k-NN with 5 labels"), ("linear", "linear probe"), ("tuned", "fine-tuning on 5 labels")):
-        numbers = found[f"{group}: features"][metric]
+        if (numbers := found[f"{group}: features"].get(metric)) is None:
+            continue
         change, spread = paired(numbers, found[f"{group}: untrained"][metric])
         clear = abs(change) > t.ppf(0.975, len(numbers) - 1) * spread / len(numbers) ** 0.5
         word = ("above" if change > 0 else "below") if clear else "within noise of"
@@ -101,16 +102,18 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--images", type=int, default=3000, help="of CIFAR-10")
     parser.add_argument("--epochs", type=int, default=8)
-    parser.add_argument("--views", type=int, default=4)
+    parser.add_argument("--bank", type=int, default=1000, help="images that features are compared with, besides the digits")
+    parser.add_argument("--tune", type=int, default=5, help="labels of each class of the fine-tuning on photographs; 0 for none")
+    parser.add_argument("--views", type=int, default=4, help="of each of CIFAR-10's images")
+    parser.add_argument("--photo_views", type=int, default=2, help="of each photograph")
     parser.add_argument("--runs", type=Path, default=Path("runs/experiments/features"), help="where the trained stages are kept")
     parser.add_argument("--out", type=Path, default=Path("results/features.json"))
     asked = parser.parse_args()
     found: dict[str, Numbers] = {}
-    said, setting, seeds = [], {}, list(range(asked.seeds))
-    shared: dict[str, Any] = {"batch_size": 64, "augment": "cifar", "workers": 0}
-    common = (
-        f"cosine, linear projector; AdamW 2e-3, cosine, {asked.epochs} epochs of batches of 64; {asked.views} stored views of each image"
-    )
+    said, setting, seeds = [], {}, list(range(max(2, asked.seeds)))
+    shared: dict[str, Any] = {"batch_size": 64, "augment": "cifar", "workers": 0, "bank": asked.bank}
+    common = f"cosine, linear projector; AdamW 2e-3, cosine, {asked.epochs} epochs of batches of 64"
+    common += f"; {asked.views} stored views of each image of CIFAR-10, {asked.photo_views} of each photograph; bank of {asked.bank}"
     setting["all"] = f"{common}; fine-tuning: AdamW 5e-3, 200 steps of 16"
     if asked.digits:
         digits = RepresentationData("digits")
@@ -124,20 +127,23 @@ def main() -> None:
             f"imagefolder:{asked.cifar10}", subset=asked.images, val_subset=1000, mean=statistics[0], std=statistics[1], **shared
         )
         networks = FeatureNetworks(f"{HERE / 'cifar_resnet.py'}:resnet56@{asked.resnet56}", "stillroom/resnet8")
-        found |= experiment("CIFAR-10", data, networks, asked.epochs, asked.views, seeds, asked.runs / "cifar10")
+        found |= experiment("CIFAR-10", data, networks, asked.epochs, asked.views, seeds, asked.runs / "cifar10", tune=asked.tune)
         said.append(verdict("CIFAR-10", found))
         setting["CIFAR-10"] = f"ResNet-56 into stillroom/resnet8; {data.first_lines()[0]}"
     if asked.imagenette:
         half = (0.5, 0.5, 0.5)
         data = RepresentationData(f"imagefolder:{asked.imagenette}", image_size=64, teacher_mean=half, teacher_std=half, **shared)
         networks = FeatureNetworks(f"{HERE / 'efficientnet_lite0.py'}:build@{asked.lite0}", "timm/mobilenetv3_small_050")
-        found |= experiment("Imagenette", data, networks, asked.epochs, asked.views, seeds, asked.runs / "imagenette")
+        found |= experiment(
+            "Imagenette", data, networks, asked.epochs, asked.photo_views, seeds, asked.runs / "imagenette", tune=asked.tune
+        )
         said.append(verdict("Imagenette", found))
         setting["Imagenette"] = f"EfficientNet-Lite0 into timm/mobilenetv3_small_050; 64 x 64 pixels; {data.first_lines()[0]}"
     given = " --digits" * asked.digits + " --cifar10 cifar10.zip --resnet56 resnet56.safetensors" * bool(asked.cifar10)
     given += " --imagenette imagenette128.zip --lite0 efficientnet-lite0-57934424.pth" * bool(asked.imagenette)
     command = f"python experiments/features.py{given} --seeds {asked.seeds} --images {asked.images} --epochs {asked.epochs}"
-    write(asked.out, "features", f"{command} --views {asked.views}", seeds, found, ". ".join(said) + ".", setting)
+    command += f" --views {asked.views} --photo_views {asked.photo_views} --bank {asked.bank} --tune {asked.tune}"
+    write(asked.out, "features", command, seeds, found, ". ".join(said) + ".", setting)
     print(asked.out.read_text())
 
 
