@@ -194,7 +194,7 @@ def memory() -> tuple[list[dict[str, Any]], list[list[str]]]:
 
     lines, rows = [], []
     for what, make in (("dense terms", dense), ("extractors", reading)):
-        more_lines, more_rows = interaction(what, make, sum(-((-side // stride) ** 2) for stride in STRIDES))
+        more_lines, more_rows = interaction(what, make, sum((-(-side // stride)) ** 2 for stride in STRIDES))
         lines += more_lines
         rows += more_rows
     return lines, rows

@@ -149,7 +149,8 @@ def test_pictures_without_masks_are_trained_on_instead(tmp_path: Path) -> None:
     [
         ("voc:{root},train=nowhere", "a list of ImageSets/Segmentation: "),
         ("voc:{root},val=train", "in train and in val"),
-        ("voc:{root},masks=Other", "Pascal VOC's layout"),
+        ("voc:{root},masks=Other", "the set's own list names those of SegmentationClass"),
+        ("voc:{root},masks=Other,classes=a+b", "Pascal VOC's layout"),
         ("voc:{root},colour=1", "an option of voc"),
         ("masks:{root}/JPEGImages,classes=a", "folders of pictures"),
         ("coco:{root}", "coco:IMAGES,PANOPTIC.json"),

@@ -142,7 +142,9 @@ def _scored(lab: Lab, data: RepresentationData, towers: Sequence[Opened]) -> Tra
     quiet = "; ".join(note for _, note in told if not note.startswith(WARNING))
     model = " + ".join(tower.spec.partition("@")[0] for tower in towers)
     network = SideBySide([tower.tower for tower in towers])
-    scored = lab.evaluate(network, data, name="teacher", model=f"{model} (features)", origin=quiet)
+    files = {tower.weights for tower in towers}
+    weights = towers[0].weights if None not in files else None  # which lie on disk already: they may be large
+    scored = lab.evaluate(network, data, name="teacher", model=f"{model} (features)", origin=quiet, weights=weights)
     return replace(scored, notes=tuple(f"{WARNING}{note}." for note in loud))
 
 

@@ -102,12 +102,14 @@ class Opened:
         tower: ready to answer.
         spec: what was typed.
         trained: whether it has weights, or is somebody's module that brings its own.
+        weights: the file or folder that they are from; None for none.
         notes: what a user should know, a clause each.
     """
 
     tower: Tower
     spec: str
     trained: bool
+    weights: str | None
     notes: tuple[str, ...] = ()
 
 
@@ -153,10 +155,10 @@ def open_teacher(spec: str, data: RepresentationData, size: int | None, *, dense
     )
     inputs, notes = teacher_inputs(asked, found, resized=False)
     if transformer:
-        network, trained = _transformer(name, trust_pickle=trust_pickle), True
+        network, trained, weights = _transformer(name, trust_pickle=trust_pickle), True, name
     else:
         built = build_backbone(spec, image_size=side, trust_pickle=trust_pickle, argument="teacher")
-        network, notes = built.network, [*built.notes, *notes]
+        network, weights, notes = built.network, built.weights or "", [*built.notes, *notes]
         trained = built.weights is not None or _brings_its_own(spec)
         if built.weights is None and trained:
             notes.append(f"{WARNING}it is taken as the function gives it, with whatever weights that loaded")
@@ -165,7 +167,7 @@ def open_teacher(spec: str, data: RepresentationData, size: int | None, *, dense
     if dense and not transformer:
         shown = example if inputs is None else inputs(example)
         layer = dense_layer(network, shown, "teacher")
-    return Opened(Tower(network.eval(), inputs, layer=layer, dense=dense), spec, trained, tuple(notes))
+    return Opened(Tower(network.eval(), inputs, layer=layer, dense=dense), spec, trained, weights or None, tuple(notes))
 
 
 def pooled(answer: Any) -> Tensor:

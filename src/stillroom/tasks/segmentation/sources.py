@@ -35,6 +35,7 @@ VOC = (
 _PICTURES = ("images", "image", "imgs", "img", "jpegimages", "photos", "pictures", "leftimg8bit")  # what folders are called
 _MASKS = ("masks", "mask", "labels", "label", "annotations", "annotation", "segmentations", "segmentationclass", "gtfine", "gt")
 _SPLITS = {"train": "train", "training": "train"} | dict.fromkeys(("val", "valid", "validation", "test", "testing"), "val")
+_VOC_MASKS = "SegmentationClass"
 _CLASS_LISTS = ("class_names.txt", "classes.txt", "class_dict.csv")
 _COMMON = ("classes", "ids", "ignore", "train_images", "val")
 
@@ -114,7 +115,9 @@ class _Maps:
 def _open_voc(path: str, options: dict[str, str], argument: str) -> SegmentationSource:
     store, sizes, _ = list_files(path, argument)
     images, _ = told_apart(store, sizes)
-    folder = options.get("masks", "SegmentationClass")
+    folder = options.get("masks", _VOC_MASKS)
+    if folder != _VOC_MASKS and "classes" not in options:
+        raise InputError(argument, f"masks={folder}", f"classes=FILE too: the set's own list names those of {_VOC_MASKS}")
     listed = [name for name in sorted(sizes) if re.search(r"(?<![^/])ImageSets/Segmentation/[^/]+\.txt$", name)]
     lists = {PurePosixPath(name).stem: name for name in listed}
     picture_of = {PurePosixPath(name).stem: name for name in images if _within(name, "JPEGImages")}
