@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ import numpy as np
 import torch
 from record import Numbers, paired, write
 from scipy.stats import t
-from torch import nn
+from torch import Tensor, nn
 
 from stillroom.engine import Lab, LabOptions, Networks, Training
 from stillroom.engine.report.results import StageResult
@@ -116,6 +117,18 @@ def experiment(
     return found
 
 
+def gate_of(block: AdaSim, labels: np.ndarray, temperature: float) -> dict[str, Tensor]:
+    """Of a window, in %: open gates of either half; draws of another image that are right, expected, with the gate and without."""
+    ids = np.arange(len(labels))
+    votes = vote(*block.window.rows(ids), torch.from_numpy(ids))
+    gate = votes.gate.numpy()
+    right = labels[votes.candidates.numpy()] == labels[:, None]
+    drawn = votes.probabilities(block.window.size, temperature).numpy() * (votes.candidates.numpy() != ids[:, None])
+    found = {"recognisable": gate[0::2].mean(), "ambiguous": gate[1::2].mean()}
+    found |= {"gated": (drawn * right)[gate].sum() / drawn[gate].sum(), "ungated": (drawn * right).sum() / drawn.sum()}
+    return {name: torch.tensor(100 * float(value), dtype=torch.float64) for name, value in found.items()}
+
+
 def mechanism(seeds: list[int], out: Path, temperature: float) -> dict[str, Numbers]:
     """Where the gate opens, and how many draws are right, by the window that a training with AdaSim ends with."""
     data = RepresentationData(f"{HERE}:patterns", image_size=16, augment="digits", batch_size=100)
@@ -130,18 +143,15 @@ def mechanism(seeds: list[int], out: Path, temperature: float) -> dict[str, Numb
         block = AdaSim(data.train_size, 128, rule=rule, labels=data.train_labels, sampling_temperature=temperature, **WINDOW)
         distiller.neighbours = block
         stage = lab.fit(distiller, distiller.training_data(data), PLAN, name="adasim")
-        ids = np.arange(data.train_size)
         begun = [row["train/bootstrap/share"] for row in stage.result.history][block.begin :]
-        votes = vote(*block.window.rows(ids), torch.from_numpy(ids))
-        gate, labels = votes.gate.numpy(), data.train_labels
-        right = labels[votes.candidates.numpy()] == labels[:, None]
-        drawn = votes.probabilities(block.window.size, temperature).numpy() * (votes.candidates.numpy() != ids[:, None])
+        # kept, since a finished stage has no window any more
+        kept = lab.remember("gate", data.fingerprint, partial(gate_of, block, data.train_labels, temperature))
+        gate = {name: float(value) for name, value in kept.items()}
         numbers = {
-            "recognisable": {"gate open, %": 100 * gate[0::2].mean()},
-            "ambiguous": {"gate open, %": 100 * gate[1::2].mean()},
-            # expected over the draw, of draws of another image
-            "with the gate": {"of these right, %": 100 * (drawn * right)[gate].sum() / drawn[gate].sum()},
-            "without a gate": {"of these right, %": 100 * (drawn * right).sum() / drawn.sum()},
+            "recognisable": {"gate open, %": gate["recognisable"]},
+            "ambiguous": {"gate open, %": gate["ambiguous"]},
+            "with the gate": {"of these right, %": gate["gated"]},
+            "without a gate": {"of these right, %": gate["ungated"]},
             "first epochs": {"another image shown, %": 100 * float(np.mean(begun[:4]))},
             "last epochs": {"another image shown, %": 100 * float(np.mean(begun[-4:]))},
         }

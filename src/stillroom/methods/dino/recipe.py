@@ -78,5 +78,7 @@ ROOM = Room(
     tasks=("representation",),
     presets=PRESETS,
     default={**DIGITS, **HEADS},
+    expect="Features far above those of the random network (+3.5 +- 1.0 points of few-label k-NN, 3 seeds), but no better than the pixels "
+    "themselves (-0.1 +- 0.5): 900 scans of digits are few, and easy.",
     build=build,
 )

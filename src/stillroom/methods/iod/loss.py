@@ -157,14 +157,14 @@ def distance_matrix_distillation(
     """
     one_of("distance", distance, get_args(Distance))
     student_nD, teacher_nD = in_one_type(student_nD, teacher_nD.detach())
-    present, place_n = labels_n.unique(return_inverse=True)
-    if across_processes and world_size() > 1:
+    shared = across_processes and world_size() > 1
+    if shared:
         if classes is None:
             raise InputError("classes", None, "how many classes there are, where means are taken across processes")
         place_n, count = labels_n, classes
     else:
+        present, place_n = labels_n.unique(return_inverse=True)
         count = len(present)
-    shared = across_processes and world_size() > 1
     members_K = _sums(torch.ones_like(student_nD[:, :1]), place_n, count, shared=shared)
     there = (members_K[:, 0] > 0).nonzero().flatten()
     means = [_sums(rows, place_n, count, shared=shared)[there] / members_K[there] for rows in (student_nD, teacher_nD)]

@@ -113,7 +113,7 @@ def matrices(report: Report, data: IncrementalData) -> Section:
             f"Measured on all {len(data.truth)} validation images after every step, with the objects of all classes known by then.",
         ]
     )
-    classes = table("Classes of the groups", heads(["group", "classes"]), named)
+    classes = table("Classes of the groups", f'{heads(["group"])}<th scope="col" class="text">classes</th>', named)
     return Section("AP by step and group", f'{told}<div class="figures">{"".join(pictures)}</div>{classes}')
 
 
