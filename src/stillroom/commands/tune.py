@@ -86,7 +86,7 @@ def run(arguments: list[str], command: str) -> None:
     room = room_of(method, "method")
     if room.build is None and method != "supervised":
         raise InputError("METHOD", method, f"a method that trains any student by any teacher: {method} {room.reason}")
-    setting = room.chosen(early(options, room.choice) if room.choice else None)
+    setting = replace(room.chosen(early(options, room.choice) if room.choice else None), expect="")  # which is said of another job
     given = read_options(
         f"stillroom tune {method}", room.recipe, options, setting=setting, out=f"runs/tune-{short_name(method)}", more=Tune
     )

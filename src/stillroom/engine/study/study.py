@@ -262,8 +262,7 @@ class Study:
         """The next trial, if there is one to begin; waits for trials of others, which may have to be run again. None once all is done."""
         while True:
             with self.locked():
-                self._give_up_dead()
-                trials = self._all()
+                trials = self._give_up_dead()
                 if self._room(trials):
                     number = len(trials)
                     asked = self.of_optuna(number).ask({name: one.distribution() for name, one in self.space.items()})
@@ -281,12 +280,12 @@ class Study:
         assert self.trials is not None
         return sum("lost" not in trial.user_attrs for trial in trials) < self.trials
 
-    def _give_up_dead(self) -> None:
-        """Fails the running trials of workers that are no more, and has them run again."""
+    def _give_up_dead(self) -> Sequence[optuna.trial.FrozenTrial]:
+        """Fails the running trials of workers that are no more, and has them run again; answers with all trials as they are then."""
         from optuna.trial import TrialState
 
-        storage = self._opened.storage
-        for trial in self._all():
+        storage, trials, given_up = self._opened.storage, self._all(), False
+        for trial in trials:
             if trial.state != TrialState.RUNNING or self._lives(trial):
                 continue
             lives = int(trial.user_attrs.get("lives", 0)) + 1
@@ -298,7 +297,9 @@ class Study:
             storage.set_trial_state_values(trial._trial_id, TrialState.FAIL)
             if again:  # last: should we be killed before, there is room for a new trial in its place, never for two
                 self.of_optuna().enqueue_trial(trial.params, user_attrs={"lives": lives})
+            given_up = True
             console.print(f"{self.name}: trial {trial.number}: {reason}{'; it is run again' if again else ''}", markup=False)
+        return self._all() if given_up else trials
 
     def _lives(self, trial: optuna.trial.FrozenTrial) -> bool:
         """Whether a running trial's worker may be alive: on this machine the process is looked for, of another one signs of life are."""
@@ -329,7 +330,7 @@ class Study:
                 self._lose(trial)
                 raise
             if state is not None and self._tell(trial, state, score, reason):
-                return next(done for done in reversed(self.finished()) if done.number == trial.number)
+                return _finished(self._opened.storage.get_trial(trial._trial._trial_id))
             console.print(f"{self.name}: trial {trial.number} was given to another worker meanwhile; its result is dropped", markup=False)
             trial = self.claim()
         return None
