@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -351,6 +352,13 @@ def test_shrink_clip_shrinks_a_folder_of_transformers(
     manual = shrunk(tmp_path / "by-rule", "--inherit", "manual")
     transformers = pytest.importorskip("transformers")
     assert transformers.CLIPModel.from_pretrained(manual / "clip").config.vision_config.hidden_size == 8
+
+
+def test_a_model_that_hardly_shrank_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str], shrunk: Callable[..., Path]) -> None:
+    out = shrunk(tmp_path, "--mask-lr", "1e-6")
+    said = " ".join(capsys.readouterr().out.split())
+    assert re.search(r"WARNING: auto: \d% of the blocks' weights were cut, not 50%", said)
+    assert "weights were cut, not 50%" in (out / "report.html").read_text(encoding="utf-8").replace("&#x27;", "'").replace("&#39;", "'")
 
 
 @pytest.fixture

@@ -11,6 +11,7 @@ from typing import Any
 from torch import nn
 
 from stillroom.engine import Distiller, Experiment, Lab, Networks, Report, Room, Teacher, Trained, Training
+from stillroom.engine.task import WARNING
 from stillroom.errors import InputError, one_of
 from stillroom.methods.tinyclip.distiller import SCALE, Features, Masking, TinyCLIP
 from stillroom.methods.tinyclip.inheritance import inherit, pruned, widen
@@ -25,6 +26,7 @@ NETWORKS = replace(TASK.networks, student="")
 ARMS = ("alone", "affinity", "manual", "auto", "features", "contrast")
 _MASK_RATE, _LEAST, _MOST = 20.0, 0.02, 0.2  # a mask's way from kept to dropped takes Adam some 9 / rate steps: 20 / steps is enough
 _RAMP = 1000  # steps at most
+_NEAR = 0.1  # share of the blocks' weights that the masks may keep beyond what was asked, without a word
 
 
 def recipe(
@@ -195,6 +197,7 @@ def _by_masks(
     """
     large = _clip_of(teacher.networks[0])
     small, stage, start = None, None, 0.0
+    missed: list[str] = []
     for number, target in enumerate(targets):
         name = "auto" if number == len(targets) - 1 else f"auto-{number + 1}"
         full, masks = copy.deepcopy(large), (TowerMasks(large.shape.image), TowerMasks(large.shape.text))
@@ -206,12 +209,19 @@ def _by_masks(
         masked = lab.fit(made, steps.masked, steps.mask_plan, name=f"{name}-masks", model=f"{name_of(full.shape)} (under masks)")
         small = pruned(full, masks[0].decide(), masks[1].decide())
         score = masked.result.metrics["I2T@1"]
-        left = f"{share(small, large):.0%} of the blocks' weights, of which {target:.0%} were to go"
+        gone = 1 - share(small, large)
+        left = f"{1 - gone:.0%} of the blocks' weights, of which {target:.0%} were to go"
+        if gone < target - _NEAR:
+            missed.append(
+                f"{WARNING}{name}: {gone:.0%} of the blocks' weights were cut, not {target:.0%}: masks fall slowly, and {steps.steps} "
+                "steps of them were too few (--epochs, --mask-steps), or their rate too low (--mask-lr)."
+            )
+            lab.say(name, missed[-1])
         origin = f"what the masks leave: {left}; before the cut image → text R@1 {score:.1f}"
         stage = lab.fit(TinyCLIP(small, teacher, **own), steps.data, steps.plan, name=name, model=name_of(small.shape), origin=origin)
         start = target
     assert stage is not None
-    return stage
+    return replace(stage, notes=(*stage.notes, *missed))
 
 
 def share(small: Clip, large: Clip) -> float:
