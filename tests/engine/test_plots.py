@@ -24,3 +24,10 @@ def test_ticks_are_round_numbers() -> None:
     drawn = ElementTree.fromstring(plot("t", "nats", {}, curves={"c": [(10.0, 5.531), (190.0, 5.548)]}))
     texts = [text.text for text in drawn.findall("text")]
     assert texts == ["nats", "5.530", "5.535", "5.540", "5.545", "0", "100", "200", "t"]
+
+
+def test_small_numbers_fit_beside_the_frame() -> None:
+    drawn = ElementTree.fromstring(plot("t", "rate", {}, curves={"c": [(1.0, 1.75e-4), (2.0, 1.85e-4)]}))
+    texts = [text.text or "" for text in drawn.findall("text")]
+    assert {"1.75e−4", "1.85e−4"} <= {*texts}
+    assert max(map(len, texts)) <= 7

@@ -51,6 +51,8 @@ def ticks(low: float, high: float) -> list[float]:
 def tick_texts(marks: list[float]) -> list[str]:
     """Ticks with as many decimals as they need."""
     step = marks[1] - marks[0]
+    if step < 1e-4 and max(map(abs, marks)) < 1e-2:  # as 1.85e−4: zeros behind the point would be wider than the margin
+        return [f"{mark:.2e}".replace("e-0", "e-").replace("-", "−") if mark else "0" for mark in marks]
     if step < 1e-4 or max(map(abs, marks)) >= 1e5:
         return [f"{mark:.3g}".replace("-", "−") for mark in marks]
     decimals = max(0, -math.floor(math.log10(step) + 1e-9))
