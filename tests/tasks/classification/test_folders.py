@@ -4,7 +4,7 @@ import pickle
 import zipfile
 from multiprocessing import get_context
 
-from stillroom.tasks.images.folders import Zip
+from stillroom.tasks.images.files import Zip
 from tests.tasks.classification.miniatures import classes_of_pictures, zipped
 
 

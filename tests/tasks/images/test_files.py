@@ -20,7 +20,8 @@ from torch.utils.data import TensorDataset
 from stillroom.errors import InputError
 from stillroom.tasks.classification.data import ImageData
 from stillroom.tasks.images.classified import open_source
-from stillroom.tasks.images.folders import Folder, begins_as_image, find_images, told_apart
+from stillroom.tasks.images.files import Folder
+from stillroom.tasks.images.folders import begins_as_image, find_images, told_apart
 from stillroom.tasks.images.stores import UnreadableImage, read_image
 from tests.tasks.classification.miniatures import classes_of_pictures, picture
 

@@ -21,7 +21,7 @@ from PIL import Image
 from stillroom.errors import InputError
 from stillroom.tasks.classification.data import ImageData
 from stillroom.tasks.images.classified import open_source
-from stillroom.tasks.images.folders import Tar
+from stillroom.tasks.images.files import Tar
 from tests.tasks.classification.miniatures import classes_of_pictures
 
 

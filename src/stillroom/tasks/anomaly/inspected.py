@@ -11,7 +11,8 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from stillroom.errors import InputError
-from stillroom.tasks.images.folders import Store, printable
+from stillroom.tasks.images.files import Store
+from stillroom.tasks.images.folders import printable
 from stillroom.tasks.images.stores import FileImages, Images, MemoryImages
 
 if TYPE_CHECKING:

@@ -16,7 +16,8 @@ from stillroom.engine.loading import sample_order
 from stillroom.errors import InputError, near
 from stillroom.tasks.anomaly.inspected import GOOD, Inspected, InspectedFiles, read_mask, size_of
 from stillroom.tasks.anomaly.textures import CATEGORIES, textures
-from stillroom.tasks.images.folders import Store, list_files, passed_over, printable, single_top, told_apart
+from stillroom.tasks.images.files import Store
+from stillroom.tasks.images.folders import list_files, passed_over, printable, single_top, told_apart
 from stillroom.tasks.images.sources import IMAGENET_STATISTICS, Kind, Source, held_out_share, open_spec, whole_numbers
 
 _GOOD_FOLDERS = (GOOD, "ok", "normal")  # MVTec AD and MPDD; BTAD; VisA

@@ -14,7 +14,7 @@ from PIL import Image
 
 from stillroom.errors import InputError
 from stillroom.tasks.images.annotations import Notes
-from stillroom.tasks.images.folders import Folder
+from stillroom.tasks.images.files import Folder
 from stillroom.tasks.images.stores import FileImages
 
 _ORIENTATION = 0x0112  # EXIF's tag: 1 is upright, 2 to 8 are the seven other ways to turn and mirror

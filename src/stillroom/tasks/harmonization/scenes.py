@@ -16,7 +16,8 @@ from torch import Tensor
 from torchvision.transforms.v2.functional import pil_to_tensor
 
 from stillroom.errors import InputError
-from stillroom.tasks.images.folders import Store, counted, warn_left_out
+from stillroom.tasks.images.files import Store
+from stillroom.tasks.images.folders import counted, warn_left_out
 from stillroom.tasks.images.masks import read_mask
 from stillroom.tasks.images.stores import Images, UnreadableImage, taken
 

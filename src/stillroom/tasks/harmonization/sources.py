@@ -18,7 +18,8 @@ from stillroom.tasks.harmonization.recolouring import relit
 from stillroom.tasks.harmonization.scenes import MaskFiles, Scenes
 from stillroom.tasks.images import classified
 from stillroom.tasks.images.beside import MASKS, PHOTOS, by_stem, called, longest_beginning, photos_with_masks
-from stillroom.tasks.images.folders import Store, counted, list_files, open_store, passed_over, told_apart
+from stillroom.tasks.images.files import Store, open_store
+from stillroom.tasks.images.folders import counted, list_files, passed_over, told_apart
 from stillroom.tasks.images.labelled import SPLITS
 from stillroom.tasks.images.locating import locate
 from stillroom.tasks.images.masks import OpaqueFiles

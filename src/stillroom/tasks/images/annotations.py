@@ -20,7 +20,8 @@ from urllib.parse import unquote
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 
 from stillroom.errors import InputError
-from stillroom.tasks.images.folders import EXTENSIONS, Store, list_files
+from stillroom.tasks.images.files import Store
+from stillroom.tasks.images.folders import EXTENSIONS, list_files
 
 logger = logging.getLogger(__name__)
 

@@ -7,7 +7,8 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from stillroom.errors import InputError
-from stillroom.tasks.images.folders import Store, find_images, list_files, passed_over, told_apart
+from stillroom.tasks.images.files import Store
+from stillroom.tasks.images.folders import find_images, list_files, passed_over, told_apart
 
 MASKS = ("masks", "mask")  # what folders are called, in small letters
 PHOTOS = ("real_images", "reals", "real", "photos", "images", "jpegimages")

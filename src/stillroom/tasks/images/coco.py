@@ -24,7 +24,8 @@ from stillroom.tasks.images.annotations import (
     note_others,
     split_of,
 )
-from stillroom.tasks.images.folders import Folder, Store, check_same, list_files
+from stillroom.tasks.images.files import Folder, Store
+from stillroom.tasks.images.folders import check_same, list_files
 
 COCO_OPTIONS = ("val_images", "val_annotations", "val", "empty")
 _MANY = 0.25  # share of boxes that reach out of their images, above which they are doubted

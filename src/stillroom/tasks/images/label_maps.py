@@ -15,7 +15,8 @@ import numpy as np
 from PIL import Image
 
 from stillroom.errors import InputError
-from stillroom.tasks.images.folders import Store, printable
+from stillroom.tasks.images.files import Store
+from stillroom.tasks.images.folders import printable
 from stillroom.tasks.images.stores import UnreadableImage
 
 IGNORE = 255  # the class of pixels that count nowhere

@@ -12,7 +12,8 @@ import numpy as np
 from PIL import Image
 
 from stillroom.errors import InputError
-from stillroom.tasks.images.folders import Store, passed_over, printable
+from stillroom.tasks.images.files import Store
+from stillroom.tasks.images.folders import passed_over, printable
 from stillroom.tasks.images.sources import IMAGENET_STATISTICS, LabelledSource, held_out_share
 from stillroom.tasks.images.stores import FileImages, Images, MemoryImages, UnreadableImage, hold_out
 

@@ -11,7 +11,8 @@ from pathlib import Path
 from urllib.parse import unquote
 
 from stillroom.errors import InputError
-from stillroom.tasks.images.folders import Folder, Store, printable
+from stillroom.tasks.images.files import Folder, Store
+from stillroom.tasks.images.folders import printable
 
 
 def locate(names: Sequence[str], store: Store, source: str, argument: str) -> tuple[list[str], dict[str, int]]:

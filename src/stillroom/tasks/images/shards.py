@@ -10,7 +10,8 @@ from collections import Counter
 from pathlib import Path
 
 from stillroom.errors import InputError
-from stillroom.tasks.images.folders import EXTENSIONS, Tar, begins_as_image, passed_over, printable
+from stillroom.tasks.images.files import Tar
+from stillroom.tasks.images.folders import EXTENSIONS, begins_as_image, passed_over, printable
 from stillroom.tasks.images.labelled import Item, items_source, plain_label, split_of_path
 from stillroom.tasks.images.sources import LabelledSource, is_number
 

@@ -19,7 +19,8 @@ from torch import Tensor
 
 from stillroom.engine.loading import sample_order
 from stillroom.errors import InputError, StillroomError
-from stillroom.tasks.images.folders import Store, begins_as_image, counted, printable, warn_left_out
+from stillroom.tasks.images.files import Store
+from stillroom.tasks.images.folders import begins_as_image, counted, printable, warn_left_out
 
 if TYPE_CHECKING:
     from typing_extensions import Self

@@ -8,7 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from stillroom.errors import InputError
-from stillroom.tasks.images.folders import Store, find_splits, list_classes, list_files, open_store, passed_over, told_apart
+from stillroom.tasks.images.files import Store, open_store
+from stillroom.tasks.images.folders import find_splits, list_classes, list_files, passed_over, told_apart
 from stillroom.tasks.images.labelled import SPLITS, Item, items_source, plain_label, split_named
 from stillroom.tasks.images.locating import Finder, locate
 from stillroom.tasks.images.sources import LabelledSource, is_number

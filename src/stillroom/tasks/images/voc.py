@@ -25,7 +25,8 @@ from stillroom.tasks.images.annotations import (
     note_others,
     split_of,
 )
-from stillroom.tasks.images.folders import EXTENSIONS, list_files, open_store
+from stillroom.tasks.images.files import open_store
+from stillroom.tasks.images.folders import EXTENSIONS, list_files
 from stillroom.tasks.images.sources import is_number
 
 # What files that say the first are mostly written in: Python's codec of that name knows fewer characters.

@@ -26,7 +26,8 @@ from stillroom.tasks.images.annotations import (
     may_be_image,
     split_of,
 )
-from stillroom.tasks.images.folders import Folder, Store, list_files
+from stillroom.tasks.images.files import Folder, Store
+from stillroom.tasks.images.folders import list_files
 from stillroom.tasks.images.sources import is_number
 
 _HELD_OUT = ("val", "valid", "validation", "test")

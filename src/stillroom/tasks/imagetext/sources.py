@@ -14,7 +14,8 @@ from stillroom.engine.loading import sample_order
 from stillroom.errors import InputError
 from stillroom.tasks.images.annotations import content_of
 from stillroom.tasks.images.clip_formats import STATISTICS
-from stillroom.tasks.images.folders import Store, Tar, find_splits, list_classes, list_files, open_store, passed_over, told_apart
+from stillroom.tasks.images.files import Store, Tar, open_store
+from stillroom.tasks.images.folders import find_splits, list_classes, list_files, passed_over, told_apart
 from stillroom.tasks.images.labelled import split_named, split_of_path
 from stillroom.tasks.images.locating import locate
 from stillroom.tasks.images.shards import find_shards, image_of

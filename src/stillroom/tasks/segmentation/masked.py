@@ -10,7 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 from stillroom.errors import InputError
-from stillroom.tasks.images.folders import Store
+from stillroom.tasks.images.files import Store
 from stillroom.tasks.images.stores import FileImages, Images, MemoryImages
 
 if TYPE_CHECKING:

@@ -16,7 +16,8 @@ import numpy as np
 
 from stillroom.engine.loading import sample_order
 from stillroom.errors import InputError, near
-from stillroom.tasks.images.folders import Store, list_files, printable, single_top, told_apart
+from stillroom.tasks.images.files import Store
+from stillroom.tasks.images.folders import list_files, printable, single_top, told_apart
 from stillroom.tasks.images.label_maps import IGNORE, LabelSpace, content_of_map, label_space, map_pixels, voc_colours
 from stillroom.tasks.images.sources import IMAGENET_STATISTICS, Kind, Source, held_out_share, is_number, open_spec, whole_numbers
 from stillroom.tasks.images.stores import UnreadableImage
