@@ -15,7 +15,8 @@ from pathlib import Path
 
 from stillroom.engine.study.samplers import make_sampler
 from stillroom.engine.study.space import Choice, Float
-from stillroom.engine.study.study import Study, Trial
+from stillroom.engine.study.study import Study
+from stillroom.engine.study.trial import Trial
 from stillroom.methods.boss.search import sampler_of
 
 SPACE = {f"x{i}": Float(1e-3, 1.0, log=True) for i in range(4)} | {"kind": Choice(tuple("abcdef"))}

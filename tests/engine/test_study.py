@@ -8,6 +8,7 @@ import multiprocessing
 import os
 import random
 import signal
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -22,7 +23,8 @@ from stillroom.engine.study.page import importances, search_section, trials_sect
 from stillroom.engine.study.samplers import make_pruner, make_sampler
 from stillroom.engine.study.space import Choice, Float, Int, read_space, write_space
 from stillroom.engine.study.storage import open_storage, put_aside
-from stillroom.engine.study.study import Finished, Study, Trial
+from stillroom.engine.study.study import Study
+from stillroom.engine.study.trial import Finished, Trial
 from stillroom.errors import InputError, Interrupted, StillroomError
 
 SPACE = {"x": Float(0.0, 1.0), "k": Choice((1, 2))}
@@ -361,12 +363,21 @@ def test_storages_that_cannot_be_used_are_named_in_a_line(tmp_path: Path) -> Non
         assert "secret" not in str(caught.value)
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="the superuser may write everywhere")
-def test_a_read_only_file_is_named(tmp_path: Path) -> None:
-    study(tmp_path, 1).run(parabola)
-    (tmp_path / "study.db").chmod(0o444)
-    with pytest.raises(InputError, match="read-only"):
-        study(tmp_path, 2).run(parabola)
+@pytest.mark.parametrize("name", ["study.db", "journal.log"])
+def test_a_read_only_file_is_named(name: str) -> None:
+    with tempfile.TemporaryDirectory() as made:  # where every user may look
+        folder, storage = Path(made), None if name == "study.db" else f"journal:{made}/{name}"
+        study(folder, 1, storage=storage).run(parabola)
+        folder.chmod(0o777)
+        (folder / name).chmod(0o444)
+        user = os.geteuid()
+        try:
+            if user == 0:  # who may write everywhere: be nobody for a moment
+                os.seteuid(65534)
+            with pytest.raises(InputError, match="read-only"):
+                study(folder, 2, storage=storage).run(parabola)
+        finally:
+            os.seteuid(user)
 
 
 def test_without_optuna_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,7 +17,8 @@ from torch import nn
 from stillroom.cli import main
 from stillroom.engine import Lab, LabOptions, Training
 from stillroom.engine.study.space import Float
-from stillroom.engine.study.study import Study, Trial
+from stillroom.engine.study.study import Study
+from stillroom.engine.study.trial import Trial
 from stillroom.errors import InputError, StillroomError
 from stillroom.methods.boss import BOSS, Search, run_search
 from stillroom.methods.boss.parzen import Dimension, Parzen, propose, split

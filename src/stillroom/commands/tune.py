@@ -29,7 +29,8 @@ from stillroom.engine.study.page import importance_section, search_section, tria
 from stillroom.engine.study.samplers import PRUNERS, SAMPLERS, make_pruner, make_sampler
 from stillroom.engine.study.space import Choice, Float, Range, read_space, write_space
 from stillroom.engine.study.storage import check_installed
-from stillroom.engine.study.study import Finished, Study, Trial
+from stillroom.engine.study.study import Study
+from stillroom.engine.study.trial import Finished, Trial
 from stillroom.errors import InputError, near, one_of
 
 _FACTOR = 10.0  # how far, both ways, rates and weights are searched whose range nobody declared

@@ -12,7 +12,8 @@ from typing import Any
 
 from stillroom.engine.report.plots import Point, plot
 from stillroom.engine.report.results import Metric, Section
-from stillroom.engine.study.study import Finished, Study
+from stillroom.engine.study.study import Study
+from stillroom.engine.study.trial import Finished
 
 _STYLES = 6
 _SHOWN = 15  # trials of the table

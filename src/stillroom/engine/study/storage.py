@@ -180,7 +180,8 @@ def _journal(path: Path) -> BaseStorage:
                     put_aside(path)
             super().append_logs(logs)
 
-    put_aside(path)
+    with FileLock(path.with_name(path.name + ".append.lock")):  # a worker of this study may be writing a sign of life
+        put_aside(path)
     return JournalStorage(Journal(str(path), lock_obj=Flock()))  # type: ignore[arg-type]  # what it asks of a lock
 
 
@@ -243,7 +244,7 @@ def _check_writable(path: Path) -> None:
     place = path if path.exists() else path.parent
     if path.is_dir():
         raise OSError(f"{path} is a folder")
-    if not os.access(place, os.W_OK):
+    if not os.access(place, os.W_OK, effective_ids=os.access in os.supports_effective_ids):
         raise OSError(f"{place} is read-only")
 
 

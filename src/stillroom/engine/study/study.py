@@ -8,31 +8,29 @@ stopped, with the proposals that it would have made. All bookkeeping happens und
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
-import os
-import socket
 import threading
 import time
-import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from stillroom.engine.run.console import console
-from stillroom.engine.run.pool import Pool, reason_of
+from stillroom.engine.run.pool import Pool
 from stillroom.engine.run.written import Record, complete, growing
 from stillroom.engine.study.samplers import MakeSampler
 from stillroom.engine.study.space import Space, write_space
 from stillroom.engine.study.storage import Opened, local_files, open_storage, url_of
-from stillroom.errors import InputError, Interrupted, StillroomError, explained
+from stillroom.engine.study.trial import Finished, Objective, State, Trial, finished_of, outcome_of
+from stillroom.engine.study.workers import host, started, this_process
+from stillroom.errors import InputError, StillroomError
 
 if TYPE_CHECKING:
     import optuna
@@ -42,85 +40,6 @@ _GRACE = 120.0  # seconds without one, after which a trial of another machine is
 _LIVES = 3  # workers that a trial may take with it before it is failed for good
 _POLL = 0.5  # seconds between two looks at trials that others run
 _SAID = 4  # options of a trial in its line
-
-State = Literal["complete", "pruned", "failed"]
-Objective = Callable[["Trial"], float]
-
-
-class Pruned(StillroomError):
-    """The trial is not worth going on with; raised by `Trial.report`, and none of its user's business."""
-
-
-class Diverged(StillroomError):
-    """A trial's score is not a finite number."""
-
-    exit_code = 3
-
-
-class _Dropped(StillroomError):
-    """The trial was given to another worker meanwhile."""
-
-
-@dataclass(frozen=True)
-class Finished:
-    """A trial that has ended by itself.
-
-    Attributes:
-        number: in its study.
-        state: complete, pruned (with the last score that it reported) or failed (without one).
-        params: what was tried.
-        score: what it reached.
-        reason: why it failed.
-        seconds: it took.
-        told: what its objective noted (`Trial.note`).
-        at: seconds since the epoch when it began.
-    """
-
-    number: int
-    state: State
-    params: dict[str, Any]
-    score: float | None
-    reason: str
-    seconds: float
-    told: dict[str, Any]
-    at: float
-
-
-class Trial:
-    """A running trial, as an objective gets it.
-
-    Attributes:
-        number: in its study; another one where a killed trial is run again.
-        params: the values to try.
-        seed: of this trial, by the study's and the number.
-    """
-
-    def __init__(self, trial: optuna.Trial, seed: int) -> None:
-        self.number, self.params, self.seed = trial.number, dict(trial.params), seed
-        self.told: dict[str, Any] = {}
-        self._trial = trial
-
-    def report(self, score: float, epoch: int) -> None:
-        """Says how far it is after an epoch, counted from 1.
-
-        Raises:
-            Pruned: the study's pruner gives it up.
-            Diverged: the score is not finite.
-        """
-        from optuna.exceptions import UpdateFinishedTrialError
-
-        if not math.isfinite(score):
-            raise Diverged(f"the score is {score} after epoch {epoch}")
-        try:
-            self._trial.report(score, epoch)
-        except UpdateFinishedTrialError:
-            raise _Dropped("given away") from None
-        if self._trial.should_prune():
-            raise Pruned(f"given up after epoch {epoch}")
-
-    def note(self, **told: Any) -> None:
-        """Keeps plain values with the trial: what it cost, where its weights are."""
-        self.told |= told
 
 
 @dataclass
@@ -231,7 +150,7 @@ class Study:
 
     def finished(self) -> list[Finished]:
         """The trials that ended by themselves, in the order of their numbers; those that a kill ended are not among them."""
-        return [_finished(trial) for trial in self._all() if trial.state.is_finished() and "lost" not in trial.user_attrs]
+        return [finished_of(trial) for trial in self._all() if trial.state.is_finished() and "lost" not in trial.user_attrs]
 
     @property
     def best(self) -> Finished:
@@ -266,7 +185,7 @@ class Study:
                 if self._room(trials):
                     number = len(trials)
                     asked = self.of_optuna(number).ask({name: one.distribution() for name, one in self.space.items()})
-                    asked.set_user_attr("worker", _me())
+                    asked.set_user_attr("worker", this_process())
                     return Trial(asked, self.seed_of(asked.number))
                 if not any(trial.state.name == "RUNNING" for trial in trials):
                     return None
@@ -306,8 +225,8 @@ class Study:
         worker = trial.user_attrs.get("worker")
         if worker is None:  # it is written under the lock that we hold: whoever had it is dead
             return False
-        if worker["host"] == _host():
-            return _started(worker["pid"]) == worker["started"]
+        if worker["host"] == host():
+            return started(worker["pid"]) == worker["started"]
         beat, now = int(trial.user_attrs.get("beat", 0)), time.monotonic()
         seen, since = self._seen.get(trial._trial_id, (-1, now))
         if seen != beat:
@@ -325,12 +244,12 @@ class Study:
         while trial is not None:
             try:
                 with self._signs_of_life(trial):
-                    state, score, reason = _outcome(objective, trial)
+                    state, score, reason = outcome_of(objective, trial)
             except BaseException:
                 self._lose(trial)
                 raise
             if state is not None and self._tell(trial, state, score, reason):
-                return _finished(self._opened.storage.get_trial(trial._trial._trial_id))
+                return finished_of(self._opened.storage.get_trial(trial._trial._trial_id))
             console.print(f"{self.name}: trial {trial.number} was given to another worker meanwhile; its result is dropped", markup=False)
             trial = self.claim()
         return None
@@ -473,47 +392,6 @@ class Worker:
         return Answer(self.study.run_one(self.objective))
 
 
-def _outcome(objective: Objective, trial: Trial) -> tuple[State | None, float | None, str]:
-    """How a trial ended; without a state where it is no longer ours.
-
-    Raises:
-        Interrupted, OSError: it did not end by itself.
-    """
-    try:
-        score = objective(trial)
-        if not math.isfinite(score):
-            raise Diverged(f"the score is {score}")
-    except Pruned as error:
-        return "pruned", None, str(error)
-    except _Dropped:
-        return None, None, ""
-    except Interrupted:
-        raise
-    except Exception as error:
-        if explained(error) is not None:  # a disk is full: the next trial would fare no better
-            raise
-        if not isinstance(error, StillroomError):
-            traceback.print_exc()
-        return "failed", None, reason_of(error)
-    return "complete", float(score), ""
-
-
-def _finished(trial: optuna.trial.FrozenTrial) -> Finished:
-    states: dict[str, State] = {"COMPLETE": "complete", "PRUNED": "pruned", "FAIL": "failed"}
-    began, ended = trial.datetime_start, trial.datetime_complete
-    seconds = (ended - began).total_seconds() if began is not None and ended is not None else 0.0
-    return Finished(
-        number=trial.number,
-        state=states[trial.state.name],
-        params=dict(trial.params),
-        score=trial.values[0] if trial.values else None,
-        reason=str(trial.user_attrs.get("reason", "")),
-        seconds=seconds,
-        told=dict(trial.user_attrs.get("told", {})),
-        at=began.timestamp() if began is not None else 0.0,
-    )
-
-
 def _searched(trials: Sequence[optuna.trial.FrozenTrial]) -> float:
     """Seconds in which at least one trial ran, over all sessions."""
     spans = sorted(
@@ -528,37 +406,3 @@ def _searched(trials: Sequence[optuna.trial.FrozenTrial]) -> float:
 
 def _short(value: Any) -> str:
     return f"{value:.3g}" if isinstance(value, float) else str(value)
-
-
-# Who works --------------------------------------------------------------------------------------------------------------------------------
-
-
-def _me() -> dict[str, Any]:
-    """This process, so that others of its machine can look whether it is alive."""
-    return {"host": _host(), "pid": os.getpid(), "started": _started(os.getpid())}
-
-
-def _host() -> str:
-    """This machine since it was started, and this container of it: processes are looked for in no other."""
-    parts = [socket.gethostname()]
-    for path in ("/proc/sys/kernel/random/boot_id", "/proc/self/ns/pid"):
-        with suppress(OSError):
-            parts.append(os.readlink(path) if "ns" in path.split("/") else Path(path).read_text())
-    return f"{parts[0]}-{hashlib.blake2b(' '.join(parts).encode(), digest_size=4).hexdigest()}"
-
-
-def _started(pid: int) -> str | None:
-    """When a process of this machine was started, in the system's own units; None where there is none. Numbers are used again."""
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-        return None if fields[0] in "ZX" else fields[19]
-    except (OSError, IndexError):
-        if Path("/proc/self").exists():
-            return None
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return None
-    except PermissionError:
-        pass
-    return "running"

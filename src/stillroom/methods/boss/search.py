@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 from stillroom.engine import Lab, Training
 from stillroom.engine.study.samplers import SAMPLERS, make_sampler
 from stillroom.engine.study.space import Range
-from stillroom.engine.study.study import Finished, Study
+from stillroom.engine.study.study import Study
+from stillroom.engine.study.trial import Finished
 from stillroom.engine.study.weights import WeightStore
 from stillroom.errors import InputError, StillroomError, at_least, one_of
 from stillroom.methods.boss.selection import ENOUGH

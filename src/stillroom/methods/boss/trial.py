@@ -13,7 +13,8 @@ from torch import nn
 
 from stillroom.engine import Lab, LabOptions, Teacher, Training
 from stillroom.engine.run.console import console
-from stillroom.engine.study.study import Finished, Study, Trial
+from stillroom.engine.study.study import Study
+from stillroom.engine.study.trial import Finished, Trial
 from stillroom.engine.study.weights import WeightStore
 from stillroom.methods.boss.distiller import BOSS
 from stillroom.methods.boss.selection import Drawn, best_epoch, draw, draw_teacher, ranked
