@@ -20,8 +20,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from record import Numbers, paired, write
-from scipy.stats import t
+from record import Numbers, is_clear, paired, write
 from torch import Tensor, nn
 
 from stillroom.engine import Lab, LabOptions, Networks, Training
@@ -167,7 +166,7 @@ def verdict(found: Mapping[str, Numbers], group: str, metric: str, pairs: tuple[
     for arm, over in pairs:
         numbers = found[f"{group}: {arm}"][metric]
         change, spread = paired(numbers, found[f"{group}: {over}"][metric])
-        clear = abs(change) > t.ppf(0.975, len(numbers) - 1) * spread / len(numbers) ** 0.5  # 95 % of the paired difference
+        clear = is_clear(change, spread, len(numbers))
         word = ("above" if change > 0 else "below") if clear else "equal within noise to"
         lines.append(f"{arm} is {word} {over} ({change:+.2f} +- {spread:.2f})")
     return f"{group}, {metric}: {'; '.join(lines)}."

@@ -16,8 +16,7 @@ from statistics import fmean
 
 import numpy as np
 import torch
-from record import Numbers, paired, write
-from scipy.stats import t
+from record import Numbers, is_clear, paired, write
 from torch import Tensor, nn
 
 from stillroom.engine import Lab, LabOptions, Training
@@ -102,7 +101,7 @@ def verdict(group: str, found: dict[str, Numbers], pairs: Sequence[tuple[str, st
                 continue
             both = {seed: value for seed, value in mine[metric].items() if seed in other[metric]}
             change, spread = paired(both, other[metric])
-            clear = abs(change) > t.ppf(0.975, len(both) - 1) * spread / len(both) ** 0.5  # 95 % of the difference
+            clear = is_clear(change, spread, len(both))
             word = ("above" if change > 0 else "below") if clear else "equal within noise to"
             lines.append(f"{metric.partition(',')[0]} of {arm} is {word} that of {over} ({change:+.1f} +- {spread:.1f} points)")
     return f"{group}: {'; '.join(lines)}"

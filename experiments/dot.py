@@ -18,7 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from record import Numbers, paired, write
+from record import Numbers, is_clear, paired, write
 from torch import nn
 
 from stillroom.engine import Distiller, Experiment, Lab, LabOptions, Networks, Teacher, Trained, Training
@@ -97,7 +97,7 @@ def verdict(name: str, found: dict[str, Numbers], deltas: tuple[float, ...]) -> 
 
     def differs(arm: str, over: str, metric: str) -> tuple[str, float, float]:
         change, spread = paired(found[f"{name}: {arm}"][metric], found[f"{name}: {over}"][metric])
-        clear = abs(change) > 2 * spread / len(found[f"{name}: {arm}"][metric]) ** 0.5
+        clear = is_clear(change, spread, len(found[f"{name}: {arm}"][metric]))
         return ("lower" if change < 0 else "higher") if clear else "equal within noise", change, spread
 
     lines = []

@@ -19,8 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from record import Numbers, paired, write
-from scipy.stats import t
+from record import Numbers, is_clear, paired, write
 
 from stillroom.engine import Lab, LabOptions, Teacher
 from stillroom.engine.cache import CachedTeacher
@@ -82,7 +81,7 @@ def verdict(group: str, found: Mapping[str, Numbers]) -> str:
         if (numbers := found[f"{group}: features"].get(metric)) is None:
             continue
         change, spread = paired(numbers, found[f"{group}: untrained"][metric])
-        clear = abs(change) > t.ppf(0.975, len(numbers) - 1) * spread / len(numbers) ** 0.5
+        clear = is_clear(change, spread, len(numbers))
         word = ("above" if change > 0 else "below") if clear else "within noise of"
         said.append(f"{named} {word} the untrained backbone's ({change:+.1f} +- {spread:.1f} points)")
     steps = [found[f"{group}: features"].get(f"step with {name} answers, ms") for name in ("online", "stored")]

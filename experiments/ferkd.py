@@ -23,7 +23,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from record import paired, write
+from record import is_clear, paired, write
 from torch import Tensor, nn
 
 from stillroom.engine import Lab, LabOptions, Losses, Teacher, Trained, Training
@@ -142,7 +142,7 @@ def verdict(found: Found) -> str:
         if f"{group}: {arm}" in found:
             ours = found[f"{group}: {arm}"]["test accuracy, %"]
             change, spread = paired(ours, found[f"{group}: {over}"]["test accuracy, %"])
-            clear = abs(change) > 2 * spread / len(ours) ** 0.5
+            clear = is_clear(change, spread, len(ours))
             word = ("below" if change < 0 else "above") if clear else "equal within noise to"
             told.append(f"{'with a fair chance ' * (group == FAIR)}{arm} is {word} {over} ({change:+.2f} +- {spread:.2f} points)")
     if f"{SPEED}: teacher in the loop" in found:

@@ -18,8 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from record import Numbers, paired, write
-from scipy.stats import t
+from record import Numbers, is_clear, paired, write
 from torch import Tensor
 
 from stillroom.engine import Lab, LabOptions, Networks, Training
@@ -80,7 +79,7 @@ def verdict(group: str, found: Mapping[str, Numbers]) -> str:
     for arm, over in ((GIFT, BASELINE), (FULL, BASELINE), (FULL, GIFT), (GIFT, ZERO)):
         numbers = found[f"{group}: {arm}"]["fMSE"]
         change, spread = paired(numbers, found[f"{group}: {over}"]["fMSE"])
-        clear = abs(change) > t.ppf(0.975, len(numbers) - 1) * spread / len(numbers) ** 0.5  # 95 % of the paired difference
+        clear = is_clear(change, spread, len(numbers))
         word = ("below" if change < 0 else "above") if clear else "equal within noise to"
         lines.append(f"{arm} is {word} {over} ({change:+.1f} +- {spread:.1f} fMSE, lower is better)")
     return f"{group}: " + "; ".join(lines)

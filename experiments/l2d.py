@@ -19,7 +19,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from record import Numbers, paired, write
+from record import Numbers, is_clear, paired, write
 from torch import Tensor, nn
 
 from stillroom.engine import Distiller, Experiment, Lab, LabOptions, Losses, Teacher, Trained, Training, tap
@@ -108,7 +108,7 @@ def verdict(name: str, found: dict[str, Numbers]) -> str:
 
     def differs(arm: str, over: str) -> str:
         change, spread = paired(found[f"{name}: {arm}"]["mAP"], found[f"{name}: {over}"]["mAP"])
-        clear = abs(change) > 2 * spread / len(found[f"{name}: {arm}"]["mAP"]) ** 0.5
+        clear = is_clear(change, spread, len(found[f"{name}: {arm}"]["mAP"]))
         return f"{('higher' if change > 0 else 'lower') if clear else 'equal within noise'} ({change:+.2f} +- {spread:.2f})"
 
     lines = [f"{name}: the teacher's mAP is {differs('teacher', PLAIN)} against labels only"]

@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from record import Numbers, paired, write
+from record import Numbers, is_clear, paired, write
 from torch import Tensor, nn
 from torch.nn.functional import kl_div
 
@@ -102,7 +102,7 @@ def verdict(found: dict[str, Numbers], majority: dict[str, float]) -> str:
 
     def differs(arm: str, over: str, metric: str = ACCURACY) -> str:
         change, spread = paired(found[arm][metric], found[over][metric])
-        clear = abs(change) > 2 * spread / len(found[arm][metric]) ** 0.5
+        clear = is_clear(change, spread, len(found[arm][metric]))
         word = ("lower" if change < 0 else "higher") if clear else "equal within noise"
         return f"{word} ({change:+.2f} +- {spread:.2f})"
 

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from record import Numbers, paired, write
+from record import Numbers, is_clear, paired, write
 from torch import nn
 from torch.nn.functional import cross_entropy
 
@@ -124,7 +124,7 @@ def verdict(name: str, found: dict[str, Numbers]) -> str:
     def differs(arm: str, over: str) -> tuple[str, str]:
         theirs = found[f"{name}: {over}"][ACCURACY]
         change, spread = paired(found[f"{name}: {arm}"][ACCURACY], theirs)
-        clear = abs(change) > 2 * spread / len(theirs) ** 0.5
+        clear = is_clear(change, spread, len(theirs))
         return ("above" if change > 0 else "below") if clear else "level within noise with", f"{change:+.2f} +- {spread:.2f}"
 
     lines = []

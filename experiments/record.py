@@ -11,6 +11,7 @@ from pathlib import Path
 from statistics import mean, stdev
 
 import torch
+from scipy.stats import t
 
 from stillroom.engine.run.written import write_atomic
 
@@ -38,6 +39,11 @@ def paired(arm: Mapping[int, float], over: Mapping[int, float]) -> tuple[float, 
     """Mean and sample standard deviation of the difference `arm - over`, seed by seed."""
     differences = [value - over[seed] for seed, value in arm.items()]
     return mean(differences), stdev(differences)
+
+
+def is_clear(change: float, spread: float, count: int) -> bool:
+    """Whether the 95 % interval of the mean of so many paired differences leaves out 0, by Student's t; never with fewer than two."""
+    return count > 1 and abs(change) > t.ppf(0.975, count - 1) * spread / count**0.5
 
 
 def write(

@@ -18,8 +18,7 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-from record import Numbers, paired, write
-from scipy.stats import t as student
+from record import Numbers, is_clear, paired, write
 
 from stillroom.engine import Lab, LabOptions, Training
 from stillroom.methods.sdd import SDD
@@ -119,7 +118,7 @@ def verdict(found: dict[str, Numbers], seeds: int) -> str:
             if arm == "HQS" or len(numbers) < seeds or seeds < 2:
                 continue
             change, spread = paired(at["HQS"], numbers)
-            clear = abs(change) > student.ppf(0.975, seeds - 1) * spread / seeds**0.5
+            clear = is_clear(change, spread, seeds)
             word = ("below" if change < 0 else "above") if clear else "equal within noise to"
             said.append(f"the error of HQS is {word} that of {arm} ({change:+.1f} +- {spread:.1f})")
     return f"At {RATE:g} % edited: " + "; ".join(said) + "."

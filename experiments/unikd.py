@@ -18,7 +18,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from record import Numbers, paired, write
+from record import Numbers, is_clear, paired, write
 
 from stillroom.engine import Distiller, Experiment, Lab, LabOptions, Networks, Teacher, Trained, Training
 from stillroom.methods.unikd.distillers import Absorb
@@ -103,7 +103,7 @@ def verdict(name: str, found: dict[str, Numbers]) -> str:
     lines, own = [], found[f"{name}: UniKD"]["AP"]
     for over in [arm.partition(": ")[2] for arm in found if arm not in (f"{name}: UniKD", f"{name}: teacher")]:
         change, spread = paired(own, found[f"{name}: {over}"]["AP"])
-        clear = abs(change) > 2 * spread / len(own) ** 0.5
+        clear = is_clear(change, spread, len(own))
         word = ("above" if change > 0 else "below") if clear else "level within noise with"
         lines.append(f"UniKD is {word} '{over}' ({change:+.1f} +- {spread:.1f} AP)")
     return f"{name}: {'; '.join(lines)}"

@@ -17,8 +17,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from record import Numbers, paired, write
-from scipy.stats import t
+from record import Numbers, is_clear, paired, write
 
 FIGURES = ("mIoU", "mIoU without background", "pixel accuracy", "segments used", "best-match IoU", "threshold")
 CAMVID = (
@@ -49,7 +48,7 @@ def over(found: Mapping[str, Numbers], group: str, arm: str, other: str, metric:
     numbers, theirs = (found[f"{group}: {name}"][metric] for name in (arm, other))
     theirs = {seed: theirs.get(seed, next(iter(theirs.values()))) for seed in numbers}  # a floor has one seed
     change, spread = paired(numbers, theirs)
-    clear = abs(change) > t.ppf(0.975, len(numbers) - 1) * spread / len(numbers) ** 0.5
+    clear = is_clear(change, spread, len(numbers))
     word = ("above" if change > 0 else "below") if clear else "not to be told from"
     return f"{arm} is {word} {other} ({change:+.1f} +- {spread:.1f} points of {metric.removesuffix(', %')})"
 
