@@ -125,7 +125,7 @@ def stlt(inputs: dict[str, Tensor], params: dict[str, Any]) -> dict[str, Tensor]
     network.load_state_dict({name: weights[name.replace(".", "_")] for name in network.state_dict()})
     categories = inputs["class_labels"].masked_fill(inputs["padding"].bool(), 0)
     seen = Boxes(categories, inputs["bboxes"], inputs["scores"], inputs["sides"], inputs["states"])
-    return {"logits": network.eval()(seen)[head_name].detach()}
+    return {"logits": network.eval()(seen.packed())[head_name].detach()}
 
 
 ADAPTERS = {

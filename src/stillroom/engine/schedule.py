@@ -91,8 +91,8 @@ class Schedule:
     """The learning rate over a run.
 
     Args:
-        kind: multistep (times `factor` after each milestone), cosine (to zero at the end of the run, per step), linear (from
-            zero through the warm-up and straight to zero at the end of the run, per step: the first step of a warm-up has no rate), onecycle (up to the full
+        kind: multistep (times `factor` after each milestone), cosine (to zero at the end of the run, per step), linear (from zero through
+            the warm-up, whose first step has no rate, and straight to zero at the end of the run, per step), onecycle (up to the full
             rate and down to next to nothing, per step) or constant.
         milestones: read by multistep: the last epoch, counted from 1, before each decay. A number in (0, 1) is a fraction of the run
             and means the nearest end of an epoch, the first at the earliest.

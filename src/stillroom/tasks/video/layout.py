@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 _CATEGORIES, _SIDES, _STATES = 3, 3, 6
+BOXES = 14  # of a frame
 EMPTY_BOX = (0.0, 0.0, 1e-9, 1e-9)
 
 
@@ -28,6 +29,16 @@ class Boxes(NamedTuple):
     scores: Tensor
     sides: Tensor
     states: Tensor
+
+    def packed(self) -> Tensor:
+        """All in one tensor, float32 [B, F, N, 8], in this order."""
+        parts = [self.categories[..., None], self.boxes, self.scores[..., None], self.sides[..., None], self.states[..., None]]
+        return torch.cat([part.float() for part in parts], -1)
+
+    @classmethod
+    def unpacked(cls, packed: Tensor) -> Boxes:
+        """The inverse."""
+        return cls(packed[..., 0].long(), packed[..., 1:5], packed[..., 5], packed[..., 6].long(), packed[..., 7].long())
 
 
 class _BoxEmbeddings(nn.Module):
@@ -63,7 +74,7 @@ class _LayoutEmbedding(nn.Module):
         self.transformer = _encoder(width, heads, layers, dropout, eps[1])
 
     def forward(self, seen: Boxes) -> Tensor:
-        batch, frames, boxes = seen.categories.shape
+        batch, frames = seen.categories.shape[:2]
         tokens = self.category_box_embeddings(seen).flatten(0, 1)
         tokens = torch.cat([self.cls_token.expand(batch * frames, -1, -1), tokens], 1)
         padded = (seen.categories == 0).flatten(0, 1)
@@ -95,7 +106,7 @@ class _TemporalTransformer(nn.Module):
 
 
 class STLT(nn.Module):
-    """Spatio-temporal layout transformer: from `Boxes` to logits [B, C_a] by head.
+    """Spatio-temporal layout transformer: from boxes [B, F, N, 8] (`Boxes.packed`) to logits [B, C_a] by head.
 
     Args:
         heads: classes by head.
@@ -123,7 +134,7 @@ class STLT(nn.Module):
         self.temporal_transformer = _TemporalTransformer(width, attention_heads, layers, frames, dropout, eps)
         self.classifiers = nn.ModuleDict({head: nn.Linear(width, classes) for head, classes in heads.items()})
 
-    def forward(self, seen: Boxes) -> dict[str, Tensor]:
+    def forward(self, boxes_BFN8: Tensor) -> dict[str, Tensor]:
         """Logits by head."""
-        vectors = self.temporal_transformer(seen)
+        vectors = self.temporal_transformer(Boxes.unpacked(boxes_BFN8))
         return {head: classifier(vectors) for head, classifier in self.classifiers.items()}
