@@ -17,11 +17,12 @@ from stillroom.methods.mm_ego.ensemble import (
     present_weights,
     weights_of_losses,
 )
-from stillroom.methods.mm_ego.loss import distillation_term, label_term
+from stillroom.methods.mm_ego.loss import distillation_term
 from stillroom.tasks.video import sampling
 from stillroom.tasks.video.audio import MelSpectrogram, segments
 from stillroom.tasks.video.layout import STLT, Boxes
 from stillroom.tasks.video.scores import accuracy, all_right, calibration_error, over_views
+from stillroom.tasks.video.supervised import label_term
 from tests.golden.check import HERE, Case, load_cases, run_case, with_gradients
 
 
@@ -45,7 +46,7 @@ def teacher_ensemble(inputs: dict[str, Tensor], params: dict[str, Any]) -> dict[
     for head, logits in by_head(inputs, "teachers").items():
         labels = inputs[f"labels_{head}"]
         if params["scheme"] == "uniform":
-            weights = equal_weights([str(number) for number in range(logits.shape[1])])
+            weights = equal_weights(logits.shape[1])
         elif params["scheme"] == "per-sample":
             weights = weights_of_losses(losses_of_teachers(logits, labels), gamma)
         else:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from typing import Literal
 
 import torch
@@ -58,19 +58,22 @@ def held_out_weights(logits_NMC: Tensor, labels_N: Tensor, weight_temperature: f
 def present_weights(weights: Tensor, present_BM: Tensor) -> Tensor:
     """[B, M]: the weights of the teachers that a sample has the modality of, made to sum to 1; the others' are 0.
 
+    A sample of which no teacher with a weight has its modality gets no weights at all (NaN): see `check_present`.
+
     Args:
         weights: [M], or [B, M].
         present_BM: 1 where the teacher answers.
-
-    Raises:
-        InputError: a sample without any teacher of a weight above 0.
     """
     used_BM = weights.float() * present_BM.to(weights.device, torch.float32)
-    totals_B1 = used_BM.sum(-1, keepdim=True)
-    if not bool((totals_B1 > 0).all()):
-        missing = int((totals_B1 <= 0).sum())
-        raise InputError("data", f"{missing} sample(s) of which no teacher has its modality", "one modality at least, with a weight")
-    return used_BM / totals_B1
+    return used_BM / used_BM.sum(-1, keepdim=True)
+
+
+def check_present(weights_M: Tensor, present_NM: Tensor) -> None:
+    """Raises InputError where a sample has the modality of no teacher of a weight above 0."""
+    lacking_N = (weights_M.float() * present_NM.float()).sum(-1) <= 0
+    if bool(lacking_N.any()):
+        got = f"{int(lacking_N.sum())} clip(s) without the modality of any teacher, the first no. {int(lacking_N.nonzero()[0])}"
+        raise InputError("data", got, "one modality at least of which a teacher has a weight")
 
 
 def combined(logits_BMC: Tensor, weights: Tensor) -> Tensor:
@@ -84,17 +87,12 @@ def combined(logits_BMC: Tensor, weights: Tensor) -> Tensor:
     return (weights_BM1 * logits_BMC.float()).where(weights_BM1 > 0, 0).sum(1)
 
 
-def check_logits(logits_BC: Tensor, teacher: str) -> Tensor:
-    """The logits, if they are numbers.
-
-    Raises:
-        InputError: they are not; the teacher is named.
-    """
-    if not bool(logits_BC.isfinite().all()):
+def check_logits(answers: Mapping[str, Tensor], teacher: str) -> None:
+    """Raises InputError, which names the teacher, where logits are no numbers."""
+    if not all(bool(logits.isfinite().all()) for logits in answers.values()):
         raise InputError("teacher", f"{teacher}, which answers with values that are no numbers", "finite logits")
-    return logits_BC
 
 
-def equal_weights(teachers: Sequence[str]) -> Tensor:
+def equal_weights(teachers: int) -> Tensor:
     """w = 1/M."""
-    return torch.full((len(teachers),), 1 / len(teachers))
+    return torch.full((teachers,), 1 / teachers)

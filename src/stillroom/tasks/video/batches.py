@@ -34,7 +34,7 @@ class VideoBatch(NamedTuple):
         clips: by modality, for V views of each clip: pictures, normalised, [B, V, F, 3, S, S], boxes [B, V, F, N, 8]. The first is what
             a network reads. Sound has one view and one picture, or as many as there are frames.
         labels: int64 [B] by head.
-        present: which of the modalities each clip has, bool [B, M]; what it lacks is zero in `clips`.
+        present: which of all of the data's modalities each clip has, bool [B, M]; what it lacks is zero in `clips`.
         ids: int64 [B].
         views: int64 [B], which recorded view of its training sample each clip is (see `ImageSetData.replaying`); None for others.
     """
@@ -52,8 +52,7 @@ class VideoBatch(NamedTuple):
 
     def of(self, modality: str) -> VideoBatch:
         """The same clips, of which a network reads this modality."""
-        place = list(self.clips).index(modality)
-        return self._replace(clips={modality: self.clips[modality]}, present=self.present[:, place : place + 1])
+        return self._replace(clips={modality: self.clips[modality]})
 
     def renormalised(self, renormalise: Renormalise) -> VideoBatch:
         """For a network that was trained with other statistics of its modality."""
@@ -116,7 +115,7 @@ class ClipBatches(Dataset[Any]):
                 shape = data.shape_of(modality, training=self.training)
             tensors[modality] = torch.stack([torch.zeros(shape) if part is None else part for part in parts])
         labels = torch.from_numpy(self.clips.labels[ids])
-        present = torch.tensor([[clip[modality] is not None for modality in data.reads] for clip, _ in found])
+        present = torch.tensor([[modality in self.clips.clips[index].tracks for modality in data.modalities] for index in ids.tolist()])
         recorded = None if draws[0].view < 0 else torch.from_numpy(views.copy())
         by_head = {head: labels[:, number].contiguous() for number, head in enumerate(self.clips.heads)}
         batch = VideoBatch(tensors, by_head, present, torch.from_numpy(ids.copy()), recorded)

@@ -103,21 +103,28 @@ class VideoData(ImageSetData):
     def of(self, *modalities: str) -> VideoData:
         """The same clips in other modalities: a network reads the first, the others lie beside it in a batch.
 
-        Training clips without the first are left out.
-
         Raises:
             InputError: a modality that no clip has.
         """
         reads = tuple(dict.fromkeys(map(self._known, modalities)))
         if reads == self.reads:
             return self
-        cache_key = {**self.cache_key, "modality": reads[0]}
         derived = self.derive(("modalities", reads), reads=reads)
-        derived.cache_key = cache_key  # which the same data, opened with that modality, have
-        having = self._shown[0].having(reads[0])
+        derived.cache_key = {**self.cache_key, "modality": reads[0]}  # as of the same data, opened with that modality
+        return derived
+
+    def having(self, modality: str) -> VideoData:
+        """The same data without the training clips that lack a modality."""
+        having = self._shown[0].having(modality)
         if having.all():
-            return derived
-        return derived.derive(("having", reads[0]), train=self._shown[0].take(np.flatnonzero(having)), indices=self._indices_but_train())
+            return self
+        indices = self.indices.get("train", np.arange(len(having)))
+        train = self._shown[0].take(np.flatnonzero(having))
+        return self.derive(("having", modality), train=train, indices={**self.indices, "train": indices[having]})
+
+    def presence(self) -> np.ndarray:
+        """Which of `modalities` each training clip has, bool [N, M]."""
+        return np.stack([self._shown[0].having(name) for name in self.modalities], 1)
 
     def together(self) -> VideoData:
         """The same data for what reads every modality of a batch: its example is a dictionary of them."""

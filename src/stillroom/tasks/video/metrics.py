@@ -17,14 +17,6 @@ SCALED = "ece scaled"
 METRICS = {SCALED: Metric("calibration error, scaled", "%", 1, False)}
 
 
-def metrics_of(heads: Mapping[str, int]) -> dict[str, Metric]:
-    """How the figures of these heads are written."""
-    found = dict(METRICS)
-    for head in heads if len(heads) > 1 else ():
-        found |= {f"{head} top1": Metric(f"{head} top-1", "%", 1, True), f"{head} top5": Metric(f"{head} top-5", "%", 1, True)}
-    return found
-
-
 class VideoEvaluator:
     """Collects the answers to every clip, each the mean of the logits over the clip's views.
 
@@ -41,6 +33,9 @@ class VideoEvaluator:
 
     def __init__(self, heads: Mapping[str, int]) -> None:
         self.heads = dict(heads)
+        self.metric_formats = {
+            f"{head} top{first}": Metric(f"{head} top-{first}", "%", 1, True) for head in heads if len(heads) > 1 for first in (1, 5)
+        }
         self.reset()
 
     def reset(self) -> None:

@@ -7,8 +7,8 @@ A spec is `SOURCE[@WEIGHTS]`, or the folder of a run:
 - ``stillroom/spectrumWIDTH``: three 2D convolutions over log-mel pictures of sound;
 - ``torchvision/NAME``: a video classifier of torchvision (r3d_18, swin3d_t, ...) with a linear layer for each head; weights whose head
   answers for other classes (Kinetics') are a start, without it;
-- ``package.module:function`` or ``file.py:function``, called with the number of classes by head, which makes a network from [B, F, 3, S, S] to
-  logits by head, or to logits, where there is one head;
+- ``package.module:function`` or ``file.py:function``, called with the number of classes by head, which makes a network from
+  [B, F, 3, S, S] to logits by head, or to logits, where there is one head;
 - WEIGHTS is a file or folder of weights.
 """
 

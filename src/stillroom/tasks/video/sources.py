@@ -6,6 +6,7 @@ import hashlib
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -227,7 +228,7 @@ def _held_out(
         if isinstance(row.start, int) and isinstance(row.stop, int):
             by_video.setdefault(row.video, []).append(number)
     orders = [sorted(inside, key=lambda number: rows[number].start or 0) for inside in by_video.values()]
-    if not any(_reaches(rows[a], rows[b]) for order in orders for a, b in zip(order, order[1:], strict=False)):
+    if not any(_reaches(rows[a], rows[b]) for order in orders for a, b in pairwise(order)):
         sizes = np.bincount(labels, minlength=len(classes))
         if (sizes == 1).any():
             held = np.zeros(len(rows), bool)
@@ -251,8 +252,7 @@ def _held_out(
 
 def _reaches(one: Row, other: Row) -> bool:
     """Whether the second begins within the first."""
-    assert one.start is not None and one.stop is not None and other.start is not None
-    return one.start <= other.start <= one.stop
+    return (one.start or 0) <= (other.start or 0) <= (one.stop or 0)
 
 
 KINDS = (

@@ -15,10 +15,9 @@ from stillroom.engine.cache import CachedTeacher
 from stillroom.engine.report.results import Metric, Section
 from stillroom.engine.task import Built, FindLayer
 from stillroom.tasks.images.cached import check_views, drawn_views
-from stillroom.tasks.video.actions import HEADS
 from stillroom.tasks.video.data import VideoData
 from stillroom.tasks.video.loaded import LoadedVideo, load, ship
-from stillroom.tasks.video.metrics import metrics_of
+from stillroom.tasks.video.metrics import METRICS
 from stillroom.tasks.video.models import TASK as NAME
 from stillroom.tasks.video.models import build_for
 from stillroom.tasks.video.pages import video_sections
@@ -61,13 +60,13 @@ class Video:
     data: type[Any] = VideoData
     plan = SMALL
     sgd = replace(SMALL, optimizer="sgd", lr=0.05)
-    networks = Networks("stillroom/cnn3d16", "stillroom/cnn3d8")
+    networks = Networks("stillroom/cnn3d16", "stillroom/cnn3d16")
     presets: Mapping[str, Mapping[str, Any]] = {"paper": SOMETHING, "paper:epic": EPIC}
     default: Mapping[str, Any] = {}
     kinds: tuple[str, ...] = ("actions", "clips", "something", "epic")
     layers: Mapping[str, FindLayer] = {}
     exact: tuple[str, ...] = ()
-    metric_formats: Mapping[str, Metric] = metrics_of({head: len(names) for head, names in HEADS.items()})
+    metric_formats: Mapping[str, Metric] = METRICS
 
     def build(self, spec: str, data: VideoData, networks: Networks, *, trust_pickle: bool, argument: str) -> Built:
         """The network of a specification, for the data's heads and what they read.
