@@ -54,6 +54,19 @@ class Timeline:
         return np.flatnonzero((times >= start - 1e-6) & (times <= stop + 1e-6))
 
 
+def pyav(path: Path) -> Any:
+    """The library.
+
+    Raises:
+        InputError: it is not installed; the video that is to be decoded is named.
+    """
+    try:
+        import av
+    except ImportError:
+        raise InputError("data", str(path), "PyAV to be installed, which decodes videos: pip install 'stillroom[video]'") from None
+    return av
+
+
 def opened(path: Path) -> Any:
     """The file's container.
 
@@ -62,11 +75,7 @@ def opened(path: Path) -> Any:
         InputError: PyAV is not installed.
     """
     try:
-        import av
-    except ImportError:
-        raise InputError("data", str(path), "PyAV to be installed, which decodes videos: pip install 'stillroom[video]'") from None
-    try:
-        container = av.open(str(path))
+        container = pyav(path).open(str(path))
     except (OSError, ValueError) as error:
         raise BrokenVideo("data", f"{path} ({error})", "a video that can be decoded") from None
     if not container.streams.video:
@@ -82,13 +91,11 @@ def timeline(path: Path) -> Timeline:
     Raises:
         BrokenVideo: it has none.
     """
-    import av
-
     with opened(path) as container:
         stream = container.streams.video[0]
         try:
             found = sorted({packet.pts for packet in container.demux(stream) if packet.pts is not None})
-        except (OSError, ValueError, av.error.FFmpegError) as error:
+        except (OSError, ValueError, pyav(path).error.FFmpegError) as error:
             raise BrokenVideo("data", f"{path} ({error})", "a video that can be decoded") from None
         unit = float(stream.time_base or 1)
     if not found:
@@ -126,8 +133,6 @@ def decoded(path: Path, frames: Sequence[int]) -> np.ndarray:
 
 def _from(path: Path, stamps: np.ndarray, wanted: Sequence[int], *, seek: bool) -> dict[int, np.ndarray]:
     """The wanted frames that can be decoded, by their numbers, and the last one before where the end cannot."""
-    import av
-
     found: dict[int, np.ndarray] = {}
     asked, last, before = set(wanted), wanted[-1], None
     with opened(path) as container:
@@ -145,7 +150,7 @@ def _from(path: Path, stamps: np.ndarray, wanted: Sequence[int], *, seek: bool) 
                     found[number] = _upright(frame)
                 if number >= last:
                     break
-        except (OSError, ValueError, av.error.FFmpegError):
+        except (OSError, ValueError, pyav(path).error.FFmpegError):
             pass  # what could be decoded is what there is
         if before is not None and before[0] < last:
             found.setdefault(before[0], _upright(before[1]))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -141,9 +140,9 @@ class Finder:
 
 
 def _place(pattern: str, video: str) -> str:
-    parts: Sequence[str] = pattern.split("/")
-    filled = [part.replace("V", video).replace("P", video.partition("_")[0]) if part[0] in "VP" else part for part in parts]
-    return "/".join(part for part in filled if part)
+    """The path that a pattern means for a video."""
+    filled = re.sub(r"\b[VP]\b", lambda found: video if found[0] == "V" else video.partition("_")[0], pattern)
+    return filled.strip("/")
 
 
 def _number(name: str) -> int:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 from torch import Tensor, nn
 
@@ -92,12 +91,14 @@ def of_torchvision(name: str, heads: Mapping[str, int]) -> MultiHead:
     """
     import torchvision
 
-    options: dict[str, Any] = {"stochastic_depth_prob": 0.2} if name.startswith("swin3d") else {}
-    model = torchvision.models.get_model(name, weights=None, **options)
+    model = torchvision.models.get_model(name, weights=None)
+    for layer in model.modules():
+        if isinstance(layer, torchvision.ops.StochasticDepth) and name.startswith("swin3d"):
+            layer.p *= 2
     path, layer = [(path, layer) for path, layer in model.named_modules() if isinstance(layer, nn.Linear | nn.Conv3d)][-1]
     if isinstance(layer, nn.Conv3d):  # s3d classifies at every place and averages
         model.classifier = nn.Identity()
-        return MultiHead(nn.Sequential(FramesSecond(model)), layer.in_channels, heads)
+        return MultiHead(FramesSecond(model), layer.in_channels, heads)
     parent, _, last = path.rpartition(".")
     setattr(model.get_submodule(parent), last, nn.Identity())
     return MultiHead(FramesSecond(model), layer.in_features, heads)

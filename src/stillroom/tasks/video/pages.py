@@ -58,10 +58,11 @@ def _shares(result: StageResult, number: int, classes: int) -> np.ndarray:
 
 def _clips(report: Report, arms: dict[str, list[StageResult]], data: VideoData) -> list[Section]:
     """Those on which baseline and leading arm differ the most often, then others: frames, truth, answers."""
-    leading, baseline = arms.get(report.leading or ""), arms.get(report.baseline or "")
-    if leading is None:
+    name = report.leading if report.leading in arms else next(reversed(arms), None)
+    if name is None:
         return []
-    details = leading[0].details
+    baseline = arms.get(report.baseline or "") if report.baseline != name else None
+    details = arms[name][0].details
     gain_N = details["outcome"] - (baseline[0].details["outcome"] if baseline else 0)
     order = [*np.argsort(-gain_N, kind="stable")[: _SHOWN // 2], *np.argsort(gain_N, kind="stable")[: _SHOWN // 2]]
     cells = []
@@ -81,7 +82,8 @@ def _clips(report: Report, arms: dict[str, list[StageResult]], data: VideoData) 
                 said[arm] = _told(found["predicted"][at[0]], data, found["confidence"][at[0]])
         lines = "".join(f"<dt>{escape(name)}</dt><dd>{escape(text)}</dd>" for name, text in said.items())
         cells.append(f"<figure>{pictures}<figcaption>{escape(data.val_name(index))}<dl>{lines}</dl></figcaption></figure>")
-    told = note([f"First those where {escape(report.leading or '')} is better than {escape(report.baseline or '')}, then the other way."])
+    better = f"is better than {escape(report.baseline or '')}" if baseline else "is right"
+    told = note([f"First clips where {escape(name)} {better}, then the other way; first seed."])
     return [Section("Clips", f'{told}<div class="gallery" style="grid-template-columns:repeat(2,minmax(0,1fr))">{"".join(cells)}</div>')]
 
 

@@ -25,7 +25,7 @@ from stillroom.tasks.video.tracks import MODALITIES, Clip, Clips
 
 _HEAD = re.compile(r"[A-Za-z]\w*")
 _TAKEN = {"keys", "values", "items", "pop", "clear", "update", "forward", "training", "type"}  # what modules call other things
-_BLOCKS = 4  # stretches of time that are held out of each video whose clips overlap
+_BLOCKS = 10  # stretches of time, at most, that are held out of each video whose clips overlap; of every ten clips one at most
 _FRAMES = 16
 
 
@@ -238,15 +238,16 @@ def _held_out(
         return ~held, held, f"held out {held.sum()} of {len(rows)} clips to measure with, always the same"
     train, held = np.ones(len(rows), bool), np.zeros(len(rows), bool)
     for order in orders:
-        for block in range(_BLOCKS):  # a share of each quarter, in its middle
-            first, length = (block + (1 - share) / 2) * len(order) / _BLOCKS, share * len(order) / _BLOCKS
+        blocks = min(_BLOCKS, max(1, len(order) // 10))
+        for block in range(blocks):  # a share of each part, in its middle
+            first, length = (block + (1 - share) / 2) * len(order) / blocks, share * len(order) / blocks
             held[order[round(first) : max(round(first + length), round(first) + 1)]] = True
         inside = [number for number in order if held[number]]
         for number in order:
             train[number] = not any(_reaches(rows[other], rows[number]) or _reaches(rows[number], rows[other]) for other in inside)
     train &= ~held
     dropped = int((~train & ~held).sum())
-    said = f"held out {held.sum()} of {len(rows)} clips in {_BLOCKS} stretches of each video, for clips overlap"
+    said = f"held out {held.sum()} of {len(rows)} clips in stretches of each video, for clips overlap"
     return train, held, f"{said}; {dropped} that share frames with them train nobody"
 
 
