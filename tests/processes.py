@@ -47,6 +47,7 @@ PRELOADED = (
     "stillroom.tasks.imagetext",
     "stillroom.tasks.multilabel",
     "stillroom.tasks.segmentation",
+    "stillroom.tasks.video",
 )
 PATIENCE = 240.0  # seconds for a case on two ranks
 _NUMBER = struct.Struct("q")

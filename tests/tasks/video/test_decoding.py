@@ -13,7 +13,7 @@ import torch
 from stillroom.engine.loading import Loader
 from stillroom.errors import InputError
 from stillroom.tasks.video import VideoData
-from stillroom.tasks.video.decoding import VideoFile, timeline
+from stillroom.tasks.video.decoding import VideoFile
 
 av = pytest.importorskip("av", reason="PyAV decodes videos")
 
