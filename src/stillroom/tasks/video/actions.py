@@ -23,6 +23,7 @@ _SAMPLES = 2048  # of sound
 _MISSED = 0.1  # share of boxes that the detector does not find
 _PIXEL_NOISE, _FLOW_NOISE = 0.10, 0.35
 _HAND = 3.2  # pixels, its radius
+_TEXTURE = 0.06
 _CONTRAST = 0.16  # of an object over its ground
 
 
@@ -112,7 +113,7 @@ def _ground(camera_T2: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     a, b = u % 1, v % 1
     upper = (1 - a) * coarse[top, left] + a * coarse[top, left + 1]
     lower = (1 - a) * coarse[top + 1, left] + a * coarse[top + 1, left + 1]
-    ground: np.ndarray = 0.12 * ((1 - b) * upper + b * lower)[..., None] + tint
+    ground: np.ndarray = _TEXTURE * ((1 - b) * upper + b * lower)[..., None] + tint
     return ground
 
 
