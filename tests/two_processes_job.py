@@ -21,7 +21,7 @@ COMMANDS = {
     "segmentation": "run supervised --task segmentation --data objects:train=16,val=5 --batch-size 8 --epochs 2 --warmup-epochs 0 "
     "--optimizer sgd --lr 0.01 --student stillroom/unet2_2",
     "video": "run mm-ego --data actions:train=16,val=5 --batch-size 8 --epochs 2 --warmup-epochs 0 --optimizer sgd --lr 0.01 "
-    "--arms rgb+flow --held-out 0.25 --student stillroom/cnn3d2 --teacher stillroom/cnn3d2 --test-views [2x1]",
+    "--arms rgb+flow --teachers-held-out 0.25 --student stillroom/cnn3d2 --teacher stillroom/cnn3d2 --test-views [2x1]",
     "features": "run features --data digits --subset 60 --val-subset 41 --batch-size 20 --epochs 2 --lr 0.01 --optimizer sgd --views 2 "
     "--teacher-epochs 1 --accept-teacher --student stillroom/convnet4 --feature-loss queue --queue-size 30 --dense-weight 1",
     "unused": "run supervised --data digits --subset 60 --val-subset 41 --batch-size 20 --epochs 1 --lr 0.01 --optimizer sgd "

@@ -189,9 +189,9 @@ def test_teachers_of_an_earlier_run_teach_again_and_their_answers_can_be_kept(ru
 def test_clips_without_a_modality_are_taught_by_the_other_teachers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     root = class_folders(tmp_path / "clips")
     words = ["--data", f"clips:{root}", "--image-size", "16", "--frames", "3", *SMALL, "--accelerator", "cpu", "--workers", "0"]
-    assert main(["run", "mm-ego", *words, "--held-out", "0.5", "--out", str(tmp_path / "run")]) == 0
+    assert main(["run", "mm-ego", *words, "--teachers-held-out", "0.5", "--out", str(tmp_path / "run")]) == 0
     assert "Some clips lack a modality" in (tmp_path / "run/report.html").read_text()
-    assert main(["run", "mm-ego", *words, "--arms", "flow", "--held-out", "0.5", "--out", str(tmp_path / "flow")]) == 2
+    assert main(["run", "mm-ego", *words, "--arms", "flow", "--teachers-held-out", "0.5", "--out", str(tmp_path / "flow")]) == 2
     assert "without the modality of any teacher" in capsys.readouterr().err
 
 

@@ -49,7 +49,7 @@ def held_out_weights(logits_NMC: Tensor, labels_N: Tensor, weight_temperature: f
     """
     present = torch.ones(logits_NMC.shape[:2], dtype=torch.bool) if present_NM is None else present_NM.bool()
     if not present.any():
-        raise InputError("held_out", f"{len(labels_N)} samples with an answer", "at least one: a mean of nothing has no value")
+        raise InputError("teachers_held_out", f"{len(labels_N)} samples with an answer", "at least one: a mean of nothing has no value")
     losses_NM = losses_of_teachers(logits_NMC, labels_N).where(present, 0)
     counts_M = present.sum(0)
     return weights_of_losses(losses_NM.sum(0) / counts_M.clamp_min(1), weight_temperature, counts_M > 0)

@@ -54,7 +54,7 @@ def recipe(
     networks: Networks = TASK.networks,
     arms: str | None = None,
     teachers: dict[str, str] | None = None,
-    held_out: float = 0.2,
+    teachers_held_out: float = 0.2,
     weight_temperature: float = 1.0,
     temperature: float = 3.0,
     kd_weight: float = 1.0,
@@ -74,11 +74,11 @@ def recipe(
             how their weights are found: ``held-out`` (from their losses on clips that none was trained on, the default), ``uniform``, or
             ``per-sample`` (from their losses on the very samples). By default ``rgb``, all but audio ``:uniform``, and all but audio.
         teachers: networks of single modalities, as `teacher`: ``{flow: flow.pth, boxes: stillroom/stlt768_6_6}``.
-        held_out: share of the training set that no teacher is trained on, which weights are found on. Students see it.
+        teachers_held_out: share of the training clips that no teacher is trained on, which weights are found on. Students see them.
         weight_temperature: gamma, which divides the losses: with a large one all teachers count alike, with a small one the best alone.
         temperature: temperature of softened class probabilities, tau.
-        kd_weight: lambda_KD, weight of the distillation loss.
-        task_weight: lambda_GT, weight of the cross-entropy.
+        kd_weight: w_kd, weight of the distillation loss; lambda_KD.
+        task_weight: w_task, weight of the cross-entropy; lambda_GT.
         head_weights: weight of each head's cross-entropy; one of 0 is not learnt. By default 1.
         teacher_views: random views of each clip to which the teachers' answers are stored once and then replayed; 0 asks the teachers at
             each step.
@@ -91,7 +91,7 @@ def recipe(
     weights_of_heads = _head_weights(head_weights, data)
     positive("weight_temperature", weight_temperature)
     complete = bool(data.of(*needed).presence()[:, [data.modalities.index(name) for name in needed]].all())
-    rest, held = data.held_apart(held_out)
+    rest, held = data.held_apart(teachers_held_out, "teachers_held_out")
 
     def student(teacher: MultimodalTeacher) -> Callable[..., Distiller]:
         options: dict[str, Any] = {"temperature": temperature, "kd_weight": kd_weight, "task_weight": task_weight}
@@ -324,6 +324,6 @@ ROOM = Room(
     recipe,
     tasks=("video",),
     presets=PRESETS,
-    default={"data": "actions", "test_views": ["3x1"], "teacher_views": 0},
+    default={"data": "actions", "batch_size": 16, "test_views": ["3x1"]},
     reason="has several teachers, one of each modality",
 )

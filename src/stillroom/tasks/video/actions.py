@@ -21,10 +21,10 @@ FLOW_UNIT, FLOW_ZERO = 24.0, 128.0  # levels of a pixel's displacement; the leve
 SOUND = MelSpectrogram(n_fft=128, window=96, hop=32, mels=24, sample_rate=4000, f_max=2000.0)
 _SAMPLES = 2048  # of sound
 _MISSED = 0.1  # share of boxes that the detector does not find
-_PIXEL_NOISE, _FLOW_NOISE = 0.10, 0.35
+_PIXEL_NOISE, _FLOW_NOISE = 0.04, 0.35
 _HAND = 3.2  # pixels, its radius
 _TEXTURE = 0.06
-_CONTRAST = 0.16  # of an object over its ground
+_CONTRAST = 0.40  # of an object over its ground
 
 
 def drawn_actions(count: int, seed: int) -> Clips:

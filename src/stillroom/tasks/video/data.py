@@ -33,7 +33,7 @@ class VideoData(ImageSetData):
     1 GB of frames are decoded once and stay in memory; all others are read frame by frame, by the processes that read ahead.
 
     Args:
-        data: where the clips are: ``actions`` (procedural), ``clips:FOLDER`` (videos or folders of frames in a folder for each class, or
+        data: where the images are: ``actions`` (procedural), ``clips:FOLDER`` (videos or folders of frames in a folder for each class, or
             frames or videos with a table of segments), ``something:ROOT`` (Something-Something-v2), ``epic:ROOT`` (EPIC-KITCHENS-100);
             options follow after commas: ``table=FILE``, ``heads=verb+noun``, ``val=0.2``.
         batch_size: images in a batch, of all processes together; clips, that is.
@@ -134,12 +134,15 @@ class VideoData(ImageSetData):
         """The same data, measured in other views."""
         return self.derive(("test views", clips, crops), test_clips=clips, test_crops=crops, cache_key=self.cache_key)
 
-    def held_apart(self, share: float) -> tuple[VideoData, VideoData]:
+    def held_apart(self, share: float, argument: str) -> tuple[VideoData, VideoData]:
         """Two parts of the training clips: the rest, measured as before; and a share of them to measure with, for what is no validation.
 
         Raises:
-            InputError: a share that leaves one of the two without clips.
+            InputError: a share that leaves one of the two without clips; `argument` is what errors call it.
         """
+        count = round(share * self.train_size)
+        if not 0 < share < 1 or not 0 < count < self.train_size:
+            raise InputError(argument, share, "a share of the training clips, above 0 and below 1, that leaves some for both")
         held = self.holding_out(share)
         rest = self.derive(("without held out", share), train=held._shown[0], indices={**self._indices_but_train(), **held.indices})
         return rest, held

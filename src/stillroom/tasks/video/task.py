@@ -62,7 +62,7 @@ class Video:
     sgd = replace(SMALL, optimizer="sgd", lr=0.05)
     networks = Networks("stillroom/cnn3d16", "stillroom/cnn3d16")
     presets: Mapping[str, Mapping[str, Any]] = {"paper": SOMETHING, "paper:epic": EPIC}
-    default: Mapping[str, Any] = {}
+    default: Mapping[str, Any] = {"data": "actions", "batch_size": 16}
     kinds: tuple[str, ...] = ("actions", "clips", "something", "epic")
     layers: Mapping[str, FindLayer] = {}
     exact: tuple[str, ...] = ()
