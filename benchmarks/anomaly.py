@@ -4,9 +4,9 @@
     python benchmarks/anomaly.py --data mvtec:boards.zip --weights resnet18.pth     # both trained on the same pictures, and scored
 
 Contenders take turns, one step or one batch each per round, in one process (`measuring.Turns`). anomalib is a plain loop around its own
-module, loss and optimiser; where it is not installed its rows are left out, and it is said. Trained, each contender has a process of its own
-(`--only` is that process) so that its peak memory is its own; teacher, pictures, image size and number of steps are the same, and both are
-scored by Stillroom's metrics.
+module, loss and optimiser; where it is not installed its rows are left out, and it is said. Trained, each contender has a process of its
+own (`--only` is that process), so that its peak memory is its own; teacher, pictures, image size and number of steps are the same, and both
+are scored by Stillroom's metrics.
 """
 
 from __future__ import annotations
@@ -55,14 +55,8 @@ def extractor(backbone: str, size: int, weights: str | None = None) -> Extractor
 
 def distiller(teacher: Extractor, backbone: str, between: str) -> MemKD:
     levels = [[level.channels, level.stride] for level in teacher.levels]
-    description = {
-        "variant": "reverse",
-        "levels": levels,
-        "family": FAMILIES[backbone],
-        "between": between,
-        "slots": 50,
-        "temperature": 1.0,
-    }
+    description = {"variant": "reverse", "levels": levels, "family": FAMILIES[backbone]}
+    description |= {"between": between, "slots": 50, "temperature": 1.0}
     made = MemKD(build(description), Teacher(teacher), kd="flat" if between == "nothing" else "positions")
     return made.train()
 
