@@ -21,6 +21,7 @@ COMMANDS = {
     "tune": "search a method's options; the winner as a configuration, and its score on data that the search never saw",
     "cache": "store a teacher's answers, to train from without the teacher",
     "cache-labels": "store a teacher's soft labels of many crops of each image",
+    "students": "networks that could be the student of your data, and what each costs on this machine",
     "export": "a run's student as ONNX, torch.export or described safetensors, checked",
     "predict": "what a run's student says about images",
     "refine-boxes": "the inaccurate boxes of a set made better, without a true one",
