@@ -22,6 +22,7 @@ COMMANDS = {
     "cache": "store a teacher's answers, to train from without the teacher",
     "cache-labels": "store a teacher's soft labels of many crops of each image",
     "students": "networks that could be the student of your data, and what each costs on this machine",
+    "report": "one page of several runs: a table, gains, and what accuracy costs",
     "export": "a run's student as ONNX, torch.export or described safetensors, checked",
     "predict": "what a run's student says about images",
     "refine-boxes": "the inaccurate boxes of a set made better, without a true one",
