@@ -17,6 +17,7 @@ from stillroom.errors import StillroomError, explained
 # asked for.
 COMMANDS = {
     "run": "a method's whole experiment: teacher, student alone, student distilled, report",
+    "plan": "what a run would do, how long it would take, and what it needs; nothing is written",
     "compare": "several methods on equal terms: one teacher, the same students, data and budget",
     "tune": "search a method's options; the winner as a configuration, and its score on data that the search never saw",
     "cache": "store a teacher's answers, to train from without the teacher",
