@@ -33,7 +33,7 @@ from stillroom.tasks.points.ply import columns_of, read_ply
 from stillroom.tasks.points.sources import FrameSource, ListedFrames, held_out
 
 NAME = "frames.json"
-_INTENSITY = 255.0
+ENDINGS = (".bin", ".npy", ".pcd", ".ply", ".las", ".laz")
 _RUNS_BACK = "a time for each frame of a sequence that is later than the one before"
 
 
@@ -167,49 +167,7 @@ class FolderFrames:
         return float(told["time_s"]) if "time_s" in told else None
 
     def _points(self, name: str) -> tuple[np.ndarray, tuple[str, ...]]:
-        """A file's points and columns; intensities up to 255 are brought to [0, 1]."""
-        ending = name.rpartition(".")[2].lower()
-        if ending == "bin":
-            columns = self._columns(name)
-            points = self.place.rows(name, len(columns)).astype(np.float32)
-        elif ending == "npy":
-            points, columns = self._array(name)
-        elif ending == "pcd":
-            points, columns = read_pcd(self.place.bytes(name), lambda what: self.place.fail(name, what, "a PCD file that is whole"))
-        elif ending == "ply":
-            points, columns = columns_of(
-                read_ply(self.place.bytes(name), lambda what: self.place.fail(name, what, "a PLY file with vertices"))
-            )
-        elif ending in ("las", "laz"):
-            points, columns = self._las(name)
-        else:
-            raise self.place.fail(name, "a point file of a kind that is not known", ".bin, .npy, .pcd, .ply or .las")
-        if "intensity" in columns and len(points):
-            at = columns.index("intensity")
-            bright = np.nanmax(points[:, at], initial=0)
-            if bright > 1:
-                points = points.copy()
-                points[:, at] /= _INTENSITY if bright <= _INTENSITY else 65535.0
-        return points, columns
-
-    def _array(self, name: str) -> tuple[np.ndarray, tuple[str, ...]]:
-        try:
-            points = np.load(BytesIO(self.place.bytes(name)), allow_pickle=False)
-        except ValueError as error:
-            raise self.place.fail(name, f"which is no array ({error})", "an array of numbers [N, columns]") from None
-        columns = self._columns(name)
-        if points.ndim != 2 or points.shape[1] < 3 or ("columns" in self.content and points.shape[1] != len(columns)):
-            raise self.place.fail(name, f"an array of shape {list(points.shape)}", f"[N, {len(columns)}]: {', '.join(columns)}")
-        named = columns if len(columns) == points.shape[1] else ("x", "y", "z", *(f"value {k}" for k in range(3, points.shape[1])))
-        return points.astype(np.float32), named
-
-    def _las(self, name: str) -> tuple[np.ndarray, tuple[str, ...]]:
-        try:
-            import laspy  # type: ignore[import-not-found]
-        except ImportError:
-            raise InputError(self.place.argument, name, "laspy to be installed: pip install 'stillroom[points]'") from None
-        cloud = laspy.read(BytesIO(self.place.bytes(name)))
-        return np.stack([cloud.x, cloud.y, cloud.z, cloud.intensity], 1).astype(np.float32), ("x", "y", "z", "intensity")
+        return read_points(self.place, name, self._columns(name), declared="columns" in self.content)
 
     def _view(self, camera: str, file: str, lidar2ego: np.ndarray) -> View:
         """A picture with its camera.
@@ -256,3 +214,57 @@ class FolderFrames:
         points = self._points(self._file(self.told(index), index))[0][:, :3].astype(np.float64)
         next2now = np.linalg.inv(now) @ then
         return np.asarray((points + flow) @ next2now[:3, :3].T + next2now[:3, 3] - points, np.float32)
+
+
+def read_points(place: Place, name: str, columns: tuple[str, ...], *, declared: bool = False) -> tuple[np.ndarray, tuple[str, ...]]:
+    """A file's points, float32 [N, D], and the names of their columns; intensities up to 255, or of 16 bits, are brought to [0, 1].
+
+    Args:
+        place: where it lies.
+        name: of the file; its ending (`ENDINGS`) says what it is.
+        columns: of raw numbers and arrays, which do not name them.
+        declared: an array of other columns is refused.
+
+    Raises:
+        InputError: it is of no known kind, damaged, or of other columns.
+    """
+    ending = f".{name.rpartition('.')[2].lower()}"
+    if ending == ".bin":
+        points = place.rows(name, len(columns)).astype(np.float32)
+    elif ending == ".npy":
+        points, columns = _array(place, name, columns, declared)
+    elif ending == ".pcd":
+        points, columns = read_pcd(place.bytes(name), lambda what: place.fail(name, what, "a PCD file that is whole"))
+    elif ending == ".ply":
+        points, columns = columns_of(read_ply(place.bytes(name), lambda what: place.fail(name, what, "a PLY file with vertices")))
+    elif ending in (".las", ".laz"):
+        points, columns = _las(place, name)
+    else:
+        raise place.fail(name, "a point file of a kind that is not known", " ".join(ENDINGS))
+    if "intensity" in columns and len(points):
+        at = columns.index("intensity")
+        bright = float(np.nanmax(points[:, at], initial=0))
+        if bright > 1:
+            points = points.copy()
+            points[:, at] /= 255 if bright <= 255 else 65535
+    return points, columns
+
+
+def _array(place: Place, name: str, columns: tuple[str, ...], declared: bool) -> tuple[np.ndarray, tuple[str, ...]]:
+    try:
+        points = np.load(BytesIO(place.bytes(name)), allow_pickle=False)
+    except ValueError as error:
+        raise place.fail(name, f"which is no array ({error})", "an array of numbers [N, columns]") from None
+    if points.ndim != 2 or points.shape[1] < 3 or (declared and points.shape[1] != len(columns)):
+        raise place.fail(name, f"an array of shape {list(points.shape)}", f"[N, {len(columns)}]: {', '.join(columns)}")
+    named = columns if len(columns) == points.shape[1] else ("x", "y", "z", *(f"value {k}" for k in range(3, points.shape[1])))
+    return points.astype(np.float32), named
+
+
+def _las(place: Place, name: str) -> tuple[np.ndarray, tuple[str, ...]]:
+    try:
+        import laspy  # type: ignore[import-not-found]
+    except ImportError:
+        raise InputError(place.argument, name, "laspy to be installed: pip install 'stillroom[points]'") from None
+    cloud = laspy.read(BytesIO(place.bytes(name)))
+    return np.stack([cloud.x, cloud.y, cloud.z, cloud.intensity], 1).astype(np.float32), ("x", "y", "z", "intensity")

@@ -16,6 +16,7 @@ from stillroom.errors import InputError
 from stillroom.tasks.images.sources import whole_numbers
 from stillroom.tasks.points.frames import Frame, View, boxes_of
 from stillroom.tasks.points.grid import NUSCENES
+from stillroom.tasks.points.metrics import ATTRIBUTES
 from stillroom.tasks.points.place import Place, open_place
 from stillroom.tasks.points.sources import FrameSource, ListedFrames, held_out, indexed
 
@@ -43,10 +44,6 @@ CATEGORIES: Mapping[str, str] = {
     "human.pedestrian.construction_worker": "pedestrian",
     "human.pedestrian.police_officer": "pedestrian",
 }
-ATTRIBUTES = (
-    "cycle.with_rider", "cycle.without_rider", "pedestrian.moving", "pedestrian.sitting_lying_down", "pedestrian.standing",
-    "vehicle.moving", "vehicle.parked", "vehicle.stopped",
-)  # fmt: skip
 
 Rows = Mapping[str, Any]
 
@@ -276,13 +273,13 @@ class NuScenes:
                 attribute = next((ATTRIBUTES.index(name) for name in row["attribute"] if name in ATTRIBUTES), -1)
                 known.append((box, NUSCENES.names.index(CATEGORIES[row["category"]]), row["points"], attribute, row["track"]))
             elif row["category"] == _RACK:
-                racks += [(box, NUSCENES.names.index(name)) for name in ("bicycle", "motorcycle")]
+                racks.append(box)
         boxes, labels, points, attributes, tracks = map(list, zip(*known, strict=True)) if known else ([], [], [], [], [])
         about = {"points": np.array(points, np.int64), "attribute": np.array(attributes, np.int64), "track": np.array(tracks, str)}
         return {
             "boxes": boxes_of(boxes),
             "labels": np.array(labels, np.int64),
             "about": about,
-            "ignored": boxes_of([box for box, _ in racks]),
-            "ignored_labels": np.array([label for _, label in racks], np.int64),
+            "ignored": boxes_of(racks),
+            "ignored_labels": np.full(len(racks), -1, np.int64),
         }
