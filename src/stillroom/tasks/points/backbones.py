@@ -157,9 +157,7 @@ class SecondFPN(nn.Module):
         factor: of every width of the output.
     """
 
-    def __init__(
-        self, in_channels: Sequence[int], out_channels: Sequence[int], upsample: Sequence[float], *, factor: float = 1.0
-    ) -> None:
+    def __init__(self, in_channels: Sequence[int], out_channels: Sequence[int], upsample: Sequence[float], *, factor: float = 1.0) -> None:
         super().__init__()
         outs = [scaled(width, factor) for width in out_channels]
         self.out_channels = sum(outs)

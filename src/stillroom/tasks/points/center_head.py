@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from stillroom.engine.distributed import mean_over_processes
+from stillroom.engine.distributed import averaged
 from stillroom.errors import InputError
-from stillroom.tasks.points.backbones import conv_norm, scaled
+from stillroom.tasks.points.backbones import conv_norm
 from stillroom.tasks.points.boxes import circle_nms, rotated_nms
 from stillroom.tasks.points.grid import BevGrid, ClassList
 
@@ -153,7 +153,7 @@ def gaussian_focal_loss(logits: Tensor, target: Tensor) -> Tensor:
     peak = target == 1
     positive = -(p + 1e-12).log() * (1 - p).square()
     negative = -(1 - p + 1e-12).log() * p.square() * (1 - target).pow(4)
-    return torch.where(peak, positive, negative).sum() / mean_over_processes(peak.sum().float()).clamp_min(1)
+    return torch.where(peak, positive, negative).sum() / averaged(peak.sum().float()).clamp_min(1)
 
 
 def codes_of(prediction: Prediction) -> Tensor:
@@ -171,7 +171,8 @@ def code_loss(prediction: Prediction, codes: Tensor, index: Tensor, mask: Tensor
 
     Args:
         prediction: of one group of classes.
-        codes, index, mask: that group's in `CenterTargets`. A component that is no number (the velocity of an object seen once) is left out.
+        codes, index, mask: that group's in `CenterTargets`. A component that is no number (the
+            velocity of an object seen once) is left out.
         velocity_weight: of the two components of the velocity; the others weigh 1.
     """
     found = at_cells(codes_of(prediction), index).float()
@@ -180,7 +181,7 @@ def code_loss(prediction: Prediction, codes: Tensor, index: Tensor, mask: Tensor
     weight = torch.ones(found.shape[-1], device=found.device)
     weight[8:] = velocity_weight
     error = (found - torch.where(known, codes, found.detach())).abs() * known * weight
-    return error.sum() / (mean_over_processes(mask.sum().float()) + 1e-4)
+    return error.sum() / (averaged(mask.sum().float()) + 1e-4)
 
 
 def center_losses(
@@ -355,8 +356,3 @@ class CenterHead(nn.Module):
         joined = [Detections(*(torch.cat(parts) for parts in zip(*sample, strict=True))) for sample in per_sample]
         orders = [found.scores.argsort(descending=True, stable=True) for found in joined]
         return [Detections(*(value[order] for value in found)) for found, order in zip(joined, orders, strict=True)]
-
-
-def head_width(factor: float) -> int:
-    """Width of the shared convolution of a head narrowed by `factor`."""
-    return scaled(64, factor)

@@ -133,9 +133,7 @@ def _coarser(tensor: SparseTensor, kernel: Triple, stride: Triple, padding: Trip
     geometry = (kernel, stride, padding)
     if ("coarser", geometry) in tensor.maps:
         return cast(_Coarser, tensor.maps["coarser", geometry])
-    shape = cast(
-        Triple, tuple((n + 2 * p - k) // s + 1 for n, k, s, p in zip(tensor.spatial_shape, kernel, stride, padding, strict=True))
-    )
+    shape = cast(Triple, tuple((n + 2 * p - k) // s + 1 for n, k, s, p in zip(tensor.spatial_shape, kernel, stride, padding, strict=True)))
     if min(shape) < 1:
         raise InputError("spatial_shape", tensor.spatial_shape, f"at least the kernel {kernel} less the padding {padding} on both sides")
     batch, cells = tensor.coords[:, 0], tensor.coords[:, 1:]
