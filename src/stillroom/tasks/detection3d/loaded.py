@@ -101,15 +101,19 @@ class LoadedDetector3d:
         empty = []
         for place in places:
             path = Path(place)
-            below = sorted(path.rglob("*")) if path.is_dir() else [path] if path.is_file() else [Path(name) for name in sorted(glob.glob(place))]
+            below = (
+                sorted(path.rglob("*"))
+                if path.is_dir()
+                else [path]
+                if path.is_file()
+                else [Path(name) for name in sorted(glob.glob(place))]
+            )
             found = [file for file in below if file.suffix.lower() in ENDINGS]
             files += found
             empty += [] if found else [place]
         return list(dict.fromkeys(files)), empty
 
-    def predict(
-        self, files: Sequence[Path], *, unreadable: Callable[[Any], None], threshold: float = THRESHOLD
-    ) -> Iterator[Detected3d]:
+    def predict(self, files: Sequence[Path], *, unreadable: Callable[[Any], None], threshold: float = THRESHOLD) -> Iterator[Detected3d]:
         """The boxes of each file; see `Student`. Raw numbers (.bin) are read with the columns that the network was trained on."""
         if not isinstance(self.network, LidarDetector):
             raise InputError("run", self.card.model, "a detector of points: one of pictures needs their cameras; use its network on frames")
@@ -134,8 +138,9 @@ class LoadedDetector3d:
         grid = self.network.voxel_grid.bev
         scale = 8 if self.network.spec.voxels else 1
         shape = _CHECKED, self.network.input_channels, grid.ny // scale, grid.nx // scale
-        maps = torch.rand(shape, generator=torch.Generator().manual_seed(0))
-        maps = maps * (torch.rand(shape[:1] + (1, *shape[2:]), generator=torch.Generator().manual_seed(1)) < 0.1)  # mostly empty, as from points
+        generator = torch.Generator().manual_seed(0)
+        maps = torch.rand(shape, generator=generator)
+        maps *= torch.rand((*shape[:1], 1, *shape[2:]), generator=generator) < 0.1  # mostly empty, as maps of points are
         told = {**self.card.content, "transform": {name: self.card.content[name] for name in ("reach", "columns")}}
         note = "the file begins behind the encoder of points, whose pillars and sparse voxels other runtimes do not have: it reads a map"
         metadata = description(replace(self.card, content=told))

@@ -18,11 +18,11 @@ from stillroom.tasks.points.grid import ClassList
 from stillroom.tasks.points.metrics import KittiMetric, NuScenesMetric, default_attributes, kitti_difficulty
 
 METRICS: Mapping[str, Metric] = {
-    "mAP": Metric("%"),
-    "NDS": Metric("%"),
-    "AP1m": Metric("%"),
-    "translation": Metric("m", higher_is_better=False, decimals=3),
-    "orientation": Metric("rad", higher_is_better=False, decimals=3),
+    "mAP": Metric("mAP", "%", 1, True),
+    "NDS": Metric("NDS", "%", 1, True),
+    "AP1m": Metric("AP at 1 m", "%", 1, True),
+    "translation": Metric("translation error", "m", 2, False),
+    "orientation": Metric("orientation error", "rad", 2, False),
 }
 _BY_DISTANCE = (0.5, 1.0, 2.0, 4.0)  # metres
 Row = dict[str, np.ndarray]
@@ -108,7 +108,11 @@ class Evaluator3d:
                 theirs = _with_ignored(theirs, row)
             if self.measure == "nuscenes":
                 mine["attributes"] = default_attributes(mine["boxes"], mine["labels"], self.classes)
-                theirs |= {f"{k}s".replace("pointss", "points"): torch.from_numpy(row[f"true_{k}"]) for k in ("attribute", "points") if f"true_{k}" in row}
+                theirs |= {
+                    f"{k}s".replace("pointss", "points"): torch.from_numpy(row[f"true_{k}"])
+                    for k in ("attribute", "points")
+                    if f"true_{k}" in row
+                }
                 theirs["racks"] = torch.from_numpy(row["ignored_boxes"])
             found.append(mine)
             truth.append(theirs)

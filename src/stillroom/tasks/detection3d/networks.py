@@ -133,7 +133,9 @@ PILLARS = LidarSpec()
 VOXELS = LidarSpec(voxels=True, cell=0.1, widths=(128, 256), layers=(5, 5), strides=(1, 2), neck=256, upsample=(1, 2))
 # For made-up streets and a CPU: from pillars of 0.4 m to a map at half their resolution.
 SMALL = LidarSpec(cell=0.4, encoder=32, widths=(32, 64), layers=(2, 2), strides=(2, 2), neck=32, upsample=(1, 2), head=32)
-SMALL_VOXELS = LidarSpec(voxels=True, cell=0.2, height=0.3, widths=(32, 64), layers=(2, 2), strides=(1, 2), neck=32, upsample=(1, 2), head=32)
+SMALL_VOXELS = LidarSpec(
+    voxels=True, cell=0.2, height=0.3, widths=(32, 64), layers=(2, 2), strides=(1, 2), neck=32, upsample=(1, 2), head=32
+)
 LIDAR = {"centerpoint-pillar": PILLARS, "centerpoint-voxel": VOXELS, "pillar-small": SMALL, "voxel-small": SMALL_VOXELS}
 
 
@@ -158,12 +160,14 @@ class LidarDetector(MapDetector):
         voxel_grid = VoxelGrid(low, high, size)
         flat = voxel_grid.bev
         stride = (8 if spec.voxels else 1) * spec.strides[0] / spec.upsample[0]
-        coarsest = (8 if spec.voxels else 1)
+        coarsest = 8 if spec.voxels else 1
         for factor in spec.strides:
             coarsest *= factor
         if flat.nx % coarsest or flat.ny % coarsest:
             got = f"{flat.ny} x {flat.nx} cells of {spec.cell:g} m"
-            raise InputError("reach", got, f"numbers of cells that are multiples of {coarsest}; --reach or the network's cell= changes them")
+            raise InputError(
+                "reach", got, f"numbers of cells that are multiples of {coarsest}; --reach or the network's cell= changes them"
+            )
         reader: nn.Module
         if spec.voxels:
             reader, backbone_3d = MeanVoxelEncoder(), VoxelBackbone(len(columns), voxel_grid.shape, factor=encoder)

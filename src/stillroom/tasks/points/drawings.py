@@ -12,7 +12,20 @@ from stillroom.tasks.images.page_parts import data_uri
 from stillroom.tasks.points.frames import Frame, View
 from stillroom.tasks.points.raycast import corners_of
 
-COLOURS = ("#e6194b", "#3cb44b", "#4363d8", "#f58231", "#911eb4", "#008080", "#9a6324", "#808000", "#f032e6", "#469990", "#800000", "#000075")
+COLOURS = (
+    "#e6194b",
+    "#3cb44b",
+    "#4363d8",
+    "#f58231",
+    "#911eb4",
+    "#008080",
+    "#9a6324",
+    "#808000",
+    "#f032e6",
+    "#469990",
+    "#800000",
+    "#000075",
+)
 _EDGES = [(0, 1), (0, 2), (0, 4), (3, 1), (3, 2), (3, 7), (5, 1), (5, 4), (5, 7), (6, 2), (6, 4), (6, 7)]  # of the corners of `corners_of`
 _FRONT = [4, 5, 7, 6]  # the face at +dx
 _NEAR = 0.1  # metres before a camera
@@ -60,7 +73,9 @@ def from_above(
         pixels = [((y1 - py) * scale, (x1 - px) * scale) for px, py in flat]
         draw.polygon(pixels, outline=colour, width=thick)
         ahead = box[:2] + np.array([np.cos(box[6]), np.sin(box[6])]) * box[3] * 0.8
-        draw.line([((y1 - box[1]) * scale, (x1 - box[0]) * scale), ((y1 - ahead[1]) * scale, (x1 - ahead[0]) * scale)], fill=colour, width=1)
+        draw.line(
+            [((y1 - box[1]) * scale, (x1 - box[0]) * scale), ((y1 - ahead[1]) * scale, (x1 - ahead[0]) * scale)], fill=colour, width=1
+        )
 
     for box in truth if truth is not None else []:
         outline(box, "#909090", 1)
