@@ -33,7 +33,7 @@ def nuscenes_entries(boxes: np.ndarray, scores: np.ndarray, labels: np.ndarray, 
 def kitti_entries(
     boxes: np.ndarray, scores: np.ndarray, labels: np.ndarray, classes: Sequence[str], velo2rect: np.ndarray | None = None
 ) -> list[dict[str, Any]]:
-    """Boxes [M, 7 or more] by KITTI's measures: ``dimensions`` height, width, length; ``location`` the middle of the bottom; ``rotation_y``.
+    """Boxes [M, 7 or more] by KITTI's measures: ``dimensions`` height, width, length; ``location`` the bottom's middle.
 
     Args:
         boxes, scores, labels: what was found, in the lidar's coordinates.

@@ -58,17 +58,26 @@ def cast(origin: np.ndarray, directions: np.ndarray, boxes: np.ndarray, window: 
         turn = _turn(-float(boxes[number, 6]))
         half = (boxes[number, 3:6] / 2).astype(np.float32)
         start = (turn @ (origin - boxes[number, :3])).astype(np.float32)
-        ways = directions[at] @ turn.T.astype(np.float32)
-        ways = np.where(np.abs(ways) < 1e-9, np.float32(1e-9), ways)
-        first, second = (-half - start) / ways, (half - start) / ways
-        enter = np.minimum(first, second)
-        into, out = enter.max(-1), np.maximum(first, second).min(-1)
+        ways = np.moveaxis(directions[at], -1, 0)
+        cos, sin = turn[0, 0].astype(np.float32), turn[1, 0].astype(np.float32)
+        turned = cos * ways[0] - sin * ways[1], sin * ways[0] + cos * ways[1], ways[2]
+        enters, leaves = [], []  # of each axis apart: sums over a short last axis are what costs
+        for way, begin, reach in zip(turned, start, half, strict=True):
+            inverse = 1 / np.where(np.abs(way) < 1e-9, np.float32(1e-9), way)
+            middle, span = -begin * inverse, np.abs(reach * inverse)
+            enters.append(middle - span)
+            leaves.append(middle + span)
+        into = np.maximum(np.maximum(enters[0], enters[1]), enters[2])
+        out = np.minimum(np.minimum(leaves[0], leaves[1]), leaves[2])
         nearer = (into <= out) & (into > 0) & (into < distance[at])
-        if not nearer.any():
+        hit_row, hit_column = np.nonzero(nearer)
+        if not len(hit_row):
             continue
-        hit = rows[np.nonzero(nearer)[0]], columns[np.nonzero(nearer)[1]]
-        distance[hit], box[hit], axis[hit] = into[nearer], number, enter[nearer].argmax(-1)
-        local[hit] = ((start + into[nearer][:, None] * ways[nearer]) / half).clip(-1, 1)
+        hit = rows[hit_row], columns[hit_column]
+        lengths = into[nearer]
+        distance[hit], box[hit], axis[hit] = lengths, number, np.stack([enter[nearer] for enter in enters]).argmax(0)
+        places = [(begin + lengths * way[nearer]) / reach for way, begin, reach in zip(turned, start, half, strict=True)]
+        local[hit] = np.stack(places, 1).clip(-1, 1)
     return Hits(distance, box, local, axis)
 
 
