@@ -113,6 +113,7 @@ class LidarSpec:
         neck: width of each stage in the neck.
         upsample: of each stage in the neck.
         head: width of the head's shared convolution and its branches.
+        momentum: of the batch norms: a small one, as in the papers, needs thousands of steps before evaluation is worth anything.
         factors: of the encoder's (or the sparse backbone's) widths, those of stages and neck, and the head's.
     """
 
@@ -126,13 +127,14 @@ class LidarSpec:
     neck: int = 128
     upsample: tuple[float, ...] = (0.5, 1, 2)
     head: int = 64
+    momentum: float = 0.01
     factors: tuple[float, float, float] = field(default=(1.0, 1.0, 1.0))
 
 
 PILLARS = LidarSpec()
 VOXELS = LidarSpec(voxels=True, cell=0.1, widths=(128, 256), layers=(5, 5), strides=(1, 2), neck=256, upsample=(1, 2))
 # For made-up streets and a CPU: from pillars of 0.4 m to a map at half their resolution.
-SMALL = LidarSpec(cell=0.4, encoder=32, widths=(32, 64), layers=(2, 2), strides=(2, 2), neck=32, upsample=(1, 2), head=32)
+SMALL = LidarSpec(cell=0.4, encoder=32, widths=(32, 64), layers=(2, 2), strides=(2, 2), neck=32, upsample=(1, 2), head=32, momentum=0.1)
 SMALL_VOXELS = LidarSpec(
     voxels=True, cell=0.2, height=0.3, widths=(32, 64), layers=(2, 2), strides=(1, 2), neck=32, upsample=(1, 2), head=32
 )
@@ -182,6 +184,9 @@ class LidarDetector(MapDetector):
         self.spec, self.columns, self.voxel_grid = spec, columns, voxel_grid
         self.encoder, self.backbone_3d, self.backbone, self.neck = reader, backbone_3d, stages, neck
         self.input_channels = width
+        for module in self.modules():
+            if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
+                module.momentum = spec.momentum
 
     def canvas(self, inputs: FrameInputs) -> Tensor:
         """What the two-dimensional part reads, [B, C, ny, nx]."""

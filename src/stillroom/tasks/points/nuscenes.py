@@ -104,7 +104,7 @@ def open_nuscenes(path: str, options: dict[str, str], argument: str) -> FrameSou
     lost = sum(sweep["file"] not in place.files for row in rows for sweep in row["lidar"][1 : numbers["sweeps"]])
     said = (f"{lost} sweeps that the tables name are not there; their frames have fewer",) if lost else ()
     scenes = list(dict.fromkeys(frames.sequences))
-    names = _MINI_VAL if version == "v1.0-mini" else ()
+    names = tuple(scene for scene in _MINI_VAL if scene in scenes)
     if val_scenes:
         try:
             names = tuple(Path(val_scenes).read_text(encoding="utf-8").split())
