@@ -136,7 +136,7 @@ VOXELS = LidarSpec(voxels=True, cell=0.1, widths=(128, 256), layers=(5, 5), stri
 # For made-up streets and a CPU: from pillars of 0.4 m to a map at half their resolution.
 SMALL = LidarSpec(cell=0.4, encoder=32, widths=(32, 64), layers=(2, 2), strides=(2, 2), neck=32, upsample=(1, 2), head=32, momentum=0.1)
 SMALL_VOXELS = LidarSpec(
-    voxels=True, cell=0.2, height=0.3, widths=(32, 64), layers=(2, 2), strides=(1, 2), neck=32, upsample=(1, 2), head=32
+    voxels=True, cell=0.2, height=0.25, widths=(32, 64), layers=(2, 2), strides=(1, 2), neck=32, upsample=(1, 2), head=32, momentum=0.1
 )
 LIDAR = {"centerpoint-pillar": PILLARS, "centerpoint-voxel": VOXELS, "pillar-small": SMALL, "voxel-small": SMALL_VOXELS}
 
