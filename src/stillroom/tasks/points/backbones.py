@@ -107,7 +107,7 @@ class VoxelBackbone(nn.Module):
         for padding_z in (1, 1, 0, 0):
             height = (height + 2 * padding_z - 3) // 2 + 1
         if height < 1:
-            raise InputError("shape", shape, "enough layers to be halved four times (about 16)")
+            raise InputError("shape", shape, "enough layers to be halved four times (24)")
         self.out_channels = wide * height
 
     def forward(self, features: Tensor, voxels: Voxels) -> Tensor:

@@ -1,4 +1,4 @@
-"""From cameras to a map seen from above: each pixel's feature is spread along its ray by its depth's distribution and dropped on the raster."""
+"""From cameras to a map seen from above: each pixel's feature is spread along its ray by its depth's distribution, then dropped."""
 
 from __future__ import annotations
 

@@ -100,9 +100,9 @@ def voxelize(
     nz, ny, nx = grid.shape
     low, high, size = (points.new_tensor(value) for value in (grid.low, grid.high, grid.size))
     xyz = points[:, :3]
-    # comparisons are false for NaN; the last is for a point so close to the far side that the division rounds up
-    cell = ((xyz - low) / size).floor()
-    inside = ((xyz >= low) & (xyz < high) & (cell < cell.new_tensor((nx, ny, nz)))).all(1)
+    inside = ((xyz >= low) & (xyz < high)).all(1)  # false for what is no number
+    # the division may round up to the far side what lies just below it
+    cell = ((xyz - low) / size).floor().minimum(size.new_tensor((nx - 1, ny - 1, nz - 1)))
     kept = inside.nonzero().squeeze(1)
     x, y, z = cell[kept].long().unbind(1)
     key = ((batch_index[kept] * nz + z) * ny + y) * nx + x
