@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from stillroom.engine.run.recorder import Evaluator
-from stillroom.errors import InputError, one_of
+from stillroom.errors import InputError, at_least, one_of
 from stillroom.tasks.detection3d.metrics import Evaluator3d
 from stillroom.tasks.detection3d.sources import open_source
 from stillroom.tasks.points.augment import BevAugment, ImageAugment, ObjectBank
@@ -25,15 +25,16 @@ class Detection3dData(PointSetData):
     """A training and a validation set of frames with boxes.
 
     Args:
-        data: where the frames are: ``streets`` (made up from a seed; ``streets:train=300,cameras=4``), ``nuscenes:ROOT``, ``kitti:ROOT`` or
+        data: where the images are (frames, with pictures or without): ``streets`` (made up from a seed; ``streets:train=300,cameras=4``), ``nuscenes:ROOT``, ``kitti:ROOT`` or
             ``points:FOLDER``; options follow after commas, see `sources.open_source`.
-        batch_size: frames in a batch, of all processes together.
+        batch_size: images in a batch (frames here), of all processes together.
         reach: metres that detectors look at: least x, y, z, then most x, y, z; by default the data's own.
-        image_size: height and width of the pictures that networks read; by default as they are.
-        augment: random changes of training frames: ``turn`` (the default) turns, scales and mirrors points, boxes and cameras alike, and
+        image_size: pixels of the images that the network is given: of their shorter side, the longer one in proportion; by default as they
+            are.
+        augment: random changes of training images (frames here): ``turn`` (the default) turns, scales and mirrors points, boxes and cameras alike, and
             crops pictures; or ``none``.
         paste: objects of each class that a training frame is to hold, cut out of other frames; 0 (the default) for none. Not for cameras.
-        balance: repeat training frames so that every class has an equal share of them (CBGS).
+        resample: repeat training frames so that every class has an equal share of them (CBGS).
         look_back: batches also hold the frame before each.
         options: those of all data of points, see `PointSetData`.
 
@@ -47,10 +48,10 @@ class Detection3dData(PointSetData):
         *,
         batch_size: int = 8,
         reach: tuple[float, float, float, float, float, float] | None = None,
-        image_size: tuple[int, int] | None = None,
+        image_size: int | None = None,
         augment: str | None = None,
         paste: int = 0,
-        balance: bool = False,
+        resample: bool = False,
         look_back: bool = False,
         **options: Any,
     ) -> None:
@@ -63,14 +64,23 @@ class Detection3dData(PointSetData):
         changed = (augment or "turn") == "turn"
         self.augment = (_AHEAD if self.reach[0] >= 0 else _TURN) if changed else None
         pictures: dict[str, Any] = _IMAGES if changed and image_size is not None else {}
-        self.image_augment = ImageAugment(tuple(image_size), **pictures) if image_size is not None else None
+        self.image_augment = None if image_size is None else ImageAugment(self._fitting(image_size), **pictures)
         self.look_back = look_back
-        self._identify(self.reach, image_size, changed, paste, balance, look_back)
-        if balance:
+        self._identify(self.reach, image_size, changed, paste, resample, look_back)
+        if resample:
             self._shown = self._shown[0].take(self._balanced()), self._shown[1]
         if paste:
             frames = [self.train_frame(index) for index in range(min(self.train_size, _BANKED))]
             self.bank = ObjectBank(frames, self.num_classes, [paste] * self.num_classes)
+
+    def _fitting(self, side: int) -> tuple[int, int]:
+        """Height and width of pictures whose shorter side is so long; the longer one is a multiple of 8."""
+        views = self.train_frame(0).views
+        if not views:
+            raise InputError("image_size", side, "none: these frames have no pictures")
+        height, width = views[0].image.shape[:2]
+        longer = max(8, round(at_least("image_size", side, 8) * max(height, width) / min(height, width) / 8) * 8)
+        return (side, longer) if height <= width else (longer, side)
 
     def _balanced(self) -> np.ndarray:
         """Training frames, repeated so that as many hold each class; frames without an object come once."""

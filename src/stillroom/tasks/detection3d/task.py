@@ -30,7 +30,7 @@ NUSCENES: dict[str, Any] = {
     "teacher": "stillroom/centerpoint-voxel",
     "student": "stillroom/centerpoint-voxel,bev=0.5,head=0.5",
     "batch_size": 32,
-    "balance": True,
+    "resample": True,
     "epochs": 20,
     "optimizer": "adamw",
     "lr": 1e-3,
@@ -87,4 +87,4 @@ class Detection3d:
 
 
 TASK = Detection3d()
-Detection3dData.task = TASK
+Detection3dData.task = TASK  # type: ignore[assignment]  # no cache

@@ -10,13 +10,12 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
-from lightning.fabric.utilities.rank_zero import rank_zero_only
 from torch.utils.data import Dataset
 
+from stillroom.engine.distributed import rank
 from stillroom.engine.loading import Draw, Loader, SeekableBatches, identity, sample_order
 from stillroom.engine.task import Task
 from stillroom.errors import InputError, at_least
-from stillroom.tasks.images.arguments import cpus
 from stillroom.tasks.images.data import hashed
 from stillroom.tasks.points.augment import BevAugment, ImageAugment, ObjectBank, moved
 from stillroom.tasks.points.frames import Frame, FrameBatch, FrameInputs, cleaned, collate
@@ -40,11 +39,11 @@ class PointSetData(ABC):
     Args:
         data: what was typed.
         source: what it opened.
-        batch_size: frames in a batch, of all processes together.
-        workers: processes that read frames ahead; by default none.
-        subset: train on this many frames only, drawn at random; by default on all.
-        val_subset: validate on this many frames only, likewise.
-        subset_seed: which frames the subsets are.
+        batch_size: images in a batch (frames here), of all processes together.
+        workers: processes that read images ahead (frames here); by default none.
+        subset: train on this many images only (frames here), drawn at random; by default on all.
+        val_subset: validate on this many images only (frames here), likewise.
+        subset_seed: which images the subsets, and whatever else is drawn of the data, are.
 
     Attributes:
         classes: their names, in the order of a network's answers.
@@ -144,7 +143,7 @@ class PointSetData(ABC):
     @property
     def workers(self) -> int:
         """Processes that read frames ahead."""
-        return min(self._workers or 0, cpus()) if self._workers is not None else 0
+        return self._workers or 0
 
     @property
     def train_size(self) -> int:
@@ -266,7 +265,7 @@ class Kept:
         first = not self.met.counts
         self.met.add("points whose place is no number, left out", name, points)
         self.met.add("boxes without a size, left out", name, boxes)
-        if first and rank_zero_only.rank == 0:
+        if first and rank() == 0:
             logger.warning("data: %s; counted in the report", self.met.lines()[0])
 
 

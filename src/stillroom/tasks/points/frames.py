@@ -32,7 +32,7 @@ class View:
         intrinsics: float64 [3, 3], of the pixels as they were taken.
         cam2ego: float64 [4, 4], camera to the frame's coordinates.
         post: float64 [3, 4], what was done to the picture since: pixel ``post[:, :3] @ (u, v, 1) + post[:, 3]`` of `image` shows (u, v) of
-            the one that `intrinsics` are of (its last row and third column say nothing).
+            the one that `intrinsics` are of (its last row and third column are the identity's).
         depth: float32 [H, W], metres along the camera's z and 0 where unknown; None without a depth camera.
         ids: int64 [H, W], of made-up scenes: which object each pixel shows, see `Frame.instances`.
     """
