@@ -51,12 +51,16 @@ def measure(network: nn.Module, example_inputs: Any) -> Footprint:
 
     Args:
         network: on the same device as the example.
-        example_inputs: one sample [1, ...], or a structure of such tensors; latency is that of its device.
+        example_inputs: one sample [1, ...], or a structure of such tensors; or, of ragged samples, a structure that says its
+            `batch_size`. Latency is that of its device.
 
     Raises:
         InputError: the example is not a batch of one.
     """
-    for tensor in _tensors(example_inputs):
+    said = getattr(example_inputs, "batch_size", None)
+    if said not in (None, 1):
+        raise InputError("example_inputs", f"{said} samples", "one sample")
+    for tensor in _tensors(example_inputs) if said is None else ():
         if tensor.dim() == 0 or tensor.shape[0] != 1:
             raise InputError("example_inputs", f"shape {list(tensor.shape)}", "one sample, shape [1, ...]")
     with probing(network, _tensors(example_inputs)[0]):
