@@ -17,7 +17,6 @@ from stillroom.engine.export import ExportSpec
 from stillroom.errors import InputError
 from stillroom.tasks.images.export_parts import description, made_up_pictures
 from stillroom.tasks.images.files import Folder
-from stillroom.tasks.images.folders import FoundImages
 from stillroom.tasks.images.loaded import Unreadable, accelerated
 from stillroom.tasks.images.stores import UnreadableImage
 from stillroom.tasks.video.batches import resized
@@ -80,10 +79,9 @@ class LoadedVideo:
         """Of `Seen.rows`."""
         return list(self.heads)
 
-    def find(self, places: Sequence[str]) -> FoundImages:
-        """The videos, and folders with frames in them, that places name; see `find_images`."""
+    def find(self, places: Sequence[str]) -> tuple[list[Path], list[str]]:
+        """The videos, and folders with frames in them, that places name; and the places that name none."""
         files: dict[Path, None] = {}
-        others: list[Path] = []
         empty = []
         for place in places:
             path = Path(place).expanduser()
@@ -92,11 +90,10 @@ class LoadedVideo:
                 continue
             names = sorted(Folder(path).listing()[0])
             found = sorted({path / name if is_video(name) else _clip_of(path / name) for name in names if is_video(name) or is_frame(name)})
-            others += [path / name for name in names if not is_video(name) and not is_frame(name)]
             files |= dict.fromkeys(found)
             if not found:
                 empty.append(place)
-        return FoundImages(list(files), empty, others)
+        return list(files), empty
 
     def clips(self, track: Track) -> Tensor:
         """The views of a video as the network reads them, [V, F, 3, S, S]."""
