@@ -124,9 +124,9 @@ def test_epic_kitchens_counts_frames_from_one_and_says_what_is_not_there(tmp_pat
     assert data.heads == {"verb": ("take", "put", "wash", "open"), "noun": ("door", "cup")}
     assert data._listed[0].labels.tolist() == [[0, 1], [1, 0], [3, 1]]
     said = "\n".join(data.first_lines())
-    assert "left out 1 clip whose frames or video are missing: P09_09 1-5" in said
-    assert "left out 1 clip that begin behind the end of their video: P01_01 30-40" in said
-    assert "cut short 1 clip that end behind the end of their video: P01_01 15-25" in said
+    assert "left out 1 clip without frames or a video: P09_09 1-5" in said
+    assert "left out 1 clip beginning behind the end of the video: P01_01 30-40" in said
+    assert "cut short 1 clip ending behind the end of the video: P01_01 15-25" in said
     first = data._listed[0].clips[1].tracks
     assert len(first["rgb"]) == 8
     assert int(first["rgb"].read([0])[0, 0, -1, -1]) == pytest.approx(45, abs=3)  # the frame no. 5 is the fifth

@@ -325,5 +325,6 @@ ROOM = Room(
     tasks=("video",),
     presets=PRESETS,
     default={"data": "actions", "batch_size": 16, "test_views": ["3x1"]},
+    expect="Not measured. Flow tells these verbs best and boxes next; the student sees neither.",
     reason="has several teachers, one of each modality",
 )

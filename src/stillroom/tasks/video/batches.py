@@ -13,11 +13,9 @@ from torchvision.transforms.v2.functional import adjust_brightness, adjust_contr
 
 from stillroom.engine.loading import Draw, uniforms
 from stillroom.engine.teacher import Renormalise
-from stillroom.errors import InputError
 from stillroom.tasks.images.transforms import Parameters
-from stillroom.tasks.video.layout import BOXES
 from stillroom.tasks.video.sampling import cropped, test_frames, train_frames
-from stillroom.tasks.video.tracks import AUDIO, BOX, FLOW, PICTURES, RGB, Clips, Held, Sound, Track
+from stillroom.tasks.video.tracks import BOX, FLOW, PICTURES, RGB, Clips, Held, Sound, Track
 
 if TYPE_CHECKING:
     from stillroom.tasks.video.data import VideoData
@@ -179,18 +177,3 @@ def _jittered(values: Tensor, random: np.ndarray) -> Tensor:
         low, high = (-_HUE, _HUE) if place == 3 else _JITTER
         values = _CHANGES[place](values, float(low + (high - low) * random[3 + place]))
     return values
-
-
-def empty_shape(modality: str, frames: int, side: int, views: int, pictures: int) -> tuple[int, ...]:
-    """Of what stands where no clip of a batch has a modality.
-
-    Raises:
-        InputError: an unknown modality.
-    """
-    if modality in PICTURES:
-        return views, frames, 3, side, side
-    if modality == BOX:
-        return views, frames, BOXES, 8
-    if modality == AUDIO:
-        return (1 if pictures == 1 else views), pictures, 3, side, side
-    raise InputError("modality", modality, f"one of {', '.join((*PICTURES, BOX, AUDIO))}")

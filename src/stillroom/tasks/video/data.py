@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -12,14 +14,15 @@ from torchvision.transforms.v2.functional import to_pil_image
 
 from stillroom.engine.loading import Draw
 from stillroom.errors import InputError, at_least, one_of
+from stillroom.tasks.images.arguments import cpus
 from stillroom.tasks.images.data import NAMED, ImageSetData, hashed
 from stillroom.tasks.images.folders import counted, warn_left_out
-from stillroom.tasks.video.batches import ClipBatches, Kept, VideoBatch, empty_shape, resized
+from stillroom.tasks.video.batches import ClipBatches, Kept, VideoBatch, resized
 from stillroom.tasks.video.decoding import BrokenVideo, VideoFile
 from stillroom.tasks.video.metrics import VideoEvaluator
 from stillroom.tasks.video.sampling import CROPS, SAMPLERS
 from stillroom.tasks.video.sources import VideoSource, open_source
-from stillroom.tasks.video.tracks import AUDIO, BOX, PICTURES, RGB, Clips, Sound
+from stillroom.tasks.video.tracks import PICTURES, RGB, Clips
 
 AUGMENTATIONS = ("jitter", "crop", "none")
 _MEMORY = 1_000_000_000  # bytes of decoded frames that are kept
@@ -193,7 +196,9 @@ class VideoData(ImageSetData):
         broken: list[str] = []
         odd: dict[str, list[str]] = {}
         for number, clips in enumerate(listed):
-            good = np.array([_decodes(clips, index, broken, odd) for index in range(len(clips))], bool)
+            with ThreadPoolExecutor(cpus()) as threads:
+                good = np.array(list(threads.map(partial(_decodes, clips, broken, odd), range(len(clips)))), bool)
+            broken.sort()
             if not good.all():
                 listed[number] = clips.take(np.flatnonzero(good))
         if broken and self.strict:
@@ -203,7 +208,7 @@ class VideoData(ImageSetData):
         if not all(map(len, listed)):
             raise InputError("data", counted(broken, "video{s} that cannot be decoded"), "some that can, in both splits")
         self.left_out = broken
-        self.odd = [f"{len(names)} video{'s' * (len(names) > 1)} {what}, the first {names[0]}" for what, names in odd.items()]
+        self.odd = [f"{len(names)} video{'s' * (len(names) > 1)} {what}, the first {min(names)}" for what, names in odd.items()]
         return listed[0], listed[1]
 
     def _met(self) -> list[str]:
@@ -223,10 +228,10 @@ class VideoData(ImageSetData):
         return VideoEvaluator({head: len(names) for head, names in self.heads.items()})
 
     def shape_of(self, modality: str, *, training: bool) -> tuple[int, ...]:
-        """Of a clip's part of a batch, [V, ...]."""
-        whole = any(isinstance(clip.tracks.get(AUDIO), Sound) and not clip.tracks[AUDIO].fps for clip in self._listed[0].clips[:1])  # type: ignore[attr-defined]
-        crops = 1 if modality in (BOX, AUDIO) else self.test_crops
-        return empty_shape(modality, self.frames, self.image_size, 1 if training else self.test_clips * crops, 1 if whole else self.frames)
+        """Of a clip's part of a batch, [V, ...], whether or not a clip that is shown has the modality."""
+        having = int(np.flatnonzero(self._listed[0].having(modality))[0])
+        batch: VideoBatch = ClipBatches(self._listed[0], self.of(modality), training=training).__getitems__([Draw(having, 0)])
+        return tuple(batch.clips[modality].shape[1:])
 
     def example_inputs(self) -> Any:
         """One view of the first validation clip: [1, F, 3, S, S] of what a network reads; by modality for `together`."""
@@ -271,7 +276,7 @@ class VideoData(ImageSetData):
         return images.take(indices)
 
 
-def _decodes(clips: Clips, index: int, broken: list[str], odd: dict[str, list[str]]) -> bool:
+def _decodes(clips: Clips, broken: list[str], odd: dict[str, list[str]], index: int) -> bool:
     """Whether a clip's video can be decoded, as far as that is looked at."""
     track = clips.clips[index].tracks.get(RGB)
     if not isinstance(track, VideoFile) or index >= _CHECKED:

@@ -95,16 +95,13 @@ class Finder:
         if folders not in self._sequences:
             named = [[name for name in self._files(folder) if is_frame(name)] for folder in folders]
             if not all(named):
-                self._sequences[folders] = ((), np.empty(0, np.int64))
-            else:
-                ordered = [sorted(names, key=lambda name: (_number(name), name)) for names in named]
-                numbers = np.array([_number(name) for name in ordered[0]], np.int64)
-                if len(np.unique(numbers)) < len(numbers):  # names that do not count frames: their order does
-                    numbers = np.arange(len(numbers))
-                self._sequences[folders] = (tuple(map(tuple, ordered)), numbers)
+                return None
+            ordered = [sorted(names, key=lambda name: (_number(name), name)) for names in named]
+            numbers = np.array([_number(name) for name in ordered[0]], np.int64)
+            if len(np.unique(numbers)) < len(numbers):  # names that do not count frames: their order does
+                numbers = np.arange(len(numbers))
+            self._sequences[folders] = (tuple(map(tuple, ordered)), numbers)
         channels, numbers = self._sequences[folders]
-        if not len(numbers):
-            return None
         start, stop = int(numbers[0]) if row.start is None else row.start, int(numbers[-1]) if row.stop is None else row.stop
         last = int(numbers[-1])
         if told and start <= last < stop:

@@ -197,11 +197,11 @@ def _from_rows(
             clips.append(Clip(row.told, tracks, row.labels))
             kept.append(row)
     if missing:
-        lines.append(f"left out {counted(missing, 'clip{s} whose frames or video are missing')}")
+        lines.append(f"left out {counted(missing, 'clip{s} without frames or a video')}")
     if beyond:
-        lines.append(f"left out {counted(beyond, 'clip{s} that begin behind the end of their video')}")
+        lines.append(f"left out {counted(beyond, 'clip{s} beginning behind the end of the video')}")
     if finder.shortened:
-        lines.append(f"cut short {counted(finder.shortened, 'clip{s} that end behind the end of their video')}")
+        lines.append(f"cut short {counted(finder.shortened, 'clip{s} ending behind the end of the video')}")
     if not clips:
         raise InputError(argument, f"{name}: {'; '.join(lines)}" if lines else name, "clips that are there")
     listed = Clips(clips, tuple(heads))
