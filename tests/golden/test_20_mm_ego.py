@@ -42,7 +42,8 @@ def distillation_loss(inputs: dict[str, Tensor], params: dict[str, Any]) -> dict
 
 
 def teacher_ensemble(inputs: dict[str, Tensor], params: dict[str, Any]) -> dict[str, Tensor]:
-    answers, gamma = {}, params["weights_temperature"]
+    answers: dict[str, Tensor] = {}
+    gamma = params["weights_temperature"]
     for head, logits in by_head(inputs, "teachers").items():
         labels = inputs[f"labels_{head}"]
         if params["scheme"] == "uniform":
@@ -84,7 +85,7 @@ def test_frame_indices(inputs: dict[str, Tensor], params: dict[str, Any]) -> dic
     return {"indices": torch.from_numpy(found)}
 
 
-test_frame_indices.__test__ = False  # an adapter
+test_frame_indices.__test__ = False  # type: ignore[attr-defined]  # an adapter
 
 
 def train_bounds(inputs: dict[str, Tensor], params: dict[str, Any]) -> dict[str, Tensor]:

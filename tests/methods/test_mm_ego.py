@@ -99,7 +99,7 @@ def test_the_ensemble_answers_with_the_mean_of_what_each_says_of_its_own_modalit
 def test_weights_of_every_sample_follow_its_own_losses(data: VideoData) -> None:
     teacher = ensemble("rgb", "flow", scheme="per-sample", weight_temperature=1e-6)
     batch = next(iter(data.of("rgb", "flow").train_loader(seed=0)))
-    each = torch.stack([member(batch.of(name))["verb"] for name, member in teacher.teachers.items()], 1)  # type: ignore[call-overload]
+    each = torch.stack([member(batch.of(name))["verb"] for name, member in teacher.teachers.items()], 1)
     best = each.log_softmax(-1)[torch.arange(8), :, batch.labels["verb"]].argmax(1)
     torch.testing.assert_close(teacher(batch)["verb"], each[torch.arange(8), best])
 
@@ -222,7 +222,9 @@ def test_a_step_of_the_paper_s_networks_on_its_data_in_small(preset: str, writte
         return build_video_network(spec, heads, data.example_inputs(), frames=data.frames, whole=True).network
 
     taught = [name for name in ("rgb", "flow") if name in data.modalities]
-    teacher = MultimodalTeacher({name: Teacher(built()) for name in taught}, data.modalities, uniform(dict.fromkeys(taught, heads), heads))
+    teacher = MultimodalTeacher(
+        {name: Teacher(built()) for name in taught}, data.modalities, uniform(dict.fromkeys(taught, tuple(heads)), tuple(heads))
+    )
     made = MultimodalDistiller(built(), teacher, head_weights=dict.fromkeys(heads, 1.0), temperature=setting["temperature"])
     made.plan = Training(**{name: setting[name] for name in ("epochs", "optimizer", "lr", "weight_decay", "schedule", "warmup_epochs")})
     optimizer = made.configure_optimizers()

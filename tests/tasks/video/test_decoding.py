@@ -5,6 +5,7 @@ from __future__ import annotations
 import struct
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -108,7 +109,7 @@ def test_folders_of_videos_are_read_by_workers_and_broken_ones_are_named(tmp_pat
             for number in range(2):
                 film(tmp_path / split / verb / f"{number}.mp4", 10 + number)
     (tmp_path / "train/lift/broken.mp4").write_bytes(b"nothing of a video")
-    options = {"frames": 3, "image_size": 16, "batch_size": 2}
+    options: dict[str, Any] = {"frames": 3, "image_size": 16, "batch_size": 2}
     data = VideoData(f"clips:{tmp_path}", workers=2, **options)
     assert "left out 1 video that cannot be decoded: train/lift/broken" in " ".join(data.first_lines())
     assert (data.train_size, data.heads) == (4, {"action": ("lift", "push")})

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -74,7 +75,7 @@ def test_modalities_show_the_same_frames_places_and_colours(tmp_path: Path) -> N
                 picture = Image.fromarray(rng.integers(0, 255, (20, 30, 3), dtype=np.uint8))
                 for modality in ("rgb", "flow"):
                     picture.save(tmp_path / split / verb / "0" / modality / f"{number}.png")
-    options = {"frames": 4, "image_size": 12, "augment": "jitter", "workers": 0, "batch_size": 2}
+    options: dict[str, Any] = {"frames": 4, "image_size": 12, "augment": "jitter", "workers": 0, "batch_size": 2}
     data = VideoData(f"clips:{tmp_path}", **options).of("rgb", "flow")
     batch = next(iter(data.train_loader(seed=1)))
     assert batch.clips["rgb"].shape == (2, 1, 4, 3, 12, 12)
@@ -114,7 +115,7 @@ def test_a_zip_of_frames_is_read_as_its_folder(folders: Path, tmp_path: Path) ->
     with zipfile.ZipFile(tmp_path / "clips.zip", "w") as archive:
         for file in sorted(folders.rglob("*.jpg")):
             archive.write(file, file.relative_to(folders))
-    options = {"frames": 4, "image_size": 16, "workers": 0}
+    options: dict[str, Any] = {"frames": 4, "image_size": 16, "workers": 0}
     a, b = (next(iter(VideoData(f"clips:{path}", **options).eval_loader())) for path in (folders, tmp_path / "clips.zip"))
     assert torch.equal(a.clips["rgb"], b.clips["rgb"])
 
@@ -151,8 +152,8 @@ def test_segments_of_frames_are_held_out_without_a_frame_in_both_splits(tmp_path
     assert data.modalities == ("rgb", "depth")
 
     def numbers(split: int) -> set[int]:
-        tracks = [clip.tracks["rgb"] for clip in data._listed[split].clips]
-        return {number for track in tracks for number in range(track.start, track.stop + 1)}  # type: ignore[attr-defined]
+        tracks: list[Any] = [clip.tracks["rgb"] for clip in data._listed[split].clips]
+        return {number for track in tracks for number in range(track.start, track.stop + 1)}
 
     assert numbers(0)
     assert numbers(1)

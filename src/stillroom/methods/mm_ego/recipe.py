@@ -151,7 +151,7 @@ def read_arms(text: str | None, data: VideoData) -> list[Arm]:
     """
     all_but_audio = "+".join(name for name in data.modalities if name != "audio")
     text = text or ",".join(dict.fromkeys(["rgb", *([f"{all_but_audio}:uniform", all_but_audio] if "+" in all_but_audio else [])]))
-    found = []
+    found: list[Arm] = []
     for part in text.split(","):
         names, _, scheme = part.strip().partition(":")
         modalities = tuple(dict.fromkeys(name.strip() for name in names.split("+")))
@@ -245,7 +245,8 @@ def _stored(lab: Lab, name: str, teacher: Teacher, stage: Trained, data: VideoDa
 
 def _in_views(lab: Lab, name: str, stage: Trained, data: VideoData, settings: Sequence[tuple[int, int]]) -> Trained:
     """The student with its scores in other test views among its metrics."""
-    network, found = stage.network, {}
+    network = stage.network
+    found: dict[str, float] = {}
     assert network is not None
     for clips, crops in settings:
         seen = data.in_test_views(clips, crops)

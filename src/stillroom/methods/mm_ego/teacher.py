@@ -88,7 +88,7 @@ class MultimodalTeacher(Teacher):
         return hashlib.blake2b(repr((parts, weights, self.scheme, self.weight_temperature)).encode(), digest_size=16).hexdigest()
 
     @torch.no_grad()
-    def __call__(self, batch: VideoBatch) -> dict[str, Tensor]:  # type: ignore[override]
+    def __call__(self, batch: VideoBatch) -> dict[str, Tensor]:
         """T_a by head, float32 without gradient, of a batch with one view of each clip."""
         answers: dict[str, Mapping[str, Tensor]] = {}
         for name, one in self.teachers.items():

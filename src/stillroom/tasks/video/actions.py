@@ -11,7 +11,7 @@ import torch
 
 from stillroom.tasks.video.audio import MelSpectrogram
 from stillroom.tasks.video.layout import BOXES, EMPTY_BOX
-from stillroom.tasks.video.tracks import AUDIO, BOX, FLOW, RGB, Clip, Clips, Held, Sound
+from stillroom.tasks.video.tracks import AUDIO, BOX, FLOW, RGB, Clip, Clips, Held, Sound, Track
 
 VERBS = ("push left", "push right", "lift", "lower", "bring close", "take away", "shake", "circle")
 NOUNS = ("disc", "square", "triangle", "cross", "ring", "bar")
@@ -70,7 +70,7 @@ def _clip(name: str, verb: int, noun: int, rng: np.random.Generator) -> Clip:
 
     seen = [(1, place_T2, size_T), (2, hand_T2, np.full(LENGTH, _HAND))]
     seen += [(1, centre - camera_T2, np.full(LENGTH, size)) for centre, size, _ in others]
-    tracks = {
+    tracks: dict[str, Track] = {
         RGB: Held(_bytes(255 * picture_T)),
         FLOW: Held(_bytes(flow)),
         BOX: Held(torch.from_numpy(_boxes(seen, rng))),

@@ -108,9 +108,8 @@ class ClipBatches(Dataset[Any]):
         tensors = {}
         for modality in data.reads:
             parts = [clip[modality] for clip, _ in found]
-            shape = next((part.shape for part in parts if part is not None), None)
-            if shape is None:
-                shape = data.shape_of(modality, training=self.training)
+            known = next((tuple(part.shape) for part in parts if part is not None), None)
+            shape = known or data.shape_of(modality, training=self.training)
             tensors[modality] = torch.stack([torch.zeros(shape) if part is None else part for part in parts])
         labels = torch.from_numpy(self.clips.labels[ids])
         present = torch.tensor([[modality in self.clips.clips[index].tracks for modality in data.modalities] for index in ids.tolist()])
@@ -136,7 +135,7 @@ class ClipBatches(Dataset[Any]):
             elif modality in PICTURES:
                 made[modality] = self._pictures(index, modality, frames_VF, random)
             elif modality == BOX:
-                made[modality] = tracks[modality].read(frames_VF.reshape(-1)).unflatten(0, frames_VF.shape)
+                made[modality] = tracks[modality].read(frames_VF.reshape(-1).tolist()).unflatten(0, frames_VF.shape)
             else:
                 track = tracks[modality]
                 assert isinstance(track, Sound)

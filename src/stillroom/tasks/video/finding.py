@@ -19,8 +19,8 @@ _FOLDERS = {  # where a video's frames lie: V its name, P its name up to the fir
     FLOW: ("V/flow", "flow/V", "flow_frames/V", "P/flow_frames/V"),
     DEPTH: ("V/depth", "depth/V"),
 }
-_PAIRS = (("V/flow_u", "V/flow_v"), ("V/flow/u", "V/flow/v"), ("flow_u/V", "flow_v/V"), ("P/flow_frames/V/u", "P/flow_frames/V/v"))
-_PAIRS += (("flow/V/u", "flow/V/v"), ("flow_frames/V/u", "flow_frames/V/v"))
+_BOTH = ("V/flow_{}", "V/flow/{}", "flow_{}/V", "P/flow_frames/V/{}", "flow/V/{}", "flow_frames/V/{}")
+_PAIRS = tuple((pattern.format("u"), pattern.format("v")) for pattern in _BOTH)
 _VIDEOS = ("V", "videos/V", "P/videos/V", "20bn-something-something-v2/V")
 _BOXES, _SOUNDS = ("V/boxes.json", "boxes/V.json"), ("V/audio.wav", "audio/V.wav")
 _PARTS = {"rgb", "flow", "flow_u", "flow_v", "depth"}

@@ -66,15 +66,16 @@ def build_video_network(
     named = read_specification(spec, trust_pickle=trust_pickle, argument=argument)
     if named.card is not None and named.card.task != TASK:
         raise InputError(argument, f"{named.card.folder}, a student of {named.card.task}", "a student of video")
-    network, start, new = _untrained(named.source, heads, frames, argument), "", ()
+    network = _untrained(named.source, heads, frames, argument)
+    start: tuple[str, tuple[str, ...]] = "", ()
     answers = _answers(network, heads, example, spec, argument)
     if isinstance(answers, Tensor) and len(heads) == 1:
         network = FirstOf(network, next(iter(heads)))
         answers = {network.head: answers}
     _check(answers, heads, len(example), spec, argument, whole=whole)
     if named.weights:
-        start, new = _load(network, named.source, named.weights, trust_pickle, argument)
-    return Built(network, named.spec, named.weights or None, named.classes, start, new)
+        start = _load(network, named.source, named.weights, trust_pickle, argument)
+    return Built(network, named.spec, named.weights or None, named.classes, *start)
 
 
 def _untrained(source: str, heads: Mapping[str, int], frames: int, argument: str) -> nn.Module:
@@ -134,7 +135,7 @@ def _load(network: nn.Module, source: str, weights: str, trust_pickle: bool, arg
         inner = set(trunk.state_dict())
         if inner <= set(there):
             trunk.load_state_dict({name: value for name, value in there.items() if name in inner})
-            new = tuple(f"classifiers.{name}" for name, _ in network.classifiers.named_parameters())  # type: ignore[union-attr,operator]
+            new = tuple(f"classifiers.{name}" for name, _ in network.classifiers.named_parameters())  # type: ignore[union-attr]
             return "their head answers for other classes", new
     load_weights(network, weights, trust_pickle=trust_pickle, argument=argument)
     return "", ()
