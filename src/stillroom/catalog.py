@@ -85,7 +85,13 @@ METHODS: tuple[Method, ...] = (
         "stillroom.methods.sdd",
         _PAPER,
     ),
-    Method("daps-sam", "Dense 2D-3D Indoor Prediction with Sound via Aligned Cross-Modal Distillation", "sound"),
+    Method(
+        "daps-sam",
+        "Dense 2D-3D Indoor Prediction with Sound via Aligned Cross-Modal Distillation",
+        "sound",
+        "stillroom.methods.daps_sam",
+        "reference vectors of the specification",
+    ),
     Method("crkd", "Class-relation Knowledge Distillation for Novel Class Discovery", "classification", "stillroom.methods.crkd", _PAPER),
     Method("upvl", "Unsupervised 3D Perception with 2D Vision-Language Distillation for Autonomous Driving", "points"),
     Method(
@@ -168,6 +174,7 @@ BUILDERS = {
     "shared": "stillroom.methods.kd3.shared_classifier",
     "gift": "stillroom.methods.giftnet.network",
     "zeroseg": "stillroom.methods.zeroseg.network",
+    "aligned": "stillroom.methods.daps_sam.network",
 }
 
 

@@ -49,17 +49,23 @@ def depth_metrics(predicted: Tensor, target: Tensor, valid: Tensor) -> DepthFigu
         predicted, target: metres, of one shape.
         valid: where the target is known: bool, or above 0.
     """
-    p, t = (values[valid > 0] for values in in_one_type(predicted, target))
-    ratio = torch.maximum(p / t, t / p)
-    deltas = [(ratio < DELTA**i).to(p.dtype).mean() for i in (1, 2, 3)]
-    return DepthFigures((p - t).abs().mean(), (p - t).square().mean().sqrt(), torch.stack(deltas))
+    (found_5,) = _figures(*(values.reshape(1, -1) for values in (predicted, target, valid)))
+    return DepthFigures(found_5[0], found_5[1], found_5[2:])
 
 
 def image_depth_metrics(predicted_NHW: Tensor, target_NHW: Tensor, valid_NHW: Tensor, clamp: tuple[float, float] = CLAMP) -> Tensor:
     """`depth_metrics` of each image after both maps are clamped, [N, 5]: MAE, RMSE, d1, d2, d3; NaN for one without a valid pixel."""
-    p_NHW, t_NHW = predicted_NHW.clamp(*clamp), target_NHW.clamp(*clamp)
-    found = [depth_metrics(p, t, v) for p, t, v in zip(p_NHW, t_NHW, valid_NHW, strict=True)]
-    return torch.stack([torch.cat((torch.stack((one.mae, one.rmse)), one.delta)) for one in found])
+    return _figures(predicted_NHW.clamp(*clamp).flatten(1), target_NHW.clamp(*clamp).flatten(1), valid_NHW.flatten(1))
+
+
+def _figures(predicted_NM: Tensor, target_NM: Tensor, valid_NM: Tensor) -> Tensor:
+    known_NM = valid_NM > 0
+    p_NM, t_NM = (torch.where(known_NM, values, 1.0) for values in in_one_type(predicted_NM, target_NM))
+    error_NM, ratio_NM = (p_NM - t_NM).abs(), torch.maximum(p_NM / t_NM, t_NM / p_NM)
+    columns = [error_NM, error_NM.square(), *((ratio_NM < DELTA**i).to(p_NM.dtype) for i in (1, 2, 3))]
+    means_N5 = torch.stack([torch.where(known_NM, column, 0.0).sum(1) for column in columns], 1) / known_NM.sum(1, keepdim=True)
+    means_N5[:, 1] = means_N5[:, 1].sqrt()
+    return means_N5
 
 
 def depth_metrics_table(

@@ -67,7 +67,7 @@ class FrontEnd:
         return cls(**{**{name: int(value) for name, value in content.items()}, "compression": float(content["compression"])})
 
 
-# Source: the code of the echo-to-depth work that the paper follows: a window of 32 every 8 at 16 kHz, of 64 every 16 at 44.1 kHz; n_fft 512.
+# Source: code of the echo-to-depth work that the paper follows: n_fft, a window of 32 every 8 at 16 kHz, of 64 every 16 at 44.1 kHz.
 _PUBLISHED = {16_000: (512, 32, 8), 44_100: (512, 64, 16)}
 
 

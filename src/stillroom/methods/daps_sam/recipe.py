@@ -1,0 +1,117 @@
+"""DAPS-SAM's experiment: a teacher that sees, a student that hears alone, and the same student taught in several ways."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import nn
+
+from stillroom.engine import Experiment, Lab, Networks, Report, Room, Teacher, Training
+from stillroom.errors import InputError, one_of
+from stillroom.methods.daps_sam.distiller import DAPS
+from stillroom.methods.daps_sam.network import Aligned, AlignedSpec, Way
+from stillroom.tasks.sound import DAPS as PAPER
+from stillroom.tasks.sound import SMALL, TASK, DenseNetwork, SoundData
+
+# What an arm changes: of the blocks (none: features are interpolated), and of the distiller.
+ARMS: dict[str, tuple[dict[str, Any] | None, dict[str, Any]]] = {
+    "interpolation": (None, {"feature_weight": 0.0}),
+    "interpolation-mse": (None, {"feature_loss": "mse"}),
+    "interpolation-mta": (None, {"feature_loss": "mta"}),
+    "interpolation-rank": (None, {"feature_loss": "rank"}),
+    "control": ({"way": "pooled"}, {"feature_weight": 0.0}),
+    "no-feature-loss": ({}, {"feature_weight": 0.0}),
+    "one-embedding": ({"embeddings": 1}, {}),
+    "non-spatial": ({"way": "non-spatial"}, {}),
+    "attention-only": ({"way": "attention"}, {}),
+    "embeddings-only": ({"way": "embeddings"}, {}),
+    "sam": ({}, {}),
+}
+COMPARED_WEIGHT = 0.1  # of the feature losses that L_f is compared with [inferred]
+
+
+def build(
+    student: nn.Module,
+    teacher: Teacher,
+    data: SoundData,
+    *,
+    way: Way = "sam",
+    levels: tuple[int, ...] | None = None,
+    embeddings: int = 64,
+    ratio: int = 4,
+    heads: int = 8,
+    **options: Any,
+) -> DAPS:
+    """The distiller for `data`, for this recipe and those that host other methods.
+
+    Args:
+        student, teacher, data: what learns, what teaches, on what.
+        way: how features reach the decoder: ``sam``; ``attention``, ``embeddings`` and ``non-spatial``: SAM without a part; or ``pooled``.
+        levels: numbers of the student's levels with a block, and with L_f, from 1; by default the last two.
+        embeddings: K of the last level.
+        ratio: by which K is divided from one level to the one above, down to 1.
+        heads: of the attention of a block.
+        options: those of `DAPS`.
+    """
+    if isinstance(student, DenseNetwork):
+        count = len(student.widths)
+        chosen = tuple(levels) if levels is not None else tuple(range(max(1, count - 1), count + 1))
+        student = Aligned(student, AlignedSpec("", way, chosen, embeddings, ratio, heads))
+    return DAPS(student, teacher, levels=levels, **options)
+
+
+def recipe(
+    lab: Lab,
+    data: SoundData,
+    plan: Training = SMALL,
+    networks: Networks = TASK.networks,
+    arms: str = "interpolation+control+sam",
+    **options: Any,
+) -> Report:
+    """Know a room by its sound: a teacher that sees, a student that hears and learns from labels, and students that the teacher teaches.
+
+    Args:
+        lab: where and how to run.
+        data: recordings and what was seen.
+        plan: how the networks are trained.
+        networks: which they are.
+        arms: of the experiment, the first is the baseline and the last is shipped: ``interpolation`` of the features (with
+            ``interpolation-mse``, ``-mta`` or ``-rank`` of them to the teacher's), ``control`` (layers from the pooled sound with as many
+            parameters as the blocks), ``no-feature-loss``, ``one-embedding``, ``non-spatial``, ``attention-only``, ``embeddings-only``,
+            ``sam``.
+        options: those of `build`.
+    """
+    names = [name.strip() for name in arms.split("+")]
+    for name in names:
+        one_of("arms", name, ARMS)
+    if len(set(names)) < len(names):
+        raise InputError("arms", arms, "each arm once")
+
+    def arm(name: str) -> Callable[..., DAPS]:
+        blocks, changed = ARMS[name]
+        of_blocks = {option: options[option] for option in ("way", "levels", "embeddings", "ratio", "heads") if option in options}
+        own = {option: value for option, value in options.items() if option not in of_blocks}
+        if "feature_loss" in changed:
+            changed = {"feature_weight": COMPARED_WEIGHT, **changed}
+
+        def make(student: nn.Module, teacher: Teacher) -> DAPS:
+            if blocks is None:
+                return DAPS(student, teacher, **{**own, "levels": options.get("levels"), **changed})
+            return build(student, teacher, data, **{**of_blocks, **blocks, **own, **changed})
+
+        return make
+
+    return Experiment(lab, data, plan, networks).run("daps-sam", {name: arm(name) for name in names}, baseline=names[0], ship=names[-1])
+
+
+PRESETS = {"paper": {**PAPER, "arms": "interpolation+sam", "levels": [3, 4], "feature_weight": 0.005}}
+
+ROOM = Room(
+    recipe,
+    tasks=("sound",),
+    presets=PRESETS,
+    default={"data": "rooms:train=1000,val=200"},
+    expect="",
+    build=build,
+)
