@@ -31,7 +31,10 @@ def run(arguments: list[str], command: str) -> None:
         "The classes or labels that a run's student gives to images, the objects that it finds in them, or what it makes of them.",
     )
     parser.add_argument(
-        "images", metavar="IMAGE", nargs="+", help="image files, folders (with all images below them) or patterns such as 'photos/**/*.jpg'"
+        "images",
+        metavar="IMAGE",
+        nargs="+",
+        help="image files, folders (with all images below them) or patterns such as 'photos/**/*.jpg'; of sound: sound files",
     )
     parser.add_argument("--json", action="store_true", help="one JSON object per image and line instead of a table")
     parser.add_argument("--top", type=int, metavar="K", help="how many classes to name, the most probable first (default: 2)")
@@ -64,7 +67,7 @@ def run(arguments: list[str], command: str) -> None:
     for name, value in options.items():
         if name not in student.options:
             raise InputError(f"--{name}", value, f"none, since this run's student is {student.kind}")
-    files, empty, others = find_images(given.images)
+    files, empty, others = getattr(student, "find", find_images)(given.images)
     for said in passed_over([str(file) for file in others]):
         print(f"stillroom: {said}", file=sys.stderr)
     if not files:

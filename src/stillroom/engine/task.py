@@ -162,7 +162,10 @@ class Answer(Protocol):
 
 
 class Student(Protocol):
-    """A trained network, ready to use, as `stillroom.load` gives it."""
+    """A trained network, ready to use, as `stillroom.load` gives it.
+
+    One that answers to something else than images has ``find(places)`` besides, in the place of `tasks.images.folders.find_images`.
+    """
 
     @property
     def kind(self) -> str:

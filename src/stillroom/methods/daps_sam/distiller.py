@@ -52,6 +52,7 @@ class DAPS(Distiller):
 
     student: Aligned | DenseNetwork
     teacher: Teacher
+    seen: Tensor
 
     def __init__(
         self,
@@ -91,10 +92,12 @@ class DAPS(Distiller):
 
     def _tap(self, student: Aligned | DenseNetwork) -> None:
         """Reads the teacher's levels, and makes the linear maps that are wanted."""
-        network = next(iter(self.teacher.networks), None) if type(self.teacher) is Teacher else None
+        network = next(iter(self.teacher.networks), None)
         base = student.base if isinstance(student, Aligned) else student
-        if network is None:
-            self._paths = [f"encoder.levels.{level}" for level in self.levels]  # a cache stores the same network's, by these names
+        if network is None:  # answers that were stored, with the levels' by the same names
+            stored = getattr(self.teacher, "stored", ())
+            named = {level: (f"encoder.levels.{level}", f"encoder.layer{level}") for level in self.levels}
+            self._paths = [next((path for path in paths if path in stored), paths[0]) for paths in named.values()]
             self._tapped = self.teacher.tap(*self._paths, argument="teacher")
             return
         if not isinstance(network, DenseNetwork) or network.part != "sight" or len(network.widths) != len(base.widths):

@@ -102,7 +102,8 @@ def recipe(
 
         return make
 
-    return Experiment(lab, data, plan, networks).run("daps-sam", {name: arm(name) for name in names}, baseline=names[0], ship=names[-1])
+    made: dict[str, Any] = {name: arm(name) for name in names}
+    return Experiment(lab, data, plan, networks).run("daps-sam", made, baseline=names[0], ship=names[-1])
 
 
 PRESETS = {"paper": {**PAPER, "arms": "interpolation+sam", "levels": [3, 4], "feature_weight": 0.005}}
@@ -111,7 +112,7 @@ ROOM = Room(
     recipe,
     tasks=("sound",),
     presets=PRESETS,
-    default={"data": "rooms:train=1000,val=200"},
+    default={"data": "rooms:train=600,val=150"},
     expect="",
     build=build,
 )

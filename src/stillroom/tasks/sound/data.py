@@ -129,7 +129,7 @@ class SoundData(ImageSetData):
         """What measures answers."""
         return SoundEvaluator(self.target, len(self.classes))
 
-    def example_inputs(self) -> dict[str, Tensor]:
+    def example_inputs(self) -> dict[str, Tensor]:  # type: ignore[override]
         """A batch of one: the first validation recording."""
         return self.val_batch([0]).inputs
 
@@ -188,7 +188,7 @@ class SoundData(ImageSetData):
     def _prepared(self, images: Recordings) -> Recordings:
         return images  # kept by those who read them, see `_Batches`
 
-    def _taken(self, images: Recordings, indices: np.ndarray) -> Recordings:
+    def _taken(self, images: Recordings, indices: np.ndarray) -> Recordings:  # type: ignore[override]
         return images.take(indices)
 
     @property

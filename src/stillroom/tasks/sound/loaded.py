@@ -20,6 +20,7 @@ from stillroom.engine.run.written import write_atomic
 from stillroom.errors import InputError
 from stillroom.tasks.images.answer_pictures import answer_files, write_picture
 from stillroom.tasks.images.export_parts import description
+from stillroom.tasks.images.folders import FoundImages, find_images
 from stillroom.tasks.images.loaded import Unreadable, accelerated, opened
 from stillroom.tasks.images.stores import UnreadableImage
 from stillroom.tasks.sound.models import build_sound
@@ -27,7 +28,7 @@ from stillroom.tasks.sound.networks import DenseNetwork, Shape
 from stillroom.tasks.sound.pictures import coloured, from_above, shaded
 from stillroom.tasks.sound.recordings import FINE
 from stillroom.tasks.sound.spectrogram import FrontEnd
-from stillroom.tasks.sound.waves import Wave, channels_first, fitted, read_ears, resampled, to_acn_sn3d
+from stillroom.tasks.sound.waves import Wave, channels_first, fitted, read_ears, resampled, sounds_among, to_acn_sn3d
 
 _CHECKED = 4  # sounds that an export is checked on
 
@@ -75,7 +76,6 @@ class LoadedListener:
 
     kind: ClassVar[str] = "a network that hears rooms"
     options: ClassVar[dict[str, Any]] = {"out": None}
-    files: ClassVar[str] = "sound"  # what `predict` reads
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -90,6 +90,10 @@ class LoadedListener:
     def columns(self, out: str | None = None) -> list[str]:
         """Of `Heard.rows`."""
         return ["what was heard", "written", "picture"]
+
+    def find(self, places: Sequence[str]) -> FoundImages:
+        """The sound files that places name; see `find_images`."""
+        return find_images(places, told_apart=sounds_among)
 
     @torch.no_grad()
     def hear(self, samples: Any, rate: int) -> np.ndarray:

@@ -85,7 +85,7 @@ class Answers(NamedTuple):
 
 
 class SmallEncoder(nn.Module):
-    """Convolutions of kernel 3 with batch norm and ReLU: a stem in full resolution, then levels that halve it.
+    """A convolution of kernel 3 with batch norm and ReLU each: a stem in full resolution, then levels that halve it.
 
     Args:
         dims: of the input.
@@ -98,9 +98,7 @@ class SmallEncoder(nn.Module):
         self.dims, self.widths, self.strides = dims, tuple(widths), tuple(2**level for level in range(len(widths)))
         ins = (channels, *widths[:-1])
         steps = [1, *[2] * (len(widths) - 1)]
-        self.levels = nn.ModuleList(
-            nn.Sequential(_layer(dims, i, o, stride), _layer(dims, o, o, 1)) for i, o, stride in zip(ins, widths, steps, strict=True)
-        )
+        self.levels = nn.ModuleList(_layer(dims, i, o, stride) for i, o, stride in zip(ins, widths, steps, strict=True))
 
     def forward(self, inputs: Tensor) -> list[Tensor]:
         """Features of the stem and of each level."""
@@ -277,7 +275,8 @@ class DenseNetwork(nn.Module):
 
     def __init__(self, shape: Shape, part: str, size: str, tokens: Tokens = "time") -> None:
         super().__init__()
-        self.shape, self.part, self.tokens = shape, part, one_of("tokens", tokens, TOKENS)
+        self.shape, self.part, self.tokens = shape, part, tokens
+        one_of("tokens", tokens, TOKENS)
         front = shape.front
         if part == "sight":
             self.heard, channels = shape.dims, 1 if shape.dims == 3 else 3

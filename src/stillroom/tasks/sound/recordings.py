@@ -265,8 +265,8 @@ class FileRecordings:
         return frames(self.store, file)[key]
 
 
-@lru_cache(maxsize=8)
-def frames(store: Store, file: str) -> Any:
+@lru_cache(maxsize=8)  # stores are known by their identity
+def frames(store: Any, file: str) -> Any:
     """A scene's pictures, a dictionary that was pickled; nothing but arrays is read from it.
 
     Raises:

@@ -21,7 +21,7 @@ from stillroom.tasks.images.tables import read_table
 from stillroom.tasks.sound.recordings import UNITS, FileRecordings, Recordings, check_unit, frames, made_rooms
 from stillroom.tasks.sound.rooms import CLASSES
 from stillroom.tasks.sound.scores import NINE_NAMES
-from stillroom.tasks.sound.waves import CONVENTIONS, SOUNDS, read_wave
+from stillroom.tasks.sound.waves import CONVENTIONS, SOUNDS, read_wave, sounds_among
 
 _ROLES = {
     "sound": ("sound", "sounds", "audio", "wav", "echoes"),
@@ -88,7 +88,9 @@ def open_source(spec: str, argument: str = "data") -> SoundSource:
 def _open_rooms(path: str, options: dict[str, str], argument: str) -> SoundSource:
     numbers = {name: value for name, value in options.items() if name in ("train", "val", "seed")}
     given = {"train": 1500, "val": 300, "seed": 0, **whole_numbers(numbers, argument)}
-    heard, more, parts = one_of(argument, options.get("channels", "ears"), _HEARD[:2]), {}, [sorted(given.items())]
+    heard = one_of(argument, options.get("channels", "ears"), _HEARD[:2])
+    more: dict[str, Any] = {}
+    parts: list[Any] = [sorted(given.items())]
     said = ["procedural data: rooms that are made up"]
     if "sounds" in options:
         store, names = _sounds(options["sounds"], argument)
@@ -118,7 +120,7 @@ _NUMBERED = ((1, "train"), (2, "val"))
 def _sounds(path: str, argument: str) -> tuple[Store, list[str]]:
     """The sound files of a folder, zip or tar."""
     store = open_store(path, argument)
-    names = sorted(name for name in store.listing()[0] if PurePosixPath(name).suffix.lower() in SOUNDS)
+    names, _ = sounds_among(store, store.listing()[0])
     if not names:
         raise InputError(argument, path, f"sound files in it ({', '.join(SOUNDS)})")
     return store, names
@@ -205,7 +207,7 @@ def _open_echoes(path: str, options: dict[str, str], argument: str) -> SoundSour
     matterport = "categories" in options
     names = NINE_NAMES if matterport else tuple(name.strip() for name in classes if name.strip())
     recorded = {part: [rows[stem] for stem in stems] for part, stems in split.items()}
-    more = {"matterport": matterport, "unit": options.get("unit", "m"), "classes": names}
+    more: dict[str, Any] = {"matterport": matterport, "unit": options.get("unit", "m"), "classes": names}
     return _of_files("echoes", store, recorded, options, argument, said=said, **more)
 
 

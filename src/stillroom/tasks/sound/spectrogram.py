@@ -64,7 +64,8 @@ class FrontEnd:
     @classmethod
     def read(cls, content: Mapping[str, Any]) -> FrontEnd:
         """What `to_json` wrote."""
-        return cls(**{**{name: int(value) for name, value in content.items()}, "compression": float(content["compression"])})
+        numbers = {name: int(value) for name, value in content.items() if name != "compression"}
+        return cls(**numbers, compression=float(content["compression"]))
 
 
 # Source: code of the echo-to-depth work that the paper follows: n_fft, a window of 32 every 8 at 16 kHz, of 64 every 16 at 44.1 kHz.

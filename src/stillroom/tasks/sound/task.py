@@ -58,7 +58,7 @@ class Sound:
     sgd = replace(SMALL, optimizer="sgd", lr=0.05)
     networks = Networks("stillroom/panorama16_3", "stillroom/echo16_3")
     presets: Mapping[str, Mapping[str, Any]] = {"paper": DAPS}
-    default: Mapping[str, Any] = {"data": "rooms:train=1000,val=200"}
+    default: Mapping[str, Any] = {"data": "rooms:train=600,val=150"}
     kinds: tuple[str, ...] = ("rooms", "echoes", "replica", "batvision")
     layers: Mapping[str, FindLayer] = {}
     exact: tuple[str, ...] = ()

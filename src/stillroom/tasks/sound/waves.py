@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from math import gcd
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, Literal, NamedTuple
 
 import numpy as np
 
 from stillroom.errors import InputError, at_least, one_of
+from stillroom.tasks.images.files import Store
 from stillroom.tasks.images.stores import UnreadableImage
 
 SOUNDS = (".wav", ".flac", ".ogg", ".mp3")
@@ -30,6 +31,14 @@ class Wave(NamedTuple):
 
     samples: np.ndarray
     rate: int
+
+
+def sounds_among(store: Store, files: Iterable[str]) -> tuple[list[str], list[str]]:
+    """The names of the files that are sounds by their endings, and of those that are not; both sorted."""
+    kept: tuple[list[str], list[str]] = ([], [])
+    for name in sorted(files):
+        kept[PurePosixPath(name).suffix.lower() not in SOUNDS].append(name)
+    return kept
 
 
 def read_wave(file: Path | BinaryIO, name: str = "") -> Wave:
