@@ -92,7 +92,7 @@ def test_options_that_mean_nothing(data: SoundData) -> None:
     for spec, said in (
         (AlignedSpec(levels=(3,), heads=2), "levels"),
         (AlignedSpec(levels=(1,), heads=2), "the last"),
-        (AlignedSpec(levels=(1, 2)), "heads"),
+        (AlignedSpec(levels=(1, 2), heads=3), "heads"),
     ):
         with pytest.raises(InputError, match=said):
             student_of(data, spec)
@@ -393,7 +393,8 @@ def test_the_papers_setting_takes_a_step(tmp_path: Path) -> None:
 
 def test_the_papers_decoder_has_its_widths() -> None:
     data = SoundData("rooms:train=2,val=1", image_size=64)
+    shape = data.shape()
     with torch.device("meta"):
-        network = DenseNetwork(data.shape(), "sight", "resnet50")
+        network = DenseNetwork(shape, "sight", "resnet50")
     assert [conv.out_channels for conv in network.decoder.before] == [256, 128, 64, 32, 16]
     assert network.decoder.skips == (1024, 512, 256, 64, 0)

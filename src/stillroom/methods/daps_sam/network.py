@@ -19,8 +19,8 @@ from stillroom.methods.daps_sam.matching import SpatialAlignment
 from stillroom.tasks.sound import Answers, DenseNetwork
 
 PREFIX = "aligned:"
-Way = Literal["sam", "attention", "embeddings", "non-spatial", "pooled"]
-WAYS: tuple[str, ...] = get_args(Way)
+Way = Literal["sam", "attention", "embeddings", "non-spatial", "pooled", "interpolation"]
+WAYS: tuple[str, ...] = get_args(Way)[:-1]  # those with a module of their own
 _GRAMMAR = re.compile(
     r"aligned:(?P<base>.+),way=(?P<way>[\w-]+),levels=(?P<levels>[\d+]+),embeddings=(?P<embeddings>\d+),ratio=(?P<ratio>\d+),heads=(?P<heads>\d+)"
 )

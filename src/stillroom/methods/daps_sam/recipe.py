@@ -14,21 +14,20 @@ from stillroom.methods.daps_sam.network import Aligned, AlignedSpec, Way
 from stillroom.tasks.sound import DAPS as PAPER
 from stillroom.tasks.sound import SMALL, TASK, DenseNetwork, SoundData
 
-# What an arm changes: of the blocks (none: features are interpolated), and of the distiller.
-ARMS: dict[str, tuple[dict[str, Any] | None, dict[str, Any]]] = {
-    "interpolation": (None, {"feature_weight": 0.0}),
-    "interpolation-mse": (None, {"feature_loss": "mse"}),
-    "interpolation-mta": (None, {"feature_loss": "mta"}),
-    "interpolation-rank": (None, {"feature_loss": "rank"}),
-    "control": ({"way": "pooled"}, {"feature_weight": 0.0}),
-    "no-feature-loss": ({}, {"feature_weight": 0.0}),
-    "one-embedding": ({"embeddings": 1}, {}),
-    "non-spatial": ({"way": "non-spatial"}, {}),
-    "attention-only": ({"way": "attention"}, {}),
-    "embeddings-only": ({"way": "embeddings"}, {}),
-    "sam": ({}, {}),
+# What an arm changes of the options of `build`.
+ARMS: dict[str, dict[str, Any]] = {
+    "interpolation": {"way": "interpolation", "feature_weight": 0.0},
+    "interpolation-mse": {"way": "interpolation", "feature_loss": "mse", "feature_weight": 0.1},  # weights inferred, as of the next two
+    "interpolation-mta": {"way": "interpolation", "feature_loss": "mta", "feature_weight": 0.1},
+    "interpolation-rank": {"way": "interpolation", "feature_loss": "rank", "feature_weight": 0.1},
+    "control": {"way": "pooled", "feature_weight": 0.0},
+    "no-feature-loss": {"feature_weight": 0.0},
+    "one-embedding": {"embeddings": 1},
+    "non-spatial": {"way": "non-spatial"},
+    "attention-only": {"way": "attention"},
+    "embeddings-only": {"way": "embeddings"},
+    "sam": {},
 }
-COMPARED_WEIGHT = 0.1  # of the feature losses that L_f is compared with [inferred]
 
 
 def build(
@@ -47,14 +46,15 @@ def build(
 
     Args:
         student, teacher, data: what learns, what teaches, on what.
-        way: how features reach the decoder: ``sam``; ``attention``, ``embeddings`` and ``non-spatial``: SAM without a part; or ``pooled``.
+        way: how features reach the decoder: ``sam``; ``attention``, ``embeddings`` and ``non-spatial``: SAM without a part; ``pooled``; or
+            ``interpolation``: without blocks.
         levels: numbers of the student's levels with a block, and with L_f, from 1; by default the last two.
         embeddings: K of the last level.
         ratio: by which K is divided from one level to the one above, down to 1.
         heads: of the attention of a block.
         options: those of `DAPS`.
     """
-    if isinstance(student, DenseNetwork):
+    if isinstance(student, DenseNetwork) and way != "interpolation":
         count = len(student.widths)
         chosen = tuple(levels) if levels is not None else tuple(range(max(1, count - 1), count + 1))
         student = Aligned(student, AlignedSpec("", way, chosen, embeddings, ratio, heads))
@@ -88,21 +88,13 @@ def recipe(
     if len(set(names)) < len(names):
         raise InputError("arms", arms, "each arm once")
 
-    def arm(name: str) -> Callable[..., DAPS]:
-        blocks, changed = ARMS[name]
-        of_blocks = {option: options[option] for option in ("way", "levels", "embeddings", "ratio", "heads") if option in options}
-        own = {option: value for option, value in options.items() if option not in of_blocks}
-        if "feature_loss" in changed:
-            changed = {"feature_weight": COMPARED_WEIGHT, **changed}
+    def sam(student: nn.Module, teacher: Teacher) -> DAPS:
+        return build(student, teacher, data, **options)
 
-        def make(student: nn.Module, teacher: Teacher) -> DAPS:
-            if blocks is None:
-                return DAPS(student, teacher, **{**own, "levels": options.get("levels"), **changed})
-            return build(student, teacher, data, **{**of_blocks, **blocks, **own, **changed})
+    def arm(changed: dict[str, Any]) -> Callable[..., DAPS]:
+        return lambda student, teacher: build(student, teacher, data, **(options | changed))
 
-        return make
-
-    made: dict[str, Any] = {name: arm(name) for name in names}
+    made: dict[str, Any] = {name: arm(ARMS[name]) if ARMS[name] else sam for name in names}
     return Experiment(lab, data, plan, networks).run("daps-sam", made, baseline=names[0], ship=names[-1])
 
 

@@ -265,13 +265,17 @@ class FileRecordings:
         return frames(self.store, file)[key]
 
 
-@lru_cache(maxsize=8)  # stores are known by their identity
-def frames(store: Any, file: str) -> Any:
-    """A scene's pictures, a dictionary that was pickled; nothing but arrays is read from it.
+def frames(store: Store, file: str) -> Any:
+    """A scene's pictures, a dictionary that was pickled; nothing but arrays is read from it. The last few stay in memory.
 
     Raises:
         InputError: it holds something else.
     """
+    return _frames(store, file)  # type: ignore[arg-type]  # a store is known by its identity
+
+
+@lru_cache(maxsize=8)
+def _frames(store: Any, file: str) -> Any:
     try:
         found = _Arrays(io.BytesIO(store.read(file))).load()
     except (pickle.UnpicklingError, AttributeError, EOFError, ValueError) as error:

@@ -148,7 +148,7 @@ def occupancy(rooms: Rooms, side: int) -> np.ndarray:
     points_3 = np.stack(np.meshgrid(*(ticks * length for length in CUBE), indexing="ij"), -1).astype(np.float32)
     lower, upper = (bound[:, None, None, None] for bound in (rooms.low, rooms.high))
     inside = ((points_3 > lower) & (points_3 < upper)).all(-1)
-    shell: np.ndarray = ((points_3 > lower - _THICK) & (points_3 < upper + _THICK)).all(-1) & ~inside
+    shell = np.asarray(((points_3 > lower - _THICK) & (points_3 < upper + _THICK)).all(-1) & ~inside)
     for piece in rooms.pieces.swapaxes(0, 1):
         corners = piece[:, :, None, None, None]
         shell |= ((points_3 > corners[:, 0]) & (points_3 < corners[:, 1])).all(-1)
