@@ -225,9 +225,9 @@ class AtPoints(nn.Module):
 
     def forward(self, features_BCXYZ: Tensor, points_BQ3: Tensor) -> Tensor:
         """[B, Q]; points in the unit cube, by x, y, z."""
-        step = max(1, _POINTS_TOGETHER // max(1, len(points_BQ3) * _POINT_WIDTH))
-        if torch.compiler.is_exporting() or points_BQ3.shape[1] <= step:
+        if torch.compiler.is_exporting():
             return self._some(features_BCXYZ, points_BQ3)
+        step = max(1, _POINTS_TOGETHER // max(1, len(points_BQ3) * _POINT_WIDTH))
         return torch.cat([self._some(features_BCXYZ, part) for part in points_BQ3.split(step, 1)], 1)
 
     def _some(self, features_BCXYZ: Tensor, points_BQ3: Tensor) -> Tensor:

@@ -24,6 +24,7 @@ _COLOURS = np.array([[0, 0, 0], [0.8, 0.75, 0.6], [0.55, 0.4, 0.3], [0.9, 0.9, 0
 _PIECES, _TRIES = 4, 12
 _RAYS = 2000
 _TOGETHER = 64  # rooms at a time
+_FAST = 128  # transforms are of multiples of so many samples
 _SECOND = 0.3  # strength of echoes from two walls
 _NOISE = 0.01  # of the peak
 CUBE = np.array([5.0, 5.0, 4.0], np.float32)  # metres around the listener that a 3D network answers for
@@ -198,7 +199,7 @@ def echoes(rooms: Rooms, ears: Ears, dry: Sequence[np.ndarray]) -> np.ndarray:
     """
     found = [_heard(Rooms(*(part[start : start + _TOGETHER] for part in rooms)), ears) for start in range(0, len(rooms.low), _TOGETHER)]
     impulses = np.concatenate(found)
-    size = 1 << (ears.samples + max(map(len, dry)) - 1).bit_length()
+    size = -(-(ears.samples + max(map(len, dry))) // _FAST) * _FAST
     sources = np.stack([np.fft.rfft(sound, size) for sound in dry])[:, None]
     wet = np.fft.irfft(np.fft.rfft(impulses, size) * sources, size)[..., : ears.samples]
     noise = np.stack([np.random.default_rng((int(seed), 2)).standard_normal(wet.shape[1:]) for seed in rooms.seeds])
@@ -265,7 +266,7 @@ def _through_head(
     path: np.ndarray, direction: np.ndarray, amplitude: np.ndarray, ears: Ears, hrir_DET: np.ndarray, directions_D3: np.ndarray
 ) -> np.ndarray:
     """Impulses through the response of the nearest measured direction."""
-    size = 1 << (ears.samples + hrir_DET.shape[-1] - 1).bit_length()
+    size = -(-(ears.samples + hrir_DET.shape[-1]) // _FAST) * _FAST
     head = np.fft.rfft(hrir_DET, size).astype(np.complex64)
     found = []
     for one_path, one_direction, one_amplitude in zip(path, direction, amplitude, strict=True):
