@@ -43,7 +43,12 @@ def main() -> None:
     lines = [{"benchmark": "rooms", "what": what, "rooms": options.rooms, "target": TARGET, **numbers} for what, numbers in found.items()]
     about = setting(options.note)
     rows = [
-        [what, f"{numbers['per_second']:.0f}", f"{numbers['per_core_second']:.0f}", verdict(2 * numbers["per_core_second"], TARGET, at_most=False)]
+        [
+            what,
+            f"{numbers['per_second']:.0f}",
+            f"{numbers['per_core_second']:.0f}",
+            verdict(2 * numbers["per_core_second"], TARGET, at_most=False),
+        ]
         for what, numbers in found.items()
     ]
     show("Rooms that are made up", ["what", "rooms a second", "a second of one core", "two cores"], rows, about)

@@ -76,7 +76,7 @@ def main() -> None:
     found: dict[str, Numbers] = {}
     found |= measured(asked.runs / "depth", "depth", [*rooms, *length, "--arms", DEPTH])
     found |= measured(asked.runs / "segmentation", "segmentation", [*rooms, *length, "--arms", "interpolation+control+sam"])
-    voxels = ["--data", f"rooms:train={asked.rooms // 2},val=32", "--points", "256", "--epochs", str(asked.voxel_epochs)]
+    voxels = ["--data", f"rooms:train={asked.rooms // 2},val=32", "--query-points", "256", "--epochs", str(asked.voxel_epochs)]
     voxels += ["--arms", "interpolation+sam"]
     found |= measured(asked.runs / "occupancy", "occupancy", voxels)
     said = [over(found, "depth", arm, "interpolation") for arm in (*DEPTH.split("+")[1:], "alone")]

@@ -32,18 +32,19 @@ class DAPS(Distiller):
     triplet loss between the encoder's features before the blocks and the teacher's of the same level; or one that it is compared with, for
     which the student's features are resized to the teacher's grid.
 
-    Negatives ``auto``: all of them, until the epoch's mean of L_f has not dropped by 1 % in 2 epochs; from then on adjacent ones [rule
+    Triplet negatives ``auto``: all of them, until the epoch's mean of L_f has not dropped by 1 % in 2 epochs; from then on adjacent ones [rule
     inferred]. Where the teacher's features have other channels, a linear map that learns with the student stands before L_f.
 
     Args:
         student: a network that hears, with blocks (`Aligned`) or without.
         teacher: one that sees, with features of as many levels; without it only where `losses` is never asked for.
         levels: numbers of the levels of L_f, from 1; by default those with blocks, of a student without the last two.
-        feature_loss: ``triplet``; ``mse``; ``mta``: KL of the spatial attention maps; ``rank``: triplets over the batch.
+        feature_loss: distance to the teacher's features: the loose ``triplet``; ``mse``; ``mta``: KL of the spatial attention maps; or
+            ``rank``: triplets over the batch.
         feature_weight: lambda while all positions are negatives, and of the other losses; at 0 there is no L_f.
         adjacent_weight: lambda while an adjacent one is.
         feature_ramp: epochs over which lambda grows; 0 or 1 for none.
-        negatives: of the triplet: ``all`` other positions, one ``adjacent`` one, or ``auto``.
+        triplet_negatives: of the loose triplet: ``all`` other positions, one ``adjacent`` one, or ``auto``.
         margin: m of the triplet.
 
     Raises:
@@ -64,7 +65,7 @@ class DAPS(Distiller):
         feature_weight: float = 0.002,
         adjacent_weight: float = 0.05,
         feature_ramp: int = 0,
-        negatives: Negatives = "auto",
+        triplet_negatives: Negatives = "auto",
         margin: float = 0.3,
     ) -> None:
         super().__init__(student, teacher)
@@ -75,8 +76,8 @@ class DAPS(Distiller):
         self.levels = tuple(levels) if levels is not None else usual
         if not self.levels or not {*self.levels} <= {*range(1, count + 1)}:
             raise InputError("levels", list(self.levels), f"some of {list(range(1, count + 1))}")
-        self.feature_loss, self.negatives = one_of("feature_loss", feature_loss, ("triplet", "mse", "mta", "rank")), negatives
-        one_of("negatives", negatives, ("auto", "all", "adjacent"))
+        self.feature_loss, self.negatives = one_of("feature_loss", feature_loss, ("triplet", "mse", "mta", "rank")), triplet_negatives
+        one_of("triplet_negatives", triplet_negatives, ("auto", "all", "adjacent"))
         self.feature_weight, self.adjacent_weight = (
             at_least_zero("feature_weight", feature_weight),
             at_least_zero("adjacent_weight", adjacent_weight),
@@ -86,7 +87,7 @@ class DAPS(Distiller):
         self._tapped: Any = None
         if self.teacher is not None and self.feature_weight:
             self._tap(student)
-        self._epoch, self._stale, self._adjacent = 0, 0, negatives == "adjacent"
+        self._epoch, self._stale, self._adjacent = 0, 0, triplet_negatives == "adjacent"
         self._best: float | None = None
         self.register_buffer("seen", torch.zeros(2), persistent=False)  # sum of L_f in this epoch, and how many steps
 

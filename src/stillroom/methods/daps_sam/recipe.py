@@ -22,7 +22,7 @@ ARMS: dict[str, dict[str, Any]] = {
     "interpolation-rank": {"way": "interpolation", "feature_loss": "rank", "feature_weight": 0.1},
     "control": {"way": "pooled", "feature_weight": 0.0},
     "no-feature-loss": {"feature_weight": 0.0},
-    "one-embedding": {"embeddings": 1},
+    "one-embedding": {"spatial_maps": 1},
     "non-spatial": {"way": "non-spatial"},
     "attention-only": {"way": "attention"},
     "embeddings-only": {"way": "embeddings"},
@@ -37,9 +37,9 @@ def build(
     *,
     way: Way = "sam",
     levels: tuple[int, ...] | None = None,
-    embeddings: int = 64,
+    spatial_maps: int = 64,
     ratio: int = 4,
-    heads: int = 8,
+    attention_heads: int = 8,
     **options: Any,
 ) -> DAPS:
     """The distiller for `data`, for this recipe and those that host other methods.
@@ -48,16 +48,17 @@ def build(
         student, teacher, data: what learns, what teaches, on what.
         way: how features reach the decoder: ``sam``; ``attention``, ``embeddings`` and ``non-spatial``: SAM without a part; ``pooled``; or
             ``interpolation``: without blocks.
-        levels: numbers of the student's levels with a block, and with L_f, from 1; by default the last two.
-        embeddings: K of the last level.
+        levels: of the encoder whose features are transformed, by their numbers from 1, e.g. ``[2, 3]``, and which have L_f; by default the
+            last two.
+        spatial_maps: K, learnt maps of the last level's block.
         ratio: by which K is divided from one level to the one above, down to 1.
-        heads: of the attention of a block.
+        attention_heads: of a block.
         options: those of `DAPS`.
     """
     if isinstance(student, DenseNetwork) and way != "interpolation":
         count = len(student.widths)
         chosen = tuple(levels) if levels is not None else tuple(range(max(1, count - 1), count + 1))
-        student = Aligned(student, AlignedSpec("", way, chosen, embeddings, ratio, heads))
+        student = Aligned(student, AlignedSpec("", way, chosen, spatial_maps, ratio, attention_heads))
     return DAPS(student, teacher, levels=levels, **options)
 
 

@@ -36,8 +36,8 @@ class SoundData(ImageSetData):
     Sounds of another rate are resampled; they must have as many channels as the others. Silent and broken files are left out.
 
     Args:
-        data: where the recordings are: ``rooms`` (made up), ``echoes:ROOT``, ``replica:ROOT`` or ``batvision:ROOT``; options follow after
-            commas, see `sources.open_source`.
+        data: where the images are (and the recordings): ``rooms`` (made up), ``echoes:ROOT``, ``replica:ROOT`` or ``batvision:ROOT``; options
+            follow after commas, see `sources.open_source`.
         batch_size: images in a batch, of all processes together.
         target: what networks answer for: ``depth`` in metres or ``segmentation`` of all of the panorama, or ``occupancy`` of voxels.
         image_size: pixels of the images that the network is given; height; the width is in proportion; by default 32 for made-up
@@ -47,8 +47,9 @@ class SoundData(ImageSetData):
         compression: c of log(1 + c x) of a spectrogram's magnitudes x; 0 for the magnitudes as they are.
         standardise: spectrograms have mean 0 and deviation 1 in each ear's every frequency.
         max_depth: metres, of the farthest that a network can answer.
-        points: that are asked about in each training sample, of the target occupancy.
-        strict: refuse data with sounds that cannot be used, which are left out otherwise, with one warning.
+        query_points: that are asked about in each training sample, of the target occupancy.
+        strict: refuse data with image files that cannot be decoded, or sounds that cannot be used, which are left out otherwise, with one
+            warning.
         options: those of every task on images, see `ImageSetData`.
 
     Raises:
@@ -69,7 +70,7 @@ class SoundData(ImageSetData):
         compression: float = 10.0,
         standardise: bool = True,
         max_depth: float = 10.0,
-        points: int = 1024,
+        query_points: int = 1024,
         strict: bool = False,
         **options: Any,
     ) -> None:
@@ -90,10 +91,20 @@ class SoundData(ImageSetData):
         self.image_size = height
         self.size = height, round(height * source.image_size[1] / source.image_size[0])
         self._statistics: list[Tensor] = []  # one for all data that are derived from these
-        self.max_depth, self.points, self.standardise = positive("max_depth", max_depth), at_least("points", points, 1), standardise
+        self.max_depth, self.query_points, self.standardise = (
+            positive("max_depth", max_depth),
+            at_least("query_points", query_points, 1),
+            standardise,
+        )
         samples = 4 * (source.ears * self.front.samples + (3 * FINE**3 if target == "occupancy" else 4 * self.size[0] * self.size[1]))
         self.in_memory = samples * sum(map(len, self._listed)) <= _MEMORY
-        known = {"target": target, "size": list(self.size), "front": self.front.to_json(), "standardise": standardise, "points": points}
+        known = {
+            "target": target,
+            "size": list(self.size),
+            "front": self.front.to_json(),
+            "standardise": standardise,
+            "points": query_points,
+        }
         chosen = {"subset": self.subset, "val_subset": self.val_subset, "subset_seed": self.subset_seed}
         kept = source.fingerprint, self.left_out
         self._identify(kept, *known.values(), max_depth, *chosen.values(), self.mean, self.std, content=repr(kept), **known, **chosen)
@@ -201,7 +212,7 @@ class _Batches(Dataset[Any]):
 
     def __init__(self, recordings: Recordings, data: SoundData, *, training: bool, told: bool = False) -> None:
         self.recordings, self.target, self.size, self.front, self.told = recordings, data.target, data.size, data.front, told
-        self.points = data.points if training else 0
+        self.points = data.query_points if training else 0
         self.mean, self.std = (torch.tensor(values).view(-1, 1, 1) for values in (data.mean, data.std))
         self._kept: dict[int, tuple[Tensor, Tensor, Tensor]] = {}
         self._room = _MEMORY // max(1, data.workers)
