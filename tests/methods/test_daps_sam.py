@@ -266,7 +266,7 @@ def test_two_processes_equal_one(tmp_path: Path, processes: Processes) -> None:
 
 
 SHORT = ["--image-size", "8", "--epochs", "1", "--batch-size", "8", "--accelerator", "cpu", "--teacher", "stillroom/panorama4_2"]
-SHORT += ["--student", "stillroom/echo4_2", "--attention-heads", "2", "--spatial-maps", "4", "--warmup-epochs", "0"]
+SHORT += ["--student", "stillroom/echo4_2", "--block-heads", "2", "--spatial-maps", "4", "--warmup-epochs", "0"]
 
 
 @pytest.fixture(scope="module")
@@ -354,7 +354,7 @@ def test_other_targets_run_and_answer(target: str, tmp_path: Path) -> None:
         (["--arms", "sam+sam"], "each arm once"),
         (["--student", "stillroom/panorama4_2"], "a network that hears"),
         (["--levels", "[1]"], "the last of the student's 2 levels"),
-        (["--attention-heads", "5"], "heads: got 5"),
+        (["--block-heads", "5"], "heads: got 5"),
         (["--margin", "-1"], "--margin: got -1"),
         (["--target", "smell"], "target"),
     ],

@@ -39,7 +39,7 @@ def build(
     levels: tuple[int, ...] | None = None,
     spatial_maps: int = 64,
     ratio: int = 4,
-    attention_heads: int = 8,
+    block_heads: int = 8,
     **options: Any,
 ) -> DAPS:
     """The distiller for `data`, for this recipe and those that host other methods.
@@ -52,13 +52,13 @@ def build(
             last two.
         spatial_maps: K, learnt maps of the last level's block.
         ratio: by which K is divided from one level to the one above, down to 1.
-        attention_heads: of a block.
+        block_heads: of the attention of a block.
         options: those of `DAPS`.
     """
     if isinstance(student, DenseNetwork) and way != "interpolation":
         count = len(student.widths)
         chosen = tuple(levels) if levels is not None else tuple(range(max(1, count - 1), count + 1))
-        student = Aligned(student, AlignedSpec("", way, chosen, spatial_maps, ratio, attention_heads))
+        student = Aligned(student, AlignedSpec("", way, chosen, spatial_maps, ratio, block_heads))
     return DAPS(student, teacher, levels=levels, **options)
 
 
