@@ -65,7 +65,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--rooms", type=int, default=600, help="to train on; a quarter as many to measure with")
-    parser.add_argument("--epochs", type=int, default=12)
+    parser.add_argument("--epochs", type=int, default=8)
     parser.add_argument("--image_size", type=int, default=16, help="height of a panorama")
     parser.add_argument("--voxel_epochs", type=int, default=8, help="of the run for voxels")
     parser.add_argument("--runs", type=Path, default=Path("runs/experiments/daps_sam"), help="where the runs are kept")
