@@ -14,6 +14,7 @@ from stillroom.tasks.sound.pictures import coloured, from_above, shaded, spectro
 from stillroom.tasks.sound.recordings import FINE
 
 _SIDE = 240  # pixels that pictures are wide
+_COLUMNS = 6
 
 
 def sound_sections(report: Report, data: SoundData) -> list[Section]:
@@ -56,19 +57,21 @@ def _pictures(arms: dict[str, list[StageResult]], data: SoundData) -> list[Secti
     if not count:
         return []
     batch = data.val_batch(range(count))
-    cells: list[str] = []
+    galleries = []
     for index in range(count):
+        cells: list[str] = []
         name, truth = data.val_name(index), batch.truth[index].numpy()
         high = float(truth.max())
-        cells.append(_cell(data.val_image(index), f"seen: {name}"))
+        cells.append(_cell(data.val_image(index), "seen"))
         cells.append(_cell(spectrogram_picture(data.spectrogram(index)), "heard"))
         cells.append(_cell(_drawn(truth, data, high), f"truth{f', up to {high:.1f} m' if data.target == 'depth' else ''}"))
         for arm, pictures in shown.items():
             answer = pictures[index].astype(np.float32) / (255 if data.target == "occupancy" else 1)
             cells.append(_cell(_drawn(answer, data, high), f"{arm}: {_score(answer, truth, data)}"))
-    columns = f"grid-template-columns:repeat({min(3 + len(shown), 5)},minmax(0,1fr))"
+        columns = f"grid-template-columns:repeat({min(len(cells), _COLUMNS)},minmax(0,1fr))"
+        galleries.append(f'<h3>{escape(name)}</h3><div class="gallery" style="{columns}">{"".join(cells)}</div>')
     told = ["The first validation recordings, not picked by eye; first seed.", _legend(data)]
-    return [Section("Seen, heard, and known by its sound", f'{note(told)}<div class="gallery" style="{columns}">{"".join(cells)}</div>')]
+    return [Section("Seen, heard, and known by its sound", f"{note(told)}{''.join(galleries)}")]
 
 
 def _legend(data: SoundData) -> str:

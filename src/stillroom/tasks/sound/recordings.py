@@ -88,8 +88,8 @@ class MadeRooms:
         return {**self.__dict__, "_made": {}}
 
     def name(self, index: int) -> str:
-        """Its seed."""
-        return f"room {self.seeds[index]}"
+        """A short word for its seed."""
+        return f"room {int(self.seeds[index]) & 0xFFFFFF:06x}"
 
     def take(self, indices: np.ndarray) -> MadeRooms:
         """As `Recordings.take`."""
