@@ -32,8 +32,8 @@ class DAPS(Distiller):
     triplet loss between the encoder's features before the blocks and the teacher's of the same level; or one that it is compared with, for
     which the student's features are resized to the teacher's grid.
 
-    Triplet negatives ``auto``: all of them, until the epoch's mean of L_f has not dropped by 1 % in 2 epochs; from then on adjacent ones [rule
-    inferred]. Where the teacher's features have other channels, a linear map that learns with the student stands before L_f.
+    Triplet negatives ``auto``: all of them, until the epoch's mean of L_f has not dropped by 1 % in 2 epochs; from then on adjacent ones
+    [rule inferred]. Where the teacher's features have other channels, a linear map that learns with the student stands before L_f.
 
     Args:
         student: a network that hears, with blocks (`Aligned`) or without.

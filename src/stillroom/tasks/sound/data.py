@@ -36,8 +36,8 @@ class SoundData(ImageSetData):
     Sounds of another rate are resampled; they must have as many channels as the others. Silent and broken files are left out.
 
     Args:
-        data: where the images are (and the recordings): ``rooms`` (made up), ``echoes:ROOT``, ``replica:ROOT`` or ``batvision:ROOT``; options
-            follow after commas, see `sources.open_source`.
+        data: where the images are (and the recordings): ``rooms`` (made up), ``echoes:ROOT``, ``replica:ROOT`` or ``batvision:ROOT``;
+            options follow after commas, see `sources.open_source`.
         batch_size: images in a batch, of all processes together.
         target: what networks answer for: ``depth`` in metres or ``segmentation`` of all of the panorama, or ``occupancy`` of voxels.
         image_size: pixels of the images that the network is given; height; the width is in proportion; by default 32 for made-up
