@@ -70,7 +70,8 @@ def spectrogram(inputs: dict[str, Tensor], params: dict[str, Any]) -> dict[str, 
 
 
 def tokens(inputs: dict[str, Tensor], params: dict[str, Any]) -> dict[str, Tensor]:
-    return {"tokens": band_tokens(inputs["magnitude"], params["patch"])}
+    patch = "time" if params["patch"].startswith("time") else "frequency"
+    return {"tokens": band_tokens(inputs["magnitude"], patch)}  # type: ignore[arg-type]
 
 
 def decode(inputs: dict[str, Tensor], params: dict[str, Any]) -> dict[str, Tensor]:
