@@ -68,12 +68,13 @@ class Tree:
         self.follow(path, depth)
         return path, depth
 
-    def follow(self, leaf: Leaf, depth: int | None = None) -> int:
+    def follow(self, leaf: Leaf, depth: int | None = None, times: int = 1) -> int:
         """Counts a visit of a path that was chosen: by `dispatch`, or by somebody else.
 
         Args:
             leaf: where it leads.
             depth: how many of its levels are nodes of the tree then; by default one more than are now.
+            times: how often it was visited.
 
         Returns:
             The depth.
@@ -84,10 +85,10 @@ class Tree:
                 depth, node = depth + 1, node.children[leaf[depth]]
             depth = min(depth + 1, len(leaf))
         node = self.root
-        node.visits += 1
+        node.visits += times
         for option in leaf[:depth]:
             node = node.children.setdefault(option, Node())
-            node.visits += 1
+            node.visits += times
         return depth
 
     def reward(self, leaf: Leaf, depth: int, reward: float) -> None:
