@@ -1,0 +1,1 @@
+from stillroom.methods.auto_kd.searched import ROOM, recipe
