@@ -8,10 +8,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from stillroom.engine.study.median_pruner import gives_up
 from stillroom.engine.study.tree import Tree
 from stillroom.losses.composed import GLOBAL, INTER, INTRA, NONE, Composition, over, rows_of, within
 from stillroom.losses.similarity import linear_cka
-from stillroom.methods.auto_kd.reward import gives_up, reward_of, score_of
+from stillroom.methods.auto_kd.reward import reward_of, score_of
 from stillroom.methods.auto_kd.sparse import prune_and_regrow, random_mask
 from stillroom.methods.auto_kd.weighting import layer_and_teacher_weights, similarities, weights_of
 from tests.golden.check import HERE, Case, load_cases, run_case, with_gradients

@@ -34,16 +34,24 @@ def linear_cka(first_N: Tensor, second_N: Tensor) -> Tensor:
         raise InputError("features", f"{len(first_N)} and {len(second_N)} samples", "the same samples")
     with torch.autocast(first_N.device.type, enabled=False):
         first_N, second_N = in_one_type(first_N, second_N)
-        parts = max(math.ceil(len(first_N) / _CHUNK), 1)
+        parts = len(chunk_sizes(len(first_N)))
         chunks = zip(first_N.flatten(1).tensor_split(parts), second_N.flatten(1).tensor_split(parts), strict=True)
-        return torch.stack([_cka(_centred(first), _centred(second)) for first, second in chunks]).mean()
+        return torch.stack([alignment(centred_gram(first), centred_gram(second)) for first, second in chunks]).mean()
 
 
-def _centred(rows_ND: Tensor) -> Tensor:
-    """The doubly centred Gram matrix [N, N]: centring the rows once is the same, and keeps more digits."""
+def chunk_sizes(samples: int) -> list[int]:
+    """How many samples each chunk has, at most 256 and as equal as can be; the first ones have one more."""
+    parts = max(math.ceil(samples / _CHUNK), 1)
+    return [samples // parts + (i < samples % parts) for i in range(parts)]
+
+
+def centred_gram(features_N: Tensor) -> Tensor:
+    """The doubly centred Gram matrix [N, N] of N samples' features: centring the rows once is the same, and keeps more digits."""
+    rows_ND = features_N.flatten(1)
     rows_ND = rows_ND - rows_ND.mean(0)
     return rows_ND @ rows_ND.T
 
 
-def _cka(first_NN: Tensor, second_NN: Tensor) -> Tensor:
+def alignment(first_NN: Tensor, second_NN: Tensor) -> Tensor:
+    """The cosine of two centred Gram matrices, a scalar; 0 where one of them is 0."""
     return (first_NN * second_NN).sum() / (first_NN.norm() * second_NN.norm()).clamp_min(1e-12)

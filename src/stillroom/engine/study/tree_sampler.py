@@ -104,6 +104,10 @@ class TreeSampler(BaseSampler):
             with suppress(RuntimeError):  # trials that are asked and told by somebody else
                 study.stop()
 
+    def tree(self, study: optuna.Study) -> Tree:
+        """The tree as the study's trials have made it, those that run without rewards."""
+        return self._grown(study, study.get_trials(deepcopy=False))[0]
+
     def _proposed(
         self, tree: Tree, known: Mapping[Leaf, float | None], trials: int, generator: np.random.Generator
     ) -> tuple[Counter[tuple[Leaf, int]], Leaf]:

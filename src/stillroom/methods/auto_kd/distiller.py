@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, get_args
 
 import torch
@@ -117,21 +117,28 @@ class Searched(Distiller):
     def losses(self, batch: Any) -> Losses:
         """The task's own terms, and the weighted distances of all layers from all teachers."""
         told = [answer(batch) for answer in self._teachers_with]  # first: their working memory is free again
-        if self._plain[0] is None:
-            logits_BC, features = self._student_with(batch.inputs)
-            task = {"ce": cross_entropy(at_least_float32(logits_BC), batch.labels)}
-        else:
-            plain = self._plain[0]
-            losses, features = self._student_with.during(lambda: plain.losses(batch))
-            task = dict(losses.terms)
+        task, answer, features = self._own(batch)
         if self._composition.logits:
-            total = torch.stack([self._composition(logits_BC, answer) for answer, _ in told]).sum()
+            total = torch.stack([self._composition(answer, logits) for logits, _ in told]).sum()
             return Losses(task=task, distill={"distiller": total})
         mine, terms = features_of(features), []
         for (_, hints), aligned, weights in zip(told, self.aligned, self.weights, strict=True):
             for ours, hint, align, weight in zip(mine, features_of(hints), aligned, weights, strict=True):
                 terms.append(weight * self._composition(*align(ours, hint)))
         return Losses(task=task, distill={"distiller": torch.stack(terms).sum()})
+
+    def task_losses(self, batch: Any) -> Losses:
+        """The task's own terms alone."""
+        return Losses(task=self._own(batch)[0])
+
+    def _own(self, batch: Any) -> tuple[dict[str, Tensor], Any, Any]:
+        """The task's terms, the student's answer (None where the task asks it otherwise), and what was tapped."""
+        plain = self._plain[0]
+        if plain is not None:
+            losses, features = self._student_with.during(lambda: plain.losses(batch))
+            return dict(losses.terms), None, features
+        logits_BC, features = self._student_with(batch.inputs)
+        return {"ce": cross_entropy(at_least_float32(logits_BC), batch.labels)}, logits_BC, features
 
     def predict(self, batch: Any) -> Any:
         """The student's answer."""
@@ -194,16 +201,16 @@ def make_searched(
     student_layer: str | None = None,
     teacher_layer: str | None = None,
     layer_weights: LayerWeights = "training-free",
+    kind: Callable[..., Searched] = Searched,
 ) -> Searched:
-    """A student under the distiller, for one teacher or several; see `build`."""
+    """A student under the distiller, for one teacher or several; see `build`. `kind` makes it."""
     one_of("layer_weights", layer_weights, get_args(LayerWeights))
     student_layer = student_layer or find_layer(student, data, "student_layer")
     layers = [teacher_layer or teacher_layer_of(teacher, data) for teacher in teachers]
-    logits = Composition.read(distiller).logits
     weights = None
-    if layer_weights == "training-free" and not logits and ("+" in student_layer or len(teachers) > 1):
+    if layer_weights == "training-free" and not Composition.read(distiller).logits:
         weights = weigh(student, student_layer, list(zip(teachers, layers, strict=True)), data)
-    return Searched(
+    return kind(
         student,
         teachers[0],
         distiller=distiller,
@@ -236,9 +243,13 @@ def teacher_layer_of(teacher: Teacher, data: Any) -> str:
 def weigh(student: nn.Module, student_layer: str, teachers: Sequence[tuple[Teacher, str]], data: Any) -> list[list[float]]:
     """lambda mu for each teacher's layers, before any training: by the similarity of their features to those of the student as it is and
     of two copies with other random weights, on some training images. The student is left as it is."""
-    first = teachers[0][0]
+    example, first = data.example_inputs(), teachers[0][0]
+    with probing(student, example):
+        features = len(features_of(tap(student, *_paths(student_layer), argument="student_layer")(example)[1]))
+    if features == len(teachers) == 1:
+        return [[1.0]]
     shown = data.replaying(first.views) if isinstance(first, CachedTeacher) and data.views is None else data
-    batch = shown.train_loader(seed=0).first(_COMPARED)
+    batch = shown.train_loader(seed=0).first(_COMPARED if data.task.name == "classification" else data.batch_size)
     with probing(student, batch.inputs):
         seen = [features_of(tap(one, *_paths(student_layer))(batch.inputs)[1]) for one in _initialisations(student)]
         told = [features_of(one.tap(*_paths(layer), argument="teacher_layer")(batch)[1]) for one, layer in teachers]

@@ -1,10 +1,10 @@
-"""What a candidate is scored by (section 4 of Auto-KD's specification), and when it is given up (section 5)."""
+"""What a candidate is scored by, and what its score is worth to the search (section 4 of Auto-KD's specification)."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from statistics import fmean, median
+from statistics import fmean
 
 OMEGA = 0.5
 TAU = 0.1
@@ -27,8 +27,3 @@ def reward_of(score: float, baseline: float, tau: float = TAU) -> float:
     if not math.isfinite(score):
         return 0.0
     return 1 / (1 + math.exp(min((score - baseline) / (tau * baseline), 700.0)))
-
-
-def gives_up(score: float, before: Sequence[float]) -> bool:
-    """Whether a candidate is worse at a checkpoint than the median of the earlier ones that came so far."""
-    return bool(before) and score > median(before)

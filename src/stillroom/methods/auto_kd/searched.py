@@ -107,7 +107,11 @@ ROOM = Room(
     setting=setting,
     space={
         "distiller": Choice(
-            tuple(f"{kind}*{weight:g}" for kind in ("sample>gl2", "channel>gl2", "channel>kl4", "position>l2") for weight in (1.0, 10.0, 100.0))
+            tuple(
+                f"{kind}*{weight:g}"
+                for kind in ("sample>gl2", "channel>gl2", "channel>kl4", "position>l2")
+                for weight in (1.0, 10.0, 100.0)
+            )
         )
     },
 )
