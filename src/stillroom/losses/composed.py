@@ -206,8 +206,8 @@ def distance(student_NRM: Tensor, teacher_NRM: Tensor, option: str) -> Tensor:
     """A scalar: the mean over samples and rows, and for l1 and l2 over entries.
 
     The Gram matrices of gl2 are those of each sample's rows; of samples with a single row that of the batch, N x N, and then in a run of
-    several processes of each process's own samples. Their rows are scaled to length 1, and what is averaged over them is the sum of squares,
-    of the batch's matrix the mean.
+    several processes of each process's own samples. Their rows are scaled to length 1; what is averaged over them is the sum of squares, of
+    the batch's matrix the mean.
 
     Source: specification of Auto-KD, level 4.
     """

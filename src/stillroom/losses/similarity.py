@@ -16,8 +16,8 @@ _CHUNK = 256  # samples that are compared with each other
 def linear_cka(first_N: Tensor, second_N: Tensor) -> Tensor:
     """Centred kernel alignment with a linear kernel, a scalar in [0, 1]: 1 where one is the other rotated and scaled.
 
-    With K = X X^T and L = Y Y^T, both doubly centred: CKA = <K, L>_F / (||K||_F ||L||_F). The mean over chunks of equal size, of at most 256
-    samples.
+    With K = X X^T and L = Y Y^T, both doubly centred: CKA = <K, L>_F / (||K||_F ||L||_F). The mean over chunks of equal size, of at most
+    256 samples.
 
     Args:
         first_N, second_N: features of the same N samples, of any shapes.

@@ -1,4 +1,4 @@
-"""A pruner of Optuna that compares a trial with all earlier ones that came so far; imported where a search runs, since it imports Optuna."""
+"""A pruner of Optuna that compares a trial with all earlier ones that came as far; imported where a search runs, as it imports Optuna."""
 
 from __future__ import annotations
 

@@ -34,11 +34,11 @@ class TreeSampler(BaseSampler):
     """Proposes a leaf that no trial has tried, by UCT over the trials of the study so far.
 
     A path that leads to a leaf which was tried before has its reward again, without a trial. The trials that run count as visits without
-    reward, so that workers keep apart (virtual loss). All that the search knows stands in the study: the paths among its trials' attributes,
-    the rewards among their values, and draws are of the seed and a trial's number. So a study goes on from any process.
+    reward, so that workers keep apart (virtual loss). All that the search knows stands in the study, the paths among its trials'
+    attributes, the rewards among their values; draws are of the seed and a trial's number. So a study goes on from any process.
 
-    Each leaf is tried once, as long as proposals are made one at a time. Where every leaf was tried, or is being tried, proposals are drawn
-    evenly from all, and `optimize` ends.
+    Each leaf is tried once, as long as proposals are made one at a time. Where every leaf was tried, or is being tried, proposals are
+    drawn evenly from all, and `optimize` ends.
 
     Args:
         levels: the options of every level, by the parameter's name, in the order of the tree.
@@ -81,7 +81,7 @@ class TreeSampler(BaseSampler):
         others = [other for other in study.get_trials(deepcopy=False) if other.number != trial.number]
         generator = np.random.default_rng((self.seed, trial.number))
         sent, leaf = self._proposed(*self._grown(study, others), len(others), generator)
-        told = [[list(path), depth, times] for (path, depth), times in sent.items()]
+        told: Any = [[list(path), depth, times] for (path, depth), times in sent.items()]
         study._storage.set_trial_system_attr(trial._trial_id, _PATHS, told)
         return {name: options[place] for (name, options), place in zip(self.levels.items(), leaf, strict=True)}
 

@@ -95,7 +95,7 @@ class Candidate(Searched):
         return torch.rand(weight.shape, generator=self._generator)
 
 
-def sparse_weights(network: nn.Module) -> dict[str, nn.Parameter]:
+def sparse_weights(network: nn.Module) -> dict[str, Tensor]:
     """By name the weights that may be sparse: of all convolutions and linear layers but the first convolution and the classifier."""
     layers = [
         (name, module) for name, module in network.named_modules() if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.Linear)

@@ -45,16 +45,18 @@ class Aligned(nn.Module):
 
     def __init__(self, channels: int, wanted: int) -> None:
         super().__init__()
-        self.project = nn.Sequential() if channels == wanted else nn.Sequential(nn.Conv2d(channels, wanted, 1, bias=False))
+        self.project = nn.Sequential()
         if channels != wanted:
-            nn.init.kaiming_normal_(self.project[0].weight)
-            self.project.append(nn.BatchNorm2d(wanted))
+            conv = nn.Conv2d(channels, wanted, 1, bias=False)
+            nn.init.kaiming_normal_(conv.weight)
+            self.project.extend([conv, nn.BatchNorm2d(wanted)])
 
     def forward(self, student_NCHW: Tensor, teacher_NDHW: Tensor) -> tuple[Tensor, Tensor]:
         """Two maps [N, D, H, W]."""
-        size = [min(pair) for pair in zip(student_NCHW.shape[2:], teacher_NDHW.shape[2:], strict=True)]
+        height, width = (min(pair) for pair in zip(student_NCHW.shape[2:], teacher_NDHW.shape[2:], strict=True))
         student, teacher = (
-            one if list(one.shape[2:]) == size else adaptive_avg_pool2d(one, size) for one in (self.project(student_NCHW), teacher_NDHW)
+            one if one.shape[2:] == (height, width) else adaptive_avg_pool2d(one, (height, width))
+            for one in (self.project(student_NCHW), teacher_NDHW)
         )
         return student, teacher
 
@@ -122,9 +124,10 @@ class Searched(Distiller):
             total = torch.stack([self._composition(answer, logits) for logits, _ in told]).sum()
             return Losses(task=task, distill={"distiller": total})
         mine, terms = features_of(features), []
-        for (_, hints), aligned, weights in zip(told, self.aligned, self.weights, strict=True):
-            for ours, hint, align, weight in zip(mine, features_of(hints), aligned, weights, strict=True):
-                terms.append(weight * self._composition(*align(ours, hint)))
+        for (_, hints), modules, weights in zip(told, self.aligned, self.weights, strict=True):
+            align: Any = modules
+            for ours, hint, aligned, weight in zip(mine, features_of(hints), align, weights, strict=True):
+                terms.append(weight * self._composition(*aligned(ours, hint)))
         return Losses(task=task, distill={"distiller": torch.stack(terms).sum()})
 
     def task_losses(self, batch: Any) -> Losses:

@@ -114,7 +114,7 @@ def held_out_grams(lab: Lab, teachers: Sequence[tuple[Teacher, Sequence[str]]], 
     """
 
     def ask() -> Mapping[str, Tensor]:
-        found = {}
+        found: dict[str, Tensor] = {}
         for number, (teacher, layers) in enumerate(teachers):
             answer, grams = teacher.tap(*layers), Grams(len(data.val_labels))
             for batch in data.eval_loader():

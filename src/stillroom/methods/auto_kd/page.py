@@ -22,13 +22,12 @@ def tree_section(title: str, study: Study) -> Section:
     for level, options in sampler.levels.items():
         if node is None or not node.children:
             break
-        most = max(node.children, key=lambda place: node.children[place].visits)  # type: ignore[union-attr]
+        most = max(node.children, key=lambda place: node.children[place].visits)
         for place, child in sorted(node.children.items()):
             name = escape(str(options[place]))
-            rows.append(
-                f'<tr><th>{escape(level) if place == min(node.children) else ""}</th><td class="text">{f"<b>{name}</b>" if place == most else name}</td>'
-                f"<td>{child.visits}</td><td>{child.value / child.visits:.2f}</td></tr>"
-            )
+            first, bold = (escape(level) if place == min(node.children) else ""), (f"<b>{name}</b>" if place == most else name)
+            mean = child.value / child.visits
+            rows.append(f'<tr><th>{first}</th><td class="text">{bold}</td><td>{child.visits}</td><td>{mean:.2f}</td></tr>')
         node = node.children[most]
     head = "<tr><th>level</th><th>option</th><th>visits</th><th>mean reward</th></tr>"
     note = "Each level below the option that was visited most at the one above, in bold. A reward of 0.5 is no better than no distiller."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
@@ -72,7 +73,8 @@ def recipe(
         proxy_batch_size: images in a batch of candidates; by default as at the end.
         held_out: share of the training set that scores the trials; of what candidates see.
         offline: ask the teachers once before the search; else in every step of every candidate.
-        views: random versions of each image that are stored then; with 1 candidates see images without random changes.
+        views: random versions of each image that are stored, which training then shows in turn; with 1, candidates see images without
+            random changes.
         density: share of the weights that candidates train: all convolutions and linear layers but the first and the last.
         death_rate: share of these that is exchanged for others after the first epoch, falling to none; 0 for fixed ones.
         pruner: what gives a trial up early: ``median``, worse than half of the earlier ones after 2, 10 or 20 of 24 epochs; or ``none``.
@@ -80,7 +82,10 @@ def recipe(
         jobs: trainings at a time, each in a process of its own; they share the cores, and take turns on the GPUs.
         storage: where the study is kept: ``sqlite:///FILE``, another database's URL, or ``journal:FILE``; by default in the run's folder.
         study: what the study is called in the storage; by default as the run's folder.
-        student_layer, teacher_layer, layer_weights: see `build`.
+        student_layer: module path in the student; of its last features by default, or several with + between.
+        teacher_layer: module path in the teacher; likewise, as many.
+        layer_weights: how several layers and teachers are weighed: ``training-free``, by their similarity to the untrained student, or
+            ``equal``.
         more_teachers: further teachers, networks with their weights or folders of runs, with commas between.
     """
     check_installed()
@@ -140,19 +145,23 @@ def _told(report: Report, lab: Lab, found: Mapping[str, Found], ground: Ground, 
         f"Seed {lab.seed}: without a distiller a candidate scores {ground.baseline:.3f} (lower is better), the reward 0.5. Each trains "
         f"{trained} of the student's {whole} parameters. Before the search teachers were asked about {ground.asked} images."
     )
-    for way, one in found.items():
-        rewards = [reward_of(trial.score if trial.score is not None else float("nan"), ground.baseline, search.tau) for trial in one.trials]
-        states = [trial.state for trial in one.trials]
-        report.notes.append(
-            f"Seed {lab.seed}: {way} ({WAYS[way]}): {one.distiller}, the best of {len(one.trials)} candidates in {one.seconds:.0f} s "
-            f"({states.count('pruned')} given up, {states.count('failed')} failed), {one.noted('images')} images trained on, "
-            f"{one.noted('teacher_images')} asked of teachers meanwhile; mean reward of the second half {fmean(rewards[len(rewards) // 2 :]):.2f}."
-        )
+    report.notes += [f"Seed {lab.seed}: {way} ({WAYS[way]}): {_cost(one, ground, search)}" for way, one in found.items()]
     report.notes.append(
-        f"Each search has {search.candidates(ground.training.data.batch_size)} distinct candidates of equal length, scored on held-out training images; the validation set "
-        "judges the one winner of each, which `stillroom run searched --distiller` trains by itself."
+        f"Each search has {search.candidates(ground.training.data.batch_size)} distinct candidates, scored on held-out training images; "
+        "the validation set judges the one winner of each, which `stillroom run searched --distiller` trains by itself."
     )
     return report
+
+
+def _cost(found: Found, ground: Ground, search: Search) -> str:
+    """What was found, and what that took."""
+    rewards = [reward_of(math.nan if trial.score is None else trial.score, ground.baseline, search.tau) for trial in found.trials]
+    states = [trial.state for trial in found.trials]
+    return (
+        f"{found.distiller}, the best of {len(states)} candidates in {found.seconds:.0f} s ({states.count('pruned')} given up, "
+        f"{states.count('failed')} failed), {found.noted('images')} images trained on, {found.noted('teacher_images')} asked of teachers "
+        f"meanwhile; mean reward of the second half {fmean(rewards[len(rewards) // 2 :]):.2f}."
+    )
 
 
 _PROXY: dict[str, Any] = {

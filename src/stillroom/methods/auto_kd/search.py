@@ -13,8 +13,8 @@ from stillroom.engine import Lab, Teacher, Trained, Training
 from stillroom.engine.cache import Views
 from stillroom.engine.study.space import Choice
 from stillroom.engine.study.study import Study
-from stillroom.engine.study.trial import Finished
 from stillroom.engine.study.tree import EXPLORE, Leaf, Tree
+from stillroom.engine.study.trial import Finished
 from stillroom.errors import InputError, StillroomError, at_least, one_of, share
 from stillroom.methods.auto_kd.candidate import CandidateTraining, Shortened
 from stillroom.methods.auto_kd.distiller import LayerWeights, find_layer, teacher_layer_of
@@ -203,7 +203,7 @@ def prepare(
     shown = held
     if proxy.offline:
         views = Views(proxy.views, lab.seed)
-        teachers = [cached(lab, *pair, paths, held, views) for *pair, paths in zip(teachers, taught, layers, strict=True)]
+        teachers = [cached(lab, *asking, held, views) for asking in zip(teachers, taught, layers, strict=True)]
         asked += len(teachers) * held.train_size * proxy.views
         shown = held.replaying(views)
     scored = shown.derive(("scored", search.omega), evaluator=partial(ScoreEvaluator, grams, len(held.val_labels), search.omega))

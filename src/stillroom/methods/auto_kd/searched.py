@@ -33,7 +33,12 @@ def recipe(
     Args:
         lab, data, plan, networks: where to run, on what, how to train, and which networks; see `Room`.
         task: of the networks: classification, detection or segmentation.
-        distiller, student_layer, teacher_layer, layer_weights: see `build`.
+        distiller: the composition, such as ``satt>local4>channel>kl4*10``: what is done to both networks' features, how they are compared,
+            and the weight; the page of the method lists the words.
+        student_layer: module path in the student; of its last features by default (of a detector its pyramid), or several with + between.
+        teacher_layer: module path in the teacher; likewise, as many.
+        layer_weights: how several layers and teachers are weighed: ``training-free``, by their similarity to the untrained student, or
+            ``equal``.
         more_teachers: further teachers, networks with their weights or folders of runs, with commas between.
     """
     Composition.read(distiller)  # said before anything is trained
