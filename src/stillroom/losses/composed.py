@@ -90,7 +90,7 @@ class Composition:
             InputError: a word that there is not or that stands at a wrong place, or a weight that is no number above 0.
         """
         body, star, weight = text.replace(" ", "").partition("*")
-        words = [word for word in body.split(">") if word != NONE]
+        words = [word for word in body.split(">") if word not in ("", NONE)]
         logits = words[:1] == [LOGITS]
         levels = {"global_": GLOBAL, "intra": INTRA, "inter": (*INTER, CLASS), "normalise": NORMALISE, "distance": (*DISTANCE, L1)}
         found: dict[str, str] = {}

@@ -31,8 +31,8 @@ def read_levels(space: Mapping[str, Any] | str | None) -> Levels:
     Raises:
         InputError: a level or an option that there is not, or a level without any.
     """
-    if space is None or space in SPACES:
-        return SPACES["full" if space is None else str(space)]
+    if space is None or (isinstance(space, str) and space in SPACES):
+        return SPACES[space or "full"]
     if isinstance(space, str) and not Path(space).is_file():
         raise InputError("space", space, f"{', '.join(SPACES)}, a YAML file or a mapping of levels to options")
     given = read_space(space)
