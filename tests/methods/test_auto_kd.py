@@ -315,7 +315,7 @@ def test_both_searches_have_as_many_trials_and_one_report(tmp_path: Path) -> Non
     teacher = ["--teacher", str(out / "teacher")]
     more = ["--data", "digits", "--subset", "160", "--val-subset", "60", "--student", "stillroom/convnet3", "--epochs", "1"]
     again = ["run", "searched", *more, *teacher, "--distiller", found[1], "--more-teachers", str(out), "--out", str(tmp_path / "b")]
-    assert main(again) == 0
+    assert main([*again, "--accept-teacher", "true"]) == 0
     assert list(json.loads((tmp_path / "b/metrics.json").read_text())["stages"]) == ["teacher", "teacher 2", "alone", "distilled"]
 
 
