@@ -45,6 +45,7 @@ METHODS: tuple[Method, ...] = (
     Method("fitnets", "FitNets: Hints for Thin Deep Nets (Romero 2015)", "classification", "stillroom.methods.fitnets", _TESTS),
     Method("crd", "Contrastive Representation Distillation (Tian 2020)", "classification", "stillroom.methods.crd", _TESTS),
     Method("dino", "DINO: Self-distillation with no labels (Caron 2021)", "representation", "stillroom.methods.dino", _PAPER),
+    Method("searched", "Any composed distiller, by its string", "any", "stillroom.methods.auto_kd.searched", _TESTS),
     Method("features", "Any foundation model into any backbone, without labels", "representation", "stillroom.methods.features", _TESTS),
     Method("dot", "DOT: A Distillation-Oriented Trainer", "any", "stillroom.methods.dot", _PAPER),
     Method(
@@ -61,7 +62,13 @@ METHODS: tuple[Method, ...] = (
         "stillroom.methods.iod",
         "reference vectors of the specification",
     ),
-    Method("auto-kd", "Auto-KD: Automated Knowledge Distillation via Monte Carlo Tree Search", "classification"),
+    Method(
+        "auto-kd",
+        "Auto-KD: Automated Knowledge Distillation via Monte Carlo Tree Search",
+        "classification",
+        "stillroom.methods.auto_kd",
+        "reference vectors of the specification",
+    ),
     Method(
         "zeroseg",
         "Exploring Open-Vocabulary Semantic Segmentation from CLIP Vision Encoder Distillation Only",
