@@ -14,7 +14,6 @@ from stillroom.methods.otd.bank import GradientBank, history_sizes, statistics_s
 from stillroom.methods.otd.gradients import MovingAverage, head_gradients
 from stillroom.methods.otd.history import History, reinforced
 from stillroom.methods.otd.mixing import Mixed, mix, pseudo_labels
-from stillroom.methods.otd.taxonomy import Taxonomy
 from stillroom.methods.otd.terms import Answers, few_loss, mixed_losses, source_loss
 from stillroom.methods.otd.trajectory import CrossClass, CrossDomain
 from stillroom.tasks.nuclei.losses import cross_entropy, dice_loss, distance_mse, distance_msge

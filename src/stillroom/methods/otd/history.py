@@ -1,6 +1,6 @@
 """Historical self-distillation: a gradient is reinforced along the principal subspace of the same parameter's past gradients.
 
-    g <- g + w U_r U_r^T g,   between the backward pass and the optimiser's step
+g <- g + w U_r U_r^T g,   between the backward pass and the optimiser's step
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The label losses of a step: of the source, of the few, and of the mixed images with pseudo labels and in the coarse classes.
 
-    L_src = (CE + Dice)(nuclei) + (CE + Dice)(coarse types) + MSE + MSGE,   L_few the same with the fine types
-    mixed: (CE + Dice) of the mix's nuclei, coarse types and fine types, and of the few's coarse types
+L_src = (CE + Dice)(nuclei) + (CE + Dice)(coarse types) + MSE + MSGE,   L_few the same with the fine types
+mixed: (CE + Dice) of the mix's nuclei, coarse types and fine types, and of the few's coarse types
 """
 
 from __future__ import annotations

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from torch import Tensor, nn
+from torch.nn.functional import cosine_similarity
 
 from stillroom.engine.distributed import whole_batch
 from stillroom.methods.otd.bank import GradientBank
@@ -56,6 +57,16 @@ class CrossDomain(nn.Module):
             source = source.detach() if self.detach else source
             terms.append(((self.projected(moment, source) - self.projected(moment, mixed, update=False)) ** 2).mean())
         return terms[0] + terms[1]
+
+    def cosine(self) -> Tensor:
+        """Of the averages of the source's and the mix's mean gradients."""
+        source, mixed = (self.averages[f"{domain}_mean"].value for domain in ("source", "mix"))
+        return cosine_similarity(source, mixed, dim=0)
+
+    @property
+    def bank_bytes(self) -> int:
+        """What the banks take at most, in float32."""
+        return _bytes(self.banks, self.averages["source_mean"].value.numel())
 
     def projected(self, moment: str, vector: Tensor, *, update: bool = True) -> Tensor:
         """P x, `x` noted before where it teaches."""
@@ -111,6 +122,15 @@ class CrossClass(nn.Module):
                 terms.append(((teacher_D.mean() - students_ND.mean(1)) ** 2).sum())
         return terms[0] + terms[1]
 
+    @property
+    def bank_bytes(self) -> int:
+        """What the banks take at most, in float32."""
+        return _bytes(self.banks, self.averages["mean"].value.shape[1])
+
+
+def _bytes(banks: nn.ModuleDict, d: int) -> int:
+    return sum(8 * d * bank.capacity for bank in banks.values())
+
 
 def _projected(banks: nn.ModuleDict, moment: str, vectors: Tensor, noted: Tensor | None) -> Tensor:
     """P x of the moment's bank, which notes a vector before; the vectors themselves where there is no bank."""
@@ -122,5 +142,3 @@ def _projected(banks: nn.ModuleDict, moment: str, vectors: Tensor, noted: Tensor
         bank.update(noted)
     projected: Tensor = bank(vectors)
     return projected
-
-
