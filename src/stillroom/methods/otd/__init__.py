@@ -5,8 +5,8 @@ learns both; the gradients of its heads for the source and for classes that are 
 
     L = L_src + w_few L_few + w_mix (pseudo labels mixed with the few's nuclei) + w_dom L_dom + w_cls L_cls
 
-In the paper's order: `taxonomy` and `data` the two domains, `mixing` the pseudo labels, `terms` the losses on labels, `gradients` and `bank`
-the trajectory and its subspace, `trajectory` the two streams, `history`, `distiller`, `recipe`.
+In the paper's order: `taxonomy` and `data` the two domains, `mixing` the pseudo labels, `terms` the losses on labels, `gradients` and
+`bank` the trajectory and its subspace, `trajectory` the two streams, `history`, `distiller`, `recipe`.
 """
 
 from stillroom.methods.otd.distiller import OTD

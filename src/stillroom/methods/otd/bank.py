@@ -33,9 +33,9 @@ def history_sizes(d: int) -> tuple[int, int]:
 
 
 class GradientBank(nn.Module):
-    """See the module. Its tensors are made at the first update, where the vectors are, and are kept in a checkpoint.
+    """See the module. Its tensors are made at the first update, where the vectors are.
 
-    They are no buffers: every process has the same, and DDP would send them at every step.
+    They are no buffers: every process has the same, and DDP would send them at every step. Who has a bank keeps what it holds.
 
     Args:
         capacity: c, columns.
@@ -60,9 +60,11 @@ class GradientBank(nn.Module):
         vector_d = vector_d.detach()
         if self.columns is None:
             self.columns = vector_d.new_zeros(len(vector_d), self.capacity)
+        elif self.columns.device != vector_d.device:  # taken up on another
+            self._apply(lambda held: held.to(vector_d.device))
         self.columns[:, self.count % self.capacity] = vector_d
         if self.count and self.count % self.refresh_every == 0:
-            self.basis = self._principal(self.columns.to(vector_d.device))
+            self.basis = self._principal(self.columns)
         self.count += 1
 
     def _principal(self, g_dc: Tensor) -> Tensor | None:
@@ -84,13 +86,13 @@ class GradientBank(nn.Module):
         """P x: of vectors [d] or [d, k]; as they are before the first refresh."""
         return vectors_dk if self.basis is None else self.basis @ (self.basis.T @ vectors_dk)
 
-    def get_extra_state(self) -> dict[str, Any]:
-        """What it holds."""
+    def held(self) -> dict[str, Any]:
+        """What must be kept in a checkpoint."""
         return {"count": self.count, "columns": self.columns, "basis": self.basis}
 
-    def set_extra_state(self, state: dict[str, Any]) -> None:
-        """Takes up what it held."""
-        self.count, self.columns, self.basis = state["count"], state["columns"], state["basis"]
+    def take_up(self, held: dict[str, Any]) -> None:
+        """Goes on from what was kept."""
+        self.count, self.columns, self.basis = held["count"], held["columns"], held["basis"]
 
     def _apply(self, fn: Any, recurse: bool = True) -> GradientBank:
         super()._apply(fn, recurse)

@@ -186,6 +186,18 @@ class OTD(NucleiDistiller):
         if self.history is not None and self.adapting:
             self.history.reinforce()
 
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """What the banks hold goes into the checkpoint."""
+        checkpoint["banks"] = {name: bank.held() for name, bank in self._banks()}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """And is taken up from there."""
+        for name, bank in self._banks():
+            bank.take_up(checkpoint["banks"][name])
+
+    def _banks(self) -> list[tuple[str, GradientBank]]:
+        return [(name, one) for name, one in self.named_modules() if isinstance(one, GradientBank)]
+
     @property
     def bank_bytes(self) -> int:
         """What all banks take at most, in float32."""

@@ -80,7 +80,10 @@ class NucleiData(ImageSetData):
         if self.stride > self.window:
             raise InputError("stride", self.stride, f"at most the window's {self.window} pixels, or some would not be seen")
         usual = source.outlining
-        self.outlining = Outlining(edge_kernel or usual.edge_kernel, usual.least if least_area is None else least_area)
+        kernel = usual.edge_kernel if edge_kernel is None else edge_kernel
+        if kernel < 3 or kernel % 2 == 0:
+            raise InputError("edge_kernel", kernel, "an odd number of pixels, at least 3")
+        self.outlining = Outlining(kernel, usual.least if least_area is None else at_least("least_area", least_area, 1))
         self.apart = tuple(one_of("apart", name, self.classes) for name in apart.split("+")) if apart else ()
         height, width = np.shape(self._listed[1].nuclei(0).instances)
         self.in_memory = 8 * height * width * sum(map(len, self._listed)) <= _MEMORY

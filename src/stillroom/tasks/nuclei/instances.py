@@ -10,39 +10,27 @@ Source: HoVer-Net (Graham et al. 2019), section 2.3, with the filters of its cod
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
-
-from stillroom.errors import InputError, at_least
 
 _EDGE = 0.4
 _BLUR = np.array([0.25, 0.5, 0.25])
 _WIDE = 15  # pixels of a Sobel filter from which on markers are opened by a disc of 5, else of 3
 
 
-@dataclass(frozen=True)
-class Outlining:
+class Outlining(NamedTuple):
     """How nuclei are made of maps.
 
-    Args:
+    Attributes:
         edge_kernel: side of the Sobel filter in pixels, odd.
         least: pixels of the smallest nucleus.
         threshold: probability from which on a pixel belongs to a nucleus.
-
-    Raises:
-        InputError: an even side, or one below 3.
     """
 
     edge_kernel: int = 21
     least: int = 10
     threshold: float = 0.5
-
-    def __post_init__(self) -> None:
-        if self.edge_kernel < 3 or self.edge_kernel % 2 == 0:
-            raise InputError("edge_kernel", self.edge_kernel, "an odd number of pixels, at least 3")
-        at_least("least_area", self.least, 1)
 
 
 def instances_of(probability_HW: np.ndarray, distances_2HW: np.ndarray, outlining: Outlining) -> np.ndarray:

@@ -113,7 +113,8 @@ def small_network(width: int, levels: int, num_classes: int) -> NucleiNetwork:
         return _SmallDecoder(width, levels, features)
 
     network = NucleiNetwork(_SmallEncoder(width, levels), decoder, features, num_classes, cell=1 << (levels - 1))
-    initialise_convolutions(network)
+    for part in (network.encoder, network.decoders):  # the heads, which no norm follows, start small
+        initialise_convolutions(part)
     return network
 
 
