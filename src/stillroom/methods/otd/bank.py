@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 _ROWS = 1 << 16  # of G that are taken to double precision at a time
 _LEAST = 1e-8  # of the largest singular value: directions below it are rounding
-_LARGE, _LARGE_CAPACITY = 500, 300  # entries of a parameter from which on its history has a fixed capacity
+_LARGE, LARGE_CAPACITY = 500, 300  # entries of a parameter from which on its history has a fixed capacity
 
 
 def statistics_sizes(d: int) -> tuple[int, int]:
@@ -26,9 +26,9 @@ def statistics_sizes(d: int) -> tuple[int, int]:
     return capacity, 10 * capacity
 
 
-def history_sizes(d: int) -> tuple[int, int]:
-    """The same of a bank of a parameter's own past gradients."""
-    capacity = max(4 * d // 5, 1) if d < _LARGE else _LARGE_CAPACITY
+def history_sizes(d: int, large: int = LARGE_CAPACITY) -> tuple[int, int]:
+    """The same of a bank of a parameter's own past gradients; `large` is the capacity from 500 entries on."""
+    capacity = max(4 * d // 5, 1) if d < _LARGE else large
     return capacity, capacity
 
 

@@ -44,6 +44,7 @@ class OTD(NucleiDistiller):
         statistics_momentum: of the moving averages of moments.
         energy: share of energy that the low-rank subspaces keep.
         refresh_capacities: how many times its capacity a bank of moments takes in between two refreshes of its subspace.
+        history_capacity: gradients that are kept of a parameter of 500 entries or more.
         source_epochs: epochs of source and few alone at the start; the optimiser begins anew after them.
         detach_teacher: no gradient through the source's moments.
         match_vectors: compare projected rows of classes entry by entry, not their means alone.
@@ -68,6 +69,7 @@ class OTD(NucleiDistiller):
         statistics_momentum: float = 0.95,
         energy: float = 0.98,
         refresh_capacities: int = 10,
+        history_capacity: int = 300,
         source_epochs: int = 1,
         detach_teacher: bool = False,
         match_vectors: bool = False,
@@ -104,7 +106,8 @@ class OTD(NucleiDistiller):
         self.history: History | None = None
         if self.mixing and at_least_zero("history_weight", history_weight) and "history" not in left:
             decoder = student.decoders[TYPES]
-            self.history = History(decoder.named_parameters(), weight=history_weight, energy=energy)
+            options = {"weight": history_weight, "energy": energy, "capacity": at_least("history_capacity", history_capacity, 1)}
+            self.history = History(decoder.named_parameters(), **options)
 
     coarse_of: Tensor
 

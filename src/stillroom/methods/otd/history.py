@@ -11,7 +11,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
-from stillroom.methods.otd.bank import GradientBank, history_sizes
+from stillroom.methods.otd.bank import LARGE_CAPACITY, GradientBank, history_sizes
 
 LARGEST = 2_000_000  # entries of a parameter that has a bank
 
@@ -37,23 +37,31 @@ class History(nn.Module):
         weight: w.
         energy: share of energy that the subspaces keep.
         largest: entries.
+        capacity: of the banks of parameters of 500 entries or more.
     """
 
-    def __init__(self, parameters: Iterable[tuple[str, nn.Parameter]], *, weight: float, energy: float, largest: int = LARGEST) -> None:
+    def __init__(
+        self,
+        parameters: Iterable[tuple[str, nn.Parameter]],
+        *,
+        weight: float,
+        energy: float,
+        largest: int = LARGEST,
+        capacity: int = LARGE_CAPACITY,
+    ) -> None:
         super().__init__()
         self.weight = weight
         wide = [(name, parameter) for name, parameter in parameters if parameter.ndim > 1]
         self._reinforced = [(name, parameter) for name, parameter in wide if parameter.numel() <= largest]
         if left := [name for name, parameter in wide if parameter.numel() > largest]:
             warnings.warn(f"no history is kept of {', '.join(left)}: more than {largest} entries each", stacklevel=2)
-        self.banks = nn.ModuleDict(
-            {name.replace(".", "/"): GradientBank(*history_sizes(parameter.numel()), energy) for name, parameter in self._reinforced}
-        )
+        sizes = {name.replace(".", "/"): history_sizes(parameter.numel(), capacity) for name, parameter in self._reinforced}
+        self.banks = nn.ModuleDict({name: GradientBank(*size, energy) for name, size in sizes.items()})
 
     @property
     def most_bytes(self) -> int:
         """What the banks take at most, in float32: two numbers for each entry and column."""
-        return sum(8 * parameter.numel() * history_sizes(parameter.numel())[0] for _, parameter in self._reinforced)
+        return sum(8 * p.numel() * bank.capacity for (_, p), bank in zip(self._reinforced, self.banks.values(), strict=True))
 
     @torch.no_grad()
     def reinforce(self) -> None:

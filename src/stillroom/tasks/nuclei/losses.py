@@ -1,7 +1,7 @@
 """Losses on the maps of nuclei: classes of pixels, and each nucleus pixel's place in its nucleus.
 
     CE   = mean over pixels of -log clamp(softmax_y, 1e-7, 1 - 1e-7)
-    Dice = sum over classes of 1 - (2 sum(p t) + s) / (sum p + sum t + s),   sums over the batch and its pixels
+    Dice = sum over classes of 1 - (2 sum(p t) + s) / (sum p + sum t + s),   sums over the batch of all processes
     MSE  = mean (v - v*)^2,   MSGE = sum over nucleus pixels of (S * v - S * v*)^2 / (2 nucleus pixels)
 
 v are distances [B, 2, H, W] to the nucleus's centre, horizontal and vertical, from -1 to 1; S a derivative filter of 5 x 5.
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import conv2d, mse_loss, one_hot
 
+from stillroom.engine.distributed import whole_batch
 from stillroom.losses.precision import at_least_float32
 
 _CLAMP, _SMOOTH, _KERNEL, _EPS = 1e-7, 1e-3, 5, 1e-8
@@ -41,7 +42,7 @@ def dice_loss(logits_BCHW: Tensor, labels_BHW: Tensor, *, smooth: float = _SMOOT
     """
     p_BCHW = at_least_float32(logits_BCHW).softmax(1)
     t_BCHW = one_hot(labels_BHW, p_BCHW.shape[1]).movedim(-1, 1).to(p_BCHW.dtype)
-    both_C, sizes_C = (p_BCHW * t_BCHW).sum((0, 2, 3)), p_BCHW.sum((0, 2, 3)) + t_BCHW.sum((0, 2, 3))
+    both_C, sizes_C = _of_all((p_BCHW * t_BCHW).sum((0, 2, 3)), p_BCHW.sum((0, 2, 3)) + t_BCHW.sum((0, 2, 3)))
     return (1 - (2 * both_C + smooth) / (sizes_C + smooth)).sum()
 
 
@@ -77,7 +78,13 @@ def distance_msge(found_B2HW: Tensor, true_B2HW: Tensor, nuclei_BHW: Tensor, *, 
     error_B2HW = at_least_float32(found_B2HW) - at_least_float32(true_B2HW)
     derived = conv2d(error_B2HW, derivative_kernels(kernel, error_B2HW), padding=kernel // 2, groups=2)
     inside_B1HW = nuclei_BHW[:, None].to(derived.dtype)
-    return (inside_B1HW * derived**2).sum() / (2 * inside_B1HW.sum() + _EPS)
+    error, inside = _of_all((inside_B1HW * derived**2).sum(), inside_B1HW.sum())
+    return error / (2 * inside + _EPS)
+
+
+def _of_all(above: Tensor, below: Tensor) -> Tensor:
+    """Both sums over the images of all processes, [2, ...]: a quotient of sums is no mean of the processes' quotients."""
+    return whole_batch(torch.stack((above, below))[None]).sum(0)
 
 
 def distance_loss(found_B2HW: Tensor, true_B2HW: Tensor, nuclei_BHW: Tensor) -> Tensor:
