@@ -23,6 +23,7 @@ FIGURES = (
 )
 BANKS = ("--refresh-capacities", "2", "--history-capacity", "60", "--domain-weight", "1e5", "--class-weight", "1e5")
 SHORT = ("--image-size", "48", "--edge-kernel", "9", "--batch-size", "4", "--augment", "flips", *BANKS)
+DSB, WBC = ("--epochs", "12", "--source-epochs", "3"), ("--epochs", "25", "--source-epochs", "6")  # about 200 steps, 50 of them alone
 ARMS = ("alone", "mixing", "domain", "streams", "otd", "unprojected")
 BLOOD = {"neutrophil": "granulocyte", "eosinophil": "granulocyte", "basophil": "granulocyte", "lymphocyte": "lymphocyte"}
 BLOOD["monocyte"] = "monocyte"
@@ -70,10 +71,10 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, default=Path("runs/experiments/otd"), help="where the runs are kept")
     parser.add_argument("--out", type=Path, default=Path("results/otd.json"))
     asked = parser.parse_args()
-    length = ["--seeds", str(asked.seeds), "--epochs", str(asked.epochs)]
+    length = ["--seeds", str(asked.seeds)]
     drawn = ["--target", "drawn:domain=target,val=100", "--source", f"drawn:domain=source,train={asked.images}", "--batch-size", "4"]
     found: dict[str, Numbers] = {}
-    words = [*drawn, *length, *BANKS, "--arms", "+".join(ARMS)]
+    words = [*drawn, *length, "--epochs", str(asked.epochs), *BANKS, "--arms", "+".join(ARMS)]
     found |= {f"drawn: {arm}": numbers for arm, numbers in measured(asked.runs / "drawn", words).items()}
     steps = asked.images // 4 * asked.epochs
     banks = "banks of moments refreshed every 2 capacities, histories of 60 gradients, stream weights 1e5"
@@ -88,7 +89,7 @@ def main() -> None:
     real = "+".join((*ARMS[:2], "otd"))
     if asked.dsb:
         place = [f"nuclei:{asked.dsb},domain={domain},scale=0.5" for domain in ("stained", "fluorescence")]
-        words = ["--target", place[0], "--source", place[1], "--few", "4", *SHORT, "--arms", real, *length]
+        words = ["--target", place[0], "--source", place[1], "--few", "4", *SHORT, *DSB, "--arms", real, *length]
         found |= {f"DSB 2018: {arm}": numbers for arm, numbers in measured(asked.runs / "dsb", words).items()}
         setting["DSB 2018"] = "fluorescence to stained tissue, one class, at half the size, crops of 48; 4 target pictures with labels"
         said = [
@@ -101,7 +102,20 @@ def main() -> None:
         taxonomy.write_text("".join(f"{fine}: {coarse}\n" for fine, coarse in BLOOD.items()))
         merge = "merge=granulocyte:1+4+5;lymphocyte:2;monocyte:3"
         place = [f"nuclei:{asked.wbc},domain=cellavision,scale=0.16,val=0.5", f"nuclei:{asked.wbc},domain=tecom,scale=0.4,{merge}"]
-        words = ["--target", place[0], "--source", place[1], "--taxonomy", str(taxonomy), "--new-classes", NEW_BLOOD, "--few", "8", *SHORT]
+        words = [
+            "--target",
+            place[0],
+            "--source",
+            place[1],
+            "--taxonomy",
+            str(taxonomy),
+            "--new-classes",
+            NEW_BLOOD,
+            "--few",
+            "8",
+            *SHORT,
+            *WBC,
+        ]
         words += ["--arms", real, *length]
         found |= {f"blood cells: {arm}": numbers for arm, numbers in measured(asked.runs / "wbc", words).items()}
         setting["blood cells"] = (
