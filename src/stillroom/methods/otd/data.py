@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from stillroom.engine.loading import Cycled
-from stillroom.errors import InputError, at_least
+from stillroom.errors import InputError
 from stillroom.methods.otd.taxonomy import Taxonomy, read_taxonomy
 from stillroom.tasks.images.data import ImageSetData
 from stillroom.tasks.nuclei import NucleiData
@@ -82,8 +82,9 @@ class DomainData(NucleiData):
         """So many labelled pictures, one after the other the one that adds most to the new classes (to all, where none is new)."""
         images = self.training_images
         known = np.flatnonzero(images.labelled)
-        if not 1 <= count < len(known) or count != at_least("few", count, 1):
-            raise InputError(FEW, count, f"a number from 1 to {max(len(known) - 1, 1)}, of labelled training pictures of the target")
+        most = min(len(known), len(images) - 1)
+        if not 1 <= count <= most:
+            raise InputError(FEW, count, f"a number from 1 to {most}, of labelled training pictures of the target")
         numbers = list(self.taxonomy.new or range(1, self.num_classes + 1))
         counts_NC = np.array([np.bincount(images.nuclei(i).types, minlength=self.num_classes + 1)[numbers] for i in known.tolist()])
         chosen: list[int] = []

@@ -36,7 +36,7 @@ def _by_class(report: Report, arms: dict[str, list[StageResult]], data: NucleiDa
     for number, name in enumerate(data.classes):
         cells = "".join(f"<td>{figure(float(pq[number]))} / {figure(float(f1[number]))}</td>" for pq, f1 in means.values())
         if changes_SC is not None:
-            cells += change_cell(float(np.nanmean(changes_SC[:, number])), changes_SC[:, number])
+            cells += change_cell(float(mean_over_seeds(changes_SC)[number]), changes_SC[:, number])
         rows.append(row(f"{name}{' (apart)' if name in data.apart else ''}", cells))
     notes = ["PQ+ / F1 of types in %, pooled over the validation set; a dash for a class that is in no truth and no answer."]
     if changes_SC is not None:
