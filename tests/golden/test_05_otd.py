@@ -60,7 +60,9 @@ def gradient_ema(inputs: dict[str, Tensor], params: dict[str, Any]) -> dict[str,
 
 def gradient_bank(inputs: dict[str, Tensor], params: dict[str, Any]) -> dict[str, Tensor]:
     sizes = {"statistics": statistics_sizes, "history": history_sizes}[params["kind"]](inputs["vectors"].shape[1])
-    bank = GradientBank(params.get("capacity", sizes[0]), params.get("refresh_every", sizes[1]), params["energy"])
+    bank = GradientBank(
+        inputs["vectors"].shape[1], params.get("capacity", sizes[0]), params.get("refresh_every", sizes[1]), params["energy"]
+    )
     ready = []
     for vector in inputs["vectors"]:
         bank.update(vector)
@@ -73,7 +75,7 @@ def trajectory(inputs: dict[str, Tensor], params: dict[str, Any]) -> dict[str, T
     width = inputs["np_weight"].shape[1]
 
     def bank(d: int) -> GradientBank:
-        return GradientBank(*statistics_sizes(d), energy=0.98)
+        return GradientBank(d, *statistics_sizes(d), energy=0.98)
 
     options: dict[str, Any] = {"momentum": params["momentum"], "bank": bank}
     detach = params.get("detach_teacher", False)

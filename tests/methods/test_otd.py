@@ -65,7 +65,7 @@ def test_one_image_has_no_variance() -> None:
 def test_a_bank_s_subspace_by_a_singular_value_decomposition_whichever_side_is_longer() -> None:
     torch.manual_seed(1)
     for d, capacity in ((6, 4), (300, 9), (5, 12)):
-        bank = GradientBank(capacity, capacity, energy=0.9)
+        bank = GradientBank(d, capacity, capacity, energy=0.9)
         vectors = torch.randn(capacity + 1, 3) @ torch.randn(3, d) + 0.01 * torch.randn(capacity + 1, d)
         for number, vector in enumerate(vectors):
             bank.update(vector)
@@ -79,7 +79,7 @@ def test_a_bank_s_subspace_by_a_singular_value_decomposition_whichever_side_is_l
 
 
 def test_a_bank_of_zeros_stays_without_subspace_and_one_goes_on_from_what_it_held() -> None:
-    bank, other = GradientBank(2, 2, 0.98), GradientBank(2, 2, 0.98)
+    bank, other = GradientBank(3, 2, 2, 0.98), GradientBank(3, 2, 2, 0.98)
     for _ in range(5):
         bank.update(torch.zeros(3))
     assert bank.basis is None
@@ -96,7 +96,9 @@ def test_history_leaves_norms_alone_and_says_what_is_too_large() -> None:
     with pytest.warns(UserWarning, match=r"no history is kept of 2.weight: more than 100 entries"):
         history = History(network.named_parameters(), weight=0.5, energy=0.98, largest=100, capacity=4)
     assert list(history.banks) == ["0/weight"]
-    assert history.most_bytes == 8 * 54 * 43
+    bank = history.banks["0/weight"]
+    assert isinstance(bank, GradientBank)
+    assert bank.most_bytes == 8 * 54 * 43
     for _ in range(44):  # one direction over and over
         for parameter in network.parameters():
             parameter.grad = torch.ones_like(parameter)

@@ -38,14 +38,15 @@ class GradientBank(nn.Module):
     They are no buffers: every process has the same, and DDP would send them at every step. Who has a bank keeps what it holds.
 
     Args:
+        size: d, entries of a vector.
         capacity: c, columns.
         refresh_every: updates from one refresh to the next; the first update refreshes nothing.
         energy: share of the squared singular values that the subspace keeps.
     """
 
-    def __init__(self, capacity: int, refresh_every: int, energy: float) -> None:
+    def __init__(self, size: int, capacity: int, refresh_every: int, energy: float) -> None:
         super().__init__()
-        self.capacity, self.refresh_every, self.energy = capacity, refresh_every, energy
+        self.size, self.capacity, self.refresh_every, self.energy = size, capacity, refresh_every, energy
         self.count = 0
         self.columns: Tensor | None = None
         self.basis: Tensor | None = None  # U_r [d, r], once there was a refresh
@@ -55,11 +56,16 @@ class GradientBank(nn.Module):
         """r; 0 before the first refresh."""
         return 0 if self.basis is None else self.basis.shape[1]
 
+    @property
+    def most_bytes(self) -> int:
+        """What it takes at most, in float32."""
+        return 8 * self.size * self.capacity
+
     def update(self, vector_d: Tensor) -> None:
         """Writes a vector, without its gradient; refreshes the subspace when its time has come."""
         vector_d = vector_d.detach()
         if self.columns is None:
-            self.columns = vector_d.new_zeros(len(vector_d), self.capacity)
+            self.columns = vector_d.new_zeros(self.size, self.capacity)
         elif self.columns.device != vector_d.device:  # taken up on another
             self._apply(lambda held: held.to(vector_d.device))
         self.columns[:, self.count % self.capacity] = vector_d

@@ -48,7 +48,13 @@ class DomainData(NucleiData):
         **options: Any,
     ) -> None:
         super().__init__(target, **options)
-        shared = {"image_size": self.image_size, "augment": self.augment, "mean": self.mean, "std": self.std, "strict": self.strict}
+        shared: dict[str, Any] = {
+            "image_size": self.image_size,
+            "augment": self.augment,
+            "mean": self.mean,
+            "std": self.std,
+            "strict": self.strict,
+        }
         self.labelled_source = NucleiData(source, batch_size=self.batch_size, workers=self._workers, **shared)
         self.taxonomy = self._taxonomy(taxonomy, None if new_classes is None else new_classes.split("+"))
         self.apart = tuple(self.classes[number - 1] for number in self.taxonomy.new)

@@ -75,7 +75,7 @@ class OTD(NucleiDistiller):
         match_vectors: bool = False,
     ) -> None:
         super().__init__(student)
-        if not isinstance(student, NucleiNetwork) or student.heads[TYPES].weight.shape[0] != len(taxonomy.tax):
+        if not isinstance(student, NucleiNetwork) or student.num_classes != len(taxonomy.fine):
             raise InputError("student", type(student).__name__, f"a network for nuclei of the target's {len(taxonomy.fine)} classes")
         left = {one_of("without", part, PARTS) for part in without}
         self.mixing = "mixing" not in left
@@ -91,7 +91,7 @@ class OTD(NucleiDistiller):
 
         def bank(d: int) -> GradientBank | None:
             capacity, _ = statistics_sizes(d)
-            return None if "projection" in left else GradientBank(capacity, refresh_capacities * capacity, energy)
+            return None if "projection" in left else GradientBank(d, capacity, refresh_capacities * capacity, energy)
 
         options: dict[str, Any] = {"momentum": share("statistics_momentum", statistics_momentum), "bank": bank}
         self.domain_nuclei: CrossDomain | None = None
@@ -204,5 +204,4 @@ class OTD(NucleiDistiller):
     @property
     def bank_bytes(self) -> int:
         """What all banks take at most, in float32."""
-        streams = (self.domain_nuclei, self.domain_types, self.cross_class)
-        return sum(one.bank_bytes for one in streams if one is not None) + (0 if self.history is None else self.history.most_bytes)
+        return sum(bank.most_bytes for _, bank in self._banks())

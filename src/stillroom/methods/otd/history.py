@@ -55,13 +55,8 @@ class History(nn.Module):
         self._reinforced = [(name, parameter) for name, parameter in wide if parameter.numel() <= largest]
         if left := [name for name, parameter in wide if parameter.numel() > largest]:
             warnings.warn(f"no history is kept of {', '.join(left)}: more than {largest} entries each", stacklevel=2)
-        sizes = {name.replace(".", "/"): history_sizes(parameter.numel(), capacity) for name, parameter in self._reinforced}
-        self.banks = nn.ModuleDict({name: GradientBank(*size, energy) for name, size in sizes.items()})
-
-    @property
-    def most_bytes(self) -> int:
-        """What the banks take at most, in float32: two numbers for each entry and column."""
-        return sum(8 * p.numel() * bank.capacity for (_, p), bank in zip(self._reinforced, self.banks.values(), strict=True))
+        sizes = {name.replace(".", "/"): parameter.numel() for name, parameter in self._reinforced}
+        self.banks = nn.ModuleDict({name: GradientBank(d, *history_sizes(d, capacity), energy) for name, d in sizes.items()})
 
     @torch.no_grad()
     def reinforce(self) -> None:

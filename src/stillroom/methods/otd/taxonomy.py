@@ -73,7 +73,7 @@ def read_taxonomy(path: Path) -> dict[str, str]:
     Raises:
         InputError: it cannot be read or is something else.
     """
-    import yaml
+    import yaml  # type: ignore[import-untyped]
 
     try:
         found: Any = yaml.safe_load(path.read_text(encoding="utf-8"))

@@ -60,13 +60,8 @@ class CrossDomain(nn.Module):
 
     def cosine(self) -> Tensor:
         """Of the averages of the source's and the mix's mean gradients."""
-        source, mixed = (self.averages[f"{domain}_mean"].value for domain in ("source", "mix"))
+        source, mixed = (self.averages.get_buffer(f"{domain}_mean.value") for domain in ("source", "mix"))
         return cosine_similarity(source, mixed, dim=0)
-
-    @property
-    def bank_bytes(self) -> int:
-        """What the banks take at most, in float32."""
-        return _bytes(self.banks, self.averages["source_mean"].value.numel())
 
     def projected(self, moment: str, vector: Tensor, *, update: bool = True) -> Tensor:
         """P x, `x` noted before where it teaches."""
@@ -121,15 +116,6 @@ class CrossClass(nn.Module):
             else:
                 terms.append(((teacher_D.mean() - students_ND.mean(1)) ** 2).sum())
         return terms[0] + terms[1]
-
-    @property
-    def bank_bytes(self) -> int:
-        """What the banks take at most, in float32."""
-        return _bytes(self.banks, self.averages["mean"].value.shape[1])
-
-
-def _bytes(banks: nn.ModuleDict, d: int) -> int:
-    return sum(8 * d * bank.capacity for bank in banks.values())
 
 
 def _projected(banks: nn.ModuleDict, moment: str, vectors: Tensor, noted: Tensor | None) -> Tensor:

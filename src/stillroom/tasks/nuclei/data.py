@@ -195,7 +195,7 @@ class _Squares(Dataset[Any]):
             rows, columns = slice(top, top + self.side), slice(left, left + self.side)
             cut, known = pixels[:, rows, columns].float() / 255, nuclei.cut(rows, columns)
             flips = [axis for axis in (0, 1) if self.augment != "none" and random[2 + axis] < 0.5]
-            instances = np.ascontiguousarray(np.flip(known.instances, flips))
+            instances = np.ascontiguousarray(np.flip(known.instances, tuple(flips)))
             cut = cut.flip([axis + 1 for axis in flips])
             pictures.append(_stained(cut, random[4:], seed) if self.augment == "stain" else cut)
             types.append(torch.from_numpy(known.types[instances]))

@@ -42,11 +42,12 @@ class NucleiNetwork(nn.Module):
         decoder: makes a branch from these to features [B, D, H, W].
         width: D.
         num_classes: C, without background.
+        cell: pixels that sides of what the encoder reads are multiples of; pictures are filled up to that.
     """
 
     def __init__(self, encoder: nn.Module, decoder: Callable[[], nn.Module], width: int, num_classes: int, *, cell: int) -> None:
         super().__init__()
-        self.encoder, self.width, self.cell = encoder, width, cell
+        self.encoder, self.width, self.num_classes, self.cell = encoder, width, num_classes, cell
         self.decoders = nn.ModuleDict({name: decoder() for name in (TYPES, NUCLEI, DISTANCES)})
         sizes = {NUCLEI: 2, DISTANCES: 2, TYPES: 1 + num_classes}
         self.heads = nn.ModuleDict({name: nn.Conv2d(width, size, 1) for name, size in sizes.items()})
