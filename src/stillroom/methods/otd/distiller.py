@@ -38,9 +38,11 @@ class OTD(NucleiDistiller):
         without: of `PARTS`, those that are left out; without mixing there are no streams either.
         few_weight: of the loss on the few labelled target images.
         mix_weight: of the losses on mixed images, and of the few in coarse classes.
-        domain_weight, class_weight: of the two streams.
+        domain_weight: of the stream from source to target, L_dom of both heads.
+        class_weight: of the stream from reliable to new classes, L_cls.
         history_weight: w, share of a gradient's part along its past that is added to it.
-        nucleus_threshold, type_threshold: probability from which on a pseudo label is more than background.
+        nucleus_threshold: probability from which on a pseudo label of a nucleus is more than background.
+        type_threshold: the same of a pseudo label of a type.
         statistics_momentum: of the moving averages of moments.
         energy: share of energy that the low-rank subspaces keep.
         refresh_capacities: how many times its capacity a bank of moments takes in between two refreshes of its subspace.
