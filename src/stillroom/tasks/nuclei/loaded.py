@@ -155,10 +155,15 @@ def outlined(image: Image.Image, nuclei: NucleiMap) -> Image.Image:
         edges |= np.pad(differs, [(1, 0) if a == axis else (0, 0) for a in (0, 1)])
     shown = np.array(image)
     types = nuclei.type_map
-    colours = _COLOURS if types.max(initial=0) < len(_COLOURS) else np.array(voc_colours(int(types.max()) + 1), np.uint8)
     line = edges & (inside > 0)
-    shown[line] = colours[types[line]]
+    shown[line] = class_colours(int(types.max(initial=0)))[types[line]]
     return Image.fromarray(shown)
+
+
+def class_colours(count: int) -> np.ndarray:
+    """Colours of the background and so many classes, uint8 [at least 1 + C, 3]; the first are the same for every count."""
+    more = np.array(voc_colours(count + 1), np.uint8)[len(_COLOURS) :]
+    return np.concatenate((_COLOURS, more))[: count + 1]
 
 
 def ship(folder: Path, network: nn.Module, model: str, data: Any) -> None:

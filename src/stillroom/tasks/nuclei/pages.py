@@ -10,7 +10,7 @@ from PIL import Image
 from stillroom.engine.report.results import Report, Section, StageResult
 from stillroom.tasks.images.page_parts import change_cell, changes, data_uri, figure, heads, mean_over_seeds, note, row, table
 from stillroom.tasks.nuclei.data import NucleiData
-from stillroom.tasks.nuclei.loaded import outlined
+from stillroom.tasks.nuclei.loaded import class_colours, outlined
 from stillroom.tasks.nuclei.maps import NucleiMap, numbered
 from stillroom.tasks.nuclei.measures import panoptic_quality
 from stillroom.tasks.nuclei.metrics import pooled_counts
@@ -63,7 +63,9 @@ def _pictures(report: Report, arms: dict[str, list[StageResult]], data: NucleiDa
         cells.append(_cell(outlined(image, truth), f"truth: {len(truth.types) - 1} nuclei"))
         found = _whole(answer_HW2, image.size)
         cells.append(_cell(outlined(image, found), f"{escape(leading)}, PQ {quality:.0f} %: {len(found.types) - 1} nuclei"))
-    told = note([f"The pictures with the least PQ of {escape(leading)}, the worst first, first seed; a colour for each class."])
+    colours = (f"rgb({r}, {g}, {b})" for r, g, b in class_colours(data.num_classes)[1:].tolist())
+    legend = " ".join(f'<span style="color: {rgb}">■</span> {escape(name)}' for name, rgb in zip(data.classes, colours, strict=True))
+    told = note([f"The pictures with the least PQ of {escape(leading)}, the worst first, first seed; outlines: {legend}."])
     return [Section("Pictures", f'<div class="gallery">{"".join(cells)}</div>{told}')] if cells else []
 
 
