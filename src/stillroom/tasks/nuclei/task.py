@@ -55,6 +55,7 @@ class Nuclei:
     presets: Mapping[str, Mapping[str, Any]] = {"paper": CONSEP}
     default: Mapping[str, Any] = {"data": "drawn"}
     kinds: tuple[str, ...] = ("drawn", "nuclei", "consep", "lizard", "pannuke")
+    students: tuple[str, ...] = ("stillroom/nuclei8_3", "stillroom/nuclei16_3", "stillroom/nuclei32_4", "stillroom/hovernet")
     layers: Mapping[str, FindLayer] = {}
     exact: tuple[str, ...] = ()
     metric_formats: Mapping[str, Metric] = METRICS
