@@ -75,7 +75,7 @@ def test_predict_writes_maps_cells_and_overlays_as_evaluation_sees_them(
 def test_windows_or_the_whole_make_the_same_map_of_a_picture_of_any_size(run: Path) -> None:
     student: Any = load(run)
     instances, kinds = maps(0, 5)
-    found = student.find(picture(instances, kinds, 0).resize((70, 53)))
+    found = student.outline(picture(instances, kinds, 0).resize((70, 53)))
     assert found.instances.shape == (53, 70)
 
 

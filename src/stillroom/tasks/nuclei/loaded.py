@@ -88,7 +88,7 @@ class LoadedNuclei:
         return ["nuclei", "instances", "cells", "overlay"]
 
     @torch.no_grad()
-    def find(self, image: Image.Image) -> NucleiMap:
+    def outline(self, image: Image.Image) -> NucleiMap:
         """The nuclei of a picture (RGB), as evaluation finds them."""
         weight = next(self.network.parameters())
         pixels = prepared(pil_to_tensor(image), self.transform["mean"], self.transform["std"]).to(weight.device, weight.dtype)
@@ -110,7 +110,7 @@ class LoadedNuclei:
             for ending in ("_instances", "_overlay", "_cells")
         }
         for file, image in opened(files, read_image, unreadable):
-            found = self.find(image)
+            found = self.outline(image)
             instances, overlay, cells = (places[ending][file] for ending in ("_instances", "_overlay", "_cells"))
             write_picture(Image.fromarray(found.instances.clip(0, _MOST).astype(np.uint16)), instances)
             write_picture(outlined(image, found), overlay)
