@@ -14,7 +14,6 @@ from torchvision.transforms.v2.functional import adjust_brightness, adjust_contr
 from stillroom.engine.loading import Draw, uniforms
 from stillroom.errors import InputError, at_least, one_of
 from stillroom.tasks.images.data import ImageSetData, hashed
-from stillroom.tasks.images.transforms import Parameters
 from stillroom.tasks.nuclei.instances import Outlining
 from stillroom.tasks.nuclei.maps import NucleiBatch, NucleiImages, NucleiMap, WholeBatch, distances
 from stillroom.tasks.nuclei.metrics import NucleiEvaluator
@@ -140,7 +139,7 @@ class NucleiData(ImageSetData):
         return self.in_memory
 
     def _samples(self, images: Any, *, training: bool, told: bool = False) -> Dataset[Any]:
-        return _Squares(images, self, self.augment, told=told) if training else _Wholes(images, self)
+        return _Squares(images, self, self.augment) if training else _Wholes(images, self)
 
     def _prepared(self, images: Any) -> Any:
         return images  # kept by those who read them
@@ -174,18 +173,18 @@ class _Read:
 
 
 class _Squares(Dataset[Any]):
-    """Batches of squares cut out of pictures, by their draws; with `told` each with what was drawn, see `transforms`."""
+    """Batches of squares cut out of pictures, by their draws."""
 
-    def __init__(self, images: NucleiImages, data: NucleiData, augment: str, *, told: bool = False) -> None:
-        self.read, self.side, self.augment, self.told = _Read(images, data), data.image_size, augment, told
+    def __init__(self, images: NucleiImages, data: NucleiData, augment: str) -> None:
+        self.read, self.side, self.augment = _Read(images, data), data.image_size, augment
         self.mean, self.std = (torch.tensor(values).view(-1, 1, 1) for values in (data.mean, data.std))
 
     def __len__(self) -> int:
         return len(self.read.images)
 
-    def __getitems__(self, draws: Sequence[Draw]) -> Any:
+    def __getitems__(self, draws: Sequence[Draw]) -> NucleiBatch:
         ids, seeds, _ = np.array(draws, np.int64).T
-        pictures, types, offsets, drawn = [], [], [], []
+        pictures, types, offsets = [], [], []
         for index, seed, random in zip(ids.tolist(), seeds.tolist(), uniforms(seeds, 10), strict=True):
             pixels, nuclei = self.read(index)
             pixels, nuclei = self._filled(pixels, nuclei)
@@ -200,11 +199,8 @@ class _Squares(Dataset[Any]):
             pictures.append(_stained(cut, random[4:], seed) if self.augment == "stain" else cut)
             types.append(torch.from_numpy(known.types[instances]))
             offsets.append(torch.from_numpy(distances(instances)))
-            drawn.append((top / height, left / width, self.side / height, self.side / width))
         images = (torch.stack(pictures) - self.mean) / self.std
-        batch = NucleiBatch(images, torch.stack(types), torch.stack(offsets), torch.from_numpy(ids.copy()))
-        told: Parameters = {"crop": np.array(drawn, np.float32)}
-        return (batch, told) if self.told else batch
+        return NucleiBatch(images, torch.stack(types), torch.stack(offsets), torch.from_numpy(ids.copy()))
 
     def _filled(self, pixels: Tensor, nuclei: NucleiMap) -> tuple[Tensor, NucleiMap]:
         """At least as large as the square: mirrored at the lower and right edge where they are not, without nuclei there."""

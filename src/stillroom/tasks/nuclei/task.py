@@ -14,7 +14,7 @@ from stillroom.engine import Distiller, Networks, Report, Training
 from stillroom.engine.cache import CachedTeacher
 from stillroom.engine.report.results import Metric, Section
 from stillroom.engine.task import Built, FindLayer
-from stillroom.tasks.images.cached import check_views, drawn_views
+from stillroom.errors import InputError
 from stillroom.tasks.nuclei.data import NucleiData
 from stillroom.tasks.nuclei.loaded import LoadedNuclei, load, ship
 from stillroom.tasks.nuclei.metrics import METRICS
@@ -74,12 +74,15 @@ class Nuclei:
         return Supervised(network)
 
     def views(self, data: NucleiData, asked: int | None) -> int:
-        """As many random views as are asked for, by default 8; without augmentation one."""
-        return drawn_views(data.augment, asked)
+        """None.
+
+        Raises:
+            InputError: always.
+        """
+        raise InputError("task", self.name, "a task with methods that learn from a teacher's answers: here a network teaches itself")
 
     def check_cache(self, teacher: CachedTeacher, data: NucleiData) -> None:
-        """Whether this version of the libraries draws the views that the cache has answers to."""
-        check_views(teacher, data)
+        """There is none."""
 
     def compare(self, details: dict[str, np.ndarray], reference: dict[str, np.ndarray]) -> dict[str, float]:
         """Nothing: what two models answer is compared with the truth."""
