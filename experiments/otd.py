@@ -23,7 +23,7 @@ FIGURES = (
 )
 BANKS = ("--refresh-capacities", "2", "--history-capacity", "60", "--domain-weight", "1e5", "--class-weight", "1e5")
 SHORT = ("--image-size", "48", "--edge-kernel", "9", "--batch-size", "4", "--augment", "flips", *BANKS)
-DSB, WBC = ("--epochs", "12", "--source-epochs", "3"), ("--epochs", "25", "--source-epochs", "6")  # about 200 steps, 50 of them alone
+DSB, WBC = ("--epochs", "9", "--source-epochs", "3"), ("--epochs", "18", "--source-epochs", "6")  # about 150 steps, 50 of them alone
 ARMS = ("alone", "mixing", "domain", "streams", "otd", "unprojected")
 BLOOD = {"neutrophil": "granulocyte", "eosinophil": "granulocyte", "basophil": "granulocyte", "lymphocyte": "lymphocyte"}
 BLOOD["monocyte"] = "monocyte"
