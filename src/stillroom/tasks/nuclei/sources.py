@@ -8,7 +8,7 @@ import json
 import re
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -124,36 +124,33 @@ class Merging:
 
 @dataclass(frozen=True)
 class _Labels:
-    """Reads files with nuclei of several formats, in one way."""
+    """Reads files with nuclei of several formats, in one way; `met` counts what was strange in them."""
 
     store: Store
     types: int
     of_type: tuple[int, ...]
     pieces: str
+    met: Counter[str] = field(default_factory=Counter, compare=False)
 
     def __call__(self, name: str) -> NucleiMap:
-        return self.counted(name)[0]
-
-    def counted(self, name: str) -> tuple[NucleiMap, Counter[str]]:
-        """The nuclei of a file, and what was met in it."""
         held = _content(self.store, name)
         if "inst_map" not in held:
             raise InputError("data", f"{printable(name)} with {', '.join(held) or 'nothing'}", "inst_map, and type_map or inst_type")
-        instances_HW, met = whole_numbers_of(held["inst_map"], f"{printable(name)}: inst_map"), Counter[str]()
+        instances_HW = whole_numbers_of(held["inst_map"], f"{printable(name)}: inst_map")
         if "type_map" in held:
             types_HW = whole_numbers_of(held["type_map"], f"{printable(name)}: type_map")
             nuclei, mixed = read_type_map(instances_HW, types_HW, printable(name), self.types)
-            met["nuclei with pixels of several types: they have that of most"] = mixed
+            self.met["nuclei with pixels of several types: they have that of most"] += mixed
         else:
             nuclei = self._typed(instances_HW, held, name)
         pieces_HW, count = _pieces(nuclei.instances)
         if count > len(nuclei.types) - 1:
-            several = "are" if self.pieces == "split" else "are not (pieces=split)"
-            met[f"numbers with several pieces, which {several} made a nucleus each"] = count - len(nuclei.types) + 1
+            several = "are made" if self.pieces == "split" else "are no (pieces=split)"
+            self.met[f"pieces beyond the first of their numbers, which {several} nuclei of their own"] += count - len(nuclei.types) + 1
             if self.pieces == "split":
                 first = np.unique(pieces_HW, return_index=True)[1]
                 nuclei = numbered(pieces_HW, nuclei.types[nuclei.instances.ravel()[first]])
-        return NucleiMap(nuclei.instances, np.array(self.of_type)[nuclei.types]), met
+        return NucleiMap(nuclei.instances, np.array(self.of_type)[nuclei.types])
 
     def _typed(self, instances_HW: np.ndarray, held: Mapping[str, Any], name: str) -> NucleiMap:
         """Of a list of types, one for each nucleus in the order of their numbers, or of the numbers that are listed beside them."""
@@ -339,20 +336,17 @@ class _Channels:
     masks: Sequence[np.ndarray]
     places: Sequence[tuple[int, int]]
     of_type: tuple[int, ...]
+    met: Counter[str] = field(default_factory=Counter, compare=False)
 
     def __call__(self, index: int) -> NucleiMap:
-        return self.counted(index)[0]
-
-    def counted(self, index: int) -> tuple[NucleiMap, Counter[str]]:
-        """The nuclei of a picture, and what was met."""
         part, row = self.places[index]
         channels_HWC = np.asarray(self.masks[part][row])[..., : len(PANNUKE)].astype(np.int64)
         channel_HW = (channels_HWC > 0).argmax(2)
         instances_HW = np.take_along_axis(channels_HWC, channel_HW[..., None], 2)[..., 0]
         types_HW = np.where(instances_HW > 0, channel_HW + 1, 0)
         nuclei, mixed = read_type_map(_apart(instances_HW, types_HW), types_HW, f"picture {row}", len(PANNUKE))
-        met = Counter({"nuclei in two channels of types: they have the type of most pixels": mixed})
-        return NucleiMap(nuclei.instances, np.array(self.of_type)[nuclei.types]), met
+        self.met["nuclei in two channels of types: they have the type of most pixels"] += mixed
+        return NucleiMap(nuclei.instances, np.array(self.of_type)[nuclei.types])
 
 
 def _apart(instances_HW: np.ndarray, types_HW: np.ndarray) -> np.ndarray:
@@ -409,37 +403,34 @@ def _made(
 ) -> NucleiSource:
     """A source, some maps of which were looked at."""
     found = [_look(parts[split], len(classes)) for split in ("train", "val")]
-    met = sum((counts for _, _, _, counts in found), Counter[str]())
+    met: Counter[str] = Counter()
+    for read in {id(part.read): part.read for part in parts.values()}.values():
+        met += getattr(read, "met", Counter())
     if not found[1][0].any():
         raise InputError(argument, "pictures to measure with that have no nucleus", "some nuclei in them")
     mean, std = _PIXELS
     return NucleiSource(
         name=kind, classes=classes, train=parts["train"], val=parts["val"], mean=mean, std=std, fingerprint=_digest(kind, classes, content),
         said=tuple(f"{number} {said}" for said, number in met.items() if number), image_size=size or _SIZE,
-        augment="none" if size else "flips", outlining=outlining, nuclei=np.stack([counts for counts, _, _, _ in found]),
+        augment="none" if size else "flips", outlining=outlining, nuclei=np.stack([counts for counts, _, _ in found]),
         looked_at=(found[0][1], found[1][1]), empty=(found[0][2], found[1][2]),
     )  # fmt: skip
 
 
-def _look(images: NucleiImages, num_classes: int) -> tuple[np.ndarray, int, int, Counter[str]]:
-    """Of some labelled pictures: nuclei by class, int64 [C]; how many pictures; how many are empty; what was met.
+def _look(images: NucleiImages, num_classes: int) -> tuple[np.ndarray, int, int]:
+    """Of some labelled pictures: nuclei by class, int64 [C]; how many pictures; how many are empty.
 
     Raises:
         InputError: a map that cannot be used.
     """
     known = np.flatnonzero(images.labelled)
     chosen = known[np.unique(np.linspace(0, len(known) - 1, min(len(known), _LOOKED_AT)).round().astype(np.int64))] if len(known) else known
-    counts, empty, met = np.zeros(num_classes + 1, np.int64), 0, Counter[str]()
+    counts, empty = np.zeros(num_classes + 1, np.int64), 0
     for index in chosen.tolist():
         types = images.nuclei(index).types
         counts += np.bincount(types[1:], minlength=num_classes + 1)
         empty += len(types) == 1
-        read: Any = getattr(images, "read", None)
-        if isinstance(read, _Labels):
-            met += read.counted(images.maps[index])[1]  # type: ignore[attr-defined]
-        elif isinstance(read, _Channels):
-            met += read.counted(int(images.numbers[index]))[1]  # type: ignore[attr-defined]
-    return counts[1:], len(chosen), empty, met
+    return counts[1:], len(chosen), empty
 
 
 def _digest(*parts: Any) -> str:
