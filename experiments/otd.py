@@ -21,7 +21,8 @@ FIGURES = (
     "train/cosine/nuclei",
     "train/cosine/types",
 )
-BANKS = ("--refresh-capacities", "2", "--history-capacity", "60", "--domain-weight", "1e5", "--class-weight", "1e5")
+BANKS = ("--refresh-capacities", "2", "--history-capacity", "60")
+SEEN = ("--domain-weight", "1e5", "--class-weight", "1e5")  # weights at which the streams' gradients are as large as those of the mix
 SHORT = ("--image-size", "48", "--edge-kernel", "9", "--batch-size", "4", "--augment", "flips", *BANKS)
 DSB, WBC = ("--epochs", "9", "--source-epochs", "3"), ("--epochs", "18", "--source-epochs", "6")  # about 150 steps, 50 of them alone
 ARMS = ("alone", "mixing", "domain", "streams", "otd", "unprojected")
@@ -74,13 +75,13 @@ def main() -> None:
     length = ["--seeds", str(asked.seeds)]
     drawn = ["--target", "drawn:domain=target,val=100", "--source", f"drawn:domain=source,train={asked.images}", "--batch-size", "4"]
     found: dict[str, Numbers] = {}
-    words = [*drawn, *length, "--epochs", str(asked.epochs), *BANKS, "--arms", "+".join(ARMS)]
+    words = [*drawn, *length, "--epochs", str(asked.epochs), *BANKS, *SEEN, "--arms", "+".join(ARMS)]
     found |= {f"drawn: {arm}": numbers for arm, numbers in measured(asked.runs / "drawn", words).items()}
     steps = asked.images // 4 * asked.epochs
-    banks = "banks of moments refreshed every 2 capacities, histories of 60 gradients, stream weights 1e5"
+    banks = "banks of moments refreshed every 2 capacities, histories of 60 gradients"
     setting: dict[str, object] = {
         "drawn": f"{asked.images} source and 400 target images of 48 x 48 pixels, 6 of the target with labels, 100 measured; batches of 4 "
-        f"from each, {steps} steps of Adam, the first {asked.images // 4} on source and few alone; nuclei8_3; {banks}",
+        f"from each, {steps} steps of Adam, the first {asked.images // 4} on source and few alone; nuclei8_3; {banks}, stream weights 1e5",
     }
     pairs = {"mPQ": "mPQ, %", "mDice": "mDice, %", "mDice apart": "mDice apart, %"}
     said = [over(found, "drawn", "mixing", "alone", metric) for metric in pairs.values()]
@@ -91,7 +92,9 @@ def main() -> None:
         place = [f"nuclei:{asked.dsb},domain={domain},scale=0.5" for domain in ("stained", "fluorescence")]
         words = ["--target", place[0], "--source", place[1], "--few", "4", *SHORT, *DSB, "--arms", real, *length]
         found |= {f"DSB 2018: {arm}": numbers for arm, numbers in measured(asked.runs / "dsb", words).items()}
-        setting["DSB 2018"] = "fluorescence to stained tissue, one class, at half the size, crops of 48; 4 target pictures with labels"
+        setting["DSB 2018"] = (
+            "fluorescence to stained tissue, one class, at half the size, crops of 48; 4 target pictures with labels; banks as above, stream weights 1000"
+        )
         said = [
             over(found, "DSB 2018", *arms, metric) for arms in (("mixing", "alone"), ("otd", "mixing")) for metric in ("PQ, %", "Dice, %")
         ]
@@ -119,7 +122,7 @@ def main() -> None:
         words += ["--arms", real, *length]
         found |= {f"blood cells: {arm}": numbers for arm, numbers in measured(asked.runs / "wbc", words).items()}
         setting["blood cells"] = (
-            "Tecom, granulocytes one class, to CellaVision with 5 classes, at 48 pixels a picture; 8 target pictures with labels"
+            "Tecom, granulocytes one class, to CellaVision with 5 classes, at 48 pixels a picture; 8 target pictures with labels; banks as above, stream weights 1000"
         )
         said = [
             over(found, "blood cells", *arms, metric)

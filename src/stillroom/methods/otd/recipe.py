@@ -64,8 +64,8 @@ def recipe(
     return report
 
 
-# Drawn nuclei: banks that are refreshed within so short a run, and weights of the streams at which their gradients are seen.
-DRAWN = {"refresh_capacities": 2, "history_capacity": 60, "domain_weight": 1e5, "class_weight": 1e5}
+# Drawn nuclei: banks that have subspaces within so short a run.
+DRAWN = {"refresh_capacities": 2, "history_capacity": 60}
 
 # The setting of the released code: patches of PanNuke and Lizard.
 PRESETS = {
