@@ -93,7 +93,8 @@ def main() -> None:
         words = ["--target", place[0], "--source", place[1], "--few", "4", *SHORT, *DSB, "--arms", real, *length]
         found |= {f"DSB 2018: {arm}": numbers for arm, numbers in measured(asked.runs / "dsb", words).items()}
         setting["DSB 2018"] = (
-            "fluorescence to stained tissue, one class, at half the size, crops of 48; 4 target pictures with labels; banks as above, stream weights 1000"
+            "fluorescence to stained tissue, one class, at half the size, crops of 48; 4 target pictures with labels; banks as above, "
+            "stream weights 1000"
         )
         said = [
             over(found, "DSB 2018", *arms, metric) for arms in (("mixing", "alone"), ("otd", "mixing")) for metric in ("PQ, %", "Dice, %")
@@ -122,7 +123,8 @@ def main() -> None:
         words += ["--arms", real, *length]
         found |= {f"blood cells: {arm}": numbers for arm, numbers in measured(asked.runs / "wbc", words).items()}
         setting["blood cells"] = (
-            "Tecom, granulocytes one class, to CellaVision with 5 classes, at 48 pixels a picture; 8 target pictures with labels; banks as above, stream weights 1000"
+            "Tecom, granulocytes one class, to CellaVision with 5 classes, at 48 pixels a picture; 8 target pictures with labels; banks as "
+            "above, stream weights 1000"
         )
         said = [
             over(found, "blood cells", *arms, metric)
