@@ -76,7 +76,13 @@ METHODS: tuple[Method, ...] = (
         "stillroom.methods.zeroseg",
         "reference vectors of GroupViT's code",
     ),
-    Method("otd", "Taxonomy Adaptive Cross-Domain Adaptation in Medical Imaging via Optimization Trajectory Distillation", "nuclei"),
+    Method(
+        "otd",
+        "Taxonomy Adaptive Cross-Domain Adaptation in Medical Imaging via Optimization Trajectory Distillation",
+        "nuclei",
+        "stillroom.methods.otd",
+        _PAPER,
+    ),
     Method(
         "tinyclip",
         "TinyCLIP: CLIP Distillation via Affinity Mimicking and Weight Inheritance",

@@ -37,7 +37,17 @@ FindLayer = Callable[[nn.Module, Any, str], str]  # (network, a few inputs, what
 
 WARNING = "WARNING: "  # before notes that a user must not overlook
 # Tasks whose networks can be trained on labels, without a teacher.
-SUPERVISED = ("classification", "multilabel", "detection", "segmentation", "harmonization", "imagetext", "detection3d", "sound")
+SUPERVISED = (
+    "classification",
+    "multilabel",
+    "detection",
+    "segmentation",
+    "harmonization",
+    "imagetext",
+    "detection3d",
+    "sound",
+    "nuclei",
+)
 TASKS = (*SUPERVISED, "editing", "anomaly", "representation")  # each with a room whose module `task` holds its TASK
 
 
