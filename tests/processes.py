@@ -48,6 +48,7 @@ PRELOADED = (
     "stillroom.tasks.multilabel",
     "stillroom.tasks.nuclei",
     "stillroom.tasks.segmentation",
+    "stillroom.tasks.video",
 )
 PATIENCE = 240.0  # seconds for a case on two ranks
 _NUMBER = struct.Struct("q")

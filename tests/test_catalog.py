@@ -108,6 +108,7 @@ def test_a_method_that_cannot_be_compared_says_why() -> None:
         "giftnet",
         "iod",
         "memkd",
+        "mm-ego",
         "otd",
         "sdd",
         "ssd-det",

@@ -151,7 +151,7 @@ METHODS: tuple[Method, ...] = (
         "stillroom.methods.bckd",
         _PAPER,
     ),
-    Method("mm-ego", "Multimodal Distillation for Egocentric Action Recognition", "video"),
+    Method("mm-ego", "Multimodal Distillation for Egocentric Action Recognition", "video", "stillroom.methods.mm_ego", _PAPER),
     Method(
         "wad",
         "Semi-Supervised Learning via Weight-Aware Distillation under Class Distribution Mismatch",

@@ -34,7 +34,7 @@ def run(arguments: list[str], command: str) -> None:
         "images",
         metavar="IMAGE",
         nargs="+",
-        help="image files, folders (with all images below them) or patterns such as 'photos/**/*.jpg'; of sound: sound files",
+        help="image files, folders (with all images below them) or patterns such as 'photos/**/*.jpg'; or sounds, videos, scans",
     )
     parser.add_argument("--json", action="store_true", help="one JSON object per image and line instead of a table")
     parser.add_argument("--top", type=int, metavar="K", help="how many classes to name, the most probable first (default: 2)")

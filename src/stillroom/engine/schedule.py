@@ -9,7 +9,7 @@ from typing import Literal, get_args
 
 from stillroom.errors import InputError, at_least_zero, one_of
 
-Kind = Literal["multistep", "cosine", "onecycle", "constant"]
+Kind = Literal["multistep", "cosine", "linear", "onecycle", "constant"]
 
 _START, _END = 25.0, 1e4  # onecycle starts at 1/25 of its full rate and ends at 1/10 000 of that
 
@@ -46,6 +46,19 @@ def warmup_factor(epoch: float, warmup: float) -> float:
     return 1.0 if epoch >= warmup else epoch / warmup
 
 
+def linear_factor(step: int, warmup_steps: float, steps: int) -> float:
+    """A straight rise from 0 at the first step to 1 after `warmup_steps`, and a straight fall to 0 after `steps`; 0 from there on.
+
+    Args:
+        step: steps before this one.
+        warmup_steps: how long it rises, below `steps`; 0 for a fall alone.
+        steps: in all.
+    """
+    if step < warmup_steps:
+        return step / warmup_steps
+    return max(0.0, (steps - step) / (steps - warmup_steps))
+
+
 def cosine_between(first: float, last: float, *, step: int, steps: int, warmup: int = 0) -> float:
     """Half a cosine from `first` towards `last`, which the step after the last one would reach; at the i-th of n steps
 
@@ -78,7 +91,8 @@ class Schedule:
     """The learning rate over a run.
 
     Args:
-        kind: multistep (times `factor` after each milestone), cosine (to zero at the end of the run, per step), onecycle (up to the full
+        kind: multistep (times `factor` after each milestone), cosine (to zero at the end of the run, per step), linear (from zero through
+            the warm-up, whose first step has no rate, and straight to zero at the end of the run, per step), onecycle (up to the full
             rate and down to next to nothing, per step) or constant.
         milestones: read by multistep: the last epoch, counted from 1, before each decay. A number in (0, 1) is a fraction of the run
             and means the nearest end of an epoch, the first at the earliest.
@@ -137,6 +151,9 @@ class Schedule:
         if not self.warmup_epochs < epochs:
             raise InputError("warmup_epochs", self.warmup_epochs, f"fewer than the run's epochs ({epochs})")
         warmup_steps = self.warmup_epochs * steps_per_epoch
+        if self.kind == "linear":
+            floor = min(self.floor or 0.0, base_lr)
+            return floor + (base_lr - floor) * linear_factor(step, warmup_steps, epochs * steps_per_epoch)
         if self.floor is None:
             return self._after_warmup(base_lr, step, warmup_steps, steps_per_epoch, epochs) * warmup_factor(step + 1, warmup_steps)
         floor = min(self.floor, base_lr)

@@ -47,6 +47,7 @@ SUPERVISED = (
     "detection3d",
     "sound",
     "nuclei",
+    "video",
 )
 TASKS = (*SUPERVISED, "editing", "anomaly", "representation")  # each with a room whose module `task` holds its TASK
 
