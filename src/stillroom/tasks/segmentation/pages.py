@@ -8,10 +8,10 @@ import numpy as np
 from PIL import Image
 
 from stillroom.engine.report.results import Report, Section, StageResult
+from stillroom.tasks.images.label_pictures import overlaid
 from stillroom.tasks.images.page_parts import change_cell, changes, data_uri, figure, heads, mean_over_seeds, note, row, table
+from stillroom.tasks.images.pixel_classes import ious
 from stillroom.tasks.segmentation.data import SegmentationData
-from stillroom.tasks.segmentation.loaded import overlaid
-from stillroom.tasks.segmentation.metrics import ious
 
 _ROWS = 60  # classes that are listed
 _SIDE = 240  # pixels that pictures are shown with

@@ -1,0 +1,1 @@
+"""Several dense targets of one picture: classes, depth, normals, edges."""
