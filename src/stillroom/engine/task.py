@@ -4,7 +4,8 @@ A task room holds one object, its `Task`, in a module `task`; the class of its d
 several tasks, the Lab and the report know tasks by these contracts alone. What a task has not (a supervised arm, an export, a cache) is
 absent from its `Task`, and the commands that need it say so in one line. `docs/add-a-task.md` tells a whole task on one page.
 
-Two things that a task may have besides: its data `first_lines()`, sentences that a run begins with; itself ``remarks(report, data)``,
+Three things that a task may have besides: its data `first_lines()`, sentences that a run begins with, and `metric_formats`, of metrics
+that hang on what the data hold; itself ``remarks(report, data)``,
 sentences on results that a reader must not miss, which the terminal and the report say.
 """
 
@@ -37,7 +38,7 @@ FindLayer = Callable[[nn.Module, Any, str], str]  # (network, a few inputs, what
 
 WARNING = "WARNING: "  # before notes that a user must not overlook
 # Tasks whose networks can be trained on labels, without a teacher.
-SUPERVISED = ("classification", "multilabel", "detection", "segmentation", "harmonization", "imagetext")
+SUPERVISED = ("classification", "multilabel", "detection", "segmentation", "harmonization", "imagetext", "multitask")
 TASKS = (*SUPERVISED, "editing", "anomaly", "representation")  # each with a room whose module `task` holds its TASK
 
 

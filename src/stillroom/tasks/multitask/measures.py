@@ -20,6 +20,13 @@ def squared_errors(depth: Tensor, truth: Tensor) -> tuple[Tensor, Tensor, Tensor
     return error.square().sum(), (error.abs() / depths).sum(), known.sum().double()
 
 
+def within_factor(depth: Tensor, truth: Tensor, factor: float = 1.25) -> Tensor:
+    """How many known pixels are right up to a factor; a float64 scalar."""
+    known = truth.isfinite()
+    ours, theirs = depth[known].clamp_min(1e-6), truth[known]
+    return (torch.maximum(ours / theirs, theirs / ours) < factor).sum().double()
+
+
 def angles(raw_B3HW: Tensor, truth_B3HW: Tensor) -> Tensor:
     """Degrees between both directions at the known pixels, 2 atan2(|a - b|, |a + b|) of unit vectors, float64 [N]."""
     a, b = (normalize(one.double(), dim=1).movedim(1, -1)[truth_B3HW.isfinite().all(1)] for one in (raw_B3HW, truth_B3HW))

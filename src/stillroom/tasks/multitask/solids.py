@@ -35,7 +35,7 @@ def draw(count: int, side: int, seed: int) -> tuple[Tensor, dict[str, np.ndarray
 def _scene(random: np.random.Generator, side: int) -> tuple[np.ndarray, ...]:
     y, x = np.mgrid[:side, :side] * 1.0
     slope = random.uniform(-0.5, 0.5, 2)
-    depth = 5 + _PIXEL * (slope[0] * (x - side / 2) + slope[1] * (y - side / 2)).clip(-side / 3, side / 3)
+    depth = 5 + _PIXEL * (slope[0] * (x - side / 2) + slope[1] * (y - side / 2))
     normals = np.broadcast_to(_unit(np.array([*slope, -1.0]))[:, None, None], (3, side, side)).copy()
     label, owner = np.zeros((side, side), np.uint8), np.zeros((side, side), np.int64)
     albedo = np.broadcast_to(random.uniform(0.3, 0.8, (3, 1, 1)), (3, side, side)).copy()
