@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import kl_div
 
+from stillroom.engine.distributed import averaged
 from stillroom.errors import InputError, at_least_zero, one_of, positive
 from stillroom.losses.precision import in_one_type
 
@@ -196,7 +197,8 @@ def kl_match(maps: Sequence[tuple[Tensor, Tensor]], valid_B1HW: Tensor | None = 
 
 
 def _mean(values_BHW: Tensor, valid_B1HW: Tensor | None) -> Tensor:
-    """Over the valid positions; 0 where there is none."""
+    """Over the valid positions of all processes; 0 where there is none."""
     if valid_B1HW is None:
         return values_BHW.mean()
-    return (values_BHW * valid_B1HW[:, 0]).sum() / valid_B1HW.sum().clamp_min(1)
+    # DDP takes the mean of the processes' gradients: so each sum is divided by their mean number of valid positions
+    return (values_BHW * valid_B1HW[:, 0]).sum() / averaged(valid_B1HW.sum()).clamp_min(1)
