@@ -183,9 +183,10 @@ def _open_dense(path: str, options: dict[str, str], argument: str) -> MultiTaskS
     if not isinstance(content, dict) or not content or not all(isinstance(one, dict) for one in content.values()):
         raise InputError(argument, file, "a mapping for each target, e.g. depth: {kind: depth, unit: mm}")
     declared: dict[str, Declared] = {}
-    for name, one in content.items():
+    for name, one in sorted(content.items(), key=lambda item: "from" in item[1]):  # what is made from others behind these
         declared[str(name)] = _declared(str(name), one, declared, store, sizes, f"{argument}: {file}: {name}")
-    return _of_files("dense", store, sizes, folders, ("image", "images"), list(declared.values()), options, argument)
+    listed = [declared[str(name)] for name in content]
+    return _of_files("dense", store, sizes, folders, ("image", "images"), listed, options, argument)
 
 
 _KEYS = {
@@ -224,7 +225,7 @@ def _declared(
         if "from" in said:
             of = others.get(str(said["from"]))
             if of is None or not isinstance(of.decode, Labels):
-                raise InputError(f"{argument}: from", said["from"], "a target of the kind classes that stands above")
+                raise InputError(f"{argument}: from", said["from"], "a target of the kind classes")
             folders, decode = of.folders, EdgesOf(of.decode)
     return Declared(Target(name, kind, **more), folders, decode, unit)  # type: ignore[arg-type]
 
