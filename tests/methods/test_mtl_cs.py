@@ -15,7 +15,7 @@ from stillroom.cli import main
 from stillroom.engine import Lab, LabOptions, Losses, Teacher
 from stillroom.engine.weights import read_weights
 from stillroom.errors import InputError, NonFiniteLoss
-from stillroom.methods.mtl_cs import MTLCS, Match, cs_divergence, inter_match, intra_match, kl_match, probability_maps
+from stillroom.methods.mtl_cs import MTLCS, Match, collected, cs_divergence, inter_match, intra_match, probability_maps
 from stillroom.methods.mtl_cs.recipe import PRESETS
 from stillroom.tasks.multitask import DenseBatch, MultiTaskData, MultiTaskNetwork, build_multitask
 from tests.methods.mtl_cs_job import PLAN, data, network, train
@@ -52,6 +52,14 @@ def test_nearly_flat_distributions_keep_their_digits_in_single_precision() -> No
     assert float((plain.double() - exact).abs().max()) > 10 * float((ours.double() - exact).abs().max())
 
 
+def test_the_gradient_is_that_of_the_formula() -> None:
+    p, q = (torch.rand(2, 3, 4, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) for seed in (0, 1))
+    p.requires_grad_()
+    for dim in (1, (0, 2), -1):
+        assert torch.autograd.gradcheck(lambda x, dim=dim: cs_divergence(x, q, dim), (p,))
+        assert cs_divergence(p, q, dim).shape == (p * q).sum(dim).shape
+
+
 def test_rows_of_zeros_and_orthogonal_ones_are_finite() -> None:
     p = torch.tensor([[1.0, 0, 0], [0, 0, 0], [1e-20, 0, 0]], requires_grad=True)
     found = cs_divergence(p, torch.tensor([[0, 1.0, 0], [1, 0, 0], [1, 0, 0]]))
@@ -71,7 +79,7 @@ def maps(flip: bool = False) -> tuple[Tensor, Tensor]:
 
 
 def test_columns_do_not_see_that_directions_are_turned_round_and_rows_do() -> None:
-    same, turned = [maps()], [maps(flip=True)]
+    same, turned = collected([maps()]), collected([maps(flip=True)])
     assert float(intra_match(turned)) < 1e-3
     assert float(inter_match(turned)) > 1e3 * max(float(inter_match(same)), 1e-9)
 
@@ -81,15 +89,15 @@ def test_a_match_of_equals_is_zero_and_what_is_invalid_does_not_count() -> None:
     z, other = (torch.randn(2, 5, 4, 6, generator=generator) for _ in range(2))
     depth = torch.randn(2, 1, 4, 6, generator=generator)
     equal = [probability_maps(z, z, "classes", temperature=2.0), probability_maps(depth, depth, "scalar", temperature=2.0)]
-    for match in (inter_match, intra_match, kl_match):
-        assert abs(float(match(equal))) < 1e-6
+    for match in (Match(), Match(inter="per_task"), Match(divergence="kl")):
+        assert all(abs(float(term)) < 1e-4 for term in match.terms(equal).values())
     valid = torch.ones(2, 1, 4, 6)
     valid[:, :, 2:] = 0
     apart = [probability_maps(z, other, "classes", temperature=2.0)]
     top = [(apart[0][0][:, :, :2], apart[0][1][:, :, :2])]
-    for match in (inter_match, intra_match, kl_match):
-        torch.testing.assert_close(match(apart, valid), match(top))
-        assert float(match(apart, torch.zeros_like(valid))) == 0
+    for match in (Match(), Match(inter="per_task"), Match(divergence="kl")):
+        torch.testing.assert_close(match.terms(apart, valid), match.terms(top))
+        assert all(float(term) == 0 for term in match.terms(apart, torch.zeros_like(valid)).values())
 
 
 def test_depth_is_compared_on_the_teachers_scale_and_bounded() -> None:

@@ -5,7 +5,7 @@
 """
 
 from stillroom.methods.mtl_cs.distiller import MTLCS
-from stillroom.methods.mtl_cs.loss import Match, cs_divergence, inter_match, intra_match, kl_match, probability_maps
+from stillroom.methods.mtl_cs.loss import Match, collected, cs_divergence, inter_match, intra_match, kl_match, probability_maps
 from stillroom.methods.mtl_cs.recipe import PRESETS, ROOM, build, recipe
 
 __all__ = [
@@ -14,6 +14,7 @@ __all__ = [
     "ROOM",
     "Match",
     "build",
+    "collected",
     "cs_divergence",
     "inter_match",
     "intra_match",

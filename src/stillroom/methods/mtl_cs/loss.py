@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -28,19 +28,44 @@ INTERS: tuple[Inter, ...] = ("joint", "per_task", "none")
 EPS = 1e-12
 _DEVIATIONS = 20.0  # at most so large is u: a teacher's map that is constant has no scale
 _FLAT = 1e-6  # added to the variance of a teacher's map
-_TINY = 1e-24  # of a squared norm: below it a row has no direction
+_TINY = 1e-24  # of a squared norm: below it a vector has no direction
 
 
-def cs_divergence(p: Tensor, q: Tensor, dim: int = -1, *, square: bool = True, eps: float = EPS) -> Tensor:
+class _CauchySchwarz(torch.autograd.Function):
+    """See `cs_divergence`: with r = p - (p q / |q|^2) q, which is what p has beside q, |p|^2 |q|^2 - (p q)^2 is |q|^2 |r|^2, in all its
+    digits where p and q are nearly proportional; value and gradient are told by r."""
+
+    @staticmethod
+    def forward(ctx: Any, p: Tensor, q: Tensor, dims: tuple[int, ...], eps: float) -> Tensor:
+        qq, pq = (q * q).sum(dims, keepdim=True), (p * q).sum(dims, keepdim=True)
+        along = pq / qq.clamp_min(_TINY)
+        r = torch.addcmul(p, q, -along)
+        rr = (r * r).sum(dims, keepdim=True)
+        both, inner = (along * pq + rr) * qq + eps, pq * pq + eps
+        sine = qq * rr / both  # 1 - inner / both
+        near = sine < 0.5
+        found = torch.where(near, -torch.log1p(-torch.where(near, sine, 0.0)), -torch.log(inner / both))
+        ctx.save_for_backward(r, q, 2 * qq / both, -2 * pq * sine / inner)
+        ctx.dims = dims
+        return found.squeeze(dims)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
+        r, q, of_r, of_q = ctx.saved_tensors
+        gradient = gradients[0]
+        for dim in sorted(ctx.dims):
+            gradient = gradient.unsqueeze(dim)
+        return torch.addcmul(r * (gradient * of_r), q, gradient * of_q), None, None, None
+
+
+def cs_divergence(p: Tensor, q: Tensor, dim: int | tuple[int, ...] = -1, *, square: bool = True, eps: float = EPS) -> Tensor:
     """Cauchy-Schwarz divergence: symmetric, blind to the scale of either, 0 where they are proportional or one is all zeros.
 
         D = -log( ((p q)^2 + eps) / (|p|^2 |q|^2 + eps) )
 
-    Near 0 it is taken from the distance of the normalised vectors: there the quotient rounds to 1 in float32.
-
     Args:
-        p, q: non-negative, of shapes that broadcast; they need not sum to 1.
-        dim: along which they are vectors.
+        p, q: non-negative, of one shape; they need not sum to 1. No gradient reaches q.
+        dim: along which, one or several, they are vectors.
         square: with the square, as above; else half of it, -log cos.
         eps: keeps rows of zeros, and orthogonal ones, finite.
 
@@ -49,15 +74,8 @@ def cs_divergence(p: Tensor, q: Tensor, dim: int = -1, *, square: bool = True, e
 
     Source: section 2 of the method; the standard form of the divergence.
     """
-    pp, qq, pq = ((a * b).sum(dim) for a, b in ((p, p), (q, q), (p, q)))
-    norms = (pp * qq).clamp_min(_TINY).sqrt()
-    apart = (p * pp.clamp_min(_TINY).rsqrt().unsqueeze(dim) - q * qq.clamp_min(_TINY).rsqrt().unsqueeze(dim)).square().sum(dim) / 2
-    both = pp * qq
-    sine = both / (both + eps) * (apart * (2 - apart))  # 1 - quotient, exact where it is small
-    near = pq > norms / math.sqrt(2)
-    nearly = -torch.log1p(-torch.where(near, sine, 0.0))
-    far = -torch.log((pq.square() + eps) / (both + eps))
-    divergence = torch.where(near, nearly, far)
+    dims = tuple(one % p.ndim for one in ((dim,) if isinstance(dim, int) else dim))
+    divergence: Tensor = _CauchySchwarz.apply(p, q, dims, eps)
     return divergence if square else divergence / 2
 
 
@@ -153,41 +171,56 @@ class Match:
         scale = self.temperature**2
         if self.divergence == "kl":
             return {"kl": scale * kl_match(maps, valid_B1HW)}
-        found = {}
-        if self.inter != "none":
-            found["inter"] = scale * inter_match(maps, valid_B1HW, joint=self.inter == "joint", square=self.square)
+        together, found = collected(maps), {}
+        if self.inter == "joint":
+            found["inter"] = scale * inter_match(together, valid_B1HW, square=self.square)
+        elif self.inter == "per_task":
+            each = [inter_match(collected([pair]), valid_B1HW, square=self.square) for pair in maps]
+            found["inter"] = scale * torch.stack(each).mean()
         if self.intra:
-            found["intra"] = scale * intra_match(maps, valid_B1HW, square=self.square)
+            found["intra"] = scale * intra_match(together, valid_B1HW, square=self.square)
         return found
 
 
-def inter_match(
-    maps: Sequence[tuple[Tensor, Tensor]], valid_B1HW: Tensor | None = None, *, joint: bool = True, square: bool = True
-) -> Tensor:
-    """Rows: the divergence of what both say at a position, the mean over positions and the batch.
+class Collected(NamedTuple):
+    """All targets' distributions at every position: c = concat_t sqrt(K_t) P_t.
 
-    All targets together are the vector c = concat_t sqrt(K_t) P_t, so that a flat distribution has norm 1 in every target: a peaked target
-    weighs more there, one of many classes does not. Not `joint`: each target's rows alone, the mean over targets.
+    The factor gives a flat distribution norm 1 in every target: a peaked target weighs more, one of many classes does not.
+
+    Attributes:
+        student, teacher: [B, sum K_t, h, w].
+        sizes: K_t.
+    """
+
+    student: Tensor
+    teacher: Tensor
+    sizes: tuple[int, ...]
+
+
+def collected(maps: Sequence[tuple[Tensor, Tensor]]) -> Collected:
+    """P_S and P_T [B, K_t, h, w] of some targets, together."""
+    sizes = tuple(int(P.shape[1]) for P, _ in maps)
+    scales = torch.tensor([math.sqrt(size) for size in sizes for _ in range(size)], device=maps[0][0].device).view(1, -1, 1, 1)
+    student, teacher = (scales.to(side[0].dtype) * torch.cat(side, 1) for side in zip(*maps, strict=True))
+    return Collected(student, teacher, sizes)
+
+
+def inter_match(together: Collected, valid_B1HW: Tensor | None = None, *, square: bool = True) -> Tensor:
+    """Rows: the divergence of what both say at a position, of all targets together; the mean over positions and the batch.
 
     Source: section 4 of the method.
     """
-    if joint:
-        sides = [torch.cat([math.sqrt(P.shape[1]) * P for P in side], 1) for side in zip(*maps, strict=True)]
-        return _mean(cs_divergence(sides[0], sides[1], 1, square=square), valid_B1HW)
-    return torch.stack([_mean(cs_divergence(*pair, 1, square=square), valid_B1HW) for pair in maps]).mean()
+    return _mean(cs_divergence(together.student, together.teacher, 1, square=square), valid_B1HW)
 
 
-def intra_match(maps: Sequence[tuple[Tensor, Tensor]], valid_B1HW: Tensor | None = None, *, square: bool = True) -> Tensor:
+def intra_match(together: Collected, valid_B1HW: Tensor | None = None, *, square: bool = True) -> Tensor:
     """Columns: the divergence of a class's probabilities over all positions of the batch, the mean over classes, then over targets.
 
     A column is compared up to its scale: it fixes patterns, not levels. Source: section 5 of the method.
     """
-
-    def columns(P_BKHW: Tensor) -> Tensor:
-        kept = P_BKHW if valid_B1HW is None else P_BKHW * valid_B1HW
-        return kept.transpose(0, 1).flatten(1)
-
-    return torch.stack([cs_divergence(columns(p), columns(q), square=square).mean() for p, q in maps]).mean()
+    sides = [side if valid_B1HW is None else side * valid_B1HW for side in together[:2]]
+    each = cs_divergence(sides[0], sides[1], (0, 2, 3), square=square)
+    return torch.stack([of_target.mean() for of_target in each.split(together.sizes)]).mean()
 
 
 def kl_match(maps: Sequence[tuple[Tensor, Tensor]], valid_B1HW: Tensor | None = None) -> Tensor:
