@@ -38,7 +38,7 @@ FindLayer = Callable[[nn.Module, Any, str], str]  # (network, a few inputs, what
 
 WARNING = "WARNING: "  # before notes that a user must not overlook
 # Tasks whose networks can be trained on labels, without a teacher.
-SUPERVISED = ("classification", "multilabel", "detection", "segmentation", "harmonization", "imagetext", "multitask")
+SUPERVISED = ("classification", "multilabel", "detection", "segmentation", "harmonization", "imagetext", "detection3d", "multitask")
 TASKS = (*SUPERVISED, "editing", "anomaly", "representation")  # each with a room whose module `task` holds its TASK
 
 
@@ -210,6 +210,7 @@ class Task(Protocol):
         layers: module paths by a word, for a cache's taps: ``(network, example, argument)``, see `FindLayer`.
         exact: parts of a teacher's answer that a cache stores in fp32 whatever it is asked for.
         metric_formats: how its metrics are written, where the report does not know them.
+        students: optional: specifications of networks that `stillroom students` measures.
         doubts: optional, ``(result, data)``: what a teacher's answers to the validation set say against it, a clause each.
     """
 
