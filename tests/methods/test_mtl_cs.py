@@ -249,7 +249,7 @@ def test_one_teacher_for_each_target_by_its_name(run: Path, tmp_path: Path, caps
         (("--gain", "0"), "got 0"),
         (("--inter", "none", "--intra", "false"), "something to match"),
         (("--flipped", "2"), "--flipped: got 2"),
-        (("--targets", "semseg+sound"), "--targets: got semseg+sound"),
+        (("--only-targets", "semseg+sound"), "--only-targets: got semseg+sound"),
         (("--teacher", "stillroom/unet4"), "--teacher: got stillroom/unet4"),
         (("--image-size", "0"), "--image-size: got 0"),
     ],

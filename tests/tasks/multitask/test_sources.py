@@ -62,10 +62,10 @@ def test_a_zip_is_read_in_place_and_known_by_its_content(tmp_path: Path) -> None
 
 def test_targets_are_chosen_and_weighed(tmp_path: Path) -> None:
     spec = f"dense:{dense(tmp_path)}"
-    data = MultiTaskData(spec, targets="depth+semseg", target_weights="depth=2.5")
+    data = MultiTaskData(spec, only_targets="depth+semseg", target_weights="depth=2.5")
     assert [(target.name, target.weight) for target in data.targets] == [("depth", 2.5), ("semseg", 1)]
     assert data.of_targets("depth").classes == ("depth",)
-    for wrong, said in ({"targets": "deep"}, "each once, of semseg"), ({"target_weights": "depth"}, "TARGET=NUMBER"):
+    for wrong, said in ({"only_targets": "deep"}, "each once, of semseg"), ({"target_weights": "depth"}, "TARGET=NUMBER"):
         with pytest.raises(InputError, match=said):
             MultiTaskData(spec, **wrong)
 

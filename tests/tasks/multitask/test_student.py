@@ -90,7 +90,7 @@ def test_the_student_is_exported(run: Path, tmp_path: Path) -> None:
 
 
 def test_a_run_is_a_start_for_fewer_targets_and_not_for_others(run: Path, root: Path, tmp_path: Path) -> None:
-    data = MultiTaskData(f"dense:{root}", targets="depth+normals")
+    data = MultiTaskData(f"dense:{root}", only_targets="depth+normals")
     made = build_multitask(str(run), data.targets)
     assert made.network.targets == data.targets
     assert set(made.network(torch.zeros(1, 3, 24, 32))) == {"semseg", "depth", "normals", "edges"}

@@ -19,9 +19,9 @@ from stillroom.tasks.multitask import DELTA, SMALL, TASK, MultiTaskData, SideByS
 
 ARMS: Mapping[str, Mapping[str, Any]] = {  # what each has otherwise than the options say
     "kdam": {},
-    "kl": {"divergence": "kl"},
-    "inter": {"divergence": "cs", "inter": "joint", "intra": False},
-    "intra": {"divergence": "cs", "inter": "none", "intra": True},
+    "kl": {"kdam_divergence": "kl"},
+    "inter": {"kdam_divergence": "cs", "inter": "joint", "intra": False},
+    "intra": {"kdam_divergence": "cs", "inter": "none", "intra": True},
     "each": {},
 }
 EACH = "each"  # the arm of several teachers
@@ -36,14 +36,14 @@ def build(
     temperature: float = 8.0,
     kdam_weight: float = 0.5,
     gain: float = 4.0,
-    divergence: Divergence = "cs",
+    kdam_divergence: Divergence = "cs",
     inter: Inter = "joint",
     intra: bool = True,
     square: bool = True,
     flipped: float = 0.0,
 ) -> MTLCS:
     """The distiller; for the options see `recipe`."""
-    match = Match(temperature, kdam_weight, gain, divergence, inter, intra, square)
+    match = Match(temperature, kdam_weight, gain, kdam_divergence, inter, intra, square)
     return MTLCS(student, teacher, match, flipped=flipped)
 
 
@@ -57,7 +57,7 @@ def recipe(
     temperature: float = 8.0,
     kdam_weight: float = 0.5,
     gain: float = 4.0,
-    divergence: Divergence = "cs",
+    kdam_divergence: Divergence = "cs",
     inter: Inter = "joint",
     intra: bool = True,
     square: bool = True,
@@ -76,14 +76,14 @@ def recipe(
         temperature: temperature of softened class probabilities, T > 0.
         kdam_weight: beta, weight of what is matched.
         gain: kappa, factor that brings depth and directions to the range of logits; above 0.
-        divergence: of the probabilities: ``cs`` by rows and columns, or ``kl`` of each target by itself.
+        kdam_divergence: of the probabilities: ``cs`` by rows and columns, or ``kl`` of each target by itself.
         inter: rows: all targets at a position as one vector (``joint``), each alone (``per_task``), or ``none``.
         intra: match columns: the probabilities of a class over all positions of the batch.
         square: of the cosine in the divergence; without it half as large.
         flipped: share of the teacher's numbers whose sign is changed, to try how much a match bears; from 0 to 1.
     """
     options = {"temperature": temperature, "kdam_weight": kdam_weight, "gain": gain, "square": square, "flipped": flipped}
-    options |= {"divergence": divergence, "inter": inter, "intra": intra}
+    options |= {"kdam_divergence": kdam_divergence, "inter": inter, "intra": intra}
     names = [name.strip() for name in arms.split("+")]
     for name in names:
         one_of("arms", name, ARMS)
@@ -127,7 +127,7 @@ def _of_levels(lab: Lab, name: str, make: Callable[..., MTLCS], data: MultiTaskD
     """The warning where columns alone are matched of values that have a level."""
     chosen: dict[str, Any] = make.keywords  # type: ignore[attr-defined]
     levels = [target.name for target in data.targets if target.kind != "classes"]
-    if chosen["divergence"] != "cs" or chosen["inter"] != "none" or not levels:
+    if chosen["kdam_divergence"] != "cs" or chosen["inter"] != "none" or not levels:
         return []
     told = f"{name}: columns alone fix patterns and no levels: {', '.join(levels)} may come out shifted or turned round; match rows too"
     if lab.seed == lab.options.seed:

@@ -52,7 +52,7 @@ class MultiTaskData(ImageSetData):
         augment: random changes of training images: ``scale`` (half to twice as large, cropped, mirrored half of the time, colours
             distorted), ``mirror`` or ``none``; by default scale, for drawn solids none.
         eval_size: pixels of the shorter side of pictures that are measured on; by default `image_size`.
-        targets: of the data, that are learnt: ``semseg+depth``; by default all.
+        only_targets: of the data, that are learnt: ``semseg+depth``; by default all.
         target_weights: of the targets' losses, in the place of their own: ``depth=2+edges=20``.
         edge_matching: measure edges as the literature does, thinned and matched one to one, instead of by the distance to the nearest.
         options: those of every task on images, see `ImageSetData`.
@@ -71,7 +71,7 @@ class MultiTaskData(ImageSetData):
         image_size: int | None = None,
         augment: str | None = None,
         eval_size: int | None = None,
-        targets: str | None = None,
+        only_targets: str | None = None,
         target_weights: str | None = None,
         edge_matching: bool = False,
         **options: Any,
@@ -79,7 +79,7 @@ class MultiTaskData(ImageSetData):
         if augment is not None:
             one_of("augment", augment, AUGMENTATIONS)
         source = open_source(data)
-        self.targets = chosen(source.targets, targets, target_weights)
+        self.targets = chosen(source.targets, only_targets, target_weights)
         super().__init__(data, source, batch_size=batch_size, **options)
         self.classes = tuple(target.name for target in self.targets)
         self.num_classes = len(self.classes)

@@ -73,9 +73,10 @@ def _sizes(encoder: nn.Module) -> tuple[tuple[int, ...], tuple[int, ...]]:
 
 def _head(width: int, channels: int) -> nn.Sequential:
     hidden = max(width // 4, 1)
-    head = nn.Sequential(conv_unit(width, hidden, 3), nn.Conv2d(hidden, channels, 1))
+    last = nn.Conv2d(hidden, channels, 1)
+    head = nn.Sequential(conv_unit(width, hidden, 3), last)
     initialise_convolutions(head)
-    nn.init.normal_(head[1].weight, std=0.01)
+    nn.init.normal_(last.weight, std=0.01)
     return head
 
 

@@ -74,7 +74,7 @@ def chosen(targets: tuple[Target, ...], names: str | None, weights: str | None) 
     wanted = list(known) if names is None else [name.strip() for name in names.split("+")]
     for name in wanted:
         if name not in known or wanted.count(name) > 1:
-            raise InputError("targets", names, f"each once, of {', '.join(known)}")
+            raise InputError("only_targets", names, f"each once, of {', '.join(known)}")
     for part in [] if weights is None else weights.split("+"):
         name, _, number = part.partition("=")
         try:

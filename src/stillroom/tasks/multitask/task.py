@@ -52,9 +52,14 @@ class MultiTask:
     data: type[Any] = MultiTaskData
     plan = SMALL
     sgd = SMALL_SGD
-    networks = Networks("stillroom/pyramid16", "stillroom/pyramid6")
+    networks = Networks("stillroom/pyramid12", "stillroom/pyramid6")
     presets: Mapping[str, Mapping[str, Any]] = {"paper": NYUD, "paper:pascal-context": PASCAL}
-    default: Mapping[str, Any] = {"data": "solids", "batch_size": 16}
+    default: Mapping[str, Any] = {
+        "data": "solids:train=160,val=64,teacher=640",
+        "batch_size": 16,
+        "epochs": 20,
+        "teacher_epochs": 8,
+    }
     kinds: tuple[str, ...] = ("solids", "nyud", "pascal-context", "dense")
     layers: Mapping[str, FindLayer] = {}
     exact: tuple[str, ...] = ()
