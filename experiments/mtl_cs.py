@@ -31,7 +31,7 @@ FIGURES = {  # of a run: what results call them, and whether lower is better whe
 OVER = "Delta_m over alone, %"
 SOLIDS = ("--schedule", "onecycle", "--warmup-epochs", "0", "--batch-size", "16", "--student", "stillroom/pyramid6")
 NYUD = (
-    *("--image-size", "48", "--augment", "mirror", "--batch-size", "16", "--student", "stillroom/pyramid6"),
+    *("--image-size", "48", "--val-subset", "100", "--augment", "mirror", "--batch-size", "16", "--student", "stillroom/pyramid6"),
     *("--teacher", "stillroom/pyramid12", "--schedule", "onecycle", "--warmup-epochs", "0", "--arms", "kl+kdam"),
 )
 FLIPPED = 0.2
@@ -73,13 +73,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--nyud", help="NYU Depth V2, see `stillroom run mtl-cs --help`")
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--epochs", type=int, default=24, help="of the students on the solids")
-    parser.add_argument("--nyud-epochs", type=int, default=4)
+    parser.add_argument("--epochs", type=int, default=16, help="of the students on the solids")
+    parser.add_argument("--nyud-epochs", type=int, default=3)
     parser.add_argument("--runs", type=Path, default=Path("runs/experiments/mtl_cs"), help="where the runs are kept")
     parser.add_argument("--out", type=Path, default=Path("results/mtl_cs.json"))
     asked = parser.parse_args()
     seeds = ["--seeds", str(asked.seeds)]
-    solids = ["--data", "solids:train=150,val=60,teacher=1000", *SOLIDS, *seeds, "--epochs", str(asked.epochs)]
+    solids = ["--data", "solids:train=150,val=60,teacher=1000,size=32", *SOLIDS, *seeds, "--epochs", str(asked.epochs)]
     first = [*solids, "--teacher", "stillroom/pyramid12", "--teacher-epochs", "9", "--arms", "kl+inter+intra+kdam"]
     found: dict[str, Numbers] = {f"solids: {arm}": numbers for arm, numbers in measured(asked.runs / "solids", first).items()}
     flipped = [*solids, "--teacher", str(asked.runs / "solids" / "teacher"), "--flipped", str(FLIPPED), "--arms", "kl+kdam"]
@@ -96,7 +96,7 @@ def main() -> None:
         drops[arm] = "{:+.1f} +- {:.1f}".format(*paired(*pair))
     verdict.append(f"a fifth of the teacher's signs flipped changes the score of kdam by {drops['kdam']} points, of kl by {drops['kl']}")
     setting: dict[str, object] = {
-        "solids": "150 drawn scenes of 48 x 48 pixels, 60 measured, 1000 for the teacher; classes, depth, normals, edges weigh 1, 1, 2, 10; "
+        "solids": "150 drawn scenes of 32 x 32 pixels, 60 measured, 1000 for the teacher; classes, depth, normals, edges weigh 1, 1, 2, 10; "
         f"AdamW one-cycle, batches of 16; student pyramid6, {asked.epochs} epochs; teacher pyramid12, 9 epochs; T 8, beta 0.5",
         "flipped": f"the same, {FLIPPED:.0%} of the teacher's numbers with the other sign, drawn anew in every step",
     }
@@ -113,7 +113,7 @@ def main() -> None:
         ]
         found |= {f"NYUv2: {arm}": numbers for arm, numbers in measured(asked.runs / "nyud", words).items()}
         verdict += [f"on NYUv2 {said(found, 'NYUv2', arm, 'alone', OVER, '% of Delta_m')}" for arm in ("kdam", "kl")]
-        setting["NYUv2"] = f"390 frames to train on, 220 measured, at 48 x 64 pixels; {asked.nyud_epochs} epochs; {' '.join(NYUD)}"
+        setting["NYUv2"] = f"390 frames to train on, 100 of 220 measured, at 48 x 64 pixels; {asked.nyud_epochs} epochs; {' '.join(NYUD)}"
     command = f"python experiments/mtl_cs.py --seeds {asked.seeds} --epochs {asked.epochs}"
     command += f" --nyud nyuv2_mtl.zip --nyud-epochs {asked.nyud_epochs}" * bool(asked.nyud)
     write(asked.out, "mtl-cs", command, list(range(asked.seeds)), found, f"solids: {'; '.join(verdict)}.", setting)
