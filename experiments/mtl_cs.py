@@ -96,7 +96,7 @@ def main() -> None:
         drops[arm] = "{:+.1f} +- {:.1f}".format(*paired(*pair))
     verdict.append(f"a fifth of the teacher's signs flipped changes the score of kdam by {drops['kdam']} points, of kl by {drops['kl']}")
     setting: dict[str, object] = {
-        "solids": "150 drawn scenes of 32 x 32 pixels, 60 measured, 1000 for the teacher; classes, depth, normals, edges weigh 1, 1, 2, 10; "
+        "solids": "150 drawn scenes of 32 x 32 pixels, 60 measured, 1000 for the teacher; weights of the targets 1, 1, 2, 10; "
         f"AdamW one-cycle, batches of 16; student pyramid6, {asked.epochs} epochs; teacher pyramid12, 9 epochs; T 8, beta 0.5",
         "flipped": f"the same, {FLIPPED:.0%} of the teacher's numbers with the other sign, drawn anew in every step",
     }

@@ -113,8 +113,8 @@ def test_depth_is_compared_on_the_teachers_scale_and_bounded() -> None:
 def test_the_teacher_has_no_gradient() -> None:
     z, t = (torch.randn(1, 3, 2, 2, requires_grad=True) for _ in range(2))
     for kind in ("classes", "direction"):
-        terms = Match().terms([probability_maps(z, t, kind, temperature=8.0)])  # type: ignore[arg-type]
-        gradients = torch.autograd.grad(sum(terms.values()), (z, t), allow_unused=True)  # type: ignore[arg-type, type-var]
+        terms = Match().terms([probability_maps(z, t, kind, temperature=8.0)])
+        gradients = torch.autograd.grad(sum(terms.values()), (z, t), allow_unused=True)  # type: ignore[arg-type]
         assert gradients[0] is not None
         assert gradients[1] is None
 
@@ -125,7 +125,7 @@ def test_numbers_and_words_without_meaning_are_refused() -> None:
         ({"inter": "none", "intra": False}, "something to match"),
     ):  # fmt: skip
         with pytest.raises(ValueError, match=said):
-            Match(**options)  # type: ignore[arg-type]
+            Match(**options)
 
 
 # The distiller --------------------------------------------------------------------------------------------------------------------------
@@ -199,9 +199,9 @@ def test_flipped_signs_are_drawn_anew_in_every_step_and_the_same_again() -> None
         seen.append(distiller._taught(batch)["semseg"])
     assert torch.equal(seen[0], seen[1])
     assert not torch.equal(seen[0], seen[2])
-    changed = seen[0] != clean["semseg"]  # type: ignore[call-overload]
+    changed = seen[0] != clean["semseg"]
     assert 0.15 < float(changed.float().mean()) < 0.25
-    assert torch.equal(seen[0][changed], -clean["semseg"][changed])  # type: ignore[call-overload]
+    assert torch.equal(seen[0][changed], -clean["semseg"][changed])
 
 
 # Runs -----------------------------------------------------------------------------------------------------------------------------------
@@ -272,7 +272,7 @@ def test_the_papers_setting_takes_a_step_on_its_data_in_small(preset: str, tmp_p
     spec = chosen["student"].partition(",")[0]
     student = build_multitask(spec, shown.targets).network
     assert isinstance(student, MultiTaskNetwork)
-    assert sum(student.encoder.channels) == 1440
+    assert sum(getattr(student.encoder, "channels", ())) == 1440
     assert chosen["teacher"].startswith("timm/swin_large_patch4_window12_384")
     distiller = MTLCS(
         student, build_multitask("timm/resnet10t", shown.targets).network, Match(chosen["temperature"], chosen["kdam_weight"])

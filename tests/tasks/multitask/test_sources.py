@@ -65,7 +65,11 @@ def test_targets_are_chosen_and_weighed(tmp_path: Path) -> None:
     data = MultiTaskData(spec, only_targets="depth+semseg", target_weights="depth=2.5")
     assert [(target.name, target.weight) for target in data.targets] == [("depth", 2.5), ("semseg", 1)]
     assert data.of_targets("depth").classes == ("depth",)
-    for wrong, said in ({"only_targets": "deep"}, "each once, of semseg"), ({"target_weights": "depth"}, "TARGET=NUMBER"):
+    refused: tuple[tuple[dict[str, Any], str], ...] = (
+        ({"only_targets": "deep"}, "each once"),
+        ({"target_weights": "depth"}, "TARGET=NUMBER"),
+    )
+    for wrong, said in refused:
         with pytest.raises(InputError, match=said):
             MultiTaskData(spec, **wrong)
 

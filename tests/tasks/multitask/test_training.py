@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -195,8 +196,8 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_enlarged_pictures_are_nearer_and_mirrored_ones_turned(root: Path) -> None:
     data = MultiTaskData(f"dense:{root}", augment="scale")
-    read = data._samples(data._train, training=True, told=True)
-    whole = MultiTaskData(f"dense:{root}", augment="none")._samples(data._train, training=True)
+    read: Any = data._samples(data._train, training=True, told=True)
+    whole: Any = MultiTaskData(f"dense:{root}", augment="none")._samples(data._train, training=True)
     seen = set()
     for seed in range(24):
         batch, drawn = read.__getitems__([Draw(0, seed)])

@@ -82,7 +82,7 @@ def recipe(
         square: of the cosine in the divergence; without it half as large.
         flipped: share of the teacher's numbers whose sign is changed, to try how much a match bears; from 0 to 1.
     """
-    options = {"temperature": temperature, "kdam_weight": kdam_weight, "gain": gain, "square": square, "flipped": flipped}
+    options: dict[str, Any] = {"temperature": temperature, "kdam_weight": kdam_weight, "gain": gain, "square": square, "flipped": flipped}
     options |= {"kdam_divergence": kdam_divergence, "inter": inter, "intra": intra}
     names = [name.strip() for name in arms.split("+")]
     for name in names:

@@ -64,8 +64,8 @@ def relative(targets: Sequence[Target], figures: Mapping[str, float], single: Ma
     """Delta_m in % of some figures over others, of networks of one target each or of another network; NaN where it has no meaning."""
     theirs, lower = deciding(targets, single)
     mine, _ = deciding(targets, figures)
-    known = [i for i in range(len(targets)) if np.isfinite(theirs[i]) and np.isfinite(mine[i]) and theirs[i]]
-    return delta_m(*([values[i] for i in known] for values in (theirs, mine, lower))) if len(known) == len(targets) else float("nan")
+    known = all(np.isfinite(a) and np.isfinite(b) and a for a, b in zip(theirs, mine, strict=True))
+    return delta_m(theirs, mine, lower) if known else float("nan")
 
 
 class MultiTaskEvaluator:

@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import yaml  # type: ignore[import-untyped]
@@ -24,6 +24,7 @@ from stillroom.tasks.multitask.batches import Decode, DenseFiles, DenseMemory, t
 from stillroom.tasks.multitask.decoding import INNER_AXES, PARTS, UNITS, Depth, EdgesOf, HumanParts, Labels, Mask, Normals, doubts
 from stillroom.tasks.multitask.solids import CLASSES, draw
 from stillroom.tasks.multitask.targets import KINDS, WEIGHTS, Target
+from stillroom.tasks.multitask.targets import Kind as TargetKind
 
 _MOST = 512  # pixels of the shorter side that is trained on, by default
 _LOOKED_AT = 24  # pictures of a split whose targets are looked at before a run
@@ -147,7 +148,7 @@ def _open_pascal(path: str, options: dict[str, str], argument: str) -> MultiTask
     labels = Labels(LabelSpace(VOC_CLASSES))
     known = set(folders)
     outlined = next((one for one in ("pascal-context/trainval", "edge") if any(f"/{name}".endswith(f"/{one}") for name in known)), None)
-    decode: Decode = {None: EdgesOf(labels), "edge": Mask()}.get(outlined, EdgesOf())
+    decode: Decode = EdgesOf(labels) if outlined is None else Mask() if outlined == "edge" else EdgesOf()
     classes = ("semseg/VOC12", "semseg/pascal-context", "semseg", "SegmentationClass")
     declared = [
         Declared(Target("semseg", "classes", VOC_CLASSES), classes, labels),
@@ -203,11 +204,12 @@ def _declared(
     Raises:
         InputError: what is said of it is not enough, or means nothing.
     """
-    kind = one_of(f"{argument}: kind", said.get("kind"), KINDS)  # type: ignore[arg-type]
+    kind = cast("TargetKind", one_of(f"{argument}: kind", str(said.get("kind")), KINDS))
     known = ("kind", "folder", "weight", *_KEYS[kind])
     if unknown := [key for key in said if key not in known]:
         raise InputError(argument, unknown[0], f"one of {near(str(unknown[0]), known, most=len(known))}")
-    folders, unit = (str(said.get("folder", name)),), 1.0
+    folders: tuple[str, ...] = (str(said.get("folder", name)),)
+    unit = 1.0
     more: dict[str, Any] = {"weight": float(said.get("weight", WEIGHTS[kind]))}
     decode: Decode = Mask()
     if kind == "classes":
@@ -227,7 +229,7 @@ def _declared(
             if of is None or not isinstance(of.decode, Labels):
                 raise InputError(f"{argument}: from", said["from"], "a target of the kind classes")
             folders, decode = of.folders, EdgesOf(of.decode)
-    return Declared(Target(name, kind, **more), folders, decode, unit)  # type: ignore[arg-type]
+    return Declared(Target(name, kind, **more), folders, decode, unit)
 
 
 def _unit(said: object, argument: str) -> float:
@@ -351,7 +353,7 @@ def _listed(store: Store, name: str, image_of: Mapping[str, Any], argument: str)
 
 
 def _some(count: int) -> list[int]:
-    return np.unique(np.linspace(0, count - 1, min(_LOOKED_AT, count)).round().astype(np.int64)).tolist()  # type: ignore[no-any-return]
+    return np.unique(np.linspace(0, count - 1, min(_LOOKED_AT, count)).round().astype(np.int64)).tolist()
 
 
 def _looked(parts: Mapping[str, Any], targets: Sequence[Target], units: Mapping[str, float] | None = None) -> tuple[str, ...]:
@@ -366,8 +368,8 @@ def _looked(parts: Mapping[str, Any], targets: Sequence[Target], units: Mapping[
         for part in (parts["train"], parts["val"]):
             for index in _some(len(part)):
                 try:
-                    size = (int(side) for side in pixels_of(part.image(index)).shape[1:])
-                    truths.append(truth_of(part, index, target.name, tuple(size), labelled=target.labelled, channels=target.channels))  # type: ignore[arg-type]
+                    height, width = (int(side) for side in pixels_of(part.image(index)).shape[1:])
+                    truths.append(truth_of(part, index, target.name, (height, width), labelled=target.labelled, channels=target.channels))
                 except UnreadableImage as error:
                     if part.readable(index, ends=False):
                         raise InputError("data", str(error), f"a file of the target {target.name} that can be read") from None
