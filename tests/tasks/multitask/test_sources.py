@@ -17,6 +17,7 @@ from stillroom.errors import InputError
 from stillroom.tasks.images.label_maps import LabelSpace
 from stillroom.tasks.multitask import MultiTaskData
 from stillroom.tasks.multitask.decoding import Depth, EdgesOf, Labels, Normals
+from stillroom.tasks.multitask.solids import PIXEL, draw
 from tests.tasks.multitask.miniatures import CLASSES, DECLARED, dense, nyud_papers, nyud_small, pascal, scene
 
 
@@ -236,9 +237,10 @@ def test_solids_have_exact_targets() -> None:
     # normals are those of the depth: away from edges and outlines n is along (z_x, z_y, -1)
     plane = truth["semseg"] == 0
     inside = plane[1:-1, 1:-1] & plane[1:-1, 2:] & plane[1:-1, :-2] & plane[2:, 1:-1] & plane[:-2, 1:-1]
-    z = truth["depth"][0].astype(np.float64) / 0.12
+    z = truth["depth"][0].astype(np.float64) / PIXEL
     slopes = np.stack(((z[1:-1, 2:] - z[1:-1, :-2]) / 2, (z[2:, 1:-1] - z[:-2, 1:-1]) / 2))
     n = truth["normals"][:, 1:-1, 1:-1]
     np.testing.assert_allclose((-n[:2] / n[2])[:, inside], slopes[:, inside], atol=1e-3)
+    assert all(draw(40, side, 1)[1]["depth"].min() > 0.49 for side in (16, 48))
     again = MultiTaskData("solids:train=4,val=3,teacher=5,size=32")
     assert torch.equal(data.val_sample(2)[0], again.val_sample(2)[0])

@@ -9,7 +9,8 @@ from torch import Tensor
 from stillroom.engine.loading import sample_seeds
 
 CLASSES = ("background", *(f"{skin} {shape}" for shape in ("sphere", "rectangle", "cylinder") for skin in ("plain", "striped")))
-_PIXEL = 0.12  # metres
+PIXEL = 0.06  # metres
+_NEAREST = 0.5  # metres
 _COUNTS = (2, 5)  # objects of a scene
 _SIZES = (5.0, 11.0)  # pixels: radius of a sphere, half a side of a rectangle, radius or half the length of a cylinder
 _LIGHT = np.array([-0.45, -0.6, -0.66])  # towards the light; x right, y down, z forward
@@ -35,7 +36,7 @@ def draw(count: int, side: int, seed: int) -> tuple[Tensor, dict[str, np.ndarray
 def _scene(random: np.random.Generator, side: int) -> tuple[np.ndarray, ...]:
     y, x = np.mgrid[:side, :side] * 1.0
     slope = random.uniform(-0.5, 0.5, 2)
-    depth = 5 + _PIXEL * (slope[0] * (x - side / 2) + slope[1] * (y - side / 2))
+    depth = 5 + PIXEL * (slope[0] * (x - side / 2) + slope[1] * (y - side / 2))
     normals = np.broadcast_to(_unit(np.array([*slope, -1.0]))[:, None, None], (3, side, side)).copy()
     label, owner = np.zeros((side, side), np.uint8), np.zeros((side, side), np.int64)
     albedo = np.broadcast_to(random.uniform(0.3, 0.8, (3, 1, 1)), (3, side, side)).copy()
@@ -43,7 +44,7 @@ def _scene(random: np.random.Generator, side: int) -> tuple[np.ndarray, ...]:
         shape, striped = int(random.integers(3)), int(random.integers(2))
         height, normal, inside = _object(random, shape, x - random.uniform(4, side - 4), y - random.uniform(4, side - 4))
         nearest = depth[inside].min(initial=5.0)
-        z = nearest - random.uniform(0.1, 0.5) + _PIXEL * (height - height[inside].max(initial=0))
+        z = nearest - random.uniform(0.05, 0.3) + PIXEL * (height - height[inside].max(initial=0))
         depth[inside], label[inside], owner[inside] = z[inside], 1 + 2 * shape + striped, number
         normals[:, inside] = normal[:, inside]
         colour, other = random.uniform(0.2, 1.0, (2, 3, 1, 1))
@@ -51,6 +52,7 @@ def _scene(random: np.random.Generator, side: int) -> tuple[np.ndarray, ...]:
         stripes = np.sin(2 * np.pi * (np.cos(angle) * x + np.sin(angle) * y) / period) > 0
         skin = np.where(stripes & bool(striped), 1 - colour if striped else other, colour)
         albedo[:, inside] = skin[:, inside]
+    depth += max(0.0, _NEAREST - float(depth.min()))
     light = _unit(_LIGHT)
     shade = (0.35 + 0.65 * np.einsum("chw,c->hw", normals, light).clip(0)) * (1.15 - 0.05 * depth)
     image = albedo * shade + random.normal(0, 0.06, (3, side, side))
