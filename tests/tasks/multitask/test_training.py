@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -293,3 +294,15 @@ def test_a_network_of_ones_own_that_lacks_a_target(tmp_path: Path) -> None:
     assert network.targets == ALL
     with pytest.raises(InputError, match=r"which answers with \{'depth': \[1, 1, 64, 64\]\}, expected raw answers \{parts: \[B, 3, h, w\]"):
         build_multitask(f"{tmp_path / 'nets.py'}:fewer", ALL)
+
+
+def test_normals_that_point_the_wrong_way_are_remarked_on(root: Path) -> None:
+    data = MultiTaskData(f"dense:{root}")
+
+    def said(degrees: float) -> list[str]:
+        result: Any = SimpleNamespace(metrics={"normals mean angle": degrees})
+        report: Any = SimpleNamespace(arms={"alone": [result]})
+        return data.task.remarks(report, data)  # type: ignore[attr-defined, no-any-return]
+
+    assert said(40.0) == []
+    assert said(150.0) == ["alone: normals are 150 degrees off on average: do all axes point the same way?"]
