@@ -24,7 +24,7 @@ CLAIMS: dict[str, Any] = yaml.safe_load((ROOT / "docs/claims.yml").read_text(enc
 # As the pages stand in the menu.
 ORDER = [
     *("kd", "dkd", "fitnets", "crd", "features", "dot", "dino", "ferkd", "orc", "mdcs", "l2d", "wad", "crkd", "kd3", "boss"),
-    *("bckd", "unikd", "ssd-det", "iod", "giftnet", "sdd", "memkd", "adasim", "tinyclip", "zeroseg", "daps-sam", "otd", "mm-ego"),
+    *("bckd", "unikd", "ssd-det", "iod", "giftnet", "sdd", "memkd", "adasim", "tinyclip", "zeroseg", "daps-sam", "otd", "mm-ego", "mtl-cs"),
 ]
 NAMES = {
     "kd3": "KD³",
@@ -44,6 +44,7 @@ NAMES = {
     "daps-sam": "DAPS-SAM",
     "otd": "OTD",
     "mm-ego": "Multimodal",
+    "mtl-cs": "MTL-CS",
 }
 SIGNS = {"above": "▲", "below": "▼", "level": "="}
 _SPACE = "\N{NO-BREAK SPACE}"

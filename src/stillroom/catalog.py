@@ -114,7 +114,13 @@ METHODS: tuple[Method, ...] = (
         "stillroom.methods.kd3",
         _PAPER,
     ),
-    Method("mtl-cs", "Multi-Task Learning with Knowledge Distillation for Dense Prediction", "multitask"),
+    Method(
+        "mtl-cs",
+        "Multi-Task Learning with Knowledge Distillation for Dense Prediction",
+        "multitask",
+        "stillroom.methods.mtl_cs",
+        "reference vectors of the specification",
+    ),
     Method(
         "adasim",
         "Adaptive Similarity Bootstrapping for Self-Distillation Based Representation Learning",

@@ -5,7 +5,8 @@ several tasks, the Lab and the report know tasks by these contracts alone. What 
 absent from its `Task`, and the commands that need it say so in one line. `docs/add-a-task.md` tells a whole task on one page.
 
 Two things that a task may have besides: its data `first_lines()`, sentences that a run begins with; itself ``remarks(report, data)``,
-sentences on results that a reader must not miss, which the terminal and the report say.
+sentences on results that a reader must not miss, which the terminal and the report say. Metrics that hang on what the data hold are
+described by the evaluator (see `run.recorder.Evaluator`).
 """
 
 from __future__ import annotations
@@ -48,6 +49,7 @@ SUPERVISED = (
     "sound",
     "nuclei",
     "video",
+    "multitask",
 )
 TASKS = (*SUPERVISED, "editing", "anomaly", "representation")  # each with a room whose module `task` holds its TASK
 
