@@ -44,7 +44,7 @@ def open_points(path: str, options: dict[str, str], argument: str) -> FrameSourc
         InputError: something in it cannot be used; the frame is named.
     """
     reader = open_folder(path, argument)
-    frames = reader.list()
+    frames = reader.listed()
     splits = np.array([reader.told(index).get("split", "") for index in range(len(frames))])
     if (splits == "val").any() and (splits == "train").any():
         train, val = frames.take(np.flatnonzero(splits == "train")), frames.take(np.flatnonzero(splits == "val"))
@@ -98,13 +98,15 @@ class FolderFrames:
             return tuple(map(str, self.content["classes"]))
         return tuple(sorted({str(box["name"]) for told in self.content["frames"] for box in told.get("boxes", []) if "name" in box}))
 
-    def list(self) -> ListedFrames:
+    def listed(self) -> ListedFrames:
         """All frames.
 
         Raises:
             InputError: a file is missing or no multiple of its columns, a time runs back, or a sequence stands in two pieces.
         """
-        names, sequences, last = [], [], {}
+        names: list[str] = []
+        sequences: list[str] = []
+        last: dict[str, float] = {}
         for index, told in enumerate(self.content["frames"]):
             name = self._file(told, index)
             if name not in self.place.files:
