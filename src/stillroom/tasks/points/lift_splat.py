@@ -69,7 +69,7 @@ class _Splat(torch.autograd.Function):
     """sum over depth and pixels of depth x feature into cells, one depth after another: the volume of both never exists at once."""
 
     @staticmethod
-    def forward(ctx: Any, depth: Tensor, features: Tensor, cells: Tensor, count: int) -> Tensor:  # type: ignore[override]
+    def forward(ctx: Any, depth: Tensor, features: Tensor, cells: Tensor, count: int) -> Tensor:
         """Depth [P, D], features [P, C], cells int64 [P, D] or -1 -> [count, C]."""
         ctx.save_for_backward(depth, features, cells)
         out = features.new_zeros(count, features.shape[1])
@@ -107,7 +107,7 @@ def splat(depth: Tensor, features: Tensor, cells: Tensor, grid: BevGrid) -> Tens
     along = depth.float().movedim(2, -1).flatten(0, 3)
     rows = features.float().movedim(2, -1).flatten(0, 3)
     where = cells.movedim(2, -1).flatten(0, 3)
-    out = cast(Tensor, _Splat.apply(along, rows, where, batch * grid.ny * grid.nx))  # type: ignore[no-untyped-call]
+    out = cast(Tensor, _Splat.apply(along, rows, where, batch * grid.ny * grid.nx))
     return out.view(batch, grid.ny, grid.nx, -1).permute(0, 3, 1, 2)
 
 

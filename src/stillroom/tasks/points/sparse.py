@@ -161,7 +161,7 @@ class _Convolve(torch.autograd.Function):
     """Gather, multiply, add, offset by offset; only the features and the weight are kept for the backward pass, no gathered rows."""
 
     @staticmethod
-    def forward(ctx: Any, features: Tensor, weight: Tensor, pairs: KernelMap, rows: int) -> Tensor:  # type: ignore[override]
+    def forward(ctx: Any, features: Tensor, weight: Tensor, pairs: KernelMap, rows: int) -> Tensor:
         """Features [M, C_in] and weight [K, C_in, C_out] -> [rows, C_out], added up in float32 or wider."""
         ctx.save_for_backward(features, weight)
         ctx.pairs = pairs
@@ -209,7 +209,7 @@ def _convolve(features: Tensor, weight: Tensor, bias: Tensor | None, pairs: Kern
     kind = features.device.type
     if torch.is_autocast_enabled(kind):
         features, weight = features.to(torch.get_autocast_dtype(kind)), weight.to(torch.get_autocast_dtype(kind))
-    out = cast(Tensor, _Convolve.apply(features, weight.flatten(1, 3).permute(1, 2, 0), pairs, rows))  # type: ignore[no-untyped-call]
+    out = cast(Tensor, _Convolve.apply(features, weight.flatten(1, 3).permute(1, 2, 0), pairs, rows))
     return out if bias is None else out + bias.to(out)
 
 
