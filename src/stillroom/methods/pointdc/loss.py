@@ -1,0 +1,60 @@
+"""What the two steps of PointDC minimise: imitation of 2D features, and cross-entropy with clusters as labels."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy, normalize
+
+from stillroom.losses.precision import at_least_float32
+
+EPS = 1e-12
+
+
+def cmd_loss(student_NC: Tensor, target_NC: Tensor, kept_N: Tensor | None = None) -> Tensor:
+    """Cross-modal distillation: mean over kept points and channels of (s / |s| - t / |t|)^2, which is 2 (1 - cos) / C.
+
+    Args:
+        student_NC: aligned features of the points. The target is a constant.
+        target_NC: their 2D features; a zero row was seen by no view.
+        kept_N: bool, which points count (S3DIS: those of a super-voxel); by default those whose target is not zero (ScanNet).
+
+    Returns:
+        A scalar; a zero that keeps the graph where no point counts.
+
+    Source: section 3.2 of the specification, from the released code.
+    """
+    target_NC = at_least_float32(target_NC.detach())
+    kept_N = (target_NC != 0).any(1) if kept_N is None else kept_N
+    student_NC = at_least_float32(student_NC)
+    if not bool(kept_N.any()):
+        return student_NC.sum() * 0
+    apart = normalize(student_NC[kept_N], dim=1, eps=EPS) - normalize(target_NC[kept_N], dim=1, eps=EPS)
+    return apart.square().mean()
+
+
+def cosine_logits(features_NC: Tensor, centres_KC: Tensor) -> Tensor:
+    """Cosines of features and learnable centres, [N, K]; temperature 1 (section 5)."""
+    return normalize(at_least_float32(features_NC), dim=1, eps=EPS) @ normalize(at_least_float32(centres_KC), dim=1, eps=EPS).T
+
+
+def fixed_logits(features_NC: Tensor, centroids_KC: Tensor) -> Tensor:
+    """Inner products with frozen unit centroids, [N, K]; features are not normalised (section 6.1)."""
+    return at_least_float32(features_NC) @ at_least_float32(centroids_KC.detach()).T
+
+
+def pseudo_label_loss(logits_NK: Tensor, pseudo_N: Tensor) -> Tensor:
+    """Cross-entropy with the clusters, mean over the points that have one (-1: none); a zero that keeps the graph where none has."""
+    if not bool((pseudo_N >= 0).any()):
+        return logits_NK.sum() * 0
+    return cross_entropy(logits_NK, pseudo_N, ignore_index=-1)
+
+
+def unit(features_NC: Tensor) -> Tensor:
+    """Rows of length 1 in float32; a zero row stays zero."""
+    return normalize(features_NC.float(), dim=1, eps=EPS)
+
+
+def no_label(points: int, device: torch.device) -> Tensor:
+    """Of points none of which has a label: int64 [points] of -1."""
+    return torch.full((points,), -1, dtype=torch.int64, device=device)
