@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import grid_sample
 
-from stillroom.methods.pointdc.loss import unit
 from stillroom.tasks.points.segments import segment_mean
+from stillroom.tasks.segmentation3d.clustering import unit
 
 
 def seen(

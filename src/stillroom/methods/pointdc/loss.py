@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy, normalize
 
@@ -48,13 +47,3 @@ def pseudo_label_loss(logits_NK: Tensor, pseudo_N: Tensor) -> Tensor:
     if not bool((pseudo_N >= 0).any()):
         return logits_NK.sum() * 0
     return cross_entropy(logits_NK, pseudo_N, ignore_index=-1)
-
-
-def unit(features_NC: Tensor) -> Tensor:
-    """Rows of length 1 in float32; a zero row stays zero."""
-    return normalize(features_NC.float(), dim=1, eps=EPS)
-
-
-def no_label(points: int, device: torch.device) -> Tensor:
-    """Of points none of which has a label: int64 [points] of -1."""
-    return torch.full((points,), -1, dtype=torch.int64, device=device)

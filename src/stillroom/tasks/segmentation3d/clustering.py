@@ -1,16 +1,24 @@
-"""Clusters of super-voxels as labels: k-means on inner products, and the pseudo-label of every point (section 4)."""
+"""Clusters of super-voxels as labels: k-means on inner products, and the cluster of every point.
+
+Source: PointDC, sections 4 and 7 of its specification.
+"""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn.functional import normalize
 
 from stillroom.errors import InputError
-from stillroom.methods.pointdc.loss import unit
 from stillroom.tasks.points.segments import segment_mean
 
 ITERATIONS = 80
 _MOST_PER_CLUSTER = 256  # vectors that k-means looks at, as the clustering library of the released code
+
+
+def unit(features_NC: Tensor) -> Tensor:
+    """Rows of length 1 in float32; a zero row stays zero."""
+    return normalize(features_NC.float(), dim=1, eps=1e-12)
 
 
 def lloyd_steps(vectors_NC: Tensor, means_KC: Tensor, iterations: int) -> Tensor:
@@ -81,7 +89,7 @@ def region_features(features_NC: Tensor, region_N: Tensor, valid_N: Tensor | Non
 
 
 def pseudo_labels(features_NC: Tensor, region_N: Tensor, centroids_KC: Tensor) -> Tensor:
-    """The cluster of every point [N]: that of its super-voxel, by cosine; a point of none takes that of its own feature (sections 4, 7)."""
+    """The cluster of every point [N]: that of its super-voxel, by cosine; a point of none takes that of its own feature."""
     means, _ = region_features(features_NC, region_N)
     own = _lowest(*_scores(unit(features_NC), centroids_KC))
     if not len(means):
