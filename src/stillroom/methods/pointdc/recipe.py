@@ -151,7 +151,7 @@ def recipe(
             found = _targets(lab, data, encoder, "val")
             placeholder = SceneSegmenter(Handmade(), data.clusters)
             answers = partial(Lifted, targets=found)
-            stages[name] = lab.evaluate(placeholder, data, name=name, model=f"lifted ({encoder.name})", around=answers)
+            stages[name] = lab.evaluate(placeholder, data, name=name, model="lifted features", around=answers)
         elif name == "cmd" and taught is not None:
             network = fresh(encoder.channels if encoder else 0)
             network.load_state_dict(taught.network.state_dict())  # type: ignore[union-attr]
