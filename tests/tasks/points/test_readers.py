@@ -349,14 +349,6 @@ def test_ply_of_every_form(form, order):
 # Rooms ----------------------------------------------------------------------------------------------------------------------------------
 
 
-def write_ply(path, columns):
-    kinds = {"f": "float", "u": "uchar", "i": "int"}
-    head = "".join(f"property {kinds[value.dtype.kind]} {name}\n" for name, value in columns.items())
-    count = len(next(iter(columns.values())))
-    rows = np.rec.fromarrays(list(columns.values()), names=list(columns))
-    path.write_bytes(f"ply\nformat binary_little_endian 1.0\nelement vertex {count}\n{head}end_header\n".encode() + rows.tobytes())
-
-
 @pytest.fixture
 def scannet(tmp_path):
     random = np.random.default_rng(0)
@@ -367,8 +359,8 @@ def scannet(tmp_path):
             (folder / inner).mkdir(parents=True)
         places = {name: random.random(8).astype("<f4") for name in "xyz"}
         colours = {name: random.integers(0, 255, 8).astype("u1") for name in ("red", "green", "blue")}
-        write_ply(folder / f"{scene}_vh_clean_2.ply", places | colours)
-        write_ply(folder / f"{scene}_vh_clean_2.labels.ply", places | {"label": np.array([1, 2, 0, 13, 39, 40, 3, 5], "<i4")})
+        made_up.write_ply(folder / f"{scene}_vh_clean_2.ply", places | colours)
+        made_up.write_ply(folder / f"{scene}_vh_clean_2.labels.ply", places | {"label": np.array([1, 2, 0, 13, 39, 40, 3, 5], "<i4")})
         segments = [7, 7, 3, 3, 9, 9, 9, 3]
         (folder / f"{scene}_vh_clean_2.0.010000.segs.json").write_text(json.dumps({"segIndices": segments}))
         (folder / "intrinsic/intrinsic_color.txt").write_text("10 0 4 0\n0 10 3 0\n0 0 1 0\n0 0 0 1\n")

@@ -81,7 +81,7 @@ class Segmentation3dData(PointSetData):
     ) -> None:
         one_of("augment", augment or "turn", AUGMENTATIONS)
         source = open_source(data)
-        self.voxel = positive("voxel_size", voxel_size or VOXEL[source.name])
+        self.voxel = positive("voxel_size", VOXEL[source.name] if voxel_size is None else voxel_size)
         self.pieces = SupervoxelSpec(max(self.voxel, 0.05), positive("supervoxel_size", supervoxel_size), colour=2.0, angle=5.0)
         super().__init__(data, source, batch_size=batch_size, **options)
         self.turned = RoomAugment() if (augment or "turn") == "turn" else None
