@@ -23,7 +23,24 @@ ROOT = Path(__file__).parents[1]
 CLAIMS: dict[str, Any] = yaml.safe_load((ROOT / "docs/claims.yml").read_text(encoding="utf-8"))
 # As the pages stand in the menu.
 ORDER = [
-    *("kd", "dkd", "fitnets", "crd", "features", "dot", "dino", "ferkd", "orc", "mdcs", "l2d", "wad", "crkd", "kd3", "boss", "bckd", "unikd", "ssd-det", "iod", "giftnet", "sdd", "memkd", "adasim", "tinyclip", "zeroseg", "daps-sam", "otd", "mm-ego", "mtl-cs", "auto-kd"),
+    *("kd", "dkd", "fitnets", "crd", "features", "dot", "dino", "ferkd", "orc", "mdcs", "l2d", "wad", "crkd", "kd3", "boss"),
+    *(
+        "bckd",
+        "unikd",
+        "ssd-det",
+        "iod",
+        "giftnet",
+        "sdd",
+        "memkd",
+        "adasim",
+        "tinyclip",
+        "zeroseg",
+        "daps-sam",
+        "otd",
+        "mm-ego",
+        "mtl-cs",
+        "auto-kd",
+    ),
 ]
 NAMES = {
     "kd3": "KD³",

@@ -68,7 +68,9 @@ def run(arguments: list[str], command: str) -> None:
     for name, value in options.items():
         if name not in student.options:
             raise InputError(f"--{name}", value, f"none, since this run's student is {student.kind}")
-        help="image files, folders (with all images below them) or patterns such as 'photos/**/*.jpg'; sounds, videos or scans of such tasks",
+    find: Any = getattr(student, "find", None)  # a student of something else than images says what its files are
+    files, empty, *passed = (find or find_images)(given.images)
+    for said in passed_over([str(file) for others in passed for file in others]):
         print(f"stillroom: {said}", file=sys.stderr)
     if not files:
         raise InputError("IMAGE", ", ".join(given.images), "image files, folders with images in them or patterns that match some")
