@@ -170,6 +170,9 @@ BUILDERS = {
     "zeroseg": "stillroom.methods.zeroseg.network",
 }
 
+# What builds students that are no network of a task's; a card names it, and any other must be trusted.
+STUDENTS = ("stillroom.methods.memkd.networks:build",)
+
 
 def find(name: str, argument: str = "method") -> Method:
     """The built method of that name.

@@ -35,8 +35,8 @@ class LabOptions:
             contiguous. Speed, and the last bits of the numbers; files are the same.
         checkpoint_seconds: time between two checkpoints: so much of its work, at most, a run that was killed does again.
         checkpoint_steps: if given, a checkpoint also after every so many batches and after every epoch.
-        trust_pickle: allow what can run code of whoever made it: weights files that need unpickling of arbitrary objects, and runs' folders
-            whose student.json names a function.
+        trust_code: allow what can run code of whoever made it: weights files that need unpickling of arbitrary objects, and runs' folders
+            that name a function.
         continue_from: folder of a finished run of the same method: each stage begins with the weights that the stage of its name and seed
             ended with there, and with a fresh optimiser and schedule; a teacher that was trained there is not trained again.
         overwrite: discard what an earlier run wrote into `out`, and nothing else that lies there.
@@ -55,9 +55,14 @@ class LabOptions:
     layout: Literal["auto", "contiguous"] = "auto"
     checkpoint_seconds: float = 60.0
     checkpoint_steps: int | None = None
-    trust_pickle: bool = False
+    trust_code: bool = False
     continue_from: Path | None = None
     overwrite: bool = False
+
+    @property
+    def trust_pickle(self) -> bool:
+        """The old name of `trust_code`."""
+        return self.trust_code
 
     def __post_init__(self) -> None:
         for name, least in (

@@ -28,8 +28,8 @@ from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
 import numpy as np
-import yaml  # type: ignore[import-untyped]
 
+from stillroom.engine.plain import plain_json, read_yaml
 from stillroom.errors import InputError
 
 RECORD = "files.jsonl"
@@ -350,10 +350,9 @@ def _stages_of_before(folder: Path) -> Iterator[str]:
 
 def _mapping(path: Path) -> dict[str, Any]:
     """A JSON or YAML file's mapping; empty where there is none."""
-    with suppress(OSError, ValueError, yaml.YAMLError, RecursionError):
+    with suppress(OSError, ValueError):
         if path.stat().st_size < 2**26:
-            read = yaml.safe_load if path.suffix == ".yaml" else json.loads
-            found = read(path.read_text(encoding="utf-8"))
+            found = read_yaml(path) if path.suffix == ".yaml" else plain_json(path.read_bytes())
             return found if isinstance(found, dict) else {}
     return {}
 
