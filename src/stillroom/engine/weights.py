@@ -25,7 +25,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from stillroom.engine.containers import Contents, listed, read_container
-from stillroom.engine.run.written import put
+from stillroom.engine.run.written import put, refuse_links
 from stillroom.engine.tap import unwrap
 from stillroom.errors import InputError
 
@@ -164,6 +164,7 @@ def save_weights(network: nn.Module | Mapping[str, Tensor], path: str | Path) ->
             value = value.clone()
         seen.add(value.untyped_storage().data_ptr())
         tensors[_plain(key)] = value
+    refuse_links(target)
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp")
     try:

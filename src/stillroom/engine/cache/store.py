@@ -115,6 +115,7 @@ class CacheFolder:
             InputError: somebody does, or the folder cannot be made.
         """
         lock = FileLock(self.path / ".lock")
+        self._refuse_links()
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             lock.acquire(timeout=-1 if wait else 0)
@@ -272,9 +273,10 @@ class CacheFolder:
         path, whole = self._array_file(name), math.prod(shape) * dtype.itemsize
         header = _header(shape, dtype)
         size = len(header)
+        self._refuse_links(path)
         if fresh:
             self._take(path, header)
-        with path.open("wb" if fresh else "r+b", buffering=0) as file:
+        with open(path, "wb" if fresh else "r+b", buffering=0, opener=_no_link) as file:
             if fresh:
                 file.write(header)
                 file.truncate(size + whole)
@@ -296,6 +298,12 @@ class CacheFolder:
         if around is not None:
             around.enter({path: beginning(header)})
 
+    def _refuse_links(self, *files: Path) -> None:
+        """Nothing is written through a link that somebody put into the folder."""
+        for place in (*files, *map(self.path.__truediv__, self.folders), *self.path.glob("*/.lock"), self.path / ".lock"):
+            if place.is_symlink():
+                raise InputError(self.argument, f"{place}, a link, which Stillroom did not make", "another folder, or that link moved away")
+
     def _refuse_foreign(self, path: Path, header: bytes) -> None:
         if not path.is_symlink() and path.is_file():
             with path.open("rb") as file:
@@ -314,6 +322,11 @@ class CacheFolder:
         if Path(name).name != name:  # a record that somebody wrote by hand
             raise InputError(self.argument, f"{self._record_file} with an array called {name!r}", self._sound)
         return self.path / "rows" / f"{name}.npy"
+
+
+def _no_link(name: str, flags: int) -> int:
+    """Opens a file, unless it is a link."""
+    return os.open(name, flags | getattr(os, "O_NOFOLLOW", 0), 0o666)
 
 
 def _header(shape: tuple[int, ...], dtype: np.dtype[Any]) -> bytes:

@@ -39,8 +39,25 @@ _EDGE = 2**16  # bytes of a file's beginning and end that its mark looks at: a n
 _CARD = {"model", "num_classes", "classes"}  # keys of a `student.json`
 _OF_TIMM = ("student/config.json", "student/model.safetensors")
 _OF_A_RUN = ("config.yaml", "metrics.json", "report.html", "student.json", "student.safetensors", *_OF_TIMM, RECORD)
+_MADE = (RECORD, "stage.json", "student.json", "cache.json", "bank.json")  # what a folder of Stillroom's holds one of
+_DEEPEST = 5  # folders that a file of one lies below it, at most
 # What a run puts into its folder, above, and a stage into its own.
 OF_A_STAGE = ("stage.json", "student.safetensors", "best.safetensors", "details.npz", "last.ckpt", "indices.json", "student.json")
+
+
+def refuse_links(path: Path) -> None:
+    """Refuses to write to a place in a folder of Stillroom's that is reached by a link: it would lie elsewhere.
+
+    What a user names himself (`--out`) may be a link, and so may whatever lies above.
+
+    Raises:
+        InputError: naming the link.
+    """
+    above = list(path.parents)[:_DEEPEST]
+    inside = max((depth for depth, folder in enumerate(above) if any(os.path.lexists(folder / name) for name in _MADE)), default=0)
+    for part in above[:inside]:
+        if part.is_symlink():
+            raise _foreign(part, "a link, which Stillroom did not make")
 
 
 def put(temporary: Path, path: Path) -> None:
@@ -58,6 +75,7 @@ def growing(files: Iterable[Path]) -> None:
     """
     for path in files:
         if (around := Record.around(path)) is not None:
+            refuse_links(path)
             refuse_foreign([path])
             around.enter({path: beginning(b"")})
 
@@ -71,8 +89,11 @@ def complete(path: Path) -> None:
 @contextmanager
 def replacing(path: Path) -> Iterator[IO[bytes]]:
     """A file to be written under a temporary name, which takes the place of `path` when all is written: no reader ever sees half of it."""
+    refuse_links(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.part")  # one name: what a kill leaves behind is overwritten by the next attempt
+    if temporary.is_dir() and not temporary.is_symlink():
+        raise _foreign(temporary, "a folder, which Stillroom did not make")
     try:
         temporary.unlink(missing_ok=True)
         with temporary.open("xb") as file:  # never through a link that somebody put there
@@ -223,9 +244,9 @@ class Record:
         if not path.is_file():
             raise _foreign(path, "which is no file that Stillroom wrote")
         if known is None:
-            if path.parent.name == EVENTS and not _of_tensorboard(path):
+            if path.name != RECORD and (path.parent.name != EVENTS or not _of_tensorboard(path)):
                 raise _foreign(path, "which TensorBoard did not write for Stillroom")
-        elif not any(one == (_beginning_of(path, one) if "+" in one else mark(path)) for one in known):
+        elif not any(one == (_beginning_of(path, one) if "+" in one else mark(path)) for one in known if _tells(path, one)):
             raise _foreign(path, "which is not as Stillroom wrote it")
 
 
@@ -283,6 +304,11 @@ def _left_by_a_kill(file: Path, written: set[str], top: bool) -> bool:
         return not file.stat().st_size and (f"{file.stem}.json" in written or (file.name == ".lock" and not top))
     part = re.fullmatch(r"\.(.+)\.(part|[0-9a-f]{32}\.tmp)", file.name)
     return part is not None and part[1] in written
+
+
+def _tells(path: Path, one: str) -> bool:
+    """Whether a mark tells anything: every file begins with nothing, as a log does before its first line, and nothing else of ours."""
+    return not one.startswith("0+") or (path.parent.name == "logs" and path.suffix == ".txt")
 
 
 def _beginning_of(path: Path, one: str) -> str:

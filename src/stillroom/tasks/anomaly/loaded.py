@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,6 +20,7 @@ from torch import Tensor
 from stillroom.engine.card import Card, Described, amend_card, read_card, write_card
 from stillroom.engine.export import ExportSpec
 from stillroom.engine.folding import fold_batchnorm
+from stillroom.engine.run.written import write_atomic
 from stillroom.engine.specification import function_of
 from stillroom.engine.weights import load_weights, save_weights
 from stillroom.errors import InputError, near
@@ -185,11 +187,11 @@ def _write_heat(file: Path, map_HW: Tensor, high: float) -> None:
 
 
 def _write_table(file: Path, rows: Sequence[Inspection]) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with file.open("w", newline="", encoding="utf-8", errors="surrogateescape") as opened_file:
-        table = csv.writer(opened_file)
-        table.writerow(["file", "category", "score", "threshold", "anomalous", "map"])
-        table.writerows([str(row.file), row.category, row.score, row.threshold, int(row.anomalous), str(row.map_file)] for row in rows)
+    written = io.StringIO(newline="")
+    table = csv.writer(written)
+    table.writerow(["file", "category", "score", "threshold", "anomalous", "map"])
+    table.writerows([str(row.file), row.category, row.score, row.threshold, int(row.anomalous), str(row.map_file)] for row in rows)
+    write_atomic(file, written.getvalue().encode("utf-8", "surrogateescape"))
 
 
 # On disk --------------------------------------------------------------------------------------------------------------------------------
