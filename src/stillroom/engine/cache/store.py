@@ -4,7 +4,8 @@
                     about, rows, done
     rows/*.npy      one array [N, V, ...] each: ``logits.npy`` (or ``logits.top.npy``, ``.classes.npy``, ``.rest.npy``), or of an answer of
                     several tensors ``answer0.npy``, ``answer1.npy``, ... in the order of the outputs; ``tap0.npy``, ...; and what was drawn
-                    for each view: ``view.crop.npy``, ``view.flip.npy``, ...
+                    for each view: ``view.crop.npy``, ``view.flip.npy``, ...;
+                    and of each array the sums of its rows: ``sum.logits.npy``, ...
     example.npz     one input, and the answers to it
     teacher.json    what was measured of the teacher; details.npz: what it answered on the validation set
 
@@ -28,6 +29,7 @@ from typing import IO, Any, Protocol
 import numpy as np
 from filelock import FileLock, Timeout
 
+from stillroom.engine.cache.sums import PREFIX, sums_of
 from stillroom.engine.report.results import StageResult
 from stillroom.engine.run.written import Record, beginning, is_what_it_is_called, remove, write_atomic
 from stillroom.errors import InputError, StillroomError
@@ -344,10 +346,19 @@ class Recorded(Protocol):
 
 
 class Writer:
-    """Writes rows in their order."""
+    """Writes rows in their order, and their sums where the folder has arrays for them.
 
-    def __init__(self, folder: Recorded, record: Mapping[str, Any], files: Mapping[str, tuple[IO[bytes], int, int]]) -> None:
-        self.folder, self.record, self.files = folder, dict(record), files
+    Args:
+        folder: keeps the count.
+        record: of the folder; its rows that are done are not written again.
+        files: of `CacheFolder.opened`.
+        first: the number of the first row that is this writer's.
+    """
+
+    def __init__(
+        self, folder: Recorded, record: Mapping[str, Any], files: Mapping[str, tuple[IO[bytes], int, int]], *, first: int = 0
+    ) -> None:
+        self.folder, self.record, self.files, self.first = folder, dict(record), files, first
         self.done: int = record["done"]
         for file, start, row in files.values():
             file.seek(start + self.done * row)
@@ -358,9 +369,12 @@ class Writer:
         Raises:
             StillroomError: the disk is full, or gone.
         """
-        counts = {len(rows[name]) for name in self.files}
+        summed = {name: name.removeprefix(PREFIX) for name in self.files if name.startswith(PREFIX)}
+        counts = {len(rows[name]) for name in self.files if name not in summed}
         if len(counts) != 1:
             raise ValueError(f"arrays of {counts} rows")
+        numbers = self.first + self.done + np.arange(*counts)
+        rows = {**rows, **{name: sums_of(rows[of], numbers) for name, of in summed.items()}}
         try:
             for name, (file, _, _) in self.files.items():
                 left = np.ascontiguousarray(rows[name]).reshape(-1).view(np.uint8).data
