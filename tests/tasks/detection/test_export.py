@@ -1,14 +1,16 @@
-"""What a file of a DETR is checked by, and what it takes for padding."""
+"""Files of Faster R-CNN; what a file of a DETR is checked by, and what it takes for padding."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torchvision.ops import batched_nms
 
 from stillroom.cli import main
 from stillroom.engine.weights import save_weights
@@ -50,11 +52,26 @@ def finished(folder: Path, model: str) -> Path:
     return folder
 
 
-def test_faster_rcnn_is_refused_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["export", str(finished(tmp_path / "run", "stillroom/faster-rcnn_24"))]) == 2
-    err = capsys.readouterr().err
-    assert "a TwoStageDetector, expected a detector that can be exported: GFL, ATSS, RetinaNet, FCOS or a DETR" in err
-    assert err.count("\n") == 1
+def test_faster_rcnn_is_exported_for_any_batch_and_size(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = finished(tmp_path / "run", "stillroom/faster-rcnn_24")
+    assert main(["export", str(run), "--format", "torch"]) == 0
+    assert "batches of 1, 5 and 2 of another size" in capsys.readouterr().out
+    about = {"detections": "", "transform": ""}
+    program = torch.export.load(run / "student.pt2", extra_files=about).module()
+    rules = json.loads(about["detections"])
+    assert rules == {"score_threshold": 0.05, "nms_threshold": 0.5, "most": 100}
+    detector: Any = build_detector(f"stillroom/faster-rcnn_24@{run / 'student.safetensors'}", num_classes=6).network.eval()
+    side = json.loads(about["transform"])["divisor"]
+    images, sizes = torch.randn(2, 3, 3 * side, 5 * side), torch.tensor([[3 * side, 5 * side], [2 * side, 4 * side - 3]])
+    images[1, :, 2 * side :] = 0
+    images[1, :, :, 4 * side - 3 :] = 0
+    for scores, boxes, expected in zip(*program(images), detector.detect(images, sizes), strict=True):
+        place, label = (scores > rules["score_threshold"]).nonzero(as_tuple=True)
+        kept = batched_nms(boxes[place], scores[place, label], label, rules["nms_threshold"])[: rules["most"]]
+        torch.testing.assert_close(scores[place, label][kept], expected.scores)
+        torch.testing.assert_close(boxes[place][kept], expected.boxes, rtol=0, atol=1e-3)
+        assert torch.equal(label[kept], expected.labels)
+        assert len(kept) > 10
 
 
 def test_a_run_that_does_not_say_how_large_images_are_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

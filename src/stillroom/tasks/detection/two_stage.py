@@ -5,11 +5,13 @@ Its `transform` is left out: images come normalised and padded. Its background i
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torchvision
 from torch import Tensor
 from torch.nn import functional as F
 from torchvision.models.detection import FasterRCNN
@@ -19,6 +21,7 @@ from stillroom.tasks.detection.detector import Detector, anchors_of, maps_of, st
 from stillroom.tasks.detection.metrics import Detections
 from stillroom.tasks.detection.outputs import Objects, Outputs
 
+_SMALLEST = 1e-2  # pixels of a side: torchvision leaves smaller boxes out
 _BETA = 1 / 9  # where torchvision's smooth L1 losses turn linear
 
 
@@ -208,6 +211,80 @@ class TwoStageDetector(Detector[TwoStageOutputs, TwoStageTargets]):
         sizes = [(height, width) for height, width in image_sizes.tolist()]
         found = self.model.roi_heads.postprocess_detections(logits, deltas, list(regions.proposals), sizes)
         return [Detections(boxes, scores, labels - 1) for boxes, scores, labels in zip(*found, strict=True)]
+
+    @torch.no_grad()
+    def every_answer(self, images: Tensor, image_sizes: Tensor) -> tuple[Tensor, Tensor]:
+        """What `detect` chooses from, in tensors whose sizes no value decides: for exporters.
+
+        The first stage's suppression leaves as many proposals as it ever does; those that it suppresses are kept with a score of 0. Two
+        levels are suppressed together as if they lay beside each other, which is torchvision's own way for few boxes.
+
+        Args:
+            images: float32 [B, 3, H, W], normalised and padded.
+            image_sizes: int64 [B, 2], height and width of each without its padding.
+
+        Returns:
+            Scores [B, P * C, C] and boxes [B, P * C, 4], absolute, within the image. Each proposal has C places, one for each class, whose
+            box belongs to that class alone: the other scores of the place are 0.
+        """
+        rpn, heads = self.model.rpn, self.model.roi_heads
+        features = list(maps_of(self.model.backbone, images).values())
+        objectness, deltas = rpn.head(features)
+        anchors_A4 = anchors_of(rpn.anchor_generator, images, features)
+        per_cell = [level.shape[1] for level in objectness]
+        before, after = rpn.pre_nms_top_n(), rpn.post_nms_top_n()
+        limits = image_sizes.flip(1).repeat(1, 2)[:, None].to(images.dtype)  # [B, 1, 4]: width, height, width, height
+        scores, boxes, start = [], [], 0
+        for logits, shifts, cell in zip(objectness, deltas, per_cell, strict=True):
+            logits_BN, shifts_BN4 = _rows(logits, cell).squeeze(-1).float(), _rows(shifts, cell).float()
+            count = logits_BN.shape[1]
+            logits_BN = F.pad(logits_BN, (0, before), value=-torch.inf)  # so that there are always enough to choose from
+            top_BK, places_BK = logits_BN.topk(before, 1)
+            places_BK = places_BK.clamp(max=count - 1)
+            chosen_BK4 = shifts_BN4.gather(1, places_BK[..., None].expand(-1, -1, 4))
+            around_K4 = anchors_A4[start : start + count][places_BK].flatten(0, 1)
+            decoded = rpn.box_coder.decode_single(chosen_BK4.flatten(0, 1), around_K4).view_as(chosen_BK4)
+            boxes.append(torch.minimum(decoded.clamp(min=0), limits))
+            scores.append(top_BK.sigmoid())
+            start = start + count
+        scores_BK, boxes_BK4 = torch.cat(scores, 1), torch.cat(boxes, 1)
+        sides = boxes_BK4[..., 2:] - boxes_BK4[..., :2]
+        scores_BK = torch.where((sides >= rpn.min_size).all(-1) & (scores_BK > 0), scores_BK, -1.0)
+        levels_K = torch.arange(len(features), device=images.device).repeat_interleave(before)
+        apart_BK = torch.arange(images.shape[0], device=images.device)[:, None] * len(features) + levels_K
+        shift = (apart_BK * (limits.max() + 1))[..., None]
+        kept = torchvision.ops.nms((boxes_BK4 + shift).flatten(0, 1), scores_BK.flatten(), rpn.nms_thresh)
+        mask = torch.zeros_like(scores_BK).flatten().index_fill(0, kept, 1.0).view_as(scores_BK)
+        scores_BK = torch.where(mask > 0, scores_BK, -1.0)
+        top_BP, places_BP = scores_BK.topk(min(after, before * len(features)), 1)
+        proposals_BP4 = boxes_BK4.gather(1, places_BP[..., None].expand(-1, -1, 4))
+        batch, many = proposals_BP4.shape[:2]
+        flat = proposals_BP4.flatten(0, 1)
+        logits, shifts = heads.box_predictor(heads.box_head(self._pooled(features, flat, many)))
+        scores_BPC = logits.float().softmax(-1)[:, 1:].view(batch, many, self.num_classes)
+        decoded = heads.box_coder.decode_single(shifts.float(), flat).view(batch, many, self.num_classes + 1, 4)[:, :, 1:]
+        boxes_BPC4 = torch.minimum(decoded.clamp(min=0), limits[:, None])
+        sides = boxes_BPC4[..., 2:] - boxes_BPC4[..., :2]
+        shown = (sides >= _SMALLEST).all(-1) & (top_BP >= max(rpn.score_thresh, 0.0))[..., None]
+        scores_BPCC = (scores_BPC * shown)[..., None] * torch.eye(self.num_classes, device=images.device)
+        return scores_BPCC.flatten(1, 2), boxes_BPC4.flatten(1, 2)
+
+    def _pooled(self, features: Sequence[Tensor], boxes_R4: Tensor, per_image: int) -> Tensor:
+        """The maps in boxes of which each image has as many, [R, D, h, w]; each box from the level of its size."""
+        pool: Any = self.model.roi_heads.box_roi_pool
+        maps = [level for name, level in zip(self.maps, features, strict=True) if name in pool.featmap_names]
+        strides = [stride for name, stride in zip(self.maps, self.strides, strict=True) if name in pool.featmap_names]
+        images_R = torch.arange(features[0].shape[0], device=boxes_R4.device).repeat_interleave(per_image)
+        regions_R5 = torch.cat((images_R[:, None].to(boxes_R4.dtype), boxes_R4), 1)
+        options: dict[str, Any] = {"output_size": pool.output_size, "sampling_ratio": pool.sampling_ratio}
+        first, last = (round(math.log2(stride)) for stride in (strides[0], strides[-1]))
+        side_R = torchvision.ops.box_area(boxes_R4).sqrt()
+        level_R = (pool.canonical_level + torch.log2(side_R / pool.canonical_scale + 1e-8) + 1e-6).floor().clamp(first, last) - first
+        pooled = boxes_R4.new_zeros(boxes_R4.shape[0], maps[0].shape[1], *pool.output_size)
+        for level, (map_BCHW, stride) in enumerate(zip(maps, strides, strict=True)):
+            rows = (level_R == level).nonzero().flatten()
+            pooled = pooled.index_copy(0, rows, torchvision.ops.roi_align(map_BCHW, regions_R5[rows], spatial_scale=1 / stride, **options))
+        return pooled
 
     def answers(self, outputs: TwoStageOutputs) -> dict[str, list[Tensor]]:
         """Of each image its ``proposals`` [P, 4], their ``logits`` [P, C + 1] and ``boxes`` [P, C, 4]."""
