@@ -1,6 +1,7 @@
 """Checksums of a cache's rows, so that what somebody or some disk altered teaches nobody.
 
-Each array NAME of a folder has an array ``sum.NAME`` beside it, 4 bytes for each row: whoever reads rows the first time compares. A row's
+Each array NAME of a folder has an array ``sum.NAME`` beside it, 4 bytes for each row: whoever reads of a block of rows the first time
+compares. A row's
 sum is the upper half of sum_i w_i x_i + w (n + 1) modulo 2^64 over its 8-byte words x, with fixed odd weights w_i and its own number n: it
 changes when a bit does, when words change places, and when rows do. It is no signature: who wants to deceive can write sums as well.
 """
@@ -15,7 +16,7 @@ import numpy as np
 
 PREFIX = "sum."
 _NUMBERED = np.uint64(0x9E3779B97F4A7C15)  # odd: what a row's number is multiplied by
-_BLOCK = 2**24  # bytes that are looked at at a time
+_BLOCK = 2**17  # bytes that are looked at at a time: about what a system reads ahead of who maps a file
 
 
 def with_sums(arrays: Mapping[str, tuple[Any, Any]]) -> dict[str, tuple[Any, Any]]:
@@ -40,33 +41,30 @@ def sums_of(rows: np.ndarray, numbers_B: np.ndarray) -> np.ndarray:
 
 
 class Sums:
-    """The sums of one array, and which rows were found to be as they say.
+    """The sums of one array, compared a block of rows at a time, when the first of them is read.
 
     Args:
         kept_N: as they were written, uint32.
+        rows: the array [N, ...], mapped.
     """
 
-    def __init__(self, kept_N: np.ndarray) -> None:
-        self._kept_N, self._seen_N = kept_N, np.zeros(len(kept_N), bool)
+    def __init__(self, kept_N: np.ndarray, rows: np.ndarray) -> None:
+        self._kept_N, self._rows = kept_N, rows
+        self._step = max(1, _BLOCK // max(1, rows[:1].nbytes))
+        self._sound = np.zeros(-(-len(rows) // self._step), bool)
 
-    def altered(self, numbers_B: np.ndarray, rows: np.ndarray) -> np.ndarray:
-        """The numbers of the rows that are not as they were written.
-
-        Args:
-            numbers_B: integers.
-            rows: [B, ...]; those that were looked at before are not again.
-        """
-        if self._seen_N[numbers_B].all():
-            return numbers_B[:0]
-        wrong_B = sums_of(rows, numbers_B) != self._kept_N[numbers_B]
-        self._seen_N[numbers_B[~wrong_B]] = True
-        return numbers_B[wrong_B]
-
-    def all_altered(self, rows: np.ndarray) -> np.ndarray:
-        """The same of all rows [N, ...]."""
-        step = max(1, _BLOCK // max(1, rows[:1].nbytes))
-        found = [self.altered(np.arange(i, min(i + step, len(rows))), rows[i : i + step]) for i in range(0, len(rows), step)]
-        return np.concatenate(found) if found else np.zeros(0, int)
+    def altered(self, numbers_B: np.ndarray | None = None) -> np.ndarray:
+        """The numbers of rows that are not as they were written, among those in the blocks of these, integers; by default of all."""
+        asked = np.arange(len(self._sound)) if numbers_B is None else numbers_B // self._step
+        if self._sound[asked].all():
+            return np.zeros(0, int)
+        found = []
+        for block in np.unique(asked[~self._sound[asked]]).tolist():
+            numbers = np.arange(block * self._step, min((block + 1) * self._step, len(self._rows)))
+            wrong = numbers[sums_of(self._rows[numbers[0] : numbers[-1] + 1], numbers) != self._kept_N[numbers[0] : numbers[-1] + 1]]
+            self._sound[block] = not len(wrong)
+            found.append(wrong)
+        return np.concatenate(found)
 
 
 @lru_cache(maxsize=64)

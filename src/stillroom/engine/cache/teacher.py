@@ -138,8 +138,8 @@ class CachedTeacher(Teacher):
         """What was drawn for each view, by name: a row for each sample and view, [N, V, ...]."""
         shape = self._record["samples"], self.views.count
         arrays = {name: values for name, values in self._on(torch.device("cpu")).items() if name.startswith("view.")}
-        for name, values in arrays.items():
-            self._refuse_altered(name, values)
+        for name in arrays:
+            self._refuse_altered(name)
         return {name.removeprefix("view."): values.view(*shape, *values.shape[1:]) for name, values in arrays.items()}
 
     def __getstate__(self) -> dict[str, Any]:
@@ -167,18 +167,16 @@ class CachedTeacher(Teacher):
         for name in names:
             layout, file = self._formats[name], self._files[name]
             stored = {suffix: arrays[file + suffix][rows_B] for suffix in layout.arrays}
-            for suffix, values in stored.items():
-                if rows_B.device.type == "cpu":  # what lies elsewhere was looked at when it went there
-                    self._refuse_altered(file + suffix, values, rows_B)
+            for suffix in stored if rows_B.device.type == "cpu" else ():  # what lies elsewhere was looked at when it went there
+                self._refuse_altered(file + suffix, rows_B)
             found[name] = layout.decode({suffix: values.to(batch.ids.device) for suffix, values in stored.items()})
         return found
 
-    def _refuse_altered(self, name: str, values: Tensor, rows_B: Tensor | None = None) -> None:
-        """Raises InputError when rows of an array, or all of it, are not as they were written; an old cache has no sums to tell."""
+    def _refuse_altered(self, name: str, rows_B: Tensor | None = None) -> None:
+        """Raises InputError when rows of an array, or any of it, are not as they were written; an old cache has no sums to tell."""
         if (sums := self._sums.get(name)) is None:
             return
-        rows = values.numpy()
-        altered = sums.all_altered(rows) if rows_B is None else sums.altered(rows_B.numpy(), rows)
+        altered = sums.altered(None if rows_B is None else rows_B.numpy())
         if len(altered):
             samples = sorted({int(row) // self.views.count for row in altered})
             got = f"{self.folder}/rows/{name}.npy, altered since it was written, in the rows of the samples {samples[:5]}"
@@ -189,14 +187,16 @@ class CachedTeacher(Teacher):
         if device not in self._arrays:
             cpu = torch.device("cpu")
             if cpu not in self._arrays:
-                opened = self._folder.open(self._record)
-                self._sums = {name[len(PREFIX) :]: Sums(opened.pop(name).reshape(-1)) for name in list(opened) if name.startswith(PREFIX)}
-                self._arrays[cpu] = {name: torch.from_numpy(array).flatten(0, 1) for name, array in opened.items()}
+                rows = self._record["samples"] * self.views.count
+                flat = {name: array.reshape(rows, *array.shape[2:]) for name, array in self._folder.open(self._record).items()}
+                kept = {name[len(PREFIX) :]: flat.pop(name) for name in list(flat) if name.startswith(PREFIX)}
+                self._sums = {name: Sums(sums, flat[name]) for name, sums in kept.items() if name in flat}
+                self._arrays[cpu] = {name: torch.from_numpy(array) for name, array in flat.items()}
             answers = {name: array for name, array in self._arrays[cpu].items() if not name.startswith("view.")}
             small = sum(array.nbytes for array in answers.values()) <= _RESIDENT
             if device != cpu:
                 for name in answers if small else ():
-                    self._refuse_altered(name, answers[name])
+                    self._refuse_altered(name)
                 self._arrays[device] = {name: array.to(device) for name, array in answers.items()} if small else self._arrays[cpu]
         return self._arrays[device]
 

@@ -64,7 +64,7 @@ class LabelBank:
         self._sums: dict[str, Sums] = {}
         self._digest = self._checked()
         for name in ("targets", "sizes", "checksums"):  # of every image, and small
-            self._refuse_altered(name, np.arange(len(self)), self.arrays[name])
+            self._refuse_altered(name)
 
     def __len__(self) -> int:
         return len(self.names)
@@ -80,7 +80,8 @@ class LabelBank:
         """All arrays [N, ...] by name."""
         if self._mapped is None:
             opened = self._folder.open(self._record)
-            self._sums = {name[len(PREFIX) :]: Sums(opened.pop(name)) for name in list(opened) if name.startswith(PREFIX)}
+            kept = {name[len(PREFIX) :]: opened.pop(name) for name in list(opened) if name.startswith(PREFIX)}
+            self._sums = {name: Sums(sums, opened[name]) for name, sums in kept.items() if name in opened}
             self._mapped = opened
         return self._mapped
 
@@ -105,15 +106,15 @@ class LabelBank:
     def kept(self, images_B: np.ndarray) -> np.ndarray:
         """Which crops of the images there are, bool [B, M]."""
         if "kept" in self.arrays:
-            kept_BM = np.asarray(self.arrays["kept"][images_B])
-            self._refuse_altered("kept", np.atleast_1d(images_B), np.atleast_2d(kept_BM))
-            return kept_BM
+            self._refuse_altered("kept", np.atleast_1d(images_B))
+            return np.asarray(self.arrays["kept"][images_B])
         return np.ones((len(images_B), self.crops), bool)
 
     def blocks(self, first: int = 0, last: int | None = None) -> Iterator[tuple[int, dict[str, np.ndarray]]]:
         """The rows of all images, or of a range, a block that fits into memory after the other; each with its first image's number."""
         for start, block in self._blocks(first, last):
-            self._refuse_altered_of(start, block)
+            for name in block:
+                self._refuse_altered(name, np.arange(start, start + len(block[name])))
             yield start, block
 
     def _blocks(self, first: int = 0, last: int | None = None) -> Iterator[tuple[int, dict[str, np.ndarray]]]:
@@ -143,9 +144,7 @@ class LabelBank:
 
     def _rows(self, name: str, images_R: np.ndarray, crops_R: np.ndarray) -> np.ndarray:
         array = self.arrays[name]
-        if name in self._sums:
-            images = np.unique(images_R)
-            self._refuse_altered(name, images, array[images])
+        self._refuse_altered(name, images_R)
         return np.asarray(array.reshape(-1, *array.shape[2:])[images_R * self.crops + crops_R])
 
     def _checked(self) -> dict[str, int]:
@@ -161,18 +160,15 @@ class LabelBank:
             for name, rows in block.items():
                 digest[name] = zlib.crc32(np.ascontiguousarray(rows).reshape(-1).view(np.uint8).data, digest[name])
             refuse_unsound(self.format, block, self._folder.argument, partial(self._unsound, first))
-            self._refuse_altered_of(first, block)
+        for name in files:
+            self._refuse_altered(name)
         with suppress(OSError):  # a bank that may only be read is looked at every time
             write_atomic(self.path / "checked.json", json.dumps({"state": state, "digest": digest}))
         return digest
 
-    def _refuse_altered_of(self, first: int, block: dict[str, np.ndarray]) -> None:
-        for name, rows in block.items():
-            self._refuse_altered(name, first + np.arange(len(rows)), rows)
-
-    def _refuse_altered(self, name: str, images_B: np.ndarray, rows: np.ndarray) -> None:
-        """Raises InputError when rows [B, ...] of an array are not as they were written; an old bank has no sums to tell."""
-        if name in self._sums and len(altered := self._sums[name].altered(images_B, rows)):
+    def _refuse_altered(self, name: str, images_B: np.ndarray | None = None) -> None:
+        """Raises InputError when rows of an array, or any of it, are not as they were written; an old bank has no sums to tell."""
+        if name in self._sums and len(altered := self._sums[name].altered(images_B)):
             got = f"{self.path}/rows/{name}.npy, altered since it was written, in the row of {self.names[int(altered[0])]}"
             raise InputError(self._folder.argument, got, "a bank that is not damaged: the command that built it, with --overwrite")
 
