@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import importlib
+import io
+import logging
+import os
+import re
 import shlex
 import sys
 import warnings
@@ -11,7 +15,7 @@ from collections.abc import Sequence
 from stillroom import catalog
 from stillroom._version import __version__
 from stillroom.commands.parser import Parser
-from stillroom.errors import StillroomError, explained
+from stillroom.errors import StillroomError, explained, printable
 
 # Each is a module of `stillroom.commands`, underscores for dashes, with a function `run(arguments, command)`; it is imported when it is
 # asked for.
@@ -35,10 +39,34 @@ _WIDEST = 100  # columns of the list
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command; returns the exit code: 0, 2 for wrong input, 3 for a loss that is not finite, 130 when interrupted."""
-    arguments = list(sys.argv[1:] if argv is None else argv)
+    arguments = [_HOME.sub(lambda found: found[1] + os.path.expanduser("~"), word) for word in (sys.argv[1:] if argv is None else argv)]
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # where it knows fewer letters than a name has, these are escaped
+            stream.reconfigure(errors="backslashreplace")
+    if logging.lastResort is not None:
+        logging.lastResort.setFormatter(_Escaping())
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module=r"PIL\..*")  # on EXIF data, palettes and the like that do not hinder reading
-        return _run(arguments)
+        code = _run(arguments)
+    try:
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except (OSError, ValueError):  # nobody reads it any more: what was to be done is done
+        from stillroom.engine.run.console import say_nothing
+
+        say_nothing()
+    return code
+
+
+_HOME = re.compile(r"^(--[\w-]+=|)~(?=/|$)")  # which a shell leaves as it is behind =
+
+
+class _Escaping(logging.Formatter):
+    """Warnings, with names as they can be shown."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """One line."""
+        return printable(super().format(record))
 
 
 def _run(arguments: list[str]) -> int:
@@ -53,7 +81,7 @@ def _run(arguments: list[str]) -> int:
         told = error if isinstance(error, StillroomError) else explained(error)
         if told is None:
             raise
-        print(f"stillroom: {' '.join(str(told).split())}", file=sys.stderr)
+        print(f"stillroom: {printable(' '.join(str(told).split()))}", file=sys.stderr)
         return told.exit_code
     except KeyboardInterrupt:
         print("stillroom: stopped", file=sys.stderr)

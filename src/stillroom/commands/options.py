@@ -118,7 +118,7 @@ def read_options(
     small = preset == "default" and all(early(arguments, option) is None for option in ("data", "images"))
     parser, kinds = _parser(prog, own, setting, Path(out), preset, setting.default if small else {}, more)
     values = _parse(prog, parser, arguments)
-    values["out"] = str(Path(folder or out))
+    values["out"] = str(Path(folder or out).expanduser())
     if early(arguments, "devices") is None and early(arguments, "num_nodes") is None:
         values |= started_by_torchrun()
     parts = {name: {field: values.pop(field) for field in fields} for name, fields in kinds.items()}

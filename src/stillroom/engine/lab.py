@@ -95,7 +95,7 @@ class Lab:
         if options.out is None:
             raise InputError("out", None, "the folder of the run")
         self.options = options
-        self.folder = Path(options.out)
+        self.folder = Path(options.out).expanduser()
         check_started(options)
         if options.devices * options.num_nodes > 1:
             check_port()

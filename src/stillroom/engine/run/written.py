@@ -20,6 +20,7 @@ import io
 import json
 import os
 import re
+import uuid
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -109,7 +110,18 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
 def write_atomic(path: Path, content: bytes | str) -> None:
     """Writes a file whole or not at all."""
     with replacing(path) as file:
-        file.write(content.encode() if isinstance(content, str) else content)
+        file.write(content.encode("utf-8", "backslashreplace") if isinstance(content, str) else content)
+
+
+def usual_mode(folder: Path) -> int:
+    """The permissions that a new file gets in a folder: what the user's umask leaves of reading and writing for all."""
+    probe = folder / f".{uuid.uuid4().hex}.tmp"
+    descriptor = os.open(probe, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
+    try:
+        return os.fstat(descriptor).st_mode & 0o666
+    finally:
+        os.close(descriptor)
+        probe.unlink()
 
 
 def write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
