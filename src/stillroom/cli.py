@@ -11,11 +11,12 @@ import shlex
 import sys
 import warnings
 from collections.abc import Sequence
+from pathlib import Path
 
 from stillroom import catalog
 from stillroom._version import __version__
 from stillroom.commands.parser import Parser
-from stillroom.errors import StillroomError, explained, printable
+from stillroom.errors import InputError, StillroomError, explained, printable
 
 # Each is a module of `stillroom.commands`, underscores for dashes, with a function `run(arguments, command)`; it is imported when it is
 # asked for.
@@ -78,7 +79,7 @@ def _run(arguments: list[str]) -> int:
             _parser().parse_args(arguments)
             _list()
     except Exception as error:
-        told = error if isinstance(error, StillroomError) else explained(error)
+        told = error if isinstance(error, StillroomError) else explained(error) or _blamed(error, arguments)
         if told is None:
             raise
         print(f"stillroom: {printable(' '.join(str(told).split()))}", file=sys.stderr)
@@ -87,6 +88,21 @@ def _run(arguments: list[str]) -> int:
         print("stillroom: stopped", file=sys.stderr)
         return 130
     return 0
+
+
+def _blamed(error: Exception, arguments: Sequence[str]) -> InputError | None:
+    """What a user is told of an error whose cause is a file of a run's or a cache's folder that somebody or some disk altered."""
+    from stillroom.engine.run.written import altered_below
+
+    words = [part for word in arguments for part in re.split("[=:@]", word)]
+    for place in (Path(word) for word in dict.fromkeys(words) if word and not word.startswith("-")):
+        for folder in (place, *place.parents)[:4]:
+            if (file := altered_below(folder)) is not None:
+                reason = " ".join(str(error).split())[:100]
+                return InputError(
+                    str(folder), f"{file}, which is not as Stillroom wrote it ({type(error).__name__}: {reason})", "it unaltered"
+                )
+    return None
 
 
 def _parser() -> Parser:

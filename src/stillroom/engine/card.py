@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
+from stillroom.engine.plain import plain_json
 from stillroom.engine.run.written import write_atomic
 from stillroom.engine.specification import LIBRARIES, trusted, with_files
 from stillroom.engine.weights import without_set
@@ -105,7 +106,7 @@ def read_card(folder: str | Path, *, trust_pickle: bool, argument: str = "run") 
         many = f", or one of its stages: {', '.join(stages[:_SHOWN])}{', ...' if len(stages) > _SHOWN else ''}" if stages else ""
         raise InputError(argument, place, f"the folder of a finished run, which holds {NAME} and student.safetensors{many}")
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = plain_json(path.read_bytes())
         task, model = str(content.get("task", _FIRST)), str(content["model"]).partition("@")[0]
         classes = tuple(map(str, content["classes"])) if "classes" in content else None
         num_classes = len(classes) if classes is not None and "num_classes" not in content else int(content["num_classes"])

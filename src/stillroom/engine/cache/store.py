@@ -30,8 +30,9 @@ import numpy as np
 from filelock import FileLock, Timeout
 
 from stillroom.engine.cache.sums import PREFIX, sums_of
+from stillroom.engine.plain import plain_json
 from stillroom.engine.report.results import StageResult
-from stillroom.engine.run.written import Record, beginning, is_what_it_is_called, remove, write_atomic
+from stillroom.engine.run.written import Record, beginning, is_what_it_is_called, read_arrays, remove, write_atomic
 from stillroom.errors import InputError, StillroomError
 
 SCHEMA = "stillroom.cache/1"
@@ -189,11 +190,7 @@ class CacheFolder:
         Raises:
             InputError: it is missing or damaged.
         """
-        try:
-            with np.load(self.path / name, allow_pickle=False) as file:
-                return dict(file)
-        except (OSError, ValueError, EOFError) as error:
-            raise self._damaged(self.path / name, error) from None
+        return read_arrays(self.path / name, self.argument)
 
     def save_json(self, name: str, data: Mapping[str, Any]) -> None:
         """Plain data in a file of its own."""
@@ -206,7 +203,7 @@ class CacheFolder:
             InputError: it is missing or damaged.
         """
         try:
-            found: dict[str, Any] = json.loads((self.path / name).read_text(encoding="utf-8"))
+            found: dict[str, Any] = plain_json((self.path / name).read_bytes())
             return {**found, **{key: found[key] for key in keys}}  # where one is lacking that is damage, too
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise self._damaged(self.path / name, error) from None

@@ -17,7 +17,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from stillroom.engine.distiller import Distiller
 from stillroom.engine.run.signals import handling
 from stillroom.engine.run.written import replacing
-from stillroom.errors import Interrupted
+from stillroom.errors import InputError, Interrupted
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -27,6 +27,22 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         """Writes `checkpoint` to `path`, which holds either the old or the new one at any moment."""
         with replacing(Path(path)) as file:
             torch.save(checkpoint, file)
+
+    def load_checkpoint(self, path: Any, map_location: Any = "cpu", weights_only: bool | None = None) -> dict[str, Any]:
+        """What `save_checkpoint` wrote: tensors and plain values, whoever put the file there.
+
+        Raises:
+            InputError: it is something else, or damaged.
+        """
+        try:
+            found: dict[str, Any] = torch.load(path, map_location=map_location, weights_only=True)
+        except Exception as error:  # depending on where a file is damaged, reading it raises nearly anything
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            expected = "the checkpoint of a run that was ended; without that file its stage begins anew"
+            raise InputError("out", f"{path}, which cannot be read ({reason[:100]})", expected) from error
+        if not isinstance(found, dict) or not {"state_dict", "loops", "callbacks", "optimizer_states"} <= found.keys():
+            raise InputError("out", f"{path}, which Stillroom did not write", "the checkpoint of a run that was ended")
+        return found
 
 
 class Checkpoints(Callback):

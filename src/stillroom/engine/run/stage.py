@@ -21,10 +21,12 @@ from torch import Tensor
 
 from stillroom._version import __version__
 from stillroom.engine.distiller import Distiller
+from stillroom.engine.plain import plain_json
 from stillroom.engine.run.written import (
     EVENTS,
     OF_A_STAGE,
     Record,
+    read_arrays,
     refuse_foreign,
     refuse_links,
     remove,
@@ -127,7 +129,7 @@ class StageFolder:
             return None
         expected = "a folder that Stillroom wrote, or a new one"
         try:
-            found: dict[str, Any] = json.loads(self.record.read_text())
+            found: dict[str, Any] = plain_json(self.record.read_bytes())
         except (OSError, ValueError) as error:
             raise InputError("out", f"{self.record} that cannot be read ({error})", expected) from error
         if not isinstance(found, dict) or not isinstance(found.get("fingerprint"), dict):
@@ -159,10 +161,7 @@ class StageFolder:
 
     def read_details(self) -> dict[str, np.ndarray]:
         """The per-sample results, empty when the task keeps none."""
-        if not self.details.exists():
-            return {}
-        with np.load(self.details) as file:
-            return dict(file)
+        return read_arrays(self.details, "out") if self.details.exists() else {}
 
     def open(self, parts: Mapping[str, Any]) -> dict[str, Any] | None:
         """The record of this stage when it was begun before with the same fingerprint.

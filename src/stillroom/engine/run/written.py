@@ -131,6 +131,30 @@ def write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
     write_atomic(path, buffer.getvalue())
 
 
+def read_arrays(path: Path, argument: str) -> dict[str, np.ndarray]:
+    """What `write_arrays` wrote; nothing in it is unpickled.
+
+    Raises:
+        InputError: it cannot be read.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return dict(file)
+    except Exception as error:  # depending on where a file is damaged, reading it raises nearly anything
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise InputError(argument, f"{path}, which cannot be read ({reason[:100]})", "arrays as Stillroom wrote them") from error
+
+
+def altered_below(folder: Path) -> Path | None:
+    """A file that the folder's record lists, and that is not as it was written; None where all are, or there is no record."""
+    if not _is_record(folder / RECORD):
+        return None
+    record = Record.of(folder)
+    assert record is not None
+    files = (folder / name for name in record.marks if name != RECORD)
+    return next((file for file in files if file.is_file() and not record.ours(file)), None)
+
+
 def beginning(content: bytes) -> str:
     """The mark of a file that begins so, and may have more: the number of these bytes and a hash of them."""
     return f"{len(content)}+{hashlib.blake2b(content, digest_size=12).hexdigest()}"
