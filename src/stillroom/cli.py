@@ -8,7 +8,9 @@ import logging
 import os
 import re
 import shlex
+import signal
 import sys
+import threading
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,7 +18,7 @@ from pathlib import Path
 from stillroom import catalog
 from stillroom._version import __version__
 from stillroom.commands.parser import Parser
-from stillroom.errors import InputError, StillroomError, explained, printable
+from stillroom.errors import InputError, Interrupted, Lost, StillroomError, explained, printable
 
 # Each is a module of `stillroom.commands`, underscores for dashes, with a function `run(arguments, command)`; it is imported when it is
 # asked for.
@@ -48,7 +50,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         logging.lastResort.setFormatter(_Escaping())
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module=r"PIL\..*")  # on EXIF data, palettes and the like that do not hinder reading
-        code = _run(arguments)
+        alone = threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+        if alone:
+            signal.signal(signal.SIGTERM, _stop)
+        try:
+            code = _run(arguments)
+        finally:
+            if alone:
+                signal.signal(signal.SIGTERM, signal.SIG_DFL)
     try:
         if sys.stdout is not None:
             sys.stdout.flush()
@@ -79,15 +88,37 @@ def _run(arguments: list[str]) -> int:
             _parser().parse_args(arguments)
             _list()
     except Exception as error:
-        told = error if isinstance(error, StillroomError) else explained(error) or _blamed(error, arguments)
+        told = error if isinstance(error, StillroomError) else explained(error) or _lost() or _blamed(error, arguments)
+        _leave_others(stopped=isinstance(told, Interrupted))
         if told is None:
             raise
         print(f"stillroom: {printable(' '.join(str(told).split()))}", file=sys.stderr)
         return told.exit_code
     except KeyboardInterrupt:
+        _leave_others(stopped=True)
         print("stillroom: stopped", file=sys.stderr)
         return 130
     return 0
+
+
+def _lost() -> Lost | None:
+    """Who of those that train together with this process is gone, where a call among them failed for that."""
+    watching = sys.modules.get("stillroom.engine.run.watch")
+    found: Lost | None = None if watching is None else watching.watch.who_is_gone()
+    if watching is not None and found is not None:
+        watching.watch.leave(found.exit_code, str(found))  # not by the way out, which may wait for the one that is gone
+    return found
+
+
+def _leave_others(*, stopped: bool) -> None:
+    """Tells those that train together with this process that it ends."""
+    if (watching := sys.modules.get("stillroom.engine.run.watch")) is not None:
+        watching.watch.leave_others(stopped=stopped)
+
+
+def _stop(number: int, frame: object) -> None:
+    """SIGTERM is answered as Ctrl-C is."""
+    raise KeyboardInterrupt
 
 
 def _blamed(error: Exception, arguments: Sequence[str]) -> InputError | None:

@@ -102,6 +102,19 @@ class Interrupted(StillroomError):
     exit_code = 130
 
 
+class Lost(StillroomError):
+    """A process that trains together with this one is gone, or was asked to end.
+
+    Args:
+        told: which, in one line.
+        exit_code: 130 where it was asked to end.
+    """
+
+    def __init__(self, told: str, exit_code: int = 1) -> None:
+        super().__init__(told)
+        self.exit_code = exit_code
+
+
 class Broken(StillroomError):
     """Something around the run gave way: a disk, or a process that the system ended. Nothing is wrong with the arguments."""
 

@@ -77,7 +77,6 @@ READERS = (
     Reader("shipped weights", "run/student.safetensors", PREDICT),
     Reader("a stage's card", "run/seed0/alone/student.json", ("predict", "run/seed0/alone", "photo.png", "--json")),
     Reader("metrics.json", "run/metrics.json", ("predict", "run", "photo.png", "--json", "--arm", "alone")),
-    Reader("options to go on with", "run/config.yaml", ("run", "kd", "--continue-from", "run", "--epochs", "1", "--out", "new")),
     Reader("a picture", "photo.png", PREDICT),
     Reader("--config", "own.yaml", ("run", "kd", "--config", "own.yaml", "--out", "new")),
     Reader("cache.json", "cache/cache.json", FROM_CACHE),

@@ -17,7 +17,7 @@ from stillroom.errors import InputError
 
 # What may change between a run and its continuation without changing its numbers.
 _FREE_TO_CHANGE = {
-    *("accelerator", "accept_teacher", "checkpoint_seconds", "checkpoint_steps", "devices", "num_nodes"),
+    *("accelerator", "accept_teacher", "checkpoint_seconds", "checkpoint_steps", "devices", "lost_seconds", "num_nodes"),
     *("out", "overwrite", "seeds", "strategy", "strict", "trust_code", "trust_pickle", "workers"),
     # of a comparison: each method with its options has a stage of its own
     *("jobs", "methods", "options"),
