@@ -202,6 +202,9 @@ BUILDERS = {
     "aligned": "stillroom.methods.daps_sam.network",
 }
 
+# What builds students that are no network of a task's; a card names it, and any other must be trusted.
+STUDENTS = ("stillroom.methods.memkd.networks:build",)
+
 
 def find(name: str, argument: str = "method") -> Method:
     """The built method of that name.
