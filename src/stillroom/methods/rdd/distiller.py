@@ -12,19 +12,19 @@ from torchvision.ops import batched_nms
 
 from stillroom.engine import Losses, Teacher
 from stillroom.errors import InputError, at_least, at_least_zero, one_of, positive, share
-from stillroom.methods.rdd.loss import PairLosses, Selection, hint_loss_where, pair_losses, pp_heatmap_loss
-from stillroom.methods.rdd.proposals import Peaks, boxes_of_peaks, proposal_regions, select_proposals
+from stillroom.methods.rdd.loss import PairLosses, Selection, anchor_logit_loss, disparity, hint_loss_where, pair_losses, pp_heatmap_loss
+from stillroom.methods.rdd.proposals import Peaks, anchor_proposals, boxes_of_peaks, proposal_regions, select_proposals
 from stillroom.tasks.detection3d.networks import MapDetector, MapOutputs
 from stillroom.tasks.detection3d.supervised import Detection3dDistiller
+from stillroom.tasks.points.anchor_head import AnchorHead
 from stillroom.tasks.points.center_head import (
+    CenterHead,
     CenterTargets,
     at_cells,
     center_losses,
     center_targets,
     code_loss,
-    codes_of,
     gaussian_radius,
-    heatmap_logits,
 )
 from stillroom.tasks.points.frames import FrameBatch
 from stillroom.tasks.points.grid import BevGrid
@@ -40,8 +40,8 @@ class Answer(NamedTuple):
 
     Attributes:
         neck: [B, C, ny, nx].
-        probabilities: [B, K, ny, nx], of all classes.
-        codes: [B, groups x 8 or 10, ny, nx].
+        probabilities: [B, K, ny, nx], of all classes (of anchors [B, R K, ny, nx]).
+        codes: [B, groups x 8 or 10, ny, nx] (of anchors [B, 9 R, ny, nx]).
         grid: of the three.
     """
 
@@ -79,6 +79,18 @@ class AdaptedDistiller(Detection3dDistiller):
         )
         nn.init.kaiming_normal_(self.adapter[0].weight, nonlinearity="relu")
 
+    def require_alike(self, kind: type[nn.Module] | None = None) -> None:
+        """Heads whose answers can be compared: of one kind, and of `kind` where it is given.
+
+        Raises:
+            InputError: they are not.
+        """
+        mine, theirs = type(self.student.head), type(self.teacher.networks[0].head)
+        if mine is not theirs:
+            raise InputError("teacher", f"a detector with a {theirs.__name__}", f"one with the student's kind of head, a {mine.__name__}")
+        if kind is not None and mine is not kind:
+            raise InputError("student", f"a detector with a {mine.__name__}", f"one with a {kind.__name__}, as this method reads it")
+
     def taught(self, batch: FrameBatch, outputs: MapOutputs) -> dict[str, Tensor]:
         """The method's terms on the adapted student and the teacher."""
         told: dict[str, Tensor] = self.teacher(batch)  # type: ignore[assignment]
@@ -87,8 +99,8 @@ class AdaptedDistiller(Detection3dDistiller):
 
     def adapted(self, outputs: MapOutputs) -> Answer:
         """The student's answer with psi of its neck."""
-        codes = torch.cat([codes_of(prediction) for prediction in outputs.predictions], 1)
-        return Answer(self.adapter(outputs.neck), heatmap_logits(outputs.predictions).float().sigmoid(), codes, self.student.grid)
+        heatmap, codes = self.student.head.dense(outputs.predictions)
+        return Answer(self.adapter(outputs.neck), heatmap.float().sigmoid(), codes, self.student.grid)
 
     def compared(self, batch: FrameBatch, outputs: MapOutputs, mine: Answer, theirs: Answer) -> dict[str, Tensor]:
         """The terms, scalars by name."""
@@ -122,6 +134,7 @@ class RDD(AdaptedDistiller):
         student_proposals: bool = True,
     ) -> None:
         super().__init__(student, teacher)
+        self.require_alike()
         self.selection = Selection() if selection is None else selection
         self.temperature = positive("temperature", temperature)
         self.feature_weight = at_least_zero("feature_weight", feature_weight)
@@ -156,6 +169,38 @@ class RDD(AdaptedDistiller):
         return rectangles[seen], sample[seen]
 
 
+class AnchorRDD(RDD):
+    """RDD of detectors with anchors: regions are the boxes that they propose, and the logits of a pair those of the proposal's own anchor.
+
+    Arguments as of `RDD`. Where the maps differ in resolution, an anchor's counterpart is that of the same class and direction at the
+    nearest cell.
+    """
+
+    def pairs(self, mine: Answer, theirs: Answer) -> PairLosses:
+        """Disparity, weight and losses of all pairs."""
+        heads: list[AnchorHead] = [self.student.head, self.teacher.networks[0].head]  # type: ignore[list-item]
+        said = [head.flat(answer.probabilities, answer.codes) for head, answer in zip(heads, (mine, theirs), strict=True)]
+        rows = []
+        with torch.no_grad():
+            for side in (1, 0) if self.student_proposals else (1,):
+                boxes = heads[side].boxes(said[side].codes, said[side].directions)
+                for sample, (box, probabilities) in enumerate(zip(boxes, said[side].logits, strict=True)):
+                    limits = {"threshold": self.proposal_threshold, "most": self.proposals}
+                    index, _, rectangles = anchor_proposals(box, probabilities, cell=heads[side].grid.cell, **limits)
+                    there = heads[side].counterpart(index, heads[1 - side])
+                    pair = (index, there) if side == 0 else (there, index)
+                    rows.append((rectangles, torch.full_like(index, sample), *pair))
+            rectangles, sample, own, other = (torch.cat(part) for part in zip(*rows, strict=True))
+            seen = _meets(rectangles, mine.grid) | _meets(rectangles, theirs.grid)
+            rectangles, sample, own, other = rectangles[seen], sample[seen], own[seen], other[seen]
+        crops = [crop_regions(answer.neck, rectangles, sample, answer.grid, size=_CROP) for answer in (mine, theirs)]
+        d = disparity(*crops, self.temperature)
+        m = self.selection.weights(d)
+        at = ((0, own), (1, other))
+        cls, reg = ([part(said[side])[sample, index] for side, index in at] for part in (lambda s: s.logits, lambda s: s.codes))
+        return PairLosses(d, m, (m * d).sum() / max(len(d), 1), anchor_logit_loss(*cls, *reg, m))
+
+
 def _meets(rectangles: Tensor, grid: BevGrid) -> Tensor:
     """Which rectangles [n, 4] share ground with a grid."""
     (x0, x1), (y0, y1) = grid.x_range, grid.y_range
@@ -181,6 +226,8 @@ class RivalDistiller(AdaptedDistiller):
     def __init__(self, student: MapDetector, teacher: Teacher | nn.Module, *, kind: Rival, weight: float = 1.0) -> None:
         super().__init__(student, teacher)
         self.kind = one_of("kind", kind, get_args(Rival))
+        if kind not in ("hint", "fg"):
+            self.require_alike(CenterHead)
         self.weight = at_least_zero("weight", weight)
         if kind not in ("hint", "fg", "gid-f"):
             self.adapter.requires_grad_(False)  # not asked, so that DDP does not wait for its gradient

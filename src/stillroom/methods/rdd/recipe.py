@@ -7,11 +7,12 @@ from typing import Any, get_args
 from stillroom.engine import Distiller, Experiment, Lab, Networks, Report, Room, Teacher, Training
 from stillroom.engine.study.space import Float
 from stillroom.errors import InputError
-from stillroom.methods.rdd.distiller import RDD, Rival, RivalDistiller
+from stillroom.methods.rdd.distiller import RDD, AnchorRDD, Rival, RivalDistiller
 from stillroom.methods.rdd.loss import Mode, Selection
 from stillroom.tasks.detection3d.data import Detection3dData
 from stillroom.tasks.detection3d.networks import MapDetector
 from stillroom.tasks.detection3d.task import NUSCENES, STREETS, TASK
+from stillroom.tasks.points.anchor_head import AnchorHead
 
 # What an arm changes of the method: proposals of one side only; all pairs alike.
 _CHANGED: dict[str, dict[str, Any]] = {
@@ -52,7 +53,8 @@ def build(
         student_proposals: compare at the student's proposals, too.
     """
     selection = Selection(mode, sparsity, ratio)
-    return RDD(
+    method = AnchorRDD if isinstance(student.head, AnchorHead) else RDD
+    return method(
         student,
         teacher,
         selection=selection,
@@ -124,7 +126,16 @@ def recipe(
     return Experiment(lab, data, plan, networks).run("rdd", every, ship=names[-1])
 
 
-PRESETS = {"paper": {**NUSCENES}}
+KITTI: dict[str, Any] = {
+    **{name: value for name, value in NUSCENES.items() if name != "resample"},
+    "data": "kitti:data/kitti",
+    "reach": [0.0, -40.0, -3.0, 70.4, 40.0, 1.0],
+    "paste": 15,
+    "teacher": "stillroom/second",
+    "student": "stillroom/second,encoder=0.75,bev=0.5",
+    "epochs": 80,
+}
+PRESETS = {"paper": {**NUSCENES}, "paper:kitti": KITTI}
 
 ROOM = Room(
     recipe,

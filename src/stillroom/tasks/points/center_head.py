@@ -344,6 +344,17 @@ class CenterHead(nn.Module):
         shared = self.shared(neck)
         return [{name: branch(shared) for name, branch in task.items()} for task in self.tasks]  # type: ignore[operator]
 
+    def dense(self, predictions: Sequence[Prediction]) -> tuple[Tensor, Tensor]:
+        """Logits of all classes [B, K, ny, nx], and codes of all groups [B, groups x 8 or 10, ny, nx]."""
+        return heatmap_logits(predictions), torch.cat([codes_of(prediction) for prediction in predictions], 1)
+
+    def losses(
+        self, predictions: Sequence[Prediction], boxes: Sequence[Tensor], labels: Sequence[Tensor], *, velocity_weight: float = 0.2
+    ) -> dict[str, Tensor]:
+        """``heatmap`` and ``box``, see `center_targets` and `center_losses`."""
+        targets = center_targets(boxes, labels, self.classes, self.grid)
+        return center_losses(predictions, targets, velocity_weight=velocity_weight)
+
     @torch.no_grad()
     def detect(self, predictions: Sequence[Prediction]) -> list[Detections]:
         """Per sample the detections of all groups after suppression, by falling score."""
