@@ -209,6 +209,7 @@ class Task(Protocol):
         layers: module paths by a word, for a cache's taps: ``(network, example, argument)``, see `FindLayer`.
         exact: parts of a teacher's answer that a cache stores in fp32 whatever it is asked for.
         metric_formats: how its metrics are written, where the report does not know them.
+        students: optional: specifications of networks that `stillroom students` measures.
         doubts: optional, ``(result, data)``: what a teacher's answers to the validation set say against it, a clause each.
     """
 
