@@ -41,6 +41,7 @@ ORDER = [
         "mtl-cs",
         "auto-kd",
     ),
+    *("rdd"),
 ]
 NAMES = {
     "kd3": "KD³",
@@ -62,6 +63,7 @@ NAMES = {
     "mm-ego": "Multimodal",
     "mtl-cs": "MTL-CS",
     "auto-kd": "Auto-KD",
+    "rdd": "RDD",
 }
 SIGNS = {"above": "▲", "below": "▼", "level": "="}
 _SPACE = "\N{NO-BREAK SPACE}"

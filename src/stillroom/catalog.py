@@ -90,7 +90,13 @@ METHODS: tuple[Method, ...] = (
         "stillroom.methods.tinyclip",
         _PAPER,
     ),
-    Method("rdd", "Representation Disparity-aware Distillation for 3D Object Detection", "points"),
+    Method(
+        "rdd",
+        "Representation Disparity-aware Distillation for 3D Object Detection",
+        "detection3d",
+        "stillroom.methods.rdd",
+        "reference vectors of the specification",
+    ),
     Method(
         "sdd",
         "Not All Steps are Created Equal: Selective Diffusion Distillation for Image Manipulation",
