@@ -46,6 +46,7 @@ PRELOADED = (
     "stillroom.tasks.harmonization",
     "stillroom.tasks.imagetext",
     "stillroom.tasks.multilabel",
+    "stillroom.tasks.nuclei",
     "stillroom.tasks.segmentation",
     "stillroom.tasks.video",
 )

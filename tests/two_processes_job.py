@@ -20,6 +20,9 @@ COMMANDS = {
     "--optimizer sgd --lr 0.01 --arms alone+manual --teacher stillroom/clip_16x1p8_16x1_d8_h8 --student stillroom/clip_8x1p8_8x1_d8_h8",
     "segmentation": "run supervised --task segmentation --data objects:train=16,val=5 --batch-size 8 --epochs 2 --warmup-epochs 0 "
     "--optimizer sgd --lr 0.01 --student stillroom/unet2_2",
+    "nuclei": "run otd --target drawn:domain=target,train=16,val=5 --source drawn:domain=source,train=8,val=1 --few 4 --batch-size 4 "
+    "--epochs 3 --optimizer sgd --lr 0.0005 --student stillroom/nuclei2_2 --arms otd --refresh-capacities 1 --history-capacity 2 "
+    "--domain-weight 1e5 --class-weight 1e5",
     "video": "run mm-ego --data actions:train=16,val=5 --batch-size 8 --epochs 2 --warmup-epochs 0 --optimizer sgd --lr 0.01 "
     "--arms rgb+flow --teachers-held-out 0.25 --student stillroom/cnn3d2 --teacher stillroom/cnn3d2 --test-views [2x1]",
     "features": "run features --data digits --subset 60 --val-subset 41 --batch-size 20 --epochs 2 --lr 0.01 --optimizer sgd --views 2 "
