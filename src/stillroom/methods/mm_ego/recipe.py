@@ -310,6 +310,7 @@ PRESETS = {
         "arms": "rgb,rgb+flow,rgb+flow+boxes:uniform,rgb+flow+boxes",
         "teachers": {"boxes": "stillroom/stlt768_6_6"},
         "temperature": 10.0,
+        "teacher_epochs": 30,
         "test_views": ["1x1", "1x3", "2x3", "4x3"],
     },
     "paper:epic": {
@@ -317,6 +318,7 @@ PRESETS = {
         "arms": "rgb,rgb+flow,rgb+flow+audio:uniform,rgb+flow+audio",
         "teachers": {"audio": "torchvision/swin3d_t@data/swin3d_t_kinetics400.pth"},
         "temperature": 10.0,
+        "teacher_epochs": 30,
         "test_views": ["1x1", "1x3", "2x3", "4x3"],
     },
 }
