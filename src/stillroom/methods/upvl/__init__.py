@@ -9,6 +9,6 @@ point the model's feature,
 
 so that it answers to any text, and needs no camera.
 
-In the paper's order: `lifting` (A1, A3) from pixels to points, `flow` (A2) what moves, `proposals` (A4) clusters and boxes, `tracking` (A5),
-`amodal` (A6) whole boxes, `labelling` all of it over sequences, `loss` what the detector learns and how it names boxes (B, C).
+In the paper's order: `lifting` (A1, A3) from pixels to points, `flow` (A2) what moves, `proposals` (A4) clusters and boxes, `tracking`
+(A5), `amodal` (A6) whole boxes, `labelling` all of it over sequences, `loss` what the detector learns and how it names boxes (B, C).
 """

@@ -8,6 +8,7 @@ itself has flow. All clusters of a pair are fitted at once, each with networks o
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -230,7 +231,7 @@ def _networks(count: int, spec: FlowSpec, generator: torch.Generator) -> list[Te
     """Weights and biases of `count` MLPs from 3 to 3 numbers, in turn."""
     widths = [3, *[spec.width] * spec.layers, 3]
     made = []
-    for before, after in zip(widths[:-1], widths[1:], strict=True):
+    for before, after in pairwise(widths):
         bound = before**-0.5
         made += [(torch.rand(count, size, after, generator=generator) * 2 - 1) * bound for size in (before, 1)]
     return [tensor.requires_grad_() for tensor in made]
