@@ -7,6 +7,7 @@ itself has flow. All clusters of a pair are fitted at once, each with networks o
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import NamedTuple
@@ -158,30 +159,45 @@ class Flow(NamedTuple):
     diverged: int
 
 
-def local_flow(points_N3: np.ndarray, cluster_N: np.ndarray, next_M3: np.ndarray, interval: float, spec: FlowSpec | None = None) -> Flow:
+class Problem(NamedTuple):
+    """A pair of frames: points [N, 3], the cluster of each [N] (0 .. K-1, -1 for none), and the next frame's points [M, 3]."""
+
+    points: np.ndarray
+    cluster: np.ndarray
+    following: np.ndarray
+
+
+def local_flow(problems: Sequence[Problem], interval: float, spec: FlowSpec | None = None) -> list[Flow]:
     """The flow of every cluster, each by its own pair of networks; zero for noise and for clusters that have nowhere to go.
 
     Args:
-        points_N3, cluster_N, next_M3: see `local_targets`.
+        problems: pairs of frames; together they take less time than one after the other.
         interval: seconds between the frames.
         spec: how it is fitted.
     """
     spec = spec or FlowSpec()
-    flow = np.zeros_like(points_N3)
-    found = local_targets(points_N3, cluster_N, next_M3, max(spec.expansion, spec.fastest * interval))
-    clusters = np.flatnonzero(found.fitted)
-    if not len(clusters):
-        return Flow(flow, 0)
-    own = [_drawn(np.flatnonzero(cluster_N == k), spec.most) for k in clusters]
-    there = [_drawn(np.flatnonzero(found.target[k]), spec.most) for k in clusters]
-    centres = np.stack([points_N3[rows].mean(0) for rows in own])
-    fitted = _fitted(*_padded(points_N3, own, centres), *_padded(next_M3, there, centres), spec).numpy()
-    finite = np.isfinite(fitted).all((1, 2))
-    for k, rows, moved, sound in zip(clusters, own, fitted, finite, strict=True):
-        if sound:
-            members = np.flatnonzero(cluster_N == k)
-            flow[members] = moved[: len(rows)][cKDTree(points_N3[rows]).query(points_N3[members])[1]]
-    return Flow(flow, int((~finite).sum()))
+    flows = [np.zeros_like(problem.points) for problem in problems]
+    diverged = [0] * len(problems)
+    own, there, centres, of = [], [], [], []
+    for at, (points, cluster, following) in enumerate(problems):
+        found = local_targets(points, cluster, following, max(spec.expansion, spec.fastest * interval))
+        for k in np.flatnonzero(found.fitted):
+            members = np.flatnonzero(cluster == k)
+            centre = points[members].mean(0)
+            own.append(points[_drawn(members, spec.most)] - centre)
+            there.append(following[_drawn(np.flatnonzero(found.target[k]), spec.most)] - centre)
+            centres.append(centre)
+            of.append((at, members))
+    if not own:
+        return [Flow(flow, 0) for flow in flows]
+    fitted = _fitted(*_padded(own), *_padded(there), spec).numpy()
+    for cloud, centre, moved, (at, members) in zip(own, centres, fitted, of, strict=True):
+        if np.isfinite(moved).all():
+            nearest = cKDTree(cloud).query(problems[at].points[members] - centre)[1]
+            flows[at][members] = moved[: len(cloud)][nearest]
+        else:
+            diverged[at] += 1
+    return [Flow(flow, failed) for flow, failed in zip(flows, diverged, strict=True)]
 
 
 def _drawn(rows: np.ndarray, most: int) -> np.ndarray:
@@ -189,13 +205,13 @@ def _drawn(rows: np.ndarray, most: int) -> np.ndarray:
     return rows if len(rows) <= most else rows[np.linspace(0, len(rows) - 1, most).round().astype(int)]
 
 
-def _padded(points: np.ndarray, chosen: list[np.ndarray], centres: np.ndarray) -> tuple[Tensor, Tensor]:
-    """Points of each cluster from its centre, float32 [K, n, 3], and which of them there are, bool [K, n]."""
-    size = max(map(len, chosen))
-    rows, there = torch.zeros(len(chosen), size, 3), torch.zeros(len(chosen), size, dtype=torch.bool)
-    for k, (indices, centre) in enumerate(zip(chosen, centres, strict=True)):
-        rows[k, : len(indices)] = torch.from_numpy((points[indices] - centre).astype(np.float32))
-        there[k, : len(indices)] = True
+def _padded(clouds: Sequence[np.ndarray]) -> tuple[Tensor, Tensor]:
+    """Clouds of different sizes as float32 [K, n, 3], and which points there are, bool [K, n]."""
+    rows = torch.zeros(len(clouds), max(map(len, clouds)), 3)
+    there = torch.zeros(rows.shape[:2], dtype=torch.bool)
+    for k, cloud in enumerate(clouds):
+        rows[k, : len(cloud)] = torch.from_numpy(cloud.astype(np.float32))
+        there[k, : len(cloud)] = True
     return rows, there
 
 

@@ -8,8 +8,10 @@ import shutil
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from html import escape
 from io import BytesIO
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +28,7 @@ from stillroom.methods.upvl.labelling import (
     carried,
     checked_poses,
     proposals,
-    scan_motion,
+    scan_motions,
     scan_of,
     tracks_of,
 )
@@ -48,6 +50,7 @@ from stillroom.tasks.points.sources import Frames
 OBJECT = "object"  # what everything is called without a vision-language model
 DONE, PAGE = "labels.json", "report.html"
 _PICTURES = 3  # frames of a sequence that the page shows
+_TOGETHER = 6  # pairs of frames whose flow is fitted at once, and kept in one file
 _VERSION = 1  # of what is written
 
 
@@ -204,9 +207,10 @@ def label_sequence(
     if vision is not None:
         scans = _told_background(scans, vision, threshold)
     motions: list[Motion] = []
-    for at in range(len(scans) - 1):
-        kept = None if place is None else place / "begun" / f"{at:06d}.npz"
-        motions.append(_kept(kept, lambda at=at: scan_motion(scans[at], scans[at + 1], interval, spec)))
+    pairs = list(pairwise(scans))
+    for start in range(0, len(pairs), _TOGETHER):
+        kept = None if place is None else place / "begun" / f"{start:06d}.npz"
+        motions += _kept(kept, partial(scan_motions, pairs[start : start + _TOGETHER], interval, spec))
     motions.append(carried(scans[-2], motions[-1], scans[-1]) if motions else _still(scans[0]))
     found = [one for at in range(len(scans)) for one in proposals(scans, motions, at, interval, spec)]
     tracks = tracks_of(scans, found, interval, spec)
@@ -220,16 +224,17 @@ def _still(scan: Scan) -> Motion:
     return Motion(np.zeros((len(scan.chosen), 3)), np.zeros(len(scan.chosen)))
 
 
-def _kept(file: Path | None, compute: Callable[[], Motion]) -> Motion:
+def _kept(file: Path | None, compute: Callable[[], list[Motion]]) -> list[Motion]:
     """What a file holds; else what is computed, and then the file holds it."""
     if file is not None and file.is_file():
         with np.load(file, allow_pickle=False) as arrays:
-            return Motion(arrays["flow"].astype(np.float64), arrays["speed"].astype(np.float64), int(arrays["diverged"]))
+            count = len(arrays["diverged"])
+            return [Motion(arrays[f"flow {k}"], arrays[f"speed {k}"], int(arrays["diverged"][k])) for k in range(count)]
     made = compute()
     if file is not None:
-        file.parent.mkdir(parents=True, exist_ok=True)
         stream = BytesIO()
-        np.savez(stream, flow=made.flow, speed=made.speed, diverged=made.diverged)
+        named = {f"{name} {k}": getattr(motion, name) for k, motion in enumerate(made) for name in ("flow", "speed")}
+        np.savez(stream, diverged=np.array([motion.diverged for motion in made]), **named)
         write_atomic(file, stream.getvalue())
     return made
 
@@ -382,4 +387,5 @@ def _page(parts: Sequence[str], vision: VisionLanguage | None) -> str:
         ".gallery{display:grid;gap:.8rem}figure{margin:0}img{width:100%}figcaption{font-size:.8rem;color:#555}"
     )
     head = f'<meta charset="utf-8"><title>Labels in three dimensions</title><style>{style}</style>'
-    return f"<!doctype html><html lang=en><head>{head}</head><body><h1>Labels in three dimensions</h1><p>{by}</p>{''.join(parts)}</body></html>"
+    body = f"<h1>Labels in three dimensions</h1><p>{by}</p>{''.join(parts)}"
+    return f'<!doctype html><html lang="en"><head>{head}</head><body>{body}</body></html>'

@@ -11,7 +11,7 @@ from scipy.spatial import cKDTree
 
 from stillroom.errors import InputError
 from stillroom.methods.upvl.amodal import constrained_icp, turn
-from stillroom.methods.upvl.flow import FlowSpec, local_flow, static_points
+from stillroom.methods.upvl.flow import FlowSpec, Problem, local_flow, static_points
 from stillroom.methods.upvl.proposals import box_along, clusters, fitted_box, ground_height, judged, space_time
 from stillroom.methods.upvl.tracking import TrackerSpec, tracked
 from stillroom.tasks.points.frames import Frame, cleaned
@@ -132,17 +132,29 @@ class Motion(NamedTuple):
     diverged: int = 0
 
 
-def scan_motion(now: Scan, then: Scan, interval: float, spec: LabelSpec) -> Motion:
-    """How the M points of a scan that stand for all move until the next one, in the coordinates of the first.
+def scan_motions(pairs: Sequence[tuple[Scan, Scan]], interval: float, spec: LabelSpec) -> list[Motion]:
+    """How the M points of scans that stand for all move until the next one, in the coordinates of the first of each pair.
 
     What is clustered together moves together: a cluster nearly all of whose points are met by the next frame stands still, every other
     one is fitted whole. (A flank that slides along itself is met by the next frame, too; left out point by point, as the static part of a
     moving car, it would be missing in the fit.)
     """
+    problems = [_problem(now, then, spec) for now, then in pairs]
+    motions = []
+    for problem, found in zip(problems, local_flow(problems, interval, spec.flow), strict=True):
+        speed = np.zeros(len(problem.points))
+        for k in range(int(problem.cluster.max(initial=-1)) + 1):
+            own = problem.cluster == k
+            speed[own] = np.linalg.norm(found.flow[own].mean(0)) / interval
+        motions.append(Motion(found.flow, speed, found.diverged))
+    return motions
+
+
+def _problem(now: Scan, then: Scan, spec: LabelSpec) -> Problem:
     points = now.points[now.chosen]
     following = transformed(then.points, np.linalg.inv(now.pose) @ then.pose)
     if len(points) < 2 or not len(following):
-        return Motion(np.zeros((len(points), 3)), np.zeros(len(points)))
+        return Problem(points, np.full(len(points), -1), following)
     spacing = cKDTree(now.points).query(points, 2)[0][:, 1]
     near = np.maximum(0.05, spacing)  # a surface that stands is met no nearer than the scanner samples it
     still = static_points(points, following, near=near, radius=0.5)
@@ -151,13 +163,8 @@ def scan_motion(now: Scan, then: Scan, interval: float, spec: LabelSpec) -> Moti
         own = label == k
         if still[own].mean() >= _ALONE or np.ptp(points[own, :2], axis=0).max() >= spec.longest:
             label[own] = -1
-    label = np.where(label >= 0, np.unique(label, return_inverse=True)[1].reshape(-1) - int((label < 0).any()), -1)
-    found = local_flow(points, label, following, interval, spec.flow)
-    speed = np.zeros(len(points))
-    for k in range(int(label.max(initial=-1)) + 1):
-        own = label == k
-        speed[own] = np.linalg.norm(found.flow[own].mean(0)) / interval
-    return Motion(found.flow, speed, found.diverged)
+    kept = np.unique(label[label >= 0])
+    return Problem(points, np.where(label >= 0, np.searchsorted(kept, label), -1), following)
 
 
 def carried(before: Scan, motion: Motion, now: Scan) -> Motion:
