@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from stillroom.errors import at_least_zero, one_of, positive
 from stillroom.methods.distillbev.regions import Regions
 
-Attention = Literal["teacher_student", "teacher"]
+Attention = Literal["teacher_student", "teacher", "none"]
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class TapLoss(nn.Module):
 
     Args:
         weights: of the terms.
-        attention: A: the mean of both networks' attention, or the teacher's.
+        attention: A: the mean of both networks' attention, the teacher's, or ``none``: 1 everywhere.
         temperature, channel_temperature: tau, tau_c.
         channel_mask: multiply the foreground's and the background's terms by A_c as well.
 
@@ -88,7 +88,9 @@ class TapLoss(nn.Module):
         with torch.autocast(adapted_BCYX.device.type, enabled=False):
             student, teacher = adapted_BCYX.float(), teacher_BCYX.detach().float()
             count, w = len(student), self.weights
-            attention = spatial_attention(teacher, self.temperature)
+            attention: Tensor | float = 1.0
+            if self.attention != "none":
+                attention = spatial_attention(teacher, self.temperature)
             if self.attention == "teacher_student":
                 attention = (attention + spatial_attention(student, self.temperature)) / 2
             channels = channel_attention(teacher, self.channel_temperature)
