@@ -76,7 +76,13 @@ METHODS: tuple[Method, ...] = (
         "stillroom.methods.zeroseg",
         "reference vectors of GroupViT's code",
     ),
-    Method("otd", "Taxonomy Adaptive Cross-Domain Adaptation in Medical Imaging via Optimization Trajectory Distillation", "nuclei"),
+    Method(
+        "otd",
+        "Taxonomy Adaptive Cross-Domain Adaptation in Medical Imaging via Optimization Trajectory Distillation",
+        "nuclei",
+        "stillroom.methods.otd",
+        _PAPER,
+    ),
     Method(
         "tinyclip",
         "TinyCLIP: CLIP Distillation via Affinity Mimicking and Weight Inheritance",
@@ -92,7 +98,13 @@ METHODS: tuple[Method, ...] = (
         "stillroom.methods.sdd",
         _PAPER,
     ),
-    Method("daps-sam", "Dense 2D-3D Indoor Prediction with Sound via Aligned Cross-Modal Distillation", "sound"),
+    Method(
+        "daps-sam",
+        "Dense 2D-3D Indoor Prediction with Sound via Aligned Cross-Modal Distillation",
+        "sound",
+        "stillroom.methods.daps_sam",
+        "reference vectors of the specification",
+    ),
     Method("crkd", "Class-relation Knowledge Distillation for Novel Class Discovery", "classification", "stillroom.methods.crkd", _PAPER),
     Method("upvl", "Unsupervised 3D Perception with 2D Vision-Language Distillation for Autonomous Driving", "points"),
     Method(
@@ -102,7 +114,13 @@ METHODS: tuple[Method, ...] = (
         "stillroom.methods.kd3",
         _PAPER,
     ),
-    Method("mtl-cs", "Multi-Task Learning with Knowledge Distillation for Dense Prediction", "multitask"),
+    Method(
+        "mtl-cs",
+        "Multi-Task Learning with Knowledge Distillation for Dense Prediction",
+        "multitask",
+        "stillroom.methods.mtl_cs",
+        "reference vectors of the specification",
+    ),
     Method(
         "adasim",
         "Adaptive Similarity Bootstrapping for Self-Distillation Based Representation Learning",
@@ -139,7 +157,7 @@ METHODS: tuple[Method, ...] = (
         "stillroom.methods.bckd",
         _PAPER,
     ),
-    Method("mm-ego", "Multimodal Distillation for Egocentric Action Recognition", "video"),
+    Method("mm-ego", "Multimodal Distillation for Egocentric Action Recognition", "video", "stillroom.methods.mm_ego", _PAPER),
     Method(
         "wad",
         "Semi-Supervised Learning via Weight-Aware Distillation under Class Distribution Mismatch",
@@ -164,7 +182,13 @@ METHODS: tuple[Method, ...] = (
         "stillroom.methods.orc",
         "reference vectors of the specification",
     ),
-    Method("pointdc", "PointDC: Unsupervised Semantic Segmentation of 3D Point Clouds via Cross-Modal Distillation", "points"),
+    Method(
+        "pointdc",
+        "PointDC: Unsupervised Semantic Segmentation of 3D Point Clouds via Cross-Modal Distillation",
+        "segmentation3d",
+        "stillroom.methods.pointdc",
+        "reference vectors of released code",
+    ),
 )
 
 
@@ -175,6 +199,7 @@ BUILDERS = {
     "shared": "stillroom.methods.kd3.shared_classifier",
     "gift": "stillroom.methods.giftnet.network",
     "zeroseg": "stillroom.methods.zeroseg.network",
+    "aligned": "stillroom.methods.daps_sam.network",
 }
 
 
