@@ -23,7 +23,25 @@ ROOT = Path(__file__).parents[1]
 CLAIMS: dict[str, Any] = yaml.safe_load((ROOT / "docs/claims.yml").read_text(encoding="utf-8"))
 # As the pages stand in the menu.
 ORDER = [
-    *("kd", "dkd", "fitnets", "crd", "features", "dot", "dino", "ferkd", "orc", "mdcs", "l2d", "wad", "crkd", "kd3", "boss", "bckd", "unikd", "ssd-det", "iod", "giftnet", "sdd", "memkd", "adasim", "tinyclip", "zeroseg", "daps-sam", "otd", "mm-ego", "mtl-cs", "auto-kd"),
+    *("kd", "dkd", "fitnets", "crd", "features", "dot", "dino", "ferkd", "orc", "mdcs", "l2d", "wad", "crkd", "kd3", "boss"),
+    *(
+        "bckd",
+        "unikd",
+        "ssd-det",
+        "iod",
+        "giftnet",
+        "sdd",
+        "memkd",
+        "adasim",
+        "tinyclip",
+        "zeroseg",
+        "daps-sam",
+        "otd",
+        "mm-ego",
+        "mtl-cs",
+        "auto-kd",
+    ),
+    *("rdd"),
 ]
 NAMES = {
     "kd3": "KD³",
@@ -45,6 +63,7 @@ NAMES = {
     "mm-ego": "Multimodal",
     "mtl-cs": "MTL-CS",
     "auto-kd": "Auto-KD",
+    "rdd": "RDD",
 }
 SIGNS = {"above": "▲", "below": "▼", "level": "="}
 _SPACE = "\N{NO-BREAK SPACE}"
