@@ -34,7 +34,7 @@ def named(figure: str) -> str:
 
 def measured(out: Path, target: str, words: list[str]) -> dict[str, dict[str, dict[int, float]]]:
     """By arm and figure: the numbers of every seed of a run."""
-    command = ["stillroom", "run", "daps-sam", "--target", target, *words, "--accelerator", "cpu", "--out", str(out)]
+    command = ["stillroom", "run", "daps-sam", "--answer", target, *words, "--accelerator", "cpu", "--out", str(out)]
     subprocess.run(command, check=True)
     stages: Mapping[str, Any] = json.loads((out / "metrics.json").read_text())["stages"]
     return {

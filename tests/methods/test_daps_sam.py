@@ -172,7 +172,7 @@ def test_what_it_is_compared_with_is_least_where_features_agree() -> None:
 
 @pytest.mark.parametrize("target", ["depth", "segmentation", "occupancy"])
 def test_a_step_learns_from_the_teacher_alone(target: str) -> None:
-    data = SoundData(TINY, target=target, image_size=8, batch_size=4, query_points=16)  # type: ignore[arg-type]
+    data = SoundData(TINY, answer=target, image_size=8, batch_size=4, query_points=16)  # type: ignore[arg-type]
     teacher = teacher_of(data)
     distiller = DAPS(student_of(data), teacher).train()
     distiller.at(0, steps_per_epoch=4, epochs=2)
@@ -335,7 +335,7 @@ def test_a_cached_teacher_teaches_the_same(run: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("target", ["segmentation", "occupancy"])
 def test_other_targets_run_and_answer(target: str, tmp_path: Path) -> None:
-    words = ["run", "daps-sam", "--data", "rooms:train=8,val=2", "--target", target, *SHORT, "--query-points", "32", "--arms", "sam"]
+    words = ["run", "daps-sam", "--data", "rooms:train=8,val=2", "--answer", target, *SHORT, "--query-points", "32", "--arms", "sam"]
     assert main([*words, "--out", str(tmp_path / "run")]) == 0
     write_wave(tmp_path / "a.wav", sound(np.random.default_rng(0)), 16_000)
     (answer,) = stillroom.load(tmp_path / "run").predict([tmp_path / "a.wav"], unreadable=print, out=str(tmp_path / "out"))
@@ -356,7 +356,7 @@ def test_other_targets_run_and_answer(target: str, tmp_path: Path) -> None:
         (["--levels", "[1]"], "the last of the student's 2 levels"),
         (["--block-heads", "5"], "heads: got 5"),
         (["--margin", "-1"], "--margin: got -1"),
-        (["--target", "smell"], "target"),
+        (["--answer", "smell"], "answer"),
     ],
 )
 def test_wrong_arguments_are_told_before_anything_is_trained(
