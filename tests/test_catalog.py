@@ -13,7 +13,7 @@ from stillroom.engine import LabOptions, Networks, Training
 from stillroom.engine.room import options_of
 from stillroom.errors import InputError
 
-BASELINES = {"supervised", "kd", "dkd", "fitnets", "crd", "dino", "features"}
+BASELINES = {"supervised", "kd", "dkd", "fitnets", "crd", "dino", "features", "searched"}
 GIVEN = {"lab", "data", "plan", "networks"}  # parameters of a recipe that are no options of its own
 BUILT = [method for method in catalog.METHODS if method.room]
 
