@@ -106,6 +106,7 @@ ROOM = Room(
     tasks=("sound",),
     presets=PRESETS,
     default={"data": "rooms:train=600,val=150"},
-    expect="",
+    expect="Not measured at this length. After 120 short steps on 240 rooms SAM had +0.3 +- 1.4 cm of MAE over interpolation (3 seeds), which "
+    "tells nothing; the paper sees it 9 cm below.",
     build=build,
 )
