@@ -29,7 +29,10 @@ def go_alone() -> None:
     ever, or for processes that have ended. The next training founds a new group.
     """
     if world_size() > 1:
+        from stillroom.engine.run.watch import watch
+
         torch.distributed.barrier()  # nobody founds the next group while another has not left this one
+        watch.end()
         torch.distributed.destroy_process_group()
 
 

@@ -90,8 +90,8 @@ class Frame:
 
     def take_points(self, kept: np.ndarray) -> Frame:
         """The same with some of its points: a mask [N] or indices."""
-        per_point = {name: getattr(self, name) for name in ("point_labels", "instances", "flow")}
-        return replace(self, points=self.points[kept], **{k: None if v is None else v[kept] for k, v in per_point.items()})
+        labels, instances, flow = (None if v is None else v[kept] for v in (self.point_labels, self.instances, self.flow))
+        return replace(self, points=self.points[kept], point_labels=labels, instances=instances, flow=flow)
 
     def take_boxes(self, kept: np.ndarray) -> Frame:
         """The same with some of its boxes: a mask [M] or indices."""

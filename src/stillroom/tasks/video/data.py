@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,6 +21,7 @@ from stillroom.tasks.images.data import NAMED, ImageSetData, hashed
 from stillroom.tasks.images.folders import counted, warn_left_out
 from stillroom.tasks.video.batches import ClipBatches, Kept, VideoBatch, resized
 from stillroom.tasks.video.decoding import BrokenVideo, VideoFile
+from stillroom.tasks.video.flow import raft, with_flow
 from stillroom.tasks.video.metrics import VideoEvaluator
 from stillroom.tasks.video.sampling import CROPS, SAMPLERS
 from stillroom.tasks.video.sources import VideoSource, open_source
@@ -49,6 +52,8 @@ class VideoData(ImageSetData):
         augment: random changes of training images: ``jitter`` (a crop of 1/1.43 to 1/1.15 of the shorter side, and other colours, alike in
             all frames), ``crop``, or ``none`` (the centre); never mirrored: classes may be called left and right.
         modality: what networks read: rgb, flow, depth, boxes or audio; all at the same frames, places and colours.
+        flow_weights: weights of torchvision's RAFT, which then estimates the optical flow of clips that have none stored; it is slow, so
+            that a teacher's answers are best stored.
         options: those of every task on images, see `ImageSetData`.
 
     Attributes:
@@ -74,11 +79,19 @@ class VideoData(ImageSetData):
         test_crops: int = 1,
         augment: str | None = None,
         modality: str = RGB,
+        flow_weights: str | None = None,
         **options: Any,
     ) -> None:
         if augment is not None:
             one_of("augment", augment, AUGMENTATIONS)
         source = open_source(data)
+        if flow_weights is not None:
+            place = Path(flow_weights).expanduser()
+            raft(place)  # weights that do not fit are said now
+            train, val = (with_flow(clips, place) for clips in (source.train, source.val))
+            source = replace(
+                source, train=train, val=val, fingerprint=hashed(f"{source.fingerprint} flow {place.name} {place.stat().st_size}")
+            )
         self.frames = source.frames if frames is None else at_least("frames", frames, 1)
         super().__init__(data, source, batch_size=batch_size, **options)
         self.heads = dict(source.heads)
