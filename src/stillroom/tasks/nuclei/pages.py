@@ -7,7 +7,7 @@ from html import escape
 import numpy as np
 
 from stillroom.engine.report.results import Report, Section, StageResult
-from stillroom.tasks.images.page_parts import captioned, changes, figure, heads, mean_over_seeds, note, row, table
+from stillroom.tasks.images.page_parts import captioned, change_cell, changes, figure, heads, mean_over_seeds, note, row, table
 from stillroom.tasks.nuclei.data import NucleiData
 from stillroom.tasks.nuclei.loaded import class_colours, outlined
 from stillroom.tasks.nuclei.maps import NucleiMap, numbered
