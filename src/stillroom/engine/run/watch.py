@@ -23,7 +23,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
-from stillroom.engine.distributed import gathered, rank, world_size
+from stillroom.engine.distributed import gathered, rank, when_alone, world_size
 from stillroom.engine.run.machines import is_speaker
 from stillroom.errors import Lost
 
@@ -233,6 +233,7 @@ class Watch:
 
 
 watch = Watch()
+when_alone.append(watch.end)
 atexit.register(lambda: watch.leave_others(stopped=False) if hasattr(sys, "last_value") else watch.end())
 _children: list[Any] = []
 
