@@ -7,7 +7,6 @@ import platform
 import random
 import statistics
 import time
-import weakref
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
@@ -17,9 +16,8 @@ from typing import Any
 import torch
 from rich.console import Console
 from rich.table import Table
-from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+
+from stillroom.engine.run.measure import Allocated as Allocated  # the benchmarks' too
 
 RESULTS = Path(__file__).parent / "results"
 _PACKAGES = ("stillroom", "torch", "torchvision", "lightning", "timm", "torchdistill", "numpy")
@@ -62,32 +60,6 @@ class Turns:
     def rounds(self) -> int:
         """How many rounds every contender has been through."""
         return min(map(len, self.seconds.values()), default=0)
-
-
-class Allocated(TorchDispatchMode):
-    """Counts the bytes of every storage that an operation makes, until it is freed."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.now, self.peak = 0, 0
-        self.known: set[int] = set()
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        old = {leaf.untyped_storage()._cdata for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)}
-        result = func(*args, **(kwargs or {}))
-        for leaf in tree_leaves(result):
-            if isinstance(leaf, Tensor):
-                storage = leaf.untyped_storage()
-                if storage._cdata not in self.known and storage._cdata not in old:  # made here, and no view of what came in
-                    self.known.add(storage._cdata)
-                    self.now += storage.nbytes()
-                    weakref.finalize(storage, self.freed, storage._cdata, storage.nbytes())
-        self.peak = max(self.peak, self.now)
-        return result
-
-    def freed(self, key: int, size: int) -> None:
-        self.known.discard(key)
-        self.now -= size
 
 
 def setting(note: str = "") -> dict[str, Any]:

@@ -248,7 +248,7 @@ class Unpickled:
 # Each: method, what is wrong, what the line must say besides, in order.
 BAD: list[tuple[str, list[str], list[str]]] = [
     ("nonsense", [], ["method: got nonsense", "stillroom list"]),
-    ("auto-kd", [], ["method: got auto-kd", "planned"]),
+    ("upvl", [], ["method: got upvl", "planned"]),
     ("dkdd", [], ["method: got dkdd", "dkd"]),
     ("kd", ["--temperatur", "3"], ["--temperatur", "--help", "--temperature"]),
     ("kd", ["--host-options", "{}"], ["--host-options", "--help"]),
@@ -274,7 +274,7 @@ BAD: list[tuple[str, list[str], list[str]]] = [
     ("kd", ["--nesterov", "maybe"], ["--nesterov: got maybe", "true or false"]),
     ("dot", ["--delta", "0.2"], ["--delta: got 0.2", "momentum is 0.9"]),
     ("kd", ["--epochs", "2", "--warmup-epochs", "2"], ["--warmup-epochs: got 2", "fewer than the run's epochs (2)"]),
-    ("dot", ["--host", "auto-kd"], ["--host: got auto-kd", "a method that is built"]),
+    ("dot", ["--host", "upvl"], ["--host: got upvl", "a method that is built"]),
     ("dot", ["--host", "supervised"], ["--host: got supervised", "such as kd, dkd or crd"]),
     ("dot", ["--host-options", '{"temprature": 2}'], ["--host-options: got temprature", "temperature"]),
     ("dot", ["--host-options", '{"temperature": 0}'], ["temperature: got 0", "above 0"]),

@@ -24,10 +24,13 @@ from stillroom.errors import InputError, Interrupted, Lost, StillroomError, expl
 # asked for.
 COMMANDS = {
     "run": "a method's whole experiment: teacher, student alone, student distilled, report",
+    "plan": "what a run would do, how long it would take, and what it needs; nothing is written",
     "compare": "several methods on equal terms: one teacher, the same students, data and budget",
     "tune": "search a method's options; the winner as a configuration, and its score on data that the search never saw",
     "cache": "store a teacher's answers, to train from without the teacher",
     "cache-labels": "store a teacher's soft labels of many crops of each image",
+    "students": "networks that could be the student of your data, and what each costs on this machine",
+    "report": "one page of several runs: a table, gains, and what accuracy costs",
     "export": "a run's student as ONNX, torch.export or described safetensors, checked",
     "predict": "what a run's student says about images",
     "refine-boxes": "the inaccurate boxes of a set made better, without a true one",

@@ -115,7 +115,7 @@ def read_options(
     if before is not None:
         arguments = [f"--config={_settings_of(Path(before), arguments, setting)}", f"--out={folder or out}", *arguments]
     preset = early(arguments, "preset") or "default"
-    small = preset == "default" and all(early(arguments, option) is None for option in ("data", "images"))
+    small = preset == "default" and all(early(arguments, option) is None for option in ("data", "images", "target", "source"))
     parser, kinds = _parser(prog, own, setting, Path(out), preset, setting.default if small else {}, more)
     values = _parse(prog, parser, arguments)
     values["out"] = str(Path(folder or out).expanduser())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from typing import Any
 
 from stillroom.commands.parser import STUDENT, named_as_typed, student_parser
 from stillroom.errors import InputError, StillroomError, printable
@@ -31,7 +32,10 @@ def run(arguments: list[str], command: str) -> None:
         "The classes or labels that a run's student gives to images, the objects that it finds in them, or what it makes of them.",
     )
     parser.add_argument(
-        "images", metavar="IMAGE", nargs="+", help="image files, folders (with all images below them) or patterns such as 'photos/**/*.jpg'"
+        "images",
+        metavar="IMAGE",
+        nargs="+",
+        help="image files, folders (with all images below them) or patterns such as 'photos/**/*.jpg'; or sounds, videos, scans",
     )
     parser.add_argument("--json", action="store_true", help="one JSON object per image and line instead of a table")
     parser.add_argument("--top", type=int, metavar="K", help="how many classes to name, the most probable first (default: 2)")
@@ -65,12 +69,13 @@ def run(arguments: list[str], command: str) -> None:
     for name, value in options.items():
         if name not in student.options:
             raise InputError(f"--{name}", value, f"none, since this run's student is {student.kind}")
-    files, empty, others = find_images(given.images)
-    for said in passed_over([str(file) for file in others]):
+    find: Any = getattr(student, "find", None)  # a student of something else than images says what its files are
+    files, empty, *passed = (find or find_images)(given.images)
+    for said in passed_over([str(file) for others in passed for file in others]):
         print(f"stillroom: {printable(said)}", file=sys.stderr)
     if not files:
         raise InputError("IMAGE", ", ".join(given.images), "image files, folders with images in them or patterns that match some")
-    problems = [f"{place}: there is no image" for place in empty]
+    problems = [f"{place}: there is no {'file that it reads' if find else 'image'}" for place in empty]
     for problem in problems:
         print(f"stillroom: {printable(problem)}", file=sys.stderr)
 

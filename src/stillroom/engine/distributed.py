@@ -47,6 +47,14 @@ def averaged(values: Tensor) -> Tensor:
     return values
 
 
+def largest(values: Tensor) -> Tensor:
+    """The largest of the values of all processes, a scalar without gradient."""
+    found = values.detach().amax()
+    if world_size() > 1:
+        torch.distributed.all_reduce(found, op=torch.distributed.ReduceOp.MAX)
+    return found
+
+
 def average_gradients(gradients: Sequence[Tensor | None], parameters: Sequence[Tensor]) -> list[Tensor | None]:
     """Mean of each gradient over the processes; absent only where it is absent in all of them (elsewhere absent counts as zero).
 

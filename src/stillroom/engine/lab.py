@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from lightning.fabric.utilities import move_data_to_device
 from lightning.fabric.utilities.rank_zero import rank_zero_only
-from lightning.pytorch import Trainer
+from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor, nn
@@ -107,6 +107,7 @@ class Lab:
         self.seed = options.seed if seed is None else seed
         self.started = now()
         self._opening, self._quiet, self._after_epoch = opening, quiet, after_epoch
+        self._callbacks: list[Callback] = []  # besides those that every training has
         self.settings = settings or {}
         self._prefix = f"seed{self.seed}/"
         torch.backends.cudnn.deterministic = True
@@ -408,7 +409,7 @@ class Lab:
                 accumulate_grad_batches=plan.accumulate if ours else 1,
                 gradient_clip_val=plan.clip_norm if ours else None,
                 reload_dataloaders_every_n_epochs=int(selects(distiller)),
-                callbacks=[*([Together(self.folder, options.lost_seconds)] if together else []), recorder, checkpoints],
+                callbacks=[*([Together(self.folder, options.lost_seconds)] if together else []), recorder, checkpoints, *self._callbacks],
                 plugins=[AtomicCheckpointIO()],
                 logger=events,
                 enable_checkpointing=False,

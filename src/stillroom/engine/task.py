@@ -5,7 +5,8 @@ several tasks, the Lab and the report know tasks by these contracts alone. What 
 absent from its `Task`, and the commands that need it say so in one line. `docs/add-a-task.md` tells a whole task on one page.
 
 Two things that a task may have besides: its data `first_lines()`, sentences that a run begins with; itself ``remarks(report, data)``,
-sentences on results that a reader must not miss, which the terminal and the report say.
+sentences on results that a reader must not miss, which the terminal and the report say. Metrics that hang on what the data hold are
+described by the evaluator (see `run.recorder.Evaluator`).
 """
 
 from __future__ import annotations
@@ -37,8 +38,20 @@ FindLayer = Callable[[nn.Module, Any, str], str]  # (network, a few inputs, what
 
 WARNING = "WARNING: "  # before notes that a user must not overlook
 # Tasks whose networks can be trained on labels, without a teacher.
-SUPERVISED = ("classification", "multilabel", "detection", "segmentation", "harmonization", "imagetext")
-TASKS = (*SUPERVISED, "editing", "anomaly", "representation")  # each with a room whose module `task` holds its TASK
+SUPERVISED = (
+    "classification",
+    "multilabel",
+    "detection",
+    "segmentation",
+    "harmonization",
+    "imagetext",
+    "detection3d",
+    "sound",
+    "nuclei",
+    "video",
+    "multitask",
+)
+TASKS = (*SUPERVISED, "editing", "anomaly", "representation", "segmentation3d")  # each with a room whose module `task` holds its TASK
 
 
 class TaskData(Protocol):
@@ -162,7 +175,11 @@ class Answer(Protocol):
 
 
 class Student(Protocol):
-    """A trained network, ready to use, as `stillroom.load` gives it."""
+    """A trained network, ready to use, as `stillroom.load` gives it.
+
+    One that answers to something else than images has ``find(places)`` besides, in the place of `tasks.images.folders.find_images`: the
+    files, the places that hold none, and, where it tells, files that were passed over.
+    """
 
     @property
     def kind(self) -> str:
@@ -209,6 +226,7 @@ class Task(Protocol):
         layers: module paths by a word, for a cache's taps: ``(network, example, argument)``, see `FindLayer`.
         exact: parts of a teacher's answer that a cache stores in fp32 whatever it is asked for.
         metric_formats: how its metrics are written, where the report does not know them.
+        students: optional: specifications of networks that `stillroom students` measures.
         doubts: optional, ``(result, data)``: what a teacher's answers to the validation set say against it, a clause each.
     """
 

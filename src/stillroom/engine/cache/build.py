@@ -13,7 +13,7 @@ import torch
 from lightning.fabric.utilities import move_data_to_device
 from torch import Tensor
 
-from stillroom.engine.cache.answers import LOGITS, Form, names_in, output_files, take_apart
+from stillroom.engine.cache.answers import LOGITS, Form, named_inputs, names_in, output_files, take_apart
 from stillroom.engine.cache.formats import Format, Storage
 from stillroom.engine.cache.store import CacheFolder, Writer
 from stillroom.engine.cache.sums import with_sums
@@ -158,7 +158,7 @@ def _begin(
     arrays = with_sums(arrays)
     example = data.example_inputs()
     kept = {files[name]: values.float().cpu().numpy() for name, values in answer(example)[1].items()}
-    cache.save("example.npz", {"inputs": example.numpy(), **kept})
+    cache.save("example.npz", {**{name: values.numpy() for name, values in named_inputs(example).items()}, **kept})
     cache.save_result(result)
     record = {
         "key": dict(key),

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from stillroom.engine.cache.answers import LOGITS, Form, names_in, output_files, put_together
+from stillroom.engine.cache.answers import LOGITS, Form, named_inputs, names_in, output_files, put_together
 from stillroom.engine.cache.formats import Format
 from stillroom.engine.cache.store import CacheFolder
 from stillroom.engine.cache.sums import PREFIX, Sums
@@ -149,12 +149,13 @@ class CachedTeacher(Teacher):
         return f"CachedTeacher({str(self.folder)!r}, views={self.views.count})"
 
     def _answers(self, batch: Any, names: tuple[str, ...]) -> dict[str, Tensor]:
-        if isinstance(batch, Tensor):
-            inputs = self._example["inputs"]
-            if batch.shape != inputs.shape or not torch.allclose(batch.detach().float().cpu(), inputs, atol=1e-3):
-                got = f"a bare tensor {list(batch.shape)}"
+        if isinstance(batch, Tensor | Mapping) and not hasattr(batch, "ids"):
+            given = named_inputs(batch)
+            device = next(iter(given.values())).device
+            if not all(name in self._example and _close(value, self._example[name]) for name, value in given.items()):
+                got = f"bare inputs {[list(value.shape) for value in given.values()]}"
                 raise InputError("batch", got, "a batch with ids: a cache answers to samples, and to its own example only")
-            return {name: self._example[self._files[name]].to(batch.device) for name in names}
+            return {name: self._example[self._files[name]].to(device) for name in names}
         views_B = getattr(batch, "views", None)
         if views_B is None:
             expected = "training samples in recorded views, which data.replaying(teacher.views) gives"
@@ -199,6 +200,10 @@ class CachedTeacher(Teacher):
                     self._refuse_altered(name)
                 self._arrays[device] = {name: array.to(device) for name, array in answers.items()} if small else self._arrays[cpu]
         return self._arrays[device]
+
+
+def _close(values: Tensor, kept: Tensor) -> bool:
+    return values.shape == kept.shape and torch.allclose(values.detach().float().cpu(), kept.float(), atol=1e-3)
 
 
 class _NoNetworks(tuple[nn.Module, ...]):

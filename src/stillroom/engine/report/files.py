@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -83,6 +84,28 @@ def write_report(report: Report, folder: Path | str) -> Path:
     write_atomic(folder / "metrics.json", json.dumps(report_json(report), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
     write_atomic(folder / "report.html", page.render(report))
     return folder / "report.html"
+
+
+def add_remark(folder: Path | str, remark: str) -> None:
+    """Writes a sentence into the page and the notes of a finished run, such as what an export costs; nothing where there is no such run.
+
+    Args:
+        folder: of the run.
+        remark: plain text; one that begins with the same word takes the place of what was said before.
+    """
+    page_file, numbers = Path(folder) / "report.html", Path(folder) / "metrics.json"
+    if not (page_file.is_file() and numbers.is_file()):
+        return
+    subject = remark.split(" ", 1)[0]
+    found = json.loads(numbers.read_text(encoding="utf-8"))
+    found["notes"] = [note for note in found["notes"] if not note.startswith(f"{subject} ")] + [remark]
+    text = page_file.read_text(encoding="utf-8")
+    head, mark, rest = text.partition(page.AFTERWARDS)
+    if not mark:  # a page of a version before
+        return
+    lines = [line for line in rest.splitlines(keepends=True) if not line.startswith(f'<p class="note">{html.escape(subject)} ')]
+    write_atomic(numbers, json.dumps(found, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    write_atomic(page_file, f'{head}{mark}\n<p class="note">{html.escape(remark)}</p>{"".join(lines)}')
 
 
 def publish(report: Report, folder: Path, remarks: Sequence[str] = ()) -> None:

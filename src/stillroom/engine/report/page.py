@@ -17,6 +17,7 @@ from stillroom.engine.report.wording import LEGEND, cost_cells, headline, interv
 if TYPE_CHECKING:
     import jinja2
 
+AFTERWARDS = "<!-- what was found of it afterwards -->"  # in a page: where sentences are put that are written later
 _STYLES = 6  # how many colours for distilled arms the template has
 
 
@@ -54,6 +55,7 @@ def render(report: Report) -> str:
         costs=cost_cells(report),
         comparisons=comparisons,
         legend=LEGEND,
+        afterwards=AFTERWARDS,
         interval_text=interval_text,
         styles=styles,
         groups=figures(report, styles),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 import time
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from typing import Any
 import lightning
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -49,12 +51,16 @@ def measure(network: nn.Module, example_inputs: Any) -> Footprint:
 
     Args:
         network: on the same device as the example.
-        example_inputs: one sample [1, ...], or a structure of such tensors; latency is that of its device.
+        example_inputs: one sample [1, ...], or a structure of such tensors; or, of ragged samples, a structure that says its
+            `batch_size`. Latency is that of its device.
 
     Raises:
         InputError: the example is not a batch of one.
     """
-    for tensor in _tensors(example_inputs):
+    said = getattr(example_inputs, "batch_size", None)
+    if said not in (None, 1):
+        raise InputError("example_inputs", f"{said} samples", "one sample")
+    for tensor in _tensors(example_inputs) if said is None else ():
         if tensor.dim() == 0 or tensor.shape[0] != 1:
             raise InputError("example_inputs", f"shape {list(tensor.shape)}", "one sample, shape [1, ...]")
     with probing(network, _tensors(example_inputs)[0]):
@@ -67,6 +73,43 @@ def measure(network: nn.Module, example_inputs: Any) -> Footprint:
         latency_ms=latency_ms,
         bytes=sum(value.numel() * value.element_size() for value in stored.values()),
     )
+
+
+class Allocated(TorchDispatchMode):
+    """Inside, counts the bytes of the storages that operations make, until they are freed.
+
+    Attributes:
+        now, peak: bytes that are held, and the most that ever were.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now, self.peak = 0, 0
+        self._known: set[int] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Runs the operation, and counts what it made."""
+        old = {leaf.untyped_storage()._cdata for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)}
+        result = func(*args, **(kwargs or {}))
+        for leaf in _tensors(result):
+            storage = leaf.untyped_storage()
+            if storage._cdata not in self._known and storage._cdata not in old:  # made here, and no view of what came in
+                self._known.add(storage._cdata)
+                self.now += storage.nbytes()
+                weakref.finalize(storage, self._freed, storage._cdata, storage.nbytes())
+        self.peak = max(self.peak, self.now)
+        return result
+
+    def _freed(self, key: int, size: int) -> None:
+        self._known.discard(key)
+        self.now -= size
+
+
+def working_bytes(network: nn.Module, example_inputs: Any) -> int:
+    """The most that the tensors of one forward pass hold at once, without weights and inputs; the network comes back as from `measure`."""
+    with probing(network, _tensors(example_inputs)[0]), Allocated() as allocated:
+        network(example_inputs)
+    return allocated.peak
 
 
 @contextmanager

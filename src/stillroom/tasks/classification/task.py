@@ -26,6 +26,7 @@ from stillroom.tasks.classification.pages import classification_sections, confus
 from stillroom.tasks.classification.supervised import Supervised
 from stillroom.tasks.images.architectures import PRETRAINED
 from stillroom.tasks.images.cached import check_views, drawn_views
+from stillroom.tasks.images.candidates import CLASSIFIERS
 from stillroom.tasks.images.classifiers import build_classifier, configurations
 from stillroom.tasks.images.configurations import class_names
 from stillroom.tasks.images.delivered import deliver
@@ -112,6 +113,7 @@ class Classification:
     presets: Mapping[str, Mapping[str, Any]] = {"paper": CIFAR100, "paper:tiny-imagenet": TINY_IMAGENET, "paper:imagenet": IMAGENET}
     default: Mapping[str, Any] = SHAPES
     kinds: tuple[str, ...] = ()
+    students: tuple[str, ...] = CLASSIFIERS
     layers: Mapping[str, FindLayer] = {"middle": middle_layer, "pooled": pooled_layer}
     exact: tuple[str, ...] = ()
     metric_formats: Mapping[str, Metric] = {}

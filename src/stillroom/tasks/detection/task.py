@@ -20,9 +20,11 @@ from stillroom.tasks.detection.detr_models import deliver
 from stillroom.tasks.detection.loaded import LoadedDetector, load, ship
 from stillroom.tasks.detection.models import build_detector
 from stillroom.tasks.detection.pages import detection_sections
+from stillroom.tasks.detection.small import SMALL
 from stillroom.tasks.detection.supervised import DetectionDistiller
 
 # The default job: procedural scenes, 19 steps an epoch.
+_BACKBONES = ("lcnet_050", "mobilenetv3_small_100", "mobilenetv3_large_100", "resnet18", "resnet34", "resnet50")  # of students
 SCENES = Training(epochs=27, optimizer="adamw", lr=4e-3, weight_decay=1e-4, schedule="cosine", warmup_epochs=2.6, clip_norm=10.0)
 SCENES_SGD = replace(SCENES, optimizer="sgd", lr=0.06)
 
@@ -65,6 +67,10 @@ class Detection:
     presets: Mapping[str, Mapping[str, Any]] = {"paper": COCO}
     default: Mapping[str, Any] = {}
     kinds: tuple[str, ...] = ("scenes", "coco", "voc", "yolo")
+    students: tuple[str, ...] = (
+        *(f"stillroom/{name}" for name in SMALL),
+        *(f"{head}/{backbone}" for backbone in _BACKBONES for head in ("gfl", "retinanet", "fcos")),
+    )
     layers: Mapping[str, FindLayer] = {}
     exact: tuple[str, ...] = ("boxes",)  # half precision would place a box in a large image to the pixel, or worse
     metric_formats: Mapping[str, Metric] = {}

@@ -6,7 +6,7 @@ import glob
 import logging
 import re
 import zipfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -208,12 +208,15 @@ class FoundImages(NamedTuple):
     others: list[Path]
 
 
-def find_images(places: Sequence[str]) -> FoundImages:
+def find_images(
+    places: Sequence[str], told_apart: Callable[[Store, Iterable[str]], tuple[list[str], list[str]]] = told_apart
+) -> FoundImages:
     """The files that places name.
 
     Args:
         places: files, which are taken whatever they are called and whether or not they exist; folders, of which every image below
             counts that is not hidden; and patterns such as ``photos/**/*.jpg``.
+        told_apart: which files in folders are meant and which are not; by default images.
     """
     files: dict[Path, None] = {}
     others: dict[Path, None] = {}

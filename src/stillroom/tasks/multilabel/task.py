@@ -18,6 +18,7 @@ from stillroom.engine.training import Stopped
 from stillroom.errors import InputError
 from stillroom.modules.ml_decoder import HeadOptions, check_embeddings
 from stillroom.tasks.images.cached import check_views, drawn_views
+from stillroom.tasks.images.candidates import CLASSIFIERS
 from stillroom.tasks.images.page_parts import data_section
 from stillroom.tasks.multilabel.data import MultiLabelData
 from stillroom.tasks.multilabel.loaded import LoadedMultiLabel, load, ship
@@ -110,6 +111,7 @@ class MultiLabel:
     presets: Mapping[str, Mapping[str, Any]] = {"paper": COCO}
     default: Mapping[str, Any] = {}
     kinds: tuple[str, ...] = ("mosaics",)
+    students: tuple[str, ...] = CLASSIFIERS
     layers: Mapping[str, FindLayer] = {}
     exact: tuple[str, ...] = ()
     metric_formats: Mapping[str, Metric] = METRICS

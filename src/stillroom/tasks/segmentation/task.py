@@ -55,6 +55,7 @@ class Segmentation:
     presets: Mapping[str, Mapping[str, Any]] = {"paper": VOC}
     default: Mapping[str, Any] = {"data": "objects:train=600,val=100", "epochs": 10}
     kinds: tuple[str, ...] = ("objects", "masks", "voc", "coco")
+    students: tuple[str, ...] = tuple(f"stillroom/unet{width}_{levels}" for width in (8, 16, 32) for levels in (3, 4))
     layers: Mapping[str, FindLayer] = {}
     exact: tuple[str, ...] = ()
     metric_formats: Mapping[str, Metric] = METRICS

@@ -1,0 +1,76 @@
+"""`stillroom students`: candidates for the student of some data, what they cost, and a budget."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from stillroom.cli import main
+from stillroom.commands.students import Budget
+from stillroom.engine.run.measure import working_bytes
+from stillroom.engine.task import SUPERVISED, task_named
+
+_CANDIDATES: tuple[str, ...] = getattr(task_named("segmentation"), "students")  # noqa: B009 - tasks need not have them
+
+
+def listed(out: str) -> list[list[str]]:
+    return [line.split() for line in out.splitlines() if "/" in line.split(" ")[0]]
+
+
+def test_students_within_a_budget_are_listed_from_the_smallest_on(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["students", "--task", "segmentation", "--budget", "300k", "--teacher", "stillroom/unet16_3"]) == 0
+    out = capsys.readouterr().out
+    *rows, teacher = listed(out)
+    assert teacher[:2] == ["stillroom/unet16_3", "(teacher)"]
+    assert all(row[2] == "k" for row in rows)
+    sizes = [float(row[1]) for row in rows]
+    assert sizes == sorted(sizes)
+    assert 2 <= len(sizes) < len(_CANDIDATES)
+    assert max(sizes) <= 300
+    assert f"{len(_CANDIDATES) - len(rows)} more cost more than the budget." in out
+    shares = {row[0]: row[-2:] for row in rows}
+    assert shares["stillroom/unet16_3"] == ["100", "%"]
+    assert int(shares["stillroom/unet8_3"][0]) < 40
+
+
+def test_names_of_ones_own_are_measured_and_what_cannot_be_built_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["students", "--task", "segmentation", "--budget", "20k", "--also", "stillroom/unet4_3", "stillroom/no-such"]) == 0
+    out = capsys.readouterr().out
+    assert next(row[0] for row in listed(out)) == "stillroom/unet4_3"
+    assert "1 could not be built for these data, the first of them: stillroom/no-such" in out
+
+
+@pytest.mark.parametrize("budget", ["5", "5X", "5M,3k", "0ms", "fast", ""])
+def test_budgets_that_are_none(budget: str, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["students", "--task", "segmentation", "--budget", budget]
+    if not budget:
+        assert Budget.of(budget) == Budget()
+        return
+    assert main(arguments) == 2
+    assert capsys.readouterr().err.startswith(f"stillroom: --budget: got {budget}, expected")
+
+
+def test_a_budget_of_several_things() -> None:
+    assert Budget.of("1.5M, 2ms,20MB") == Budget(1.5e6, 2.0, 20e6)
+    assert Budget.of("300k") == Budget(parameters=3e5)
+
+
+def test_candidates_are_specifications_that_can_be_built() -> None:
+    """Those of timm, of which a name that timm has not would fail for every user."""
+    import timm
+
+    for name in SUPERVISED:
+        for spec in getattr(task_named(name), "students", ()):
+            source, _, model = spec.partition("/")
+            backbone = model if source in ("timm", "gfl", "retinanet", "fcos") else None
+            assert backbone is None or timm.is_model(backbone), spec
+
+
+def test_working_memory_is_what_a_pass_holds_besides_weights() -> None:
+    class Two(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            wide = x.repeat(1, 100)
+            return wide.sum(1)
+
+    assert working_bytes(Two(), torch.zeros(1, 10)) == 4 * (1000 + 1)
