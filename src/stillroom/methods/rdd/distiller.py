@@ -110,14 +110,20 @@ class AdaptedDistiller(Detection3dDistiller):
 class RDD(AdaptedDistiller):
     """L = L_det + alpha1 L_feat + alpha2 L_logit over the regions that either detector proposes (section 8).
 
+    On heads of centres and of anchors. Where the maps of two heads of anchors differ in resolution, an anchor's counterpart is that of the
+    same class and direction at the nearest cell.
+
     Args:
         student, teacher: see `AdaptedDistiller`.
         selection: of the pairs' weights m.
-        temperature: tau of the softmax over channels.
-        feature_weight, logit_weight: alpha1 and alpha2.
-        proposals: of each detector and sample, the best so many.
+        temperature: tau, of the softmax over channels.
+        feature_weight: alpha1, weight of the features of the pairs.
+        logit_weight: alpha2, weight of their class probabilities.
+        proposals: of each detector in a frame, the best so many.
         proposal_threshold: least probability of a proposal.
-        student_proposals: look at the student's own, too; without them its false positives are not seen.
+
+    Attributes:
+        student_proposals: whether the student's own are looked at, too; without them its false positives are not seen.
     """
 
     def __init__(
@@ -131,7 +137,6 @@ class RDD(AdaptedDistiller):
         logit_weight: float = 0.2,
         proposals: int = 100,
         proposal_threshold: float = 0.1,
-        student_proposals: bool = True,
     ) -> None:
         super().__init__(student, teacher)
         self.require_alike()
@@ -141,7 +146,7 @@ class RDD(AdaptedDistiller):
         self.logit_weight = at_least_zero("logit_weight", logit_weight)
         self.proposals = at_least("proposals", proposals, 1)
         self.proposal_threshold = share("proposal_threshold", proposal_threshold)
-        self.student_proposals = student_proposals
+        self.student_proposals = True
 
     def compared(self, batch: FrameBatch, outputs: MapOutputs, mine: Answer, theirs: Answer) -> dict[str, Tensor]:
         """``feature`` and ``logit``; an exact 0 that still reaches psi where nothing is proposed."""
@@ -151,6 +156,8 @@ class RDD(AdaptedDistiller):
 
     def pairs(self, mine: Answer, theirs: Answer) -> PairLosses:
         """Disparity, weight and losses of all pairs."""
+        if isinstance(self.student.head, AnchorHead):
+            return self._anchor_pairs(mine, theirs)
         rectangles, sample = self.regions(mine, theirs)
         sides = [(mine.neck, mine.grid), (theirs.neck, theirs.grid), (mine.probabilities, mine.grid), (theirs.probabilities, theirs.grid)]
         crops = [crop_regions(bev, rectangles, sample, grid, size=_CROP) for bev, grid in sides]
@@ -168,16 +175,8 @@ class RDD(AdaptedDistiller):
         seen = _meets(rectangles, mine.grid) | _meets(rectangles, theirs.grid)
         return rectangles[seen], sample[seen]
 
-
-class AnchorRDD(RDD):
-    """RDD of detectors with anchors: regions are the boxes that they propose, and the logits of a pair those of the proposal's own anchor.
-
-    Arguments as of `RDD`. Where the maps differ in resolution, an anchor's counterpart is that of the same class and direction at the
-    nearest cell.
-    """
-
-    def pairs(self, mine: Answer, theirs: Answer) -> PairLosses:
-        """Disparity, weight and losses of all pairs."""
+    def _anchor_pairs(self, mine: Answer, theirs: Answer) -> PairLosses:
+        """Regions are the boxes that are proposed, and the logits of a pair those of the proposal's own anchor in both heads."""
         heads: list[AnchorHead] = [self.student.head, self.teacher.networks[0].head]  # type: ignore[list-item]
         said = [head.flat(answer.probabilities, answer.codes) for head, answer in zip(heads, (mine, theirs), strict=True)]
         rows = []
