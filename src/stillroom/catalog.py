@@ -163,7 +163,13 @@ METHODS: tuple[Method, ...] = (
         "stillroom.methods.orc",
         "reference vectors of the specification",
     ),
-    Method("pointdc", "PointDC: Unsupervised Semantic Segmentation of 3D Point Clouds via Cross-Modal Distillation", "points"),
+    Method(
+        "pointdc",
+        "PointDC: Unsupervised Semantic Segmentation of 3D Point Clouds via Cross-Modal Distillation",
+        "segmentation3d",
+        "stillroom.methods.pointdc",
+        _PAPER,
+    ),
 )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from typing import Any
 
 from stillroom.commands.parser import STUDENT, named_as_typed, student_parser
 from stillroom.errors import InputError, StillroomError
@@ -64,13 +65,13 @@ def run(arguments: list[str], command: str) -> None:
     for name, value in options.items():
         if name not in student.options:
             raise InputError(f"--{name}", value, f"none, since this run's student is {student.kind}")
-    lists = hasattr(student, "find")  # a student of something else than images says what its files are
-    files, empty, others = (*student.find(given.images), ()) if lists else find_images(given.images)
+    find: Any = getattr(student, "find", None)  # a student of something else than images says what its files are
+    files, empty, others = (*find(given.images), ()) if find else find_images(given.images)
     for said in passed_over([str(file) for file in others]):
         print(f"stillroom: {said}", file=sys.stderr)
     if not files:
         raise InputError("IMAGE", ", ".join(given.images), "image files, folders with images in them or patterns that match some")
-    problems = [f"{place}: there is no {'file that it reads' if lists else 'image'}" for place in empty]
+    problems = [f"{place}: there is no {'file that it reads' if find else 'image'}" for place in empty]
     for problem in problems:
         print(f"stillroom: {problem}", file=sys.stderr)
 

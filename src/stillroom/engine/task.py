@@ -38,7 +38,7 @@ FindLayer = Callable[[nn.Module, Any, str], str]  # (network, a few inputs, what
 WARNING = "WARNING: "  # before notes that a user must not overlook
 # Tasks whose networks can be trained on labels, without a teacher.
 SUPERVISED = ("classification", "multilabel", "detection", "segmentation", "harmonization", "imagetext", "detection3d")
-TASKS = (*SUPERVISED, "editing", "anomaly", "representation")  # each with a room whose module `task` holds its TASK
+TASKS = (*SUPERVISED, "editing", "anomaly", "representation", "segmentation3d")  # each with a room whose module `task` holds its TASK
 
 
 class TaskData(Protocol):

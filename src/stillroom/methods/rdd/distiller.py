@@ -74,10 +74,9 @@ class AdaptedDistiller(Detection3dDistiller):
                 "teacher", f"a detector of {large.classes.tasks}", f"the student's classes and groups, {student.classes.tasks}"
             )
         self.teacher_grid = large.grid
-        self.adapter = nn.Sequential(
-            nn.Conv2d(student.head.in_channels, large.head.in_channels, 1, bias=False), nn.BatchNorm2d(large.head.in_channels), nn.ReLU()
-        )
-        nn.init.kaiming_normal_(self.adapter[0].weight, nonlinearity="relu")
+        conv = nn.Conv2d(student.head.in_channels, large.head.in_channels, 1, bias=False)
+        nn.init.kaiming_normal_(conv.weight, nonlinearity="relu")
+        self.adapter = nn.Sequential(conv, nn.BatchNorm2d(large.head.in_channels), nn.ReLU())
 
     def require_alike(self, kind: type[nn.Module] | None = None) -> None:
         """Heads whose answers can be compared: of one kind, and of `kind` where it is given.
@@ -93,7 +92,7 @@ class AdaptedDistiller(Detection3dDistiller):
 
     def taught(self, batch: FrameBatch, outputs: MapOutputs) -> dict[str, Tensor]:
         """The method's terms on the adapted student and the teacher."""
-        told: dict[str, Tensor] = self.teacher(batch)  # type: ignore[assignment]
+        told: dict[str, Tensor] = self.teacher(batch)
         theirs = Answer(told["neck"], told["heatmap"].sigmoid(), told["codes"], self.teacher_grid)
         return self.compared(batch, outputs, self.adapted(outputs), theirs)
 
@@ -159,9 +158,13 @@ class RDD(AdaptedDistiller):
         if isinstance(self.student.head, AnchorHead):
             return self._anchor_pairs(mine, theirs)
         rectangles, sample = self.regions(mine, theirs)
-        sides = [(mine.neck, mine.grid), (theirs.neck, theirs.grid), (mine.probabilities, mine.grid), (theirs.probabilities, theirs.grid)]
-        crops = [crop_regions(bev, rectangles, sample, grid, size=_CROP) for bev, grid in sides]
-        return pair_losses(*crops, self.selection, self.temperature)
+
+        def crops(bev: Tensor, answer: Answer) -> Tensor:
+            return crop_regions(bev, rectangles, sample, answer.grid, size=_CROP)
+
+        necks = crops(mine.neck, mine), crops(theirs.neck, theirs)
+        probabilities = crops(mine.probabilities, mine), crops(theirs.probabilities, theirs)
+        return pair_losses(*necks, *probabilities, self.selection, self.temperature)
 
     @torch.no_grad()
     def regions(self, mine: Answer, theirs: Answer) -> tuple[Tensor, Tensor]:
@@ -182,22 +185,25 @@ class RDD(AdaptedDistiller):
         rows = []
         with torch.no_grad():
             for side in (1, 0) if self.student_proposals else (1,):
-                boxes = heads[side].boxes(said[side].codes, said[side].directions)
-                for sample, (box, probabilities) in enumerate(zip(boxes, said[side].logits, strict=True)):
-                    limits = {"threshold": self.proposal_threshold, "most": self.proposals}
-                    index, _, rectangles = anchor_proposals(box, probabilities, cell=heads[side].grid.cell, **limits)
-                    there = heads[side].counterpart(index, heads[1 - side])
+                head, cell = heads[side], heads[side].grid.cell
+                for number, (box, probabilities) in enumerate(zip(head.boxes(*said[side][1:]), said[side].logits, strict=True)):
+                    index, _, found = anchor_proposals(
+                        box, probabilities, cell=cell, threshold=self.proposal_threshold, most=self.proposals
+                    )
+                    there = head.counterpart(index, heads[1 - side])
                     pair = (index, there) if side == 0 else (there, index)
-                    rows.append((rectangles, torch.full_like(index, sample), *pair))
+                    rows.append((found, torch.full_like(index, number), *pair))
             rectangles, sample, own, other = (torch.cat(part) for part in zip(*rows, strict=True))
             seen = _meets(rectangles, mine.grid) | _meets(rectangles, theirs.grid)
             rectangles, sample, own, other = rectangles[seen], sample[seen], own[seen], other[seen]
-        crops = [crop_regions(answer.neck, rectangles, sample, answer.grid, size=_CROP) for answer in (mine, theirs)]
-        d = disparity(*crops, self.temperature)
+        crops = (crop_regions(answer.neck, rectangles, sample, answer.grid, size=_CROP) for answer in (mine, theirs))
+        d = disparity(next(crops), next(crops), self.temperature)
         m = self.selection.weights(d)
-        at = ((0, own), (1, other))
-        cls, reg = ([part(said[side])[sample, index] for side, index in at] for part in (lambda s: s.logits, lambda s: s.codes))
-        return PairLosses(d, m, (m * d).sum() / max(len(d), 1), anchor_logit_loss(*cls, *reg, m))
+        first, second = said
+        logit = anchor_logit_loss(
+            first.logits[sample, own], second.logits[sample, other], first.codes[sample, own], second.codes[sample, other], m
+        )
+        return PairLosses(d, m, (m * d).sum() / max(len(d), 1), logit)
 
 
 def _meets(rectangles: Tensor, grid: BevGrid) -> Tensor:
@@ -236,7 +242,7 @@ class RivalDistiller(AdaptedDistiller):
         if self.kind != "lad":
             return super().losses(batch)
         outputs = self.student.raw(batch.inputs, batch.previous)
-        told: dict[str, Tensor] = self.teacher(batch)  # type: ignore[assignment]
+        told: dict[str, Tensor] = self.teacher(batch)
         size = outputs.neck.shape[2:]
         cells = [
             _best_cells(boxes, labels, heat, self.student.grid)
