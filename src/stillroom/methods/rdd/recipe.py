@@ -92,7 +92,17 @@ ROOM = Room(
     recipe,
     tasks=("detection3d",),
     presets=PRESETS,
-    default={"data": "streets", "mode": "ratio", "proposals": 20},
+    default={
+        "data": "streets:train=200,val=60,reach=12",
+        "reach": [-12.8, -12.8, -1.0, 12.8, 12.8, 5.0],
+        "student": "stillroom/pillar-small-w0.25",
+        "epochs": 15,
+        "teacher_epochs": 15,
+        "mode": "ratio",
+        "proposals": 8,
+        "feature_weight": 1.0,
+        "logit_weight": 1.0,
+    },
     build=build,
     space={"feature_weight": Float(0.02, 20.0, log=True), "logit_weight": Float(0.02, 20.0, log=True)},
 )
