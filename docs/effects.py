@@ -24,24 +24,8 @@ CLAIMS: dict[str, Any] = yaml.safe_load((ROOT / "docs/claims.yml").read_text(enc
 # As the pages stand in the menu.
 ORDER = [
     *("kd", "dkd", "fitnets", "crd", "features", "dot", "dino", "ferkd", "orc", "mdcs", "l2d", "wad", "crkd", "kd3", "boss"),
-    *(
-        "bckd",
-        "unikd",
-        "ssd-det",
-        "iod",
-        "giftnet",
-        "sdd",
-        "memkd",
-        "adasim",
-        "tinyclip",
-        "zeroseg",
-        "daps-sam",
-        "otd",
-        "mm-ego",
-        "mtl-cs",
-        "auto-kd",
-    ),
-    *("rdd"),
+    *("bckd", "unikd", "ssd-det", "iod", "giftnet", "sdd", "memkd", "adasim", "tinyclip", "zeroseg", "daps-sam", "otd", "mm-ego", "mtl-cs", "auto-kd"),
+    *("rdd", "pointdc"),
 ]
 NAMES = {
     "kd3": "KD³",
@@ -64,6 +48,7 @@ NAMES = {
     "mtl-cs": "MTL-CS",
     "auto-kd": "Auto-KD",
     "rdd": "RDD",
+    "pointdc": "PointDC",
 }
 SIGNS = {"above": "▲", "below": "▼", "level": "="}
 _SPACE = "\N{NO-BREAK SPACE}"

@@ -113,7 +113,7 @@ class Supervoxels(SceneDistiller):
         self.pieces = pieces
         counts = torch.tensor([sizes[index] for index in range(len(sizes))])
         self._starts = counts.cumsum(0) - counts
-        self.register_buffer("pseudo", torch.full((int(counts.sum()),), -1, dtype=torch.int16))
+        self.register_buffer("pseudo", torch.full((int(counts.sum()),), -1, dtype=torch.int32))
 
     def label(self, labels: Mapping[int, Tensor]) -> None:
         """Sets the labels of the scans."""
