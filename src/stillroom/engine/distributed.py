@@ -29,7 +29,10 @@ def go_alone() -> None:
     ever, or for processes that have ended. The next training founds a new group.
     """
     if world_size() > 1:
+        from stillroom.engine.run.watch import watch
+
         torch.distributed.barrier()  # nobody founds the next group while another has not left this one
+        watch.end()
         torch.distributed.destroy_process_group()
 
 
@@ -40,6 +43,14 @@ def averaged(values: Tensor) -> Tensor:
         torch.distributed.all_reduce(values)
         values /= world_size()
     return values
+
+
+def largest(values: Tensor) -> Tensor:
+    """The largest of the values of all processes, a scalar without gradient."""
+    found = values.detach().amax()
+    if world_size() > 1:
+        torch.distributed.all_reduce(found, op=torch.distributed.ReduceOp.MAX)
+    return found
 
 
 def average_gradients(gradients: Sequence[Tensor | None], parameters: Sequence[Tensor]) -> list[Tensor | None]:

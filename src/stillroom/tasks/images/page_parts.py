@@ -133,6 +133,22 @@ def card(image: Image.Image, number: int, named: str, answers: Mapping[str, str]
     )
 
 
+def captioned(image: Image.Image, said: str, side: int = 240) -> str:
+    """A picture of a gallery with what is to be said of it.
+
+    Args:
+        image: shown with its longer side in so many pixels.
+        said: as HTML without tags.
+        side: pixels.
+    """
+    shown = image.convert("RGB")
+    factor = side / max(shown.size)
+    size = max(1, round(shown.width * factor)), max(1, round(shown.height * factor))
+    shown = shown.resize(size, Image.Resampling.NEAREST if factor > 1 else Image.Resampling.BILINEAR)
+    picture = f'<img src="{data_uri(shown, "JPEG")}" alt="{said}" loading="lazy" style="aspect-ratio:auto">'
+    return f"<figure>{picture}<figcaption>{said}</figcaption></figure>"
+
+
 def gallery(title: str, count: int, cards: Sequence[str]) -> str:
     """The first of `count` images of a kind, under a heading."""
     shown = f'<div class="gallery">{"".join(cards)}</div>' if cards else ""
