@@ -103,8 +103,9 @@ class DistillBEV(Detection3dDistiller):
         temperature: tau and tau_c.
         channel_mask: weigh channels in all terms.
         inherit_head: the student's branches begin with the teacher's.
-        imitation: ``balanced``; ``even``: every cell of a region counts alike, and no attention; ``mse``: the mean squared distance of the
-            necks alone.
+
+    Attributes:
+        imitation: ``balanced``; see `plainer`.
 
     Raises:
         InputError: the two know other classes or ranges, a map does not fit, or the head's branches are of unlike width.
@@ -131,7 +132,6 @@ class DistillBEV(Detection3dDistiller):
         temperature: float = 0.5,
         channel_mask: bool = False,
         inherit_head: bool = True,
-        imitation: Imitation = "balanced",
     ) -> None:
         super().__init__(student, teacher)
         large = self.teacher.networks[0]
@@ -146,10 +146,8 @@ class DistillBEV(Detection3dDistiller):
                 raise InputError("teacher", got, f"the student's, {getattr(student.grid, axis)}")
         one_of("mistaken", mistaken, ("none", *get_args(Mistaken)))
         self.mistaken, self.mistaken_scale, self.threshold, self.sample = mistaken, mistaken_scale, threshold, sample
-        self.imitation, self.distill_scale = (
-            one_of("imitation", imitation, get_args(Imitation)),
-            at_least_zero("distill_scale", distill_scale),
-        )
+        self.imitation: Imitation = "balanced"
+        self.distill_scale = at_least_zero("distill_scale", distill_scale)
         self.grid, self.teacher_grid = student.grid, large.grid
         if mistaken not in ("none", "teacher") and student.grid != large.grid:
             raise InputError("mistaken", mistaken, "teacher or none, where the two heads' maps are of unlike resolution")
@@ -157,17 +155,30 @@ class DistillBEV(Detection3dDistiller):
             self._inherit(student, large)
         self._asked = self.teacher.around(WithStages)
         ours, theirs = self._shapes(student, example), self._shapes(large, example)
-        self.taps = taps_in("neck" if imitation == "mse" else taps, len(ours[0]), len(theirs[0]))
-        options: dict[str, Any] = {
-            "attention": "none" if imitation == "even" else attention,
-            "temperature": temperature,
-            "channel_temperature": temperature,
-        }
+        self.taps = taps_in(taps, len(ours[0]), len(theirs[0]))
+        options: dict[str, Any] = {"attention": attention, "temperature": temperature, "channel_temperature": temperature}
         self.adapters, self.terms = nn.ModuleList(), nn.ModuleList()
         for tap in self.taps:
             mine, wanted = (shapes[1] if at is None else shapes[0][at] for shapes, at in ((ours, tap.student), (theirs, tap.teacher)))
             self.adapters.append(adapter(mine, wanted))
             self.terms.append(TapLoss(weights or Weights(), channel_mask=channel_mask, **options))
+
+    def plainer(self, imitation: Imitation) -> DistillBEV:
+        """The same distiller with a plainer imitation, to compare with.
+
+        Args:
+            imitation: ``even``: every cell of a region counts alike, and no attention; ``mse``: the mean squared distance of the necks
+                alone.
+        """
+        self.imitation = one_of("imitation", imitation, get_args(Imitation))
+        if imitation == "even":
+            for term in self.terms:
+                term.attention = "none"  # type: ignore[assignment]
+        if imitation == "mse":
+            last = self.taps.index(Tap(None, None)) if Tap(None, None) in self.taps else len(self.taps) - 1
+            self.taps, self.adapters = (self.taps[last],), nn.ModuleList([self.adapters[last]])
+            self.terms = nn.ModuleList([nn.Identity()])
+        return self
 
     @staticmethod
     def _inherit(student: MapDetector, large: MapDetector) -> None:

@@ -71,8 +71,10 @@ def recipe(
         raise InputError("arms", arms, f"some of {', '.join(ARMS)}, each once, joined by +")
 
     def made(name: str, student: MapDetector, teacher: Teacher) -> DistillBEV:
-        own = {**options, "imitation": ARMS[name], **({"distill_scale": mse_scale} if name == "mse" else {})}
-        return build(student, teacher, data, **own)
+        distiller = build(student, teacher, data, **options)
+        if name == "mse":
+            distiller.distill_scale = mse_scale
+        return distiller if name == "distillbev" else distiller.plainer(ARMS[name])
 
     every = {name: lambda student, teacher, name=name: made(name, student, teacher) for name in names}
     return Experiment(lab, data, plan, networks).run("distillbev", every, ship=names[-1])
