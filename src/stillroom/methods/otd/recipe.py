@@ -95,5 +95,7 @@ ROOM = Room(
     tasks=("nuclei",),
     presets=PRESETS,
     default={**DRAWN, "target": "drawn:domain=target,val=100", "source": "drawn:domain=source,train=280", "batch_size": 4},
+    expect="Mixing pseudo labels with the few's nuclei was +38.2 +- 15.0 points of Dice of classes over source and few alone here (3 seeds). The "
+    "rest changes little at the paper's weights; at stream weights of 1e5 OTD was -5.2 +- 6.2 points of the new classes' Dice against mixing.",
     reason="carries a network from one data set to another: its arms are an experiment of their own",
 )
