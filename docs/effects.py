@@ -24,7 +24,24 @@ CLAIMS: dict[str, Any] = yaml.safe_load((ROOT / "docs/claims.yml").read_text(enc
 # As the pages stand in the menu.
 ORDER = [
     *("kd", "dkd", "fitnets", "crd", "features", "dot", "dino", "ferkd", "orc", "mdcs", "l2d", "wad", "crkd", "kd3", "boss"),
-    *("bckd", "unikd", "ssd-det", "iod", "giftnet", "sdd", "memkd", "adasim", "tinyclip", "zeroseg", "daps-sam", "otd", "mm-ego", "mtl-cs"),
+    *(
+        "bckd",
+        "unikd",
+        "ssd-det",
+        "iod",
+        "giftnet",
+        "sdd",
+        "memkd",
+        "adasim",
+        "tinyclip",
+        "zeroseg",
+        "daps-sam",
+        "otd",
+        "mm-ego",
+        "mtl-cs",
+        "auto-kd",
+    ),
+    *("rdd", "pointdc"),
 ]
 NAMES = {
     "kd3": "KD³",
@@ -45,6 +62,9 @@ NAMES = {
     "otd": "OTD",
     "mm-ego": "Multimodal",
     "mtl-cs": "MTL-CS",
+    "auto-kd": "Auto-KD",
+    "rdd": "RDD",
+    "pointdc": "PointDC",
 }
 SIGNS = {"above": "▲", "below": "▼", "level": "="}
 _SPACE = "\N{NO-BREAK SPACE}"

@@ -90,7 +90,13 @@ METHODS: tuple[Method, ...] = (
         "stillroom.methods.tinyclip",
         _PAPER,
     ),
-    Method("rdd", "Representation Disparity-aware Distillation for 3D Object Detection", "points"),
+    Method(
+        "rdd",
+        "Representation Disparity-aware Distillation for 3D Object Detection",
+        "detection3d",
+        "stillroom.methods.rdd",
+        "reference vectors of the specification",
+    ),
     Method(
         "sdd",
         "Not All Steps are Created Equal: Selective Diffusion Distillation for Image Manipulation",
@@ -182,7 +188,13 @@ METHODS: tuple[Method, ...] = (
         "stillroom.methods.orc",
         "reference vectors of the specification",
     ),
-    Method("pointdc", "PointDC: Unsupervised Semantic Segmentation of 3D Point Clouds via Cross-Modal Distillation", "points"),
+    Method(
+        "pointdc",
+        "PointDC: Unsupervised Semantic Segmentation of 3D Point Clouds via Cross-Modal Distillation",
+        "segmentation3d",
+        "stillroom.methods.pointdc",
+        _PAPER,
+    ),
 )
 
 
@@ -195,6 +207,9 @@ BUILDERS = {
     "zeroseg": "stillroom.methods.zeroseg.network",
     "aligned": "stillroom.methods.daps_sam.network",
 }
+
+# What builds students that are no network of a task's; a card names it, and any other must be trusted.
+STUDENTS = ("stillroom.methods.memkd.networks:build",)
 
 
 def find(name: str, argument: str = "method") -> Method:

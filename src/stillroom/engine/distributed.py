@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
@@ -10,6 +10,9 @@ import torch
 from torch import Tensor
 
 T = TypeVar("T")
+
+
+when_alone: list[Callable[[], None]] = []  # what else ends with the group of processes; see `go_alone`
 
 
 def world_size() -> int:
@@ -30,6 +33,8 @@ def go_alone() -> None:
     """
     if world_size() > 1:
         torch.distributed.barrier()  # nobody founds the next group while another has not left this one
+        for end in when_alone:
+            end()
         torch.distributed.destroy_process_group()
 
 

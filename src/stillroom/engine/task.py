@@ -51,7 +51,7 @@ SUPERVISED = (
     "video",
     "multitask",
 )
-TASKS = (*SUPERVISED, "editing", "anomaly", "representation")  # each with a room whose module `task` holds its TASK
+TASKS = (*SUPERVISED, "editing", "anomaly", "representation", "segmentation3d")  # each with a room whose module `task` holds its TASK
 
 
 class TaskData(Protocol):

@@ -38,7 +38,7 @@ def run(tmp_path_factory):
         "--student",
         STUDENT,
         "--image-size",
-        "[24,48]",
+        "24",
     ]
     assert main([*words, "--batch-size", "3", "--epochs", "2", "--out", str(folder)]) == 0
     return folder
@@ -151,7 +151,7 @@ def test_pasting_balancing_and_looking_back():
     pasted = Detection3dData(TINY, paste=8, **options)
     counts = [sum(map(len, data.train_loader(seed=0).first(2).boxes)) for data in (plain, pasted)]
     assert counts[1] > counts[0]
-    balanced = Detection3dData(TINY, balance=True, **options)
+    balanced = Detection3dData(TINY, resample=True, **options)
     held = np.array([np.isin(np.arange(3), balanced.train_frame(k).labels) for k in range(balanced.train_size)])
     before = np.array([np.isin(np.arange(3), plain.train_frame(k).labels) for k in range(plain.train_size)])
     assert np.ptp(held.sum(0)) <= np.ptp(before.sum(0)) + held.shape[0] - before.shape[0]

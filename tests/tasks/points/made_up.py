@@ -9,6 +9,8 @@ import numpy as np
 from PIL import Image
 
 from stillroom.tasks.points.frames import Frame
+from stillroom.tasks.points.rooms import RoomSpec, RoomWorld
+from stillroom.tasks.points.supervoxels import SupervoxelSpec, supervoxels
 from stillroom.tasks.points.worlds import DrivingWorld, WorldSpec
 
 # A lidar that looks along its y, ahead of and above the vehicle's middle, as nuScenes' does.
@@ -137,3 +139,33 @@ def plain(root: Path, frames: list[Frame], **more: object) -> Path:
         told.append({"lidar": f"lidar/{number}.bin", "time_s": 0.1 * number, "boxes": boxes, "sequence": f"drive {number // 2}"})
     (root / "frames.json").write_text(json.dumps({"columns": list(frames[0].columns), "frames": told, **more}))
     return root
+
+
+def write_ply(path: Path, columns: dict[str, np.ndarray]) -> None:
+    """A binary PLY file of vertices with these columns."""
+    kinds = {"f": "float", "u": "uchar", "i": "int"}
+    head = "".join(f"property {kinds[value.dtype.kind]} {name}\n" for name, value in columns.items())
+    rows = np.rec.fromarrays(list(columns.values()), names=list(columns))
+    path.write_bytes(f"ply\nformat binary_little_endian 1.0\nelement vertex {len(rows)}\n{head}end_header\n".encode() + rows.tobytes())
+
+
+def scannet(root: Path, scenes: int = 3) -> None:
+    """Scans of made-up rooms as ScanNet has them: mesh, labels, segments, posed pictures with depth."""
+    ids = (2, 1, 7, 5, 3, 4, 39, 39)  # of floor, wall, table, chair, cabinet, bed, lamp and bin
+    spec = RoomSpec(views=2, image_size=(24, 32), grid=0.15)
+    for number in range(scenes):
+        frame, scene = RoomWorld((8, number), spec).frame(), f"scene{number:04d}_00"
+        folder = root / f"scans/{scene}"
+        for inner in ("color", "depth", "pose", "intrinsic"):
+            (folder / inner).mkdir(parents=True)
+        places = {name: frame.points[:, k].astype("<f4") for k, name in enumerate("xyz")}
+        colours = {name: (frame.points[:, 3 + k] * 255).astype("u1") for k, name in enumerate(("red", "green", "blue"))}
+        write_ply(folder / f"{scene}_vh_clean_2.ply", places | colours)
+        write_ply(folder / f"{scene}_vh_clean_2.labels.ply", places | {"label": np.array(ids, "<i4")[frame.point_labels]})
+        segments = supervoxels(frame.points[:, :3], frame.points[:, 3:], SupervoxelSpec(0.15, 0.6))
+        (folder / f"{scene}_vh_clean_2.0.010000.segs.json").write_text(json.dumps({"segIndices": (segments * 3).tolist()}))
+        np.savetxt(folder / "intrinsic/intrinsic_color.txt", frame.views[0].intrinsics)
+        for name, view in zip((0, 20), frame.views, strict=True):
+            Image.fromarray(view.image).save(folder / f"color/{name}.png")
+            Image.fromarray((view.depth * 1000).astype(np.uint16)).save(folder / f"depth/{name}.png")
+            np.savetxt(folder / f"pose/{name}.txt", view.cam2ego)

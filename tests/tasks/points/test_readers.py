@@ -178,7 +178,7 @@ def test_kitti_drives_have_poses_from_their_positions(tmp_path):
         east = 8.4 + 1e-5 * number  # about 0.73 m at this latitude
         (drive / f"oxts/data/{number:010d}.txt").write_text(f"49.0 {east} 100 0 0 0 " + "0 " * 24)
         Image.fromarray(np.zeros((16, 20, 3), np.uint8)).save(drive / f"image_02/data/{number:010d}.png")
-    frames = KittiDrives(open_place(str(tmp_path), "data")).list()
+    frames = KittiDrives(open_place(str(tmp_path), "data")).listed()
     first, second = frames.frame(0), frames.frame(1)
     assert np.allclose(first.ego2global, np.eye(4))
     assert second.ego2global[:3, 3] == pytest.approx([0.731, 0, 0], abs=0.01)
@@ -208,7 +208,7 @@ def test_semantic_kitti_labels_are_low_and_high_halves(tmp_path):
         source.val.frame(1)
     (tmp_path / "sequences/00/poses.txt").write_text("1 0 0 0 0 1 0 0 0 0 1 0\n")
     with pytest.raises(InputError, match="frame 1 of 1 poses"):
-        KittiSequences(open_place(str(tmp_path), "data")).list().frame(1)
+        KittiSequences(open_place(str(tmp_path), "data")).listed().frame(1)
 
 
 # Plain folders --------------------------------------------------------------------------------------------------------------------------
@@ -256,14 +256,14 @@ def test_a_plain_folder_says_what_is_wrong(folder, change, said):
     np.zeros((3, 5), "<f4").tofile(folder / "lidar/1.bin")
     rewrite(folder, change)
     with pytest.raises(InputError, match=said) as caught:
-        read_all(lambda: [open_folder(str(folder), "data").list()])
+        read_all(lambda: [open_folder(str(folder), "data").listed()])
     assert "\n" not in str(caught.value)
 
 
 def test_a_folder_in_the_lidars_frame_is_turned(folder):
-    before = open_folder(str(folder), "data").list().frame(0)
+    before = open_folder(str(folder), "data").listed().frame(0)
     rewrite(folder, lambda told: told.update(lidar2ego=made_up.LIDAR2EGO.tolist()))
-    after = open_folder(str(folder), "data").list().frame(0)
+    after = open_folder(str(folder), "data").listed().frame(0)
     assert after.points[0, :3] == pytest.approx(made_up.LIDAR2EGO[:3] @ [*before.points[0, :3], 1], abs=1e-4)
     assert after.boxes[0, 6] == pytest.approx(before.boxes[0, 6] - np.pi / 2, abs=1e-4) or after.boxes[0, 6] == pytest.approx(
         before.boxes[0, 6] + 3 * np.pi / 2, abs=1e-4
@@ -349,14 +349,6 @@ def test_ply_of_every_form(form, order):
 # Rooms ----------------------------------------------------------------------------------------------------------------------------------
 
 
-def write_ply(path, columns):
-    kinds = {"f": "float", "u": "uchar", "i": "int"}
-    head = "".join(f"property {kinds[value.dtype.kind]} {name}\n" for name, value in columns.items())
-    count = len(next(iter(columns.values())))
-    rows = np.rec.fromarrays(list(columns.values()), names=list(columns))
-    path.write_bytes(f"ply\nformat binary_little_endian 1.0\nelement vertex {count}\n{head}end_header\n".encode() + rows.tobytes())
-
-
 @pytest.fixture
 def scannet(tmp_path):
     random = np.random.default_rng(0)
@@ -367,8 +359,8 @@ def scannet(tmp_path):
             (folder / inner).mkdir(parents=True)
         places = {name: random.random(8).astype("<f4") for name in "xyz"}
         colours = {name: random.integers(0, 255, 8).astype("u1") for name in ("red", "green", "blue")}
-        write_ply(folder / f"{scene}_vh_clean_2.ply", places | colours)
-        write_ply(folder / f"{scene}_vh_clean_2.labels.ply", places | {"label": np.array([1, 2, 0, 13, 39, 40, 3, 5], "<i4")})
+        made_up.write_ply(folder / f"{scene}_vh_clean_2.ply", places | colours)
+        made_up.write_ply(folder / f"{scene}_vh_clean_2.labels.ply", places | {"label": np.array([1, 2, 0, 13, 39, 40, 3, 5], "<i4")})
         segments = [7, 7, 3, 3, 9, 9, 9, 3]
         (folder / f"{scene}_vh_clean_2.0.010000.segs.json").write_text(json.dumps({"segIndices": segments}))
         (folder / "intrinsic/intrinsic_color.txt").write_text("10 0 4 0\n0 10 3 0\n0 0 1 0\n0 0 0 1\n")

@@ -206,6 +206,25 @@ def test_what_cannot_be_used_is_named(folders: Path) -> None:
             VideoData(f"clips:{folders}", **options)
 
 
+def test_flow_is_estimated_where_none_is_stored_and_weights_are_at_hand(folders: Path, tmp_path: Path) -> None:
+    from torchvision.models.optical_flow import raft_small
+
+    torch.save(raft_small(weights=None).state_dict(), tmp_path / "raft.pth")
+    given: dict[str, Any] = {"frames": 2, "image_size": 16, "workers": 0, "batch_size": 2, "modality": "flow"}
+    data = VideoData(f"clips:{folders}", flow_weights=str(tmp_path / "raft.pth"), **given)
+    assert "flow (100 % of the training clips)" in " ".join(data.first_lines())
+    without = VideoData(f"clips:{folders}", **given)
+    assert without.fingerprint != data.fingerprint
+    lifted = next(clip for clip in data._listed[0].clips if clip.labels == (0,))
+    levels = lifted.tracks["flow"].read([0, 5, 4])
+    assert (levels.dtype, levels.shape) == (torch.uint8, (3, 3, 24, 32))
+    assert not levels[:, 2].any()
+    assert torch.equal(levels[1], levels[2])  # the last frame has the flow of the one before
+    torch.save({"conv.weight": torch.zeros(2)}, tmp_path / "other.pth")
+    with pytest.raises(InputError, match="flow_weights"):
+        VideoData(f"clips:{folders}", flow_weights=str(tmp_path / "other.pth"), **given)
+
+
 # Measures -------------------------------------------------------------------------------------------------------------------------------
 
 

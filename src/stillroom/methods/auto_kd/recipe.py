@@ -23,7 +23,7 @@ from stillroom.methods.auto_kd.reward import reward_of
 from stillroom.methods.auto_kd.search import WAYS, Found, Ground, Proxy, Search, check_searches, prepare, run_search
 from stillroom.methods.auto_kd.searched import further_teacher, scored_teacher, teacher_specs
 from stillroom.methods.auto_kd.space import read_levels
-from stillroom.tasks.classification import CIFAR100, CONVNETS, DIGITS, IMAGENET, ImageData
+from stillroom.tasks.classification import CIFAR100, CONVNETS, DIGITS, IMAGENET, SHAPES, ImageData
 
 _DROPS = (10 / 24, 20 / 24)  # of the proxy schedule
 
@@ -183,6 +183,6 @@ ROOM = Room(
     recipe,
     tasks=("classification",),
     presets=PRESETS,
-    default={"data": "digits", "trials": 30, "space": "small", "epochs": 40, "proxy_share": 0.5, "proxy_epochs": 12},
+    default={**SHAPES, "trials": 24, "space": "small", "proxy_share": 0.5, "proxy_epochs": 6, "proxy_lr": 0.1},
     reason="is a search over distillers; `searched` trains with what it finds",
 )

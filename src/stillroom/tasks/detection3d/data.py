@@ -25,14 +25,14 @@ class Detection3dData(PointSetData):
     """A training and a validation set of frames with boxes.
 
     Args:
-        data: where the images are (frames, with pictures or without): ``streets`` (made up from a seed; ``streets:train=300,cameras=4``), ``nuscenes:ROOT``, ``kitti:ROOT`` or
-            ``points:FOLDER``; options follow after commas, see `sources.open_source`.
+        data: where the images are (frames, with pictures or without): ``streets`` (made up from a seed; ``streets:train=300,cameras=4``),
+            ``nuscenes:ROOT``, ``kitti:ROOT`` or ``points:FOLDER``; options follow after commas, see `sources.open_source`.
         batch_size: images in a batch (frames here), of all processes together.
         reach: metres that detectors look at: least x, y, z, then most x, y, z; by default the data's own.
         image_size: pixels of the images that the network is given: of their shorter side, the longer one in proportion; by default as they
             are.
-        augment: random changes of training images (frames here): ``turn`` (the default) turns, scales and mirrors points, boxes and cameras alike, and
-            crops pictures; or ``none``.
+        augment: random changes of training images (frames here): ``turn`` (the default) turns, scales and mirrors points, boxes and
+            cameras alike, and crops pictures; or ``none``.
         paste: objects of each class that a training frame is to hold, cut out of other frames; 0 (the default) for none. Not for cameras.
         resample: repeat training frames so that every class has an equal share of them (CBGS).
         look_back: batches also hold the frame before each.

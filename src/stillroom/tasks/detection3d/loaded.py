@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import glob
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,12 +16,10 @@ from stillroom.errors import InputError
 from stillroom.tasks.detection3d.models import TASK, Wanted, build_detector
 from stillroom.tasks.detection3d.networks import DensePart, LidarDetector, MapDetector
 from stillroom.tasks.images.export_parts import description
-from stillroom.tasks.images.files import Folder
 from stillroom.tasks.images.loaded import accelerated
 from stillroom.tasks.points.answers import kitti_entries, nuscenes_entries
-from stillroom.tasks.points.folder import ENDINGS, read_points
+from stillroom.tasks.points.folder import file_points, find_points
 from stillroom.tasks.points.frames import Frame, cleaned, collate
-from stillroom.tasks.points.place import Place
 
 THRESHOLD = 0.3  # of a score, for people to look at
 _CHECKED = 3  # made-up maps that an export is compared on
@@ -97,21 +94,7 @@ class LoadedDetector3d:
 
     def find(self, places: Sequence[str]) -> tuple[list[Path], list[str]]:
         """The point files at files, folders and patterns, and the places that hold none."""
-        files: list[Path] = []
-        empty = []
-        for place in places:
-            path = Path(place)
-            below = (
-                sorted(path.rglob("*"))
-                if path.is_dir()
-                else [path]
-                if path.is_file()
-                else [Path(name) for name in sorted(glob.glob(place))]
-            )
-            found = [file for file in below if file.suffix.lower() in ENDINGS]
-            files += found
-            empty += [] if found else [place]
-        return list(dict.fromkeys(files)), empty
+        return find_points(places)
 
     def predict(self, files: Sequence[Path], *, unreadable: Callable[[Any], None], threshold: float = THRESHOLD) -> Iterator[Detected3d]:
         """The boxes of each file; see `Student`. Raw numbers (.bin) are read with the columns that the network was trained on."""
@@ -119,9 +102,8 @@ class LoadedDetector3d:
             raise InputError("run", self.card.model, "a detector of points: one of pictures needs their cameras; use its network on frames")
         accelerated(self.network)
         for file in files:
-            place = Place(Folder(file.parent), {file.name: file.stat().st_size}, "", "IMAGE", str(file.parent))
             try:
-                points, names = read_points(place, file.name, self.wanted.columns)
+                points, names = file_points(file, self.wanted.columns)
             except InputError as error:
                 unreadable(error)
                 continue

@@ -2,10 +2,10 @@
 
 A spec is ``SOURCE[@WEIGHTS]``, or the folder of a run. SOURCE is
 
-- ``stillroom/NAME[-wFACTOR][,OPTION=...]``: a network of `networks.LIDAR` (``centerpoint-pillar`` and ``centerpoint-voxel`` as in the
-  papers, ``pillar-small`` and ``voxel-small`` for small ranges and CPUs). A factor multiplies every width. Options: ``cell`` and
-  ``height`` of a pillar or voxel in metres; ``encoder``, ``bev`` and ``head``, factors of the widths of the part before the map, of
-  stages and neck, and of the head;
+- ``stillroom/NAME[-wFACTOR][,OPTION=...]``: a network of `networks.LIDAR` (``centerpoint-pillar``, ``centerpoint-voxel``,
+  ``pointpillars`` and ``second`` as in the papers, the last two with anchors; ``pillar-small`` and ``voxel-small`` for small ranges and
+  CPUs). A factor multiplies every width. Options: ``cell`` and ``height`` of a pillar or voxel in metres; ``encoder``, ``bev`` and
+  ``head``, factors of the widths of the part before the map, of stages and neck, and of the head;
 - ``package.module:function`` or ``file.py:function``, called with a `Wanted`, which makes a `MapDetector`.
 """
 

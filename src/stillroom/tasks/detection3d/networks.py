@@ -1,4 +1,4 @@
-"""Detectors that look from above: what makes a map of a frame, a neck, and CenterPoint's head."""
+"""Detectors that look from above: what makes a map of a frame, a neck, and a head of centres or of anchors."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from stillroom.errors import InputError
+from stillroom.tasks.points.anchor_head import AnchorHead
 from stillroom.tasks.points.backbones import SecondBackbone, SecondFPN, VoxelBackbone, scaled
-from stillroom.tasks.points.center_head import CenterHead, Detections, Prediction, center_losses, center_targets, codes_of, heatmap_logits
+from stillroom.tasks.points.center_head import CenterHead, Detections, Prediction
 from stillroom.tasks.points.frames import FrameBatch, FrameInputs
 from stillroom.tasks.points.grid import BevGrid, ClassList
 from stillroom.tasks.points.voxels import MeanVoxelEncoder, PillarEncoder, VoxelGrid, scatter_to_bev, voxelize
@@ -48,7 +49,7 @@ class MapDetector(nn.Module, ABC):
 
     velocity_weight = 0.2  # of the loss; camera students of the papers have 1
 
-    def __init__(self, head: CenterHead) -> None:
+    def __init__(self, head: CenterHead | AnchorHead) -> None:
         super().__init__()
         self.head = head
 
@@ -77,9 +78,8 @@ class MapDetector(nn.Module, ABC):
         return MapOutputs(stages, neck, self.head(neck), extra)
 
     def task_losses(self, outputs: MapOutputs, batch: FrameBatch) -> dict[str, Tensor]:
-        """What plain training minimises: ``heatmap``, ``box``, and the network's own."""
-        targets = center_targets(batch.boxes, batch.labels, self.classes, self.grid)
-        losses = center_losses(outputs.predictions, targets, velocity_weight=self.velocity_weight)
+        """What plain training minimises: the head's ``heatmap`` and ``box`` (and ``direction`` of anchors), and the network's own."""
+        losses = self.head.losses(outputs.predictions, batch.boxes, batch.labels, velocity_weight=self.velocity_weight)
         return {**losses, **self.extra_losses(outputs, batch)}
 
     def extra_losses(self, outputs: MapOutputs, batch: FrameBatch) -> dict[str, Tensor]:
@@ -92,10 +92,10 @@ class MapDetector(nn.Module, ABC):
         return self.head.detect(self.raw(inputs, previous).predictions)
 
     def forward(self, inputs: FrameInputs) -> dict[str, Tensor]:
-        """``neck``, ``heatmap`` (logits of all classes [B, C, ny, nx]) and ``codes`` [B, groups x 8 or 10, ny, nx]."""
+        """``neck``, ``heatmap`` (logits) and ``codes``, as the head's `dense` has them."""
         outputs = self.raw(inputs)
-        codes = torch.cat([codes_of(prediction) for prediction in outputs.predictions], 1)
-        return {"neck": outputs.neck, "heatmap": heatmap_logits(outputs.predictions), "codes": codes}
+        heatmap, codes = self.head.dense(outputs.predictions)
+        return {"neck": outputs.neck, "heatmap": heatmap, "codes": codes}
 
 
 @dataclass(frozen=True)
@@ -112,7 +112,9 @@ class LidarSpec:
         strides: of each.
         neck: width of each stage in the neck.
         upsample: of each stage in the neck.
-        head: width of the head's shared convolution and its branches.
+        sparse: widths of the sparse backbone: of its first convolution and its four stages.
+        anchors: a head of anchors, as SECOND and PointPillars have it; else of centres.
+        head: width of the shared convolution and the branches of a head of centres.
         momentum: of the batch norms: a small one, as in the papers, needs thousands of steps before evaluation is worth anything.
         factors: of the encoder's (or the sparse backbone's) widths, those of stages and neck, and the head's.
     """
@@ -126,6 +128,8 @@ class LidarSpec:
     strides: tuple[int, ...] = (2, 2, 2)
     neck: int = 128
     upsample: tuple[float, ...] = (0.5, 1, 2)
+    sparse: tuple[int, int, int, int, int] = (16, 16, 32, 64, 128)
+    anchors: bool = False
     head: int = 64
     momentum: float = 0.01
     factors: tuple[float, float, float] = field(default=(1.0, 1.0, 1.0))
@@ -138,11 +142,32 @@ SMALL = LidarSpec(cell=0.4, encoder=32, widths=(32, 64), layers=(2, 2), strides=
 SMALL_VOXELS = LidarSpec(
     voxels=True, cell=0.2, height=0.25, widths=(32, 64), layers=(2, 2), strides=(1, 2), neck=32, upsample=(1, 2), head=32, momentum=0.1
 )
-LIDAR = {"centerpoint-pillar": PILLARS, "centerpoint-voxel": VOXELS, "pillar-small": SMALL, "voxel-small": SMALL_VOXELS}
+# KITTI's; SECOND's sparse backbone is the residual one here, narrower in its last stage.
+POINTPILLARS = LidarSpec(cell=0.16, upsample=(1, 2, 4), anchors=True)
+SECOND = LidarSpec(
+    voxels=True,
+    cell=0.05,
+    height=0.1,
+    widths=(128, 256),
+    layers=(5, 5),
+    strides=(1, 2),
+    neck=256,
+    upsample=(1, 2),
+    sparse=(16, 16, 32, 64, 64),
+    anchors=True,
+)
+LIDAR = {
+    "pointpillars": POINTPILLARS,
+    "second": SECOND,
+    "centerpoint-pillar": PILLARS,
+    "centerpoint-voxel": VOXELS,
+    "pillar-small": SMALL,
+    "voxel-small": SMALL_VOXELS,
+}
 
 
 class LidarDetector(MapDetector):
-    """CenterPoint on pillars or voxels.
+    """CenterPoint, PointPillars or SECOND.
 
     Args:
         spec: what it is made of.
@@ -172,14 +197,19 @@ class LidarDetector(MapDetector):
             )
         reader: nn.Module
         if spec.voxels:
-            reader, backbone_3d = MeanVoxelEncoder(), VoxelBackbone(len(columns), voxel_grid.shape, factor=encoder)
+            reader, backbone_3d = MeanVoxelEncoder(), VoxelBackbone(len(columns), voxel_grid.shape, spec.sparse, factor=encoder)
             width = backbone_3d.out_channels
         else:
             reader, backbone_3d = PillarEncoder(len(columns), voxel_grid, (scaled(spec.encoder, encoder),)), None
             width = scaled(spec.encoder, encoder)
         stages = SecondBackbone(width, spec.widths, spec.layers, spec.strides, factor=bev)
         neck = SecondFPN(stages.out_channels, [spec.neck] * len(spec.widths), spec.upsample, factor=bev)
-        head = CenterHead(neck.out_channels, classes, flat.coarser(stride), velocity=velocity, width=scaled(spec.head, wide))
+        grid = flat.coarser(stride)
+        head: CenterHead | AnchorHead
+        if spec.anchors:
+            head = AnchorHead(neck.out_channels, classes, grid)
+        else:
+            head = CenterHead(neck.out_channels, classes, grid, velocity=velocity, width=scaled(spec.head, wide))
         super().__init__(head)
         self.spec, self.columns, self.voxel_grid = spec, columns, voxel_grid
         self.encoder, self.backbone_3d, self.backbone, self.neck = reader, backbone_3d, stages, neck
@@ -215,6 +245,5 @@ class DensePart(nn.Module):
         self.backbone, self.neck, self.head = detector.backbone, detector.neck, detector.head
 
     def forward(self, canvas_BCHW: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits of all classes [B, C, ny, nx] and codes [B, groups x 8 or 10, ny, nx]."""
-        predictions = self.head(self.neck(self.backbone(canvas_BCHW)))
-        return heatmap_logits(predictions), torch.cat([codes_of(prediction) for prediction in predictions], 1)
+        """Logits and codes, maps [B, ., ny, nx], as the head's `dense` has them."""
+        return self.head.dense(self.head(self.neck(self.backbone(canvas_BCHW))))

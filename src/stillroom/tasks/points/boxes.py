@@ -89,21 +89,31 @@ def points_in_boxes(points: Tensor, boxes: Tensor, *, chunk: int = 1 << 22) -> T
     return inside
 
 
-@torch.no_grad()
-def bev_intersection(a: Tensor, b: Tensor, *, chunk: int = 1 << 16) -> Tensor:
-    """Area that each pair of rectangles shares: a [N, 5], b [M, 5] (x, y, dx, dy, yaw) -> [N, M] float64, square metres.
+_PAIRS = 1 << 16  # of rectangles that are clipped at once
 
-    Only pairs whose circumscribed circles meet are clipped, `chunk` of them at once.
-    """
+
+@torch.no_grad()
+def bev_intersection(a: Tensor, b: Tensor) -> Tensor:
+    """Area that each pair of rectangles shares: a [N, 5], b [M, 5] (x, y, dx, dy, yaw) -> [N, M] float64, square metres."""
     a, b = a.double(), b.double()
-    radius_a, radius_b = a[:, 2:4].norm(dim=-1) / 2, b[:, 2:4].norm(dim=-1) / 2
-    # |p - q|^2 by differences: the expanded form of cdist loses identical boxes far from the origin
-    apart = (a[:, None, 0] - b[None, :, 0]).square() + (a[:, None, 1] - b[None, :, 1]).square()
-    first, second = (apart < (radius_a[:, None] + radius_b[None]).square()).nonzero(as_tuple=True)
+    first, second = _near_pairs(a, b)
     area = a.new_zeros(len(a), len(b))
-    for i, j in zip(first.split(chunk), second.split(chunk), strict=True):
-        area[i, j] = _clipped_area(a[i], b[j])
+    area[first, second] = _shared(a, b, first, second)
     return area
+
+
+def _near_pairs(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    """Rectangles whose circumscribed circles meet, int64 [P] and [P]; only these are clipped."""
+    radius_a, radius_b = ((side[:, 2:4].norm(dim=-1) / 2).float() for side in (a, b))
+    # by differences, in float32 with a millimetre to spare: the expanded form of cdist loses identical boxes far from the origin
+    apart = (a[:, None, 0] - b[None, :, 0]).float().square_().add_((a[:, None, 1] - b[None, :, 1]).float().square_())
+    return (apart < (radius_a[:, None] + radius_b + 1e-3).square_()).nonzero(as_tuple=True)
+
+
+def _shared(a: Tensor, b: Tensor, first: Tensor, second: Tensor) -> Tensor:
+    """Area that pairs of rectangles share, [P]."""
+    chunks = zip(first.split(_PAIRS), second.split(_PAIRS), strict=True)
+    return torch.cat([_clipped_area(a[i], b[j]) for i, j in chunks])
 
 
 def _clipped_area(a: Tensor, b: Tensor) -> Tensor:
@@ -156,20 +166,21 @@ def _over_union(shared: Tensor, size_a: Tensor, size_b: Tensor) -> Tensor:
     return torch.where(shared > 0, shared / union, 0.0).nan_to_num(0).clamp(0, 1)
 
 
-def greedy_keep(suppresses: Tensor) -> Tensor:
-    """Which items a greedy suppression keeps.
+def greedy_keep(first: Tensor, second: Tensor, count: int) -> Tensor:
+    """Which of `count` items, by falling score, a greedy suppression keeps.
 
     Args:
-        suppresses: bool [N, N], items by falling score: [i, j] where item i, if kept, removes item j.
+        first, second: int64 [P], pairs in which the first, if it is kept, removes the second; the first stands before the second.
+        count: of the items.
 
     Returns:
-        bool [N]. Computed as the fixed point of "kept unless a kept one before it removes it", which needs as many sweeps as the longest
-        chain of removals, a handful in practice, instead of one per item.
+        bool [count]. Computed as the fixed point of "kept unless a kept one before it removes it", which needs as many sweeps over the
+        pairs as the longest chain of removals is long, a handful in practice, instead of a step for each item.
     """
-    weight = suppresses.triu(1).float()
-    keep = torch.ones(len(suppresses), dtype=torch.bool, device=suppresses.device)
+    keep = torch.ones(count, dtype=torch.bool, device=first.device)
     while True:
-        new = (keep.float() @ weight) == 0
+        new = torch.ones_like(keep)
+        new[second[keep[first]]] = False
         if torch.equal(new, keep):
             return keep
         keep = new
@@ -190,9 +201,11 @@ def circle_nms(xy: Tensor, scores: Tensor, threshold: float, *, max_kept: int | 
     order = scores.argsort(descending=True, stable=True)
     there = xy[order].double()
     apart = (there[:, None] - there[None]).square().sum(-1)
-    return order[greedy_keep(apart <= threshold)][:max_kept]
+    first, second = (apart <= threshold).triu(1).nonzero(as_tuple=True)
+    return order[greedy_keep(first, second, len(order))][:max_kept]
 
 
+@torch.no_grad()
 def rotated_nms(
     boxes: Tensor, scores: Tensor, threshold: float, *, pre_max: int = 1000, max_kept: int | None = None, scale: Tensor | float = 1.0
 ) -> Tensor:
@@ -215,4 +228,8 @@ def rotated_nms(
     flat = (boxes if boxes.shape[-1] == 5 else bev(boxes)).double()
     factor = torch.as_tensor(scale, dtype=flat.dtype, device=flat.device).expand(len(flat))[:, None]
     flat = torch.cat((flat[:, :2], flat[:, 2:4] * factor, flat[:, 4:]), -1)[order]
-    return order[greedy_keep(bev_iou(flat, flat) > threshold)][:max_kept]
+    first, second = _near_pairs(flat, flat)
+    first, second = first[first < second], second[first < second]
+    area, shared = flat[:, 2:4].prod(-1), _shared(flat, flat, first, second)
+    over = shared > threshold * (area[first] + area[second] - shared)
+    return order[greedy_keep(first[over], second[over], len(order))][:max_kept]

@@ -75,6 +75,7 @@ def center_targets(
     overlap: float = 0.1,
     min_radius: int = 2,
     max_objects: int = 500,
+    cells: Sequence[Tensor] | None = None,
 ) -> CenterTargets:
     """Targets of a batch, all boxes at once.
 
@@ -89,6 +90,7 @@ def center_targets(
         overlap: of `gaussian_radius`.
         min_radius: cells.
         max_objects: S; further boxes of a group are left out.
+        cells: per sample int64 [M, 2] (column, row), the cell that stands for each box; by default the one that its centre lies in.
     """
     flat, label = torch.cat(list(boxes)), torch.cat(list(labels))
     device, count, ny, nx = flat.device, len(boxes), grid.ny, grid.nx
@@ -102,7 +104,7 @@ def center_targets(
     slot = torch.arange(len(flat), device=device) - (per.cumsum(0) - per)[place]
 
     at = (flat[:, :2] - flat.new_tensor(grid.origin)) / grid.cell
-    cell = at.trunc()
+    cell = at.trunc() if cells is None else torch.cat(list(cells)).to(at)[order]
     finite = flat[:, :7].isfinite().all(1) & (flat[:, 3:6] > 0).all(1)
     good = finite & (cell >= 0).all(1) & (cell < cell.new_tensor((nx, ny))).all(1) & (slot < max_objects)
     flat, label, sample, slot, at, cell = (value[good] for value in (flat, label, sample, slot, at, cell))
@@ -321,7 +323,7 @@ class CenterHead(nn.Module):
         centre_range: tuple[float, ...] | None = None,
     ) -> None:
         super().__init__()
-        self.classes, self.grid = classes, grid
+        self.in_channels, self.classes, self.grid = in_channels, classes, grid
         self.suppression = Suppression() if suppression is None else suppression
         self.threshold, self.max_boxes, self.centre_range = threshold, max_boxes, centre_range
         self.shared = conv_norm(in_channels, width)
@@ -341,6 +343,17 @@ class CenterHead(nn.Module):
         """[B, in_channels, ny, nx] -> per group of classes its maps."""
         shared = self.shared(neck)
         return [{name: branch(shared) for name, branch in task.items()} for task in self.tasks]  # type: ignore[operator]
+
+    def dense(self, predictions: Sequence[Prediction]) -> tuple[Tensor, Tensor]:
+        """Logits of all classes [B, K, ny, nx], and codes of all groups [B, groups x 8 or 10, ny, nx]."""
+        return heatmap_logits(predictions), torch.cat([codes_of(prediction) for prediction in predictions], 1)
+
+    def losses(
+        self, predictions: Sequence[Prediction], boxes: Sequence[Tensor], labels: Sequence[Tensor], *, velocity_weight: float = 0.2
+    ) -> dict[str, Tensor]:
+        """``heatmap`` and ``box``, see `center_targets` and `center_losses`."""
+        targets = center_targets(boxes, labels, self.classes, self.grid)
+        return center_losses(predictions, targets, velocity_weight=velocity_weight)
 
     @torch.no_grad()
     def detect(self, predictions: Sequence[Prediction]) -> list[Detections]:

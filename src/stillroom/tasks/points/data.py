@@ -88,7 +88,7 @@ class PointSetData(ABC):
         self.met = Notes()
         train = self._part(source.train, "train", "subset", subset)
         self._shown: tuple[Frames, Frames] = train, self._part(source.val, "val", "val_subset", val_subset)
-        self._kept = Kept(self.met)
+        self._kept = Kept(self.met, self.prepared)
         self._identify()
 
     def _part(self, frames: Frames, split: str, argument: str, count: int | None) -> Frames:
@@ -127,7 +127,7 @@ class PointSetData(ABC):
         derived = copy.copy(self)
         derived._shown = self._shown[0] if train is None else train, self._shown[1] if val is None else val
         derived.fingerprint = hashed(f"{self.fingerprint} {described}")
-        derived._kept = Kept(self.met) if (train is not None or val is not None) else self._kept
+        derived._kept = Kept(self.met, self.prepared) if (train is not None or val is not None) else self._kept
         vars(derived).update(changes)
         return derived
 
@@ -176,6 +176,10 @@ class PointSetData(ABC):
 
     def _samples(self, frames: Frames, change: Callable[[Frame, np.random.Generator], Frame] | None) -> Dataset[Any]:
         return Samples(self, frames, change)
+
+    def prepared(self, frame: Frame) -> Frame:
+        """A frame as it is kept in memory; a task that shows them in another form overrides it."""
+        return frame
 
     def changed(self, frame: Frame, random: np.random.Generator) -> Frame:
         """A training frame as it is shown: with objects pasted in, moved, its pictures changed."""
@@ -238,10 +242,15 @@ class PointSetData(ABC):
 
 
 class Kept:
-    """Frames that were read and cleaned, kept in memory as long as there is room; every process has its own."""
+    """Frames that were read and cleaned, kept in memory as long as there is room; every process has its own.
 
-    def __init__(self, met: Notes) -> None:
-        self.met = met
+    Args:
+        met: counts what was left out.
+        prepare: what is done to each besides.
+    """
+
+    def __init__(self, met: Notes, prepare: Callable[[Frame], Frame]) -> None:
+        self.met, self._prepare = met, prepare
         self._frames: dict[tuple[int, int], Frame] = {}
         self._alive: dict[int, Frames] = {}  # who is known by its id must stay alive
         self._room = _MEMORY
@@ -254,6 +263,7 @@ class Kept:
         frame, points, boxes = cleaned(frames.frame(index).with_columns(columns))
         if points or boxes:
             self._note(frame.name or frames.name(index), points, boxes)
+        frame = self._prepare(frame)
         size = frame.points.nbytes + sum(view.image.nbytes for view in frame.views)
         if size <= self._room:
             self._alive[key[0]] = frames

@@ -16,14 +16,17 @@ numbers: geometric centre, length, width, height, yaw[, velocity]), with ``track
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import glob
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from io import BytesIO
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from stillroom.errors import InputError
+from stillroom.tasks.images.files import Folder
 from stillroom.tasks.points.augment import moved
 from stillroom.tasks.points.frames import Frame, View, boxes_of
 from stillroom.tasks.points.grid import ClassList
@@ -44,7 +47,7 @@ def open_points(path: str, options: dict[str, str], argument: str) -> FrameSourc
         InputError: something in it cannot be used; the frame is named.
     """
     reader = open_folder(path, argument)
-    frames = reader.list()
+    frames = reader.listed()
     splits = np.array([reader.told(index).get("split", "") for index in range(len(frames))])
     if (splits == "val").any() and (splits == "train").any():
         train, val = frames.take(np.flatnonzero(splits == "train")), frames.take(np.flatnonzero(splits == "val"))
@@ -98,13 +101,15 @@ class FolderFrames:
             return tuple(map(str, self.content["classes"]))
         return tuple(sorted({str(box["name"]) for told in self.content["frames"] for box in told.get("boxes", []) if "name" in box}))
 
-    def list(self) -> ListedFrames:
+    def listed(self) -> ListedFrames:
         """All frames.
 
         Raises:
             InputError: a file is missing or no multiple of its columns, a time runs back, or a sequence stands in two pieces.
         """
-        names, sequences, last = [], [], {}
+        names: list[str] = []
+        sequences: list[str] = []
+        last: dict[str, float] = {}
         for index, told in enumerate(self.content["frames"]):
             name = self._file(told, index)
             if name not in self.place.files:
@@ -214,6 +219,28 @@ class FolderFrames:
         points = self._points(self._file(self.told(index), index))[0][:, :3].astype(np.float64)
         next2now = np.linalg.inv(now) @ then
         return np.asarray((points + flow) @ next2now[:3, :3].T + next2now[:3, 3] - points, np.float32)
+
+
+def find_points(places: Sequence[str]) -> tuple[list[Path], list[str]]:
+    """The point files at files, folders and patterns, and the places that hold none."""
+    files: list[Path] = []
+    empty = []
+    for place in places:
+        path = Path(place)
+        if path.is_dir():
+            below = sorted(path.rglob("*"))
+        else:
+            below = [path] if path.is_file() else [Path(name) for name in sorted(glob.glob(place))]
+        found = [file for file in below if file.suffix.lower() in ENDINGS]
+        files += found
+        empty += [] if found else [place]
+    return list(dict.fromkeys(files)), empty
+
+
+def file_points(file: Path, columns: tuple[str, ...]) -> tuple[np.ndarray, tuple[str, ...]]:
+    """The points of a single file, see `read_points`."""
+    place = Place(Folder(file.parent), {file.name: file.stat().st_size}, "", "IMAGE", str(file.parent))
+    return read_points(place, file.name, columns)
 
 
 def read_points(place: Place, name: str, columns: tuple[str, ...], *, declared: bool = False) -> tuple[np.ndarray, tuple[str, ...]]:

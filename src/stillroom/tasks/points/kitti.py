@@ -118,7 +118,7 @@ class KittiObjects:
     def frame(self, key: str) -> Frame:
         """The frame of a number such as "000008"."""
         calib = calibration(self.place, f"calib/{key}.txt")
-        views = ()
+        views: tuple[View, ...] = ()
         if key in self.pictures:
             views = (View("image_2", self.place.image(self.pictures[key]), calib.intrinsics, calib.cam2velo),)
         points = self.place.rows(f"{self.cloud}/{key}.bin", 4).astype(np.float32)
@@ -175,7 +175,7 @@ class KittiDrives:
 
     place: Place
 
-    def list(self) -> ListedFrames:
+    def listed(self) -> ListedFrames:
         """All frames of all drives, in the order of time.
 
         Raises:

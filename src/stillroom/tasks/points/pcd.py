@@ -115,7 +115,7 @@ def _table(columns: dict[str, np.ndarray]) -> tuple[np.ndarray, tuple[str, ...]]
     """x, y, z, then every other field that is no padding."""
     packed = next((name for name in ("rgb", "rgba") if name in columns), None)
     names = ["x", "y", "z", *(name for name in columns if name not in ("x", "y", "z", "_", packed))]
-    parts = [columns[name].astype(np.float32) for name in names]
+    parts: list[np.ndarray] = [columns[name].astype(np.float32) for name in names]
     if packed is not None:
         bits = np.ascontiguousarray(columns[packed]).view("<u4" if columns[packed].dtype.itemsize == 4 else columns[packed].dtype)
         parts += [((bits.astype(np.uint32) >> shift) & 255).astype(np.float32) / 255 for shift in (16, 8, 0)]

@@ -126,7 +126,8 @@ class SingleViews:
 def back_projected(view: View) -> tuple[np.ndarray, tuple[np.ndarray, np.ndarray]]:
     """The points of a view's depth map with their colours, float32 [N, 6], and their rows and columns."""
     assert view.depth is not None
-    seen = np.nonzero((view.depth > 0) & (view.depth < _FAR))
+    row, column = np.nonzero((view.depth > 0) & (view.depth < _FAR))
+    seen = row, column
     rays = pixel_rays(view.intrinsics, view.cam2ego, *view.depth.shape)[seen]
     place = view.cam2ego[:3, 3] + rays * view.depth[seen][:, None]
     return np.concatenate((place, view.image[seen] / 255), 1).astype(np.float32), seen

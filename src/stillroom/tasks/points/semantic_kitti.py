@@ -56,7 +56,7 @@ def open_semantic_kitti(path: str, options: dict[str, str], argument: str) -> Fr
         InputError: files are missing or damaged, or frames have no labels.
     """
     reader = KittiSequences(open_place(path, argument))
-    frames = reader.list()
+    frames = reader.listed()
     unlabelled = [name for name in frames.names if not reader.labels_of(name)]
     if unlabelled:
         raise InputError(argument, f"{len(unlabelled)} frames without labels, the first {unlabelled[0]}", "a file in labels/ for each")
@@ -81,7 +81,7 @@ class KittiSequences:
 
     place: Place
 
-    def list(self) -> ListedFrames:
+    def listed(self) -> ListedFrames:
         """All frames of all sequences, in the order of time.
 
         Raises:

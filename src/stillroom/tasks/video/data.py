@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,6 +21,7 @@ from stillroom.tasks.images.data import NAMED, ImageSetData, hashed
 from stillroom.tasks.images.folders import counted, warn_left_out
 from stillroom.tasks.video.batches import ClipBatches, Kept, VideoBatch, resized
 from stillroom.tasks.video.decoding import BrokenVideo, VideoFile
+from stillroom.tasks.video.flow import raft, with_flow
 from stillroom.tasks.video.metrics import VideoEvaluator
 from stillroom.tasks.video.sampling import CROPS, SAMPLERS
 from stillroom.tasks.video.sources import VideoSource, open_source
@@ -49,6 +52,8 @@ class VideoData(ImageSetData):
         augment: random changes of training images: ``jitter`` (a crop of 1/1.43 to 1/1.15 of the shorter side, and other colours, alike in
             all frames), ``crop``, or ``none`` (the centre); never mirrored: classes may be called left and right.
         modality: what networks read: rgb, flow, depth, boxes or audio; all at the same frames, places and colours.
+        flow_weights: weights of torchvision's RAFT, which then estimates the optical flow of clips that have none stored; it is slow, so
+            that a teacher's answers are best stored.
         options: those of every task on images, see `ImageSetData`.
 
     Attributes:
@@ -74,11 +79,19 @@ class VideoData(ImageSetData):
         test_crops: int = 1,
         augment: str | None = None,
         modality: str = RGB,
+        flow_weights: str | None = None,
         **options: Any,
     ) -> None:
         if augment is not None:
             one_of("augment", augment, AUGMENTATIONS)
         source = open_source(data)
+        if flow_weights is not None:
+            place = Path(flow_weights).expanduser()
+            raft(place)  # weights that do not fit are said now
+            train, val = (with_flow(clips, place) for clips in (source.train, source.val))
+            source = replace(
+                source, train=train, val=val, fingerprint=hashed(f"{source.fingerprint} flow {place.name} {place.stat().st_size}")
+            )
         self.frames = source.frames if frames is None else at_least("frames", frames, 1)
         super().__init__(data, source, batch_size=batch_size, **options)
         self.heads = dict(source.heads)
@@ -180,11 +193,12 @@ class VideoData(ImageSetData):
             for head, names in self.heads.items()
         )
         seen = f"{self.frames} frames of {self.image_size} × {self.image_size} pixels, {self.sampling} sampling"
-        seen += f" of every {self.frame_stride}." if self.sampling == "dense" else ""
+        if self.sampling == "dense":
+            seen += " of every frame" if self.frame_stride == 1 else f" of every {self.frame_stride}th frame"
         views = f"measured in {self.test_clips} × {self.test_crops} views (clips × crops)"
         there = [f"{name} ({(100 * self._listed[0].having(name).mean()):.0f} % of the training clips)" for name in self.modalities]
         lines = [f"{drawn}{train} training + {val} validation clips; {heads}", f"modalities: {', '.join(there)}"]
-        lines.append(f"{seen.rstrip('.')}, {self.augment}; {views}")
+        lines.append(f"{seen}, {self.augment}; {views}")
         short = sum(len(clip.tracks[RGB]) < self.frames for clip in self._listed[0].clips[:_CHECKED] if RGB in clip.tracks)
         if short:
             lines.append(f"{short} training clips are shorter than {self.frames} frames: theirs are repeated")
