@@ -5,6 +5,7 @@ to be small. Images in files are read ahead by workers: their share is waiting, 
 
     python benchmarks/loading.py [--data imagefolder:PATH.zip] [--subset 10000] [--threads N]
     python benchmarks/loading.py --start     # photographs: from opening the data to an epoch's end, beside torchvision
+    python benchmarks/loading.py --videos    # clips of 8 frames from videos, beside a plain loop over PyAV; needs PyAV
 """
 
 from __future__ import annotations
@@ -151,6 +152,91 @@ def beginning(rounds: int, note: str) -> None:
     keep("loading", lines, about)
 
 
+def films(folder: Path, count: int = 16, frames: int = 120) -> None:
+    """Videos of 320 x 240 pixels, H.264 with a key frame in 30: noise that moves over a smooth picture."""
+    import av
+
+    random = np.random.default_rng(0)
+    for number in range(count + 2):
+        place = folder / ("train" if number < count else "val") / f"class{number % 2}"
+        place.mkdir(parents=True, exist_ok=True)
+        ground = Image.fromarray(random.integers(0, 255, (40, 60, 3), dtype=np.uint8)).resize((480, 320), Image.Resampling.BICUBIC)
+        with av.open(str(place / f"{number:03d}.mp4"), "w") as container:
+            stream = container.add_stream("libx264", rate=30, options={"g": "30", "crf": "23"})
+            stream.width, stream.height, stream.pix_fmt = 320, 240, "yuv420p"
+            for at in range(frames):
+                picture = np.asarray(ground)[at % 80 : at % 80 + 240, at : at + 320].astype(np.int16) + random.integers(
+                    -6, 6, (240, 320, 1)
+                )
+                container.mux(stream.encode(av.VideoFrame.from_ndarray(picture.clip(0, 255).astype(np.uint8), format="rgb24")))
+            container.mux(stream.encode())
+
+
+def watching(rounds: int, note: str) -> None:
+    """Frames of clips in a second: our loader with and without workers, and who decodes each video whole in a loop and resizes 8 frames;
+    and how much of the time a small 3D network waits for our loader."""
+    import av
+    from torchvision.transforms.v2.functional import resize
+
+    from stillroom.tasks.video import Supervised as OnClips
+    from stillroom.tasks.video import VideoData
+    from stillroom.tasks.video.batches import Kept
+    from stillroom.tasks.video.models import build_for
+
+    def plain(files: list[Path]) -> int:
+        seen = 0
+        for file in files:
+            with av.open(str(file)) as container:
+                whole = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+            chosen = np.stack([whole[place] for place in np.linspace(0, len(whole) - 1, 8).astype(int)])
+            seen += len(resize(torch.from_numpy(chosen).permute(0, 3, 1, 2), [112, 149], antialias=True))
+        return seen
+
+    rates: dict[str, list[tuple[float, float]]] = {}  # frames a second, and a second of the processor
+
+    def noted(what: str, passed: Callable[[], int]) -> None:
+        started, processor = time.perf_counter(), time.process_time()
+        seen = passed()
+        rates.setdefault(what, []).append((seen / (time.perf_counter() - started), seen / (time.process_time() - processor)))
+
+    with tempfile.TemporaryDirectory() as place:
+        films(Path(place))
+        files = sorted(Path(place, "train").rglob("*.mp4"))
+        options = {"frames": 8, "image_size": 112, "batch_size": 8, "augment": "crop"}
+        for sampling in ("uniform", "dense"):
+            for workers in (0, 2):
+                data = VideoData(f"clips:{place}", workers=workers, sampling=sampling, **options)
+                data.kept = Kept(0)  # as of a set that is too large for memory
+                loader = data.train_loader(seed=0)
+                for _ in range(rounds + 1):  # the first pass starts the workers
+                    what = f"stillroom, {sampling}, {workers} workers"
+                    noted(what, lambda loader=loader: sum(len(batch.ids) * 8 for batch in loader))  # type: ignore[misc]
+                loader.end_workers()
+        for _ in range(rounds + 1):
+            noted("PyAV, every frame in a loop", lambda: plain(files))
+        data = VideoData(f"clips:{place}", workers=2, sampling="dense", **options)
+        data.kept = Kept(0)
+        waiting = share(OnClips(build_for(data, "stillroom/cnn3d16", trust_pickle=False, argument="student").network), data, 20.0, 40)  # type: ignore[arg-type]
+    lines: list[dict[str, object]] = [
+        {"benchmark": "loading, videos", "what": what, "rounds": rounds,
+         "frames_per_second": statistics.median(rate for rate, _ in each[1:]),
+         "frames_per_processor_second": statistics.median(rate for _, rate in each[1:])}
+        for what, each in rates.items()
+    ]  # fmt: skip
+    about = setting(note)
+    rows = [
+        [str(line["what"]), f"{line['frames_per_second']:.0f}",
+         "–" if "2 workers" in str(line["what"]) else f"{line['frames_per_processor_second']:.0f}"]
+        for line in lines
+    ]  # fmt: skip
+    columns = ["who", "frames a second", "frames a second of this process's processor"]
+    show("Clips of 8 frames from videos of 120, 320 x 240 to 112 pixels", columns, rows, about)
+    lines.append({"benchmark": "loading, videos", "what": "cnn3d16 at 112 px, batch 8, dense, 2 workers", **waiting})
+    told = [str(lines[-1]["what"]), f"{waiting['step_ms']:.0f}", f"{waiting['wait_ms']:.1f}", f"{100 * waiting['share']:.1f} %"]
+    show("Share of the time spent in next(loader)", ["step", "step, ms", "next(loader), ms", "share"], [told], about)
+    keep("loading", lines, about)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", default="digits")
@@ -159,11 +245,15 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=12.0, help="of measuring, per row")
     parser.add_argument("--steps", type=int, default=150, help="at most, per row")
     parser.add_argument("--start", action="store_true", help="measure what an epoch's beginning costs instead")
-    parser.add_argument("--rounds", type=int, default=7, help="of --start")
+    parser.add_argument("--videos", action="store_true", help="measure the loader of videos instead")
+    parser.add_argument("--rounds", type=int, default=7, help="of --start and --videos")
     parser.add_argument("--note", default="")
     options = parser.parse_args()
     if options.start:
         beginning(options.rounds, options.note)
+        return
+    if options.videos:
+        watching(options.rounds, options.note)
         return
     if options.threads:
         torch.set_num_threads(options.threads)

@@ -24,11 +24,48 @@ CLAIMS: dict[str, Any] = yaml.safe_load((ROOT / "docs/claims.yml").read_text(enc
 # As the pages stand in the menu.
 ORDER = [
     *("kd", "dkd", "fitnets", "crd", "features", "dot", "dino", "ferkd", "orc", "mdcs", "l2d", "wad", "crkd", "kd3", "boss"),
-    *("bckd", "unikd", "ssd-det", "iod", "giftnet", "sdd", "memkd", "adasim", "tinyclip", "zeroseg", "rdd", "pointdc"),
+    *(
+        "bckd",
+        "unikd",
+        "ssd-det",
+        "iod",
+        "giftnet",
+        "sdd",
+        "memkd",
+        "adasim",
+        "tinyclip",
+        "zeroseg",
+        "daps-sam",
+        "otd",
+        "mm-ego",
+        "mtl-cs",
+        "auto-kd",
+    ),
+    *("rdd", "pointdc"),
 ]
-NAMES = {"kd3": "KD³", "crkd": "CrKD", "fitnets": "FitNets", "features": "Features", "ferkd": "FerKD", "giftnet": "GiftNet"}
-NAMES |= {"memkd": "MemKD", "unikd": "UniKD", "adasim": "AdaSim", "dino": "DINO", "ssd-det": "SSD-Det"}
-NAMES |= {"tinyclip": "TinyCLIP", "zeroseg": "ZeroSeg", "boss": "BOSS", "rdd": "RDD", "pointdc": "PointDC"}
+NAMES = {
+    "kd3": "KD³",
+    "crkd": "CrKD",
+    "fitnets": "FitNets",
+    "features": "Features",
+    "ferkd": "FerKD",
+    "giftnet": "GiftNet",
+    "memkd": "MemKD",
+    "unikd": "UniKD",
+    "adasim": "AdaSim",
+    "dino": "DINO",
+    "ssd-det": "SSD-Det",
+    "tinyclip": "TinyCLIP",
+    "zeroseg": "ZeroSeg",
+    "boss": "BOSS",
+    "daps-sam": "DAPS-SAM",
+    "otd": "OTD",
+    "mm-ego": "Multimodal",
+    "mtl-cs": "MTL-CS",
+    "auto-kd": "Auto-KD",
+    "rdd": "RDD",
+    "pointdc": "PointDC",
+}
 SIGNS = {"above": "▲", "below": "▼", "level": "="}
 _SPACE = "\N{NO-BREAK SPACE}"
 

@@ -46,7 +46,9 @@ PRELOADED = (
     "stillroom.tasks.harmonization",
     "stillroom.tasks.imagetext",
     "stillroom.tasks.multilabel",
+    "stillroom.tasks.nuclei",
     "stillroom.tasks.segmentation",
+    "stillroom.tasks.video",
 )
 PATIENCE = 240.0  # seconds for a case on two ranks
 _NUMBER = struct.Struct("q")

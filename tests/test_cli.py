@@ -248,7 +248,7 @@ class Unpickled:
 # Each: method, what is wrong, what the line must say besides, in order.
 BAD: list[tuple[str, list[str], list[str]]] = [
     ("nonsense", [], ["method: got nonsense", "stillroom list"]),
-    ("auto-kd", [], ["method: got auto-kd", "planned"]),
+    ("upvl", [], ["method: got upvl", "planned"]),
     ("dkdd", [], ["method: got dkdd", "dkd"]),
     ("kd", ["--temperatur", "3"], ["--temperatur", "--help", "--temperature"]),
     ("kd", ["--host-options", "{}"], ["--host-options", "--help"]),
@@ -274,7 +274,7 @@ BAD: list[tuple[str, list[str], list[str]]] = [
     ("kd", ["--nesterov", "maybe"], ["--nesterov: got maybe", "true or false"]),
     ("dot", ["--delta", "0.2"], ["--delta: got 0.2", "momentum is 0.9"]),
     ("kd", ["--epochs", "2", "--warmup-epochs", "2"], ["--warmup-epochs: got 2", "fewer than the run's epochs (2)"]),
-    ("dot", ["--host", "auto-kd"], ["--host: got auto-kd", "a method that is built"]),
+    ("dot", ["--host", "upvl"], ["--host: got upvl", "a method that is built"]),
     ("dot", ["--host", "supervised"], ["--host: got supervised", "such as kd, dkd or crd"]),
     ("dot", ["--host-options", '{"temprature": 2}'], ["--host-options: got temprature", "temperature"]),
     ("dot", ["--host-options", '{"temperature": 0}'], ["temperature: got 0", "above 0"]),
@@ -288,8 +288,8 @@ BAD: list[tuple[str, list[str], list[str]]] = [
     ("supervised", ["--student", "frozen.py:frozen"], ["--student: got Sequential", "a network that learns"]),
     ("kd", ["--seeds", "0"], ["--seeds: got 0", "at least 1"]),
     ("kd", ["--teacher", "stillroom/convnet24@missing.safetensors"], ["--teacher: got 'missing.safetensors'", "does not exist"]),
-    ("kd", ["--teacher", "stillroom/convnet24@code.pt"], ["--teacher: got 'code.pt'", "--trust-pickle"]),
-    ("kd", ["--teacher", "stillroom/convnet24@code.pkl"], ["--teacher: got 'code.pkl'", "--trust-pickle"]),
+    ("kd", ["--teacher", "stillroom/convnet24@code.pt"], ["--teacher: got 'code.pt'", "--trust-code"]),
+    ("kd", ["--teacher", "stillroom/convnet24@code.pkl"], ["--teacher: got 'code.pkl'", "--trust-code"]),
     ("kd", ["--student", "other_run"], ["--student: got", "other_run", "student.safetensors"]),
     ("kd", ["--student", "empty_run"], ["--student: got empty_run", "student.json"]),
     ("crd", ["--student-layer", "laer1"], ["--student-layer: got", "laer1", "layer1"]),

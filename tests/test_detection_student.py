@@ -188,7 +188,7 @@ def test_torchvisions_detectors_are_exported_for_any_batch(
     Path("nets.py").write_text(NETS)
     run = finished_run(Path("run"), f"nets.py:{kind}")
     for format in ("torch", "safetensors"):
-        export.run([str(run), "--format", format, "--trust-pickle"], "")
+        export.run([str(run), "--format", format, "--trust-code"], "")
         out, err = capfd.readouterr()
         assert err == ""
         for name, unit in (("scores", 1), ("boxes", 96)):
@@ -215,7 +215,7 @@ def test_detrs_are_exported_for_images_of_one_size(
     monkeypatch.chdir(tmp_path)
     Path("nets.py").write_text(DETRS)
     run = finished_run(Path("run"), f"nets.py:{kind}")
-    export.run([str(run), "--trust-pickle"], "")
+    export.run([str(run), "--trust-code"], "")
     out, err = capfd.readouterr()
     assert err == ""
     *told, last = out.splitlines()
@@ -289,5 +289,5 @@ def test_the_pages_own_detector_is_distilled_and_its_folder_used(
     assert "16 images to train on, 4 to measure with, 16 for a teacher that is trained; 48 × 48 pixels" in report
     DetectionData("scenes:train=1,val=1,teacher=1").val_image(0).save("photo.png")
     capsys.readouterr()
-    assert main(["predict", "runs/own-detector", "photo.png", "--json", "--threshold", "0", "--trust-pickle"]) == 0
+    assert main(["predict", "runs/own-detector", "photo.png", "--json", "--threshold", "0", "--trust-code"]) == 0
     assert json.loads(capsys.readouterr().out)["objects"]

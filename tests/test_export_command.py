@@ -112,7 +112,7 @@ def test_a_network_of_the_users_file_is_named_without_its_folder(tmp_path: Path)
     source = "from torch import nn\ndef build(num_classes):\n    return nn.Sequential(nn.Flatten(), nn.LazyLinear(num_classes))\n"
     (tmp_path / "nets.py").write_text(source.replace("LazyLinear(", "Linear(192, "))
     run = finished_run(tmp_path / "run", f"{tmp_path / 'nets.py'}:build", 8)
-    export.run([str(run), "--format", "torch", "--out", str(tmp_path / "out.pt2"), "--trust-pickle"], "")
+    export.run([str(run), "--format", "torch", "--out", str(tmp_path / "out.pt2"), "--trust-code"], "")
     about = {"model": ""}
     torch.export.load(tmp_path / "out.pt2", extra_files=about)
     assert about["model"] == "nets.py:build"

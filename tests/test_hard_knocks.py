@@ -220,7 +220,7 @@ KNOCKS = [
         "a function's data without labels", unlabelled_function, kd("--data", "bare.py:make"), ["--data", "bare.py:make", "(image, label)"]
     ),
     Knock("data with code in them", poisoned_cifar, kd("--data", "cifar10:."), ["--data", "CIFAR"]),
-    Knock("weights with code in them", poisoned_weights, kd("--teacher", "stillroom/convnet4@weights.pt"), ["--teacher", "--trust-pickle"]),
+    Knock("weights with code in them", poisoned_weights, kd("--teacher", "stillroom/convnet4@weights.pt"), ["--teacher", "--trust-code"]),
     Knock("weights of another network", weights_of_another, kd("--teacher", "stillroom/convnet4@weights.safetensors"), ["--teacher"]),
     Knock("broken-off weights", cut_weights, kd("--teacher", "stillroom/convnet4@weights.safetensors"), ["--teacher", "weights"]),
     Knock("no cache", nothing, kd("--teacher", "cache:nowhere"), ["--teacher", "nowhere"]),

@@ -124,7 +124,7 @@ def test_no_name_makes_a_folder_run_code(name: str, task: str, place: Path, caps
     run = card(place / "run", task, NAMES[name](place))
     error = refused(["predict", str(run), "photo.png"], capsys)
     assert str(run / "student.json") in error
-    assert "--trust-pickle" in error
+    assert "--trust-code" in error
     assert not ran(place)
 
 
@@ -152,7 +152,7 @@ def test_no_command_runs_a_folder_s_code(name: str, route: str, task: str, place
         words = [word.replace("RUN", str(folder)) for word in ROUTES[route][1](task)]
         error = refused(words, capsys)
         assert f"{folder}/student.json" in error or str(run / "student.json") in error
-        assert "--trust-pickle" in error
+        assert "--trust-code" in error
     assert not ran(place)
     assert not (place / "out" / "student.json").exists()
 
@@ -160,11 +160,12 @@ def test_no_command_runs_a_folder_s_code(name: str, route: str, task: str, place
 @pytest.mark.parametrize("task", TASKS)
 def test_python_is_asked_for_trust_too(task: str, place: Path) -> None:
     run = card(place / "run", task, "evil.py:net")
-    with pytest.raises(InputError, match=r"student\.json, which names evil\.py:net.*trust_pickle=True"):
+    with pytest.raises(InputError, match=r"student\.json, which names evil\.py:net.*trust_code=True"):
         stillroom.load(run)
     assert not ran(place)
-    with pytest.raises(SystemExit, match="the function too"):
-        stillroom.load(run, trust_pickle=True)
+    for trust in ({"trust_code": True}, {"trust_pickle": True}):
+        with pytest.raises(SystemExit, match="the function too"):
+            stillroom.load(run, **trust)
     assert ran(place), "trusted code is run: what is refused above would be code"
 
 
@@ -174,7 +175,7 @@ def test_a_file_that_is_called_as_a_library_s_network_is_none(
     library: str, task: str, place: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for model in (f"{library}evil.py:net", f"{library}../evil.py:net", f"{library}evil:net"):
-        refused(["predict", str(card(place / "run", task, model)), "photo.png", "--trust-pickle"], capsys)
+        refused(["predict", str(card(place / "run", task, model)), "photo.png", "--trust-code"], capsys)
     assert not ran(place)
 
 
@@ -192,7 +193,7 @@ class Runs:
 def test_weights_are_no_way_in(task: str, place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = card(place / "run", task, LIBRARY[task])
     torch.save({"a": Runs(place / MARKED)}, run / "student.safetensors")
-    assert "--trust-pickle" in refused(["predict", str(run), "photo.png"], capsys)
+    assert "--trust-code" in refused(["predict", str(run), "photo.png"], capsys)
     (run / "student.safetensors").write_bytes(pickle.dumps(Runs(place / MARKED)))
     refused(["predict", str(run), "photo.png"], capsys)
     assert not ran(place)
@@ -212,4 +213,81 @@ def test_records_of_a_run_and_of_a_cache_are_no_way_in(place: Path, capsys: pyte
     assert "evil.py:net" in refused(["predict", "out", "photo.png"], capsys)
     shutil.rmtree(next(place.glob("out/**/distilled")))
     assert main(job) == 0
+    assert not ran(place)
+
+
+@pytest.mark.parametrize("task", stillroom.engine.task.TASKS)
+@pytest.mark.parametrize("model", ["evil.py:net", "evil:net", "os:abort", "stillroom.cli:main"])
+def test_every_task_asks_the_same_function(task: str, model: str, place: Path) -> None:
+    said = {"task": task, "model": model, "num_classes": 2, "classes": ["a", "b"], "transform": {}}
+    (place / "run" / "student.json").write_text(json.dumps(said))
+    with pytest.raises(InputError, match=r"student\.json, which names .*trust_code=True"):
+        stillroom.load(place / "run")
+    assert not ran(place)
+
+
+@pytest.mark.parametrize("builder", ["evil.py:net", "evil:net", "stillroom.cli:main", "stillroom.engine.run.written:remove"])
+def test_a_detector_of_anomalies_names_a_builder_that_is_known(builder: str, place: Path) -> None:
+    transform = {"image_size": 32, "fit": "stretch", "antialias": True, "mean": [0.5] * 3, "std": [0.5] * 3}
+    told = {"transform": transform, "teacher": {"statistics": None, "layers": []}, "maps": {}}
+    said = {"task": "anomaly", "model": "stillroom/convnet4", "num_classes": 1, "classes": ["a"], "quantile": 0.9, **told}
+    (place / "run" / "student.json").write_text(json.dumps({**said, "student": {}, "builder": builder}))
+    with pytest.raises(InputError) as error:
+        stillroom.load(place / "run")
+    assert builder in str(error.value)
+    assert not ran(place)
+
+
+NAMED = {
+    "teacher": "evil.py:net",
+    "student": "evil:net@weights.pt",
+    "data": "evil.py:net,val=0.2",
+    "group": ["stillroom/resnet8", "evil.py:net"],
+    "options": {"kd": {"loss": "os:abort"}},
+    "host": novel("evil:net"),
+}
+
+
+@pytest.mark.parametrize("name", NAMED)
+def test_the_options_of_a_run_that_is_continued_are_no_way_in(name: str, place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = place / "run"
+    (run / "metrics.json").write_text('{"method": "kd"}')
+    (run / "config.yaml").write_text(
+        json.dumps({"data": "digits", "epochs": 1, "trust_pickle": True, "trust_code": True, name: NAMED[name]})
+    )
+    error = refused(["run", "kd", "--continue-from", "run", "--out", "out"], capsys)
+    assert f"run/config.yaml, in which {name}" in error
+    assert "--trust-code" in error
+    assert not ran(place)
+    if name in ("teacher", "data"):
+        with pytest.raises(SystemExit, match="the function too"):  # trusted, it is run
+            main(["run", "kd", "--continue-from", "run", "--out", "out", "--trust-code"])
+        assert ran(place)
+
+
+def test_options_that_are_typed_anew_need_no_trust(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (place / "run" / "metrics.json").write_text('{"method": "kd"}')
+    (place / "run" / "config.yaml").write_text("data: evil.py:net\nteacher: imagefolder:photos\nepochs: 1\n")
+    error = refused(["run", "kd", "--continue-from", "run", "--data", "nothing", "--out", "out"], capsys)
+    assert "nothing" in error
+    assert not ran(place)
+
+
+def test_the_old_name_of_trust_is_understood(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (place / "old.yaml").write_text("data: nothing\ntrust_pickle: true\n")
+    for words in (
+        ["--config", "old.yaml"],
+        ["--config=old.yaml"],
+        ["--data", "nothing", "--trust-pickle"],
+        ["--data=nothing", "--trust-pickle=true"],
+    ):
+        assert "nothing" in refused(["run", "kd", *words, "--out", "out"], capsys)
+
+
+def test_a_folder_of_transformers_is_asked_for_no_code(place: Path) -> None:
+    folder = place / "run"
+    auto = {"AutoConfig": "evil.Evil", "AutoModelForImageClassification": "evil.Evil", "AutoModel": "evil.Evil"}
+    (folder / "config.json").write_text(json.dumps({"model_type": "evil", "auto_map": auto}))
+    with pytest.raises(InputError, match="transformers/"):
+        stillroom.tasks.classification.build_classifier(f"transformers/{folder}", num_classes=2, image_size=32)
     assert not ran(place)

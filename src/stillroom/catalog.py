@@ -45,6 +45,7 @@ METHODS: tuple[Method, ...] = (
     Method("fitnets", "FitNets: Hints for Thin Deep Nets (Romero 2015)", "classification", "stillroom.methods.fitnets", _TESTS),
     Method("crd", "Contrastive Representation Distillation (Tian 2020)", "classification", "stillroom.methods.crd", _TESTS),
     Method("dino", "DINO: Self-distillation with no labels (Caron 2021)", "representation", "stillroom.methods.dino", _PAPER),
+    Method("searched", "Any composed distiller, by its string", "any", "stillroom.methods.auto_kd.searched", _TESTS),
     Method("features", "Any foundation model into any backbone, without labels", "representation", "stillroom.methods.features", _TESTS),
     Method("dot", "DOT: A Distillation-Oriented Trainer", "any", "stillroom.methods.dot", _PAPER),
     Method(
@@ -61,7 +62,13 @@ METHODS: tuple[Method, ...] = (
         "stillroom.methods.iod",
         "reference vectors of the specification",
     ),
-    Method("auto-kd", "Auto-KD: Automated Knowledge Distillation via Monte Carlo Tree Search", "classification"),
+    Method(
+        "auto-kd",
+        "Auto-KD: Automated Knowledge Distillation via Monte Carlo Tree Search",
+        "classification",
+        "stillroom.methods.auto_kd",
+        "reference vectors of the specification",
+    ),
     Method(
         "zeroseg",
         "Exploring Open-Vocabulary Semantic Segmentation from CLIP Vision Encoder Distillation Only",
@@ -69,7 +76,13 @@ METHODS: tuple[Method, ...] = (
         "stillroom.methods.zeroseg",
         "reference vectors of GroupViT's code",
     ),
-    Method("otd", "Taxonomy Adaptive Cross-Domain Adaptation in Medical Imaging via Optimization Trajectory Distillation", "nuclei"),
+    Method(
+        "otd",
+        "Taxonomy Adaptive Cross-Domain Adaptation in Medical Imaging via Optimization Trajectory Distillation",
+        "nuclei",
+        "stillroom.methods.otd",
+        _PAPER,
+    ),
     Method(
         "tinyclip",
         "TinyCLIP: CLIP Distillation via Affinity Mimicking and Weight Inheritance",
@@ -91,7 +104,13 @@ METHODS: tuple[Method, ...] = (
         "stillroom.methods.sdd",
         _PAPER,
     ),
-    Method("daps-sam", "Dense 2D-3D Indoor Prediction with Sound via Aligned Cross-Modal Distillation", "sound"),
+    Method(
+        "daps-sam",
+        "Dense 2D-3D Indoor Prediction with Sound via Aligned Cross-Modal Distillation",
+        "sound",
+        "stillroom.methods.daps_sam",
+        "reference vectors of the specification",
+    ),
     Method("crkd", "Class-relation Knowledge Distillation for Novel Class Discovery", "classification", "stillroom.methods.crkd", _PAPER),
     Method("upvl", "Unsupervised 3D Perception with 2D Vision-Language Distillation for Autonomous Driving", "points"),
     Method(
@@ -101,7 +120,13 @@ METHODS: tuple[Method, ...] = (
         "stillroom.methods.kd3",
         _PAPER,
     ),
-    Method("mtl-cs", "Multi-Task Learning with Knowledge Distillation for Dense Prediction", "multitask"),
+    Method(
+        "mtl-cs",
+        "Multi-Task Learning with Knowledge Distillation for Dense Prediction",
+        "multitask",
+        "stillroom.methods.mtl_cs",
+        "reference vectors of the specification",
+    ),
     Method(
         "adasim",
         "Adaptive Similarity Bootstrapping for Self-Distillation Based Representation Learning",
@@ -138,7 +163,7 @@ METHODS: tuple[Method, ...] = (
         "stillroom.methods.bckd",
         _PAPER,
     ),
-    Method("mm-ego", "Multimodal Distillation for Egocentric Action Recognition", "video"),
+    Method("mm-ego", "Multimodal Distillation for Egocentric Action Recognition", "video", "stillroom.methods.mm_ego", _PAPER),
     Method(
         "wad",
         "Semi-Supervised Learning via Weight-Aware Distillation under Class Distribution Mismatch",
@@ -180,7 +205,11 @@ BUILDERS = {
     "shared": "stillroom.methods.kd3.shared_classifier",
     "gift": "stillroom.methods.giftnet.network",
     "zeroseg": "stillroom.methods.zeroseg.network",
+    "aligned": "stillroom.methods.daps_sam.network",
 }
+
+# What builds students that are no network of a task's; a card names it, and any other must be trusted.
+STUDENTS = ("stillroom.methods.memkd.networks:build",)
 
 
 def find(name: str, argument: str = "method") -> Method:

@@ -33,6 +33,15 @@ class InputError(StillroomError, ValueError):
         return type(self), (self.argument, self.got, self.expected)
 
 
+_UNSEEN = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+def printable(text: str) -> str:
+    """A name as it can be shown: what would steer the terminal, begin a line or turn the writing round, and bytes in no known encoding, are
+    escaped."""
+    return _UNSEEN.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+
+
 def near(name: str, known: Iterable[str], most: int = 5) -> str:
     """The known names closest to `name`, as a phrase that ends an error message."""
     names = list(known)
@@ -91,6 +100,19 @@ class Interrupted(StillroomError):
     """The user (Ctrl-C) or the system (SIGTERM) asked the run to end; it ended with everything saved."""
 
     exit_code = 130
+
+
+class Lost(StillroomError):
+    """A process that trains together with this one is gone, or was asked to end.
+
+    Args:
+        told: which, in one line.
+        exit_code: 130 where it was asked to end.
+    """
+
+    def __init__(self, told: str, exit_code: int = 1) -> None:
+        super().__init__(told)
+        self.exit_code = exit_code
 
 
 class Broken(StillroomError):

@@ -23,6 +23,7 @@ from stillroom.engine.cache import CachedTeacher, CacheFolder, EveryView, Replay
 from stillroom.engine.cache import store as store_module
 from stillroom.engine.cache.answers import names_in, put_together, take_apart
 from stillroom.engine.cache.formats import Format
+from stillroom.engine.cache.sums import sums_of
 from stillroom.engine.loading import SeekableBatches
 from stillroom.engine.report.results import StageResult
 from stillroom.engine.run.measure import Footprint
@@ -379,13 +380,22 @@ def test_killed_build_is_completed_to_the_same_bytes(
 
 
 def test_a_finished_cache_is_read_not_built(finished: Path) -> None:
-    class Silent(Teacher):
+    asked = 0
+
+    class Counting(Teacher):
         def tap(self, *paths: str, argument: str = "paths") -> Callable[[Any], Any]:
-            return lambda batch: pytest.fail("the teacher was asked again")
+            def answer(batch: Any) -> Any:
+                nonlocal asked
+                asked += len(batch.ids)
+                return told(batch)
+
+            told = super().tap(*paths, argument=argument)
+            return answer
 
     before = rows(finished)
-    build(finished, teacher=Silent(network(), precision="fp32", fold=False))
+    build(finished, teacher=Counting(network(), precision="fp32", fold=False))
     assert rows(finished) == before
+    assert asked == 8  # whether these are its answers: in two places
 
 
 def test_two_builders_do_not_meet(tmp_path: Path) -> None:
@@ -473,6 +483,83 @@ def test_damage_is_found_when_the_cache_is_opened(finished: Path, tmp_path: Path
     for folder in (short, other, gone, broken, later):
         with pytest.raises(InputError, match=r"^teacher: got"):
             CachedTeacher(folder)
+
+
+def zeroed(array: np.ndarray) -> None:
+    array[...] = 0
+
+
+def shuffled(array: np.ndarray) -> None:
+    array[...] = array[::-1].copy()
+
+
+def one_bit(array: np.ndarray) -> None:
+    array.reshape(-1).view(np.uint8)[100] ^= 1
+
+
+def two_rows(array: np.ndarray) -> None:
+    array[[3, 4]] = array[[4, 3]]
+
+
+def altered(folder: Path, name: str, alter: Callable[[np.ndarray], None]) -> None:
+    """Changes an array's numbers and leaves its size and time as they were."""
+    file = folder / f"rows/{name}.npy"
+    time = file.stat()
+    array = np.load(file)
+    alter(array)
+    np.save(file, array)
+    os.utime(file, ns=(time.st_atime_ns, time.st_mtime_ns))
+
+
+def read_all(cached: CachedTeacher) -> None:
+    """As three epochs of a training do."""
+    batches = digits(augment="digits", batch_size=25).replaying(cached.views).train_loader(seed=0)
+    for epoch in range(3):
+        batches.load_state_dict({"epoch": epoch, "batch": 0})
+        for batch in batches:
+            cached.tap("0")(batch)
+    cached.parameters()
+
+
+@pytest.mark.parametrize("alter", [zeroed, shuffled, one_bit, two_rows])
+@pytest.mark.parametrize("name", ["logits", "tap0", "view.roll", "sum.logits"])
+def test_altered_answers_teach_nobody(finished: Path, tmp_path: Path, name: str, alter: Callable[[np.ndarray], None]) -> None:
+    folder = copied(finished, tmp_path)
+    altered(folder, name, alter)
+    with pytest.raises(InputError, match=rf"^teacher: got .*rows/{name.removeprefix('sum.')}\.npy, altered since it was written"):
+        read_all(CachedTeacher(folder))
+
+
+def test_a_cache_without_sums_is_read_and_compared_with_its_teacher(finished: Path, tmp_path: Path) -> None:
+    """As a version before wrote it."""
+    folder = copied(finished, tmp_path)
+    record = json.loads((folder / "cache.json").read_text())
+    for name in [name for name in record["arrays"] if name.startswith("sum.")]:
+        del record["arrays"][name]
+        (folder / f"rows/{name}.npy").unlink()
+    (folder / "cache.json").write_text(json.dumps(record))
+    assert CachedTeacher(folder).fingerprint() == CachedTeacher(finished).fingerprint()
+    before = rows(folder)
+    build(folder)
+    assert rows(folder) == before
+    altered(folder, "logits", shuffled)
+    with pytest.raises(InputError, match=r"^out: got .* whose logits of the samples \[.*\] is not what the teacher answers"):
+        build(folder)
+
+
+@pytest.mark.parametrize("shape", [(3,), (8,), (5, 7), ()])
+def test_sums_tell_rows_and_places(shape: tuple[int, ...]) -> None:
+    array = np.random.default_rng(0).standard_normal((50, *shape)).astype(np.float16)
+    numbers = np.arange(50)
+    kept = sums_of(array, numbers)
+    assert len(set(kept.tolist())) == 50
+    assert (sums_of(array[:1].repeat(50, 0), numbers) != kept)[1:].all()  # the same row in other places
+    assert (sums_of(array[20:30], numbers[20:30]) == kept[20:30]).all()
+    bits = array.reshape(50, -1).view(np.uint8)
+    for bit in range(8 * bits.shape[1]):
+        bits[:, bit // 8] ^= 1 << bit % 8
+        assert (sums_of(array, numbers) != kept).all()
+        bits[:, bit // 8] ^= 1 << bit % 8
 
 
 @pytest.mark.parametrize("file", ["rows/logits.npy", "example.npz"])

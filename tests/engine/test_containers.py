@@ -158,7 +158,7 @@ def test_what_would_run_code_is_refused_and_not_run(tmp_path: Path, kind: type[A
     torch.save({"state_dict": state(), "args": kind(mark)}, tmp_path / "w.pth", pickle_protocol=protocol)
     (tmp_path / "plain.pth").write_bytes(pickle.dumps({"args": kind(mark)}, protocol=protocol))
     for name in ("w.pth", "plain.pth"):
-        with pytest.raises(InputError, match=r"needs (posix|os)\.(mkdir|getcwd) to be unpickled.*--trust-pickle" if protocol > 2 else ""):
+        with pytest.raises(InputError, match=r"needs (posix|os)\.(mkdir|getcwd) to be unpickled.*--trust-code" if protocol > 2 else ""):
             load_weights(network(), tmp_path / name)
     assert not mark.exists()
 

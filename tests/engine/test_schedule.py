@@ -66,6 +66,12 @@ def test_cosine_falls_from_the_full_rate_to_zero() -> None:
     assert Schedule("cosine").rate(1.0, step=9, steps_per_epoch=2, epochs=2) == 0
 
 
+def test_poly_falls_as_the_share_that_is_left_to_its_power() -> None:
+    got = rates(Schedule("poly"), epochs=2, steps_per_epoch=5)
+    assert got == pytest.approx([(1 - i / 10) ** 0.9 for i in range(10)])
+    assert Schedule("poly").rate(1.0, step=10, steps_per_epoch=5, epochs=2) == 0
+
+
 def test_constant() -> None:
     assert rates(Schedule("constant"), 2, 2) == [1.0] * 4
 
@@ -77,7 +83,7 @@ def test_warmup_rises_by_the_step() -> None:
 
 
 @given(
-    kind=st.sampled_from(["multistep", "cosine", "constant"]),
+    kind=st.sampled_from(["multistep", "cosine", "poly", "constant"]),
     epochs=st.integers(2, 20),
     steps_per_epoch=st.integers(1, 5),
     warmup=st.floats(0, 1.9),

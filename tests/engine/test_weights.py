@@ -189,7 +189,7 @@ def test_an_incomplete_student_is_not_completed_from_elsewhere(tmp_path, source)
 def test_pickled_objects_are_refused_by_name_unless_trusted(tmp_path, source):
     for content in ({"state_dict": source.state_dict(), "args": Stub()}, source):
         torch.save(content, tmp_path / "w.pt")
-        with pytest.raises(InputError, match=r"needs .*(Stub|torch\.nn\.modules.*) to be unpickled.*--trust-pickle") as error:
+        with pytest.raises(InputError, match=r"needs .*(Stub|torch\.nn\.modules.*) to be unpickled.*--trust-code") as error:
             read_weights(tmp_path / "w.pt")
         assert "\n" not in str(error.value)
         loaded = network()

@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 
 from stillroom.cli import main
-from stillroom.engine.run.written import RECORD, Record, complete, growing, write_atomic
+from stillroom.engine.run.stage import StageFolder
+from stillroom.engine.run.written import RECORD, Record, beginning, complete, growing, write_atomic
 from stillroom.errors import InputError
 from tests.fixtures import make_before_redesign as before
 
@@ -285,3 +286,78 @@ def test_a_cache_of_before_is_recognised_by_its_content(old: Path, capsys: pytes
     rows.write_bytes(whole)
     assert main([*CACHE, "--overwrite", "--out", str(out)]) == 0
     assert (out / "rows/mine.npy").read_text() == "mine"
+
+
+# Hostile folders: somebody else's run, to go on in ----------------------------------------------------------------------------------------
+
+
+LINKS = (
+    "seed0",
+    "seed0/alone",
+    "seed0/alone/events",
+    "seed0/alone/checkpoint",
+    "seed0/alone/.lock",
+    "footprints",
+)
+
+
+@pytest.mark.parametrize("name", LINKS)
+def test_nothing_is_written_through_a_link_in_a_run(once: Path, tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """A run that goes on: its teacher is finished, what comes next lies behind the link."""
+    out = Path(shutil.copytree(once / "run", tmp_path / "run"))
+    shutil.rmtree(out / "seed0")
+    shutil.rmtree(out / "footprints")
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere/precious.npy").write_text("mine")
+    (out / name).parent.mkdir(parents=True, exist_ok=True)
+    (out / name).symlink_to(tmp_path / ("elsewhere/precious.npy" if name.endswith(".lock") else "elsewhere"))
+    capsys.readouterr()
+    code = main([*RUN, "--out", str(out)])
+    line = capsys.readouterr().err
+    assert [(path.name, path.read_text()) for path in (tmp_path / "elsewhere").iterdir()] == [("precious.npy", "mine")]
+    assert code == 2
+    assert line.count("\n") == 1
+    assert name in line
+
+
+@pytest.mark.parametrize("name", ["rows", "rows/logits.npy", "cache.json", ".cache.json.part", ".lock"])
+def test_nothing_is_written_through_a_link_in_a_cache(once: Path, tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """A cache that goes on after half of its rows."""
+    out = Path(shutil.copytree(once / "cache", tmp_path / "cache"))
+    described = json.loads((out / "cache.json").read_text())
+    (out / "cache.json").write_text(json.dumps({**described, "done": 20}))
+    if (out / name).exists():
+        shutil.move(out / name, tmp_path / "elsewhere")
+    else:
+        (tmp_path / "elsewhere").write_text("")
+    found = contents(tmp_path / "elsewhere") if name == "rows" else (tmp_path / "elsewhere").read_bytes()
+    (out / name).symlink_to(tmp_path / "elsewhere")
+    code = main([*CACHE, "--out", str(out)])
+    assert found == (contents(tmp_path / "elsewhere") if name == "rows" else (tmp_path / "elsewhere").read_bytes())
+    assert code == (0 if name in ("cache.json", ".cache.json.part") else 2)  # a file that is written whole takes the link's place
+    assert capsys.readouterr().err.count("\n") == bool(code)
+
+
+@pytest.mark.parametrize("entry", [None, beginning(b"")], ids=["nothing", "a beginning of no bytes"])
+def test_a_record_cannot_claim_what_it_does_not_know(out: Path, entry: str | None, capsys: pytest.CaptureFixture[str]) -> None:
+    (out / "thesis.tex").write_text("years of work")
+    with (out / RECORD).open("a") as file:
+        file.write(json.dumps({"name": "thesis.tex", "mark": entry}) + "\n")
+    refused([*RUN, *OTHER, "--overwrite"], out, "thesis.tex, which", capsys)
+
+
+def test_arrays_of_one_s_own_beside_a_checkpoint_stay(tmp_path: Path) -> None:
+    stage = StageFolder(tmp_path / "run/seed0/alone")
+    (stage.path / "checkpoint").mkdir(parents=True)
+    Record(tmp_path / "run").begin()
+    stage.write({"fingerprint": {}, "finished": False})
+    write_atomic(stage.path / "checkpoint/00000-ids.npy", b"ours")
+    (stage.path / "checkpoint/mine.npy").write_text("mine")
+    stage.drop_checkpoint()
+    assert [path.name for path in (stage.path / "checkpoint").iterdir()] == ["mine.npy"]
+
+
+def test_a_folder_where_a_temporary_file_would_be_is_named(tmp_path: Path) -> None:
+    (tmp_path / ".report.html.part").mkdir()
+    with pytest.raises(InputError, match=r"report\.html\.part, a folder"):
+        write_atomic(tmp_path / "report.html", "page")

@@ -13,7 +13,7 @@ from stillroom.methods.zeroseg.grouping import GroupingBlock, SegmentationHead, 
 from stillroom.methods.zeroseg.loss import first_local, matching_loss, multi_scale_loss, nearest_views
 from stillroom.methods.zeroseg.masking import random_mask, reconstruction_loss, reconstruction_targets
 from stillroom.methods.zeroseg.views import boxes, views
-from stillroom.tasks.segmentation.metrics import class_ious, confusion, mean_iou
+from stillroom.tasks.images.pixel_classes import class_ious, confusion, mean_iou
 from tests.golden.check import HERE, Case, load_cases, run_case, with_gradients
 
 

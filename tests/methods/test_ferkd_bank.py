@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
 import threading
 import time
@@ -203,11 +204,41 @@ def test_what_cannot_be_is_found_when_the_bank_is_opened(finished: Path, tmp_pat
         LabelBank(tmp_path)
 
 
+def without_sums(folder: Path) -> None:
+    record = json.loads((folder / "bank.json").read_text())
+    record["arrays"] = {name: array for name, array in record["arrays"].items() if not name.startswith("sum.")}
+    (folder / "bank.json").write_text(json.dumps(record))
+
+
+@pytest.mark.parametrize("name", ["flips", "coords", "values", "classes", "targets", "checksums"])
+def test_altered_labels_teach_nobody(finished: Path, tmp_path: Path, name: str) -> None:
+    """Other labels that can be, in a file with the time that it had."""
+    file = copied(finished, tmp_path) / f"rows/{name}.npy"
+    LabelBank(tmp_path)  # found to be sound
+    time = file.stat()
+    values = np.load(file)
+    values[[0, 1]] = ~values[[0, 1]] if name == "flips" else values[[1, 0]] + (name == "targets")
+    np.save(file, values)
+    os.utime(file, ns=(time.st_atime_ns, time.st_mtime_ns))
+    with pytest.raises(InputError, match=rf"labels: got .*rows/{name}\.npy, altered since it was written"):
+        read_all(LabelBank(tmp_path))
+    os.utime(file)
+    with pytest.raises(InputError, match=rf"rows/{name}\.npy, altered since it was written|that cannot be"):
+        LabelBank(tmp_path)
+
+
+def read_all(bank: LabelBank) -> None:
+    images = np.arange(len(bank))
+    bank.soft(images, images % bank.crops)
+    bank.boxes(images, images % bank.crops)
+
+
 def test_another_content_is_another_fingerprint(finished: Path, tmp_path: Path) -> None:
     file = copied(finished, tmp_path) / "rows/flips.npy"
     values = np.load(file)
     values[0, 0] = not values[0, 0]
     np.save(file, values)
+    without_sums(tmp_path)  # as a version before wrote it; else it is refused
     assert LabelBank(tmp_path).fingerprint() != LabelBank(finished).fingerprint()
 
 

@@ -105,7 +105,7 @@ def read_options(
     from stillroom.engine.run.options import started_by_torchrun
     from stillroom.engine.training import with_fitting_warmup
 
-    arguments = [_underscored(argument) for argument in arguments]
+    arguments = [_OLD_NAME.sub("--trust_code", _underscored(argument)) for argument in arguments]
     folder = early(arguments, "out")
     extended = early(arguments, "extend")
     if (before := early(arguments, "continue_from")) is not None and not (Path(before) / "config.yaml").is_file():
@@ -113,12 +113,12 @@ def read_options(
     if before is None and extended is not None and _of_command(Path(extended), prog):
         before = extended
     if before is not None:
-        arguments = [f"--config={Path(before) / 'config.yaml'}", f"--out={folder or out}", *arguments]
+        arguments = [f"--config={_settings_of(Path(before), arguments, setting)}", f"--out={folder or out}", *arguments]
     preset = early(arguments, "preset") or "default"
-    small = preset == "default" and all(early(arguments, option) is None for option in ("data", "images"))
+    small = preset == "default" and all(early(arguments, option) is None for option in ("data", "images", "target", "source"))
     parser, kinds = _parser(prog, own, setting, Path(out), preset, setting.default if small else {}, more)
     values = _parse(prog, parser, arguments)
-    values["out"] = str(Path(folder or out))
+    values["out"] = str(Path(folder or out).expanduser())
     if early(arguments, "devices") is None and early(arguments, "num_nodes") is None:
         values |= started_by_torchrun()
     parts = {name: {field: values.pop(field) for field in fields} for name, fields in kinds.items()}
@@ -130,6 +130,66 @@ def read_options(
     if folder is None and not made.lab["overwrite"]:
         made.lab["out"] = _default_folder(out, made.settings)
     return made
+
+
+_OLD_NAME = re.compile(r"^--trust_pickle(?=$|=)")
+
+
+def _settings_of(run: Path, arguments: list[str], setting: Setting) -> str:
+    """The options that a run was started with, as YAML; whoever reads them says for himself whether he trusts them.
+
+    Raises:
+        InputError: they cannot be read, or name code and are not trusted.
+    """
+    import yaml  # type: ignore[import-untyped]
+
+    from stillroom.engine.run.folder import read_settings
+    from stillroom.engine.specification import refuse_code
+    from stillroom.tasks.images.classified import KINDS
+
+    file = run / "config.yaml"
+    if (found := read_settings(file)) is None:
+        raise InputError("--continue-from", str(file), "the options of a finished run, in YAML")
+    kept = {name: value for name, value in found.items() if name not in ("trust_code", "trust_pickle")}
+    trust = "--trust_code" in arguments or early(arguments, "trust_code") is not None
+    if not trust or str(early(arguments, "trust_code")).lower() == "false":
+        typed = {argument[2:].partition("=")[0] for argument in arguments if argument.startswith("--")}
+        untyped = {name: value for name, value in kept.items() if name not in typed}
+        kinds = {*setting.data.task.kinds, *(kind.name for kind in KINDS)}
+        refuse_code(untyped, file, kinds, argument="--continue-from")
+    return str(yaml.safe_dump(kept, sort_keys=False))
+
+
+def _renamed(config: str) -> str:
+    """A configuration file; where an option has its old name in it, what it says under the new one.
+
+    Raises:
+        UsageError: what it says is no configuration.
+    """
+    if not _is_file(config):
+        return config
+    try:
+        _read(config)
+    except ValueError as error:
+        raise UsageError(f"--config: expected a YAML file of options ({config}: {error})") from None
+    except OSError:  # the parser says it
+        return config
+    text, old = re.subn(r"(?m)^trust_pickle(?= *:)", "trust_code", Path(config).read_text(encoding="utf-8"))
+    return text if old else config
+
+
+def _read(config: str) -> Any:
+    """What a configuration says, which is a file's name or the text itself."""
+    from stillroom.engine.plain import plain_yaml, read_yaml
+
+    return read_yaml(Path(config)) if _is_file(config) else plain_yaml(config)
+
+
+def _is_file(name: str) -> bool:
+    try:
+        return Path(name).is_file()
+    except (OSError, ValueError):  # no name of a file
+        return False
 
 
 def _of_command(run: Path, prog: str) -> bool:
@@ -236,6 +296,11 @@ def _parse(prog: str, parser: jsonargparse.ArgumentParser, arguments: list[str])
     flags = {f"--{name}" for name, default in parser.get_defaults().as_dict().items() if isinstance(default, bool)}
     bare = [option in flags and after.startswith("--") for option, after in pairwise([*arguments, "--"])]
     arguments = [f"{option}=true" if flag else option for option, flag in zip(arguments, bare, strict=True)]
+    named = [option == "--config" for option in ("", *arguments)]
+    arguments = [
+        f"--config={_renamed(option[9:])}" if option.startswith("--config=") else _renamed(option) if after else option
+        for option, after in zip(arguments, named, strict=False)
+    ]
     with _explaining(prog, parser):
         return dict(parser.parse_args(arguments).as_dict())
 
@@ -314,11 +379,9 @@ def _dashed(text: str) -> str:
 def early(arguments: list[str], option: str) -> str | None:
     """What the command line gives an option, or else the configuration file, before a parser is made; None where neither does."""
     chosen, config = _last(arguments, f"--{option}"), _last(arguments, "--config")
-    if chosen is None and config is not None and Path(config).is_file():
-        import yaml  # type: ignore[import-untyped]
-
-        with contextlib.suppress(yaml.YAMLError, UnicodeDecodeError):  # the parser says what is wrong with the file
-            loaded = yaml.safe_load(Path(config).read_text())
+    if chosen is None and config is not None:
+        with contextlib.suppress(OSError, ValueError):  # the parser says what is wrong with it
+            loaded = _read(config)
             chosen = loaded.get(option) if isinstance(loaded, dict) else None
     return None if chosen is None else str(chosen)
 

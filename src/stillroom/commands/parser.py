@@ -27,7 +27,7 @@ class Parser(argparse.ArgumentParser):
         raise UsageError(f"{message}; `{self.prog} --help` shows what there is")
 
 
-STUDENT = ("arm", "seed", "best", "trust_pickle")  # what `student_parser` takes besides the folder
+STUDENT = ("arm", "seed", "best", "trust_code")  # what `student_parser` takes besides the folder
 
 
 def student_parser(prog: str, description: str) -> Parser:
@@ -38,7 +38,10 @@ def student_parser(prog: str, description: str) -> Parser:
     parser.add_argument("--seed", type=int, help="of the arm (default: the first)")
     parser.add_argument("--best", action="store_true", help="the weights of the best epoch instead of those of the last")
     parser.add_argument(
-        "--trust-pickle", action="store_true", help="run the code that RUN's student.json names, and read weights that are pickles"
+        "--trust-code",
+        "--trust-pickle",  # its old name
+        action="store_true",
+        help="run the code that RUN's student.json names, and read weights that are pickles",
     )
     return parser
 

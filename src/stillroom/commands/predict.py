@@ -7,7 +7,7 @@ import sys
 from typing import Any
 
 from stillroom.commands.parser import STUDENT, named_as_typed, student_parser
-from stillroom.errors import InputError, StillroomError
+from stillroom.errors import InputError, StillroomError, printable
 
 _OPTIONS = ("top", "threshold", "masks", "out", "category", "classes")  # of `Student.options`
 _NUMBERS = ("confidence", "score")  # columns
@@ -32,7 +32,10 @@ def run(arguments: list[str], command: str) -> None:
         "The classes or labels that a run's student gives to images, the objects that it finds in them, or what it makes of them.",
     )
     parser.add_argument(
-        "images", metavar="IMAGE", nargs="+", help="image files, folders (with all images below them) or patterns such as 'photos/**/*.jpg'"
+        "images",
+        metavar="IMAGE",
+        nargs="+",
+        help="image files, folders (with all images below them) or patterns such as 'photos/**/*.jpg'; or sounds, videos, scans",
     )
     parser.add_argument("--json", action="store_true", help="one JSON object per image and line instead of a table")
     parser.add_argument("--top", type=int, metavar="K", help="how many classes to name, the most probable first (default: 2)")
@@ -56,6 +59,7 @@ def run(arguments: list[str], command: str) -> None:
     if given.threshold is not None and not 0 <= given.threshold <= 1:
         raise InputError("--threshold", given.threshold, "a number from 0 to 1")
 
+    from stillroom.engine.run.console import tell
     from stillroom.tasks.images.folders import find_images, passed_over
     from stillroom.tasks.students import load
 
@@ -66,23 +70,23 @@ def run(arguments: list[str], command: str) -> None:
         if name not in student.options:
             raise InputError(f"--{name}", value, f"none, since this run's student is {student.kind}")
     find: Any = getattr(student, "find", None)  # a student of something else than images says what its files are
-    files, empty, others = (*find(given.images), ()) if find else find_images(given.images)
-    for said in passed_over([str(file) for file in others]):
-        print(f"stillroom: {said}", file=sys.stderr)
+    files, empty, *passed = (find or find_images)(given.images)
+    for said in passed_over([str(file) for others in passed for file in others]):
+        print(f"stillroom: {printable(said)}", file=sys.stderr)
     if not files:
         raise InputError("IMAGE", ", ".join(given.images), "image files, folders with images in them or patterns that match some")
     problems = [f"{place}: there is no {'file that it reads' if find else 'image'}" for place in empty]
     for problem in problems:
-        print(f"stillroom: {problem}", file=sys.stderr)
+        print(f"stillroom: {printable(problem)}", file=sys.stderr)
 
     def unreadable(error: Exception) -> None:
-        problems.append(" ".join(str(error).split()))
+        problems.append(printable(" ".join(str(error).split())))
         print(f"stillroom: {problems[-1]}", file=sys.stderr)
 
     answers = student.predict(files, unreadable=unreadable, **options)
     if given.json:
         for answer in answers:
-            print(json.dumps({"file": str(answer.file), **answer.to_json()}), flush=True)
+            tell(json.dumps({"file": str(answer.file), **answer.to_json()}))
     else:
         _show(["file", *student.columns(**options)], [[str(answer.file), *row] for answer in answers for row in answer.rows()])
     if problems:
@@ -90,14 +94,15 @@ def run(arguments: list[str], command: str) -> None:
 
 
 def _show(columns: list[str], rows: list[list[str]]) -> None:
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
+
+    from stillroom.engine.run.console import EscapingConsole
 
     table = Table(box=None, pad_edge=False, header_style="bold")
     for column in columns:
         table.add_column(column, overflow="fold", justify="right" if column in _NUMBERS else "left")
     for row in rows:
-        table.add_row(*map(Text, row))  # as Text: brackets in a name are no markup
+        table.add_row(*map(Text, map(printable, row)))  # as Text: brackets in a name are no markup
     if rows:
-        Console(width=None if sys.stdout.isatty() else 10_000).print(table)  # in a file or a pipe no name is folded
+        EscapingConsole(width=None if sys.stdout.isatty() else 10_000).print(table)  # in a file or a pipe no name is folded

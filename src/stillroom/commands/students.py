@@ -86,7 +86,7 @@ def run(arguments: list[str], command: str) -> None:
     parser.add_argument("--teacher", help="a network to compare with; its weights are not needed")
     parser.add_argument("--budget", help="the most that a student may cost: 5M (parameters), 2ms, 20MB, or several with commas between")
     parser.add_argument("--also", nargs="+", default=[], metavar="SPEC", help="further networks, as --student takes them")
-    parser.add_argument("--trust-pickle", action="store_true", help="as for run")
+    parser.add_argument("--trust-code", "--trust-pickle", action="store_true", help="as for run")
     given = parser.parse_args(arguments)
 
     from stillroom.engine.task import SUPERVISED, task_named
@@ -101,11 +101,11 @@ def run(arguments: list[str], command: str) -> None:
         raise InputError("--task", name, "a task with a list of students; of any other name networks by --also")
     with named_as_typed("data", "image_size"):
         data = task.data(**({} if given.data is None else {"data": given.data}), **_size(given.image_size))
-    found, over, failed = measured(task, data, specs, budget, trusted=given.trust_pickle)
+    found, over, failed = measured(task, data, specs, budget, trusted=given.trust_code)
     teacher = None
     if given.teacher is not None:
         with named_as_typed("teacher"):
-            teacher = _measured(task, data, given.teacher, "teacher", trusted=given.trust_pickle)
+            teacher = _measured(task, data, given.teacher, "teacher", trusted=given.trust_code)
     show(found, teacher)
     notes = [f"{over} more cost more than the budget"] * bool(over)
     if failed:

@@ -21,6 +21,7 @@ from stillroom.commands.parser import named_as_typed
 from stillroom.commands.rooms import room_of, short_name
 from stillroom.engine import Distiller, Experiment, Lab, LabOptions, Report, Training, run_seeds
 from stillroom.engine.lab import Trained
+from stillroom.engine.plain import read_yaml
 from stillroom.engine.report.results import COMMON_METRICS, Metric
 from stillroom.engine.room import Room
 from stillroom.engine.run.console import console
@@ -384,7 +385,7 @@ def _around(value: float) -> Float:
 
 def _loaded(path: str) -> dict[str, Any]:
     read_space(path)  # says what is wrong with it
-    loaded: dict[str, Any] = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    loaded: dict[str, Any] = read_yaml(Path(path))
     return loaded
 
 

@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
+from stillroom.engine.plain import plain_json
 from stillroom.engine.run.written import write_atomic
-from stillroom.engine.specification import LIBRARIES, runs_code, with_files
+from stillroom.engine.specification import LIBRARIES, trusted, with_files
 from stillroom.engine.weights import without_set
 from stillroom.errors import InputError
 
@@ -105,19 +106,15 @@ def read_card(folder: str | Path, *, trust_pickle: bool, argument: str = "run") 
         many = f", or one of its stages: {', '.join(stages[:_SHOWN])}{', ...' if len(stages) > _SHOWN else ''}" if stages else ""
         raise InputError(argument, place, f"the folder of a finished run, which holds {NAME} and student.safetensors{many}")
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = plain_json(path.read_bytes())
         task, model = str(content.get("task", _FIRST)), str(content["model"]).partition("@")[0]
         classes = tuple(map(str, content["classes"])) if "classes" in content else None
         num_classes = len(classes) if classes is not None and "num_classes" not in content else int(content["num_classes"])
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(argument, str(path), "JSON with the student's model and num_classes") from error
-    if not trust_pickle and runs_code(model, argument):
-        raise InputError(
-            argument,
-            f"{path}, which names {model}",
-            f"a network that comes with a library ({', '.join(f'{library}NAME' for library in LIBRARIES)}); or say --trust-pickle if you "
-            "trust whoever wrote it: trust_pickle=True runs that code",
-        )
+    for named in (model, content.get("builder")):
+        if named is not None:
+            trusted(str(named), path, trust_code=trust_pickle, argument=argument)
     card = Card(path.parent, task, model, num_classes, classes, content, argument, best)
     if best and ("weights" in content or not card.weights.is_file()):
         raise InputError(argument, str(folder), f"a stage that was trained, whose folder holds {card.weights.name}")

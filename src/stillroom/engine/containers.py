@@ -221,7 +221,7 @@ def _unpickle(file: Path, trust_pickle: bool, argument: str) -> object:
 
 
 def _untrusted(argument: str, file: Path, name: str) -> InputError:
-    expected = "a file of tensors alone, or --trust-pickle (trust_pickle=True) if you trust its author: unpickling can run any code"
+    expected = "a file of tensors alone, or --trust-code (trust_pickle=True) if you trust its author: unpickling can run any code"
     return InputError(argument, f"'{file}', which needs {name} to be unpickled", expected)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
@@ -10,6 +10,9 @@ import torch
 from torch import Tensor
 
 T = TypeVar("T")
+
+
+when_alone: list[Callable[[], None]] = []  # what else ends with the group of processes; see `go_alone`
 
 
 def world_size() -> int:
@@ -30,6 +33,8 @@ def go_alone() -> None:
     """
     if world_size() > 1:
         torch.distributed.barrier()  # nobody founds the next group while another has not left this one
+        for end in when_alone:
+            end()
         torch.distributed.destroy_process_group()
 
 
@@ -40,6 +45,14 @@ def averaged(values: Tensor) -> Tensor:
         torch.distributed.all_reduce(values)
         values /= world_size()
     return values
+
+
+def largest(values: Tensor) -> Tensor:
+    """The largest of the values of all processes, a scalar without gradient."""
+    found = values.detach().amax()
+    if world_size() > 1:
+        torch.distributed.all_reduce(found, op=torch.distributed.ReduceOp.MAX)
+    return found
 
 
 def average_gradients(gradients: Sequence[Tensor | None], parameters: Sequence[Tensor]) -> list[Tensor | None]:

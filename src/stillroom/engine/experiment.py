@@ -69,10 +69,14 @@ class Experiment:
         lab, data, plan: where, on what and how to train.
         networks: which networks.
         taught: the teacher, where another experiment of the run has it already.
+        role: the name of the teacher's stage, where a run has several teachers.
     """
 
-    def __init__(self, lab: Lab, data: TaskData, plan: Training, networks: Networks, *, taught: Trained | None = None) -> None:
-        if (before := lab.earlier("teacher")) is not None and not networks.teacher.startswith(CACHE):
+    def __init__(
+        self, lab: Lab, data: TaskData, plan: Training, networks: Networks, *, taught: Trained | None = None, role: str = "teacher"
+    ) -> None:
+        self.role = role
+        if (before := lab.earlier(role)) is not None and not networks.teacher.startswith(CACHE):
             networks = replace(networks, teacher=before)  # it was trained there
         self.lab, self.data, self.plan, self.networks = lab, data, plan, networks
         self._taught = taught
@@ -146,7 +150,7 @@ class Experiment:
             return self.lab.evaluate(
                 built.network,
                 self.data,
-                name="teacher",
+                name=self.role,
                 model=built.spec,
                 renormalise=built.renormalise or self.data.renormalise,
                 around=self.task.supervised,
@@ -167,7 +171,7 @@ class Experiment:
         self.networks.begin(made, built.new)
         origin = _origin(built, plan, head_only=made.head_only)
         data = self.data.for_teacher()
-        taught = self.lab.fit(made, data, plan, name="teacher", model=built.spec, origin=origin, renormalise=renormalise)
+        taught = self.lab.fit(made, data, plan, name=self.role, model=built.spec, origin=origin, renormalise=renormalise)
         doubts = [f"the teacher, trained here, {doubt}" for doubt in self._doubts(taught.result)[:1]]
         return replace(taught, notes=(*loud, *self._warn("teacher", doubts)))
 

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from stillroom.engine.run.console import quiet_loggers
 from stillroom.engine.run.measure import unfused_attention
-from stillroom.engine.run.written import put
+from stillroom.engine.run.written import put, refuse_links, usual_mode
 from stillroom.engine.tap import unwrap
 from stillroom.engine.weights import load_weights, save_weights
 from stillroom.errors import InputError, StillroomError, at_least_zero, one_of
@@ -233,6 +233,7 @@ def _difference(answer: Tensor, wanted: Tensor) -> float:
 @contextmanager
 def _temporary(path: Path) -> Iterator[Path]:
     """A file in a temporary folder beside `path`, which becomes `path` if nothing goes wrong."""
+    refuse_links(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.", ignore_cleanup_errors=True) as folder:
@@ -240,7 +241,7 @@ def _temporary(path: Path) -> Iterator[Path]:
             yield file
             with file.open("rb") as written:
                 os.fsync(written.fileno())
-            file.chmod(0o644)  # safetensors writes files for their owner alone
+            file.chmod(usual_mode(path.parent))  # safetensors writes files for their owner alone
             put(file, path)
     except (OSError, SafetensorError) as error:
         raise InputError("out", str(path), f"a file that can be written ({getattr(error, 'strerror', None) or error})") from None

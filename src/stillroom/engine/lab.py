@@ -34,11 +34,13 @@ from stillroom.engine.run.console import StageDisplay, console, quiet_libraries
 from stillroom.engine.run.feed import Feed, selects
 from stillroom.engine.run.folder import RunFolder
 from stillroom.engine.run.layout import channels_last
+from stillroom.engine.run.machines import find_way, settle_rank
 from stillroom.engine.run.measure import Footprint, measure, now
 from stillroom.engine.run.memory import remembered
 from stillroom.engine.run.options import LabOptions, check_port, check_started
 from stillroom.engine.run.recorder import Recorder, evaluate, seed_everything
 from stillroom.engine.run.stage import StageFolder, digest, fingerprint
+from stillroom.engine.run.together import Together
 from stillroom.engine.run.written import Record, remove
 from stillroom.engine.task import TaskData
 from stillroom.engine.teacher import Renormalise, Resized, Teacher
@@ -95,9 +97,11 @@ class Lab:
         if options.out is None:
             raise InputError("out", None, "the folder of the run")
         self.options = options
-        self.folder = Path(options.out)
+        self.folder = Path(options.out).expanduser()
         check_started(options)
         if options.devices * options.num_nodes > 1:
+            settle_rank(options.devices)
+            find_way(options.num_nodes)
             check_port()
         self._run_folder = RunFolder(self.folder, settings or {}, overwrite=options.overwrite, main=self.is_main)
         self.seed = options.seed if seed is None else seed
@@ -392,7 +396,8 @@ class Lab:
         )
         checkpoints = Checkpoints(folder.last_checkpoint, options.checkpoint_seconds, options.checkpoint_steps)
         events = TensorBoardLogger(folder.path, name="", version="events")
-        with quiet_libraries(), checkpoints.listening():
+        together = options.devices * options.num_nodes > 1
+        with quiet_libraries(), checkpoints.listening(together=together):
             trainer = Trainer(
                 accelerator=options.accelerator,
                 devices=options.devices,
@@ -404,7 +409,7 @@ class Lab:
                 accumulate_grad_batches=plan.accumulate if ours else 1,
                 gradient_clip_val=plan.clip_norm if ours else None,
                 reload_dataloaders_every_n_epochs=int(selects(distiller)),
-                callbacks=[recorder, checkpoints, *self._callbacks],
+                callbacks=[*([Together(self.folder, options.lost_seconds)] if together else []), recorder, checkpoints, *self._callbacks],
                 plugins=[AtomicCheckpointIO()],
                 logger=events,
                 enable_checkpointing=False,
@@ -414,6 +419,8 @@ class Lab:
                 benchmark=False,
                 default_root_dir=folder.path,
             )
+            # Lightning's answer to SIGTERM is a call among the processes, in the middle of whatever they are doing.
+            trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
             go_on = folder.last_checkpoint if folder.last_checkpoint.exists() else None
             try:
                 trainer.fit(distiller, datamodule=Feed(data, self.seed), ckpt_path=go_on)

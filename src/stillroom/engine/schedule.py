@@ -9,8 +9,9 @@ from typing import Literal, get_args
 
 from stillroom.errors import InputError, at_least_zero, one_of
 
-Kind = Literal["multistep", "cosine", "onecycle", "constant"]
+Kind = Literal["multistep", "cosine", "linear", "poly", "onecycle", "constant"]
 
+_POWER = 0.9  # of poly, as segmentation papers have it
 _START, _END = 25.0, 1e4  # onecycle starts at 1/25 of its full rate and ends at 1/10 000 of that
 
 
@@ -46,6 +47,19 @@ def warmup_factor(epoch: float, warmup: float) -> float:
     return 1.0 if epoch >= warmup else epoch / warmup
 
 
+def linear_factor(step: int, warmup_steps: float, steps: int) -> float:
+    """A straight rise from 0 at the first step to 1 after `warmup_steps`, and a straight fall to 0 after `steps`; 0 from there on.
+
+    Args:
+        step: steps before this one.
+        warmup_steps: how long it rises, below `steps`; 0 for a fall alone.
+        steps: in all.
+    """
+    if step < warmup_steps:
+        return step / warmup_steps
+    return max(0.0, (steps - step) / (steps - warmup_steps))
+
+
 def cosine_between(first: float, last: float, *, step: int, steps: int, warmup: int = 0) -> float:
     """Half a cosine from `first` towards `last`, which the step after the last one would reach; at the i-th of n steps
 
@@ -78,13 +92,16 @@ class Schedule:
     """The learning rate over a run.
 
     Args:
-        kind: multistep (times `factor` after each milestone), cosine (to zero at the end of the run, per step), onecycle (up to the full
-            rate and down to next to nothing, per step) or constant.
+        kind: multistep (times `factor` after each milestone), cosine (to zero at the end of the run, per step), linear (from zero through
+            the warm-up, whose first step has no rate, and straight to zero at the end of the run, per step), poly (to zero, per step, as
+            the share of the run that is left, to the power 0.9), onecycle (up to the full rate and down to next to nothing, per step) or
+            constant.
         milestones: read by multistep: the last epoch, counted from 1, before each decay. A number in (0, 1) is a fraction of the run
             and means the nearest end of an epoch, the first at the earliest.
         factor: multistep's decay, in (0, 1].
         warmup_epochs: the rate first rises linearly over so many epochs, per step, and the first step already has a share of it.
-            Cosine spans what is left of the run; multistep counts its epochs from the start of the run; onecycle has a rise of its own.
+            Cosine and poly span what is left of the run; multistep counts its epochs from the start of the run; onecycle has a rise of its
+            own.
         peak: share of the run, in (0, 1), after which onecycle has its full rate.
         floor: the rate that the schedule falls to, and from which a warm-up rises: its first step has this rate and its last one the full
             one. None: the schedule falls to zero, and a warm-up's first step has a share of the rate already.
@@ -137,6 +154,9 @@ class Schedule:
         if not self.warmup_epochs < epochs:
             raise InputError("warmup_epochs", self.warmup_epochs, f"fewer than the run's epochs ({epochs})")
         warmup_steps = self.warmup_epochs * steps_per_epoch
+        if self.kind == "linear":
+            floor = min(self.floor or 0.0, base_lr)
+            return floor + (base_lr - floor) * linear_factor(step, warmup_steps, epochs * steps_per_epoch)
         if self.floor is None:
             return self._after_warmup(base_lr, step, warmup_steps, steps_per_epoch, epochs) * warmup_factor(step + 1, warmup_steps)
         floor = min(self.floor, base_lr)
@@ -146,9 +166,9 @@ class Schedule:
     def _after_warmup(self, base_lr: float, step: int, warmup_steps: float, steps_per_epoch: int, epochs: int) -> float:
         if self.kind == "multistep":
             return multistep_lr(step // steps_per_epoch + 1, base_lr, self._stages(epochs), self.factor)
-        if self.kind == "cosine":
-            done = (step - warmup_steps) / (epochs * steps_per_epoch - warmup_steps)
-            return base_lr * 0.5 * (1 + math.cos(math.pi * min(max(done, 0.0), 1.0)))
+        if self.kind in ("cosine", "poly"):
+            done = min(max((step - warmup_steps) / (epochs * steps_per_epoch - warmup_steps), 0.0), 1.0)
+            return base_lr * (0.5 * (1 + math.cos(math.pi * done)) if self.kind == "cosine" else (1 - done) ** _POWER)
         if self.kind == "onecycle":
             return self.cycle(step, epochs * steps_per_epoch, (base_lr / _START, base_lr, base_lr / _START / _END))
         return base_lr

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Protocol, cast
@@ -66,6 +67,62 @@ def runs_code(source: str, argument: str) -> bool:
     return not source.startswith(LIBRARIES) if whole is None else any(runs_code(part, argument) for part in whole.parts())
 
 
+def trusted(source: str, where: object, *, trust_code: bool, argument: str) -> str:
+    """A network's specification that was read from disk: of a card, a cache or a comparison that may come from anybody.
+
+    Every task asks here, and nowhere else, before it builds what a folder names.
+
+    Args:
+        source: the specification, or the builder of a method's student (`catalog.STUDENTS`).
+        where: the file that it was read from, for the message.
+        trust_code: whoever wrote the file may have any code of theirs run.
+        argument: what the user calls the folder.
+
+    Raises:
+        InputError: it names code that is neither Stillroom's nor a library's, and is not trusted.
+    """
+    if not trust_code and source not in catalog.STUDENTS and runs_code(source, argument):
+        networks = f"a network that comes with a library ({', '.join(f'{library}NAME' for library in LIBRARIES)})"
+        raise InputError(argument, f"{where}, which names {source}", f"{networks}; {_TRUST}")
+    return source
+
+
+def refuse_code(settings: Mapping[str, Any], where: object, known: Iterable[str], *, argument: str) -> None:
+    """Refuses options that were read from a run's folder and would run code that its reader did not name.
+
+    Args:
+        settings: by name, of any depth.
+        where: the file that they were read from, for the message.
+        known: words before a colon that name no module: kinds of data.
+        argument: what the user calls the folder.
+
+    Raises:
+        InputError: naming the first.
+    """
+    harmless = {*known, *catalog.BUILDERS}
+    for name, value in settings.items():
+        inner = value.items() if isinstance(value, Mapping) else enumerate(value) if isinstance(value, list | tuple) else ()
+        refuse_code({f"{name}.{key}": one for key, one in inner}, where, known, argument=argument)
+        if isinstance(value, str) and _names_code(value, harmless, argument):
+            raise InputError(argument, f"{where}, in which {name} is {value}", f"options that name no code, or typed ones; {_TRUST}")
+
+
+def _names_code(text: str, harmless: Iterable[str], argument: str) -> bool:
+    """Whether a text is `file.py:NAME` or `module:NAME` of a module that there is, with whatever else behind it."""
+    if text.partition(":")[0] in catalog.BUILDERS:
+        return runs_code(text, argument)
+    place, _, name = re.split(r"[,@#]", text, maxsplit=1)[0].rpartition(":")
+    if not place or not name.isidentifier() or text.startswith(LIBRARIES) or place in harmless:
+        return False
+    words = place.split(".")
+    if place.endswith(".py") or not all(map(str.isidentifier, words)):
+        return place.endswith(".py")
+    return words[0] in sys.modules or importlib.util.find_spec(words[0]) is not None
+
+
+_TRUST = "or say --trust-code (in Python trust_code=True) if you trust whoever wrote it: it runs that code"
+
+
 def with_files(source: str, change: Callable[[Path], object]) -> str:
     """The same source, but that each Python file in it is called what `change` makes of its path."""
     whole = composed(source, "model")
@@ -90,7 +147,7 @@ def function_of(source: str, argument: str, expected: str) -> Callable[..., Any]
 def named_object(source: str, argument: str, expected: str) -> Any:
     """What `package.module:NAME` or `file.py:NAME` names.
 
-    Its module is run by this and only this: what a folder on disk names must have been trusted before (`card.read_card`).
+    Its module is run by this and only this: what a folder on disk names has been before `trusted`.
 
     Args:
         source: what names it.

@@ -157,13 +157,25 @@ class Tap:
             InputError: a tapped module did not run, or ran more than once (which of its outputs is meant cannot be told: tap the module
                 around it).
         """
+        return self.during(lambda: self.model(*args, **kwargs))
+
+    @torch.compiler.disable
+    def during(self, run: Callable[[], Any]) -> tuple[Any, dict[str, Any]]:
+        """As a call, of whatever runs the model's modules without calling the model itself: its losses, say.
+
+        Args:
+            run: is called once; its answer stands in the place of the model's.
+
+        Raises:
+            InputError: as a call.
+        """
         compiled = [module for module in self._above if _is_compiled(module)]
         try:
             for module, catch, paths in self._tapped:
                 catch.copies = bool(compiled) or self._rewritten.get((paths[0], module.training), True)
                 catch.hooks(module)[catch.key] = catch
             with self._stance(compiled):
-                output = self.model(*args, **kwargs)
+                output = run()
             features = {path: self._take(module, catch, paths, bool(compiled)) for module, catch, paths in self._tapped for path in paths}
             return output, {path: features[path] for path in self.paths}
         finally:

@@ -5,7 +5,8 @@ several tasks, the Lab and the report know tasks by these contracts alone. What 
 absent from its `Task`, and the commands that need it say so in one line. `docs/add-a-task.md` tells a whole task on one page.
 
 Two things that a task may have besides: its data `first_lines()`, sentences that a run begins with; itself ``remarks(report, data)``,
-sentences on results that a reader must not miss, which the terminal and the report say.
+sentences on results that a reader must not miss, which the terminal and the report say. Metrics that hang on what the data hold are
+described by the evaluator (see `run.recorder.Evaluator`).
 """
 
 from __future__ import annotations
@@ -37,7 +38,19 @@ FindLayer = Callable[[nn.Module, Any, str], str]  # (network, a few inputs, what
 
 WARNING = "WARNING: "  # before notes that a user must not overlook
 # Tasks whose networks can be trained on labels, without a teacher.
-SUPERVISED = ("classification", "multilabel", "detection", "segmentation", "harmonization", "imagetext", "detection3d")
+SUPERVISED = (
+    "classification",
+    "multilabel",
+    "detection",
+    "segmentation",
+    "harmonization",
+    "imagetext",
+    "detection3d",
+    "sound",
+    "nuclei",
+    "video",
+    "multitask",
+)
 TASKS = (*SUPERVISED, "editing", "anomaly", "representation", "segmentation3d")  # each with a room whose module `task` holds its TASK
 
 
@@ -162,7 +175,11 @@ class Answer(Protocol):
 
 
 class Student(Protocol):
-    """A trained network, ready to use, as `stillroom.load` gives it."""
+    """A trained network, ready to use, as `stillroom.load` gives it.
+
+    One that answers to something else than images has ``find(places)`` besides, in the place of `tasks.images.folders.find_images`: the
+    files, the places that hold none, and, where it tells, files that were passed over.
+    """
 
     @property
     def kind(self) -> str:

@@ -47,8 +47,9 @@ class Training:
         momentum: that of sgd and lars; beta1 of adam and adamw.
         weight_decay: L2 penalty (sgd, adam) or decoupled decay (adamw).
         nesterov: Nesterov momentum for sgd.
-        schedule: multistep (times `decay` after each milestone), cosine (to zero, per step), onecycle (per step up to `lr` and down to next
-            to nothing, the momentum down by 0.1 and up again) or constant.
+        schedule: multistep (times `decay` after each milestone), cosine (to zero, per step), linear (per step up from zero
+            and straight down to it), poly (to zero, per step, with the power 0.9 of what is left), onecycle (per step up to `lr` and down
+            to next to nothing, the momentum down by 0.1 and up again) or constant.
         milestones: epochs after which multistep decays, as numbers above 1, or as fractions of the run below 1.
         decay: multistep's factor.
         peak: share of the run after which onecycle has its full rate.
@@ -66,7 +67,7 @@ class Training:
     momentum: float = 0.9
     weight_decay: float = 5e-4
     nesterov: bool = False
-    schedule: Literal["multistep", "cosine", "onecycle", "constant"] = "multistep"
+    schedule: Literal["multistep", "cosine", "linear", "poly", "onecycle", "constant"] = "multistep"
     milestones: tuple[float, ...] = field(default=(0.62, 0.85))
     decay: float = 0.1
     peak: float = 0.3

@@ -25,7 +25,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from stillroom.engine.containers import Contents, listed, read_container
-from stillroom.engine.run.written import put
+from stillroom.engine.run.written import put, refuse_links, usual_mode
 from stillroom.engine.tap import unwrap
 from stillroom.errors import InputError
 
@@ -164,11 +164,12 @@ def save_weights(network: nn.Module | Mapping[str, Tensor], path: str | Path) ->
             value = value.clone()
         seen.add(value.untyped_storage().data_ptr())
         tensors[_plain(key)] = value
+    refuse_links(target)
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp")
     try:
         save_file(tensors, temporary, metadata={"format": "pt"})
-        temporary.chmod(0o644)  # safetensors makes it unreadable for everybody else
+        temporary.chmod(usual_mode(target.parent))  # safetensors makes it unreadable for everybody else
         _sync(temporary)
         put(temporary, target)
         _sync(target.parent)

@@ -15,7 +15,7 @@ def recipe(lab: Lab, data: Any, plan: Training, networks: Networks, task: str = 
 
     Args:
         lab, data, plan, networks: where to run, on what, how to train, and which networks; see `Room`.
-        task: of the networks: classification, multilabel, detection, harmonization or segmentation.
+        task: of the networks, such as detection or segmentation; a wrong name is answered with all that there are.
     """
     experiment = Experiment(lab, data, plan, networks)
     experiment.rehearse(lambda student, _: experiment.task.supervised(student))

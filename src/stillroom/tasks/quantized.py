@@ -68,7 +68,7 @@ def quantize_student(
     arm: str | None = None,
     seed: int | None = None,
     best: bool = False,
-    trust_pickle: bool = False,
+    trust_code: bool = False,
 ) -> Quantized:
     """Writes a run's student as an 8-bit ONNX file, and scores both on the run's own validation set.
 
@@ -77,7 +77,7 @@ def quantize_student(
         out: the file, or a folder for it; by default ``student_int8.onnx`` in the run's folder, or the stage's.
         calibration: samples of the training set, on which the ranges of activations are measured.
         data: where the data of the run lie now, if not where they lay.
-        arm, seed, best, trust_pickle: see `students.load`.
+        arm, seed, best, trust_code: see `students.load`.
 
     Raises:
         InputError: no finished run, a student that does not answer with one tensor, or data that are not there.
@@ -87,7 +87,7 @@ def quantize_student(
     at_least("calibration", calibration, 1)
     place = place_of_student(run, arm, seed, best=best)
     task = task_named(task_of(place))
-    spec = load(run, arm=arm, seed=seed, best=best, trust_pickle=trust_pickle).export_spec()
+    spec = load(run, arm=arm, seed=seed, best=best, trust_code=trust_code).export_spec()
     if not hasattr(task, "supervised") or not isinstance(spec, ExportSpec) or len(spec.names) != 2 or spec.ask is not None:
         raise InputError("quantize", f"a student of the task {task.name}", "one that answers with a single tensor, such as a classifier")
     shown = _data_of(Path(run), task, data)

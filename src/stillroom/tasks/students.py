@@ -18,7 +18,15 @@ if TYPE_CHECKING:
 __all__ = ["export_files", "export_student", "load", "task_of"]
 
 
-def load(run: str | Path, *, arm: str | None = None, seed: int | None = None, best: bool = False, trust_pickle: bool = False) -> Student:
+def load(
+    run: str | Path,
+    *,
+    arm: str | None = None,
+    seed: int | None = None,
+    best: bool = False,
+    trust_code: bool = False,
+    trust_pickle: bool = False,
+) -> Student:
     """The student that a run shipped, or the network of any of its stages.
 
     Args:
@@ -26,19 +34,20 @@ def load(run: str | Path, *, arm: str | None = None, seed: int | None = None, be
         arm: of the run: teacher, alone, distilled, ...; by default what the run is about.
         seed: of the arm; by default the first of what the run is about.
         best: the weights of the best epoch, instead of the last one's.
-        trust_pickle: also run the code that its `student.json` names, and read weights that are pickles: both can do anything.
+        trust_code: also run the code that its `student.json` names, and read weights that are pickles: both can do anything.
+        trust_pickle: the old name of `trust_code`.
 
     Raises:
         InputError: the folder holds no finished run, a damaged one, one of a task that this version does not know, or one that names code
             and is not trusted; or which of its stages is meant is not clear.
     """
-    return _load(place_of_student(run, arm, seed, best=best), trust_pickle)
+    return _load(place_of_student(run, arm, seed, best=best), trust_code or trust_pickle)
 
 
-def _load(place: str, trust_pickle: bool) -> Student:
+def _load(place: str, trust_code: bool) -> Student:
     if (task := task_of(place)) not in TASKS:
         raise InputError("run", f"{place}, a student of the task {task}", f"one of {', '.join(TASKS)}")
-    return task_named(task).load(Path(place), trust_pickle=trust_pickle)
+    return task_named(task).load(Path(place), trust_pickle=trust_code)
 
 
 def export_student(
@@ -50,6 +59,7 @@ def export_student(
     arm: str | None = None,
     seed: int | None = None,
     best: bool = False,
+    trust_code: bool = False,
     trust_pickle: bool = False,
 ) -> Exported:
     """Write a run's student to one file and check that the file answers as the student does.
@@ -61,13 +71,14 @@ def export_student(
         format: ``onnx``, ``torch`` (a program of `torch.export`) or ``safetensors`` (weights alone).
         out: the file, or a folder for it; by default the run's, or the stage's.
         tolerance: the largest allowed absolute difference between the answers of the file and of the student, in units of the answers.
-        arm, seed, best, trust_pickle: see `load`.
+        arm, seed, best, trust_code, trust_pickle: see `load`.
 
     Raises:
         InputError: not a finished run, a student of a kind that cannot be exported, or an argument that cannot be used.
         ExportFailed: the student cannot be written in this format, or the file answers differently; nothing is left behind.
     """
-    files = export_files(run, format=format, out=out, tolerance=tolerance, arm=arm, seed=seed, best=best, trust_pickle=trust_pickle)
+    trust = trust_code or trust_pickle
+    files = export_files(run, format=format, out=out, tolerance=tolerance, arm=arm, seed=seed, best=best, trust_code=trust)
     if len(files) > 1:
         raise InputError("run", str(run), "a student of one network; `export_files` writes those of several")
     return files[0]
@@ -82,6 +93,7 @@ def export_files(
     arm: str | None = None,
     seed: int | None = None,
     best: bool = False,
+    trust_code: bool = False,
     trust_pickle: bool = False,
 ) -> list[Exported]:
     """As `export_student`, of any student: one that is several networks has a file for each, with the word for it behind its name.
@@ -93,7 +105,7 @@ def export_files(
 
     check_format(format)
     place = place_of_student(run, arm, seed, best=best)
-    specs, folder = _load(place, trust_pickle).export_spec(), Path(place.removesuffix("@best"))
+    specs, folder = _load(place, trust_code or trust_pickle).export_spec(), Path(place.removesuffix("@best"))
     named = specs if isinstance(specs, Mapping) else {"": specs}
     files = {part: place_of(folder, out, format, part=part) for part in named}
     return [export(spec, files[part], format=format, tolerance=tolerance) for part, spec in named.items()]

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torchvision.ops import FrozenBatchNorm2d
 
 from stillroom.errors import InputError
-from stillroom.tasks.detection.backbones import TimmBackbone
 from stillroom.tasks.detection.models import build_detector
+from stillroom.tasks.images.timm_backbone import TimmBackbone
 
 SWIN = "swin_tiny_patch4_window7_224"
 

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from stillroom.engine.report.gains import outcomes
+from stillroom.tasks.images.pixel_classes import class_ious, confusion, mean_iou
 from stillroom.tasks.segmentation import WholeBatch
-from stillroom.tasks.segmentation.metrics import WITHOUT, SegmentationEvaluator, class_ious, confusion, mean_iou
+from stillroom.tasks.segmentation.metrics import WITHOUT, SegmentationEvaluator
 
 
 def measured(pairs: list[tuple[Tensor, Tensor]], classes: int, background: int | None = None) -> SegmentationEvaluator:

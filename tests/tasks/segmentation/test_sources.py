@@ -12,8 +12,9 @@ from PIL import Image
 
 from stillroom.cli import main
 from stillroom.errors import InputError
+from stillroom.tasks.images.label_maps import VOC_CLASSES as VOC
 from stillroom.tasks.segmentation import SegmentationData
-from stillroom.tasks.segmentation.sources import VOC, open_source
+from stillroom.tasks.segmentation.sources import open_source
 from tests.tasks.segmentation.miniatures import folders, numbers, palette, panoptic, picture, voc
 
 

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from stillroom.cli import main
 from stillroom.engine.loading import Draw
 from stillroom.errors import InputError
-from stillroom.tasks.segmentation import SegmentationData, Supervised, UNet, build_segmenter, load, pixel_cross_entropy, predicted_classes
+from stillroom.tasks.images.pixel_classes import pixel_cross_entropy
+from stillroom.tasks.segmentation import SegmentationData, Supervised, UNet, build_segmenter, load, predicted_classes
 from tests.tasks.segmentation.miniatures import numbers, picture, voc
 
 TINY = ["--batch-size", "4", "--epochs", "30", "--warmup-epochs", "0", "--lr", "0.02", "--accelerator", "cpu"]

@@ -41,6 +41,11 @@ def put_together(form: Form, parts: Mapping[str, Tensor]) -> Any:
     return tree_map(parts.__getitem__, form)
 
 
+def named_inputs(inputs: Tensor | Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A network's bare inputs by the names that a cache keeps them under: `inputs`, or `inputs.sound` for one of several."""
+    return {f"inputs.{name}": value for name, value in inputs.items()} if isinstance(inputs, Mapping) else {"inputs": inputs}
+
+
 def names_in(form: Form) -> list[str]:
     """The names of an answer's tensors, in the order of `take_apart`."""
     return tree_leaves(form)

@@ -13,9 +13,10 @@ import torch
 from lightning.fabric.utilities import move_data_to_device
 from torch import Tensor
 
-from stillroom.engine.cache.answers import LOGITS, Form, names_in, output_files, take_apart
+from stillroom.engine.cache.answers import LOGITS, Form, named_inputs, names_in, output_files, take_apart
 from stillroom.engine.cache.formats import Format, Storage
 from stillroom.engine.cache.store import CacheFolder, Writer
+from stillroom.engine.cache.sums import with_sums
 from stillroom.engine.cache.teacher import CachedTeacher
 from stillroom.engine.cache.views import Views
 from stillroom.engine.report.results import StageResult
@@ -23,6 +24,8 @@ from stillroom.engine.task import CacheableData
 from stillroom.engine.teacher import Teacher
 from stillroom.errors import InputError
 
+_ASKED = 4  # samples of a finished cache that the teacher is asked about, in each of two places
+_ALIKE = 0.05  # of the largest number of an answer: what another precision may change
 Answer = Callable[[Any], tuple[Form, dict[str, Tensor]]]  # batch -> the answer's form; its tensors by their names, then the features
 
 
@@ -92,10 +95,29 @@ def build_cache(
         else:
             cache.check(key, record, "another folder, or --overwrite")
         rows = record["samples"] * views.count
-        if record["done"] < rows:
+        if record["done"] == rows:
+            _compare(CachedTeacher(folder, argument=cache.argument), answer, data, views)
+        else:
             with cache.writer(record) as writer:
                 _fill(writer, answer, data, views, rows, progress, mark_seconds)
     return CachedTeacher(folder, argument=cache.argument)
+
+
+def _compare(cached: CachedTeacher, answer: Answer, data: CacheableData, views: Views) -> None:
+    """Asks the teacher, which is at hand, about a few of the samples that a finished cache has answers to.
+
+    Raises:
+        InputError: it answers otherwise, by more than precision and the size of a batch can do.
+    """
+    batches = -(-data.train_size * views.count // _ASKED)
+    for start in {0, batches // 2}:
+        batch, _ = next(iter(data.every_view(views, batch_size=_ASKED, start=start)))
+        told = answer(batch)[1]
+        for name, stored in cached.rows(batch, tuple(told)).items():
+            said = told[name].float().cpu()
+            if (stored - said).abs().max() > _ALIKE * (1 + said.abs().max()):
+                got = f"{cached.folder}, whose {name} of the samples {batch.ids.tolist()} is not what the teacher answers"
+                raise InputError("out", got, "a cache that is not damaged: --overwrite builds it anew")
 
 
 def _answers(teacher: Teacher, taps: Sequence[str], device: torch.device) -> Answer:
@@ -133,9 +155,10 @@ def _begin(
     arrays = {f"view.{name}": (values.shape[1:], values.dtype) for name, values in drawn.items()}
     for name, layout in formats.items():
         arrays |= {files[name] + suffix: spec for suffix, spec in layout.arrays.items()}
+    arrays = with_sums(arrays)
     example = data.example_inputs()
     kept = {files[name]: values.float().cpu().numpy() for name, values in answer(example)[1].items()}
-    cache.save("example.npz", {"inputs": example.numpy(), **kept})
+    cache.save("example.npz", {**{name: values.numpy() for name, values in named_inputs(example).items()}, **kept})
     cache.save_result(result)
     record = {
         "key": dict(key),

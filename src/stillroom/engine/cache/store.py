@@ -4,7 +4,8 @@
                     about, rows, done
     rows/*.npy      one array [N, V, ...] each: ``logits.npy`` (or ``logits.top.npy``, ``.classes.npy``, ``.rest.npy``), or of an answer of
                     several tensors ``answer0.npy``, ``answer1.npy``, ... in the order of the outputs; ``tap0.npy``, ...; and what was drawn
-                    for each view: ``view.crop.npy``, ``view.flip.npy``, ...
+                    for each view: ``view.crop.npy``, ``view.flip.npy``, ...;
+                    and of each array the sums of its rows: ``sum.logits.npy``, ...
     example.npz     one input, and the answers to it
     teacher.json    what was measured of the teacher; details.npz: what it answered on the validation set
 
@@ -28,8 +29,10 @@ from typing import IO, Any, Protocol
 import numpy as np
 from filelock import FileLock, Timeout
 
+from stillroom.engine.cache.sums import PREFIX, sums_of
+from stillroom.engine.plain import plain_json
 from stillroom.engine.report.results import StageResult
-from stillroom.engine.run.written import Record, beginning, is_what_it_is_called, remove, write_atomic
+from stillroom.engine.run.written import Record, beginning, is_what_it_is_called, read_arrays, remove, write_atomic
 from stillroom.errors import InputError, StillroomError
 
 SCHEMA = "stillroom.cache/1"
@@ -115,6 +118,7 @@ class CacheFolder:
             InputError: somebody does, or the folder cannot be made.
         """
         lock = FileLock(self.path / ".lock")
+        self._refuse_links()
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             lock.acquire(timeout=-1 if wait else 0)
@@ -186,11 +190,7 @@ class CacheFolder:
         Raises:
             InputError: it is missing or damaged.
         """
-        try:
-            with np.load(self.path / name, allow_pickle=False) as file:
-                return dict(file)
-        except (OSError, ValueError, EOFError) as error:
-            raise self._damaged(self.path / name, error) from None
+        return read_arrays(self.path / name, self.argument)
 
     def save_json(self, name: str, data: Mapping[str, Any]) -> None:
         """Plain data in a file of its own."""
@@ -203,7 +203,7 @@ class CacheFolder:
             InputError: it is missing or damaged.
         """
         try:
-            found: dict[str, Any] = json.loads((self.path / name).read_text(encoding="utf-8"))
+            found: dict[str, Any] = plain_json((self.path / name).read_bytes())
             return {**found, **{key: found[key] for key in keys}}  # where one is lacking that is damage, too
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise self._damaged(self.path / name, error) from None
@@ -272,9 +272,10 @@ class CacheFolder:
         path, whole = self._array_file(name), math.prod(shape) * dtype.itemsize
         header = _header(shape, dtype)
         size = len(header)
+        self._refuse_links(path)
         if fresh:
             self._take(path, header)
-        with path.open("wb" if fresh else "r+b", buffering=0) as file:
+        with open(path, "wb" if fresh else "r+b", buffering=0, opener=_no_link) as file:
             if fresh:
                 file.write(header)
                 file.truncate(size + whole)
@@ -296,6 +297,12 @@ class CacheFolder:
         if around is not None:
             around.enter({path: beginning(header)})
 
+    def _refuse_links(self, *files: Path) -> None:
+        """Nothing is written through a link that somebody put into the folder."""
+        for place in (*files, *map(self.path.__truediv__, self.folders), *self.path.glob("*/.lock"), self.path / ".lock"):
+            if place.is_symlink():
+                raise InputError(self.argument, f"{place}, a link, which Stillroom did not make", "another folder, or that link moved away")
+
     def _refuse_foreign(self, path: Path, header: bytes) -> None:
         if not path.is_symlink() and path.is_file():
             with path.open("rb") as file:
@@ -316,6 +323,11 @@ class CacheFolder:
         return self.path / "rows" / f"{name}.npy"
 
 
+def _no_link(name: str, flags: int) -> int:
+    """Opens a file, unless it is a link."""
+    return os.open(name, flags | getattr(os, "O_NOFOLLOW", 0), 0o666)
+
+
 def _header(shape: tuple[int, ...], dtype: np.dtype[Any]) -> bytes:
     """What an array's file begins with."""
     start = io.BytesIO()
@@ -331,10 +343,19 @@ class Recorded(Protocol):
 
 
 class Writer:
-    """Writes rows in their order."""
+    """Writes rows in their order, and their sums where the folder has arrays for them.
 
-    def __init__(self, folder: Recorded, record: Mapping[str, Any], files: Mapping[str, tuple[IO[bytes], int, int]]) -> None:
-        self.folder, self.record, self.files = folder, dict(record), files
+    Args:
+        folder: keeps the count.
+        record: of the folder; its rows that are done are not written again.
+        files: of `CacheFolder.opened`.
+        first: the number of the first row that is this writer's.
+    """
+
+    def __init__(
+        self, folder: Recorded, record: Mapping[str, Any], files: Mapping[str, tuple[IO[bytes], int, int]], *, first: int = 0
+    ) -> None:
+        self.folder, self.record, self.files, self.first = folder, dict(record), files, first
         self.done: int = record["done"]
         for file, start, row in files.values():
             file.seek(start + self.done * row)
@@ -345,9 +366,12 @@ class Writer:
         Raises:
             StillroomError: the disk is full, or gone.
         """
-        counts = {len(rows[name]) for name in self.files}
+        summed = {name: name.removeprefix(PREFIX) for name in self.files if name.startswith(PREFIX)}
+        counts = {len(rows[name]) for name in self.files if name not in summed}
         if len(counts) != 1:
             raise ValueError(f"arrays of {counts} rows")
+        numbers = self.first + self.done + np.arange(*counts)
+        rows = {**rows, **{name: sums_of(rows[of], numbers) for name, of in summed.items()}}
         try:
             for name, (file, _, _) in self.files.items():
                 left = np.ascontiguousarray(rows[name]).reshape(-1).view(np.uint8).data

@@ -11,9 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from stillroom.engine.cache.answers import LOGITS, Form, names_in, output_files, put_together
+from stillroom.engine.cache.answers import LOGITS, Form, named_inputs, names_in, output_files, put_together
 from stillroom.engine.cache.formats import Format
 from stillroom.engine.cache.store import CacheFolder
+from stillroom.engine.cache.sums import PREFIX, Sums
 from stillroom.engine.cache.views import Views
 from stillroom.engine.teacher import Teacher
 from stillroom.errors import InputError
@@ -64,6 +65,7 @@ class CachedTeacher(Teacher):
         self._files = output_files(self._form, list(self._formats))
         self._example = {name: torch.from_numpy(value) for name, value in self._folder.load("example.npz").items()}
         self._arrays: dict[torch.device, dict[str, Tensor]] = {}
+        self._sums: dict[str, Sums] = {}
         self._on(torch.device("cpu"))  # damage is found now rather than at the first step
 
     @property
@@ -123,6 +125,10 @@ class CachedTeacher(Teacher):
 
         return answer
 
+    def rows(self, batch: Any, names: tuple[str, ...]) -> dict[str, Tensor]:
+        """The stored outputs of these names to a batch of recorded views, float32 on the CPU."""
+        return {name: values.cpu() for name, values in self._answers(batch, names).items()}
+
     def fingerprint(self) -> str:
         """A hash over what the answers were computed from and how they are stored."""
         parts = {name: self._record[name] for name in ("key", "views", "outputs", "samples")}
@@ -132,21 +138,24 @@ class CachedTeacher(Teacher):
         """What was drawn for each view, by name: a row for each sample and view, [N, V, ...]."""
         shape = self._record["samples"], self.views.count
         arrays = {name: values for name, values in self._on(torch.device("cpu")).items() if name.startswith("view.")}
+        for name in arrays:
+            self._refuse_altered(name)
         return {name.removeprefix("view."): values.view(*shape, *values.shape[1:]) for name, values in arrays.items()}
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_arrays": {}}  # mapped again where it is needed
+        return {**self.__dict__, "_arrays": {}, "_sums": {}}  # mapped again where it is needed
 
     def __repr__(self) -> str:
         return f"CachedTeacher({str(self.folder)!r}, views={self.views.count})"
 
     def _answers(self, batch: Any, names: tuple[str, ...]) -> dict[str, Tensor]:
-        if isinstance(batch, Tensor):
-            inputs = self._example["inputs"]
-            if batch.shape != inputs.shape or not torch.allclose(batch.detach().float().cpu(), inputs, atol=1e-3):
-                got = f"a bare tensor {list(batch.shape)}"
+        if isinstance(batch, Tensor | Mapping) and not hasattr(batch, "ids"):
+            given = named_inputs(batch)
+            device = next(iter(given.values())).device
+            if not all(name in self._example and _close(value, self._example[name]) for name, value in given.items()):
+                got = f"bare inputs {[list(value.shape) for value in given.values()]}"
                 raise InputError("batch", got, "a batch with ids: a cache answers to samples, and to its own example only")
-            return {name: self._example[self._files[name]].to(batch.device) for name in names}
+            return {name: self._example[self._files[name]].to(device) for name in names}
         views_B = getattr(batch, "views", None)
         if views_B is None:
             expected = "training samples in recorded views, which data.replaying(teacher.views) gives"
@@ -158,21 +167,43 @@ class CachedTeacher(Teacher):
         found = {}
         for name in names:
             layout, file = self._formats[name], self._files[name]
-            found[name] = layout.decode({suffix: arrays[file + suffix][rows_B].to(batch.ids.device) for suffix in layout.arrays})
+            stored = {suffix: arrays[file + suffix][rows_B] for suffix in layout.arrays}
+            for suffix in stored if rows_B.device.type == "cpu" else ():  # what lies elsewhere was looked at when it went there
+                self._refuse_altered(file + suffix, rows_B)
+            found[name] = layout.decode({suffix: values.to(batch.ids.device) for suffix, values in stored.items()})
         return found
+
+    def _refuse_altered(self, name: str, rows_B: Tensor | None = None) -> None:
+        """Raises InputError when rows of an array, or any of it, are not as they were written; an old cache has no sums to tell."""
+        if (sums := self._sums.get(name)) is None:
+            return
+        altered = sums.altered(None if rows_B is None else rows_B.numpy())
+        if len(altered):
+            samples = sorted({int(row) // self.views.count for row in altered})
+            got = f"{self.folder}/rows/{name}.npy, altered since it was written, in the rows of the samples {samples[:5]}"
+            raise InputError(self._folder.argument, got, "a cache that is not damaged: the command that built it, with --overwrite")
 
     def _on(self, device: torch.device) -> dict[str, Tensor]:
         """The arrays [N * V, ...]: on the device, or mapped into the CPU's memory where they are too large for it."""
         if device not in self._arrays:
             cpu = torch.device("cpu")
             if cpu not in self._arrays:
-                mapped = {name: torch.from_numpy(array) for name, array in self._folder.open(self._record).items()}
-                self._arrays[cpu] = {name: array.flatten(0, 1) for name, array in mapped.items()}
+                rows = self._record["samples"] * self.views.count
+                flat = {name: array.reshape(rows, *array.shape[2:]) for name, array in self._folder.open(self._record).items()}
+                kept = {name[len(PREFIX) :]: flat.pop(name) for name in list(flat) if name.startswith(PREFIX)}
+                self._sums = {name: Sums(sums, flat[name]) for name, sums in kept.items() if name in flat}
+                self._arrays[cpu] = {name: torch.from_numpy(array) for name, array in flat.items()}
             answers = {name: array for name, array in self._arrays[cpu].items() if not name.startswith("view.")}
             small = sum(array.nbytes for array in answers.values()) <= _RESIDENT
             if device != cpu:
+                for name in answers if small else ():
+                    self._refuse_altered(name)
                 self._arrays[device] = {name: array.to(device) for name, array in answers.items()} if small else self._arrays[cpu]
         return self._arrays[device]
+
+
+def _close(values: Tensor, kept: Tensor) -> bool:
+    return values.shape == kept.shape and torch.allclose(values.detach().float().cpu(), kept.float(), atol=1e-3)
 
 
 class _NoNetworks(tuple[nn.Module, ...]):

@@ -14,6 +14,7 @@ from stillroom.engine.report.gains import Gain
 from stillroom.engine.report.results import SCHEMA, Report, plain
 from stillroom.engine.run.console import console
 from stillroom.engine.run.written import write_atomic
+from stillroom.errors import printable
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -63,11 +64,13 @@ def report_table(report: Report, width: int = 0) -> Table:
     below += [f"{arm} failed{' with ' if arm in report.arms else ': '}{reason}" for arm, reason in report.failed.items()]
     if report.gains(report.reference):
         below.append(f"Differences are paired by seed, with their 95 % intervals. {wording.LEGEND}")
-    table = Table(title=Text(report.title), caption=Text("\n".join([*below, wording.headline(report)])), caption_justify="left")
+    table = Table(
+        title=Text(report.title), caption=Text("\n".join(map(printable, [*below, wording.headline(report)]))), caption_justify="left"
+    )
     for i, column in enumerate(cells.columns):
-        table.add_column(Text(column), justify="left" if i == 0 else "right", overflow="fold")
+        table.add_column(Text(printable(column)), justify="left" if i == 0 else "right", overflow="fold")
     for row in cells.rows:
-        table.add_row(*map(Text, row))
+        table.add_row(*map(Text, map(printable, row)))
     return table
 
 

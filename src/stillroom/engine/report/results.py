@@ -323,7 +323,7 @@ class Report:
             arms={arm: [named(arm, result) for result in results] for arm, results in arms.items()},
             primary=scores.primary,
             higher_is_better=scores.higher_is_better,
-            metric_formats=dict(data.task.metric_formats),
+            metric_formats={**data.task.metric_formats, **getattr(scores, "metric_formats", {})},
             versions=versions(),
             finished=now(),
             **more,

@@ -3,20 +3,53 @@
 from __future__ import annotations
 
 import logging
+import os
+import sys
 import threading
 import warnings
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.text import Text
 
-from stillroom.errors import explained
+from stillroom.errors import explained, printable
 
 _LIGHTNING = ("lightning", "lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero")
 
-console = Console(highlight=False, soft_wrap=True)
+
+class EscapingConsole(Console):
+    """Shows what steers a terminal escaped, whoever called a class or a file so; and goes on without one that is gone."""
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        """As rich's, of a text that came from anywhere."""
+        return super().render_str(printable(text), **options)
+
+    def on_broken_pipe(self) -> None:
+        """Nobody reads any more what is said; what is worked on is not lost for that, as it would be by rich's exit."""
+        self.quiet = True
+        say_nothing()
+
+
+console = EscapingConsole(highlight=False, soft_wrap=True)
+
+
+def say_nothing() -> None:
+    """From here on what goes to stdout goes nowhere."""
+    with suppress(OSError, ValueError, AttributeError):  # it is closed, or none
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stdout.fileno())
+        os.close(nowhere)
+
+
+def tell(line: str) -> None:
+    """A line on stdout; of no consequence where nobody reads it any more."""
+    try:
+        print(line, flush=True)
+    except (BrokenPipeError, ValueError):  # gone, or closed
+        say_nothing()
 
 
 @contextmanager

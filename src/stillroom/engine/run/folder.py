@@ -10,14 +10,15 @@ from typing import Any
 
 import yaml  # type: ignore[import-untyped]
 
+from stillroom.engine.plain import read_yaml
 from stillroom.engine.run.stage import StageFolder
 from stillroom.engine.run.written import RECORD, Record, remove, write_atomic
 from stillroom.errors import InputError
 
 # What may change between a run and its continuation without changing its numbers.
 _FREE_TO_CHANGE = {
-    *("accelerator", "accept_teacher", "checkpoint_seconds", "checkpoint_steps", "devices", "num_nodes"),
-    *("out", "overwrite", "seeds", "strategy", "strict", "trust_pickle", "workers"),
+    *("accelerator", "accept_teacher", "checkpoint_seconds", "checkpoint_steps", "devices", "lost_seconds", "num_nodes"),
+    *("out", "overwrite", "seeds", "strategy", "strict", "trust_code", "trust_pickle", "workers"),
     # of a comparison: each method with its options has a stage of its own
     *("jobs", "methods", "options"),
     # of a search: one that is asked for more trials goes on
@@ -102,7 +103,7 @@ class RunFolder:
             self._check_settings()
 
     def _check_settings(self) -> None:
-        if (before := _settings(self.config)) is None:
+        if (before := read_settings(self.config)) is None:
             raise InputError("--out", f"{self.path}, whose config.yaml cannot be read", "another folder, or --overwrite")
         if changed := _changed(before, self.settings):
             got = f"{self.path}, which holds a run with other arguments ({'; '.join(changed)})"
@@ -122,7 +123,7 @@ def numbered(out: Path, settings: Mapping[str, Any]) -> Path:
         if not path.exists() or (path.is_dir() and not any(path.iterdir())):
             return path
         if (path / "config.yaml").exists():
-            before = _settings(path / "config.yaml")
+            before = read_settings(path / "config.yaml")
             if before is not None and not _changed(before, mine):
                 return path
         elif (path / RECORD).exists():  # another process of this run has just begun it
@@ -130,11 +131,11 @@ def numbered(out: Path, settings: Mapping[str, Any]) -> Path:
     raise AssertionError("there is always a next number")
 
 
-def _settings(config: Path) -> dict[str, Any] | None:
+def read_settings(config: Path) -> dict[str, Any] | None:
     """What a `config.yaml` says; None where it cannot be read."""
     try:
-        before = yaml.safe_load(config.read_text())
-    except (OSError, ValueError, yaml.YAMLError):
+        before = read_yaml(config)
+    except (OSError, ValueError):
         return None
     return before if isinstance(before, dict) else None
 

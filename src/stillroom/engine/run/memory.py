@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from stillroom.engine.distributed import world_size
-from stillroom.engine.run.written import write_arrays
+from stillroom.engine.run.written import read_arrays, write_arrays
 
 _KEY = "key"
 
@@ -41,5 +41,5 @@ def remembered(path: Path, key: str, compute: Callable[[], Mapping[str, Tensor]]
 def _read(path: Path, key: str) -> dict[str, np.ndarray] | None:
     if not path.exists():
         return None
-    with np.load(path) as file:
-        return {name: file[name] for name in file.files if name != _KEY} if str(file[_KEY]) == key else None
+    found = read_arrays(path, "out")
+    return found if str(found.pop(_KEY, "")) == key else None

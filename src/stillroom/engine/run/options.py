@@ -34,9 +34,10 @@ class LabOptions:
         layout: of a student's convolution weights while it is trained: auto, which is channels last where the student can be trained so, or
             contiguous. Speed, and the last bits of the numbers; files are the same.
         checkpoint_seconds: time between two checkpoints: so much of its work, at most, a run that was killed does again.
+        lost_seconds: of several processes: one that is silent for so long is taken for gone, and the others end with one line.
         checkpoint_steps: if given, a checkpoint also after every so many batches and after every epoch.
-        trust_pickle: allow what can run code of whoever made it: weights files that need unpickling of arbitrary objects, and runs' folders
-            whose student.json names a function.
+        trust_code: allow what can run code of whoever made it: weights files that need unpickling of arbitrary objects, and runs' folders
+            that name a function.
         continue_from: folder of a finished run of the same method: each stage begins with the weights that the stage of its name and seed
             ended with there, and with a fresh optimiser and schedule; a teacher that was trained there is not trained again.
         overwrite: discard what an earlier run wrote into `out`, and nothing else that lies there.
@@ -55,9 +56,15 @@ class LabOptions:
     layout: Literal["auto", "contiguous"] = "auto"
     checkpoint_seconds: float = 60.0
     checkpoint_steps: int | None = None
-    trust_pickle: bool = False
+    lost_seconds: float = 60.0
+    trust_code: bool = False
     continue_from: Path | None = None
     overwrite: bool = False
+
+    @property
+    def trust_pickle(self) -> bool:
+        """The old name of `trust_code`."""
+        return self.trust_code
 
     def __post_init__(self) -> None:
         for name, least in (
@@ -67,6 +74,7 @@ class LabOptions:
             ("seed", 0),
             ("checkpoint_steps", 1),
             ("checkpoint_seconds", 0),
+            ("lost_seconds", 5),
         ):
             value = getattr(self, name)
             if not (value is None or value >= least):

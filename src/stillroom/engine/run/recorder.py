@@ -28,7 +28,10 @@ LOG_EVERY = 50
 
 
 class Evaluator(Protocol):
-    """Scores a student's answers; made by a task's data."""
+    """Scores a student's answers; made by a task's data.
+
+    One whose metrics are named by the data has `metric_formats` besides: how these are written (see `Task.metric_formats`).
+    """
 
     primary: str
     higher_is_better: bool

@@ -5,9 +5,10 @@ from __future__ import annotations
 import hashlib
 import inspect
 import json
+import os
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,18 @@ from torch import Tensor
 
 from stillroom._version import __version__
 from stillroom.engine.distiller import Distiller
-from stillroom.engine.run.written import EVENTS, OF_A_STAGE, Record, refuse_foreign, write_arrays, write_atomic
+from stillroom.engine.plain import plain_json
+from stillroom.engine.run.written import (
+    EVENTS,
+    OF_A_STAGE,
+    Record,
+    read_arrays,
+    refuse_foreign,
+    refuse_links,
+    remove,
+    write_arrays,
+    write_atomic,
+)
 from stillroom.engine.training import Training
 from stillroom.errors import InputError
 
@@ -117,7 +129,7 @@ class StageFolder:
             return None
         expected = "a folder that Stillroom wrote, or a new one"
         try:
-            found: dict[str, Any] = json.loads(self.record.read_text())
+            found: dict[str, Any] = plain_json(self.record.read_bytes())
         except (OSError, ValueError) as error:
             raise InputError("out", f"{self.record} that cannot be read ({error})", expected) from error
         if not isinstance(found, dict) or not isinstance(found.get("fingerprint"), dict):
@@ -126,6 +138,7 @@ class StageFolder:
 
     def write(self, record: Mapping[str, Any]) -> None:
         """Writes the stage's record."""
+        self._refuse_links()
         if (written := Record.around(self.record)) is not None:
             written.enter({self.path / EVENTS: None})
         write_atomic(self.record, json.dumps(record, indent=1, default=str))
@@ -134,11 +147,8 @@ class StageFolder:
         """Removes what a killed stage would go on from, with the files that it refers to; a finished one has its weights."""
         self.last_checkpoint.unlink(missing_ok=True)
         referred = self.path / CHECKPOINT_FILES
-        if referred.is_dir():
-            for file in referred.glob("*.npy"):
-                file.unlink()
-            with suppress(OSError):  # somebody put something else there
-                referred.rmdir()
+        if (around := Record.around(self.record)) is not None and (written := Record.of(around.folder)) is not None:
+            remove([file for file in referred.glob("*.npy") if written.ours(file)], self.path)
 
     def write_details(self, details: Mapping[str, np.ndarray]) -> None:
         """Writes the per-sample results (ids, labels, predictions) of the final evaluation."""
@@ -151,10 +161,7 @@ class StageFolder:
 
     def read_details(self) -> dict[str, np.ndarray]:
         """The per-sample results, empty when the task keeps none."""
-        if not self.details.exists():
-            return {}
-        with np.load(self.details) as file:
-            return dict(file)
+        return read_arrays(self.details, "out") if self.details.exists() else {}
 
     def open(self, parts: Mapping[str, Any]) -> dict[str, Any] | None:
         """The record of this stage when it was begun before with the same fingerprint.
@@ -164,6 +171,8 @@ class StageFolder:
                 a file in the way of one that Stillroom did not write.
         """
         record = self.read()
+        if record is None or not record.get("finished"):
+            self._refuse_links()
         if record is None:
             refuse_foreign(self.path / name for name in OF_A_STAGE)
             return None
@@ -183,12 +192,22 @@ class StageFolder:
             InputError: another process has it.
         """
         lock = FileLock(self.path / ".lock")
+        self._refuse_links()
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             lock.acquire(timeout=_PATIENCE)
         except Timeout:
             raise InputError("out", f"{self.path}, on which another run is at work", "another folder, or a little patience") from None
+        except OSError as error:
+            raise InputError("out", f"{lock.lock_file} ({error.strerror})", "a folder that can be written, without a link in it") from None
         try:
             yield
         finally:
             lock.release()
+
+    def _refuse_links(self) -> None:
+        """Nothing that a stage writes goes through a link: not its folder, nor those in it."""
+        refuse_links(self.path / EVENTS / "any")
+        for name in (EVENTS, CHECKPOINT_FILES):
+            if (place := self.path / name).is_symlink() or (os.path.lexists(place) and not place.is_dir()):
+                raise InputError("out", f"{place}, which is no folder that Stillroom made", "another folder, or that one moved away")

@@ -20,6 +20,7 @@ import io
 import json
 import os
 import re
+import uuid
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -28,8 +29,8 @@ from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
 import numpy as np
-import yaml  # type: ignore[import-untyped]
 
+from stillroom.engine.plain import plain_json, read_yaml
 from stillroom.errors import InputError
 
 RECORD = "files.jsonl"
@@ -39,8 +40,25 @@ _EDGE = 2**16  # bytes of a file's beginning and end that its mark looks at: a n
 _CARD = {"model", "num_classes", "classes"}  # keys of a `student.json`
 _OF_TIMM = ("student/config.json", "student/model.safetensors")
 _OF_A_RUN = ("config.yaml", "metrics.json", "report.html", "student.json", "student.safetensors", *_OF_TIMM, RECORD)
+_MADE = (RECORD, "stage.json", "student.json", "cache.json", "bank.json")  # what a folder of Stillroom's holds one of
+_DEEPEST = 5  # folders that a file of one lies below it, at most
 # What a run puts into its folder, above, and a stage into its own.
 OF_A_STAGE = ("stage.json", "student.safetensors", "best.safetensors", "details.npz", "last.ckpt", "indices.json", "student.json")
+
+
+def refuse_links(path: Path) -> None:
+    """Refuses to write to a place in a folder of Stillroom's that is reached by a link: it would lie elsewhere.
+
+    What a user names himself (`--out`) may be a link, and so may whatever lies above.
+
+    Raises:
+        InputError: naming the link.
+    """
+    above = list(path.parents)[:_DEEPEST]
+    inside = max((depth for depth, folder in enumerate(above) if any(os.path.lexists(folder / name) for name in _MADE)), default=0)
+    for part in above[:inside]:
+        if part.is_symlink():
+            raise _foreign(part, "a link, which Stillroom did not make")
 
 
 def put(temporary: Path, path: Path) -> None:
@@ -58,6 +76,7 @@ def growing(files: Iterable[Path]) -> None:
     """
     for path in files:
         if (around := Record.around(path)) is not None:
+            refuse_links(path)
             refuse_foreign([path])
             around.enter({path: beginning(b"")})
 
@@ -71,8 +90,11 @@ def complete(path: Path) -> None:
 @contextmanager
 def replacing(path: Path) -> Iterator[IO[bytes]]:
     """A file to be written under a temporary name, which takes the place of `path` when all is written: no reader ever sees half of it."""
+    refuse_links(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.part")  # one name: what a kill leaves behind is overwritten by the next attempt
+    if temporary.is_dir() and not temporary.is_symlink():
+        raise _foreign(temporary, "a folder, which Stillroom did not make")
     try:
         temporary.unlink(missing_ok=True)
         with temporary.open("xb") as file:  # never through a link that somebody put there
@@ -88,7 +110,18 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
 def write_atomic(path: Path, content: bytes | str) -> None:
     """Writes a file whole or not at all."""
     with replacing(path) as file:
-        file.write(content.encode() if isinstance(content, str) else content)
+        file.write(content.encode("utf-8", "backslashreplace") if isinstance(content, str) else content)
+
+
+def usual_mode(folder: Path) -> int:
+    """The permissions that a new file gets in a folder: what the user's umask leaves of reading and writing for all."""
+    probe = folder / f".{uuid.uuid4().hex}.tmp"
+    descriptor = os.open(probe, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
+    try:
+        return os.fstat(descriptor).st_mode & 0o666
+    finally:
+        os.close(descriptor)
+        probe.unlink()
 
 
 def write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
@@ -96,6 +129,30 @@ def write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
     buffer = io.BytesIO()
     np.savez_compressed(buffer, **arrays)  # type: ignore[arg-type]  # its stub takes any name for allow_pickle
     write_atomic(path, buffer.getvalue())
+
+
+def read_arrays(path: Path, argument: str) -> dict[str, np.ndarray]:
+    """What `write_arrays` wrote; nothing in it is unpickled.
+
+    Raises:
+        InputError: it cannot be read.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return dict(file)
+    except Exception as error:  # depending on where a file is damaged, reading it raises nearly anything
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise InputError(argument, f"{path}, which cannot be read ({reason[:100]})", "arrays as Stillroom wrote them") from error
+
+
+def altered_below(folder: Path) -> Path | None:
+    """A file that the folder's record lists, and that is not as it was written; None where all are, or there is no record."""
+    if not _is_record(folder / RECORD):
+        return None
+    record = Record.of(folder)
+    assert record is not None
+    files = (folder / name for name in record.marks if name != RECORD)
+    return next((file for file in files if file.is_file() and not record.ours(file)), None)
 
 
 def beginning(content: bytes) -> str:
@@ -223,9 +280,9 @@ class Record:
         if not path.is_file():
             raise _foreign(path, "which is no file that Stillroom wrote")
         if known is None:
-            if path.parent.name == EVENTS and not _of_tensorboard(path):
+            if path.name != RECORD and (path.parent.name != EVENTS or not _of_tensorboard(path)):
                 raise _foreign(path, "which TensorBoard did not write for Stillroom")
-        elif not any(one == (_beginning_of(path, one) if "+" in one else mark(path)) for one in known):
+        elif not any(one == (_beginning_of(path, one) if "+" in one else mark(path)) for one in known if _tells(path, one)):
             raise _foreign(path, "which is not as Stillroom wrote it")
 
 
@@ -283,6 +340,11 @@ def _left_by_a_kill(file: Path, written: set[str], top: bool) -> bool:
         return not file.stat().st_size and (f"{file.stem}.json" in written or (file.name == ".lock" and not top))
     part = re.fullmatch(r"\.(.+)\.(part|[0-9a-f]{32}\.tmp)", file.name)
     return part is not None and part[1] in written
+
+
+def _tells(path: Path, one: str) -> bool:
+    """Whether a mark tells anything: every file begins with nothing, as a log does before its first line, and nothing else of ours."""
+    return not one.startswith("0+") or (path.parent.name == "logs" and path.suffix == ".txt")
 
 
 def _beginning_of(path: Path, one: str) -> str:
@@ -350,10 +412,9 @@ def _stages_of_before(folder: Path) -> Iterator[str]:
 
 def _mapping(path: Path) -> dict[str, Any]:
     """A JSON or YAML file's mapping; empty where there is none."""
-    with suppress(OSError, ValueError, yaml.YAMLError, RecursionError):
+    with suppress(OSError, ValueError):
         if path.stat().st_size < 2**26:
-            read = yaml.safe_load if path.suffix == ".yaml" else json.loads
-            found = read(path.read_text(encoding="utf-8"))
+            found = read_yaml(path) if path.suffix == ".yaml" else plain_json(path.read_bytes())
             return found if isinstance(found, dict) else {}
     return {}
 

@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-import yaml  # type: ignore[import-untyped]
-
+from stillroom.engine.plain import read_yaml
 from stillroom.errors import InputError
 
 if TYPE_CHECKING:
@@ -124,8 +123,8 @@ def read_space(given: Mapping[str, Any] | str | Path, argument: str = "space") -
     """
     if not isinstance(given, Mapping):
         try:
-            loaded = yaml.safe_load(Path(given).read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+            loaded = read_yaml(Path(given))
+        except (OSError, ValueError) as error:
             raise InputError(argument, str(given), f"a YAML file of ranges ({' '.join(str(error).split())})") from None
         if not isinstance(loaded, Mapping):
             raise InputError(argument, str(given), "a YAML file of ranges by the names of options")

@@ -19,10 +19,12 @@ from stillroom.engine.run.console import console
 from stillroom.errors import InputError
 
 if TYPE_CHECKING:
+    import sqlalchemy
     from optuna.storages import BaseStorage
 
 JOURNAL = "journal:"
 _PATIENCE = 120  # seconds that a process waits for another one that writes to the same SQLite file
+_TABLES = "stillroom: the tables"  # the lock's name while they are made
 _SQLITE = ("sqlite:///", "sqlite+pysqlite:///")
 
 
@@ -69,6 +71,7 @@ def open_storage(url: str, study: str, argument: str = "storage") -> Opened:
         InputError: it cannot be read and written, or its driver is missing.
     """
     check_installed()
+    import sqlalchemy
     from optuna import logging
     from optuna.exceptions import StorageInternalError
     from sqlalchemy.exc import SQLAlchemyError
@@ -83,8 +86,12 @@ def open_storage(url: str, study: str, argument: str = "storage") -> Opened:
             lock = FileLock(path.with_name(path.name + ".lock"))
             with lock:
                 return Opened(_journal(path) if url.startswith(JOURNAL) else _database(url), lambda: lock)
-        opened = _database(url)
-        return Opened(opened, lambda: _server_lock(opened, study))
+        if "://" not in url:
+            raise ValueError("a URL such as sqlite:///FILE, postgresql://HOST/NAME, or journal:FILE")
+        engine = sqlalchemy.create_engine(url)
+        with _server_lock(engine, _TABLES):  # of several processes that find an empty database one makes the tables
+            opened = _database(url)
+        return Opened(opened, lambda: _server_lock(engine, study))
     except ImportError as error:
         driver = str(getattr(error.__cause__ or error, "name", None) or "of this database")
         raise InputError(argument, shown, f"the driver {driver} to be installed: pip install {_package_of(driver)}") from None
@@ -99,8 +106,6 @@ def _database(url: str) -> BaseStorage:
     from optuna.storages import RDBStorage, get_storage
 
     if not url.startswith(_SQLITE):
-        if "://" not in url:
-            raise ValueError("a URL such as sqlite:///FILE, postgresql://HOST/NAME, or journal:FILE")
         return get_storage(RDBStorage(url))
     # Every new connection of this engine has these settings, the first one too, which makes the tables.
     engine: dict[str, Any] = {"connect_args": {"timeout": _PATIENCE}, "poolclass": _pool_with_settings()}
@@ -130,12 +135,11 @@ def _pool_with_settings() -> type[Any]:
 
 
 @contextmanager
-def _server_lock(storage: Any, study: str) -> Iterator[None]:
+def _server_lock(engine: sqlalchemy.Engine, name: str) -> Iterator[None]:
     """One process at a time, by the server's own named locks; a connection that breaks gives its lock back."""
     import sqlalchemy
 
-    engine = storage._backend.engine
-    key = int.from_bytes(hashlib.blake2b(study.encode(), digest_size=7).digest(), "big")
+    key = int.from_bytes(hashlib.blake2b(name.encode(), digest_size=7).digest(), "big")
     take, give = {
         "postgresql": ("SELECT pg_advisory_lock(:key)", "SELECT pg_advisory_unlock(:key)"),
         "mysql": ("SELECT GET_LOCK(CONCAT('stillroom-', :key), -1)", "SELECT RELEASE_LOCK(CONCAT('stillroom-', :key))"),
@@ -254,4 +258,4 @@ def _without_password(url: str) -> str:
 
 
 def _package_of(module: str) -> str:
-    return {"psycopg2": "psycopg2-binary", "MySQLdb": "mysqlclient"}.get(module, module)
+    return {"psycopg": "'psycopg[binary]'", "psycopg2": "psycopg2-binary", "MySQLdb": "mysqlclient"}.get(module, module)

@@ -248,28 +248,29 @@ class Study:
             except BaseException:
                 self._lose(trial)
                 raise
-            if state is not None and self._tell(trial, state, score, reason):
-                return finished_of(self._opened.storage.get_trial(trial._trial._trial_id))
+            if state is not None and (told := self._tell(trial, state, score, reason)) is not None:
+                return finished_of(told)
             console.print(f"{self.name}: trial {trial.number} was given to another worker meanwhile; its result is dropped", markup=False)
             trial = self.claim()
         return None
 
-    def _tell(self, trial: Trial, state: State, score: float | None, reason: str) -> bool:
-        """Keeps a result; False where the trial is no longer this worker's."""
+    def _tell(self, trial: Trial, state: State, score: float | None, reason: str) -> optuna.trial.FrozenTrial | None:
+        """Keeps a result; None where the trial is no longer this worker's. (A trial is read as seldom as can be: a database takes six
+        queries for it.)"""
+        from optuna.exceptions import UpdateFinishedTrialError
         from optuna.trial import TrialState
 
         storage, number = self._opened.storage, trial._trial._trial_id
         with self.locked():
-            if storage.get_trial(number).state != TrialState.RUNNING:
-                return False
-            storage.set_trial_user_attr(number, "told", json.loads(json.dumps(trial.told, default=str)))
+            try:
+                storage.set_trial_user_attr(number, "told", json.loads(json.dumps(trial.told, default=str)))
+            except UpdateFinishedTrialError:
+                return None
             if reason:
                 storage.set_trial_user_attr(number, "reason", reason)
             if state == "complete":
-                self.of_optuna(trial.number).tell(trial._trial, score)
-            else:
-                self.of_optuna(trial.number).tell(trial._trial, state=TrialState.PRUNED if state == "pruned" else TrialState.FAIL)
-        return True
+                return self.of_optuna(trial.number).tell(trial._trial, score)
+            return self.of_optuna(trial.number).tell(trial._trial, state=TrialState.PRUNED if state == "pruned" else TrialState.FAIL)
 
     def _lose(self, trial: Trial) -> None:
         """The worker ends before its trial does: somebody else runs it, at once."""

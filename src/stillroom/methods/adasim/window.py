@@ -94,7 +94,8 @@ class Window:
             return {"epochs": epochs, "slots": [(torch.from_numpy(slot.ids), torch.from_numpy(slot.similarities)) for slot in self.slots]}
         if rank() == 0:
             for path in self.folder.glob("*.npy"):
-                if int(path.name.partition("-")[0]) not in {*epochs, *self._saved}:
+                number = path.name.partition("-")[0]
+                if number.isdecimal() and int(number) not in {*epochs, *self._saved} and path in self._files(int(number)):
                     path.unlink()
         self._saved = set(epochs)  # the checkpoint before this one is still what a kill now would go on from
         return {"epochs": epochs}

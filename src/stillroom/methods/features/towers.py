@@ -238,7 +238,7 @@ def _transformer(name: str, *, trust_pickle: bool) -> nn.Module:
     except ImportError as error:
         raise InputError("teacher", f"transformers/{name}", "transformers to be installed (pip install transformers)") from error
     try:
-        config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
+        config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         kind: Any = {
             "clip": transformers.CLIPVisionModelWithProjection,
             "clip_vision_model": transformers.CLIPVisionModelWithProjection,
@@ -247,7 +247,13 @@ def _transformer(name: str, *, trust_pickle: bool) -> nn.Module:
         if (vision := getattr(config, "vision_config", None)) is not None:
             vision.projection_dim = getattr(config, "projection_dim", None)  # else of CLIP's usual width, with new weights
             config = vision
-        options: dict[str, Any] = {"config": config, "local_files_only": True, "dtype": torch.float32, "output_loading_info": True}
+        options: dict[str, Any] = {
+            "config": config,
+            "local_files_only": True,
+            "trust_remote_code": False,
+            "dtype": torch.float32,
+            "output_loading_info": True,
+        }
         with quiet_loggers(("transformers",), logging.ERROR):
             network, info = kind.from_pretrained(folder, use_safetensors=None if trust_pickle else True, **options)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:

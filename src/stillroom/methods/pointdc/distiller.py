@@ -178,7 +178,8 @@ class IterativeClustering(Supervoxels):
 
     def select(self) -> Tensor | None:
         """All scans; before every `every`-th epoch, after new labels were found."""
-        if (self.progress.epoch - 1) % self.every == 0:
+        over = self.progress.epoch > self.progress.epochs  # a run that was killed behind its last step goes on here
+        if not over and (self.progress.epoch - 1) % self.every == 0:
             self.cluster()
         return None
 

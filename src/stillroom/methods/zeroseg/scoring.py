@@ -13,8 +13,8 @@ from stillroom.methods.zeroseg.decoding import resized_assignment
 from stillroom.methods.zeroseg.network import ZeroSegNetwork
 from stillroom.methods.zeroseg.teacher import Cells
 from stillroom.tasks.images.label_maps import IGNORE
+from stillroom.tasks.images.pixel_classes import confusion, mean_iou
 from stillroom.tasks.segmentation import SegmentationData, predicted_classes
-from stillroom.tasks.segmentation.metrics import confusion, mean_iou
 
 THRESHOLDS = (0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
 

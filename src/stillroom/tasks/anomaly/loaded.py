@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,6 +20,7 @@ from torch import Tensor
 from stillroom.engine.card import Card, Described, amend_card, read_card, write_card
 from stillroom.engine.export import ExportSpec
 from stillroom.engine.folding import fold_batchnorm
+from stillroom.engine.run.written import write_atomic
 from stillroom.engine.specification import function_of
 from stillroom.engine.weights import load_weights, save_weights
 from stillroom.errors import InputError, near
@@ -36,7 +38,6 @@ from stillroom.tasks.images.stores import read_image
 TASK = "anomaly"
 _TOGETHER = 16  # pictures that go through at a time
 _NEVER_SEEN = (70, 70, 110)  # colour, which no heat has, of what the network was not shown
-_OURS = "stillroom."
 
 
 @dataclass(frozen=True)
@@ -186,11 +187,11 @@ def _write_heat(file: Path, map_HW: Tensor, high: float) -> None:
 
 
 def _write_table(file: Path, rows: Sequence[Inspection]) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with file.open("w", newline="", encoding="utf-8", errors="surrogateescape") as opened_file:
-        table = csv.writer(opened_file)
-        table.writerow(["file", "category", "score", "threshold", "anomalous", "map"])
-        table.writerows([str(row.file), row.category, row.score, row.threshold, int(row.anomalous), str(row.map_file)] for row in rows)
+    written = io.StringIO(newline="")
+    table = csv.writer(written)
+    table.writerow(["file", "category", "score", "threshold", "anomalous", "map"])
+    table.writerows([str(row.file), row.category, row.score, row.threshold, int(row.anomalous), str(row.map_file)] for row in rows)
+    write_atomic(file, written.getvalue().encode("utf-8", "surrogateescape"))
 
 
 # On disk --------------------------------------------------------------------------------------------------------------------------------
@@ -237,8 +238,6 @@ def load(run: str | Path, *, trust_pickle: bool = False) -> LoadedDetectors:
         return Preparation.from_description(transform), statistics, renormalise, list(teacher["layers"]), maps, student, builder, categories
 
     preparation, statistics, renormalise, layers, maps, student, builder, categories = card.parsed(parse, "detectors")
-    if not builder.startswith(_OURS) and not trust_pickle:
-        raise InputError("run", f"{card.folder}, whose students {builder} builds", "a builder of Stillroom's; or say --trust-pickle")
     size = preparation.image_size
     network = build_classifier(card.model, num_classes=2, image_size=size, trust_pickle=trust_pickle, argument="run").network
     extractor = Extractor(network, layers, torch.zeros(1, 3, size, size))

@@ -143,6 +143,10 @@ class ImageData(ImageSetData):
         """
         return self.derive(("joined", said), train=joined(self._train, self._prepared(images)))
 
+    def without_augmentation(self) -> Self:
+        """The same data, but that training shows its images as evaluation does."""
+        return self if self.augment == "none" else self.derive("as evaluated", augment="none", _train_transform=self._eval_transform)
+
     def with_unlabelled(self) -> Self:
         """The same data with the images that nobody labelled behind the training images; their label is -1."""
         if self._pile is None:

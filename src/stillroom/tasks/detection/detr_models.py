@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import nn
 
-from stillroom.engine.run.written import put
+from stillroom.engine.run.written import put, refuse_links
 from stillroom.errors import InputError, near
 from stillroom.tasks.detection.detr import ADAPTERS
 from stillroom.tasks.detection.queries import QueryDetector
@@ -111,6 +111,7 @@ def deliver(folder: Path, network: nn.Module, model: str, classes: Sequence[str]
     network.model.config.id2label = dict(enumerate(classes))
     network.model.config.label2id = {name: label for label, name in enumerate(classes)}
     part = folder / ".student.part"  # transformers writes in place: whoever reads or kills meanwhile would be left with half a file
+    refuse_links(part / "any")
     network.model.save_pretrained(part)
     (folder / "student").mkdir(exist_ok=True)
     for file in part.iterdir():

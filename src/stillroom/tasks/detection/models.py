@@ -28,7 +28,7 @@ from stillroom.engine.specification import function_of
 from stillroom.engine.task import Built
 from stillroom.engine.weights import load_weights
 from stillroom.errors import InputError, at_least, near
-from stillroom.tasks.detection.backbones import PyramidMaps, TimmBackbone, adopt_backbone
+from stillroom.tasks.detection.backbones import PyramidMaps, adopt_backbone
 from stillroom.tasks.detection.detector import Detector
 from stillroom.tasks.detection.detr import ADAPTERS
 from stillroom.tasks.detection.detr_models import build as build_detr
@@ -37,6 +37,7 @@ from stillroom.tasks.detection.gfl import GFL
 from stillroom.tasks.detection.small import SMALL
 from stillroom.tasks.detection.two_stage import TwoStageDetector
 from stillroom.tasks.detection.wrapped import ATSSDetector, FCOSDetector, RetinaNetDetector, one_square
+from stillroom.tasks.images.timm_backbone import TimmBackbone
 
 TASK = "detection"
 _KINDS = (

@@ -144,8 +144,8 @@ def _transformers(name: str, wanted: Wanted) -> nn.Module:
     except ImportError as error:
         raise InputError(wanted.argument, f"transformers/{name}", "transformers to be installed (pip install transformers)") from error
     try:
-        config = AutoConfig.from_pretrained(folder, local_files_only=True, num_labels=wanted.num_classes)
-        network: nn.Module = AutoModelForImageClassification.from_config(config)
+        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False, num_labels=wanted.num_classes)
+        network: nn.Module = AutoModelForImageClassification.from_config(config, trust_remote_code=False)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         reason = " ".join(str(error).split())[:200]
         raise InputError(wanted.argument, f"transformers/{name} ({reason})", "an image classifier of transformers") from error

@@ -7,7 +7,7 @@ from pathlib import Path
 from torch import nn
 
 from stillroom.engine.card import Described
-from stillroom.engine.run.written import put
+from stillroom.engine.run.written import put, refuse_links
 
 
 def deliver(folder: Path, network: nn.Module, model: str, data: Described) -> None:
@@ -29,6 +29,7 @@ def deliver(folder: Path, network: nn.Module, model: str, data: Described) -> No
         }
         config = {"label_names": list(about["classes"]), "pretrained_cfg": settings}
         part = folder / ".student.part"  # timm writes in place: whoever reads or kills meanwhile would be left with half a file
+        refuse_links(part / "any")
         save_for_hf(network, str(part), model_config=config, safe_serialization=True)
         (folder / "student").mkdir(exist_ok=True)
         for file in part.iterdir():

@@ -20,6 +20,21 @@ _SYSTEM = {  # what systems and programs leave in people's folders, in small let
 }  # fmt: skip
 
 
+_LARGEST = 2**28  # bytes of a file that is read whole; of annotations of a whole set more
+_LARGEST_LIST = 2**30
+
+
+def refuse_larger(name: str, size: int) -> None:
+    """Refuses to read a file whole that no image and no annotations can be: a zip makes gigabytes of a few bytes.
+
+    Raises:
+        OSError: it is larger.
+    """
+    most = _LARGEST_LIST if name.lower().endswith((".json", ".csv", ".xml", ".txt")) else _LARGEST
+    if size > most:
+        raise OSError(f"{size / 1e9:.1f} GB, more than the {most >> 20} MB that such a file may have")
+
+
 class Store(Protocol):
     """Files that are read one by one, by their names."""
 
@@ -65,7 +80,9 @@ class Folder:
 
     def read(self, name: str) -> bytes:
         """The content of one file."""
-        return (self.root / name).read_bytes()
+        path = self.root / name
+        refuse_larger(name, path.stat().st_size)
+        return path.read_bytes()
 
     def head(self, name: str, count: int) -> bytes:
         """As `Store.head`."""
@@ -99,7 +116,8 @@ class Zip:
             self._opened = os.getpid(), zipfile.ZipFile(self.path)
             entries = self._opened[1].infolist()
             foreign = not any("/" in entry.filename for entry in entries)
-            self._entries = {entry.filename.replace("\\", "/") if foreign else entry.filename: entry for entry in entries}
+            names = [entry.filename.replace("\\", "/") if foreign else entry.filename for entry in entries]
+            self._entries = {name.lstrip("/"): entry for name, entry in zip(names, entries, strict=True)}  # none lies outside
         return self._opened[1]
 
     def listing(self) -> tuple[dict[str, int], set[str]]:
@@ -128,6 +146,9 @@ class Zip:
 
     def head(self, name: str, count: int) -> bytes:
         """As `Store.head`; all of it, if `count` is -1."""
+        self._archive()
+        if count < 0:
+            refuse_larger(name, self._entries[name].file_size)
         try:
             with self._archive().open(self._entries[name]) as file:
                 return file.read(count)
@@ -201,6 +222,7 @@ class Tar:
 
     def read(self, name: str) -> bytes:
         """The content of one file."""
+        refuse_larger(name, self.members[name].size)
         return self._part(name, 0, self.members[name].size)
 
     def head(self, name: str, count: int) -> bytes:

@@ -6,7 +6,7 @@ import glob
 import logging
 import re
 import zipfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,6 +14,7 @@ import numpy as np
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 
 from stillroom.errors import InputError
+from stillroom.errors import printable as printable  # of whoever asks here
 from stillroom.tasks.images.files import Folder, Store, open_store
 
 logger = logging.getLogger(__name__)
@@ -87,11 +88,6 @@ def passed_over(names: Sequence[str], what: str = "other than images", kind: str
     if not names:
         return []
     return [f"passed over {len(names)} {kind}{'' if len(names) == 1 else 's'} {what}, the first {printable(names[0])}"]
-
-
-def printable(name: str) -> str:
-    """A file's name as it can be written: one in no known encoding has its bytes escaped."""
-    return name.encode("utf-8", "backslashreplace").decode()
 
 
 # Splits and classes ---------------------------------------------------------------------------------------------------------------------
@@ -169,7 +165,7 @@ def list_classes(
         raise InputError(argument, where, f"images in every class folder; empty: {', '.join(map(printable, empty[:5]))}")
     if len(classes) < 2:
         raise InputError(argument, where, f"at least two class folders; there is only {classes[0]}")
-    if strange := [name for name in classes if printable(name) != name]:
+    if strange := [name for name in classes if name.encode("utf-8", "replace").decode() != name]:
         raise InputError(argument, f"{where} with a folder {printable(strange[0])}", "names of folders in UTF-8")
     return ClassFolders(classes, names, labels)
 
@@ -212,12 +208,15 @@ class FoundImages(NamedTuple):
     others: list[Path]
 
 
-def find_images(places: Sequence[str]) -> FoundImages:
+def find_images(
+    places: Sequence[str], told_apart: Callable[[Store, Iterable[str]], tuple[list[str], list[str]]] = told_apart
+) -> FoundImages:
     """The files that places name.
 
     Args:
         places: files, which are taken whatever they are called and whether or not they exist; folders, of which every image below
             counts that is not hidden; and patterns such as ``photos/**/*.jpg``.
+        told_apart: which files in folders are meant and which are not; by default images.
     """
     files: dict[Path, None] = {}
     others: dict[Path, None] = {}

@@ -20,6 +20,10 @@ from stillroom.tasks.images.folders import printable
 from stillroom.tasks.images.stores import UnreadableImage
 
 IGNORE = 255  # the class of pixels that count nowhere
+VOC_CLASSES = (
+    "background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable", "dog", "horse",
+    "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor",
+)  # fmt: skip
 _MOST = 254  # classes that fit beside it into eight bits
 _LOSSY = ("JPEG", "MPO", "WEBP")  # formats that write other numbers than they were given
 _NAMED = 5  # numbers and colours that a message names
@@ -89,9 +93,10 @@ class LabelSpace:
             UnreadableImage: it cannot be decoded.
         """
         pixels = map_pixels(content, name)
-        return self._classes(pixels, name) if pixels.ndim == 2 else self._coloured(pixels, name)
+        return self.of_numbers(pixels, name) if pixels.ndim == 2 else self._coloured(pixels, name)
 
-    def _classes(self, numbers_HW: np.ndarray, name: str) -> np.ndarray:
+    def of_numbers(self, numbers_HW: np.ndarray, name: str) -> np.ndarray:
+        """The class of each pixel, uint8 [H, W], by whole numbers; see `read`."""
         found_HW = self._of_number[numbers_HW.clip(-1, len(self._of_number) - 1)]
         if (found_HW < 0).any():
             unknown, counts = np.unique(numbers_HW[found_HW < 0], return_counts=True)
@@ -111,7 +116,7 @@ class LabelSpace:
         if not unknown:
             return np.array([of_code[one] for one in present.tolist()], np.uint8)[inverse].reshape(codes_HW.shape)
         if (pixels_HW3 == pixels_HW3[..., :1]).all():
-            return self._classes(pixels_HW3[..., 0], name)
+            return self.of_numbers(pixels_HW3[..., 0], name)
         shown = ", ".join(str((one >> 16, one >> 8 & 255, one & 255)) for one in unknown[:_NAMED])
         listed = "the colours of the list of classes" if self.colours else "a list of classes with their colours (classes=FILE: name r g b)"
         raise InputError("data", f"{printable(name)} with the colours {shown}{', ...' * (len(unknown) > _NAMED)}", listed)

@@ -39,14 +39,16 @@ def figure(value: float) -> str:
     return f"{value:.1f}" if np.isfinite(value) else "–"
 
 
-def change_cell(mean: float, by_seed: np.ndarray, *, higher_is_better: bool = True) -> str:
+def change_cell(mean: float, by_seed: np.ndarray, *, higher_is_better: bool = True, decimals: int = 1) -> str:
     """A cell with the change in points and its standard deviation over seeds; its colour says whether that is better."""
     if not np.isfinite(mean):
         return '<td class="first">–</td>'
-    text = f"{mean:+.1f}".replace("-", "−") if abs(mean) >= 0.05 else "0.0"
+    nothing = f"{0:.{decimals}f}"
+    text = f"{mean:+.{decimals}f}".replace("-", "−")
+    text = nothing if text[1:] == nothing else text
     known = by_seed[np.isfinite(by_seed)]
-    spread = f" ± {known.std(ddof=1):.1f}" if len(known) > 1 else ""
-    direction = "" if text == "0.0" else " up" if (mean > 0) == higher_is_better else " down"
+    spread = f" ± {known.std(ddof=1):.{decimals}f}" if len(known) > 1 else ""
+    direction = "" if text == nothing else " up" if (mean > 0) == higher_is_better else " down"
     return f'<td class="first{direction}">{text}{spread}</td>'
 
 
@@ -131,6 +133,22 @@ def card(image: Image.Image, number: int, named: str, answers: Mapping[str, str]
         f'<figure><img{tiny} src="{data_uri(image)}" alt="validation image {number}, {named}" loading="lazy">'
         f"<figcaption><b>{named}</b> · no. {number}<dl>{lines}</dl></figcaption></figure>"
     )
+
+
+def captioned(image: Image.Image, said: str, side: int = 240) -> str:
+    """A picture of a gallery with what is to be said of it.
+
+    Args:
+        image: shown with its longer side in so many pixels.
+        said: as HTML without tags.
+        side: pixels.
+    """
+    shown = image.convert("RGB")
+    factor = side / max(shown.size)
+    size = max(1, round(shown.width * factor)), max(1, round(shown.height * factor))
+    shown = shown.resize(size, Image.Resampling.NEAREST if factor > 1 else Image.Resampling.BILINEAR)
+    picture = f'<img src="{data_uri(shown, "JPEG")}" alt="{said}" loading="lazy" style="aspect-ratio:auto">'
+    return f"<figure>{picture}<figcaption>{said}</figcaption></figure>"
 
 
 def gallery(title: str, count: int, cards: Sequence[str]) -> str:

@@ -13,6 +13,7 @@ from typing import Any
 
 import yaml  # type: ignore[import-untyped]
 
+from stillroom.engine.plain import plain_yaml
 from stillroom.errors import InputError
 from stillroom.tasks.images.annotations import (
     ELSEWHERE,
@@ -171,8 +172,8 @@ class _Set:
         """Reads a data.yaml."""
         try:
             # Scalars are read as they are written: a class may be called "no".
-            said = yaml.load(self.where.content(file, self.argument), Loader=yaml.BaseLoader)
-        except (yaml.YAMLError, ValueError, RecursionError) as error:
+            said = plain_yaml(self.where.content(file, self.argument), yaml.BaseLoader)
+        except ValueError as error:
             raise InputError(self.argument, file, f"YAML ({' '.join(str(error).split())[:200]})") from None
         if not isinstance(said, dict):
             raise InputError(self.argument, file, "YAML with train, val and names")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 
 from stillroom.engine.card import Card, Described, read_card, write_card
 from stillroom.engine.export import ExportSpec
+from stillroom.engine.run.written import replacing, write_atomic
 from stillroom.errors import InputError
 from stillroom.tasks.images.classifiers import build_backbone
 from stillroom.tasks.images.export_parts import description, made_up_pictures
@@ -131,12 +133,14 @@ def _target(out: Path) -> Path:
 def _write(target: Path, found: Sequence[Embedding]) -> None:
     names, values = [str(one.file) for one in found], np.stack([one.values for one in found])
     if target.suffix == ".npz":
-        np.savez(target, files=np.array(names), embeddings=values)
+        with replacing(target) as file:
+            np.savez(file, files=np.array(names), embeddings=values)
         return
-    with target.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(["file", *range(values.shape[1])])
-        writer.writerows([name, *map(float, row)] for name, row in zip(names, values, strict=True))
+    written = io.StringIO(newline="")
+    writer = csv.writer(written)
+    writer.writerow(["file", *range(values.shape[1])])
+    writer.writerows([name, *map(float, row)] for name, row in zip(names, values, strict=True))
+    write_atomic(target, written.getvalue().encode("utf-8", "surrogateescape"))
 
 
 def load(run: str | Path, *, trust_pickle: bool = False) -> LoadedBackbone:

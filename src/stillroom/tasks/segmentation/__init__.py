@@ -4,7 +4,7 @@ from stillroom.tasks.segmentation.data import SegmentationData
 from stillroom.tasks.segmentation.loaded import LoadedSegmenter, load
 from stillroom.tasks.segmentation.masked import SegmentationBatch, WholeBatch
 from stillroom.tasks.segmentation.models import build_segmenter
-from stillroom.tasks.segmentation.supervised import SegmentationDistiller, Supervised, pixel_cross_entropy, predicted_classes
+from stillroom.tasks.segmentation.supervised import SegmentationDistiller, Supervised, predicted_classes
 from stillroom.tasks.segmentation.task import SMALL, TASK
 from stillroom.tasks.segmentation.unet import UNet
 from stillroom.tasks.segmentation.vocabulary import Background, OpenVocabulary, Vocabulary
@@ -24,6 +24,5 @@ __all__ = [
     "WholeBatch",
     "build_segmenter",
     "load",
-    "pixel_cross_entropy",
     "predicted_classes",
 ]

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
-from torchvision.transforms.v2.functional import pil_to_tensor, resize
+from torchvision.transforms.v2.functional import resize
 
 from stillroom.engine.loading import Draw, uniforms
 from stillroom.errors import InputError, at_least, one_of
@@ -17,6 +17,7 @@ from stillroom.tasks.images.data import ImageSetData, hashed
 from stillroom.tasks.images.label_maps import IGNORE
 from stillroom.tasks.images.stores import Images
 from stillroom.tasks.images.transforms import Parameters
+from stillroom.tasks.images.whole_pictures import Kept, pixels_of, prepared
 from stillroom.tasks.segmentation.masked import MaskedImages, SegmentationBatch, WholeBatch, mask_of
 from stillroom.tasks.segmentation.metrics import SegmentationEvaluator
 from stillroom.tasks.segmentation.sources import SegmentationSource, open_source
@@ -25,7 +26,6 @@ AUGMENTATIONS = ("crop", "mirror", "none")
 _MEMORY = 1_000_000_000  # bytes of decoded pictures that are kept
 _SMALLEST = 0.5  # of the shorter side, that a random crop shows
 _CENTRE = 7 / 8  # of the shorter side, that is cut out without random crops
-_LONGEST = 2048  # pixels of a side of pictures that are measured on
 _NAMED = 24  # classes whose pixels a run's first lines count
 
 
@@ -79,8 +79,7 @@ class SegmentationData(ImageSetData):
         self.stride = max(self.window // 2, 1) if stride is None else at_least("stride", stride, 1)
         if self.stride > self.window:
             raise InputError("stride", self.stride, f"at most the window's {self.window} pixels, or some would not be seen")
-        first = self._listed[1].image(0)
-        height, width = pil_to_tensor(first).shape[1:] if not isinstance(first, Tensor) else first.shape[1:]
+        height, width = pixels_of(self._listed[1].image(0)).shape[1:]
         self.in_memory = 4 * height * width * sum(map(len, self._listed)) <= _MEMORY
         known = {"image_size": self.image_size, "augment": self.augment}
         chosen = {"subset": self.subset, "val_subset": self.val_subset, "subset_seed": self.subset_seed}
@@ -156,36 +155,25 @@ class SegmentationData(ImageSetData):
         return images  # kept by those who read them
 
 
-class _Read:
-    """Pictures and masks, decoded; kept, up to `_MEMORY` bytes of them in all processes that read."""
+def _reader(images: Images, data: SegmentationData) -> Kept[tuple[Tensor, np.ndarray | None]]:
+    """Pictures and masks, decoded: uint8 [3, H, W] and [H, W], None for a mask where there are none."""
 
-    def __init__(self, images: Images, data: SegmentationData) -> None:
-        self.images = images
-        self._kept: dict[int, tuple[Tensor, np.ndarray | None]] = {}
-        self._room = _MEMORY // max(1, data.workers) if data.in_memory else 0
+    def read(index: int) -> tuple[Tensor, np.ndarray | None]:
+        pixels = pixels_of(images.image(index))
+        return pixels, mask_of(images, index, (pixels.shape[1], pixels.shape[2]))
 
-    def __call__(self, index: int) -> tuple[Tensor, np.ndarray | None]:
-        """uint8 [3, H, W] and [H, W]; None for a mask where there are none."""
-        if index not in self._kept:
-            image = self.images.image(index)
-            pixels = image if isinstance(image, Tensor) else pil_to_tensor(image)
-            found = pixels, mask_of(self.images, index, (pixels.shape[1], pixels.shape[2]))
-            if pixels.nbytes > self._room:
-                return found
-            self._room -= pixels.nbytes
-            self._kept[index] = found
-        return self._kept[index]
+    return Kept(read, len(images), _MEMORY // max(1, data.workers) if data.in_memory else 0)
 
 
 class _Squares(Dataset[Any]):
     """Batches of squares cut out of pictures, by their draws; with `told` each with what was drawn, see `transforms`."""
 
     def __init__(self, images: Images, data: SegmentationData, augment: str, *, told: bool) -> None:
-        self.read, self.side, self.augment, self.told = _Read(images, data), data.image_size, augment, told
+        self.read, self.side, self.augment, self.told = _reader(images, data), data.image_size, augment, told
         self.mean, self.std = (torch.tensor(values).view(-1, 1, 1) for values in (data.mean, data.std))
 
     def __len__(self) -> int:
-        return len(self.read.images)
+        return len(self.read)
 
     def __getitems__(self, draws: Sequence[Draw]) -> Any:
         ids, seeds, views = np.array(draws, np.int64).T
@@ -223,11 +211,11 @@ class _Wholes(Dataset[Any]):
     """Batches of whole pictures, by their draws."""
 
     def __init__(self, images: Images, data: SegmentationData) -> None:
-        self.read, self.shorter, self.window, self.stride = _Read(images, data), data.eval_size, data.window, data.stride
+        self.read, self.shorter, self.window, self.stride = _reader(images, data), data.eval_size, data.window, data.stride
         self.mean, self.std = data.mean, data.std
 
     def __len__(self) -> int:
-        return len(self.read.images)
+        return len(self.read)
 
     def __getitems__(self, draws: Sequence[Draw]) -> WholeBatch:
         images, masks = [], []
@@ -237,13 +225,3 @@ class _Wholes(Dataset[Any]):
             images.append(prepared(pixels, self.shorter, self.mean, self.std))
             masks.append(torch.from_numpy(np.ascontiguousarray(mask_HW)))
         return WholeBatch(images, masks, torch.tensor([draw.id for draw in draws]), self.window, self.stride)
-
-
-def prepared(pixels_3HW: Tensor, shorter: int, mean: Sequence[float], std: Sequence[float]) -> Tensor:
-    """A whole picture as a network reads it: the shorter side in pixels resized (the longer one to 2048 at most), normalised."""
-    size = [int(side) for side in pixels_3HW.shape[1:]]
-    factor = min(shorter / min(size), _LONGEST / max(size))
-    wanted = [max(1, round(side * factor)) for side in size]
-    resized = pixels_3HW if wanted == size else resize(pixels_3HW, wanted, antialias=True)
-    means, deviations = (torch.tensor(values).view(-1, 1, 1) for values in (mean, std))
-    return (resized.float() / 255 - means) / deviations

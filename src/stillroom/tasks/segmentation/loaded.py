@@ -19,15 +19,15 @@ from stillroom.errors import InputError
 from stillroom.tasks.images.answer_pictures import answer_files, write_picture
 from stillroom.tasks.images.export_parts import description, made_up_pictures
 from stillroom.tasks.images.label_maps import Colour, voc_colours
+from stillroom.tasks.images.label_pictures import overlaid, palette_image
 from stillroom.tasks.images.loaded import Unreadable, accelerated, opened
 from stillroom.tasks.images.stores import read_image
-from stillroom.tasks.segmentation.data import prepared
+from stillroom.tasks.images.whole_pictures import prepared
 from stillroom.tasks.segmentation.models import TASK, build_segmenter
 from stillroom.tasks.segmentation.sources import BACKGROUND
 from stillroom.tasks.segmentation.supervised import predicted_classes
 from stillroom.tasks.segmentation.vocabulary import OpenVocabulary
 
-_OPACITY = 0.55  # of the classes' colours over a picture
 _NAMED = 3  # classes that a row names
 
 
@@ -175,20 +175,6 @@ class LoadedSegmenter:
             note = "the file knows no classes: compare segment_embeddings with the teacher's text embeddings of any"
             return ExportSpec(self.network, images, names, told, ask=lambda network, inputs: network.parts(inputs), note=note)  # type: ignore[operator]
         return ExportSpec(self.network, images, ("images", "scores"), told, note="one window; `stillroom predict` slides it over a picture")
-
-
-def palette_image(mask_HW: np.ndarray, colours: Sequence[Colour]) -> Image.Image:
-    """A mask as a palette image: index k is class k, in its colour."""
-    image = Image.fromarray(mask_HW, mode="P")
-    image.putpalette([channel for colour in [*colours, *[(255, 255, 255)] * (256 - len(colours))] for channel in colour])
-    return image
-
-
-def overlaid(image: Image.Image, mask_HW: np.ndarray, colours: Sequence[Colour]) -> Image.Image:
-    """A picture with the colours of the classes over it; class 0 stays as it is where its colour is black."""
-    tinted = Image.blend(image, palette_image(mask_HW, colours).convert("RGB"), _OPACITY)
-    shown = (mask_HW != 0) | (tuple(colours[0]) != (0, 0, 0))
-    return Image.composite(tinted, image, Image.fromarray((255 * shown).astype(np.uint8)))
 
 
 def ship(folder: Path, network: nn.Module, model: str, data: Any) -> None:

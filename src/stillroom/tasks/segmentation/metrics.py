@@ -7,11 +7,10 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from torch import Tensor
-from torchmetrics.functional.classification import multiclass_confusion_matrix
 
 from stillroom.engine.distributed import gather_samples, gathered
 from stillroom.engine.report.results import Metric
-from stillroom.tasks.images.label_maps import IGNORE
+from stillroom.tasks.images.pixel_classes import confusion, hits_and_unions, ious, mean_iou
 from stillroom.tasks.segmentation.masked import WholeBatch
 
 WITHOUT = "mIoU without background"
@@ -22,28 +21,6 @@ METRICS = {
 }
 _SHOWN = 8  # pictures whose answers are kept: those with the least IoU
 _LONGEST = 192  # pixels of their longer side then
-
-
-def confusion(predicted: Tensor, truth: Tensor, num_classes: int) -> Tensor:
-    """Pixels by their true and their predicted class, int64 [C, C]; what is predicted where the truth is `IGNORE` changes nothing."""
-    return multiclass_confusion_matrix(predicted, truth, num_classes, ignore_index=IGNORE, validate_args=False)
-
-
-def class_ious(confusion_CC: Tensor) -> Tensor:
-    """IoU of each class in [0, 1], float64 [C]: intersection over union of truth and prediction; NaN for a class that is in neither."""
-    hit_C, union_C = hits_and_unions(confusion_CC)
-    return torch.where(union_C > 0, hit_C.double() / union_C, torch.nan)
-
-
-def hits_and_unions(confusion_CC: Tensor) -> tuple[Tensor, Tensor]:
-    """Pixels of each class in truth and prediction, and in either; int64 [C] both."""
-    hit_C = confusion_CC.diagonal()
-    return hit_C, confusion_CC.sum(1) + confusion_CC.sum(0) - hit_C
-
-
-def mean_iou(confusion_CC: Tensor) -> float:
-    """The mean over the classes that are in truth or prediction, in [0, 1]; NaN where none is."""
-    return float(class_ious(confusion_CC).nanmean())
 
 
 class SegmentationEvaluator:
@@ -112,11 +89,6 @@ class SegmentationEvaluator:
             "maps": np.concatenate([one.reshape(-1) for _, _, one in worst]) if worst else np.empty(0, np.uint8),
         }
         return {"ids": ids_N, "outcome": outcome_N, "hits": hits_NC, "unions": unions_NC, **maps}
-
-
-def ious(hits_C: np.ndarray, unions_C: np.ndarray) -> np.ndarray:
-    """IoU of each class, float64 [C]; NaN for one that is nowhere."""
-    return np.divide(hits_C, unions_C, out=np.full(len(hits_C), np.nan), where=unions_C > 0)
 
 
 def _mean(iou_C: np.ndarray) -> float:

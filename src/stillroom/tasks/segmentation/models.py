@@ -112,7 +112,7 @@ def _of_transformers(folder: str, num_classes: int, argument: str) -> nn.Module:
     try:
         from transformers import AutoModelForSemanticSegmentation
 
-        model: Any = AutoModelForSemanticSegmentation.from_pretrained(folder, local_files_only=True)
+        model: Any = AutoModelForSemanticSegmentation.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except ImportError:
         raise InputError(argument, f"transformers/{folder}", "transformers to be installed: pip install transformers") from None
     except (OSError, ValueError) as error:

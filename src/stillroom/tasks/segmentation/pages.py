@@ -8,13 +8,12 @@ import numpy as np
 from PIL import Image
 
 from stillroom.engine.report.results import Report, Section, StageResult
-from stillroom.tasks.images.page_parts import change_cell, changes, data_uri, figure, heads, mean_over_seeds, note, row, table
+from stillroom.tasks.images.label_pictures import overlaid
+from stillroom.tasks.images.page_parts import captioned, change_cell, changes, figure, heads, mean_over_seeds, note, row, table
+from stillroom.tasks.images.pixel_classes import ious
 from stillroom.tasks.segmentation.data import SegmentationData
-from stillroom.tasks.segmentation.loaded import overlaid
-from stillroom.tasks.segmentation.metrics import ious
 
 _ROWS = 60  # classes that are listed
-_SIDE = 240  # pixels that pictures are shown with
 
 
 def segmentation_sections(report: Report, data: SegmentationData) -> list[Section]:
@@ -62,9 +61,10 @@ def _pictures(report: Report, arms: dict[str, list[StageResult]], data: Segmenta
         iou = 100 * float(np.nanmean(ious(hits_C, unions_C)))
         name = data.val_name(index)
         found = np.asarray(Image.fromarray(answer).resize(image.size, Image.Resampling.NEAREST))
-        cells.append(_cell(image, escape(name)))
-        cells.append(_cell(overlaid(image, truth, data.source.colours), f"truth: {escape(_names(truth, data))}"))
-        cells.append(_cell(overlaid(image, found, data.source.colours), f"{escape(leading)}, {iou:.0f} %: {escape(_names(found, data))}"))
+        cells.append(captioned(image, escape(name)))
+        cells.append(captioned(overlaid(image, truth, data.source.colours), f"truth: {escape(_names(truth, data))}"))
+        answered = f"{escape(leading)}, {iou:.0f} %: {escape(_names(found, data))}"
+        cells.append(captioned(overlaid(image, found, data.source.colours), answered))
     told = note([f"The pictures with the least mean IoU of {escape(leading)}, the worst first, first seed; white counts nowhere."])
     columns = "grid-template-columns:repeat(3,minmax(0,1fr))"
     return [Section("Worst pictures", f'{told}<div class="gallery" style="{columns}">{"".join(cells)}</div>')]
@@ -73,12 +73,3 @@ def _pictures(report: Report, arms: dict[str, list[StageResult]], data: Segmenta
 def _names(mask_HW: np.ndarray, data: SegmentationData) -> str:
     present = [int(one) for one in np.unique(mask_HW) if one < data.num_classes]
     return ", ".join(data.classes[one] for one in present)
-
-
-def _cell(image: Image.Image, said: str) -> str:
-    shown = image.convert("RGB")
-    factor = _SIDE / max(shown.size)
-    size = max(1, round(shown.width * factor)), max(1, round(shown.height * factor))
-    shown = shown.resize(size, Image.Resampling.NEAREST if factor > 1 else Image.Resampling.BILINEAR)
-    picture = f'<img src="{data_uri(shown, "JPEG")}" alt="{said}" loading="lazy" style="aspect-ratio:auto">'
-    return f"<figure>{picture}<figcaption>{said}</figcaption></figure>"

@@ -18,7 +18,7 @@ from stillroom.engine.loading import sample_order
 from stillroom.errors import InputError, near
 from stillroom.tasks.images.files import Store
 from stillroom.tasks.images.folders import list_files, printable, single_top, told_apart
-from stillroom.tasks.images.label_maps import IGNORE, LabelSpace, content_of_map, label_space, map_pixels, voc_colours
+from stillroom.tasks.images.label_maps import IGNORE, VOC_CLASSES, LabelSpace, content_of_map, label_space, map_pixels, voc_colours
 from stillroom.tasks.images.sources import IMAGENET_STATISTICS, Kind, Source, held_out_share, is_number, open_spec, whole_numbers
 from stillroom.tasks.images.stores import UnreadableImage
 from stillroom.tasks.images.unlabelled import open_unlabelled
@@ -29,10 +29,6 @@ _SIZE = 128  # pixels that are trained on, by default
 _LOOKED_AT = 300  # masks of a split whose pixels are counted before a run
 _LISTED = 5  # files that a message names
 BACKGROUND = "background"
-VOC = (
-    BACKGROUND, "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable", "dog", "horse",
-    "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor",
-)  # fmt: skip
 _PICTURES = ("images", "image", "imgs", "img", "jpegimages", "photos", "pictures", "leftimg8bit")  # what folders are called
 _MASKS = ("masks", "mask", "labels", "label", "annotations", "annotation", "segmentations", "segmentationclass", "gtfine", "gt")
 _SPLITS = {"train": "train", "training": "train"} | dict.fromkeys(("val", "valid", "validation", "test", "testing"), "val")
@@ -144,7 +140,7 @@ def _open_voc(path: str, options: dict[str, str], argument: str) -> Segmentation
     if both := set(pairs["train"]) & set(pairs.get("val", ())):
         raise InputError(argument, f"{printable(both.pop()[0])} in train and in val", "splits that share no picture")
     options = {**options, "val": options["val"] if share else "0.2"}
-    space = _space(options, argument, store, sizes, VOC)
+    space = _space(options, argument, store, sizes, VOC_CLASSES)
     space = space if space.colours else replace(space, colours=voc_colours(len(space.classes)))
     return _of_files("voc", {"train": (store, sizes)}, pairs, _Maps(store, space), space.classes, space.colours, options, argument)
 

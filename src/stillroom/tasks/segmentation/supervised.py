@@ -6,24 +6,15 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
-from torch.nn.functional import cross_entropy, interpolate
+from torch.nn.functional import interpolate
 
 from stillroom.engine import Distiller, Losses
-from stillroom.engine.distributed import averaged
 from stillroom.errors import InputError
-from stillroom.losses.precision import at_least_float32
-from stillroom.tasks.images.label_maps import IGNORE
+from stillroom.tasks.images.pixel_classes import pixel_cross_entropy
 from stillroom.tasks.images.sliding import over_windows
 
 if TYPE_CHECKING:
     from stillroom.tasks.segmentation.masked import SegmentationBatch, WholeBatch
-
-
-def pixel_cross_entropy(scores_BCHW: Tensor, masks_BHW: Tensor) -> Tensor:
-    """The mean over the pixels of the batch of all processes whose class is known; 0 where there is none."""
-    each_BHW = cross_entropy(at_least_float32(scores_BCHW), masks_BHW.long(), ignore_index=IGNORE, reduction="none")
-    # DDP takes the mean of the processes' gradients: so each sum is divided by their mean number of known pixels
-    return each_BHW.sum() / averaged((masks_BHW != IGNORE).sum().float()).clamp_min(1)
 
 
 def predicted_classes(

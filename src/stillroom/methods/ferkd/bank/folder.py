@@ -6,7 +6,8 @@
     rows/*.npy      one array [N, ...] each: ``coords`` float32 [N, M, 4] (top, left, height, width as fractions of the image), ``flips``
                     bool [N, M], ``classes`` int [N, M, k] and ``values`` float [N, M, k] (see `labels`), ``targets`` int32 [N] (the
                     images' classes), ``sizes`` int32 [N, 2] (height, width) and ``checksums`` uint32 [N] of the images when
-                    they were labelled (0: not known), and, where crops were discarded, ``kept`` bool [N, M]
+                    they were labelled (0: not known), and, where crops were discarded, ``kept`` bool [N, M]; of each array the
+                    sums of its rows, ``sum.coords`` uint32 [N], ... (see `engine.cache.sums`)
     lanes/*.json    how many images of each lane are done
     teacher.json    what was measured of the teacher, if it was; details.npz: what it answered on the validation set
     checked.json    which state of the arrays was found to be sound
@@ -120,7 +121,7 @@ class Lane:
         """Writes rows behind those that are done."""
         with self.folder.opened(record, fresh=False) as files:
             mine = {name: (file, start + self.first * row, row) for name, (file, start, row) in files.items()}
-            yield Writer(self, {"done": self.done}, mine)
+            yield Writer(self, {"done": self.done}, mine, first=self.first)
 
 
 def refuse_unsound(form: LabelFormat, block: Rows, argument: str, said: Callable[[int, int], str]) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from stillroom.engine.cache.sums import PREFIX, Sums
 from stillroom.engine.report.results import StageResult
 from stillroom.engine.run.written import write_atomic
 from stillroom.errors import InputError
@@ -60,7 +61,10 @@ class LabelBank:
         self.key: dict[str, Any] = record["key"]
         self.names: tuple[str, ...] = tuple(self._folder.load_json("images.json", "names")["names"])
         self._mapped: dict[str, np.ndarray] | None = None
+        self._sums: dict[str, Sums] = {}
         self._digest = self._checked()
+        for name in ("targets", "sizes", "checksums"):  # of every image, and small
+            self._refuse_altered(name)
 
     def __len__(self) -> int:
         return len(self.names)
@@ -69,13 +73,16 @@ class LabelBank:
         return f"LabelBank({str(self.path)!r}, {len(self)} images x {self.crops} crops, {self.format.label_type})"
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_mapped": None}  # mapped again where it is needed
+        return {**self.__dict__, "_mapped": None, "_sums": {}}  # mapped again where it is needed
 
     @property
     def arrays(self) -> dict[str, np.ndarray]:
         """All arrays [N, ...] by name."""
         if self._mapped is None:
-            self._mapped = self._folder.open(self._record)
+            opened = self._folder.open(self._record)
+            kept = {name[len(PREFIX) :]: opened.pop(name) for name in list(opened) if name.startswith(PREFIX)}
+            self._sums = {name: Sums(sums, opened[name]) for name, sums in kept.items() if name in opened}
+            self._mapped = opened
         return self._mapped
 
     @property
@@ -99,11 +106,18 @@ class LabelBank:
     def kept(self, images_B: np.ndarray) -> np.ndarray:
         """Which crops of the images there are, bool [B, M]."""
         if "kept" in self.arrays:
+            self._refuse_altered("kept", np.atleast_1d(images_B))
             return np.asarray(self.arrays["kept"][images_B])
         return np.ones((len(images_B), self.crops), bool)
 
     def blocks(self, first: int = 0, last: int | None = None) -> Iterator[tuple[int, dict[str, np.ndarray]]]:
         """The rows of all images, or of a range, a block that fits into memory after the other; each with its first image's number."""
+        for start, block in self._blocks(first, last):
+            for name in block:
+                self._refuse_altered(name, np.arange(start, start + len(block[name])))
+            yield start, block
+
+    def _blocks(self, first: int = 0, last: int | None = None) -> Iterator[tuple[int, dict[str, np.ndarray]]]:
         last = len(self) if last is None else last
         step = max(1, _BLOCK // self.crops)
         for start in range(first, last, step):
@@ -130,6 +144,7 @@ class LabelBank:
 
     def _rows(self, name: str, images_R: np.ndarray, crops_R: np.ndarray) -> np.ndarray:
         array = self.arrays[name]
+        self._refuse_altered(name, images_R)
         return np.asarray(array.reshape(-1, *array.shape[2:])[images_R * self.crops + crops_R])
 
     def _checked(self) -> dict[str, int]:
@@ -141,13 +156,21 @@ class LabelBank:
             if memory["state"] == state:
                 return dict(memory["digest"])
         digest = dict.fromkeys(files, 0)
-        for first, block in self.blocks():
+        for first, block in self._blocks():
             for name, rows in block.items():
                 digest[name] = zlib.crc32(np.ascontiguousarray(rows).reshape(-1).view(np.uint8).data, digest[name])
             refuse_unsound(self.format, block, self._folder.argument, partial(self._unsound, first))
+        for name in files:
+            self._refuse_altered(name)
         with suppress(OSError):  # a bank that may only be read is looked at every time
             write_atomic(self.path / "checked.json", json.dumps({"state": state, "digest": digest}))
         return digest
+
+    def _refuse_altered(self, name: str, images_B: np.ndarray | None = None) -> None:
+        """Raises InputError when rows of an array, or any of it, are not as they were written; an old bank has no sums to tell."""
+        if name in self._sums and len(altered := self._sums[name].altered(images_B)):
+            got = f"{self.path}/rows/{name}.npy, altered since it was written, in the row of {self.names[int(altered[0])]}"
+            raise InputError(self._folder.argument, got, "a bank that is not damaged: the command that built it, with --overwrite")
 
     def _unsound(self, first: int, image: int, crop: int) -> str:
         return f"{self.path} with a label or a box of {self.names[first + image]} (crop {crop}) that cannot be"

@@ -12,7 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.lib.format import dtype_to_descr
 
+from stillroom.engine.cache.sums import with_sums
 from stillroom.engine.report.results import StageResult
 from stillroom.errors import at_least
 from stillroom.methods.ferkd.bank.folder import BankFolder, Lane, Rows, refuse_unsound
@@ -65,7 +67,7 @@ class BankPlan:
             "classes": list(self.classes),
             "crops": self.crops,
             "images": len(self.names),
-            "arrays": {name: [list(shape), np.lib.format.dtype_to_descr(np.dtype(dtype))] for name, (shape, dtype) in arrays.items()},
+            "arrays": {name: [list(shape), dtype_to_descr(np.dtype(dtype))] for name, (shape, dtype) in with_sums(arrays).items()},
             "lanes": max(1, min(_LANES, math.isqrt(len(self.names)) // 2)),
             "about": dict(self.about),
         }
