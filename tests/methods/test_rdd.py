@@ -16,9 +16,10 @@ from stillroom.engine import Losses, Teacher
 from stillroom.engine.weights import read_weights
 from stillroom.errors import InputError
 from stillroom.methods.rdd import RDD, RivalDistiller, Selection
-from stillroom.methods.rdd.distiller import Answer, _best_cells, _codes_told
+from stillroom.methods.rdd.distiller import Answer
 from stillroom.methods.rdd.loss import disparity, hint_loss_where, pair_losses
 from stillroom.methods.rdd.recipe import PRESETS, build
+from stillroom.methods.rdd.rivals import _best_cells, _codes_told
 from stillroom.tasks.detection3d.data import Detection3dData
 from stillroom.tasks.detection3d.models import Wanted, build_detector
 from stillroom.tasks.points.anchor_head import AnchorHead

@@ -7,8 +7,9 @@ from typing import Any, get_args
 from stillroom.engine import Distiller, Experiment, Lab, Networks, Report, Room, Teacher, Training
 from stillroom.engine.study.space import Float
 from stillroom.errors import InputError
-from stillroom.methods.rdd.distiller import RDD, Rival, RivalDistiller
+from stillroom.methods.rdd.distiller import RDD
 from stillroom.methods.rdd.loss import Mode, Selection
+from stillroom.methods.rdd.rivals import Rival, RivalDistiller
 from stillroom.tasks.detection3d.data import Detection3dData
 from stillroom.tasks.detection3d.networks import MapDetector
 from stillroom.tasks.detection3d.task import NUSCENES, STREETS, TASK
