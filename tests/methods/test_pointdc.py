@@ -300,7 +300,6 @@ def test_the_papers_setting_takes_a_step_on_a_miniature_of_scannet(tmp_path: Pat
         (("--student", "stillroom/unet8_3"), "stillroom/fpnWIDTH"),
         (("--teacher", "timm/resnet18"), "a network with weights"),
         (("--voxel-size", "0"), "voxel_size"),
-        (("--clusters", "5"), "8, the classes"),
         (("--warm-epochs", "0"), "warm_epochs"),
         (("--data", "scannet:/nowhere"), "exists"),
         (("--data", "nyu:x"), "rooms"),
