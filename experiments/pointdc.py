@@ -68,9 +68,9 @@ def main() -> None:
     said = "; ".join(over(found, arm, other) for arm, other in pairs if arm in names and other in names)
     setting: dict[str, object] = {
         GROUP: f"{asked.rooms} made-up rooms to train on, {asked.rooms // 2} others measured, 8 classes, 6 posed pictures of 96 x 128; "
-        f"voxels of 8 cm, super-voxels by VCCS and region growing; {first} epochs of stage A (Adam, 0.001), {second} of B, {third} of C with "
-        "new clusters every 3 (SGD, 0.03), batches of 4; pyramid of widths 16, 32, 48, 64 to 48; the 2D teacher a stand-in of 4 convolutions, "
-        "trained once for all seeds on the training rooms' pictures by VICReg"
+        f"voxels of 8 cm, super-voxels by VCCS and region growing; {first} epochs of stage A (Adam, 0.001), {second} of B, {third} of C "
+        "with new clusters every 3 (SGD, 0.03), batches of 4; pyramid of widths 16, 32, 48, 64 to 48; the 2D teacher a stand-in of 4 "
+        "convolutions, trained once for all seeds on the training rooms' pictures by VICReg"
     }
     command = f"python experiments/pointdc.py --seeds {asked.seeds} --rooms {asked.rooms} --epochs {' '.join(map(str, asked.epochs))}"
     command += f" --arms {asked.arms}"
