@@ -50,14 +50,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--rooms", type=int, default=24, help="to train on; half as many are measured with")
-    parser.add_argument("--epochs", type=int, default=12, help="of stage A")
+    parser.add_argument("--epochs", type=int, nargs=3, default=[12, 4, 6], help="of stages A, B and C")
     parser.add_argument("--arms", default="colour+lifted+cmd+points+scratch+svc")
     parser.add_argument("--runs", type=Path, default=Path("runs/experiments/pointdc"), help="where the runs are kept")
     parser.add_argument("--out", type=Path, default=Path("results/pointdc.json"))
     asked = parser.parse_args()
     out = asked.runs / GROUP
     words = ["run", "pointdc", "--data", f"rooms:train={asked.rooms},val={asked.rooms // 2}", "--arms", asked.arms]
-    words += ["--seeds", str(asked.seeds), "--epochs", str(asked.epochs), "--accelerator", "cpu", "--out", str(out)]
+    first, second, third = map(str, asked.epochs)
+    words += ["--epochs", first, "--warm-epochs", second, "--svc-epochs", third]
+    words += ["--seeds", str(asked.seeds), "--accelerator", "cpu", "--out", str(out)]
     if stillroom(words):
         raise SystemExit("the run did not end")
     found = measured(out)
@@ -66,11 +68,12 @@ def main() -> None:
     said = "; ".join(over(found, arm, other) for arm, other in pairs if arm in names and other in names)
     setting: dict[str, object] = {
         GROUP: f"{asked.rooms} made-up rooms to train on, {asked.rooms // 2} others measured, 8 classes, 6 posed pictures of 96 x 128; "
-        f"voxels of 8 cm, super-voxels by VCCS and region growing; {asked.epochs} epochs of stage A (Adam, 0.001), 4 of B, 6 of C with new "
-        "clusters every 3 (SGD, 0.03), batches of 4; pyramid of widths 16, 32, 48, 64 to 48; the 2D teacher a stand-in of 4 convolutions, "
-        "trained once for all seeds on the training rooms' pictures by VICReg"
+        f"voxels of 8 cm, super-voxels by VCCS and region growing; {first} epochs of stage A (Adam, 0.001), {second} of B, {third} of C "
+        "with new clusters every 3 (SGD, 0.03), batches of 4; pyramid of widths 16, 32, 48, 64 to 48; the 2D teacher a stand-in of 4 "
+        "convolutions, trained once for all seeds on the training rooms' pictures by VICReg"
     }
-    command = f"python experiments/pointdc.py --seeds {asked.seeds} --rooms {asked.rooms} --epochs {asked.epochs} --arms {asked.arms}"
+    command = f"python experiments/pointdc.py --seeds {asked.seeds} --rooms {asked.rooms} --epochs {' '.join(map(str, asked.epochs))}"
+    command += f" --arms {asked.arms}"
     write(asked.out, "pointdc", command, list(range(asked.seeds)), found, f"rooms: {said}.", setting)
     print(asked.out.read_text())
 
