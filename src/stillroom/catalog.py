@@ -193,7 +193,7 @@ METHODS: tuple[Method, ...] = (
         "PointDC: Unsupervised Semantic Segmentation of 3D Point Clouds via Cross-Modal Distillation",
         "segmentation3d",
         "stillroom.methods.pointdc",
-        "reference vectors of released code",
+        _PAPER,
     ),
 )
 

@@ -204,7 +204,16 @@ def test_the_paper_s_numbers(preset: str, capsys: pytest.CaptureFixture[str]) ->
         main(["run", "mm-ego", "--preset", preset, "--print_config"])
     assert not done.value.code
     values = yaml.safe_load(capsys.readouterr().out)
-    expected = {"epochs": 30, "lr": 1e-4, "weight_decay": 0.02, "warmup_epochs": 3, "clip_norm": 5, "temperature": 10, "batch_size": 16}
+    expected = {
+        "epochs": 30,
+        "lr": 1e-4,
+        "weight_decay": 0.02,
+        "warmup_epochs": 3,
+        "clip_norm": 5,
+        "temperature": 10,
+        "batch_size": 16,
+        "teacher_epochs": 30,
+    }
     expected |= {"frames": 16} if preset == "paper" else {"frames": 32, "frame_stride": 2, "test_clips": 4}
     assert {name: values[name] for name in expected} == expected
 

@@ -113,7 +113,7 @@ class Supervoxels(SceneDistiller):
         self.pieces = pieces
         counts = torch.tensor([sizes[index] for index in range(len(sizes))])
         self._starts = counts.cumsum(0) - counts
-        self.register_buffer("pseudo", torch.full((int(counts.sum()),), -1, dtype=torch.int16))
+        self.register_buffer("pseudo", torch.full((int(counts.sum()),), -1, dtype=torch.int32))
 
     def label(self, labels: Mapping[int, Tensor]) -> None:
         """Sets the labels of the scans."""
@@ -178,7 +178,8 @@ class IterativeClustering(Supervoxels):
 
     def select(self) -> Tensor | None:
         """All scans; before every `every`-th epoch, after new labels were found."""
-        if (self.progress.epoch - 1) % self.every == 0:
+        over = self.progress.epoch > self.progress.epochs  # a run that was killed behind its last step goes on here
+        if not over and (self.progress.epoch - 1) % self.every == 0:
             self.cluster()
         return None
 

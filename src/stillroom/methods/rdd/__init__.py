@@ -15,8 +15,8 @@ In the paper's order: `proposals` which regions (2, 3), `loss` disparity, weight
 and the methods that the paper compares with, `recipe` the experiment.
 """
 
-from stillroom.methods.rdd.distiller import RDD, AnchorRDD, RivalDistiller
+from stillroom.methods.rdd.distiller import RDD, RivalDistiller
 from stillroom.methods.rdd.loss import Selection
 from stillroom.methods.rdd.recipe import ROOM, recipe
 
-__all__ = ["RDD", "ROOM", "AnchorRDD", "RivalDistiller", "Selection", "recipe"]
+__all__ = ["RDD", "ROOM", "RivalDistiller", "Selection", "recipe"]

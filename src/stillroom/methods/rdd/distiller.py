@@ -74,10 +74,9 @@ class AdaptedDistiller(Detection3dDistiller):
                 "teacher", f"a detector of {large.classes.tasks}", f"the student's classes and groups, {student.classes.tasks}"
             )
         self.teacher_grid = large.grid
-        self.adapter = nn.Sequential(
-            nn.Conv2d(student.head.in_channels, large.head.in_channels, 1, bias=False), nn.BatchNorm2d(large.head.in_channels), nn.ReLU()
-        )
-        nn.init.kaiming_normal_(self.adapter[0].weight, nonlinearity="relu")
+        conv = nn.Conv2d(student.head.in_channels, large.head.in_channels, 1, bias=False)
+        nn.init.kaiming_normal_(conv.weight, nonlinearity="relu")
+        self.adapter = nn.Sequential(conv, nn.BatchNorm2d(large.head.in_channels), nn.ReLU())
 
     def require_alike(self, kind: type[nn.Module] | None = None) -> None:
         """Heads whose answers can be compared: of one kind, and of `kind` where it is given.
@@ -93,7 +92,7 @@ class AdaptedDistiller(Detection3dDistiller):
 
     def taught(self, batch: FrameBatch, outputs: MapOutputs) -> dict[str, Tensor]:
         """The method's terms on the adapted student and the teacher."""
-        told: dict[str, Tensor] = self.teacher(batch)  # type: ignore[assignment]
+        told: dict[str, Tensor] = self.teacher(batch)
         theirs = Answer(told["neck"], told["heatmap"].sigmoid(), told["codes"], self.teacher_grid)
         return self.compared(batch, outputs, self.adapted(outputs), theirs)
 
@@ -110,14 +109,20 @@ class AdaptedDistiller(Detection3dDistiller):
 class RDD(AdaptedDistiller):
     """L = L_det + alpha1 L_feat + alpha2 L_logit over the regions that either detector proposes (section 8).
 
+    On heads of centres and of anchors. Where the maps of two heads of anchors differ in resolution, an anchor's counterpart is that of the
+    same class and direction at the nearest cell.
+
     Args:
         student, teacher: see `AdaptedDistiller`.
         selection: of the pairs' weights m.
-        temperature: tau of the softmax over channels.
-        feature_weight, logit_weight: alpha1 and alpha2.
-        proposals: of each detector and sample, the best so many.
+        temperature: tau, of the softmax over channels.
+        feature_weight: alpha1, weight of the features of the pairs.
+        logit_weight: alpha2, weight of their class probabilities.
+        proposals: of each detector in a frame, the best so many.
         proposal_threshold: least probability of a proposal.
-        student_proposals: look at the student's own, too; without them its false positives are not seen.
+
+    Attributes:
+        student_proposals: whether the student's own are looked at, too; without them its false positives are not seen.
     """
 
     def __init__(
@@ -131,7 +136,6 @@ class RDD(AdaptedDistiller):
         logit_weight: float = 0.2,
         proposals: int = 100,
         proposal_threshold: float = 0.1,
-        student_proposals: bool = True,
     ) -> None:
         super().__init__(student, teacher)
         self.require_alike()
@@ -141,7 +145,7 @@ class RDD(AdaptedDistiller):
         self.logit_weight = at_least_zero("logit_weight", logit_weight)
         self.proposals = at_least("proposals", proposals, 1)
         self.proposal_threshold = share("proposal_threshold", proposal_threshold)
-        self.student_proposals = student_proposals
+        self.student_proposals = True
 
     def compared(self, batch: FrameBatch, outputs: MapOutputs, mine: Answer, theirs: Answer) -> dict[str, Tensor]:
         """``feature`` and ``logit``; an exact 0 that still reaches psi where nothing is proposed."""
@@ -151,10 +155,16 @@ class RDD(AdaptedDistiller):
 
     def pairs(self, mine: Answer, theirs: Answer) -> PairLosses:
         """Disparity, weight and losses of all pairs."""
+        if isinstance(self.student.head, AnchorHead):
+            return self._anchor_pairs(mine, theirs)
         rectangles, sample = self.regions(mine, theirs)
-        sides = [(mine.neck, mine.grid), (theirs.neck, theirs.grid), (mine.probabilities, mine.grid), (theirs.probabilities, theirs.grid)]
-        crops = [crop_regions(bev, rectangles, sample, grid, size=_CROP) for bev, grid in sides]
-        return pair_losses(*crops, self.selection, self.temperature)
+
+        def crops(bev: Tensor, answer: Answer) -> Tensor:
+            return crop_regions(bev, rectangles, sample, answer.grid, size=_CROP)
+
+        necks = crops(mine.neck, mine), crops(theirs.neck, theirs)
+        probabilities = crops(mine.probabilities, mine), crops(theirs.probabilities, theirs)
+        return pair_losses(*necks, *probabilities, self.selection, self.temperature)
 
     @torch.no_grad()
     def regions(self, mine: Answer, theirs: Answer) -> tuple[Tensor, Tensor]:
@@ -168,37 +178,32 @@ class RDD(AdaptedDistiller):
         seen = _meets(rectangles, mine.grid) | _meets(rectangles, theirs.grid)
         return rectangles[seen], sample[seen]
 
-
-class AnchorRDD(RDD):
-    """RDD of detectors with anchors: regions are the boxes that they propose, and the logits of a pair those of the proposal's own anchor.
-
-    Arguments as of `RDD`. Where the maps differ in resolution, an anchor's counterpart is that of the same class and direction at the
-    nearest cell.
-    """
-
-    def pairs(self, mine: Answer, theirs: Answer) -> PairLosses:
-        """Disparity, weight and losses of all pairs."""
+    def _anchor_pairs(self, mine: Answer, theirs: Answer) -> PairLosses:
+        """Regions are the boxes that are proposed, and the logits of a pair those of the proposal's own anchor in both heads."""
         heads: list[AnchorHead] = [self.student.head, self.teacher.networks[0].head]  # type: ignore[list-item]
         said = [head.flat(answer.probabilities, answer.codes) for head, answer in zip(heads, (mine, theirs), strict=True)]
         rows = []
         with torch.no_grad():
             for side in (1, 0) if self.student_proposals else (1,):
-                boxes = heads[side].boxes(said[side].codes, said[side].directions)
-                for sample, (box, probabilities) in enumerate(zip(boxes, said[side].logits, strict=True)):
-                    limits = {"threshold": self.proposal_threshold, "most": self.proposals}
-                    index, _, rectangles = anchor_proposals(box, probabilities, cell=heads[side].grid.cell, **limits)
-                    there = heads[side].counterpart(index, heads[1 - side])
+                head, cell = heads[side], heads[side].grid.cell
+                for number, (box, probabilities) in enumerate(zip(head.boxes(*said[side][1:]), said[side].logits, strict=True)):
+                    index, _, found = anchor_proposals(
+                        box, probabilities, cell=cell, threshold=self.proposal_threshold, most=self.proposals
+                    )
+                    there = head.counterpart(index, heads[1 - side])
                     pair = (index, there) if side == 0 else (there, index)
-                    rows.append((rectangles, torch.full_like(index, sample), *pair))
+                    rows.append((found, torch.full_like(index, number), *pair))
             rectangles, sample, own, other = (torch.cat(part) for part in zip(*rows, strict=True))
             seen = _meets(rectangles, mine.grid) | _meets(rectangles, theirs.grid)
             rectangles, sample, own, other = rectangles[seen], sample[seen], own[seen], other[seen]
-        crops = [crop_regions(answer.neck, rectangles, sample, answer.grid, size=_CROP) for answer in (mine, theirs)]
-        d = disparity(*crops, self.temperature)
+        crops = (crop_regions(answer.neck, rectangles, sample, answer.grid, size=_CROP) for answer in (mine, theirs))
+        d = disparity(next(crops), next(crops), self.temperature)
         m = self.selection.weights(d)
-        at = ((0, own), (1, other))
-        cls, reg = ([part(said[side])[sample, index] for side, index in at] for part in (lambda s: s.logits, lambda s: s.codes))
-        return PairLosses(d, m, (m * d).sum() / max(len(d), 1), anchor_logit_loss(*cls, *reg, m))
+        first, second = said
+        logit = anchor_logit_loss(
+            first.logits[sample, own], second.logits[sample, other], first.codes[sample, own], second.codes[sample, other], m
+        )
+        return PairLosses(d, m, (m * d).sum() / max(len(d), 1), logit)
 
 
 def _meets(rectangles: Tensor, grid: BevGrid) -> Tensor:
@@ -237,7 +242,7 @@ class RivalDistiller(AdaptedDistiller):
         if self.kind != "lad":
             return super().losses(batch)
         outputs = self.student.raw(batch.inputs, batch.previous)
-        told: dict[str, Tensor] = self.teacher(batch)  # type: ignore[assignment]
+        told: dict[str, Tensor] = self.teacher(batch)
         size = outputs.neck.shape[2:]
         cells = [
             _best_cells(boxes, labels, heat, self.student.grid)

@@ -193,11 +193,12 @@ class VideoData(ImageSetData):
             for head, names in self.heads.items()
         )
         seen = f"{self.frames} frames of {self.image_size} × {self.image_size} pixels, {self.sampling} sampling"
-        seen += f" of every {self.frame_stride}." if self.sampling == "dense" else ""
+        if self.sampling == "dense":
+            seen += " of every frame" if self.frame_stride == 1 else f" of every {self.frame_stride}th frame"
         views = f"measured in {self.test_clips} × {self.test_crops} views (clips × crops)"
         there = [f"{name} ({(100 * self._listed[0].having(name).mean()):.0f} % of the training clips)" for name in self.modalities]
         lines = [f"{drawn}{train} training + {val} validation clips; {heads}", f"modalities: {', '.join(there)}"]
-        lines.append(f"{seen.rstrip('.')}, {self.augment}; {views}")
+        lines.append(f"{seen}, {self.augment}; {views}")
         short = sum(len(clip.tracks[RGB]) < self.frames for clip in self._listed[0].clips[:_CHECKED] if RGB in clip.tracks)
         if short:
             lines.append(f"{short} training clips are shorter than {self.frames} frames: theirs are repeated")
