@@ -171,7 +171,8 @@ class DistillBEV(Detection3dDistiller):
             imitation: ``even``: every cell of a region counts alike, and no attention; ``mse``: the mean squared distance of the necks
                 alone.
         """
-        self.imitation = one_of("imitation", imitation, get_args(Imitation))
+        one_of("imitation", imitation, get_args(Imitation))
+        self.imitation = imitation
         if imitation == "even":
             for term in self.terms:
                 term.attention = "none"  # type: ignore[assignment]

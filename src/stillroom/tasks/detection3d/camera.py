@@ -7,6 +7,7 @@ without its temporal one.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -88,6 +89,8 @@ class CameraDetector(MapDetector):
         InputError: the range is no whole number of cells, or not a multiple of 8 of them.
     """
 
+    mean: Tensor
+    std: Tensor
     velocity_weight = 1.0
 
     def __init__(self, spec: CameraSpec, classes: ClassList, reach: Reach, *, velocity: bool, factor: float = 1.0) -> None:
@@ -208,7 +211,7 @@ class TimmEncoder(nn.Module):
         super().__init__()
         import timm
 
-        self.network = timm.create_model(name, pretrained=False, features_only=True, out_indices=(-2, -1))
+        self.network: Any = timm.create_model(name, pretrained=False, features_only=True, out_indices=(-2, -1))
         fine, coarse = self.network.feature_info.channels()
         self.fine, self.coarse = nn.Conv2d(fine, channels, 1), nn.Conv2d(coarse, channels, 1)
         self.join = nn.Conv2d(channels, channels, 3, padding=1)
@@ -233,6 +236,8 @@ class BevQueries(nn.Module):
         grid: of the map.
         heights: metres, least and most.
     """
+
+    points: Tensor
 
     def __init__(self, features: int, channels: int, grid: BevGrid, heights: tuple[float, float]) -> None:
         super().__init__()
@@ -262,8 +267,7 @@ class BevQueries(nn.Module):
         value = self.value(features_BNCHW.flatten(0, 1))
         rows, columns = value.shape[-2:]
         stride = size[1] / columns
-        points: Tensor = self.points
-        uv, depth = cameras.project(points[None].expand(batch, -1, -1))
+        uv, depth = cameras.project(self.points[None].expand(batch, -1, -1))
         at = (uv + 0.5) / stride
         visible = (depth > 0.1) & (at >= 0).all(-1) & (at[..., 0] < columns) & (at[..., 1] < rows)
         at = at.unflatten(2, (-1, _HEIGHTS, 1)).nan_to_num(0.0)

@@ -107,7 +107,7 @@ def _numbers(options: Mapping[str, str], known: Sequence[str], argument: str) ->
 
 
 def _camera(name: str, factor: float, options: Mapping[str, str], wanted: Wanted, argument: str) -> CameraDetector:
-    numbers = _numbers(options, ("cell",), argument)
+    numbers: dict[str, Any] = {**_numbers(options, ("cell",), argument)}
     if not factor > 0:
         raise InputError(argument, f"a width factor of {factor:g}", "a number above 0")
     spec = replace(CAMERA[name], **numbers)
