@@ -15,12 +15,14 @@ from stillroom.cli import main
 from stillroom.engine import Losses, Teacher
 from stillroom.engine.weights import read_weights
 from stillroom.errors import InputError
-from stillroom.methods.rdd import RDD, AnchorRDD, RivalDistiller, Selection
-from stillroom.methods.rdd.distiller import Answer, _best_cells, _codes_told
+from stillroom.methods.rdd import RDD, RivalDistiller, Selection
+from stillroom.methods.rdd.distiller import Answer
 from stillroom.methods.rdd.loss import disparity, hint_loss_where, pair_losses
 from stillroom.methods.rdd.recipe import PRESETS, build
+from stillroom.methods.rdd.rivals import _best_cells, _codes_told
 from stillroom.tasks.detection3d.data import Detection3dData
 from stillroom.tasks.detection3d.models import Wanted, build_detector
+from stillroom.tasks.points.anchor_head import AnchorHead
 from stillroom.tasks.points.center_head import center_targets
 from stillroom.tasks.points.frames import FrameBatch
 from stillroom.tasks.points.grid import BevGrid, ClassList
@@ -72,8 +74,7 @@ def test_regions_of_both_are_the_same_metres_on_maps_of_any_resolution(data: Det
 def test_no_proposal_is_an_exact_zero_that_reaches_the_adapter(data: Detection3dData, batch: FrameBatch) -> None:
     for student, teacher in ((SMALL, LARGE), ("stillroom/pointpillars-w0.125,cell=0.8", "stillroom/pointpillars-w0.125,cell=0.4")):
         network = detector(student, data)
-        method = AnchorRDD if "pointpillars" in student else RDD
-        distiller = method(network, Teacher(detector(teacher, data)), proposal_threshold=1.0)
+        distiller = RDD(network, Teacher(detector(teacher, data)), proposal_threshold=1.0)
         losses = distiller.losses(batch)
         assert [float(losses.distill[name].detach()) for name in ("feature", "logit")] == [0, 0]
         losses.total.backward()
@@ -230,7 +231,7 @@ def test_a_step_of_the_paper_s_networks_on_its_data_in_small(preset: str, tmp_pa
     student, large = (build_detector(chosen[name], Wanted.of(data.describe())).network for name in ("student", "teacher"))
     assert sum(p.numel() for p in student.parameters()) < 0.65 * sum(p.numel() for p in large.parameters())
     distiller = build(student, Teacher(large), data, proposal_threshold=0.05)
-    assert isinstance(distiller, AnchorRDD) == (preset == "paper:kitti")
+    assert isinstance(distiller.student.head, AnchorHead) == (preset == "paper:kitti")
     losses: Losses = distiller.losses(next(iter(data.train_loader(seed=0))))
     losses.total.backward()
     assert all(term.isfinite() for term in losses.terms.values())
