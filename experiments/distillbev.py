@@ -2,7 +2,7 @@
 
     python experiments/distillbev.py
 
-Runs `stillroom run distillbev` and writes `results/distillbev.json` from the run's own `metrics.json`. `distill_scale` is 0.3, the value of the
+Runs `stillroom run distillbev` and writes `results/distillbev.json` from the run's `metrics.json`. `distill_scale` is 0.3, the value of the
 specification's own trial, not chosen on these streets. Runs that were killed go on.
 """
 

@@ -115,7 +115,7 @@ def test_taps_are_the_last_two_stages_and_the_necks_unless_others_are_named() ->
     assert taps_in("neck", 0, 2) == (Tap(None, None),) == taps_in(None, 0, 2)
     assert [tap.name for tap in taps_in("2:0+neck", 3, 2)] == ["2:0", "neck"]
     for wrong in ("3:0", "0:2", "neck+neck", "stages.1", ""):
-        with pytest.raises(InputError, match="taps"):
+        with pytest.raises(InputError, match="map_pairs"):
             taps_in(wrong, 3, 2)
     shapes = [torch.Size((1, 4, side, side)) for side in (8, 16, 12)]
     assert isinstance(adapter(shapes[0], shapes[1]), Upsampled)
@@ -193,7 +193,7 @@ def test_a_run_with_plainer_imitations(tmp_path: Path) -> None:
     ("words", "said"),
     [
         (("--arms", "hint"), "--arms: got hint"),
-        (("--taps", "9:9"), "--taps: got 9:9"),
+        (("--map-pairs", "9:9"), "--map-pairs: got 9:9"),
         (("--student", "stillroom/bevdet-small,cell=1.5"), "x_range"),
         (("--data", TINY.replace("cameras=2", "cameras=0")), "frames without pictures"),
         (("--mistaken", "nobody"), "--mistaken"),
@@ -215,7 +215,7 @@ def test_the_paper_s_numbers(capsys: pytest.CaptureFixture[str]) -> None:
     assert not done.value.code
     values = yaml.safe_load(capsys.readouterr().out)
     expected = {"foreground_weight": 6e-3, "background_weight": 4e-2, "mistaken_weight": 6e-2, "attention_weight": 2.5e-3}
-    expected |= {"temperature": 0.5, "threshold": 0.1, "lr": 2e-4, "weight_decay": 0.01, "clip_norm": 5.0, "epochs": 24}
+    expected |= {"attention_temperature": 0.5, "heatmap_threshold": 0.1, "lr": 2e-4, "weight_decay": 0.01, "clip_norm": 5.0, "epochs": 24}
     assert {name: values[name] for name in expected} == expected
     assert (values["distill_scale"], values["sample"], values["look_back"]) == (1.0, "corner", True)
 
@@ -228,7 +228,7 @@ def test_a_step_of_the_paper_s_networks_on_its_data_in_small(preset: str, tmp_pa
     options = {"look_back": bool(chosen.get("look_back")), "augment": "none"}
     data = Detection3dData(f"nuscenes:{tmp_path},version=v1.0-mini", batch_size=1, reach=(-12.8, -12.8, -5.0, 12.8, 12.8, 3.0), **options)
     student, large = (build_detector(chosen[name], Wanted.of(data.describe())).network for name in ("student", "teacher"))
-    own = {name: chosen[name] for name in ("taps", "attention", "mistaken", "sample", "inherit_head") if name in chosen}
+    own = {name: chosen[name] for name in ("map_pairs", "attention", "mistaken", "sample", "inherit_head") if name in chosen}
     distiller = build(student, Teacher(large), data, **own)
     losses: Losses = distiller.losses(next(iter(data.train_loader(seed=0))))
     losses.total.backward()

@@ -152,7 +152,7 @@ def test_detectors_that_cannot_be_compared_are_refused(data: Detection3dData) ->
         (lambda: RDD(student, build_detector(LARGE, other).network), "the student's classes and groups"),
         (lambda: RDD(student, torch.nn.Linear(1, 1)), "a detector of this task"),
         (lambda: build(student, teacher, data, sparsity=-1.0), "sparsity"),
-        (lambda: build(student, teacher, data, temperature=0.0), "temperature"),
+        (lambda: build(student, teacher, data, channel_temperature=0.0), "channel_temperature"),
         (lambda: build(student, teacher, data, mode="best"), "mode"),  # type: ignore[arg-type]
         (lambda: build(student, Teacher(detector("stillroom/pointpillars-w0.125,cell=0.4", data)), data), "AnchorHead"),
         (lambda: RivalDistiller(detector("stillroom/pointpillars-w0.125,cell=0.4", data), teacher, kind="pp"), "AnchorHead"),
@@ -215,7 +215,14 @@ def test_the_paper_s_numbers(capsys: pytest.CaptureFixture[str]) -> None:
         main(["run", "rdd", "--preset", "paper", "--print_config"])
     assert not done.value.code
     values = yaml.safe_load(capsys.readouterr().out)
-    expected = {"mode": "threshold", "sparsity": 0.1, "temperature": 4.0, "feature_weight": 0.2, "logit_weight": 0.2, "proposals": 100}
+    expected = {
+        "mode": "threshold",
+        "sparsity": 0.1,
+        "channel_temperature": 4.0,
+        "feature_weight": 0.2,
+        "logit_weight": 0.2,
+        "proposals": 100,
+    }
     expected |= {"epochs": 20, "lr": 1e-3, "weight_decay": 0.01, "optimizer": "adamw", "clip_norm": 35.0}
     assert {name: values[name] for name in expected} == expected
 

@@ -61,9 +61,9 @@ def taps_in(text: str | None, student_stages: int, teacher_stages: int) -> tuple
             found.append(Tap(int(pair[0]), int(pair[1])))
         else:
             stages = f"a student's stage below {student_stages} and a teacher's below {teacher_stages}, as in 1:0+2:1+neck"
-            raise InputError("taps", text, stages)
+            raise InputError("map_pairs", text, stages)
     if len(set(found)) < len(found):
-        raise InputError("taps", text, "each pair once")
+        raise InputError("map_pairs", text, "each pair once")
     return tuple(found)
 
 
@@ -92,15 +92,15 @@ class DistillBEV(Detection3dDistiller):
         student: a detector from above, of cameras say; it begins with the teacher's head if asked.
         teacher: a detector from above of the same classes and range, of lidar points say.
         example: inputs of a frame, by which the maps' sizes are found.
-        taps: see `taps_in`.
+        map_pairs: stages that are compared, student's and teacher's, and the ``neck``: see `taps_in`.
         weights: of the terms.
         distill_scale: of all terms together.
         attention: of both networks, of the teacher alone, or ``none``.
         mistaken: whose mistakes are a region of their own, at the necks; ``none`` for nobody's.
         mistaken_scale: what its cells count.
-        threshold: theta, of heatmaps.
+        heatmap_threshold: theta, of heatmaps.
         sample: the position that stands for a cell, its ``center`` or its lower ``corner``.
-        temperature: tau and tau_c.
+        attention_temperature: tau and tau_c.
         channel_mask: weigh channels in all terms.
         inherit_head: the student's branches begin with the teacher's.
 
@@ -121,15 +121,15 @@ class DistillBEV(Detection3dDistiller):
         teacher: Teacher | nn.Module,
         *,
         example: FrameInputs,
-        taps: str | None = None,
+        map_pairs: str | None = None,
         weights: Weights | None = None,
         distill_scale: float = 1.0,
         attention: Attention = "teacher_student",
         mistaken: Mistaken | Literal["none"] = "teacher",
         mistaken_scale: MistakenScale = "average",
-        threshold: float = 0.1,
+        heatmap_threshold: float = 0.1,
         sample: Literal["center", "corner"] = "center",
-        temperature: float = 0.5,
+        attention_temperature: float = 0.5,
         channel_mask: bool = False,
         inherit_head: bool = True,
     ) -> None:
@@ -145,7 +145,7 @@ class DistillBEV(Detection3dDistiller):
                 got = f"a map of {axis} {getattr(large.grid, axis)} m"
                 raise InputError("teacher", got, f"the student's, {getattr(student.grid, axis)}")
         one_of("mistaken", mistaken, ("none", *get_args(Mistaken)))
-        self.mistaken, self.mistaken_scale, self.threshold, self.sample = mistaken, mistaken_scale, threshold, sample
+        self.mistaken, self.mistaken_scale, self.threshold, self.sample = mistaken, mistaken_scale, heatmap_threshold, sample
         self.imitation: Imitation = "balanced"
         self.distill_scale = at_least_zero("distill_scale", distill_scale)
         self.grid, self.teacher_grid = student.grid, large.grid
@@ -155,8 +155,9 @@ class DistillBEV(Detection3dDistiller):
             self._inherit(student, large)
         self._asked = self.teacher.around(WithStages)
         ours, theirs = self._shapes(student, example), self._shapes(large, example)
-        self.taps = taps_in(taps, len(ours[0]), len(theirs[0]))
-        options: dict[str, Any] = {"attention": attention, "temperature": temperature, "channel_temperature": temperature}
+        self.taps = taps_in(map_pairs, len(ours[0]), len(theirs[0]))
+        options: dict[str, Any] = {"attention": attention, "temperature": attention_temperature}
+        options["channel_temperature"] = attention_temperature
         self.adapters, self.terms = nn.ModuleList(), nn.ModuleList()
         for tap in self.taps:
             mine, wanted = (shapes[1] if at is None else shapes[0][at] for shapes, at in ((ours, tap.student), (theirs, tap.teacher)))

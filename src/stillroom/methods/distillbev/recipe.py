@@ -103,7 +103,7 @@ FORMER: dict[str, Any] = {
     "teacher": "stillroom/centerpoint-pillar",
     "schedule": "cosine",
     "clip_norm": 35.0,
-    "taps": "neck",
+    "map_pairs": "neck",
     "attention": "teacher",
     "mistaken": "none",
     "sample": "center",

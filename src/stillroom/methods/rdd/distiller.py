@@ -101,7 +101,7 @@ class RDD(AdaptedDistiller):
     Args:
         student, teacher: see `AdaptedDistiller`.
         selection: of the pairs' weights m.
-        temperature: tau, of the softmax over channels.
+        channel_temperature: tau, of the softmax over channels.
         feature_weight: alpha1, weight of the features of the pairs.
         logit_weight: alpha2, weight of their class probabilities.
         proposals: of each detector in a frame, the best so many.
@@ -117,7 +117,7 @@ class RDD(AdaptedDistiller):
         teacher: Teacher | nn.Module,
         *,
         selection: Selection | None = None,
-        temperature: float = 4.0,
+        channel_temperature: float = 4.0,
         feature_weight: float = 0.2,
         logit_weight: float = 0.2,
         proposals: int = 100,
@@ -126,7 +126,7 @@ class RDD(AdaptedDistiller):
         super().__init__(student, teacher)
         self.require_alike()
         self.selection = Selection() if selection is None else selection
-        self.temperature = positive("temperature", temperature)
+        self.temperature = positive("channel_temperature", channel_temperature)
         self.feature_weight = at_least_zero("feature_weight", feature_weight)
         self.logit_weight = at_least_zero("logit_weight", logit_weight)
         self.proposals = at_least("proposals", proposals, 1)
