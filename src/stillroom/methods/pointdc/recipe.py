@@ -259,5 +259,7 @@ ROOM = Room(
     tasks=("segmentation3d",),
     presets=PRESETS,
     default={"data": "rooms"},
+    expect="No gain that can be told: on 12 made-up rooms clustering again and again had +1.5 +- 4.8 points of mIoU over the distilled "
+    "features (3 seeds), and neither is above height, colour and slope; the paper's 2D teacher is DINO, and its scans are 1201.",
     reason="learns from scans alone, without labels and without a student alone to be compared with",
 )
