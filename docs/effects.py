@@ -41,7 +41,7 @@ ORDER = [
         "mtl-cs",
         "auto-kd",
     ),
-    *("rdd"),
+    *("rdd", "pointdc", "distillbev"),
 ]
 NAMES = {
     "kd3": "KD³",
@@ -64,6 +64,8 @@ NAMES = {
     "mtl-cs": "MTL-CS",
     "auto-kd": "Auto-KD",
     "rdd": "RDD",
+    "distillbev": "DistillBEV",
+    "pointdc": "PointDC",
 }
 SIGNS = {"above": "▲", "below": "▼", "level": "="}
 _SPACE = "\N{NO-BREAK SPACE}"

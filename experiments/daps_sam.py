@@ -24,7 +24,8 @@ FIGURES = {
     "segmentation": ("mIoU", "pixel accuracy", "class accuracy", "3IoU"),
     "occupancy": ("IoU", "IoU at 0.2", "Chamfer-L1", "normal consistency", "F-score"),
 }
-UNITS = {"MAE": "m", "RMSE": "m", "Chamfer-L1": "cubes"}
+UNITS = {"MAE": "cm", "RMSE": "cm", "Chamfer-L1": "cubes"}
+SCALES = {"MAE": 100, "RMSE": 100}
 
 
 def named(figure: str) -> str:
@@ -34,12 +35,15 @@ def named(figure: str) -> str:
 
 def measured(out: Path, target: str, words: list[str]) -> dict[str, dict[str, dict[int, float]]]:
     """By arm and figure: the numbers of every seed of a run."""
-    command = ["stillroom", "run", "daps-sam", "--target", target, *words, "--accelerator", "cpu", "--out", str(out)]
+    command = ["stillroom", "run", "daps-sam", "--answer", target, *words, "--accelerator", "cpu", "--out", str(out)]
     subprocess.run(command, check=True)
     stages: Mapping[str, Any] = json.loads((out / "metrics.json").read_text())["stages"]
     return {
         f"{target}: {arm}": {
-            **{named(figure): {one["seed"]: one["metrics"][figure] for one in results} for figure in FIGURES[target]},
+            **{
+                named(figure): {one["seed"]: SCALES.get(figure, 1) * one["metrics"][figure] for one in results}
+                for figure in FIGURES[target]
+            },
             "parameters": {one["seed"]: one["footprint"]["parameters"] for one in results},
             "seconds": {one["seed"]: one["seconds"] for one in results},
         }
@@ -57,42 +61,43 @@ def over(found: Mapping[str, Numbers], target: str, arm: str, other: str) -> str
     change, spread = paired(numbers, theirs)
     clear = is_clear(change, spread, len(numbers))
     word = ("above" if change > 0 else "below") if clear else "not to be told from"
-    digits = 3 if target == "depth" else 1
-    return f"{arm} is {word} {other} ({change:+.{digits}f} +- {spread:.{digits}f} {figure})"
+    return f"{arm} is {word} {other} ({change:+.1f} +- {spread:.1f} {figure})"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--rooms", type=int, default=600, help="to train on; a quarter as many to measure with")
+    parser.add_argument("--targets", default="depth+segmentation+occupancy")
+    parser.add_argument("--arms", default=DEPTH, help="of depth")
+    parser.add_argument("--rooms", type=int, default=600, help="to train on; a third as many to measure with")
     parser.add_argument("--epochs", type=int, default=8)
+    parser.add_argument("--batch_size", type=int, default=32)
     parser.add_argument("--image_size", type=int, default=16, help="height of a panorama")
-    parser.add_argument("--voxel_epochs", type=int, default=8, help="of the run for voxels")
     parser.add_argument("--runs", type=Path, default=Path("runs/experiments/daps_sam"), help="where the runs are kept")
     parser.add_argument("--out", type=Path, default=Path("results/daps_sam.json"))
     asked = parser.parse_args()
-    rooms = ["--data", f"rooms:train={asked.rooms},val={asked.rooms // 4}", "--image-size", str(asked.image_size)]
-    length = ["--epochs", str(asked.epochs), "--seeds", str(asked.seeds)]
+    length = ["--epochs", str(asked.epochs), "--batch-size", str(asked.batch_size)]
+    rooms = ["--data", f"rooms:train={asked.rooms},val={asked.rooms // 3}", "--image-size", str(asked.image_size)]
+    voxels = ["--data", f"rooms:train={asked.rooms // 2},val=32", "--query-points", "256"]
     found: dict[str, Numbers] = {}
-    found |= measured(asked.runs / "depth", "depth", [*rooms, *length, "--arms", DEPTH])
-    found |= measured(asked.runs / "segmentation", "segmentation", [*rooms, *length, "--arms", "interpolation+control+sam"])
-    voxels = ["--data", f"rooms:train={asked.rooms // 2},val=32", "--query-points", "256", "--epochs", str(asked.voxel_epochs)]
-    voxels += ["--arms", "interpolation+sam"]
-    found |= measured(asked.runs / "occupancy", "occupancy", voxels)
-    said = [over(found, "depth", arm, "interpolation") for arm in (*DEPTH.split("+")[1:], "alone")]
-    said += [over(found, "depth", "sam", arm) for arm in ("control", "no-feature-loss", "one-embedding", "non-spatial")]
-    said[0] = f"depth: {said[0]}"
-    said += [f"segmentation: {over(found, 'segmentation', 'sam', 'interpolation')}", over(found, "segmentation", "sam", "control")]
-    said += [f"occupancy: {over(found, 'occupancy', 'sam', 'interpolation')}"]
+    said: list[str] = []
+    for target in asked.targets.split("+"):
+        arms = {"depth": asked.arms, "segmentation": "interpolation+control+sam", "occupancy": "interpolation+sam"}[target]
+        words = [*voxels, *length] if target == "occupancy" else [*rooms, *length, "--seeds", str(asked.seeds)]
+        found |= measured(asked.runs / target, target, [*words, "--arms", arms])
+        first, *others = arms.split("+")
+        pairs = [(arm, first) for arm in (*others, "alone")] + [("sam", arm) for arm in others if arm != "sam"]
+        said.append(f"{target}: {'; '.join(over(found, target, *pair) for pair in pairs)}")
     setting: dict[str, object] = {
-        "rooms": f"{asked.rooms} to train on, {asked.rooms // 4} others to measure; panoramas {asked.image_size} x {2 * asked.image_size}; "
-        f"16 kHz, 2 x 33 x 121; {asked.epochs} epochs of batches of 32, AdamW 3e-3, cosine",
+        "rooms": f"{asked.rooms} to train on, {asked.rooms // 3} others to measure; panoramas {asked.image_size} x {2 * asked.image_size}; "
+        f"16 kHz, 2 x 33 x 121; {asked.epochs} epochs of batches of {asked.batch_size}, AdamW 3e-3, cosine",
         "networks": "panorama16_3 and echo16_3; blocks at levels 2 and 3, K = 16 and 64; lambda 0.002 (all), 0.05 (adjacent)",
-        "occupancy": f"one seed; {asked.rooms // 2} rooms, 32 others; 256 points; {asked.voxel_epochs} epochs",
     }
-    command = f"python experiments/daps_sam.py --seeds {asked.seeds} --rooms {asked.rooms} --epochs {asked.epochs}"
-    command += f" --image_size {asked.image_size} --voxel_epochs {asked.voxel_epochs}"
-    write(asked.out, "daps-sam", command, list(range(asked.seeds)), found, f"{'; '.join(said)}.", setting)
+    if "occupancy" in asked.targets:
+        setting["occupancy"] = f"one seed; {asked.rooms // 2} rooms, 32 others to measure; 256 points of each"
+    command = f"python experiments/daps_sam.py --seeds {asked.seeds} --targets {asked.targets} --arms {asked.arms} --rooms {asked.rooms}"
+    command += f" --epochs {asked.epochs} --batch_size {asked.batch_size} --image_size {asked.image_size}"
+    write(asked.out, "daps-sam", command, list(range(asked.seeds)), found, f"{'. '.join(said)}.", setting)
     print(asked.out.read_text())
 
 

@@ -152,4 +152,5 @@ def test_other_arguments_are_refused_and_overwrite_builds_anew(tmp_path: Path) -
     assert "--views was None, now 3" in refused(out, "--epochs", "1", "--views", "3")
     cache(out, "--epochs", "1", "--augment", "none", "--top", "3", "--overwrite")
     assert CachedTeacher(out).views.count == 1
-    assert {file.name for file in (out / "rows").iterdir()} == {"logits.top.npy", "logits.classes.npy", "logits.rest.npy"}
+    arrays = {"logits.top.npy", "logits.classes.npy", "logits.rest.npy"}
+    assert {file.name for file in (out / "rows").iterdir()} == {*arrays, *(f"sum.{name}" for name in arrays)}

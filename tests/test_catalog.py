@@ -134,8 +134,8 @@ def test_hosts_are_built_with_the_options_that_their_recipe_has(name: str) -> No
 def test_unknown_and_planned_methods_are_told_apart() -> None:
     with pytest.raises(InputError, match=r"^host: got kdd, .*such as .*\bkd\b"):
         catalog.find("kdd", argument="host")
-    with pytest.raises(InputError, match=r"^method: got distillbev, .*planned"):
-        catalog.load("distillbev")
+    with pytest.raises(InputError, match=r"^method: got upvl, .*planned"):
+        catalog.load("upvl")
 
 
 def test_catalog_is_data_alone() -> None:

@@ -95,7 +95,7 @@ def test_commands_have_options_that_exist(capsys: pytest.CaptureFixture[str]) ->
 
 @pytest.mark.parametrize("page", [page for page, text in PAGES.items() if page.startswith("methods/") and "\n> " in text])
 def test_a_quoted_verdict_is_the_measured_one(page: str) -> None:
-    measured = json.loads((ROOT / f"results/{Path(page).stem}.json").read_text(encoding="utf-8"))["verdict"]
+    measured = json.loads((ROOT / f"results/{Path(page).stem.replace('-', '_')}.json").read_text(encoding="utf-8"))["verdict"]
     for quote in re.findall(r"^> (.*)$", PAGES[page], re.MULTILINE):
         assert quote in measured
 

@@ -159,8 +159,8 @@ METHODS = {
     "--teacher stillroom/strided24 --embed-dim 16 --feedforward 32",
     "wad": f"--data digits --subset 200 --val-subset 40 --batch-size 16 {_CPU} --known-classes 5",
     "giftnet": f"--data patches,train=16,val=8 --batch-size 8 {_CPU} --student stillroom/harmony4_3",
-    "auto-kd": f"{_DIGITS} --teacher stillroom/convnet4 --student stillroom/convnet3 --trials 2 --proxy-share 1 --held-out 0.3 "
-    "--proxy-epochs 2 --finalists 1 --searches auto-kd --accept-teacher true",
+    "auto-kd": f"{_DIGITS} --teacher stillroom/convnet4 --student stillroom/convnet3 --accept-teacher true --trials 2 --proxy-share 1 "
+    "--held-out 0.3 --proxy-epochs 2 --finalists 1 --searches auto-kd",
     "boss": f"{_DIGITS} --student stillroom/convnet3 --trials 3 --warmup-trials 2 --pool 2 --searches boss",
     "orc": f"{_DIGITS} --teacher stillroom/convnet4 --student stillroom/convnet3 --group stillroom/convnet6",
 }

@@ -291,3 +291,14 @@ def test_a_folder_of_transformers_is_asked_for_no_code(place: Path) -> None:
     with pytest.raises(InputError, match="transformers/"):
         stillroom.tasks.classification.build_classifier(f"transformers/{folder}", num_classes=2, image_size=32)
     assert not ran(place)
+
+
+def test_a_quantized_export_reads_no_data_by_code(place: Path) -> None:
+    from stillroom.engine.task import task_named
+    from stillroom.tasks.quantized import _data_of
+
+    (place / "run" / "config.yaml").write_text("data: evil.py:net\nsubset: 10\n")
+    with pytest.raises(InputError, match=r"config\.yaml, in which data is evil\.py:net"):
+        _data_of(place / "run", task_named(CLASSIFICATION), None, trust_code=False)
+    assert not ran(place)
+    assert _data_of(place / "run", task_named(CLASSIFICATION), "digits", trust_code=False).train_size == 10

@@ -180,7 +180,13 @@ METHODS: tuple[Method, ...] = (
         "reference vectors of the specification",
     ),
     Method("l2d", "Multi-Label Knowledge Distillation", "multilabel", "stillroom.methods.l2d", _PAPER),
-    Method("distillbev", "DistillBEV: Boosting Multi-Camera 3D Object Detection with Cross-Modal Knowledge Distillation", "points"),
+    Method(
+        "distillbev",
+        "DistillBEV: Boosting Multi-Camera 3D Object Detection with Cross-Modal Knowledge Distillation",
+        "detection3d",
+        "stillroom.methods.distillbev",
+        "reference vectors of released code",
+    ),
     Method(
         "orc",
         "ORC: Network Group-based Knowledge Distillation using Online Role Change",
@@ -193,7 +199,7 @@ METHODS: tuple[Method, ...] = (
         "PointDC: Unsupervised Semantic Segmentation of 3D Point Clouds via Cross-Modal Distillation",
         "segmentation3d",
         "stillroom.methods.pointdc",
-        "reference vectors of released code",
+        _PAPER,
     ),
 )
 

@@ -96,13 +96,20 @@ def _run(arguments: list[str]) -> int:
         _leave_others(stopped=isinstance(told, Interrupted))
         if told is None:
             raise
-        print(f"stillroom: {printable(' '.join(str(told).split()))}", file=sys.stderr)
+        if _speaks() or not isinstance(told, Interrupted):
+            print(f"stillroom: {printable(' '.join(str(told).split()))}", file=sys.stderr)
         return told.exit_code
     except KeyboardInterrupt:
         _leave_others(stopped=True)
-        print("stillroom: stopped", file=sys.stderr)
+        if _speaks():
+            print("stillroom: stopped", file=sys.stderr)
         return 130
     return 0
+
+
+def _speaks() -> bool:
+    """Whether this process says what was asked of all those on its machine that train together: that they end."""
+    return os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", "0")) == "0"
 
 
 def _lost() -> Lost | None:

@@ -113,6 +113,8 @@ def difference(name: str, answer: Tensor | None, reference: Tensor, rtol: float,
     """Says how `answer` differs from `reference` beyond the tolerance; empty when it does not. Integers and masks are exact."""
     if answer is None:
         return f"no output {name}"
+    if answer.numel() == reference.numel() == 1:  # a number, written as [] or as [1]
+        answer = answer.reshape(reference.shape)
     if answer.shape != reference.shape:
         return f"{name}: shape {list(answer.shape)} instead of {list(reference.shape)}"
     exact = not reference.dtype.is_floating_point

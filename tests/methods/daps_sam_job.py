@@ -25,7 +25,7 @@ def train(out: Path, devices: int) -> None:
     data = SoundData("rooms:train=16,val=3", image_size=8, batch_size=8)
     teacher = build_sound("stillroom/panorama4_2", data.shape()).network
     student = Aligned(build_sound("stillroom/echo4_2", data.shape()).network, AlignedSpec("", "sam", (1, 2), 4, 2, 2))
-    distiller = DAPS(student, teacher, feature_weight=1.0, triplet_negatives="all")
+    distiller = DAPS(student, teacher, alignment_weight=1.0, triplet_negatives="all")
     options = LabOptions(out=out, accelerator="cpu", devices=devices, strategy="ddp" if devices > 1 else "auto")
     plan = Training(epochs=2, optimizer="sgd", lr=0.01, schedule="constant", warmup_epochs=0)
     with patch.object(nn.BatchNorm1d, "forward", unnormalised), patch.object(nn.BatchNorm2d, "forward", unnormalised):

@@ -172,7 +172,7 @@ def test_what_it_is_compared_with_is_least_where_features_agree() -> None:
 
 @pytest.mark.parametrize("target", ["depth", "segmentation", "occupancy"])
 def test_a_step_learns_from_the_teacher_alone(target: str) -> None:
-    data = SoundData(TINY, target=target, image_size=8, batch_size=4, query_points=16)  # type: ignore[arg-type]
+    data = SoundData(TINY, answer=target, image_size=8, batch_size=4, query_points=16)  # type: ignore[arg-type]
     teacher = teacher_of(data)
     distiller = DAPS(student_of(data), teacher).train()
     distiller.at(0, steps_per_epoch=4, epochs=2)
@@ -181,7 +181,7 @@ def test_a_step_learns_from_the_teacher_alone(target: str) -> None:
     assert not losses.task
     assert set(losses.distill) == {"pseudo", "feature"}
     other = batch._replace(truth=torch.zeros_like(batch.truth))
-    torch.testing.assert_close(DAPS(distiller.student, teacher, feature_weight=0).losses(other).total, losses.distill["pseudo"])
+    torch.testing.assert_close(DAPS(distiller.student, teacher, alignment_weight=0).losses(other).total, losses.distill["pseudo"])
     losses.total.backward()
     idle = [name for name, parameter in distiller.named_parameters() if parameter.grad is None]
     assert not idle
@@ -191,7 +191,7 @@ def test_a_step_learns_from_the_teacher_alone(target: str) -> None:
 @pytest.mark.parametrize("loss", ["mse", "mta", "rank"])
 def test_other_feature_losses_work_without_blocks(loss: str, data: SoundData) -> None:
     student = build_sound("stillroom/echo4_2", data.shape()).network
-    distiller = DAPS(student, teacher_of(data), feature_loss=loss, feature_weight=1.0)  # type: ignore[arg-type]
+    distiller = DAPS(student, teacher_of(data), feature_loss=loss, alignment_weight=1.0)  # type: ignore[arg-type]
     distiller.losses(data.train_loader(seed=0).first(4)).distill["feature"].backward()
     assert student.encoder.levels[-1][0].weight.grad is not None  # type: ignore[union-attr, index]
 
@@ -335,7 +335,7 @@ def test_a_cached_teacher_teaches_the_same(run: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("target", ["segmentation", "occupancy"])
 def test_other_targets_run_and_answer(target: str, tmp_path: Path) -> None:
-    words = ["run", "daps-sam", "--data", "rooms:train=8,val=2", "--target", target, *SHORT, "--query-points", "32", "--arms", "sam"]
+    words = ["run", "daps-sam", "--data", "rooms:train=8,val=2", "--answer", target, *SHORT, "--query-points", "32", "--arms", "sam"]
     assert main([*words, "--out", str(tmp_path / "run")]) == 0
     write_wave(tmp_path / "a.wav", sound(np.random.default_rng(0)), 16_000)
     (answer,) = stillroom.load(tmp_path / "run").predict([tmp_path / "a.wav"], unreadable=print, out=str(tmp_path / "out"))
@@ -356,7 +356,7 @@ def test_other_targets_run_and_answer(target: str, tmp_path: Path) -> None:
         (["--levels", "[1]"], "the last of the student's 2 levels"),
         (["--block-heads", "5"], "heads: got 5"),
         (["--margin", "-1"], "--margin: got -1"),
-        (["--target", "smell"], "target"),
+        (["--answer", "smell"], "answer"),
     ],
 )
 def test_wrong_arguments_are_told_before_anything_is_trained(
@@ -383,7 +383,7 @@ def test_the_papers_setting_takes_a_step(tmp_path: Path) -> None:
     assert teacher.taps == tuple(f"encoder.layer{level}" for level in range(1, 5))
     student = build_sound(preset["student"] + width, shape).network
     distiller = catalog.load("daps-sam").build(
-        student, teacher, data, levels=tuple(preset["levels"]), feature_weight=preset["feature_weight"]
+        student, teacher, data, levels=tuple(preset["levels"]), alignment_weight=preset["alignment_weight"]
     )  # type: ignore[misc]
     blocks = distiller.student.base.alignment.blocks  # type: ignore[union-attr]
     assert {level: block.embeddings.shape[:2] for level, block in blocks.items()} == {"3": (16, 12 * 24), "4": (64, 6 * 12)}  # type: ignore[union-attr]

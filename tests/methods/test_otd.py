@@ -186,6 +186,8 @@ def test_the_few_are_named_or_chosen_and_are_not_among_the_unlabelled(tmp_path: 
     chosen = drawn(few="3")
     counts = [np.bincount(chosen.training_images.nuclei(int(name)).types, minlength=7)[[1, 4, 5]].sum() for name in chosen.few_names]
     assert min(counts) >= 1
+    few = drawn(few="6").few_names  # every class of the target is among six
+    assert (sum(np.bincount(chosen.training_images.nuclei(int(name)).types, minlength=7) for name in few)[1:] > 0).all()
     for few_option, said in (
         ("16", "a number from 1 to 15"),
         ("0", "a number from 1"),

@@ -15,12 +15,14 @@ from stillroom.cli import main
 from stillroom.engine import Losses, Teacher
 from stillroom.engine.weights import read_weights
 from stillroom.errors import InputError
-from stillroom.methods.rdd import RDD, AnchorRDD, RivalDistiller, Selection
-from stillroom.methods.rdd.distiller import Answer, _best_cells, _codes_told
+from stillroom.methods.rdd import RDD, RivalDistiller, Selection
+from stillroom.methods.rdd.distiller import Answer
 from stillroom.methods.rdd.loss import disparity, hint_loss_where, pair_losses
 from stillroom.methods.rdd.recipe import PRESETS, build
+from stillroom.methods.rdd.rivals import _best_cells, _codes_told
 from stillroom.tasks.detection3d.data import Detection3dData
 from stillroom.tasks.detection3d.models import Wanted, build_detector
+from stillroom.tasks.points.anchor_head import AnchorHead
 from stillroom.tasks.points.center_head import center_targets
 from stillroom.tasks.points.frames import FrameBatch
 from stillroom.tasks.points.grid import BevGrid, ClassList
@@ -72,8 +74,7 @@ def test_regions_of_both_are_the_same_metres_on_maps_of_any_resolution(data: Det
 def test_no_proposal_is_an_exact_zero_that_reaches_the_adapter(data: Detection3dData, batch: FrameBatch) -> None:
     for student, teacher in ((SMALL, LARGE), ("stillroom/pointpillars-w0.125,cell=0.8", "stillroom/pointpillars-w0.125,cell=0.4")):
         network = detector(student, data)
-        method = AnchorRDD if "pointpillars" in student else RDD
-        distiller = method(network, Teacher(detector(teacher, data)), proposal_threshold=1.0)
+        distiller = RDD(network, Teacher(detector(teacher, data)), proposal_threshold=1.0)
         losses = distiller.losses(batch)
         assert [float(losses.distill[name].detach()) for name in ("feature", "logit")] == [0, 0]
         losses.total.backward()
@@ -151,7 +152,7 @@ def test_detectors_that_cannot_be_compared_are_refused(data: Detection3dData) ->
         (lambda: RDD(student, build_detector(LARGE, other).network), "the student's classes and groups"),
         (lambda: RDD(student, torch.nn.Linear(1, 1)), "a detector of this task"),
         (lambda: build(student, teacher, data, sparsity=-1.0), "sparsity"),
-        (lambda: build(student, teacher, data, temperature=0.0), "temperature"),
+        (lambda: build(student, teacher, data, channel_temperature=0.0), "channel_temperature"),
         (lambda: build(student, teacher, data, mode="best"), "mode"),  # type: ignore[arg-type]
         (lambda: build(student, Teacher(detector("stillroom/pointpillars-w0.125,cell=0.4", data)), data), "AnchorHead"),
         (lambda: RivalDistiller(detector("stillroom/pointpillars-w0.125,cell=0.4", data), teacher, kind="pp"), "AnchorHead"),
@@ -214,7 +215,14 @@ def test_the_paper_s_numbers(capsys: pytest.CaptureFixture[str]) -> None:
         main(["run", "rdd", "--preset", "paper", "--print_config"])
     assert not done.value.code
     values = yaml.safe_load(capsys.readouterr().out)
-    expected = {"mode": "threshold", "sparsity": 0.1, "temperature": 4.0, "feature_weight": 0.2, "logit_weight": 0.2, "proposals": 100}
+    expected = {
+        "mode": "threshold",
+        "sparsity": 0.1,
+        "channel_temperature": 4.0,
+        "feature_weight": 0.2,
+        "logit_weight": 0.2,
+        "proposals": 100,
+    }
     expected |= {"epochs": 20, "lr": 1e-3, "weight_decay": 0.01, "optimizer": "adamw", "clip_norm": 35.0}
     assert {name: values[name] for name in expected} == expected
 
@@ -230,7 +238,7 @@ def test_a_step_of_the_paper_s_networks_on_its_data_in_small(preset: str, tmp_pa
     student, large = (build_detector(chosen[name], Wanted.of(data.describe())).network for name in ("student", "teacher"))
     assert sum(p.numel() for p in student.parameters()) < 0.65 * sum(p.numel() for p in large.parameters())
     distiller = build(student, Teacher(large), data, proposal_threshold=0.05)
-    assert isinstance(distiller, AnchorRDD) == (preset == "paper:kitti")
+    assert isinstance(distiller.student.head, AnchorHead) == (preset == "paper:kitti")
     losses: Losses = distiller.losses(next(iter(data.train_loader(seed=0))))
     losses.total.backward()
     assert all(term.isfinite() for term in losses.terms.values())

@@ -97,7 +97,7 @@ def _show(columns: list[str], rows: list[list[str]]) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    from stillroom.engine.run.console import console
+    from stillroom.engine.run.console import EscapingConsole
 
     table = Table(box=None, pad_edge=False, header_style="bold")
     for column in columns:
@@ -105,4 +105,4 @@ def _show(columns: list[str], rows: list[list[str]]) -> None:
     for row in rows:
         table.add_row(*map(Text, map(printable, row)))  # as Text: brackets in a name are no markup
     if rows:
-        console.print(table, soft_wrap=False, width=None if console.is_terminal else 10_000)  # in a file or a pipe no name is folded
+        EscapingConsole(width=None if sys.stdout.isatty() else 10_000).print(table)  # in a file or a pipe no name is folded

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
@@ -10,6 +10,9 @@ import torch
 from torch import Tensor
 
 T = TypeVar("T")
+
+
+when_alone: list[Callable[[], None]] = []  # what else ends with the group of processes; see `go_alone`
 
 
 def world_size() -> int:
@@ -29,10 +32,9 @@ def go_alone() -> None:
     ever, or for processes that have ended. The next training founds a new group.
     """
     if world_size() > 1:
-        from stillroom.engine.run.watch import watch
-
         torch.distributed.barrier()  # nobody founds the next group while another has not left this one
-        watch.end()
+        for end in when_alone:
+            end()
         torch.distributed.destroy_process_group()
 
 

@@ -9,17 +9,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml  # type: ignore[import-untyped]
 from torch import Tensor
 
 from stillroom.engine.export import ExportSpec, check_format, export, place_of
 from stillroom.engine.quantize import OnnxNetwork, quantized
 from stillroom.engine.report.results import COMMON_METRICS, Metric
 from stillroom.engine.room import options_of
+from stillroom.engine.run.folder import read_settings
 from stillroom.engine.run.recorder import evaluating
 from stillroom.engine.run.shipped import place_of_student
+from stillroom.engine.specification import refuse_code
 from stillroom.engine.task import Task, task_named
 from stillroom.errors import InputError, at_least
+from stillroom.tasks.images.classified import KINDS
 from stillroom.tasks.students import load, task_of
 
 
@@ -90,7 +92,7 @@ def quantize_student(
     spec = load(run, arm=arm, seed=seed, best=best, trust_code=trust_code).export_spec()
     if not hasattr(task, "supervised") or not isinstance(spec, ExportSpec) or len(spec.names) != 2 or spec.ask is not None:
         raise InputError("quantize", f"a student of the task {task.name}", "one that answers with a single tensor, such as a classifier")
-    shown = _data_of(Path(run), task, data)
+    shown = _data_of(Path(run), task, data, trust_code=trust_code)
     path = place_of(Path(place.removesuffix("@best")), out, "onnx", part="int8")
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
@@ -108,14 +110,17 @@ def quantize_student(
     return Quantized(path, sizes[1], sizes[0], metric, before[primary], after[primary], same, len(ours), count)
 
 
-def _data_of(run: Path, task: Task, moved: str | None) -> Any:
+def _data_of(run: Path, task: Task, moved: str | None, *, trust_code: bool) -> Any:
     """The data of a run, as its arguments say."""
     config = next((folder / "config.yaml" for folder in (run, *run.parents[:2]) if (folder / "config.yaml").is_file()), None)
     if config is None:
         raise InputError("run", str(run), "the folder of a run, whose config.yaml says what its data are")
-    settings = yaml.safe_load(config.read_text(encoding="utf-8"))
-    known = options_of(task.data)
-    return task.data(**{name: value for name, value in {**settings, **({"data": moved} if moved else {})}.items() if name in known})
+    if (settings := read_settings(config)) is None:
+        raise InputError("run", str(config), "the options of a finished run, in YAML")
+    known = {name: value for name, value in settings.items() if name in options_of(task.data) and (name != "data" or not moved)}
+    if not trust_code:
+        refuse_code(known, config, {*task.kinds, *(kind.name for kind in KINDS)}, argument="run")
+    return task.data(**known, **({"data": moved} if moved else {}))
 
 
 def _inputs(data: Any, count: int) -> Iterator[Tensor]:

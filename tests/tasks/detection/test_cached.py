@@ -152,7 +152,8 @@ def test_half_a_cache_is_refused_and_completed(finished: Path, tmp_path: Path) -
         CachedTeacher(tmp_path)
     build(tmp_path)
     files = [file.name for file in sorted((finished / "rows").iterdir())]
-    assert files == [*(f"answer{part}.npy" for part in range(6)), "view.flip.npy"]
+    arrays = [*(f"answer{part}.npy" for part in range(6)), "view.flip.npy"]
+    assert files == sorted([*arrays, *(f"sum.{name}" for name in arrays)])
     assert all((tmp_path / "rows" / name).read_bytes() == (finished / "rows" / name).read_bytes() for name in files)
 
 

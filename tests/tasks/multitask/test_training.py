@@ -14,6 +14,7 @@ from torch import Tensor
 
 from stillroom.engine.loading import Draw
 from stillroom.errors import InputError
+from stillroom.tasks.images.page_parts import change_cell
 from stillroom.tasks.images.pixel_classes import confusion, mean_iou, mean_iou_of_all
 from stillroom.tasks.multitask import MultiTaskData, MultiTaskEvaluator, Supervised, Target, WholeBatch, build_multitask, relative
 from stillroom.tasks.multitask.edges import matched, matched_counts, thinned
@@ -306,3 +307,9 @@ def test_normals_that_point_the_wrong_way_are_remarked_on(root: Path) -> None:
 
     assert said(40.0) == []
     assert said(150.0) == ["alone: normals are 150 degrees off on average: do all axes point the same way?"]
+
+
+def test_a_change_of_metres_has_the_digits_that_tell_it() -> None:
+    changed = np.array([-0.02, -0.04])
+    assert change_cell(-0.03, changed, higher_is_better=False, decimals=3) == '<td class="first up">−0.030 ± 0.014</td>'
+    assert change_cell(-0.03, changed) == '<td class="first">0.0 ± 0.0</td>'

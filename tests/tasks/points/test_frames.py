@@ -10,7 +10,7 @@ from stillroom.errors import InputError
 from stillroom.tasks.points.augment import BevAugment, ImageAugment, ObjectBank, RoomAugment, moved
 from stillroom.tasks.points.boxes import points_in_boxes
 from stillroom.tasks.points.drawings import cloud, from_above, in_camera, label_colours
-from stillroom.tasks.points.frames import Frame, boxes_of, cleaned, collate
+from stillroom.tasks.points.frames import Frame, View, boxes_of, cleaned, collate
 from stillroom.tasks.points.raycast import overlapping
 from stillroom.tasks.points.worlds import DrivingWorld, WorldSpec
 
@@ -56,9 +56,6 @@ def test_frames_that_do_not_fit_each_other_are_refused(frame):
         collate([frame, replace(frame, views=frame.views[:1])], [0, 1])
     with pytest.raises(InputError, match="points of"):
         collate([frame, frame.with_columns(("x", "y", "z"))], [0, 1])
-    small = replace(frame.views[0], image=frame.views[0].image[:10])
-    with pytest.raises(InputError, match="sizes"):
-        collate([replace(frame, views=(small, frame.views[1]))], [0])
 
 
 def inside(frame):
@@ -147,3 +144,16 @@ def test_columns_by_name():
     assert frame.with_columns(("x", "y", "z", "lag", "ring")).points.tolist() == [[0, 1, 2, 0, 3], [4, 5, 6, 0, 7]]
     with pytest.raises(InputError, match="one of x, y, z, ring"):
         frame.column("colour")
+
+
+def test_pictures_that_differ_by_some_pixels_are_padded():
+    """As KITTI's do; the cameras stay what they are."""
+    frames = []
+    for size in ((20, 30), (22, 28)):
+        view = View("left", np.full((*size, 3), 255, np.uint8), np.eye(3), np.eye(4))
+        frames.append(Frame(np.zeros((1, 4), np.float32), ("x", "y", "z", "intensity"), views=(view,)))
+    images = collate(frames, [0, 1]).inputs.images
+    assert images.shape == (2, 1, 3, 22, 30)
+    assert images[0, 0, :, :20].min() == 1
+    assert not images[0, 0, :, 20:].any()
+    assert not images[1, 0, :, :, 28:].any()

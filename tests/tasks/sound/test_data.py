@@ -56,13 +56,13 @@ def test_a_folder_of_recordings(daps: Path) -> None:
 
 
 def test_matterports_categories_are_nine_classes(daps: Path) -> None:
-    data = SoundData(f"echoes:{daps},unit=daps,categories=matterport", target="segmentation", image_size=8, n_fft=64)
+    data = SoundData(f"echoes:{daps},unit=daps,categories=matterport", answer="segmentation", image_size=8, n_fft=64)
     assert data.classes[:3] == ("wall", "floor", "ceiling")
     assert set(data.val_batch([0, 1]).truth.unique().tolist()) == {1, 2, 3}
     with pytest.raises(InputError, match="names of its classes"):
-        SoundData(f"echoes:{daps},unit=daps", target="segmentation")
-    with pytest.raises(InputError, match="target: got occupancy, expected what echoes has a truth of: depth, segmentation"):
-        SoundData(f"echoes:{daps},unit=daps", target="occupancy")
+        SoundData(f"echoes:{daps},unit=daps", answer="segmentation")
+    with pytest.raises(InputError, match="answer: got occupancy, expected what echoes has a truth of: depth, segmentation"):
+        SoundData(f"echoes:{daps},unit=daps", answer="occupancy")
 
 
 def test_a_unit_that_cannot_be_is_asked_for(tmp_path: Path) -> None:

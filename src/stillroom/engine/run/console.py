@@ -20,7 +20,7 @@ from stillroom.errors import explained, printable
 _LIGHTNING = ("lightning", "lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero")
 
 
-class _Console(Console):
+class EscapingConsole(Console):
     """Shows what steers a terminal escaped, whoever called a class or a file so; and goes on without one that is gone."""
 
     def render_str(self, text: str, **options: Any) -> Text:
@@ -33,7 +33,7 @@ class _Console(Console):
         say_nothing()
 
 
-console = _Console(highlight=False, soft_wrap=True)
+console = EscapingConsole(highlight=False, soft_wrap=True)
 
 
 def say_nothing() -> None:

@@ -23,12 +23,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
-from stillroom.engine.distributed import gathered, rank, world_size
+from stillroom.engine.distributed import gathered, rank, when_alone, world_size
 from stillroom.engine.run.machines import is_speaker
 from stillroom.errors import Lost
 
 PATIENCE = 30.0  # seconds in which a clean end that was asked for has to come
-_BEAT, _DONE, _STOPPED, _GONE = b".", b"d", b"s", b"g"  # what is said on a line; behind the last one a process's number in four bytes
+_BEAT, _DONE, _STOPPED, _GONE = b".", b"d", b"s", b"g"  # what is said on a line; behind the last one a process's number
+_NUMBER = 4  # bytes of such a number
 _EVERY = 1.0  # seconds between two beats
 _GRACE = 5.0  # seconds in which whoever lost a connection learns whose it was
 
@@ -63,7 +64,7 @@ class _Line:
         except OSError:
             return _GONE
         self.heard = time.monotonic()
-        self.done |= _DONE in said
+        self.done |= _DONE in said.partition(_GONE)[0]
         return said or _GONE
 
 
@@ -107,7 +108,7 @@ class Watch:
             else:
                 place = (os.environ.get("MASTER_ADDR", "127.0.0.1"), told[0][1])
                 connection = socket.create_connection(place, timeout=seconds)
-                connection.sendall(rank().to_bytes(4, "big"))
+                connection.sendall(rank().to_bytes(_NUMBER, "big"))
                 self._lines = [_Line(0, connection)]
         self._thread = threading.Thread(target=self._look, daemon=True, name="watch")
         self._thread.start()
@@ -116,7 +117,7 @@ class Watch:
         listening.settimeout(self._seconds)
         connection, _ = listening.accept()
         connection.settimeout(self._seconds)
-        return _Line(int.from_bytes(connection.recv(4, socket.MSG_WAITALL), "big"), connection)
+        return _Line(int.from_bytes(connection.recv(_NUMBER, socket.MSG_WAITALL), "big"), connection)
 
     def end(self) -> None:
         """Closes the lines: the processes need one another no more. All call it."""
@@ -157,16 +158,17 @@ class Watch:
                 heard = line.listen() if line.connection in ready else b""
                 if line.done:
                     continue
-                if _STOPPED in heard:
+                words, gone, number = heard.partition(_GONE)
+                if _STOPPED in words:
                     self._leave(130, f"{self._hosts[line.number]} was asked to stop; {GOES_ON}", line.number, _STOPPED)
-                elif heard.startswith(_GONE) and len(heard) > 1:  # the first process tells of another
-                    self._gone(int.from_bytes(heard[-4:], "big"))
-                elif _GONE in heard or now - line.heard > self._seconds:
+                elif gone and len(number) >= _NUMBER:  # the first process tells of another
+                    self._gone(int.from_bytes(number[:_NUMBER], "big"))
+                elif gone or now - line.heard > self._seconds:
                     self._gone(line.number)
 
     def _gone(self, number: int) -> None:
         host = self._hosts[number] if number < len(self._hosts) else f"process {number}"
-        self._leave(1, f"the process on {host} is gone; {GOES_ON}", number, _GONE + number.to_bytes(4, "big"))
+        self._leave(1, f"the process on {host} is gone; {GOES_ON}", number, _GONE + number.to_bytes(_NUMBER, "big"))
 
     def _leave(self, code: int, line: str, number: int, message: bytes) -> None:
         """Tells the others, and lets whoever is in a call that failed say it; leaves, where nobody does."""
@@ -233,6 +235,7 @@ class Watch:
 
 
 watch = Watch()
+when_alone.append(watch.end)
 atexit.register(lambda: watch.leave_others(stopped=False) if hasattr(sys, "last_value") else watch.end())
 _children: list[Any] = []
 

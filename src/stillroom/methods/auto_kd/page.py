@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 
 from stillroom.engine.report.results import Section
 from stillroom.engine.study.study import Study
-from stillroom.engine.study.tree import Node
 
 if TYPE_CHECKING:
     from stillroom.engine.study.tree_sampler import TreeSampler
@@ -17,12 +16,12 @@ def tree_section(title: str, study: Study) -> Section:
     """The tree down the path that was visited most: at every level the options, with their visits and mean rewards."""
     opened = study.of_optuna()
     sampler: TreeSampler = opened.sampler  # type: ignore[assignment]
-    node: Node | None = sampler.tree(opened).root
+    node = sampler.tree(opened).root
     rows = []
     for level, options in sampler.levels.items():
-        if node is None or not node.children:
+        if not node.children:
             break
-        most = max(node.children, key=lambda place: node.children[place].visits)
+        most = max(node.children.items(), key=lambda found: found[1].visits)[0]
         for place, child in sorted(node.children.items()):
             name = escape(str(options[place]))
             first, bold = (escape(level) if place == min(node.children) else ""), (f"<b>{name}</b>" if place == most else name)

@@ -41,7 +41,7 @@ class DAPS(Distiller):
         levels: numbers of the levels of L_f, from 1; by default those with blocks, of a student without the last two.
         feature_loss: distance to the teacher's features: the loose ``triplet``; ``mse``; ``mta``: KL of the spatial attention maps; or
             ``rank``: triplets over the batch.
-        feature_weight: lambda while all positions are negatives, and of the other losses; at 0 there is no L_f.
+        alignment_weight: lambda while all positions are negatives, and of the other losses; at 0 there is no L_f.
         adjacent_weight: lambda while an adjacent one is.
         feature_ramp: epochs over which lambda grows; 0 or 1 for none.
         triplet_negatives: of the loose triplet: ``all`` other positions, one ``adjacent`` one, or ``auto``.
@@ -62,7 +62,7 @@ class DAPS(Distiller):
         *,
         levels: tuple[int, ...] | None = None,
         feature_loss: FeatureLoss = "triplet",
-        feature_weight: float = 0.002,
+        alignment_weight: float = 0.002,
         adjacent_weight: float = 0.05,
         feature_ramp: int = 0,
         triplet_negatives: Negatives = "auto",
@@ -78,14 +78,14 @@ class DAPS(Distiller):
             raise InputError("levels", list(self.levels), f"some of {list(range(1, count + 1))}")
         self.feature_loss, self.negatives = one_of("feature_loss", feature_loss, ("triplet", "mse", "mta", "rank")), triplet_negatives
         one_of("triplet_negatives", triplet_negatives, ("auto", "all", "adjacent"))
-        self.feature_weight, self.adjacent_weight = (
-            at_least_zero("feature_weight", feature_weight),
+        self.alignment_weight, self.adjacent_weight = (
+            at_least_zero("alignment_weight", alignment_weight),
             at_least_zero("adjacent_weight", adjacent_weight),
         )
         self.feature_ramp, self.margin = feature_ramp, at_least_zero("margin", margin)
         self.adapters = nn.ModuleDict()
         self._tapped: Any = None
-        if self.teacher is not None and self.feature_weight:
+        if self.teacher is not None and self.alignment_weight:
             self._tap(student)
         self._epoch, self._stale, self._adjacent = 0, 0, triplet_negatives == "adjacent"
         self._best: float | None = None
@@ -124,7 +124,7 @@ class DAPS(Distiller):
         total = torch.stack(found).sum()
         if self.training:
             self.seen += torch.stack((total.detach().float(), torch.ones_like(total, dtype=torch.float32)))
-        weight = self.adjacent_weight if self._adjacent and self.feature_loss == "triplet" else self.feature_weight
+        weight = self.adjacent_weight if self._adjacent and self.feature_loss == "triplet" else self.alignment_weight
         grown = self.ramp(self.feature_ramp) if self.feature_ramp > 1 else 1.0
         return Losses(task={}, distill={"pseudo": pseudo, "feature": grown * weight * total})
 

@@ -16,12 +16,12 @@ from stillroom.tasks.sound import SMALL, TASK, DenseNetwork, SoundData
 
 # What an arm changes of the options of `build`.
 ARMS: dict[str, dict[str, Any]] = {
-    "interpolation": {"way": "interpolation", "feature_weight": 0.0},
-    "interpolation-mse": {"way": "interpolation", "feature_loss": "mse", "feature_weight": 0.1},  # weights inferred, as of the next two
-    "interpolation-mta": {"way": "interpolation", "feature_loss": "mta", "feature_weight": 0.1},
-    "interpolation-rank": {"way": "interpolation", "feature_loss": "rank", "feature_weight": 0.1},
-    "control": {"way": "pooled", "feature_weight": 0.0},
-    "no-feature-loss": {"feature_weight": 0.0},
+    "interpolation": {"way": "interpolation", "alignment_weight": 0.0},
+    "interpolation-mse": {"way": "interpolation", "feature_loss": "mse", "alignment_weight": 0.1},  # weights inferred, as of the next two
+    "interpolation-mta": {"way": "interpolation", "feature_loss": "mta", "alignment_weight": 0.1},
+    "interpolation-rank": {"way": "interpolation", "feature_loss": "rank", "alignment_weight": 0.1},
+    "control": {"way": "pooled", "alignment_weight": 0.0},
+    "no-feature-loss": {"alignment_weight": 0.0},
     "one-embedding": {"spatial_maps": 1},
     "non-spatial": {"way": "non-spatial"},
     "attention-only": {"way": "attention"},
@@ -38,7 +38,7 @@ def build(
     way: Way = "sam",
     levels: tuple[int, ...] | None = None,
     spatial_maps: int = 64,
-    ratio: int = 4,
+    map_ratio: int = 4,
     block_heads: int = 8,
     **options: Any,
 ) -> DAPS:
@@ -51,14 +51,14 @@ def build(
         levels: of the encoder whose features are transformed, by their numbers from 1, e.g. ``[2, 3]``, and which have L_f; by default the
             last two.
         spatial_maps: K, learnt maps of the last level's block.
-        ratio: by which K is divided from one level to the one above, down to 1.
+        map_ratio: by which K is divided from one level to the one above, down to 1.
         block_heads: of the attention of a block.
         options: those of `DAPS`.
     """
     if isinstance(student, DenseNetwork) and way != "interpolation":
         count = len(student.widths)
         chosen = tuple(levels) if levels is not None else tuple(range(max(1, count - 1), count + 1))
-        student = Aligned(student, AlignedSpec("", way, chosen, spatial_maps, ratio, block_heads))
+        student = Aligned(student, AlignedSpec("", way, chosen, spatial_maps, map_ratio, block_heads))
     return DAPS(student, teacher, levels=levels, **options)
 
 
@@ -99,13 +99,14 @@ def recipe(
     return Experiment(lab, data, plan, networks).run("daps-sam", made, baseline=names[0], ship=names[-1])
 
 
-PRESETS = {"paper": {**PAPER, "arms": "interpolation+sam", "levels": [3, 4], "feature_weight": 0.005}}
+PRESETS = {"paper": {**PAPER, "arms": "interpolation+sam", "levels": [3, 4], "alignment_weight": 0.005}}
 
 ROOM = Room(
     recipe,
     tasks=("sound",),
     presets=PRESETS,
     default={"data": "rooms:train=600,val=150"},
-    expect="",
+    expect="Not measured at this length. After 120 short steps on 240 rooms SAM had +0.3 +- 1.4 cm of MAE over interpolation (3 seeds), "
+    "which tells nothing; the paper sees it 9 cm below.",
     build=build,
 )

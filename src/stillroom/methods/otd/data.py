@@ -85,18 +85,23 @@ class DomainData(NucleiData):
         return Taxonomy.of(self.classes, coarse, mapped, new)
 
     def _numbered(self, count: int) -> np.ndarray:
-        """So many labelled pictures, one after the other the one that adds most to the new classes (to all, where none is new)."""
+        """So many labelled pictures, one after the other the one that adds most to the new classes (to all, where none is new); the last
+        ones show classes that no other does."""
         images = self.training_images
         known = np.flatnonzero(images.labelled)
         most = min(len(known), len(images) - 1)
         if not 1 <= count <= most:
             raise InputError(FEW, count, f"a number from 1 to {most}, of labelled training pictures of the target")
-        numbers = list(self.taxonomy.new or range(1, self.num_classes + 1))
-        counts_NC = np.array([np.bincount(images.nuclei(i).types, minlength=self.num_classes + 1)[numbers] for i in known.tolist()])
+        counts_NC = np.array([np.bincount(images.nuclei(i).types, minlength=self.num_classes + 1)[1:] for i in known.tolist()])
+        sought = np.array(self.taxonomy.new or range(1, self.num_classes + 1)) - 1
+        shown_C = counts_NC.any(0)
         chosen: list[int] = []
-        have_C = np.zeros(len(numbers))
-        for _ in range(count):
-            gain_N = np.log((1 + have_C + counts_NC) / (1 + have_C)).sum(1)
+        have_C = np.zeros(self.num_classes)
+        for left in range(count, 0, -1):
+            gain_N = np.log((1 + have_C + counts_NC) / (1 + have_C))[:, sought].sum(1)
+            unseen = shown_C & (have_C == 0)
+            if chosen and left <= unseen.sum():
+                gain_N += 1e3 * (counts_NC[:, unseen] > 0).sum(1)
             gain_N[chosen] = -1
             chosen.append(int(gain_N.argmax()))
             have_C += counts_NC[chosen[-1]]

@@ -95,5 +95,8 @@ ROOM = Room(
     tasks=("nuclei",),
     presets=PRESETS,
     default={**DRAWN, "target": "drawn:domain=target,val=100", "source": "drawn:domain=source,train=280", "batch_size": 4},
+    expect="Mixing pseudo labels with the few's nuclei was +38.2 +- 15.0 points of Dice of classes over source and few alone on such "
+    "nuclei (3 seeds). Of OTD over mixing, at weights of its streams that are a hundred times the default's, three seeds cannot tell: "
+    "-2.8 +- 2.5 points.",
     reason="carries a network from one data set to another: its arms are an experiment of their own",
 )

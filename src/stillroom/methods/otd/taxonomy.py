@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from stillroom.engine.plain import read_yaml
 from stillroom.errors import InputError
 
 
@@ -73,11 +74,9 @@ def read_taxonomy(path: Path) -> dict[str, str]:
     Raises:
         InputError: it cannot be read or is something else.
     """
-    import yaml  # type: ignore[import-untyped]
-
     try:
-        found: Any = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        found: Any = read_yaml(path)
+    except (OSError, ValueError) as error:
         raise InputError("taxonomy", f"{path} ({error})", "a YAML file") from None
     if not isinstance(found, dict) or not all(isinstance(one, str | int) for pair in found.items() for one in pair):
         raise InputError("taxonomy", str(path), "lines of the form `fine class: coarse class`")

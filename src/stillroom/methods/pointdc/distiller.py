@@ -113,7 +113,7 @@ class Supervoxels(SceneDistiller):
         self.pieces = pieces
         counts = torch.tensor([sizes[index] for index in range(len(sizes))])
         self._starts = counts.cumsum(0) - counts
-        self.register_buffer("pseudo", torch.full((int(counts.sum()),), -1, dtype=torch.int16))
+        self.register_buffer("pseudo", torch.full((int(counts.sum()),), -1, dtype=torch.int32))
 
     def label(self, labels: Mapping[int, Tensor]) -> None:
         """Sets the labels of the scans."""
@@ -171,15 +171,21 @@ class IterativeClustering(Supervoxels):
         every: epochs between two clusterings.
     """
 
+    made_for: Tensor  # the epoch before which the present labels were made
+
     def __init__(self, student: SceneSegmenter, sizes: Mapping[int, int], clusters: Clusters, every: int = 5) -> None:
         super().__init__(student, sizes, pieces=clusters.pieces)
         self.clusters, self.every = clusters, at_least("recluster_every", every, 1)
         self.least, self.clusters_seed = clusters.least, clusters.seed  # for the stage's fingerprint
+        self.register_buffer("made_for", torch.zeros((), dtype=torch.int64))
 
     def select(self) -> Tensor | None:
         """All scans; before every `every`-th epoch, after new labels were found."""
-        if (self.progress.epoch - 1) % self.every == 0:
+        epoch = self.progress.epoch
+        # a run that was killed behind an epoch's last step asks for that epoch once more: its labels are made
+        if (epoch - 1) % self.every == 0 and int(self.made_for) != epoch:
             self.cluster()
+            self.made_for.fill_(epoch)
         return None
 
     def cluster(self) -> None:

@@ -118,7 +118,7 @@ def recipe(
     encoder = _encoder(lab, data, teacher, teacher_steps, picture_size) if distils or "lifted" in names else None
 
     def fresh(aligned: int = 0) -> SceneSegmenter:
-        return SceneSegmenter(Pyramid(spec, data.voxel), data.clusters, aligned)
+        return SceneSegmenter(Pyramid(spec, data.voxel), data.num_classes, aligned)
 
     def clusters(pieces: bool = True) -> Clusters:
         return Clusters(data, lab.seed, least=min_points, pieces=pieces)
@@ -145,11 +145,11 @@ def recipe(
     stages: dict[str, Trained] = {}
     for name in names:
         if name == "colour":
-            network = SceneSegmenter(Handmade(), data.clusters)
+            network = SceneSegmenter(Handmade(), data.num_classes)
             stages[name] = _settled(lab, data, network, clusters()(network)[0], name, "height, colour and slope")
         elif name == "lifted" and encoder is not None:
             found = _targets(lab, data, encoder, "val")
-            placeholder = SceneSegmenter(Handmade(), data.clusters)
+            placeholder = SceneSegmenter(Handmade(), data.num_classes)
             answers = partial(Lifted, targets=found)
             stages[name] = lab.evaluate(placeholder, data, name=name, model="lifted features", around=answers)
         elif name == "cmd" and taught is not None:
@@ -259,5 +259,7 @@ ROOM = Room(
     tasks=("segmentation3d",),
     presets=PRESETS,
     default={"data": "rooms"},
+    expect="No gain that can be told: on 12 made-up rooms clustering again and again had +1.5 +- 4.8 points of mIoU over the distilled "
+    "features (3 seeds), and neither is above height, colour and slope; the paper's 2D teacher is DINO, and its scans are 1201.",
     reason="learns from scans alone, without labels and without a student alone to be compared with",
 )

@@ -113,7 +113,11 @@ def open_encoder(spec: str, short: int, *, trust_pickle: bool) -> Encoder:
 
 
 class SmallEncoder(nn.Module):
-    """Four convolutions at a stride of 4, dilated at the end, [B, 3, H, W] to [B, 32, H / 4, W / 4]."""
+    """Four convolutions at a stride of 4, dilated at the end, [B, 3, H, W] to [B, 32, H / 4, W / 4].
+
+    Its answers have mean 0 and deviation 1 in every channel over the pictures that it learned from: features are compared by their
+    directions, and a mean that all share would make all directions alike.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -123,7 +127,7 @@ class SmallEncoder(nn.Module):
             for wide, stride, dilation in shape
         )
         self.norms = nn.ModuleList(nn.BatchNorm2d(_WIDTH) for _ in shape)
-        self.last = nn.Conv2d(_WIDTH, _WIDTH, 1)
+        self.last = nn.Sequential(nn.Conv2d(_WIDTH, _WIDTH, 1), nn.BatchNorm2d(_WIDTH, affine=False))
 
     def forward(self, images: Tensor) -> Tensor:
         """See the class."""

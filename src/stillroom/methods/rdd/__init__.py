@@ -11,12 +11,13 @@ and the student minimises, beside its own losses, over the n pairs of a batch
 
     alpha1 1/n sum_i m_i d_i + alpha2 1/n sum_i m_i sum_k mean |p_k^S - p_k^T|.
 
-In the paper's order: `proposals` which regions (2, 3), `loss` disparity, weights and losses (5 to 7), `distiller` the iteration (4, 8)
-and the methods that the paper compares with, `recipe` the experiment.
+In the paper's order: `proposals` which regions (2, 3), `loss` disparity, weights and losses (5 to 7), `distiller` the iteration (4, 8),
+`rivals` what the paper compares it with, `recipe` the experiment.
 """
 
-from stillroom.methods.rdd.distiller import RDD, AnchorRDD, RivalDistiller
+from stillroom.methods.rdd.distiller import RDD
 from stillroom.methods.rdd.loss import Selection
 from stillroom.methods.rdd.recipe import ROOM, recipe
+from stillroom.methods.rdd.rivals import RivalDistiller
 
-__all__ = ["RDD", "ROOM", "AnchorRDD", "RivalDistiller", "Selection", "recipe"]
+__all__ = ["RDD", "ROOM", "RivalDistiller", "Selection", "recipe"]

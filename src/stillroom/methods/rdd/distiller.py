@@ -1,38 +1,24 @@
-"""RDD as a distiller, and its rivals with the same adapter between the same maps."""
+"""RDD as a distiller: the iteration of section 8, on heads of centres and of anchors."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, Literal, NamedTuple, get_args
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import interpolate
-from torchvision.ops import batched_nms
 
-from stillroom.engine import Losses, Teacher
-from stillroom.errors import InputError, at_least, at_least_zero, one_of, positive, share
-from stillroom.methods.rdd.loss import PairLosses, Selection, anchor_logit_loss, disparity, hint_loss_where, pair_losses, pp_heatmap_loss
-from stillroom.methods.rdd.proposals import Peaks, anchor_proposals, boxes_of_peaks, proposal_regions, select_proposals
+from stillroom.engine import Teacher
+from stillroom.errors import InputError, at_least, at_least_zero, positive, share
+from stillroom.methods.rdd.loss import PairLosses, Selection, anchor_logit_loss, disparity, pair_losses
+from stillroom.methods.rdd.proposals import anchor_proposals, boxes_of_peaks, proposal_regions, select_proposals
 from stillroom.tasks.detection3d.networks import MapDetector, MapOutputs
 from stillroom.tasks.detection3d.supervised import Detection3dDistiller
 from stillroom.tasks.points.anchor_head import AnchorHead
-from stillroom.tasks.points.center_head import (
-    CenterHead,
-    CenterTargets,
-    at_cells,
-    center_losses,
-    center_targets,
-    code_loss,
-    gaussian_radius,
-)
 from stillroom.tasks.points.frames import FrameBatch
 from stillroom.tasks.points.grid import BevGrid
-from stillroom.tasks.points.regions import boxes_to_mask, crop_regions
+from stillroom.tasks.points.regions import crop_regions
 
-Rival = Literal["hint", "fg", "gid-f", "gid-l", "lad", "pp"]
 _CROP = 7  # P, bins of a region's side
-_INSTANCES, _INSTANCE_OVERLAP = 10, 0.3  # of GID: regions of a sample, and how much two may overlap
 
 
 class Answer(NamedTuple):
@@ -74,10 +60,9 @@ class AdaptedDistiller(Detection3dDistiller):
                 "teacher", f"a detector of {large.classes.tasks}", f"the student's classes and groups, {student.classes.tasks}"
             )
         self.teacher_grid = large.grid
-        self.adapter = nn.Sequential(
-            nn.Conv2d(student.head.in_channels, large.head.in_channels, 1, bias=False), nn.BatchNorm2d(large.head.in_channels), nn.ReLU()
-        )
-        nn.init.kaiming_normal_(self.adapter[0].weight, nonlinearity="relu")
+        conv = nn.Conv2d(student.head.in_channels, large.head.in_channels, 1, bias=False)
+        nn.init.kaiming_normal_(conv.weight, nonlinearity="relu")
+        self.adapter = nn.Sequential(conv, nn.BatchNorm2d(large.head.in_channels), nn.ReLU())
 
     def require_alike(self, kind: type[nn.Module] | None = None) -> None:
         """Heads whose answers can be compared: of one kind, and of `kind` where it is given.
@@ -93,7 +78,7 @@ class AdaptedDistiller(Detection3dDistiller):
 
     def taught(self, batch: FrameBatch, outputs: MapOutputs) -> dict[str, Tensor]:
         """The method's terms on the adapted student and the teacher."""
-        told: dict[str, Tensor] = self.teacher(batch)  # type: ignore[assignment]
+        told: dict[str, Tensor] = self.teacher(batch)
         theirs = Answer(told["neck"], told["heatmap"].sigmoid(), told["codes"], self.teacher_grid)
         return self.compared(batch, outputs, self.adapted(outputs), theirs)
 
@@ -110,14 +95,20 @@ class AdaptedDistiller(Detection3dDistiller):
 class RDD(AdaptedDistiller):
     """L = L_det + alpha1 L_feat + alpha2 L_logit over the regions that either detector proposes (section 8).
 
+    On heads of centres and of anchors. Where the maps of two heads of anchors differ in resolution, an anchor's counterpart is that of the
+    same class and direction at the nearest cell.
+
     Args:
         student, teacher: see `AdaptedDistiller`.
         selection: of the pairs' weights m.
-        temperature: tau of the softmax over channels.
-        feature_weight, logit_weight: alpha1 and alpha2.
-        proposals: of each detector and sample, the best so many.
+        channel_temperature: tau, of the softmax over channels.
+        feature_weight: alpha1, weight of the features of the pairs.
+        logit_weight: alpha2, weight of their class probabilities.
+        proposals: of each detector in a frame, the best so many.
         proposal_threshold: least probability of a proposal.
-        student_proposals: look at the student's own, too; without them its false positives are not seen.
+
+    Attributes:
+        student_proposals: whether the student's own are looked at, too; without them its false positives are not seen.
     """
 
     def __init__(
@@ -126,22 +117,21 @@ class RDD(AdaptedDistiller):
         teacher: Teacher | nn.Module,
         *,
         selection: Selection | None = None,
-        temperature: float = 4.0,
+        channel_temperature: float = 4.0,
         feature_weight: float = 0.2,
         logit_weight: float = 0.2,
         proposals: int = 100,
         proposal_threshold: float = 0.1,
-        student_proposals: bool = True,
     ) -> None:
         super().__init__(student, teacher)
         self.require_alike()
         self.selection = Selection() if selection is None else selection
-        self.temperature = positive("temperature", temperature)
+        self.temperature = positive("channel_temperature", channel_temperature)
         self.feature_weight = at_least_zero("feature_weight", feature_weight)
         self.logit_weight = at_least_zero("logit_weight", logit_weight)
         self.proposals = at_least("proposals", proposals, 1)
         self.proposal_threshold = share("proposal_threshold", proposal_threshold)
-        self.student_proposals = student_proposals
+        self.student_proposals = True
 
     def compared(self, batch: FrameBatch, outputs: MapOutputs, mine: Answer, theirs: Answer) -> dict[str, Tensor]:
         """``feature`` and ``logit``; an exact 0 that still reaches psi where nothing is proposed."""
@@ -151,10 +141,16 @@ class RDD(AdaptedDistiller):
 
     def pairs(self, mine: Answer, theirs: Answer) -> PairLosses:
         """Disparity, weight and losses of all pairs."""
+        if isinstance(self.student.head, AnchorHead):
+            return self._anchor_pairs(mine, theirs)
         rectangles, sample = self.regions(mine, theirs)
-        sides = [(mine.neck, mine.grid), (theirs.neck, theirs.grid), (mine.probabilities, mine.grid), (theirs.probabilities, theirs.grid)]
-        crops = [crop_regions(bev, rectangles, sample, grid, size=_CROP) for bev, grid in sides]
-        return pair_losses(*crops, self.selection, self.temperature)
+
+        def crops(bev: Tensor, answer: Answer) -> Tensor:
+            return crop_regions(bev, rectangles, sample, answer.grid, size=_CROP)
+
+        necks = crops(mine.neck, mine), crops(theirs.neck, theirs)
+        probabilities = crops(mine.probabilities, mine), crops(theirs.probabilities, theirs)
+        return pair_losses(*necks, *probabilities, self.selection, self.temperature)
 
     @torch.no_grad()
     def regions(self, mine: Answer, theirs: Answer) -> tuple[Tensor, Tensor]:
@@ -168,182 +164,35 @@ class RDD(AdaptedDistiller):
         seen = _meets(rectangles, mine.grid) | _meets(rectangles, theirs.grid)
         return rectangles[seen], sample[seen]
 
-
-class AnchorRDD(RDD):
-    """RDD of detectors with anchors: regions are the boxes that they propose, and the logits of a pair those of the proposal's own anchor.
-
-    Arguments as of `RDD`. Where the maps differ in resolution, an anchor's counterpart is that of the same class and direction at the
-    nearest cell.
-    """
-
-    def pairs(self, mine: Answer, theirs: Answer) -> PairLosses:
-        """Disparity, weight and losses of all pairs."""
+    def _anchor_pairs(self, mine: Answer, theirs: Answer) -> PairLosses:
+        """Regions are the boxes that are proposed, and the logits of a pair those of the proposal's own anchor in both heads."""
         heads: list[AnchorHead] = [self.student.head, self.teacher.networks[0].head]  # type: ignore[list-item]
         said = [head.flat(answer.probabilities, answer.codes) for head, answer in zip(heads, (mine, theirs), strict=True)]
         rows = []
         with torch.no_grad():
             for side in (1, 0) if self.student_proposals else (1,):
-                boxes = heads[side].boxes(said[side].codes, said[side].directions)
-                for sample, (box, probabilities) in enumerate(zip(boxes, said[side].logits, strict=True)):
-                    limits = {"threshold": self.proposal_threshold, "most": self.proposals}
-                    index, _, rectangles = anchor_proposals(box, probabilities, cell=heads[side].grid.cell, **limits)
-                    there = heads[side].counterpart(index, heads[1 - side])
+                head, cell = heads[side], heads[side].grid.cell
+                for number, (box, probabilities) in enumerate(zip(head.boxes(*said[side][1:]), said[side].logits, strict=True)):
+                    index, _, found = anchor_proposals(
+                        box, probabilities, cell=cell, threshold=self.proposal_threshold, most=self.proposals
+                    )
+                    there = head.counterpart(index, heads[1 - side])
                     pair = (index, there) if side == 0 else (there, index)
-                    rows.append((rectangles, torch.full_like(index, sample), *pair))
+                    rows.append((found, torch.full_like(index, number), *pair))
             rectangles, sample, own, other = (torch.cat(part) for part in zip(*rows, strict=True))
             seen = _meets(rectangles, mine.grid) | _meets(rectangles, theirs.grid)
             rectangles, sample, own, other = rectangles[seen], sample[seen], own[seen], other[seen]
-        crops = [crop_regions(answer.neck, rectangles, sample, answer.grid, size=_CROP) for answer in (mine, theirs)]
-        d = disparity(*crops, self.temperature)
+        crops = (crop_regions(answer.neck, rectangles, sample, answer.grid, size=_CROP) for answer in (mine, theirs))
+        d = disparity(next(crops), next(crops), self.temperature)
         m = self.selection.weights(d)
-        at = ((0, own), (1, other))
-        cls, reg = ([part(said[side])[sample, index] for side, index in at] for part in (lambda s: s.logits, lambda s: s.codes))
-        return PairLosses(d, m, (m * d).sum() / max(len(d), 1), anchor_logit_loss(*cls, *reg, m))
+        first, second = said
+        logit = anchor_logit_loss(
+            first.logits[sample, own], second.logits[sample, other], first.codes[sample, own], second.codes[sample, other], m
+        )
+        return PairLosses(d, m, (m * d).sum() / max(len(d), 1), logit)
 
 
 def _meets(rectangles: Tensor, grid: BevGrid) -> Tensor:
     """Which rectangles [n, 4] share ground with a grid."""
     (x0, x1), (y0, y1) = grid.x_range, grid.y_range
     return (rectangles[:, 0] < x1) & (rectangles[:, 2] > x0) & (rectangles[:, 1] < y1) & (rectangles[:, 3] > y0)
-
-
-class RivalDistiller(AdaptedDistiller):
-    """What the paper compares RDD with, each on the adapted neck or on the heads' answers.
-
-    ``hint``: the mean squared difference of the whole necks. ``fg``: the same near true objects, inside boxes enlarged by their Gaussian
-    radius. ``gid-f``, ``gid-l``: general instances, where the probabilities differ most, compared by their features or by their
-    probabilities. ``lad``: the teacher says which of the nine cells around an object's centre stands for it. ``pp``: pivotal positions, the
-    heatmaps where teacher and truth agree, and the codes at true centres.
-
-    The papers of GID and LAD are of detectors on pictures; how they read from above is ours.
-
-    Args:
-        student, teacher: see `AdaptedDistiller`.
-        kind: which.
-        weight: of hint, fg, gid-f and gid-l.
-    """
-
-    def __init__(self, student: MapDetector, teacher: Teacher | nn.Module, *, kind: Rival, weight: float = 1.0) -> None:
-        super().__init__(student, teacher)
-        self.kind = one_of("kind", kind, get_args(Rival))
-        if kind not in ("hint", "fg"):
-            self.require_alike(CenterHead)
-        self.weight = at_least_zero("weight", weight)
-        if kind not in ("hint", "fg", "gid-f"):
-            self.adapter.requires_grad_(False)  # not asked, so that DDP does not wait for its gradient
-
-    def losses(self, batch: FrameBatch) -> Losses:
-        """With ``lad`` the teacher changes what the detector's own losses ask; else they stay as they are."""
-        if self.kind != "lad":
-            return super().losses(batch)
-        outputs = self.student.raw(batch.inputs, batch.previous)
-        told: dict[str, Tensor] = self.teacher(batch)  # type: ignore[assignment]
-        size = outputs.neck.shape[2:]
-        cells = [
-            _best_cells(boxes, labels, heat, self.student.grid)
-            for boxes, labels, heat in zip(batch.boxes, batch.labels, _sized(told["heatmap"].sigmoid(), size), strict=True)
-        ]
-        targets = center_targets(batch.boxes, batch.labels, self.student.classes, self.student.grid, cells=cells)
-        task = center_losses(outputs.predictions, targets, velocity_weight=self.student.velocity_weight)
-        return Losses(task={**task, **self.student.extra_losses(outputs, batch)}, distill={})
-
-    def compared(self, batch: FrameBatch, outputs: MapOutputs, mine: Answer, theirs: Answer) -> dict[str, Tensor]:
-        """One term, named as the rival; of ``pp`` two."""
-        return _COMPARED[self.kind](self, batch, outputs, mine, theirs)
-
-    def _hint(self, batch: FrameBatch, outputs: MapOutputs, mine: Answer, theirs: Answer) -> dict[str, Tensor]:
-        mask = None
-        if self.kind == "fg":
-            mask = torch.stack([_near(boxes, theirs.grid) for boxes in batch.boxes])[:, None].to(theirs.neck)
-        return {self.kind: self.weight * hint_loss_where(_sized(mine.neck, theirs.neck.shape[2:]), theirs.neck, mask)}
-
-    def _instances(self, batch: FrameBatch, outputs: MapOutputs, mine: Answer, theirs: Answer) -> dict[str, Tensor]:
-        rectangles, sample = self._general(mine, theirs)
-        pair = (mine.neck, theirs.neck) if self.kind == "gid-f" else (mine.probabilities, theirs.probabilities)
-        crops = [crop_regions(bev, rectangles, sample, answer.grid) for bev, answer in zip(pair, (mine, theirs), strict=True)]
-        term = hint_loss_where(*crops) if len(sample) else 0 * pair[0].sum()
-        return {self.kind: self.weight * term}
-
-    @torch.no_grad()
-    def _general(self, mine: Answer, theirs: Answer) -> tuple[Tensor, Tensor]:
-        """Where the probabilities differ most, with the box of whichever is surer; regions [n, 4] and the sample of each."""
-        apart = _sized(mine.probabilities, theirs.probabilities.shape[2:]) - theirs.probabilities
-        peaks = select_proposals(apart.abs(), most=4 * _INSTANCES)
-        at = torch.stack((peaks.column, peaks.row), 1) + 0.5
-        xy = at * theirs.grid.cell + at.new_tensor(theirs.grid.origin)
-        column, row = mine.grid.to_cells(xy).long().unbind(1)
-        there = Peaks(peaks.sample, peaks.label, row, column, peaks.score)
-        classes = self.student.classes
-        sides = boxes_of_peaks(peaks, theirs.codes, classes, theirs.grid)[0], boxes_of_peaks(there, mine.codes, classes, mine.grid)[0]
-        if any(len(side) < len(xy) for side in sides):  # a size that is none: no box can be read there
-            return xy.new_zeros(0, 4), peaks.sample[:0]
-        surer = apart[peaks.sample, peaks.label, peaks.row, peaks.column] > 0
-        boxes = torch.where(surer[:, None], sides[1], sides[0])
-        rectangles = proposal_regions(boxes[:, :2], boxes[:, 3:5], theirs.grid.cell)
-        kept = batched_nms(rectangles, peaks.score, peaks.sample, _INSTANCE_OVERLAP)
-        kept = kept[_place_in_sample(peaks.sample[kept]) < _INSTANCES]
-        return rectangles[kept], peaks.sample[kept]
-
-    def _pivotal(self, batch: FrameBatch, outputs: MapOutputs, mine: Answer, theirs: Answer) -> dict[str, Tensor]:
-        classes = self.student.classes
-        wanted, known = (center_targets(batch.boxes, batch.labels, classes, grid) for grid in (mine.grid, theirs.grid))
-        heat = _sized(theirs.probabilities, mine.probabilities.shape[2:])
-        parts = zip(*(value.split(classes.sizes, 1) for value in (mine.probabilities, heat, wanted.heatmap)), strict=True)
-        maps = [pp_heatmap_loss(*part) for part in parts]
-        codes = _codes_told(theirs, wanted, known, mine.grid)
-        every = zip(outputs.predictions, codes, wanted.index, wanted.mask & known.mask, strict=True)
-        boxes = [code_loss(prediction, *rest, velocity_weight=1.0) for prediction, *rest in every]
-        return {"pp_heatmap": torch.stack(maps).mean(), "pp_box": 0.2 * torch.stack(boxes).mean()}
-
-
-_COMPARED: dict[str, Callable[..., dict[str, Tensor]]] = {
-    "hint": RivalDistiller._hint,
-    "fg": RivalDistiller._hint,
-    "gid-f": RivalDistiller._instances,
-    "gid-l": RivalDistiller._instances,
-    "pp": RivalDistiller._pivotal,
-}
-
-
-def _sized(maps: Tensor, size: Any) -> Tensor:
-    """Maps [B, C, h, w] at another resolution of the same ground."""
-    return maps if maps.shape[2:] == size else interpolate(maps.float(), size, mode="bilinear", align_corners=False)
-
-
-def _near(boxes: Tensor, grid: BevGrid) -> Tensor:
-    """Cells [ny, nx] inside boxes enlarged by their Gaussian radius on every side."""
-    sound = boxes[boxes[:, :7].isfinite().all(1) & (boxes[:, 3:6] > 0).all(1)]
-    more = 2 * grid.cell * gaussian_radius(sound[:, 3:5] / grid.cell, 0.1).int().clamp_min(2)
-    wide = torch.cat((sound[:, :2], sound[:, 3:5] + more[:, None], sound[:, 6:7]), 1)
-    return boxes_to_mask(wide, grid)[0]
-
-
-def _place_in_sample(sample: Tensor) -> Tensor:
-    """How many rows of the same sample stand before each row: int64 [n]."""
-    same = sample[:, None] == sample[None]
-    return same.tril(-1).sum(1)
-
-
-def _best_cells(boxes: Tensor, labels: Tensor, heat: Tensor, grid: BevGrid) -> Tensor:
-    """Of the nine cells around each box's centre the one where `heat` [K, ny, nx] is greatest for its class: int64 [M, 2] (column, row).
-
-    A centre outside the grid keeps its own, so that the box is left out as it would be.
-    """
-    own = grid.to_cells(boxes[:, :2].nan_to_num(torch.inf)).clamp(-2, max(grid.nx, grid.ny) + 1).trunc().long()
-    shift = torch.tensor([[x, y] for y in (-1, 0, 1) for x in (-1, 0, 1)], device=boxes.device)
-    near = own[:, None] + shift
-    last = near.new_tensor((grid.nx - 1, grid.ny - 1))
-    inside = ((near >= 0) & (near <= last)).all(-1)
-    column, row = near.clamp_min(0).minimum(last).unbind(-1)
-    best = torch.where(inside, heat[labels[:, None], row, column], -1.0).argmax(1)
-    chosen = near[torch.arange(len(boxes), device=boxes.device), best]
-    return torch.where(((own >= 0) & (own <= last)).all(1, keepdim=True), chosen, own)
-
-
-def _codes_told(theirs: Answer, wanted: CenterTargets, known: CenterTargets, grid: BevGrid) -> Tensor:
-    """The teacher's codes at true centres [T, B, S, D], their offsets counted from the student's cells."""
-    groups = len(wanted.index)
-    codes = torch.stack([at_cells(part, index) for part, index in zip(theirs.codes.chunk(groups, 1), known.index, strict=True)])
-    cells = [torch.stack((index % nx, index // nx), -1) for index, nx in ((known.index, theirs.grid.nx), (wanted.index, grid.nx))]
-    offset = (cells[0] + codes[..., :2]) * (theirs.grid.cell / grid.cell) - cells[1]
-    return torch.cat((offset, codes[..., 2:]), -1)

@@ -5,14 +5,15 @@ A spec is ``SOURCE[@WEIGHTS]``, or the folder of a run. SOURCE is
 - ``stillroom/NAME[-wFACTOR][,OPTION=...]``: a network of `networks.LIDAR` (``centerpoint-pillar``, ``centerpoint-voxel``,
   ``pointpillars`` and ``second`` as in the papers, the last two with anchors; ``pillar-small`` and ``voxel-small`` for small ranges and
   CPUs). A factor multiplies every width. Options: ``cell`` and ``height`` of a pillar or voxel in metres; ``encoder``, ``bev`` and
-  ``head``, factors of the widths of the part before the map, of stages and neck, and of the head;
+  ``head``, factors of the widths of the part before the map, of stages and neck, and of the head. Or one of `camera.CAMERA`
+  (``bevdet``, ``bevdepth``, ``bevformer`` as in the papers and ``-small`` for CPUs), with the option ``cell`` alone;
 - ``package.module:function`` or ``file.py:function``, called with a `Wanted`, which makes a `MapDetector`.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -21,12 +22,13 @@ from stillroom.engine.specification import function_of
 from stillroom.engine.task import Built
 from stillroom.engine.weights import load_weights
 from stillroom.errors import InputError, near
+from stillroom.tasks.detection3d.camera import CAMERA, CameraDetector
 from stillroom.tasks.detection3d.networks import LIDAR, LidarDetector, MapDetector, Reach
 from stillroom.tasks.images.sources import is_number, split_options
 from stillroom.tasks.points.grid import ClassList
 
 TASK = "detection3d"  # what `student.json` calls it
-GRAMMAR = f"stillroom/NAME ({', '.join(LIDAR)}), file.py:function, or the folder of a run"
+GRAMMAR = f"stillroom/NAME ({', '.join((*LIDAR, *CAMERA))}), file.py:function, or the folder of a run"
 _OURS = re.compile(r"stillroom/(?P<name>[a-z-]+?)(?:-w(?P<factor>[\d.]+))?")
 _OPTIONS = ("cell", "height", "encoder", "bev", "head")
 
@@ -85,21 +87,35 @@ def untrained(source: str, wanted: Wanted, argument: str) -> MapDetector:
     ours = _OURS.fullmatch(text)
     if ours is not None and ours["name"] in LIDAR:
         return _lidar(LIDAR[ours["name"]], float(ours["factor"] or 1), options, wanted, argument)
+    if ours is not None and ours["name"] in CAMERA:
+        return _camera(ours["name"], float(ours["factor"] or 1), options, wanted, argument)
     if source.startswith("stillroom/"):
-        raise InputError(argument, source, f"a detector of Stillroom: {near(text.removeprefix('stillroom/'), LIDAR)}")
+        raise InputError(argument, source, f"a detector of Stillroom: {near(text.removeprefix('stillroom/'), (*LIDAR, *CAMERA))}")
     made = function_of(source, argument, GRAMMAR)(wanted)
     if not isinstance(made, MapDetector):
         raise InputError(argument, f"{source}, which makes a {type(made).__name__}", "a detection3d.networks.MapDetector")
     return made
 
 
-def _lidar(spec: Any, factor: float, options: Mapping[str, str], wanted: Wanted, argument: str) -> LidarDetector:
+def _numbers(options: Mapping[str, str], known: Sequence[str], argument: str) -> dict[str, float]:
     for name, value in options.items():
-        if name not in _OPTIONS:
-            raise InputError(argument, f"{name}={value}", f"an option of these detectors: {near(name, _OPTIONS)}")
+        if name not in known:
+            raise InputError(argument, f"{name}={value}", f"an option of these detectors: {near(name, known)}")
         if not is_number(value) or not float(value) > 0:
             raise InputError(argument, f"{name}={value}", "a number above 0")
-    numbers = {name: float(value) for name, value in options.items()}
+    return {name: float(value) for name, value in options.items()}
+
+
+def _camera(name: str, factor: float, options: Mapping[str, str], wanted: Wanted, argument: str) -> CameraDetector:
+    numbers: dict[str, Any] = {**_numbers(options, ("cell",), argument)}
+    if not factor > 0:
+        raise InputError(argument, f"a width factor of {factor:g}", "a number above 0")
+    spec = replace(CAMERA[name], **numbers)
+    return CameraDetector(spec, wanted.classes, wanted.reach, velocity=wanted.velocity, factor=factor)
+
+
+def _lidar(spec: Any, factor: float, options: Mapping[str, str], wanted: Wanted, argument: str) -> LidarDetector:
+    numbers = _numbers(options, _OPTIONS, argument)
     factors = tuple(factor * numbers.pop(name, 1.0) for name in ("encoder", "bev", "head"))
     if not all(one > 0 for one in factors):
         raise InputError(argument, f"a width factor of {factor:g}", "a number above 0")

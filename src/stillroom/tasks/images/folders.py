@@ -165,7 +165,7 @@ def list_classes(
         raise InputError(argument, where, f"images in every class folder; empty: {', '.join(map(printable, empty[:5]))}")
     if len(classes) < 2:
         raise InputError(argument, where, f"at least two class folders; there is only {classes[0]}")
-    if strange := [name for name in classes if printable(name) != name]:
+    if strange := [name for name in classes if name.encode("utf-8", "replace").decode() != name]:
         raise InputError(argument, f"{where} with a folder {printable(strange[0])}", "names of folders in UTF-8")
     return ClassFolders(classes, names, labels)
 

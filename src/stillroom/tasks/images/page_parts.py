@@ -39,14 +39,16 @@ def figure(value: float) -> str:
     return f"{value:.1f}" if np.isfinite(value) else "–"
 
 
-def change_cell(mean: float, by_seed: np.ndarray, *, higher_is_better: bool = True) -> str:
+def change_cell(mean: float, by_seed: np.ndarray, *, higher_is_better: bool = True, decimals: int = 1) -> str:
     """A cell with the change in points and its standard deviation over seeds; its colour says whether that is better."""
     if not np.isfinite(mean):
         return '<td class="first">–</td>'
-    text = f"{mean:+.1f}".replace("-", "−") if abs(mean) >= 0.05 else "0.0"
+    nothing = f"{0:.{decimals}f}"
+    text = f"{mean:+.{decimals}f}".replace("-", "−")
+    text = nothing if text[1:] == nothing else text
     known = by_seed[np.isfinite(by_seed)]
-    spread = f" ± {known.std(ddof=1):.1f}" if len(known) > 1 else ""
-    direction = "" if text == "0.0" else " up" if (mean > 0) == higher_is_better else " down"
+    spread = f" ± {known.std(ddof=1):.{decimals}f}" if len(known) > 1 else ""
+    direction = "" if text == nothing else " up" if (mean > 0) == higher_is_better else " down"
     return f'<td class="first{direction}">{text}{spread}</td>'
 
 

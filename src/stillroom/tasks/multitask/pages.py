@@ -52,7 +52,7 @@ def _by_target(report: Report, data: MultiTaskData) -> Section:
         cells = "".join(f"<td>{metric.number(value) if np.isfinite(value) else '–'}</td>" for value in numbers)
         if changes_SF is not None:
             change = changes_SF[:, place]
-            cells += change_cell(_mean(change), change, higher_is_better=bool(metric.higher_is_better))
+            cells += change_cell(_mean(change), change, higher_is_better=bool(metric.higher_is_better), decimals=metric.decimals or 1)
         rows.append(row(f"{name}{f', {metric.unit}' if metric.unit else ''}", cells))
     tolerance = [f"{one.name} within {one.tolerance:.4g} of the diagonal" for one in data.targets if one.kind == "edges"]
     how = "thinned and matched one to one" if data.edge_matching else "by the distance to the nearest, without thinning or matching"

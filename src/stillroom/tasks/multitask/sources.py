@@ -9,9 +9,9 @@ from pathlib import PurePosixPath
 from typing import Any, cast
 
 import numpy as np
-import yaml  # type: ignore[import-untyped]
 
 from stillroom.engine.loading import sample_order
+from stillroom.engine.plain import plain_yaml
 from stillroom.errors import InputError, near, one_of
 from stillroom.tasks.images.data import hashed
 from stillroom.tasks.images.files import Store
@@ -178,8 +178,8 @@ def _open_dense(path: str, options: dict[str, str], argument: str) -> MultiTaskS
     if file is None:
         raise InputError(argument, path, f"a {_DECLARED} in it, which says of each folder of targets its kind and unit")
     try:
-        content = yaml.safe_load(store.read(file).decode("utf-8-sig"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        content = plain_yaml(store.read(file).decode("utf-8-sig"))
+    except ValueError as error:
         raise InputError(argument, file, f"YAML ({' '.join(str(error).split())[:200]})") from None
     if not isinstance(content, dict) or not content or not all(isinstance(one, dict) for one in content.values()):
         raise InputError(argument, file, "a mapping for each target, e.g. depth: {kind: depth, unit: mm}")

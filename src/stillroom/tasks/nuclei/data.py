@@ -9,11 +9,12 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
-from torchvision.transforms.v2.functional import adjust_brightness, adjust_contrast, adjust_hue, adjust_saturation, pil_to_tensor
+from torchvision.transforms.v2.functional import adjust_brightness, adjust_contrast, adjust_hue, adjust_saturation
 
 from stillroom.engine.loading import Draw, uniforms
 from stillroom.errors import InputError, at_least, one_of
 from stillroom.tasks.images.data import ImageSetData, hashed
+from stillroom.tasks.images.whole_pictures import Kept, pixels_of
 from stillroom.tasks.nuclei.instances import Outlining
 from stillroom.tasks.nuclei.maps import NucleiBatch, NucleiImages, NucleiMap, WholeBatch, distances
 from stillroom.tasks.nuclei.metrics import NucleiEvaluator
@@ -148,39 +149,27 @@ class NucleiData(ImageSetData):
         return images.take(indices)
 
 
-class _Read:
-    """Pictures and nuclei, decoded; kept, up to `_MEMORY` bytes of them in all processes that read."""
+def _reader(images: NucleiImages, data: NucleiData) -> Kept[tuple[Tensor, NucleiMap]]:
+    """Pictures, uint8 [3, H, W], and their nuclei, none where they are not known; kept, up to `_MEMORY` bytes in all who read."""
 
-    def __init__(self, images: NucleiImages, data: NucleiData) -> None:
-        self.images = images
-        self._kept: dict[int, tuple[Tensor, NucleiMap]] = {}
-        self._room = _MEMORY // max(1, data.workers) if data.in_memory else 0
+    def read(index: int) -> tuple[Tensor, NucleiMap]:
+        pixels = pixels_of(images.image(index))
+        if images.labelled[index]:
+            return pixels, images.nuclei(index)
+        return pixels, NucleiMap(np.zeros(pixels.shape[1:], np.int32), np.zeros(1, np.int64))
 
-    def __call__(self, index: int) -> tuple[Tensor, NucleiMap]:
-        """uint8 [3, H, W], and the nuclei; none where they are not known."""
-        if index not in self._kept:
-            image = self.images.image(index)
-            pixels = image if isinstance(image, Tensor) else pil_to_tensor(image)
-            size = int(pixels.shape[1]), int(pixels.shape[2])
-            known = self.images.labelled[index]
-            nuclei = self.images.nuclei(index) if known else NucleiMap(np.zeros(size, np.int32), np.zeros(1, np.int64))
-            found = pixels, nuclei
-            if (held := pixels.nbytes + nuclei.instances.nbytes) > self._room:
-                return found
-            self._room -= held
-            self._kept[index] = found
-        return self._kept[index]
+    return Kept(read, len(images), _MEMORY // max(1, data.workers) if data.in_memory else 0)
 
 
 class _Squares(Dataset[Any]):
     """Batches of squares cut out of pictures, by their draws."""
 
     def __init__(self, images: NucleiImages, data: NucleiData, augment: str) -> None:
-        self.read, self.side, self.augment = _Read(images, data), data.image_size, augment
+        self.read, self.side, self.augment = _reader(images, data), data.image_size, augment
         self.mean, self.std = (torch.tensor(values).view(-1, 1, 1) for values in (data.mean, data.std))
 
     def __len__(self) -> int:
-        return len(self.read.images)
+        return len(self.read)
 
     def __getitems__(self, draws: Sequence[Draw]) -> NucleiBatch:
         ids, seeds, _ = np.array(draws, np.int64).T
@@ -239,11 +228,11 @@ class _Wholes(Dataset[Any]):
     """Batches of whole pictures, by their draws."""
 
     def __init__(self, images: NucleiImages, data: NucleiData) -> None:
-        self.read, self.window, self.stride, self.outlining = _Read(images, data), data.window, data.stride, data.outlining
+        self.read, self.window, self.stride, self.outlining = _reader(images, data), data.window, data.stride, data.outlining
         self.mean, self.std = data.mean, data.std
 
     def __len__(self) -> int:
-        return len(self.read.images)
+        return len(self.read)
 
     def __getitems__(self, draws: Sequence[Draw]) -> WholeBatch:
         found = [self.read(draw.id) for draw in draws]

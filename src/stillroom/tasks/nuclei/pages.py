@@ -5,17 +5,14 @@ from __future__ import annotations
 from html import escape
 
 import numpy as np
-from PIL import Image
 
 from stillroom.engine.report.results import Report, Section, StageResult
-from stillroom.tasks.images.page_parts import change_cell, changes, data_uri, figure, heads, mean_over_seeds, note, row, table
+from stillroom.tasks.images.page_parts import captioned, change_cell, changes, figure, heads, mean_over_seeds, note, row, table
 from stillroom.tasks.nuclei.data import NucleiData
 from stillroom.tasks.nuclei.loaded import class_colours, outlined
 from stillroom.tasks.nuclei.maps import NucleiMap, numbered
 from stillroom.tasks.nuclei.measures import panoptic_quality
 from stillroom.tasks.nuclei.metrics import pooled_counts
-
-_SIDE = 240  # pixels that pictures are shown with
 
 
 def nuclei_sections(report: Report, data: NucleiData) -> list[Section]:
@@ -59,10 +56,10 @@ def _pictures(report: Report, arms: dict[str, list[StageResult]], data: NucleiDa
         start += height * width
         image, truth = data.val_image(index), data.val_nuclei(index)
         quality = 100 * float(panoptic_quality(details["match"][np.flatnonzero(details["ids"] == index)[0]]))
-        cells.append(_cell(image, escape(data.val_name(index))))
-        cells.append(_cell(outlined(image, truth), f"truth: {len(truth.types) - 1} nuclei"))
+        cells.append(captioned(image, escape(data.val_name(index))))
+        cells.append(captioned(outlined(image, truth), f"truth: {len(truth.types) - 1} nuclei"))
         found = _whole(answer_HW2, image.size)
-        cells.append(_cell(outlined(image, found), f"{escape(leading)}, PQ {quality:.0f} %: {len(found.types) - 1} nuclei"))
+        cells.append(captioned(outlined(image, found), f"{escape(leading)}, PQ {quality:.0f} %: {len(found.types) - 1} nuclei"))
     colours = (f"rgb({r}, {g}, {b})" for r, g, b in class_colours(data.num_classes)[1:].tolist())
     legend = " ".join(f'<span style="color: {rgb}">■</span> {escape(name)}' for name, rgb in zip(data.classes, colours, strict=True))
     told = note([f"The pictures with the least PQ of {escape(leading)}, the worst first, first seed; outlines: {legend}."])
@@ -76,8 +73,3 @@ def _whole(answer_HW2: np.ndarray, size: tuple[int, int]) -> NucleiMap:
     of_number = np.zeros(int(instances.max(initial=0)) + 1, np.int64)
     of_number[instances] = types
     return numbered(instances, of_number)
-
-
-def _cell(image: Image.Image, said: str) -> str:
-    shown = image.resize((max(1, round(image.width * _SIDE / image.height)), _SIDE)) if image.height < _SIDE else image
-    return f'<figure><img src="{data_uri(shown)}" alt="{said}" loading="lazy"><figcaption>{said}</figcaption></figure>'

@@ -57,6 +57,8 @@ class AnchorHead(nn.Module):
         InputError: a class of unknown size.
     """
 
+    anchors: Tensor
+
     def __init__(
         self, in_channels: int, classes: ClassList, grid: BevGrid, *, threshold: float = 0.1, overlap: float = 0.5, max_boxes: int = 100
     ) -> None:

@@ -219,12 +219,12 @@ def collate(frames: Sequence[Frame], ids: Sequence[int], previous: Sequence[Fram
     """One batch of frames.
 
     Args:
-        frames: of the same columns and cameras, with images of one size.
+        frames: of the same columns and cameras; smaller images are padded.
         ids: their indices in the data set.
         previous: the frame before each, if a student looks back.
 
     Raises:
-        InputError: frames of different columns, cameras or sizes of images.
+        InputError: frames of different columns or cameras.
     """
     return FrameBatch(
         inputs=_inputs(frames),
@@ -246,16 +246,20 @@ def _inputs(frames: Sequence[Frame]) -> FrameInputs:
     for frame in frames:
         if frame.columns != first.columns:
             raise InputError("data", f"{frame.name or 'a frame'} with points of {list(frame.columns)}", f"{list(first.columns)}")
-        names, sizes = [view.name for view in frame.views], {view.image.shape[:2] for view in frame.views}
+        names = [view.name for view in frame.views]
         if names != [view.name for view in first.views]:
             raise InputError("data", f"{frame.name or 'a frame'} with cameras {names}", f"{[view.name for view in first.views]}")
-        if len(sizes | {view.image.shape[:2] for view in first.views}) > 1:
-            raise InputError("data", f"images of sizes {sorted(sizes)}", "one size; image_size=[H, W] brings them to it")
     counts = [len(frame.points) for frame in frames]
     points = torch.from_numpy(np.concatenate([frame.points for frame in frames]).astype(np.float32, copy=False))
     images = cameras = None
     if first.views:
-        pixels = np.stack([[view.image for view in frame.views] for frame in frames])
+        every = [[view.image for view in frame.views] for frame in frames]
+        height, width = np.array([image.shape[:2] for row in every for image in row]).max(0)
+        # what is smaller gets black pixels on the right and below, where they move nothing: KITTI's pictures differ by some
+        pixels = np.zeros((len(frames), len(first.views), height, width, 3), np.uint8)
+        for sample, pictures in enumerate(every):
+            for number, image in enumerate(pictures):
+                pixels[sample, number, : image.shape[0], : image.shape[1]] = image
         images = torch.from_numpy(pixels).permute(0, 1, 4, 2, 3).contiguous().float() / 255
         matrices = [np.array([[getattr(v, name) for v in f.views] for f in frames]) for name in ("intrinsics", "cam2ego", "post")]
         intrinsics, cam2ego, post = (torch.from_numpy(matrix).float() for matrix in matrices)

@@ -146,7 +146,7 @@ class Place:
         Raises:
             InputError: it cannot be decoded.
         """
-        return np.asarray(self._picture(name).convert("RGB"))
+        return np.array(self._picture(name).convert("RGB"))
 
     def map(self, name: str) -> np.ndarray:
         """A picture of one number per pixel (depth, labels), [H, W] in its own type.
@@ -154,7 +154,7 @@ class Place:
         Raises:
             InputError: it cannot be decoded, or has several channels.
         """
-        found = np.asarray(self._picture(name))
+        found = np.array(self._picture(name))
         if found.ndim != 2:
             raise self.fail(name, f"a picture of {found.shape[-1]} channels", "one number per pixel")
         return found

@@ -25,14 +25,14 @@ def read_ply(content: bytes, fail: Callable[[str], Exception]) -> dict[str, np.n
     if not content.startswith(b"ply") or end < 0:
         raise fail("which does not begin as a PLY file")
     start = content.find(b"\n", end) + 1
-    elements: list[tuple[str, int, list[tuple[str, str]]]] = []
+    elements: list[tuple[str, int, list[tuple[str, str]]]] = []  # names, numbers of rows, properties with their types
     form = ""
     for line in content[:end].decode("ascii", "replace").splitlines():
         match line.split():
             case ["format", name, *_]:
                 form = name
-            case ["element", name, count]:
-                elements.append((name, int(count), []))
+            case ["element", name, rows]:
+                elements.append((name, int(rows), []))
             case ["property", "list", *_] if elements:
                 elements[-1][2].append(("", ""))
             case ["property", kind, name] if elements and kind in _TYPES:
@@ -44,7 +44,7 @@ def read_ply(content: bytes, fail: Callable[[str], Exception]) -> dict[str, np.n
     if any(not name for _, _, listed in (*before, ("", 0, properties)) for name, _ in listed):
         raise fail("with lists in or before its vertices")
     if form == "ascii":
-        lines = content[start:].decode("ascii", "replace").split("\n")[sum(rows for _, rows, _ in before) :][:count]
+        lines = content[start:].decode("ascii", "replace").split("\n")[sum(number for _, number, _ in before) :][:count]
         try:
             words = [[float(word) for word in line.split()[: len(properties)]] for line in lines]
             table = np.array(words, np.float64).reshape((count, len(properties)))
@@ -52,7 +52,7 @@ def read_ply(content: bytes, fail: Callable[[str], Exception]) -> dict[str, np.n
             raise fail(f"with fewer than its {count} vertices of {len(properties)} numbers") from None
         return {name: table[:, at].astype(kind) for at, (name, kind) in enumerate(properties)}
     order = _ORDERS[form]
-    skipped = sum(rows * sum(np.dtype(kind).itemsize for _, kind in listed) for _, rows, listed in before)
+    skipped = sum(number * sum(np.dtype(kind).itemsize for _, kind in listed) for _, number, listed in before)
     row: np.dtype[Any] = np.dtype([(name, order + kind) for name, kind in properties])
     if len(content) < start + skipped + count * row.itemsize:
         raise fail(f"with fewer than its {count} vertices of {row.itemsize} bytes")

@@ -23,7 +23,7 @@ def boxes_to_mask(boxes: Tensor, grid: BevGrid, *, sample: str = "center") -> tu
         sample: the position that stands for a cell: its "center" or its lower "corner". A box smaller than a cell may hold none.
 
     Returns:
-        Foreground bool [ny, nx], and the owner int64 [ny, nx]: the last of the boxes that cover a cell, -1 for none.
+        Foreground bool [ny, nx], and the owner int64 [ny, nx]: the first of the boxes that cover a cell, -1 for none.
     """
     rectangles = boxes if boxes.shape[-1] == 5 else bev(boxes)
     owner = torch.full((grid.ny, grid.nx), -1, dtype=torch.int64, device=boxes.device)
@@ -34,8 +34,8 @@ def boxes_to_mask(boxes: Tensor, grid: BevGrid, *, sample: str = "center") -> tu
     cos, sin = rectangles[:, 4:5].cos(), rectangles[:, 4:5].sin()
     x, y = away.unbind(-1)
     inside = ((cos * x + sin * y).abs() <= rectangles[:, 2:3] / 2) & ((cos * y - sin * x).abs() <= rectangles[:, 3:4] / 2)
-    number = torch.arange(len(boxes), device=boxes.device)[:, None]
-    owner = torch.where(inside, number, -1).amax(0).view(grid.ny, grid.nx)
+    first = inside.int().argmax(0)  # of equal ones the first
+    owner = torch.where(inside.any(0), first, -1).view(grid.ny, grid.nx)
     return owner >= 0, owner
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from stillroom.engine.run.recorder import Evaluator
-from stillroom.errors import InputError, at_least, one_of, positive
+from stillroom.errors import InputError, one_of, positive
 from stillroom.tasks.points.augment import RoomAugment
 from stillroom.tasks.points.data import PointSetData
 from stillroom.tasks.points.frames import Frame, FrameInputs, collate
@@ -60,7 +60,6 @@ class Segmentation3dData(PointSetData):
         supervoxel_size: metres between the seeds of super-voxels, of scans that bring no segments.
         augment: random changes of training images (scans here): ``turn`` (the default) tilts, turns, scales and shifts them; or ``none``.
         crop: metres to every side of a scan's middle that training keeps; by default all.
-        clusters: how many clusters stand for classes; by default as many as there are classes.
         options: those of all data of points, see `PointSetData`.
 
     Raises:
@@ -76,7 +75,6 @@ class Segmentation3dData(PointSetData):
         supervoxel_size: float = 0.5,
         augment: str | None = None,
         crop: float | None = None,
-        clusters: int | None = None,
         **options: Any,
     ) -> None:
         one_of("augment", augment or "turn", AUGMENTATIONS)
@@ -86,10 +84,7 @@ class Segmentation3dData(PointSetData):
         super().__init__(data, source, batch_size=batch_size, **options)
         self.turned = RoomAugment() if (augment or "turn") == "turn" else None
         self.crop = None if crop is None else positive("crop", crop)
-        self.clusters = self.num_classes if clusters is None else at_least("clusters", clusters, 2)
-        if self.clusters != self.num_classes:
-            raise InputError("clusters", clusters, f"{self.num_classes}, the classes that they are matched with")
-        self._identify(self.voxel, supervoxel_size, self.turned is not None, crop, self.clusters)
+        self._identify(self.voxel, supervoxel_size, self.turned is not None, crop)
 
     def prepared(self, frame: Frame) -> Frame:
         """A scan as voxels: of each the first point; its super-voxels, its points' voxels and their classes in `meta`."""

@@ -11,7 +11,7 @@ from stillroom.tasks.images.page_parts import change_cell, changes, figure, head
 from stillroom.tasks.points.drawings import cloud, figure_of, gallery, label_colours, legend
 from stillroom.tasks.segmentation3d.data import Segmentation3dData
 
-_SIDE = 220  # pixels of a cloud
+_SIDE = 300  # pixels of a cloud
 
 
 def segmentation3d_sections(report: Report, data: Segmentation3dData) -> list[Section]:
@@ -52,7 +52,7 @@ def _by_class(report: Report, arms: dict[str, list[StageResult]], data: Segmenta
 
 
 def _pictures(arms: dict[str, list[StageResult]], data: Segmentation3dData) -> list[Section]:
-    """The first validation scans, from two sides: colours, truth, and what each arm's clusters are matched with, first seed."""
+    """The first validation scans: colours, truth, and what each arm's clusters are matched with, first seed."""
     if not arms:
         return []
     cells: list[str] = []
@@ -61,7 +61,7 @@ def _pictures(arms: dict[str, list[StageResult]], data: Segmentation3dData) -> l
         frame = data.val_frame(index)
 
         def drawn(colours: np.ndarray, said: str, points: np.ndarray = frame.points[:, :3]) -> str:
-            return figure_of(cloud(points, colours, angles=(40.0, 220.0), side=_SIDE, cut=2.2), said)
+            return figure_of(cloud(points, colours, angles=(40.0,), tilt=60.0, side=_SIDE, cut=1.6), said)
 
         cells.append(drawn((frame.points[:, 3:6] * 255).astype(np.uint8), f"{data.val_name(index)}"))
         labels = frame.point_labels if frame.point_labels is not None else np.full(len(frame.points), -1)
@@ -71,6 +71,6 @@ def _pictures(arms: dict[str, list[StageResult]], data: Segmentation3dData) -> l
             start = int(details["sizes"][:place].sum())
             found = details["labels"][start : start + int(details["sizes"][place])]
             cells.append(drawn(label_colours(found), name))
-    told = note(["The first validation scans, not picked by eye, each from two sides and cut above 2.2 m; first seed."])
+    told = note(["The first validation scans, not picked by eye, cut above 1.6 m; first seed."])
     names = f"<p>{legend(dict(enumerate(data.classes)))}</p>"
-    return [Section("Scans", told + names + gallery(cells, 2 + len(arms)))]
+    return [Section("Scans", told + names + gallery(cells, min(4, 2 + len(arms))))]

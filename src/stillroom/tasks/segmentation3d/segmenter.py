@@ -38,12 +38,12 @@ class SceneSegmenter(nn.Module):
         self.align: nn.Module = nn.Linear(backbone.out_channels, aligned, bias=False) if aligned else nn.Identity()
         self.aligned, self.width = bool(aligned), aligned or int(backbone.out_channels)
         self.register_buffer("centres", torch.zeros(clusters, self.width))
-        self.register_buffer("settled", torch.zeros((), dtype=torch.bool))
+        self.register_buffer("settled", torch.zeros((), dtype=torch.uint8))
 
     def settle(self, centres_KC: Tensor) -> None:
         """Sets the centres of the clusters."""
         self.centres.copy_(unit(centres_KC))
-        self.settled.fill_(True)
+        self.settled.fill_(1)
 
     def forward(self, inputs: FrameInputs) -> Tensor:
         """Features of the points, [M, C]."""

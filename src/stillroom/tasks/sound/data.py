@@ -39,7 +39,7 @@ class SoundData(ImageSetData):
         data: where the images are (and the recordings): ``rooms`` (made up), ``echoes:ROOT``, ``replica:ROOT`` or ``batvision:ROOT``;
             options follow after commas, see `sources.open_source`.
         batch_size: images in a batch, of all processes together.
-        target: what networks answer for: ``depth`` in metres or ``segmentation`` of all of the panorama, or ``occupancy`` of voxels.
+        answer: what networks answer for: ``depth`` in metres or ``segmentation`` of all of the panorama, or ``occupancy`` of voxels.
         image_size: pixels of the images that the network is given; height; the width is in proportion; by default 32 for made-up
             rooms, 192 for panoramas, 128 for cameras.
         rate: samples per second that networks hear; by default 16 000, for replica and batvision 44 100.
@@ -47,7 +47,7 @@ class SoundData(ImageSetData):
         compression: c of log(1 + c x) of a spectrogram's magnitudes x; 0 for the magnitudes as they are.
         standardise: spectrograms have mean 0 and deviation 1 in each ear's every frequency.
         max_depth: metres, of the farthest that a network can answer.
-        query_points: that are asked about in each training sample, of the target occupancy.
+        query_points: that are asked about in each training sample, where occupancy is answered.
         strict: refuse data with image files that cannot be decoded, or sounds that cannot be used, which are left out otherwise, with one
             warning.
         options: those of every task on images, see `ImageSetData`.
@@ -63,7 +63,7 @@ class SoundData(ImageSetData):
         data: str = "rooms",
         *,
         batch_size: int = 32,
-        target: Target = "depth",
+        answer: Target = "depth",
         image_size: int | None = None,
         rate: int | None = None,
         n_fft: int | None = None,
@@ -74,18 +74,18 @@ class SoundData(ImageSetData):
         strict: bool = False,
         **options: Any,
     ) -> None:
-        self.target: Target = one_of("target", target, TARGETS)  # type: ignore[assignment]
+        self.target: Target = one_of("answer", answer, TARGETS)  # type: ignore[assignment]
         source = open_source(data)
-        if target not in source.train.has:
-            raise InputError("target", target, f"what {source.name} has a truth of: {', '.join(sorted(source.train.has))}")
-        if target == "segmentation" and not source.classes:
+        if answer not in source.train.has:
+            raise InputError("answer", answer, f"what {source.name} has a truth of: {', '.join(sorted(source.train.has))}")
+        if answer == "segmentation" and not source.classes:
             raise InputError("data", data, "names of its classes: ,classes=FILE with a name per line, or ,categories=matterport")
         front = front_end(source.rate if rate is None else at_least("rate", rate, 1000), small=source.small, compression=compression)
         self.front: FrontEnd = front if n_fft is None else replace(front, n_fft=n_fft)
         super().__init__(data, source, batch_size=batch_size, strict=strict, **options)
         if self.renormalise is not None:
             raise InputError("teacher_mean", self.teacher_mean or self.teacher_std, "none: what is seen is normalised once")
-        self.classes = source.classes if target == "segmentation" else ()
+        self.classes = source.classes if answer == "segmentation" else ()
         self.num_classes = len(self.classes)
         height = source.image_size[0] if image_size is None else at_least("image_size", image_size, 8)
         self.image_size = height
@@ -96,10 +96,10 @@ class SoundData(ImageSetData):
             at_least("query_points", query_points, 1),
             standardise,
         )
-        samples = 4 * (source.ears * self.front.samples + (3 * FINE**3 if target == "occupancy" else 4 * self.size[0] * self.size[1]))
+        samples = 4 * (source.ears * self.front.samples + (3 * FINE**3 if answer == "occupancy" else 4 * self.size[0] * self.size[1]))
         self.in_memory = samples * sum(map(len, self._listed)) <= _MEMORY
         known = {
-            "target": target,
+            "answer": answer,
             "size": list(self.size),
             "front": self.front.to_json(),
             "standardise": standardise,
