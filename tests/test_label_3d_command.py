@@ -26,6 +26,7 @@ from stillroom.methods.upvl.vision import BACKGROUND, VisionLanguage, squares
 from stillroom.modules.clip import Clip, ClipShape, TowerShape
 from stillroom.tasks.images.clips import open_clip, write_clip
 from stillroom.tasks.images.tokens import learnt
+from stillroom.tasks.points.folder import open_folder
 from stillroom.tasks.points.frames import Frame, View
 
 FRAMES = 4
@@ -174,7 +175,10 @@ def test_what_cannot_be_labelled_is_said_in_one_line(tmp_path: Path, capsys: pyt
 
 def test_a_sequence_of_one_frame_and_a_frame_without_points(tmp_path: Path) -> None:
     one = write_sequence(tmp_path / "one", frames=1)
-    assert main(["label-3d", str(one), "--out", str(tmp_path / "out1")]) == 0
+    assert main(["label-3d", str(one), "--points", "--out", str(tmp_path / "out1")]) == 0
+    again = open_folder(str(tmp_path / "out1" / "sequence"), "data").listed().frame(0)  # what is written is data to train on
+    assert again.points[:, :3] == pytest.approx(open_sequences(str(one)).frame(0).points[:, :3])
+    assert len(again.boxes) == 2
     boxes = json.loads((tmp_path / "out1" / "sequence" / "frames.json").read_text())["frames"][0]["boxes"]
     assert len(boxes) == 2
     assert not any(box["moving"] for box in boxes)

@@ -35,6 +35,7 @@ def run(arguments: list[str], command: str) -> None:
         help="similarity to road, tree, ... from which a point is background (default: Otsu's)",
     )
     parser.add_argument("--flow", default="quick", help="how motion is fitted: quick (the default), or thorough, ten times as long")
+    parser.add_argument("--points", action="store_true", help="also write the points: a folder then is data, points:FOLDER, to train on")
     parser.add_argument("--overwrite", action="store_true", help="label again what was labelled with other options")
     given = parser.parse_args(arguments)
     if given.flow not in _FLOWS:
@@ -56,7 +57,16 @@ def run(arguments: list[str], command: str) -> None:
         vision = None if words is None else VisionLanguage(open_clip(given.clip), words)
         out = Path(given.out)
         display = StageDisplay("labels")
-        label_sequences(given.sequences, out, spec, vision, threshold=given.background, overwrite=given.overwrite, say=display.say)
+        label_sequences(
+            given.sequences,
+            out,
+            spec,
+            vision,
+            threshold=given.background,
+            with_points=given.points,
+            overwrite=given.overwrite,
+            say=display.say,
+        )
     tell(f"look at them: {out / PAGE}")
 
 

@@ -41,7 +41,7 @@ from stillroom.tasks.points.answers import kitti_entries, nuscenes_entries
 from stillroom.tasks.points.augment import moved_boxes
 from stillroom.tasks.points.drawings import figure_of, from_above, gallery, in_camera, legend
 from stillroom.tasks.points.folder import NAME, open_folder
-from stillroom.tasks.points.frames import Frame
+from stillroom.tasks.points.frames import Frame, cleaned
 from stillroom.tasks.points.kitti import KittiDrives
 from stillroom.tasks.points.place import open_place
 from stillroom.tasks.points.semantic_kitti import KittiSequences
@@ -49,6 +49,7 @@ from stillroom.tasks.points.sources import Frames
 
 OBJECT = "object"  # what everything is called without a vision-language model
 DONE, PAGE = "labels.json", "report.html"
+_POINTS = "lidar/{:06d}.bin"
 _PICTURES = 3  # frames of a sequence that the page shows
 _TOGETHER = 6  # pairs of frames whose flow is fitted at once, and kept in one file
 _VERSION = 1  # of what is written
@@ -119,6 +120,7 @@ def label_sequences(
     vision: VisionLanguage | None = None,
     *,
     threshold: float | None = None,
+    with_points: bool = False,
     overwrite: bool = False,
     say: Callable[[str], None] = print,
 ) -> list[str]:
@@ -130,6 +132,7 @@ def label_sequences(
         spec: how.
         vision: names objects, and tells what stands from the background.
         threshold: similarity to a background prompt from which a point is background; by default Otsu's of each sequence.
+        with_points: also write the points, so that a folder is a data set that detectors are trained on.
         overwrite: label again what was labelled otherwise.
         say: is told of each sequence.
 
@@ -152,7 +155,7 @@ def label_sequences(
         raise InputError("SEQUENCES", f"two that are called {double}", "each sequence once, under a name of its own")
     parts = []
     for number, ((frames, name, indices), folder) in enumerate(zip(works, names, strict=True)):
-        key = _key(frames, indices, spec, vision, threshold)
+        key = _key(frames, indices, spec, vision, threshold, with_points)
         place = out / folder
         if (known := _known(place, key, overwrite)) is not None:
             say(f"{name}: done before, {known['said']}")
@@ -161,7 +164,8 @@ def label_sequences(
         made = label_sequence(frames, indices, place, spec, vision, threshold)
         said = f"{len(made.tracks)} tracks, {sum(track.moving for track in made.tracks)} of them moving, in {len(indices)} frames"
         section = _section(made)
-        write_labels(made, place, vision)
+        columns = _write_points(frames, indices, place) if with_points else None
+        write_labels(made, place, vision, columns)
         content = {"key": key, "said": said, "seconds": round(made.seconds, 1), "section": section}
         write_atomic(place / DONE, json.dumps(content))
         shutil.rmtree(place / "begun", ignore_errors=True)
@@ -268,9 +272,16 @@ def _named(tracks: Sequence[Track], vision: VisionLanguage | None) -> tuple[list
 # What is written ------------------------------------------------------------------------------------------------------------------------
 
 
-def write_labels(made: Labelled, place: Path, vision: VisionLanguage | None = None) -> None:
+def write_labels(made: Labelled, place: Path, vision: VisionLanguage | None = None, columns: Sequence[str] | None = None) -> None:
     """Writes a sequence's labels: ``frames.json`` (every box with its track, in the vehicle's coordinates), ``nuscenes.json`` (in the
-    world's) and ``kitti.json`` (by KITTI's measures); with a model also ``features.npz``, the mean feature of each track."""
+    world's) and ``kitti.json`` (by KITTI's measures); with a model also ``features.npz``, the mean feature of each track.
+
+    Args:
+        made: the labels.
+        place: the folder.
+        vision: that named them.
+        columns: of the points, where these are written beside the labels (`_write_points`).
+    """
     classes = sorted(set(made.names)) if vision is None else list(vision.words)
     scores = np.array([track.score for track in made.tracks])
     told: list[dict[str, Any]] = []
@@ -290,12 +301,15 @@ def write_labels(made: Labelled, place: Path, vision: VisionLanguage | None = No
             }
             for k, box in zip(own, boxes, strict=True)
         ]
-        told.append({"lidar": frame.name, "time_s": frame.time, "ego2global": made.poses[at].tolist(), "boxes": rows})
+        lidar = frame.name if columns is None else _POINTS.format(at)
+        place_of = {"lidar": lidar, "sequence": made.name or "sequence", "time_s": frame.time, "ego2global": made.poses[at].tolist()}
+        told.append({**place_of, "boxes": rows})
         entries = nuscenes_entries(moved_boxes(boxes, made.poses[at]), score, labels, classes)
         nuscenes[frame.name] = [{"sample_token": frame.name, "tracking_id": str(k), **one} for k, one in zip(own, entries, strict=True)]
         kitti[frame.name] = [{"track": k, **one} for k, one in zip(own, kitti_entries(boxes, score, labels, classes), strict=True)]
     meta = {"use_camera": vision is not None, "use_lidar": True, "use_radar": False, "use_map": False, "use_external": vision is not None}
-    contents = {NAME: {"classes": classes, "frames": told}, "nuscenes.json": {"meta": meta, "results": nuscenes}, "kitti.json": kitti}
+    shared = {"classes": classes} if columns is None else {"classes": classes, "columns": list(columns)}
+    contents = {NAME: {**shared, "frames": told}, "nuscenes.json": {"meta": meta, "results": nuscenes}, "kitti.json": kitti}
     for name, content in contents.items():
         write_atomic(place / name, json.dumps(content))
     if vision is not None:
@@ -306,16 +320,26 @@ def write_labels(made: Labelled, place: Path, vision: VisionLanguage | None = No
         write_atomic(place / "features.npz", stream.getvalue())
 
 
+def _write_points(frames: Frames, indices: Sequence[int], place: Path) -> tuple[str, ...]:
+    """The points of a sequence as raw numbers beside its labels, and their columns: those that its first frame has."""
+    columns = frames.frame(indices[0]).columns
+    (place / _POINTS).parent.mkdir(parents=True, exist_ok=True)
+    for at, index in enumerate(indices):
+        points = cleaned(frames.frame(index)).frame.with_columns(columns).points
+        write_atomic(place / _POINTS.format(at), points.astype("<f4").tobytes())
+    return columns
+
+
 def _folder_name(sequence: str) -> str:
     """A sequence's name as that of a folder."""
     return "".join(letter if letter.isalnum() or letter in "-_." else "_" for letter in sequence).strip(".") or "sequence"
 
 
-def _key(frames: Frames, indices: Sequence[int], spec: LabelSpec, vision: VisionLanguage | None, threshold: float | None) -> str:
+def _key(frames: Frames, indices: Sequence[int], spec: LabelSpec, vision: VisionLanguage | None, *options: Any) -> str:
     """What labels depend on, but for the contents of the frames' files, which are known by their names."""
     named = [frames.name(index) for index in indices]
     model = None if vision is None else (vision.clip.source, vision.words)
-    return hashlib.sha256(repr((_VERSION, named, spec, model, threshold)).encode()).hexdigest()[:16]
+    return hashlib.sha256(repr((_VERSION, named, spec, model, options)).encode()).hexdigest()[:16]
 
 
 def _known(place: Path, key: str, overwrite: bool) -> dict[str, Any] | None:
