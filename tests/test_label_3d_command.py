@@ -165,6 +165,12 @@ def test_what_cannot_be_labelled_is_said_in_one_line(tmp_path: Path, capsys: pyt
     assert "whose 5 bytes are no multiple of 16" in refused(str(empty))
     (tmp_path / "nothing").mkdir()
     assert "velodyne/*.bin" in refused(str(tmp_path / "nothing"))
+    other = tmp_path / "out" / "sequence"
+    shutil.rmtree(other, ignore_errors=True)
+    other.mkdir(parents=True)
+    (other / "frames.json").write_text("mine")
+    assert "which holds other files" in refused(str(write_sequence(tmp_path / "whole")))
+    assert (other / "frames.json").read_text() == "mine"
     words = tmp_path / "words.txt"
     words.write_text("car\n")
     assert "--clip: got nothing" in refused(str(lost), "--vocabulary", str(words))

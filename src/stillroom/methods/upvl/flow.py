@@ -17,6 +17,7 @@ import torch
 from scipy.spatial import cKDTree
 from torch import Tensor
 
+_EXACT = "donot_use_mm_for_euclid_dist"  # the expanded form loses centimetres, and theirs are the distances that matter
 _TRUNCATED = 2.0  # square metres: a point further from every other has no partner
 
 
@@ -121,7 +122,7 @@ def local_targets(points_N3: np.ndarray, cluster_N: np.ndarray, next_M3: np.ndar
         if kept > 3:  # fewer say nothing of a motion
             apart = np.linalg.norm(next_M3[there] - own.mean(0), axis=1)
             target[k, there[apart.argsort(kind="stable")[:kept]]] = True
-    return Targets(grown, inside, target, target.any(1))
+    return Targets(grown, inside, target, np.asarray(target.any(1)))
 
 
 @dataclass(frozen=True)
@@ -223,14 +224,15 @@ def _fitted(own_KN3: Tensor, mine_KN: Tensor, next_KM3: Tensor, theirs_KM: Tenso
     since_K = torch.zeros(len(own_KN3), dtype=torch.int64)
     ahead, back = (_networks(len(own_KN3), spec, generator) for _ in range(2))
     optimiser = torch.optim.Adam([*ahead, *back], lr=spec.rate)
+    both_KNN = mine_KN[:, :, None] & mine_KN[:, None]
     for _ in range(spec.steps):
         flow_KN3 = _answers(ahead, own_KN3)
         moved_KN3 = own_KN3 + flow_KN3
         returned_KN3 = moved_KN3 - _answers(back, moved_KN3)
         forth_K = _chamfers(next_KM3, theirs_KM, moved_KN3, mine_KN)
         return_K = _chamfers(returned_KN3, mine_KN, own_KN3, mine_KN)
-        spread_K = _lengths(flow_KN3[:, :, None] - flow_KN3[:, None]) * (mine_KN[:, :, None] & mine_KN[:, None])
-        loss_K = forth_K + return_K + spec.consistency * spread_K.sum((1, 2)) / mine_KN.sum(1)
+        spread_KNN = torch.cdist(flow_KN3, flow_KN3, compute_mode=_EXACT) * both_KNN
+        loss_K = forth_K + return_K + spec.consistency * spread_KNN.sum((1, 2)) / mine_KN.sum(1)
         with torch.no_grad():
             better = loss_K < least_K - 1e-4
             best_KN3[better], least_K[better] = flow_KN3[better], loss_K[better]
@@ -263,9 +265,18 @@ def _answers(networks: list[Tensor], points_KN3: Tensor) -> Tensor:
 
 def _chamfers(x_KN3: Tensor, x_KN: Tensor, y_KM3: Tensor, y_KM: Tensor) -> Tensor:
     """`chamfer` of each cluster [K], over the points that there are."""
-    # by differences: the expanded form loses centimetres, and theirs are the distances that matter
-    apart = (x_KN3[:, :, None] - y_KM3[:, None]).square().sum(-1)
-    apart = torch.where(x_KN[:, :, None] & y_KM[:, None], apart, torch.inf)
-    ways = ((apart.amin(2), x_KN), (apart.amin(1), y_KM))
-    means = [torch.where(there & (way < _TRUNCATED), way, 0.0).sum(1) / there.sum(1) for way, there in ways]
-    return means[0] + means[1]
+    with torch.no_grad():  # who is nearest has no gradient, how near it is does
+        apart = torch.cdist(x_KN3, y_KM3, compute_mode=_EXACT)
+        apart.masked_fill_(~(x_KN[:, :, None] & y_KM[:, None]), torch.inf)
+        of_x, of_y = apart.argmin(2), apart.argmin(1)
+    ways = ((x_KN3 - _rows(y_KM3, of_x), x_KN), (y_KM3 - _rows(x_KN3, of_y), y_KM))
+    total: Tensor = sum(
+        (torch.where(there & (apart < _TRUNCATED), apart, 0.0).sum(1) / there.sum(1)
+         for apart, there in ((way.square().sum(-1), there) for way, there in ways)),
+        start=x_KN3.new_zeros(len(x_KN3)),
+    )  # fmt: skip
+    return total
+
+
+def _rows(points_KN3: Tensor, index_KM: Tensor) -> Tensor:
+    return points_KN3.gather(1, index_KM[:, :, None].expand(-1, -1, 3))

@@ -7,6 +7,7 @@ import json
 import shutil
 import time
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
 from html import escape
@@ -17,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from filelock import FileLock, Timeout
 
 from stillroom.engine.run.written import write_atomic
 from stillroom.errors import InputError
@@ -124,7 +126,7 @@ def label_sequences(
     overwrite: bool = False,
     say: Callable[[str], None] = print,
 ) -> list[str]:
-    """Labels all sequences at some places; each gets a folder of its own, and all of them a page.
+    """Labels all sequences at some places; each gets a folder of its own, and all of them a page. Several processes may do it together.
 
     Args:
         specs: where they are, see `open_sequences`.
@@ -142,6 +144,7 @@ def label_sequences(
     Raises:
         InputError: sequences that cannot be labelled, or a folder that holds other labels.
     """
+    out.mkdir(parents=True, exist_ok=True)
     works = []
     for at in specs:
         frames = open_sequences(at)
@@ -153,26 +156,44 @@ def label_sequences(
     if len(set(names)) < len(names):
         double = next(name for name in names if names.count(name) > 1)
         raise InputError("SEQUENCES", f"two that are called {double}", "each sequence once, under a name of its own")
-    parts = []
-    for number, ((frames, name, indices), folder) in enumerate(zip(works, names, strict=True)):
-        key = _key(frames, indices, spec, vision, threshold, with_points)
-        place = out / folder
-        if (known := _known(place, key, overwrite)) is not None:
-            say(f"{name}: done before, {known['said']}")
-            parts.append(known["section"])
-            continue
-        made = label_sequence(frames, indices, place, spec, vision, threshold)
-        said = f"{len(made.tracks)} tracks, {sum(track.moving for track in made.tracks)} of them moving, in {len(indices)} frames"
-        section = _section(made)
-        columns = _write_points(frames, indices, place) if with_points else None
-        write_labels(made, place, vision, columns)
-        content = {"key": key, "said": said, "seconds": round(made.seconds, 1), "section": section}
-        write_atomic(place / DONE, json.dumps(content))
-        shutil.rmtree(place / "begun", ignore_errors=True)
-        say(f"{name}: {said}, {made.seconds:.0f} s ({number + 1} of {len(works)} sequences)")
-        parts.append(section)
-    write_atomic(out / PAGE, _page(parts, vision))
+    sections: dict[str, str] = {}
+    waiting = list(zip(works, names, strict=True))
+    for patience in (0, -1):  # what another process labels now is looked at again when everything else is done
+        left = []
+        for (frames, name, indices), folder in waiting:
+            lock = FileLock(out / f".{folder}.lock")
+            with ExitStack() as held:
+                try:
+                    held.enter_context(lock.acquire(timeout=patience))
+                except Timeout:
+                    left.append(((frames, name, indices), folder))
+                    continue
+                key = _key(frames, indices, spec, vision, threshold, with_points)
+                known = _known(out / folder, key, overwrite)
+                before = "" if known is None else "done before, "
+                if known is None:
+                    known = _labelled(frames, indices, out / folder, key, spec, vision, threshold, with_points)
+            say(f"{name}: {before}{known['said']}")
+            sections[folder] = known["section"]
+        waiting = left
+    write_atomic(out / PAGE, _page([sections[name] for name in names], vision))
     return names
+
+
+def _labelled(
+    frames: Frames, indices: Sequence[int], place: Path, key: str, spec: LabelSpec, vision: VisionLanguage | None, threshold: float | None,
+    with_points: bool,
+) -> dict[str, Any]:  # fmt: skip
+    """Labels a sequence and writes all of it; what its folder says of it then."""
+    made = label_sequence(frames, indices, place, spec, vision, threshold)
+    columns = _write_points(frames, indices, place) if with_points else None
+    write_labels(made, place, vision, columns)
+    moving = sum(track.moving for track in made.tracks)
+    said = f"{len(made.tracks)} tracks, {moving} of them moving, in {len(indices)} frames, {made.seconds:.0f} s"
+    content = {"key": key, "said": said, "section": _section(made)}
+    write_atomic(place / DONE, json.dumps(content))
+    shutil.rmtree(place / "begun", ignore_errors=True)
+    return content
 
 
 def label_sequence(
@@ -350,6 +371,8 @@ def _known(place: Path, key: str, overwrite: bool) -> dict[str, Any] | None:
     """
     begun = place / "begun" / "key"
     content: dict[str, Any] = {}
+    if place.is_dir() and not (place / DONE).exists() and {path.name for path in place.iterdir()} - {"begun"} and not begun.is_file():
+        raise InputError("out", f"{place}, which holds other files", "a folder for labels alone")
     if (place / DONE).is_file():
         try:
             content = json.loads((place / DONE).read_text(encoding="utf-8"))

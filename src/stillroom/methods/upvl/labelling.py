@@ -41,8 +41,8 @@ class LabelSpec:
         context: frames before and behind that are clustered together.
         moving: metres per second from which something moves.
         background_ratio: share of background points from which what stands is dropped.
-        least_points, tallest, longest, highest: of a cluster in its frame: at least so many points, at most so many metres of height and
-            of either side, and its bottom at most so high above the ground.
+        least_points, flattest, tallest, longest, highest: of a cluster in its frame: at least so many points, at least and at most so many
+            metres of height, at most so many of either side, and its bottom at most so high above the ground.
         hits: frames in which an object must be found.
         snap: metres above the ground at which a box's bottom is brought to it.
         flow, tracker: how flow is fitted, and how boxes are followed.
@@ -58,6 +58,7 @@ class LabelSpec:
     moving: float = 1.0
     background_ratio: float = 0.99
     least_points: int = 10
+    flattest: float = 0.25
     tallest: float = 4.5
     longest: float = 20.0
     highest: float = 1.5
@@ -231,7 +232,7 @@ def proposals(scans: Sequence[Scan], motions: Sequence[Motion], at: int, interva
         mine = scan.points[rows]
         box = box_along(mine, float(np.arctan2(mean[1], mean[0])), keep_heading=True) if told.moving[k] else fitted_box(mine).box
         bottom = box[2] - box[5] / 2 - np.median(scan.ground[rows])
-        if box[5] <= spec.tallest and box[3:5].max() <= spec.longest and bottom <= spec.highest:
+        if spec.flattest <= box[5] <= spec.tallest and box[3:5].max() <= spec.longest and bottom <= spec.highest:
             answers.append(Proposal(at, rows, box, (scan.pose[:3, :3] @ mean)[:2] / interval))
     return answers
 
@@ -271,7 +272,7 @@ def tracks_of(scans: Sequence[Scan], found: Sequence[Proposal], interval: float,
     followed = tracked(detections, np.array([one.frame for one in found]), interval, spec.tracker)
     answers = []
     for number in np.flatnonzero(followed.hits >= min(spec.hits, len(scans))):
-        rows = np.flatnonzero(followed.track == number)
+        rows = np.flatnonzero(followed.track == number).tolist()
         own = [found[row] for row in rows]
         speed = np.median([np.linalg.norm(one.velocity) for one in own])
         far = np.linalg.norm(centres[rows[-1]] - centres[rows[0]])
