@@ -36,6 +36,7 @@ COMMANDS = {
     "refine-boxes": "the inaccurate boxes of a set made better, without a true one",
     "noise-boxes": "a file of boxes made inaccurate on purpose",
     "shrink-clip": "a smaller CLIP from yours, by pairs of images and texts",
+    "label-3d": "boxes, tracks and names in lidar sequences that nobody labelled",
     "make-composites": "photos whose foreground has other colours, to train harmonization on",
 }
 
