@@ -338,6 +338,7 @@ ROOM = Room(
     tasks=("video",),
     presets=PRESETS,
     default=_DRAWN,
-    expect="Not measured. Flow tells these verbs best and boxes next; the student sees neither.",
+    expect="With more such clips and seeds the student of an ensemble of RGB, flow and boxes, which sees RGB alone, named +31.8 +- 11.2 "
+    "points more verbs than by labels alone (3 seeds): flow tells these verbs. Nouns were lost, and the pair was within noise.",
     reason="has several teachers, one of each modality",
 )

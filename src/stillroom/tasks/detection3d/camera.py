@@ -211,8 +211,9 @@ class TimmEncoder(nn.Module):
         super().__init__()
         import timm
 
-        self.network: Any = timm.create_model(name, pretrained=False, features_only=True, out_indices=(-2, -1))
-        fine, coarse = self.network.feature_info.channels()
+        network: Any = timm.create_model(name, pretrained=False, features_only=True, out_indices=(-2, -1))
+        self.network: nn.Module = network
+        fine, coarse = network.feature_info.channels()
         self.fine, self.coarse = nn.Conv2d(fine, channels, 1), nn.Conv2d(coarse, channels, 1)
         self.join = nn.Conv2d(channels, channels, 3, padding=1)
 
