@@ -182,4 +182,4 @@ def one_of(argument: str, value: str, known: Iterable[str]) -> str:
     return value
 
 
-_FEW = 8  # names that a message lists
+_FEW = 16  # names that a message lists: all tasks, say

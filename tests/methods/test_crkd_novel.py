@@ -81,7 +81,7 @@ def test_code_inside_a_runs_folder_is_not_run_unasked(tmp_path: Path) -> None:
     (tmp_path / "nets.py").write_text("raise SystemExit('it ran')")
     spec = NovelSpec(f"{tmp_path / 'nets.py'}:build", 4)
     (tmp_path / "student.json").write_text(json.dumps({"model": str(spec), "num_classes": 7, "image_size": 16}))
-    with pytest.raises(InputError, match="trust_pickle"):
+    with pytest.raises(InputError, match="trust_code=True"):
         build_classifier(str(tmp_path), num_classes=7)
 
 

@@ -153,7 +153,7 @@ def test_code_that_lies_in_a_runs_folder_is_not_run(inside: str, tmp_path: Path)
     parts = (own, (foreign, "fc")) if inside == "backbone" else (foreign, (own, "fc"))
     spec = str(Shared(parts[0], "layer3", 64, (8, 8), 2, parts[1]))
     (tmp_path / "student.json").write_text(json.dumps({"model": spec, "num_classes": 5, "image_size": SIZE}))
-    with pytest.raises(InputError, match="trust_pickle=True runs that code"):
+    with pytest.raises(InputError, match=r"trust_code=True\) if you trust whoever wrote it: it runs that code"):
         build_classifier(str(tmp_path), num_classes=5)
 
 
