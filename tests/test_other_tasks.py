@@ -63,7 +63,7 @@ def test_the_paper_preset_of_a_host_is_its_task_s(capsys: pytest.CaptureFixture[
 
 
 def test_an_unknown_task_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(InputError, match="task: got detektion, expected one of detection"):
+    with pytest.raises(InputError, match="task: got detektion, expected one of classification, multilabel, detection"):
         task_named("detektion")
     assert main(["run", "supervised", "--task", "detektion"]) == 2
     assert "--task: got detektion" in capsys.readouterr().err

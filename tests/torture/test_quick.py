@@ -130,6 +130,7 @@ def test_whoever_reads_nothing_more_ends_nothing(monkeypatch: pytest.MonkeyPatch
     os.close(reading)
     with os.fdopen(writing, "w") as gone:
         monkeypatch.setattr(sys, "stdout", gone)
+        monkeypatch.setattr("stillroom.engine.run.console.console.quiet", False)  # as it was, and is again behind this test
         console.print("said to nobody")
         monkeypatch.setattr(console, "quiet", False)
         tell("and this, too")
