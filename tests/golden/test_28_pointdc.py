@@ -10,7 +10,7 @@ from torch import Tensor
 
 from stillroom.methods.pointdc.lifting import lifted, region_targets, sampled, seen
 from stillroom.methods.pointdc.loss import cmd_loss, cosine_logits, fixed_logits, pseudo_label_loss
-from stillroom.tasks.points.metrics import SegmentationMetric
+from stillroom.tasks.points.point_metrics import SegmentationMetric
 from stillroom.tasks.points.supervoxels import merged
 from stillroom.tasks.segmentation3d.clustering import kmeans, lloyd_steps, pseudo_labels, region_features, without_small
 from tests.golden.check import HERE, Case, load_cases, run_case, with_gradients

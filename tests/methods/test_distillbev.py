@@ -13,7 +13,6 @@ from torch import Tensor
 
 from stillroom.cli import main
 from stillroom.engine import Losses, Teacher
-from stillroom.engine.weights import read_weights
 from stillroom.errors import InputError
 from stillroom.methods.distillbev import DistillBEV, build
 from stillroom.methods.distillbev.distiller import Tap, adapter, taps_in
@@ -25,6 +24,7 @@ from stillroom.tasks.detection3d.models import Wanted, build_detector
 from stillroom.tasks.points.frames import FrameBatch
 from stillroom.tasks.points.grid import BevGrid
 from tests.methods.distillbev_job import CAMERA, LIDAR, REACH, TINY, detector, made, tiny, train
+from tests.methods.kills import killed_and_continued, two_processes_as_one
 from tests.processes import Processes
 from tests.tasks.points import made_up
 
@@ -238,31 +238,9 @@ def test_a_step_of_the_paper_s_networks_on_its_data_in_small(preset: str, tmp_pa
 # Kills and processes --------------------------------------------------------------------------------------------------------------------
 
 
-class Killed(Exception):
-    """Stands for a kill."""
-
-
 def test_killed_and_continued_ends_with_the_same_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    losses, count = DistillBEV.losses, {"steps": 0}
-
-    def falling(self: DistillBEV, given: FrameBatch) -> Losses:
-        count["steps"] += 1
-        if count["steps"] == 4:
-            raise Killed
-        return losses(self, given)
-
-    whole = read_weights(train(tmp_path / "whole").folder)
-    monkeypatch.setattr(DistillBEV, "losses", falling)
-    with pytest.raises(Killed):
-        train(tmp_path / "killed")
-    continued: dict[str, Tensor] = read_weights(train(tmp_path / "killed").folder)
-    assert all(torch.equal(whole[name], continued[name]) for name in whole)
+    killed_and_continued(DistillBEV, train, tmp_path, monkeypatch)
 
 
 def test_two_processes_end_with_the_weights_of_one(tmp_path: Path, processes: Processes) -> None:
-    processes.on_two_ranks(train, tmp_path / "two", 2)
-    train(tmp_path / "one", 1)
-    alone, shared = (read_weights(tmp_path / name / "seed0/distillbev") for name in ("one", "two"))
-    for name, value in alone.items():
-        if "running_var" not in name:  # half as many rows are made unbiased by another factor
-            torch.testing.assert_close(shared[name], value, rtol=1e-3, atol=1e-4, msg=name)
+    two_processes_as_one(processes, train, tmp_path, "distillbev")

@@ -10,17 +10,9 @@ from torch import Tensor
 
 from stillroom.errors import InputError
 from stillroom.tasks.points.grid import KITTI, ClassList
-from stillroom.tasks.points.metrics import (
-    ATTRIBUTES,
-    BoxMetric,
-    FlowMetric,
-    IouMetric,
-    KittiMetric,
-    NuScenesMetric,
-    SegmentationMetric,
-    default_attributes,
-    kitti_difficulty,
-)
+from stillroom.tasks.points.kitti_metric import KittiMetric, kitti_difficulty
+from stillroom.tasks.points.metrics import ATTRIBUTES, BoxMetric, IouMetric, NuScenesMetric, default_attributes
+from stillroom.tasks.points.point_metrics import FlowMetric, SegmentationMetric
 
 CLASSES = ClassList(("car", "barrier", "bicycle"), radius=(50.0, 30.0, 40.0))
 Sample = dict[str, Tensor]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import NamedTuple
 
 import torch
@@ -37,7 +38,7 @@ class Answer(NamedTuple):
     grid: BevGrid
 
 
-class AdaptedDistiller(Detection3dDistiller):
+class AdaptedDistiller(Detection3dDistiller, ABC):
     """A student whose neck learns beside a teacher's, through psi: 1x1 convolution without bias, batch norm, ReLU (section 4).
 
     Args:
@@ -87,9 +88,9 @@ class AdaptedDistiller(Detection3dDistiller):
         heatmap, codes = self.student.head.dense(outputs.predictions)
         return Answer(self.adapter(outputs.neck), heatmap.float().sigmoid(), codes, self.student.grid)
 
+    @abstractmethod
     def compared(self, batch: FrameBatch, outputs: MapOutputs, mine: Answer, theirs: Answer) -> dict[str, Tensor]:
         """The terms, scalars by name."""
-        raise NotImplementedError
 
 
 class RDD(AdaptedDistiller):

@@ -15,7 +15,8 @@ from stillroom.tasks.points.boxes import corners
 from stillroom.tasks.points.center_head import Detections
 from stillroom.tasks.points.frames import FrameBatch
 from stillroom.tasks.points.grid import ClassList
-from stillroom.tasks.points.metrics import KittiMetric, NuScenesMetric, default_attributes, kitti_difficulty
+from stillroom.tasks.points.kitti_metric import KittiMetric, kitti_difficulty
+from stillroom.tasks.points.metrics import NuScenesMetric, default_attributes
 
 METRICS: Mapping[str, Metric] = {
     "mAP": Metric("mAP", "%", 1, True),

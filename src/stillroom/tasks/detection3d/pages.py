@@ -9,7 +9,8 @@ import numpy as np
 from stillroom.engine.report.results import Report, Section, StageResult
 from stillroom.tasks.detection3d.data import Detection3dData
 from stillroom.tasks.detection3d.loaded import THRESHOLD
-from stillroom.tasks.images.page_parts import change_cell, changes, figure, heads, mean_over_seeds, note, row, table
+from stillroom.tasks.images.page_parts import note
+from stillroom.tasks.points.class_table import class_section
 from stillroom.tasks.points.drawings import figure_of, from_above, gallery, in_camera, legend
 
 _FRAMES, _CAMERAS = 4, 3  # that are shown
@@ -25,28 +26,19 @@ def detection3d_sections(report: Report, data: Detection3dData) -> list[Section]
 
 
 def _by_class(report: Report, arms: dict[str, list[StageResult]], data: Detection3dData) -> Section:
-    found = {name: {result.seed: result.details["by_class"] for result in results} for name, results in arms.items()}
-    changes_SC = changes(found.get(report.baseline or "", {}), found.get(report.leading or "", {}))
-    means = {name: mean_over_seeds(list(by_seed.values())) for name, by_seed in found.items()}
-    first = next((results[0] for results in arms.values()), None)
-    objects_C = first.details["objects"] if first is not None else np.zeros(data.num_classes, np.int64)
-    rows = []
-    for number, name in enumerate(data.classes):
-        cells = f"<td>{objects_C[number]}</td>" + "".join(f"<td>{figure(float(mean_C[number]))}</td>" for mean_C in means.values())
-        if changes_SC is not None:
-            cells += change_cell(float(changes_SC[:, number].mean()), changes_SC[:, number])
-        rows.append(row(name, cells))
     kitti = data.source.measure == "kitti"
     by = "overlap in three dimensions, moderate objects, 40 recalls" if kitti else "centre distances of 0.5, 1, 2 and 4 m"
-    notes = [f"AP in %, by {by}."]
-    if missing := [name for name, count in zip(data.classes, objects_C, strict=True) if not count]:
-        notes.append(f"Without a true box in the validation set, and counted as 0 in the mean: {escape(', '.join(missing))}.")
-    if kitti and (few := [name for name, count in zip(data.classes, objects_C, strict=True) if 0 < count < _OF_40]):
-        notes.append(f"With fewer than {_OF_40} objects ({escape(', '.join(few))}) a perfect detector stays below 100 by this rule.")
-    if changes_SC is not None:
-        notes.append(f"The change is that of {escape(report.leading or '')} over {escape(report.baseline or '')}.")
-    columns = heads(["class", "true boxes", *arms], change=changes_SC is not None)
-    return Section("By class", f"{table('AP by class', columns, rows)}{note(notes)}")
+
+    def notes(objects_C: np.ndarray) -> list[str]:
+        said = [f"AP in %, by {by}."]
+        if missing := [name for name, count in zip(data.classes, objects_C, strict=True) if not count]:
+            said.append(f"Without a true box in the validation set, and counted as 0 in the mean: {escape(', '.join(missing))}.")
+        if kitti and (few := [name for name, count in zip(data.classes, objects_C, strict=True) if 0 < count < _OF_40]):
+            said.append(f"With fewer than {_OF_40} objects ({escape(', '.join(few))}) a perfect detector stays below 100 by this rule.")
+        return said
+
+    words = {"values": "by_class", "counts": "objects", "title": "AP by class", "counted": "true boxes"}
+    return class_section(report, arms, data.classes, notes=notes, **words)
 
 
 def _pictures(arms: dict[str, list[StageResult]], data: Detection3dData) -> list[Section]:

@@ -16,7 +16,6 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from stillroom.engine.distributed import rank, world_size
-from stillroom.errors import InputError
 from stillroom.tasks.points.boxes import bev, bev_iou, iou_3d, points_in_boxes
 from stillroom.tasks.points.grid import ClassList
 
@@ -173,7 +172,8 @@ def _distance(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return np.hypot(a[:, None, 0] - b[None, :, 0], a[:, None, 1] - b[None, :, 1])
 
 
-def _of_class(side: Arrays, label: int, keep: np.ndarray | None = None) -> Arrays:
+def of_class(side: Arrays, label: int, keep: np.ndarray | None = None) -> Arrays:
+    """The rows of one class, of those that are to be kept."""
     mine = side["labels"] == label
     mine = mine if keep is None else mine & keep
     return {name: column[mine] for name, column in side.items()}
@@ -233,7 +233,7 @@ class NuScenesMetric(BoxMetric):
         tp = np.ones((len(self.classes), len(self.ERRORS)))
         bare = 0
         for label, name in enumerate(self.classes.names):
-            mine, theirs = _of_class(found, label), _of_class(truth, label)
+            mine, theirs = of_class(found, label), of_class(truth, label)
             bare += not len(theirs["labels"])
             order, matched = _match(mine, theirs, _distance, (*self.distances, self.tp_distance))
             if len(theirs["labels"]):
@@ -313,7 +313,7 @@ class IouMetric(BoxMetric):
     ) -> None:
         super().__init__(classes, **options)
         self.thresholds = [threshold] * len(classes) if isinstance(threshold, int | float) else list(threshold)
-        self.overlap = _overlap(from_above)
+        self.overlap = overlap_of(from_above)
         self.agnostic = agnostic
 
     def compute(self) -> dict[str, Tensor]:
@@ -321,7 +321,7 @@ class IouMetric(BoxMetric):
         found, truth = self.collected()
         if self.agnostic:
             found, truth = ({**side, "labels": np.zeros_like(side["labels"])} for side in (found, truth))
-        every = [self._precision(_of_class(found, label), _of_class(truth, label), label) for label in range(self._classes)]
+        every = [self._precision(of_class(found, label), of_class(truth, label), label) for label in range(self._classes)]
         ap = torch.tensor(every, dtype=torch.float64)
         return {"ap": ap, "mAP": ap.nanmean().nan_to_num(0)}
 
@@ -338,214 +338,11 @@ class IouMetric(BoxMetric):
         return float((np.diff(hits / len(truth["labels"]), prepend=0) * precision).sum())
 
 
-def _overlap(from_above: bool) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
+def overlap_of(from_above: bool) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
+    """IoU of boxes [P, 7] and [M, 7] as [P, M]: of their rectangles from above, or of their volumes."""
+
     def overlap(a: np.ndarray, b: np.ndarray) -> np.ndarray:
         first, second = torch.from_numpy(np.ascontiguousarray(a)), torch.from_numpy(np.ascontiguousarray(b))
         return (bev_iou(bev(first), bev(second)) if from_above else iou_3d(first, second)).numpy()
 
     return overlap
-
-
-KITTI_OVERLAP = {"Car": 0.7, "Pedestrian": 0.5, "Cyclist": 0.5}
-DIFFICULTIES = ("easy", "moderate", "hard")
-_LEAST_HEIGHT = (40.0, 25.0, 25.0)  # pixels
-_MOST_OCCLUDED = (0, 1, 2)
-_MOST_TRUNCATED = (0.15, 0.3, 0.5)
-
-
-def kitti_difficulty(pixels: Tensor, occluded: Tensor, truncated: Tensor) -> Tensor:
-    """The easiest of KITTI's difficulties whose rules an object keeps: int64 [M], 0 easy, 1 moderate, 2 hard, 3 none.
-
-    Args:
-        pixels: height of its box in the picture.
-        occluded: 0 to 3.
-        truncated: in [0, 1].
-    """
-    level = torch.full(pixels.shape, 3, dtype=torch.int64, device=pixels.device)
-    for place in (2, 1, 0):
-        keeps = (pixels > _LEAST_HEIGHT[place]) & (occluded <= _MOST_OCCLUDED[place]) & (truncated <= _MOST_TRUNCATED[place])
-        level = torch.where(keeps, place, level)
-    return level
-
-
-class KittiMetric(BoxMetric):
-    """KITTI's average precision at 40 recalls, per class and difficulty.
-
-    Besides boxes, what is there may have `difficulty` (int64 [M], as `kitti_difficulty` says; else all count as easy) and `ignored`
-    (bool [M]: of a neighbouring class, as a van is a car's; neither to be found nor wrong), and what was found `pixels` ([P], height in
-    the picture; smaller finds than a difficulty asks are not wrong).
-
-    The curve is sampled as by the official code, which reads it at no more places than there are true objects: with n < 41 of them a
-    perfect detector reaches (n - 1) / 40. `compute` therefore tells the number of objects.
-
-    Args:
-        classes: what the labels mean.
-        overlap: least overlap of a match, by class name; by default KITTI's for cars (0.7), pedestrians and cyclists (0.5), else 0.5.
-        from_above: overlap seen from above instead of the volumes.
-    """
-
-    def __init__(self, classes: ClassList, *, overlap: Mapping[str, float] | None = None, from_above: bool = False, **options: Any) -> None:
-        super().__init__(classes, **options)
-        known = KITTI_OVERLAP if overlap is None else overlap
-        self.least = [known.get(name, 0.5) for name in classes.names]
-        self.overlap = _overlap(from_above)
-
-    def compute(self) -> dict[str, Tensor]:
-        """`ap` [K, 3] in [0, 1] for easy, moderate and hard, `objects` int64 [K, 3], and `mAP`, the mean over classes at moderate."""
-        found, truth = self.collected()
-        ap, objects = np.zeros((len(self.classes), 3)), np.zeros((len(self.classes), 3), np.int64)
-        for label in range(len(self.classes)):
-            mine, theirs = _of_class(found, label), _of_class(truth, label)
-            frames = self._frames(mine, theirs, label)
-            for level in range(3):
-                ap[label, level], objects[label, level] = self._precision(frames, mine, theirs, level, self.least[label])
-        return {"ap": torch.from_numpy(ap), "objects": torch.from_numpy(objects), "mAP": torch.as_tensor(ap[:, 1].mean())}
-
-    def _frames(self, found: Arrays, truth: Arrays, label: int) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-        """Per sample the places of finds and of truths, and their overlaps [P, G]."""
-        frames = []
-        for sample in np.union1d(found["sample"], truth["sample"]):
-            mine, theirs = np.flatnonzero(found["sample"] == sample), np.flatnonzero(truth["sample"] == sample)
-            frames.append((mine, theirs, self.overlap(found["boxes"][mine], truth["boxes"][theirs])))
-        return frames
-
-    def _precision(
-        self, frames: Sequence[tuple[np.ndarray, ...]], found: Arrays, truth: Arrays, level: int, least: float
-    ) -> tuple[float, int]:
-        unasked = (truth["difficulty"] > level) | (truth["ignored"] > 0)
-        small = found["pixels"] < _LEAST_HEIGHT[level]
-        count = int((~unasked).sum())
-        scores = []
-        for mine, theirs, overlap in frames:
-            scores += _scores_of_matches(overlap, found["scores"][mine], small[mine], unasked[theirs], least)
-        thresholds = _kitti_thresholds(np.array(scores), count)
-        right, wrong = np.zeros(len(thresholds)), np.zeros(len(thresholds))
-        for mine, theirs, overlap in frames:
-            hits, misses = _counts(overlap, found["scores"][mine], small[mine], unasked[theirs], thresholds, least)
-            right, wrong = right + hits, wrong + misses
-        if not len(thresholds):
-            return 0.0, count
-        precision = np.maximum.accumulate((right / np.maximum(right + wrong, 1))[::-1])[::-1]
-        return float(precision[1:].sum() / 40), count
-
-
-def _scores_of_matches(overlap: np.ndarray, scores: np.ndarray, small: np.ndarray, unasked: np.ndarray, least: float) -> list[float]:
-    """Scores of the finds that one frame's asked objects get, each the surest that overlaps it enough and is free."""
-    free, matched = np.ones(len(scores), bool), []
-    for place, skip in enumerate(unasked):
-        able = free & (overlap[:, place] > least)
-        if able.any():
-            best = int(np.where(able, scores, -np.inf).argmax())
-            free[best] = False
-            if not skip and not small[best]:
-                matched.append(float(scores[best]))
-    return matched
-
-
-def _kitti_thresholds(scores: np.ndarray, count: int) -> np.ndarray:
-    """Scores at which the curve is read: those whose recalls lie nearest to 0, 1/40, 2/40, ..."""
-    thresholds, recall = [], 0.0
-    scores = np.sort(scores)[::-1]
-    for place, score in enumerate(scores):
-        last = place == len(scores) - 1
-        left = (place + 1) / count
-        right = left if last else (place + 2) / count
-        if right - recall < recall - left and not last:
-            continue
-        thresholds.append(score)
-        recall += 1 / 40
-    return np.array(thresholds[:41])
-
-
-def _counts(
-    overlap: np.ndarray, scores: np.ndarray, small: np.ndarray, unasked: np.ndarray, thresholds: np.ndarray, least: float
-) -> tuple[np.ndarray, np.ndarray]:
-    """Right and wrong finds of one frame at each threshold: [T] and [T]. All thresholds at once, one object after another."""
-    free = scores[None] >= thresholds[:, None]  # [T, P]; what is below the threshold is not there
-    right = np.zeros(len(thresholds))
-    every = np.arange(len(thresholds))
-    for place, skip in enumerate(unasked if len(scores) else ()):
-        able = free & (overlap[:, place] > least)
-        # the find that overlaps most; one that is too small only where there is no other, and of those the first
-        large = np.where(able & ~small, overlap[:, place], -1.0)
-        best, any_large = large.argmax(1), large.max(1) >= 0
-        best = np.where(any_large, best, (able & small).argmax(1))
-        hit = able.any(1)
-        free[every[hit], best[hit]] = False
-        if not skip:
-            right += hit & any_large
-    return right, (free & ~small).sum(1)
-
-
-class SegmentationMetric(Metric):
-    """Accuracies and intersection over union of labels, from a confusion matrix that is added up over batches and processes.
-
-    Args:
-        num_classes: C; a true label outside [0, C) is not scored.
-        matched: labels are numbers of clusters: each is taken for the class that Hungarian matching gives it.
-    """
-
-    full_state_update = False
-    confusion: Tensor
-
-    def __init__(self, num_classes: int, *, matched: bool = False, **options: Any) -> None:
-        super().__init__(**options)
-        self.num_classes, self.matched = num_classes, matched
-        self.add_state("confusion", default=torch.zeros(num_classes, num_classes, dtype=torch.int64), dist_reduce_fx="sum")
-
-    def update(self, found: Tensor, truth: Tensor) -> None:
-        """Adds labels int64 [N] in [0, C) and the true ones int64 [N].
-
-        Raises:
-            InputError: a label that was found lies outside.
-        """
-        scored = (truth >= 0) & (truth < self.num_classes)
-        found, truth = found[scored], truth[scored]
-        if len(found) and (int(found.min()) < 0 or int(found.max()) >= self.num_classes):
-            raise InputError("found", f"labels from {int(found.min())} to {int(found.max())}", f"labels in [0, {self.num_classes})")
-        pairs = torch.bincount(truth * self.num_classes + found, minlength=self.num_classes**2)
-        self.confusion += pairs.view(self.num_classes, self.num_classes)
-
-    def compute(self) -> dict[str, Tensor]:
-        """`oAcc`, `mAcc` and `mIoU` in [0, 1], `iou` [C], and `assignment` int64 [C]: the class that each label is taken for.
-
-        A class without a true point counts as IoU 0 in `mIoU`, as in PointDC's code, and does not count in `mAcc`.
-        """
-        confusion = self.confusion.cpu()
-        assignment = torch.arange(self.num_classes)
-        if self.matched:
-            from scipy.optimize import linear_sum_assignment
-
-            rows, columns = linear_sum_assignment(-confusion.numpy())
-            assignment[torch.from_numpy(columns)] = torch.from_numpy(rows)
-            confusion = confusion[:, torch.from_numpy(columns)]
-        right, true, said = confusion.diagonal().double(), confusion.sum(1).double(), confusion.sum(0).double()
-        iou = right / (true + said - right).clamp_min(1)
-        means = {"oAcc": right.sum() / true.sum().clamp_min(1), "mAcc": (right / true).nanmean().nan_to_num(0), "mIoU": iou.mean()}
-        return {**means, "iou": iou, "assignment": assignment}
-
-
-class FlowMetric(Metric):
-    """End-point error of scene flow in metres, and the shares of points within 5 cm or 5 % ("strict") and 10 cm or 10 % ("relaxed")."""
-
-    full_state_update = False
-    sums: Tensor
-
-    def __init__(self, **options: Any) -> None:
-        super().__init__(**options)
-        self.add_state("sums", default=torch.zeros(4, dtype=torch.float64), dist_reduce_fx="sum")
-
-    def update(self, found: Tensor, truth: Tensor) -> None:
-        """Adds flow [N, 3] and true flow [N, 3], metres; points whose truth is no number are not scored."""
-        known = truth.isfinite().all(-1)
-        found, truth = found[known].double(), truth[known].double()
-        error = (found - truth).norm(dim=-1)
-        relative = error / truth.norm(dim=-1).clamp_min(1e-12)
-        within = [((error < limit) | (relative < limit)).sum() for limit in (0.05, 0.1)]
-        self.sums += torch.stack((error.sum(), *within, known.sum())).to(self.sums)
-
-    def compute(self) -> dict[str, Tensor]:
-        """`EPE` in metres, `strict` and `relaxed` in [0, 1]."""
-        total, strict, relaxed, count = self.sums
-        count = count.clamp_min(1)
-        return {"EPE": total / count, "strict": strict / count, "relaxed": relaxed / count}

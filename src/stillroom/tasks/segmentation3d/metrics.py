@@ -12,7 +12,7 @@ from torch import Tensor
 from stillroom.engine.distributed import gathered
 from stillroom.engine.report.results import Metric
 from stillroom.errors import InputError
-from stillroom.tasks.points.metrics import SegmentationMetric
+from stillroom.tasks.points.point_metrics import SegmentationMetric
 from stillroom.tasks.segmentation3d.clustering import kmeans, pseudo_labels, region_features
 
 if TYPE_CHECKING:

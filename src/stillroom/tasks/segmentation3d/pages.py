@@ -7,7 +7,8 @@ from html import escape
 import numpy as np
 
 from stillroom.engine.report.results import Report, Section, StageResult
-from stillroom.tasks.images.page_parts import change_cell, changes, figure, heads, mean_over_seeds, note, row, table
+from stillroom.tasks.images.page_parts import note
+from stillroom.tasks.points.class_table import class_section
 from stillroom.tasks.points.drawings import cloud, figure_of, gallery, label_colours, legend
 from stillroom.tasks.segmentation3d.data import Segmentation3dData
 
@@ -31,24 +32,14 @@ def remarks(report: Report, data: Segmentation3dData) -> list[str]:
 
 
 def _by_class(report: Report, arms: dict[str, list[StageResult]], data: Segmentation3dData) -> Section:
-    found = {name: {result.seed: result.details["iou"] for result in results} for name, results in arms.items()}
-    changes_SC = changes(found.get(report.baseline or "", {}), found.get(report.leading or "", {}))
-    means = {name: mean_over_seeds(list(by_seed.values())) for name, by_seed in found.items()}
-    first = next((results[0] for results in arms.values()), None)
-    points_C = first.details["points"] if first is not None else np.zeros(data.num_classes, np.int64)
-    rows = []
-    for number, name in enumerate(data.classes):
-        cells = f"<td>{points_C[number]}</td>" + "".join(f"<td>{figure(float(mean_C[number]))}</td>" for mean_C in means.values())
-        if changes_SC is not None:
-            cells += change_cell(float(changes_SC[:, number].mean()), changes_SC[:, number])
-        rows.append(row(name, cells))
-    notes = ["IoU in %, of points pooled over the validation scans; clusters are matched with classes once over all of them."]
-    if missing := [name for name, count in zip(data.classes, points_C, strict=True) if not count]:
-        notes.append(f"Classes without a point there count as 0 in the mean: {escape(', '.join(missing))}.")
-    if changes_SC is not None:
-        notes.append(f"The change is that of {escape(report.leading or '')} over {escape(report.baseline or '')}.")
-    columns = heads(["class", "points", *arms], change=changes_SC is not None)
-    return Section("By class", f"{table('IoU by class', columns, rows)}{note(notes)}")
+    def notes(points_C: np.ndarray) -> list[str]:
+        said = ["IoU in %, of points pooled over the validation scans; clusters are matched with classes once over all of them."]
+        if missing := [name for name, count in zip(data.classes, points_C, strict=True) if not count]:
+            said.append(f"Classes without a point there count as 0 in the mean: {escape(', '.join(missing))}.")
+        return said
+
+    words = {"values": "iou", "counts": "points", "title": "IoU by class", "counted": "points"}
+    return class_section(report, arms, data.classes, notes=notes, **words)
 
 
 def _pictures(arms: dict[str, list[StageResult]], data: Segmentation3dData) -> list[Section]:
