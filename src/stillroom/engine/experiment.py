@@ -9,7 +9,10 @@ from typing import Any
 
 from stillroom.engine.cache import CACHE, CachedTeacher
 from stillroom.engine.distiller import OLD_RATE, Distiller
+from stillroom.engine.export import ExportFailed
+from stillroom.engine.inference.teacher import EngineTeacher
 from stillroom.engine.lab import Lab, Trained
+from stillroom.engine.quantize import QuantizationFailed
 from stillroom.engine.report.gains import far_worse, image_error
 from stillroom.engine.report.results import COMMON_METRICS, Metric, Report, StageResult
 from stillroom.engine.task import WARNING, Built, CacheableData, Task, TaskData
@@ -21,6 +24,7 @@ Make = Callable[[Any, Any], Distiller]  # (fresh student, frozen Teacher) -> the
 
 _FINE_TUNING = 10  # epochs at most, by default
 _TRIED = 4  # samples of the one forward pass of a rehearsal
+_TEMPERATURE = 4.0  # at which an engine's answers are compared with the network's, where the method has none
 
 
 @dataclass(frozen=True)
@@ -82,6 +86,9 @@ class Experiment:
         self._taught = taught
         self._tried: Teacher | None = None  # a rehearsal's teacher, for the rehearsals after it
         self._said: set[str] = set()  # warnings
+        self._temperature = _TEMPERATURE
+        if (engine := lab.options.engine) is not None and not hasattr(self.task, "by_engine"):
+            raise InputError("teacher_engine", f"{engine} for the task {self.task.name}", "torch: no engine is asked in this task")
 
     @property
     def task(self) -> Task:
@@ -116,6 +123,7 @@ class Experiment:
                 fresh = student if not number else self.network(self.networks.student, "student")
                 rehearsed.append(one(fresh.network, self._tried))
                 self._try(rehearsed[-1])
+                self._temperature = float(getattr(rehearsed[-1], "temperature", self._temperature))
         return rehearsed
 
     def _untaught(self) -> Teacher:
@@ -137,8 +145,39 @@ class Experiment:
         if self._taught is None:
             self._tried = None
             with self.lab.shared():
-                self._taught = self._teacher()
+                self._taught = self._by_engine(self._teacher())
         return self._taught
+
+    def _by_engine(self, taught: Trained) -> Trained:
+        """The teacher, asked through the engine that was asked for; by PyTorch where it cannot be exported.
+
+        Raises:
+            InputError: it answers otherwise than the network, by more than the task's bounds.
+        """
+        options, say = self.lab.options, lambda line: self.lab.say(self.role, line)
+        if options.engine is None:
+            return taught
+        if taught.network is None:
+            say("its answers are in a cache: no engine is asked")
+            return taught
+        try:
+            teacher = EngineTeacher(
+                taught.network,
+                engine=options.engine,
+                precision=options.teacher_precision,
+                data=with_unlabelled(self.data),
+                by=self.task.by_engine,
+                temperature=self._temperature,
+                accept=self.networks.accept_teacher,
+                say=say,
+                renormalise=taught.renormalise,
+            )
+            notes = teacher.ready()
+        except (ExportFailed, QuantizationFailed) as error:
+            notes = [f"The teacher is asked by PyTorch, not by {options.engine}: {error}."]
+            say(notes[0])
+            return replace(taught, teacher=Teacher(taught.network, renormalise=taught.renormalise), notes=(*taught.notes, *notes))
+        return replace(taught, teacher=teacher, notes=(*taught.notes, *notes))
 
     def _teacher(self) -> Trained:
         if cached := self._cached():
@@ -221,7 +260,7 @@ class Experiment:
         if not far_worse(score, other, higher_is_better=evaluator.higher_is_better) or abs(other - score) <= 3 * error:
             return teacher
         said = f"is far worse than the student alone ({evaluator.primary} {score:.2f} and {other:.2f})"
-        if teacher.result.epochs == 0 and teacher.teacher is None and not self.networks.accept_teacher:
+        if teacher.result.epochs == 0 and teacher.network is not None and not self.networks.accept_teacher:
             raise InputError("teacher", f"{self.networks.teacher}, which {said}", "a better one, or --accept-teacher to go on with it")
         return replace(teacher, notes=(*teacher.notes, *self._warn("teacher", [f"the teacher {said}"])))
 

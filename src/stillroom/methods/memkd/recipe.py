@@ -189,7 +189,7 @@ def _rehearse(make: Callable[[Teacher], MemKD], taught: TaughtBy, data: AnomalyD
     """
     normal = data.of_category(0)
     with lab.shared():
-        distiller = make(taught.teacher(lab.options.teacher_precision, compile=False))
+        distiller = make(taught.teacher(lab.options.torch_precision, compile=False))
         distiller.plan = plan
         distiller.configure_optimizers()
         loader: Any = distiller.training_data(normal).train_loader(seed=lab.seed)

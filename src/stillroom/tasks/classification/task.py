@@ -13,6 +13,7 @@ from torch import nn
 from stillroom.engine import Distiller, Networks, Report, Training
 from stillroom.engine.answers import AsLogits, looks_like_probabilities
 from stillroom.engine.cache import CachedTeacher
+from stillroom.engine.inference.fidelity import CLASSES
 from stillroom.engine.inference.network import FileNetwork
 from stillroom.engine.report.results import Metric, Section, StageResult
 from stillroom.engine.task import WARNING, Built, FindLayer
@@ -118,6 +119,7 @@ class Classification:
     students: tuple[str, ...] = CLASSIFIERS
     layers: Mapping[str, FindLayer] = {"middle": middle_layer, "pooled": pooled_layer}
     exact: tuple[str, ...] = ()
+    by_engine = CLASSES
     metric_formats: Mapping[str, Metric] = {}
 
     def build(self, spec: str, data: ImageData, networks: Networks, *, trust_pickle: bool, argument: str) -> Built:

@@ -15,6 +15,7 @@ from stillroom.engine.cache import CachedTeacher
 from stillroom.engine.report.results import Metric, Section
 from stillroom.engine.task import Built, FindLayer
 from stillroom.errors import InputError
+from stillroom.tasks.detection.by_engine import BY_ENGINE
 from stillroom.tasks.detection.data import DetectionData
 from stillroom.tasks.detection.detr_models import deliver
 from stillroom.tasks.detection.loaded import LoadedDetector, load, ship
@@ -74,6 +75,7 @@ class Detection:
     layers: Mapping[str, FindLayer] = {}
     exact: tuple[str, ...] = ("boxes",)  # half precision would place a box in a large image to the pixel, or worse
     metric_formats: Mapping[str, Metric] = {}
+    by_engine = BY_ENGINE
 
     def build(self, spec: str, data: DetectionData, networks: Networks, *, trust_pickle: bool, argument: str) -> Built:
         """The detector of a specification, for the data's classes.

@@ -12,6 +12,7 @@ from torch import nn
 
 from stillroom.engine import Distiller, Networks, Report, Training
 from stillroom.engine.cache import CachedTeacher
+from stillroom.engine.inference.fidelity import LABELS
 from stillroom.engine.report.results import Metric, Section
 from stillroom.engine.task import Built, FindLayer
 from stillroom.engine.training import Stopped
@@ -114,6 +115,7 @@ class MultiLabel:
     students: tuple[str, ...] = CLASSIFIERS
     layers: Mapping[str, FindLayer] = {}
     exact: tuple[str, ...] = ()
+    by_engine = LABELS
     metric_formats: Mapping[str, Metric] = METRICS
 
     def build(self, spec: str, data: MultiLabelData, networks: Networks, *, trust_pickle: bool, argument: str) -> Built:
