@@ -41,7 +41,7 @@ class OnnxNetwork(nn.Module):
         return self.session(inputs_BX.detach().cpu().contiguous())[0]
 
 
-def quantized(file: Path, out: Path, calibration: Iterable[Tensor], *, exact: Collection[str] = ()) -> None:
+def quantized(file: Path, out: Path, calibration: Iterable[Tensor], *, exact: Collection[str] = (), narrow: bool = False) -> None:
     """Writes an 8-bit version of an ONNX file; its metadata go with it.
 
     Args:
@@ -49,6 +49,7 @@ def quantized(file: Path, out: Path, calibration: Iterable[Tensor], *, exact: Co
         out: the file to write.
         calibration: batches of inputs such as it will read; a few hundred samples in all.
         exact: outputs, such as coordinates, for which everything behind the last convolution stays in float32.
+        narrow: weights of 7 bits: without VNNI instructions onnxruntime's sums of 8 times 8 bits can overflow.
 
     Raises:
         QuantizationFailed: the quantiser cannot do it.
@@ -78,6 +79,7 @@ def quantized(file: Path, out: Path, calibration: Iterable[Tensor], *, exact: Co
                 Reader(),
                 quant_format=QuantFormat.QDQ,
                 per_channel=True,
+                reduce_range=narrow,
                 activation_type=QuantType.QUInt8,
                 weight_type=QuantType.QInt8,
                 nodes_to_exclude=_behind_convolutions(onnx.load(prepared), exact),

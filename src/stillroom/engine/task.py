@@ -227,7 +227,7 @@ class Task(Protocol):
         exact: parts of a teacher's answer that a cache stores in fp32 whatever it is asked for.
         metric_formats: how its metrics are written, where the report does not know them.
         students: optional: specifications of networks that `stillroom students` measures.
-        by_engine: optional: how a teacher is asked by an inference engine, and how near to the network its answers have to be; a `ByEngine`.
+        by_engine: optional: how an inference engine asks a teacher, and how near to the network's its answers have to be; a `ByEngine`.
         doubts: optional, ``(result, data)``: what a teacher's answers to the validation set say against it, a clause each.
     """
 

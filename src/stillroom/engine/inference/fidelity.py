@@ -36,7 +36,8 @@ class Bound:
     def said(self, value: float, temperature: float) -> str:
         """The figure and the bound."""
         number = f"{value:.1f}" if self.unit else f"{value:.2g}"
-        return f"{self.name.format(temperature=f'{temperature:g}')} {number}{self.unit} (at {'least' if self.least else 'most'} {self.limit:g})"
+        bound = f"at {'least' if self.least else 'most'} {self.limit:g}"
+        return f"{self.name.format(temperature=f'{temperature:g}')} {number}{self.unit} ({bound})"
 
 
 def _called(network: nn.Module, inputs: Any) -> Any:

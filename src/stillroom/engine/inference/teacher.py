@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -72,7 +72,9 @@ class Shown:
         for batch in data.train_loader(seed=0):
             inputs = read(batch)
             if not isinstance(inputs, Tensor) or inputs.ndim != 4:
-                raise ExportFailed(f"a teacher that reads a {type(inputs).__name__} cannot be exported: engines are for one tensor of images")
+                raise ExportFailed(
+                    f"a teacher that reads a {type(inputs).__name__} cannot be exported: engines are for one tensor of images"
+                )
             batches.append(inputs.detach().cpu().float())
             if sum(map(len, batches)) >= 2 * SAMPLES:
                 break
@@ -233,8 +235,9 @@ class EngineTeacher(Teacher):
         session = opened(f"{key}.onnx", exported)
         if self._int8:
             source = session.session.file
-            key = address(key, shown.key, self._renormalise, sum(map(len, shown.calibration)), self._by.exact)
-            session = opened(f"{key}.int8.onnx", lambda file: quantized(source, file, shown.calibration, exact=exact))
+            narrow = not _has_vnni()
+            key = address(key, shown.key, self._renormalise, sum(map(len, shown.calibration)), self._by.exact, narrow)
+            session = opened(f"{key}.int8.onnx", lambda file: quantized(source, file, shown.calibration, exact=exact, narrow=narrow))
         made = _Opened(session, form, names, paths, cell, tuple(example.shape[1:]))
         seconds = time.perf_counter() - started
         with alone_with(address(key, self._engine, self.computed_in, self._temperature)) as known:
@@ -274,6 +277,11 @@ class EngineTeacher(Teacher):
                 total[name] = total.get(name, 0.0) + len(images) * value
             weight += len(images)
         return {name: value / weight for name, value in total.items()}
+
+
+def _has_vnni() -> bool:
+    """Whether this CPU has instructions for sums of 8-bit products. A private name of PyTorch, hence guarded."""
+    return bool(getattr(torch.cpu, "_is_vnni_supported", bool)())
 
 
 def _nothing(line: str) -> None:
@@ -327,7 +335,9 @@ class _Read:
         tensors = {**parts, **{f"features.{number}": features[path] for number, path in enumerate(self.paths)}}
         for name, part in tensors.items():
             if not isinstance(part, Tensor) or not part.is_floating_point() or not part.ndim or len(part) != len(inputs):
-                raise ExportFailed(f"{type(self.network).__name__}, whose {name} is no tensor of numbers for each image, cannot be exported")
+                raise ExportFailed(
+                    f"{type(self.network).__name__}, whose {name} is no tensor of numbers for each image, cannot be exported"
+                )
         return form, list(tensors), list(tensors.values())
 
 

@@ -30,8 +30,8 @@ class LabOptions:
         num_nodes: machines.
         strategy: auto, ddp, fsdp, or Lightning's name of a variant of these two, such as ddp_find_unused_parameters_true.
         precision: of the student's training: 32-true, bf16-mixed or 16-mixed.
-        teacher_precision: bf16, fp16, fp32, or auto, which is bf16 where the device is fast at it. Or int8, by an engine of the CPU: weights
-            and activations quantised, on training images that the ranges are measured on.
+        teacher_precision: bf16, fp16, fp32, or auto, which is bf16 where the device is fast at it. Or int8, by an engine of the CPU: its
+            weights and activations, whose ranges are measured on training images.
         teacher_engine: what computes the teacher's forward pass: torch, or on the CPU onnxruntime or openvino, for which the teacher is
             exported first; auto is torch, and onnxruntime for int8.
         teacher_compile: compile the teacher's forward pass with torch.compile.
