@@ -10,6 +10,7 @@ from typing import Any
 from stillroom.engine.cache import CACHE, CachedTeacher
 from stillroom.engine.distiller import OLD_RATE, Distiller
 from stillroom.engine.export import ExportFailed
+from stillroom.engine.inference.network import FileNetwork
 from stillroom.engine.inference.teacher import EngineTeacher
 from stillroom.engine.lab import Lab, Trained
 from stillroom.engine.quantize import QuantizationFailed
@@ -157,9 +158,11 @@ class Experiment:
         options, say = self.lab.options, lambda line: self.lab.say(self.role, line)
         if options.engine is None:
             return taught
-        if taught.network is None:
-            say("its answers are in a cache: no engine is asked")
-            return taught
+        if taught.network is None or any(isinstance(module, FileNetwork) for module in taught.network.modules()):
+            what = "in a cache: no engine is asked" if taught.network is None else "those of a file, which has its own engine and precision"
+            say(f"its answers are {what}")
+            plain = None if taught.network is None else Teacher(taught.network, precision="fp32", renormalise=taught.renormalise)
+            return replace(taught, teacher=taught.teacher or plain)
         try:
             teacher = EngineTeacher(
                 taught.network,
