@@ -10,6 +10,7 @@ from typing import Any
 from stillroom.engine.cache import CACHE, CachedTeacher
 from stillroom.engine.distiller import OLD_RATE, Distiller
 from stillroom.engine.export import ExportFailed
+from stillroom.engine.inference.fidelity import ByEngine
 from stillroom.engine.inference.network import FileNetwork
 from stillroom.engine.inference.teacher import EngineTeacher
 from stillroom.engine.lab import Lab, Trained
@@ -88,7 +89,8 @@ class Experiment:
         self._tried: Teacher | None = None  # a rehearsal's teacher, for the rehearsals after it
         self._said: set[str] = set()  # warnings
         self._temperature = _TEMPERATURE
-        if (engine := lab.options.engine) is not None and not hasattr(self.task, "by_engine"):
+        self._asked: ByEngine | None = getattr(self.task, "by_engine", None)
+        if (engine := lab.options.engine) is not None and self._asked is None:
             raise InputError("teacher_engine", f"{engine} for the task {self.task.name}", "torch: no engine is asked in this task")
 
     @property
@@ -156,7 +158,7 @@ class Experiment:
             InputError: it answers otherwise than the network, by more than the task's bounds.
         """
         options, say = self.lab.options, lambda line: self.lab.say(self.role, line)
-        if options.engine is None:
+        if options.engine is None or self._asked is None:
             return taught
         if taught.network is None or any(isinstance(module, FileNetwork) for module in taught.network.modules()):
             what = "in a cache: no engine is asked" if taught.network is None else "those of a file, which has its own engine and precision"
@@ -169,7 +171,7 @@ class Experiment:
                 engine=options.engine,
                 precision=options.teacher_precision,
                 data=with_unlabelled(self.data),
-                by=self.task.by_engine,
+                by=self._asked,
                 temperature=self._temperature,
                 accept=self.networks.accept_teacher,
                 say=say,

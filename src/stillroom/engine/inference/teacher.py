@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -23,8 +24,8 @@ from stillroom.engine.inference.session import ENGINES, check_engine
 from stillroom.engine.plain import plain_json
 from stillroom.engine.quantize import QuantizationFailed, quantized
 from stillroom.engine.run.written import write_atomic
-from stillroom.engine.tap import INPUT, Tap, tap, unwrap
-from stillroom.engine.teacher import Combine, Precision, Renormalise, Teacher, _resolved
+from stillroom.engine.tap import INPUT, tap, unwrap
+from stillroom.engine.teacher import Combine, Precision, Renormalise, Teacher
 from stillroom.errors import InputError, one_of
 
 TeacherPrecision = Literal["auto", "bf16", "fp16", "fp32", "int8"]
@@ -129,7 +130,6 @@ class EngineTeacher(Teacher):
         self._say, self._int8 = say, precision == "int8"
         self._images: Shown | None = None
         self._opened: dict[tuple[int, _Paths], _Opened | None] = {}  # None: by torch
-        self._sizes: tuple[int, ...] | None = None
         self._said: set[str] = set()
 
     @property
@@ -169,8 +169,8 @@ class EngineTeacher(Teacher):
 
     @property
     def _dtype(self) -> torch.dtype:
-        bf16 = self._engine == "openvino" and not self._int8 and _resolved(self._precision, torch.device("cpu")) == "bf16"
-        return torch.bfloat16 if bf16 else torch.float32
+        reduced = self._engine == "openvino" and not self._int8 and super().precision_on(torch.device("cpu")) == "bf16"
+        return torch.bfloat16 if reduced else torch.float32
 
     def _shown(self) -> Shown:
         if self._images is None:
@@ -201,62 +201,64 @@ class EngineTeacher(Teacher):
             self._say(line)
 
     def _make(self, index: int, paths: _Paths) -> _Opened:
-        """Exports, quantises and opens a network's graph with the outputs of `paths`, or opens what lies there; and measures it."""
+        """A network's graph with the outputs of `paths`, exported and quantised or opened where it lies, and measured."""
         if (found := self._opened.get((index, paths))) is not None:
             return found
-        shown = self._shown()
-        network = unwrap(self._networks[index])
-        read = _Read(network, self._by.ask, paths)
-        example, cell = self._by.example(network, shown.others[0], self._data)
-        form, names, float_answers = read.form(shown.others[0][:2])
-        about = (__version__, torch.__version__, Teacher(network).fingerprint(), paths, tuple(example.shape[1:]), cell)
         started = time.perf_counter()
-        key = address(*about)
-        units = [max(1.0, float(part.abs().max())) for part in float_answers]
-        spec = ExportSpec(_folded(network, paths), example, ("images", *_plain_names(names)), units=units, ask=read.ask, cell=cell)
-        exact = [name for name in _plain_names(names) if name.partition(".")[0].partition("[")[0] in self._by.exact]
-        new = False
-
-        def opened(name: str, make: Callable[[Path], None]) -> FileNetwork:
-            nonlocal new
-            with alone_with(name) as file:
-                if file.is_file():
-                    try:
-                        return FileNetwork(file, self._engine, layout="nchw", dtype=self._dtype)
-                    except InputError:  # damaged
-                        file.unlink()
-                write_whole(file, make)
-                new = True
-                return FileNetwork(file, self._engine, layout="nchw", dtype=self._dtype)
-
-        def exported(file: Path) -> None:
-            export(spec, file, format="onnx", tolerance=_TOLERANCE)
-
-        session = opened(f"{key}.onnx", exported)
-        if self._int8:
-            source = session.session.file
-            narrow = not _has_vnni()
-            key = address(key, shown.key, self._renormalise, sum(map(len, shown.calibration)), self._by.exact, narrow)
-            session = opened(f"{key}.int8.onnx", lambda file: quantized(source, file, shown.calibration, exact=exact, narrow=narrow))
-        made = _Opened(session, form, names, paths, cell, tuple(example.shape[1:]))
-        seconds = time.perf_counter() - started
-        with alone_with(address(key, self._engine, self.computed_in, self._temperature)) as known:
-            measured = self._known(known) or self._measured(made, network, read)
-            write_atomic(known, json.dumps(measured))
-        how = f"made in {seconds:.1f} s" if new else "made before"
-        what = f" with {', '.join(paths)}" if paths else ""
+        read = _Read(unwrap(self._networks[index]), self._by.ask, paths)
+        graph, key, is_new = self._graph(read)
+        how = f"made in {time.perf_counter() - started:.1f} s" if is_new else "made before"
+        measured = self._figures(address(key, self._engine, self.computed_in, self._temperature, self._shown().key), graph, read)
         told = self._by.said(measured, self._temperature)
-        made.said = f"The teacher{what} is computed in {self.precision_on(torch.device('cpu'))} ({how}): {told}, beside the network"
-        images = sum(map(len, shown.others))
-        made.said += f", on {images} training images{' that its ranges were not measured on' if self._int8 else ''}."
+        what, images = f" with {', '.join(paths)}" if paths else "", sum(map(len, self._shown().others))
+        graph.said = f"The teacher{what} is computed in {self.precision_on(torch.device('cpu'))} ({how}): {told}, beside the network"
+        graph.said += f", on {images} training images{' that its ranges were not measured on' if self._int8 else ''}."
         if not self._by.holds(measured):
             if not self._accept:
                 got = f"{self.precision_on(torch.device('cpu'))}, which answers otherwise than the network: {told}"
                 raise InputError("teacher_precision", got, "another precision or engine, or --accept-teacher to go on with it")
-            made.said += " It was accepted all the same."
-        self._tell(made.said)
-        self._opened[index, paths] = made
-        return made
+            graph.said += " It was accepted all the same."
+        self._tell(graph.said)
+        self._opened[index, paths] = graph
+        return graph
+
+    def _graph(self, read: _Read) -> tuple[_Opened, str, bool]:
+        """The graph, what its file is kept under, and whether it was made now."""
+        shown, network = self._shown(), read.network
+        example, cell = self._by.example(network, shown.others[0], self._data)
+        form, names, answers = read.form(shown.others[0][:2])
+        units = [max(1.0, float(part.abs().max())) for part in answers]
+        spec = ExportSpec(read.folded(), example, ("images", *names), units=units, ask=read.ask, cell=cell)
+        key = address(__version__, torch.__version__, Teacher(network).fingerprint(), read.paths, tuple(example.shape[1:]), cell)
+        opened, is_new = self._kept(f"{key}.onnx", lambda file: export(spec, file, format="onnx", tolerance=_TOLERANCE))
+        if self._int8:
+            source, narrow = opened.session.file, not _has_vnni()
+            exact = [name for name in names if re.split(r"[.\[]", name)[0] in self._by.exact]
+            key = address(key, shown.key, self._renormalise, sum(map(len, shown.calibration)), exact, narrow)
+            opened, is_new = self._kept(
+                f"{key}.int8.onnx", lambda file: quantized(source, file, shown.calibration, exact=exact, narrow=narrow)
+            )
+        return _Opened(opened, form, names, read.paths, cell, tuple(example.shape[1:])), key, is_new
+
+    def _kept(self, name: str, make: Callable[[Path], Any]) -> tuple[FileNetwork, bool]:
+        """A file that is kept, opened; and whether it was made now, since it was not there or damaged."""
+        with alone_with(name) as file:
+            if file.is_file():
+                try:
+                    return FileNetwork(file, self._engine, layout="nchw", dtype=self._dtype), False
+                except InputError:
+                    file.unlink()
+            write_whole(file, make)
+            return FileNetwork(file, self._engine, layout="nchw", dtype=self._dtype), True
+
+    def _figures(self, name: str, graph: _Opened, read: _Read) -> dict[str, float]:
+        """How near it is: as it was measured before, or now."""
+        with alone_with(f"{name}.json") as file:
+            if (known := self._known(file)) is not None:
+                return known
+            measured = self._measured(graph, read)
+            write_atomic(file, json.dumps(measured))
+        return measured
 
     def _known(self, file: Path) -> dict[str, float] | None:
         """Figures that were measured before; None where there are none."""
@@ -267,12 +269,12 @@ class EngineTeacher(Teacher):
             return None
 
     @torch.no_grad()
-    def _measured(self, made: _Opened, network: nn.Module, read: _Read) -> dict[str, float]:
+    def _measured(self, graph: _Opened, read: _Read) -> dict[str, float]:
         """Its answers beside those of the network in float32: figures, weighted by the images of a batch."""
         total: dict[str, float] = {}
         weight = 0
         for images in self._shown().others:
-            wanted, told = read(images)[0], made.answer(images)[0]
+            wanted, told = read(images)[0], graph.answer(images)[0]
             for name, value in self._by.measure(wanted, told, self._temperature).items():
                 total[name] = total.get(name, 0.0) + len(images) * value
             weight += len(images)
@@ -288,25 +290,20 @@ def _nothing(line: str) -> None:
     """Says nothing."""
 
 
-def _folded(network: nn.Module, paths: _Paths) -> nn.Module:
-    return fold_batchnorm(network, keep=[path for path in paths if not path.endswith(INPUT)])
-
-
-def _plain_names(names: Sequence[str]) -> list[str]:
-    return [name.replace(":", "_") for name in names]
-
-
 class _Read:
     """A network asked for an answer and features, as a flat tuple of tensors and as what it is."""
 
     def __init__(self, network: nn.Module, ask: Callable[[nn.Module, Any], Any], paths: _Paths) -> None:
         self.network, self.asked, self.paths = network, ask, paths
-        self._taps: dict[int, Tap] = {}
 
     def _run(self, network: nn.Module, inputs: Any) -> tuple[Any, dict[str, Any]]:
         if not self.paths:
             return self.asked(network, inputs), {}
         return tap(network, *self.paths).during(lambda: self.asked(network, inputs))
+
+    def folded(self) -> nn.Module:
+        """A copy with batch norms folded, as far as no feature is in the way."""
+        return fold_batchnorm(self.network, keep=[path for path in self.paths if not path.endswith(INPUT)])
 
     def ask(self, network: nn.Module, inputs: Tensor) -> tuple[Tensor, ...]:
         """What `ExportSpec` asks, of a copy of the network."""
