@@ -42,6 +42,7 @@ ORDER = [
         "auto-kd",
     ),
     *("rdd", "pointdc", "distillbev"),
+    "teacher-precision",  # no method: what it costs its students
 ]
 NAMES = {
     "kd3": "KD³",
@@ -66,6 +67,7 @@ NAMES = {
     "rdd": "RDD",
     "distillbev": "DistillBEV",
     "pointdc": "PointDC",
+    "teacher-precision": "The teacher's precision",
 }
 SIGNS = {"above": "▲", "below": "▼", "level": "="}
 _SPACE = "\N{NO-BREAK SPACE}"

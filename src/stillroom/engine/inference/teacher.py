@@ -230,17 +230,17 @@ class EngineTeacher(Teacher):
         units = [max(1.0, float(part.abs().max())) for part in answers]
         spec = ExportSpec(read.folded(), example, ("images", *names), units=units, ask=read.ask, cell=cell)
         key = address(__version__, torch.__version__, Teacher(network).fingerprint(), read.paths, tuple(example.shape[1:]), cell)
-        opened, is_new = self._kept(f"{key}.onnx", lambda file: export(spec, file, format="onnx", tolerance=_TOLERANCE))
+        opened, is_new = self._file(f"{key}.onnx", lambda file: export(spec, file, format="onnx", tolerance=_TOLERANCE))
         if self._int8:
             source, narrow = opened.session.file, not _has_vnni()
             exact = [name for name in names if re.split(r"[.\[]", name)[0] in self._by.exact]
             key = address(key, shown.key, self._renormalise, sum(map(len, shown.calibration)), exact, narrow)
-            opened, is_new = self._kept(
+            opened, is_new = self._file(
                 f"{key}.int8.onnx", lambda file: quantized(source, file, shown.calibration, exact=exact, narrow=narrow)
             )
         return _Opened(opened, form, names, read.paths, cell, tuple(example.shape[1:])), key, is_new
 
-    def _kept(self, name: str, make: Callable[[Path], Any]) -> tuple[FileNetwork, bool]:
+    def _file(self, name: str, make: Callable[[Path], Any]) -> tuple[FileNetwork, bool]:
         """A file that is kept, opened; and whether it was made now, since it was not there or damaged."""
         with alone_with(name) as file:
             if file.is_file():
