@@ -10,7 +10,8 @@ them is to fp32 on the validation pictures.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +50,7 @@ def stored(precision: str, data: ImageData, plan: Training, spec: str, out: Path
     return cache, *answers(teacher, data)
 
 
-def verdict(found: dict[str, Numbers]) -> str:
+def verdict(found: Mapping[str, Numbers]) -> str:
     """What the numbers say, in words made from the numbers alone."""
     lines = []
     for method in METHODS:
@@ -95,8 +96,7 @@ def main() -> None:
             experiment = Experiment(lab, data, plan, networks[precision])
             for method, build in METHODS.items():
                 stage = f"{method}-{precision}".lower()
-                made = experiment.distilled(stage, lambda student, teacher, build=build: build(student, teacher, data))
-                trained[f"{method}, {precision} teacher"] = made
+                trained[f"{method}, {precision} teacher"] = experiment.distilled(stage, partial(build, data=data))
         for name, one in trained.items():
             for metric in ("top1", "nll", "ece"):
                 if metric in one.result.metrics:

@@ -69,6 +69,7 @@ def taught(spec: str, folder: Path, out: Path, data: dict[str, Any] | None = Non
 def test_a_file_is_scored_and_teaches_like_the_network(folder: Path, tmp_path: Path) -> None:
     file = written(tmp_path / "model.onnx", metadata={"classes": json.dumps(["dark", "bright"])})  # rows are picked by their names
     teacher = taught(f"onnx:{file}", folder, tmp_path / "run")
+    assert teacher.network is not None
     assert teacher.result.metrics["top1"] == 100.0
     assert teacher.result.footprint.bytes == file.stat().st_size
     assert teacher.result.footprint.parameters == 7

@@ -68,6 +68,7 @@ def test_it_is_scored_and_teaches_position_by_position(scenes: DetectionData, tm
     experiment = Experiment(lab, scenes, Training(epochs=1), Networks(f"onnx:{file}", "stillroom/gfl_24", accept_teacher=True))
     taught = experiment.teacher()
     assert "AP" in taught.result.metrics
+    assert taught.network is not None
     assert taught.network.strides == student.strides
     told = lab.teach(taught)(batch)
     wanted = (batch.images.mean((1, 2, 3))[:, None, None] + OFFSETS[:, : sum(sizes), : scenes.num_classes]).split(sizes, 1)
