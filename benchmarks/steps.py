@@ -53,7 +53,7 @@ HAND_FP32 = "loop by hand, fp32"
 BY_ENGINE = {
     "stillroom, onnxruntime fp32": ("onnxruntime", "fp32"),
     "stillroom, onnxruntime int8": ("onnxruntime", "int8"),
-    "stillroom, openvino bf16": ("openvino", "bf16"),
+    "stillroom, openvino": ("openvino", "auto"),  # bfloat16 where the CPU is fast at it
     "stillroom, openvino int8": ("openvino", "int8"),
 }
 WARMUP = 1  # rounds; every contender has done one step before, too
@@ -142,10 +142,12 @@ class Bench:
 
         return step
 
+    def engine_teacher(self, engine: str, precision: TeacherPrecision) -> EngineTeacher:
+        """Computed by an engine; accepted however it answers, since nobody trained it."""
+        return EngineTeacher(self.teacher, engine=engine, precision=precision, data=self.data, accept=True, say=print)
+
     def by_engine(self, engine: str, precision: TeacherPrecision) -> Step:
-        """The step with a teacher that an engine computes; accepted however it answers, since nobody trained it."""
-        teacher = EngineTeacher(self.teacher, engine=engine, precision=precision, data=self.data, accept=True, say=print)
-        return self.own_loop(self.kd(teacher, self.laid_out()))
+        return self.own_loop(self.kd(self.engine_teacher(engine, precision), self.laid_out()))
 
     def by_hand(self, network: nn.Module | None = None, *, exact: bool = False) -> Step:
         """What an engineer writes: channels_last for both networks, and bfloat16 autocast around the teacher; `exact`, neither of them."""
@@ -190,8 +192,8 @@ class Bench:
         folder = Path(tempfile.mkdtemp(prefix="stillroom-cache-"))
         return self.build(folder)
 
-    def build(self, folder: Path) -> CachedTeacher:
-        return build_cache(folder, self.shared_teacher, self.data, self.result, views=self.views)
+    def build(self, folder: Path, teacher: Teacher | None = None) -> CachedTeacher:
+        return build_cache(folder, teacher or self.shared_teacher, self.data, self.result, views=self.views)
 
     @cached_property
     def result(self) -> StageResult:
@@ -480,18 +482,26 @@ def engines(key: str, options: argparse.Namespace) -> None:
     steps = {name: bench.step(name) for name in names if name not in BY_ENGINE or find_spec(BY_ENGINE[name][0])}
     turns = take_turns(bench, steps, options.rounds, options.seconds, lab=False, clock=time.process_time)
     about = setting(f"processor time; {options.note}".rstrip("; "))
+    builds = Turns(time.process_time)
+    teachers = {BARE: bench.shared_teacher, **{name: bench.engine_teacher(*BY_ENGINE[name]) for name in steps if "int8" in name}}
+    for number in range(2):
+        with tempfile.TemporaryDirectory() as folder:
+            places = {name: Path(folder) / str(place) for place, name in enumerate(teachers)}
+            builds.round({name: partial(bench.build, places[name], teacher) for name, teacher in teachers.items()}, number)
     rows, lines = [], []
     for name in steps:
         low, high = turns.spread(HAND_FP32, name)
         ratios = f"{turns.ratio(HAND_FP32, name):.2f} [{low:.2f}, {high:.2f}]", f"{turns.ratio(TIMM, name):.2f}"
-        rows.append([name, f"{1e3 * turns.median(name):.0f}", *ratios])
+        cache = f"{builds.ratio(BARE, name):.2f}" if name in builds.seconds else "-"
+        rows.append([name, f"{1e3 * turns.median(name):.0f}", *ratios, cache])
         lines.append({
             "benchmark": "engines", "pair": key, "image_size": pair.image_size, "contender": name, "batch": pair.batch_size,
             "rounds": turns.rounds, "ms": 1e3 * turns.median(name), "hand_over_this": turns.ratio(HAND_FP32, name),
             "quartiles": [low, high], "timm_over_this": turns.ratio(TIMM, name),
+            "cache_faster": builds.ratio(BARE, name) if name in builds.seconds else None,
         })  # fmt: skip
     title = f"{pair.title.partition(',')[0]}, {pair.image_size} px, batch {pair.batch_size}, {turns.rounds} rounds"
-    show(title, ["contender", "ms/step", f"{HAND_FP32} / this [quartiles]", "timm / this"], rows, about)
+    show(title, ["contender", "ms/step", f"{HAND_FP32} / this [quartiles]", "timm / this", "cache built faster by"], rows, about)
     keep("steps", lines, about)
 
 

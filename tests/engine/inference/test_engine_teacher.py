@@ -6,7 +6,7 @@ import copy
 import importlib.util
 import json
 import pickle
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,6 @@ from stillroom.engine.inference.kept import kept_files
 from stillroom.engine.inference.teacher import EngineTeacher
 from stillroom.engine.teacher import Renormalise
 from stillroom.errors import InputError
-from stillroom.methods.crd import build as build_crd
 from stillroom.methods.fitnets import build as build_fitnets
 from stillroom.tasks.classification import ImageData, build_classifier
 from stillroom.tasks.classification.networks import ClassifierNetworks
@@ -106,7 +105,7 @@ def test_files_are_kept_for_the_next_run_and_made_anew_where_they_are_damaged(
     assert torch.equal(anew(images), told)
     assert "(made in " in lines[-1]
     other = copy.deepcopy(network)
-    next(other.parameters()).data.mul_(1.5)
+    next(other.parameters()).data.mul_(1.1)
     made(other, data)(images)
     assert len(list(kept.glob("*.onnx"))) == len(files) + 1
     assert not list(kept.glob(".*.onnx.*/"))  # no folder of something half made
@@ -134,15 +133,14 @@ def test_features_are_outputs_of_the_graph(network: nn.Module, data: ImageData, 
         assert ((got - expected).abs().max() / expected.abs().max()) < (1e-4 if precision == "fp32" else 0.25)
 
 
-@pytest.mark.parametrize("build", [build_fitnets, build_crd])
-def test_methods_on_features_learn_from_it(network: nn.Module, data: ImageData, build: Callable[..., Any]) -> None:
+def test_a_method_on_features_learns_from_it(network: nn.Module, data: ImageData) -> None:
     torch.manual_seed(0)
     student = build_classifier("stillroom/convnet4", num_classes=10, image_size=8).network
     batch = next(iter(data.train_loader(seed=0)))
     totals = []
     for teacher in (Teacher(network, precision="fp32"), made(network, data, "int8")):
         torch.manual_seed(0)
-        distiller = build(copy.deepcopy(student), teacher, data)
+        distiller = build_fitnets(copy.deepcopy(student), teacher, data)
         total = distiller.losses(batch).total
         total.backward()
         totals.append(total.item())
