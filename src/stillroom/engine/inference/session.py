@@ -66,10 +66,10 @@ class Session:
         try:
             opened: _OnnxRuntime | _OpenVino = (_OnnxRuntime if engine == "onnxruntime" else _OpenVino)(file, dtype)
         except Exception as error:  # of as many types as there are things wrong with files
-            lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-            told = next((line for line in lines if "not implemented" in line.lower() or "not supported" in line.lower()), lines[-1:] or "")
-            reason = told if isinstance(told, str) else told[0]
-            raise InputError(argument, f"{file}, which {engine} cannot open", f"a model that it runs ({reason[:300]})") from error
+            lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+            lacking = [line for line in lines if "not implemented" in line.lower() or "not supported" in line.lower()]
+            reason = (lacking or lines[-1:])[0][:300]
+            raise InputError(argument, f"{file}, which {engine} cannot open", f"a model that it runs ({reason})") from error
         self._run = opened.run
         self.inputs, self.outputs, self.metadata, self.parameters = opened.inputs, opened.outputs, opened.metadata, opened.parameters
 
