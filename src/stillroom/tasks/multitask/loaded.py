@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torchvision.transforms.v2.functional import pil_to_tensor
 
-from stillroom.engine.card import Card, read_card, write_card
+from stillroom.engine.card import Card, read_card
 from stillroom.engine.export import ExportSpec
 from stillroom.tasks.images.answer_pictures import answer_files, write_picture
 from stillroom.tasks.images.export_parts import description, made_up_pictures
@@ -21,7 +21,7 @@ from stillroom.tasks.images.loaded import Unreadable, accelerated, opened
 from stillroom.tasks.images.stores import read_image
 from stillroom.tasks.images.whole_pictures import prepared
 from stillroom.tasks.multitask.maps import written
-from stillroom.tasks.multitask.models import TASK, build_multitask, targets_of
+from stillroom.tasks.multitask.models import build_multitask, targets_of
 from stillroom.tasks.multitask.supervised import answer_to, answers_to
 from stillroom.tasks.multitask.targets import Target
 
@@ -133,21 +133,8 @@ def _said(target: Target, values: np.ndarray) -> str:
     return f"{(values >= 0.5).mean():.1%} of the pixels"
 
 
-def ship(folder: Path, network: nn.Module, model: str, data: Any) -> None:
-    """Writes `student.json`, in which the targets stand."""
-    write_card(folder, TASK, model, data)
-
-
 def load(run: str | Path, *, trust_pickle: bool = False) -> LoadedMultiTask:
-    """The student that a multi-task run shipped.
-
-    Args:
-        run: the folder that `stillroom run` wrote.
-        trust_pickle: also run the code that its `student.json` names, and read weights that are pickles.
-
-    Raises:
-        InputError: the folder holds no finished multi-task run, a damaged one, or one that wants to be trusted.
-    """
+    """The student that a multi-task run shipped; see `engine.task.Task.load`."""
     card = read_card(run, trust_pickle=trust_pickle)
     targets = targets_of(card)
     transform = card.parsed(lambda content: {name: content["transform"][name] for name in ("shorter", "mean", "std")}, "transform")

@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torchvision.transforms.v2.functional import pil_to_tensor
 
-from stillroom.engine.card import Card, read_card, write_card
+from stillroom.engine.card import Card, read_card
 from stillroom.engine.export import ExportSpec
 from stillroom.engine.run.written import write_atomic
 from stillroom.tasks.images.answer_pictures import answer_files, write_picture
@@ -27,7 +27,7 @@ from stillroom.tasks.nuclei.data import prepared
 from stillroom.tasks.nuclei.instances import Outlining
 from stillroom.tasks.nuclei.maps import NucleiMap
 from stillroom.tasks.nuclei.measures import nuclei_of
-from stillroom.tasks.nuclei.models import TASK, build_nuclei_network
+from stillroom.tasks.nuclei.models import build_nuclei_network
 from stillroom.tasks.nuclei.networks import NucleiNetwork
 from stillroom.tasks.nuclei.supervised import found_nuclei
 
@@ -166,21 +166,8 @@ def class_colours(count: int) -> np.ndarray:
     return np.concatenate((_COLOURS, more))[: count + 1]
 
 
-def ship(folder: Path, network: nn.Module, model: str, data: Any) -> None:
-    """Writes `student.json`."""
-    write_card(folder, TASK, model, data)
-
-
 def load(run: str | Path, *, trust_pickle: bool = False) -> LoadedNuclei:
-    """The student that a nuclei run shipped.
-
-    Args:
-        run: the folder that `stillroom run` wrote.
-        trust_pickle: also run the code that its `student.json` names, and read weights that are pickles.
-
-    Raises:
-        InputError: the folder holds no finished nuclei run, a damaged one, or one that wants to be trusted.
-    """
+    """The student that a nuclei run shipped; see `engine.task.Task.load`."""
     card = read_card(run, trust_pickle=trust_pickle)
     classes, transform = card.parsed(
         lambda content: (

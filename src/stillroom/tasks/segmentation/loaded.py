@@ -185,15 +185,7 @@ def ship(folder: Path, network: nn.Module, model: str, data: Any) -> None:
 
 
 def load(run: str | Path, *, trust_pickle: bool = False) -> LoadedSegmenter:
-    """The student that a segmentation run shipped.
-
-    Args:
-        run: the folder that `stillroom run` wrote.
-        trust_pickle: also run the code that its `student.json` names, and read weights that are pickles.
-
-    Raises:
-        InputError: the folder holds no finished segmentation run, a damaged one, or one that wants to be trusted.
-    """
+    """The student that a segmentation run shipped; see `engine.task.Task.load`."""
     card = read_card(run, trust_pickle=trust_pickle)
     classes, transform, colours = card.parsed(
         lambda content: (

@@ -191,15 +191,7 @@ def _write_npz(place: Path, probability: np.ndarray) -> None:
 
 
 def load(run: str | Path, *, trust_pickle: bool = False) -> LoadedListener:
-    """The student that a sound run shipped.
-
-    Args:
-        run: the folder that `stillroom run` wrote.
-        trust_pickle: also run the code that its `student.json` names, and read weights that are pickles.
-
-    Raises:
-        InputError: the folder holds no finished sound run, a damaged one, or one that wants to be trusted.
-    """
+    """The student that a sound run shipped; see `engine.task.Task.load`."""
     card = read_card(run, trust_pickle=trust_pickle)
 
     def shape_of(content: Any) -> tuple[Shape, str]:

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from stillroom.engine.card import Card, read_card, write_card
+from stillroom.engine.card import Card, read_card
 from stillroom.engine.export import ExportSpec
 from stillroom.errors import InputError
 from stillroom.tasks.images.export_parts import description, made_up_pictures
@@ -22,7 +22,7 @@ from stillroom.tasks.images.stores import UnreadableImage
 from stillroom.tasks.video.batches import resized
 from stillroom.tasks.video.decoding import VideoFile
 from stillroom.tasks.video.finding import Finder, is_frame, is_video
-from stillroom.tasks.video.models import TASK, build_video_network
+from stillroom.tasks.video.models import build_video_network
 from stillroom.tasks.video.sampling import cropped, test_frames
 from stillroom.tasks.video.scores import over_views
 from stillroom.tasks.video.segments import Row
@@ -195,21 +195,8 @@ def _clip_of(frame: Path) -> Path:
     return frame.parent.parent if Finder.of_modality(frame.parent.name) else frame.parent
 
 
-def ship(folder: Path, network: nn.Module, model: str, data: Any) -> None:
-    """Writes `student.json`."""
-    write_card(folder, TASK, model, data)
-
-
 def load(run: str | Path, *, trust_pickle: bool = False) -> LoadedVideo:
-    """The student that a video run shipped.
-
-    Args:
-        run: the folder that `stillroom run` wrote.
-        trust_pickle: also run the code that its `student.json` names, and read weights that are pickles.
-
-    Raises:
-        InputError: the folder holds no finished video run, a damaged one, or one that wants to be trusted.
-    """
+    """The student that a video run shipped; see `engine.task.Task.load`."""
     card = read_card(run, trust_pickle=trust_pickle)
     heads, transform, size, modality, example = card.parsed(
         lambda content: (
