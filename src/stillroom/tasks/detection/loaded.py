@@ -17,7 +17,7 @@ from stillroom.tasks.detection.detector import Detector
 from stillroom.tasks.detection.export import export_spec
 from stillroom.tasks.detection.models import build_detector
 from stillroom.tasks.detection.preparation import Preparation, rescaled
-from stillroom.tasks.images.loaded import Unreadable, accelerated, described, opened
+from stillroom.tasks.images.loaded import Unreadable, accelerated, as_read_by, described, opened
 from stillroom.tasks.images.stores import read_image
 
 THRESHOLD = 0.3  # of a score, for people to look at
@@ -89,10 +89,9 @@ class LoadedDetector:
             UnreadableImage: the image cannot be decoded.
         """
         upright = read_image(image)
-        inputs = self.preparation(upright)
-        weight = next(self.network.parameters(), inputs)
-        batch, sizes = pad_batch([inputs.to(weight.device, weight.dtype)], self.preparation.divisor)
-        found = self.network.detect(batch, sizes.to(weight.device))[0]
+        inputs = as_read_by(self.network, self.preparation(upright))
+        batch, sizes = pad_batch([inputs], self.preparation.divisor)
+        found = self.network.detect(batch, sizes.to(inputs.device))[0]
         boxes = rescaled(found.boxes, inputs.shape[-2:], (upright.height, upright.width))
         rows = zip(found.labels.tolist(), found.scores.tolist(), boxes.tolist(), strict=True)
         return [Found(self.classes[label], score, (x1, y1, x2, y2)) for label, score, (x1, y1, x2, y2) in rows if score > threshold]

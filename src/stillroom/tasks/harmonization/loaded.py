@@ -151,7 +151,7 @@ class LoadedHarmonizer:
         if folder.resolve() in {file.resolve().parent for file in [*files, *mask_of.values()]}:
             raise InputError("--out", str(folder), "another folder than that of the photos or of the masks")
         accelerated(self.network)
-        places = dict(zip(files, answer_files(files, folder), strict=True))
+        places = answer_files(files, folder)
 
         def read(file: Path) -> tuple[Image.Image, Tensor]:
             found = longest_beginning(file.stem, mask_of)

@@ -17,7 +17,7 @@ from stillroom.engine.card import Card, read_card
 from stillroom.engine.export import ExportSpec
 from stillroom.tasks.images.answer_pictures import answer_files, write_picture
 from stillroom.tasks.images.export_parts import description, made_up_pictures
-from stillroom.tasks.images.loaded import Unreadable, accelerated, opened
+from stillroom.tasks.images.loaded import Unreadable, accelerated, as_read_by, opened
 from stillroom.tasks.images.stores import read_image
 from stillroom.tasks.images.whole_pictures import prepared
 from stillroom.tasks.multitask.maps import written
@@ -78,10 +78,9 @@ class LoadedMultiTask:
     def maps(self, image: Image.Image) -> dict[str, np.ndarray]:
         """Of a photo (RGB), by target, in its own size: class numbers uint8 [H, W]; float32 [1, H, W] metres, of edges and saliency
         probabilities; unit vectors float32 [3, H, W]."""
-        weight = next(self.network.parameters())
         pixels = prepared(pil_to_tensor(image), self.transform["shorter"], self.transform["mean"], self.transform["std"])
         size = image.height, image.width
-        (found,) = answers_to(self.network, [pixels.to(weight.device, weight.dtype)], [size], self.targets)
+        (found,) = answers_to(self.network, [as_read_by(self.network, pixels)], [size], self.targets)
         return {name: (one.to(torch.uint8) if one.ndim == 2 else one.float()).cpu().numpy() for name, one in found.items()}
 
     def predict(self, files: Sequence[Path], *, unreadable: Unreadable, out: str | None = None) -> Iterator[Mapped]:
@@ -94,7 +93,7 @@ class LoadedMultiTask:
         """
         folder = Path(out) if out is not None else self.card.folder / "maps"
         accelerated(self.network)
-        places = {one.name: dict(zip(files, answer_files(files, folder, ending=f"_{one.name}"), strict=True)) for one in self.targets}
+        places = {one.name: answer_files(files, folder, ending=f"_{one.name}") for one in self.targets}
         for file, image in opened(files, read_image, unreadable):
             found = self.maps(image)
             for target in self.targets:

@@ -21,7 +21,7 @@ from stillroom.engine.run.written import write_atomic
 from stillroom.tasks.images.answer_pictures import answer_files, write_picture
 from stillroom.tasks.images.export_parts import description, made_up_pictures
 from stillroom.tasks.images.label_maps import voc_colours
-from stillroom.tasks.images.loaded import Unreadable, accelerated, opened
+from stillroom.tasks.images.loaded import Unreadable, accelerated, as_read_by, opened
 from stillroom.tasks.images.stores import read_image
 from stillroom.tasks.nuclei.data import prepared
 from stillroom.tasks.nuclei.instances import Outlining
@@ -90,8 +90,7 @@ class LoadedNuclei:
     @torch.no_grad()
     def outline(self, image: Image.Image) -> NucleiMap:
         """The nuclei of a picture (RGB), as evaluation finds them."""
-        weight = next(self.network.parameters())
-        pixels = prepared(pil_to_tensor(image), self.transform["mean"], self.transform["std"]).to(weight.device, weight.dtype)
+        pixels = as_read_by(self.network, prepared(pil_to_tensor(image), self.transform["mean"], self.transform["std"]))
         outlining = Outlining(self.transform["edge_kernel"], self.transform["least"])
         return found_nuclei(self.network, [pixels], self.transform["window"], self.transform["stride"], outlining)[0]
 
@@ -105,13 +104,10 @@ class LoadedNuclei:
         """
         folder = Path(out) if out is not None else self.card.folder / "nuclei"
         accelerated(self.network)
-        places = {
-            ending: dict(zip(files, answer_files(files, folder, ending=ending), strict=True))
-            for ending in ("_instances", "_overlay", "_cells")
-        }
+        places = [answer_files(files, folder, ending=ending) for ending in ("_instances", "_overlay", "_cells")]
         for file, image in opened(files, read_image, unreadable):
             found = self.outline(image)
-            instances, overlay, cells = (places[ending][file] for ending in ("_instances", "_overlay", "_cells"))
+            instances, overlay, cells = (of[file] for of in places)
             write_picture(Image.fromarray(found.instances.clip(0, _MOST).astype(np.uint16)), instances)
             write_picture(outlined(image, found), overlay)
             cells = cells.with_suffix(".csv")

@@ -21,7 +21,7 @@ from stillroom.engine.run.written import replacing, write_atomic
 from stillroom.errors import InputError
 from stillroom.tasks.images.classifiers import build_backbone
 from stillroom.tasks.images.export_parts import description, made_up_pictures
-from stillroom.tasks.images.loaded import Unreadable, accelerated, described, opened
+from stillroom.tasks.images.loaded import Unreadable, accelerated, as_read_by, described, opened
 from stillroom.tasks.images.stores import read_image
 from stillroom.tasks.images.transforms import transform_from
 
@@ -112,8 +112,7 @@ class LoadedBackbone:
     @torch.no_grad()
     def _asked(self, images: list[Tensor]) -> Tensor:
         batch = torch.stack(images)
-        weight = next(self.network.parameters(), batch)
-        features_BD: Tensor = self.network(batch.to(weight.device, weight.dtype))
+        features_BD: Tensor = self.network(as_read_by(self.network, batch))
         return features_BD.float()
 
 

@@ -17,7 +17,7 @@ from stillroom.engine.export import ExportSpec
 from stillroom.errors import InputError
 from stillroom.tasks.images.export_parts import description, made_up_pictures
 from stillroom.tasks.images.files import Folder
-from stillroom.tasks.images.loaded import Unreadable, accelerated
+from stillroom.tasks.images.loaded import Unreadable, accelerated, as_read_by
 from stillroom.tasks.images.stores import UnreadableImage
 from stillroom.tasks.video.batches import resized
 from stillroom.tasks.video.decoding import VideoFile
@@ -110,8 +110,7 @@ class LoadedVideo:
     @torch.no_grad()
     def probabilities(self, track: Track) -> dict[str, Tensor]:
         """By head [C_a], of a video's frames, from the mean of the logits over its views."""
-        weight = next(self.network.parameters())
-        answers = self.network(self.clips(track).to(weight.device, weight.dtype))
+        answers = self.network(as_read_by(self.network, self.clips(track)))
         return {head: over_views(logits[None]).softmax(1)[0].cpu() for head, logits in answers.items()}
 
     def predict(self, files: Sequence[Path], *, unreadable: Unreadable, top: int = 2) -> Iterator[Seen]:
