@@ -38,7 +38,8 @@ def main(methods: list[str]) -> None:
         run, before = Path("runs/default") / method, processor_seconds()
         if run.exists():
             raise SystemExit(f"{run} is there already")
-        printed = subprocess.run(["stillroom", "run", method, "--seeds", "3", "--out", str(run)], check=True, stdout=subprocess.PIPE, text=True).stdout
+        command = ["stillroom", "run", method, "--seeds", "3", "--out", str(run)]
+        printed = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
         took = f"The command took {processor_seconds() - before:.0f} s of processor time, its start and the report included."
         from_run.main(run, RESULTS / f"{method}.json", [took])
         (RESULTS / f"{method}.txt").write_text(table_in(printed), encoding="utf-8")

@@ -82,7 +82,7 @@ class EfficientNetLite0(nn.Module):
 
 
 class FirstBlocks(EfficientNetLite0):
-    """Its stem and first eight of sixteen blocks, pooled: a student of 0.25 M parameters that can start from the large network's weights."""
+    """Its stem and the first eight of its sixteen blocks, pooled: a student that can start from the large network's weights."""
 
     def __init__(self, num_classes: int) -> None:
         super().__init__(num_classes)
