@@ -89,7 +89,8 @@ def untrained(source: str, wanted: Wanted, argument: str) -> MapDetector:
         return _camera(ours["name"], float(ours["factor"] or 1), options, wanted, argument)
     if source.startswith("stillroom/"):
         raise InputError(argument, source, f"a detector of Stillroom: {near(text.removeprefix('stillroom/'), (*LIDAR, *CAMERA))}")
-    return made_by(source, argument, GRAMMAR, wanted, kind=MapDetector, called="a detection3d.networks.MapDetector")
+    called = "a detection3d.networks.MapDetector"
+    return made_by(source, argument, GRAMMAR, wanted, kind=MapDetector, called=called)  # type: ignore[type-abstract]  # any of its kinds
 
 
 def _numbers(options: Mapping[str, str], known: Sequence[str], argument: str) -> dict[str, float]:

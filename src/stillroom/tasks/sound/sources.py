@@ -269,7 +269,7 @@ def _below(folder: PurePosixPath, place: str, file: str, files: Mapping[str, int
 def _held_out(names: Sequence[str], share: float) -> dict[str, list[str]]:
     """A share of them, always the same ones."""
     held_N = held_out_samples(len(names), share, spare=True)
-    return {split: [names[i] for i in np.flatnonzero(part)] for split, part in (("train", ~held_N), ("val", held_N))}
+    return {split: [names[i] for i in np.flatnonzero(part).tolist()] for split, part in (("train", ~held_N), ("val", held_N))}
 
 
 def _of_files(
