@@ -12,7 +12,7 @@ from torch import nn
 from stillroom.engine import Experiment, Lab, Networks, Report, Room, Teacher, Trained, Training
 from stillroom.engine.study.space import Float
 from stillroom.engine.task import WARNING
-from stillroom.errors import InputError, one_of
+from stillroom.errors import InputError, arms_of
 from stillroom.methods.mtl_cs.distiller import MTLCS
 from stillroom.methods.mtl_cs.loss import Divergence, Inter, Match
 from stillroom.tasks.multitask import DELTA, SMALL, TASK, MultiTaskData, SideBySide, Supervised, relative
@@ -84,11 +84,7 @@ def recipe(
     """
     options: dict[str, Any] = {"temperature": temperature, "kdam_weight": kdam_weight, "gain": gain, "square": square, "flipped": flipped}
     options |= {"kdam_divergence": kdam_divergence, "inter": inter, "intra": intra}
-    names = [name.strip() for name in arms.split("+")]
-    for name in names:
-        one_of("arms", name, ARMS)
-    if len(set(names)) < len(names):
-        raise InputError("arms", arms, "each arm once")
+    names = arms_of(arms, ARMS)
     several = PLACE in networks.teacher
     if several and names != [EACH]:
         raise InputError("arms", arms, f"{EACH}: a teacher with {PLACE} in its name is one for each target")
