@@ -70,6 +70,25 @@ def measured_on(
     return {"train": train, "val": list(parts[held])}
 
 
+def class_names(given: str, argument: str, option: str = "classes") -> tuple[str, ...]:
+    """Names of classes as an option gives them: ``a+b+c``, or a file with one in each line.
+
+    Raises:
+        InputError: a name that is empty or there twice, or a file that does not exist or cannot be read.
+    """
+    file = Path(given).expanduser()
+    try:
+        listed = lines_of(file.read_bytes()) if file.is_file() else None
+    except OSError as error:
+        raise InputError(argument, f"{option}={given}", f"a file that can be read ({error.strerror})") from None
+    if listed is None:
+        no_list(given, argument, option)
+    names = tuple(name.strip() for name in given.split("+")) if listed is None else tuple(listed)
+    if not all(names) or len(set(names)) < len(names):
+        raise InputError(argument, f"{option}={given}", "names of classes, each once, as in a+b+c or a line each of a file")
+    return names
+
+
 def no_list(given: str, argument: str, option: str) -> None:
     """Raises InputError where a text that is no file is called as files are: a path with a slip, rather than the name of a class."""
     if Path(given).suffix.lower() in _TABLES:
