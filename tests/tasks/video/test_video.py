@@ -355,7 +355,7 @@ def test_clips_of_test_are_not_trained_on(tmp_path: Path) -> None:
         ("video,label,split", "v0,{c},{s}", "v0 in train and in val, expected splits that share no clip"),
         ("video,start,end,label", "{v},0:00.1,0:00.2,{c}", "of which there are frames in files, expected numbers of frames"),
         ("video,start,end,label", "{v},0:00.3,0:00.2,{c}", "expected an end that is later than the beginning"),
-        ("video,start_s,end_s,label", "{v},nan,inf,{c}", "expected an end that is later than the beginning"),
+        ("video,start_s,stop_s,label", "{v},nan,inf,{c}", "expected an end that is later than the beginning"),
     ],
 )
 def test_rows_that_cannot_be_meant(head: str, row: str, said: str, tmp_path: Path) -> None:

@@ -87,7 +87,7 @@ class InspectedMemory(MemoryImages):
 
 def read_mask(store: Store, name: str, argument: str = "data") -> np.ndarray:
     """A mask from its file, bool [H, W]: in a lossless format whatever is not 0, as ids of defects are written (VisA); of a JPEG what is
-    above 127. Of a palette the numbers count, not the colours; transparency counts for nothing.
+    above 127. Of a palette of greys the greys count, of any other the numbers; transparency counts for nothing.
 
     Raises:
         InputError: it cannot be read.
@@ -99,6 +99,10 @@ def read_mask(store: Store, name: str, argument: str = "data") -> np.ndarray:
             if image.mode in ("RGBA", "LA", "PA", "CMYK", "YCbCr"):
                 image = image.convert("RGB" if image.mode in ("RGBA", "CMYK", "YCbCr") else "L")
             values = np.asarray(image)
+            if image.mode == "P":
+                colours = np.asarray(image.convert("RGB"))
+                grey = (colours == colours[..., :1]).all() and colours.min() == 0 < colours.max()
+                values = colours[..., 0] if grey else values
     except Exception as error:  # formats' readers raise whatever they stumble over in damaged bytes
         raise InputError(argument, printable(name), f"a mask that can be read ({error})") from None
     values = values.max(-1) if values.ndim == 3 else values

@@ -152,8 +152,9 @@ def _open_coco(path: str, options: dict[str, str], argument: str) -> PairSource:
     if "val" in options:
         raise InputError(argument, f"val={options['val']}", "either a share to hold out or val_annotations, not both")
     val = _coco_rows(options.get("val_images", images), options["val_annotations"], "val", argument)
+    elsewhere = val[2] if "val_images" in options else None
     train = [(name, text, "train") for name, text, _ in rows]
-    return _source("coco", store, [*train, *val[0]], {**sizes, **val[1]}, options, annotations, argument, [], val_store=val[2])
+    return _source("coco", store, [*train, *val[0]], {**sizes, **val[1]}, options, annotations, argument, [], val_store=elsewhere)
 
 
 def _coco_rows(images: str, annotations: str, split: str, argument: str) -> tuple[list[tuple[str, str, str]], dict[str, int], Store]:

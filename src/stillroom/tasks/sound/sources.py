@@ -32,6 +32,7 @@ _ROLES = {
     "voxels": ("voxels", "occupancy"),
 }
 _HEARD = ("ears", *CONVENTIONS)  # of the option `channels`
+_FASTEST = 768_000  # samples per second that sounds are recorded with
 _LISTED = {"train": ("train",), "val": ("val", "valid", "validation", "test")}
 _REPLICA = re.compile(r"(?:.*/)?(?P<scene>[^/]+)/3ms_sweep[^/]*/(?P<turn>\d+)/(?P<place>\d+)\.wav")
 _BAT = {"sound": "audio", "rgb": "camera", "depth": "depth"}  # columns "audio path", "audio file name", ...
@@ -99,6 +100,10 @@ def _open_rooms(path: str, options: dict[str, str], argument: str) -> SoundSourc
         if len({wave.rate for wave in waves}) > 1:
             raise InputError(argument, f"{options['sounds']} with sounds of several rates", "one rate")
         dry = [wave.samples.mean(0) for wave in waves]
+        if silent := [name for name, sound in zip(names, dry, strict=True) if not sound.any()]:
+            said.append(f"passed over {counted(silent, 'sound{s} that are silent')}")
+        if len(silent) == len(dry):
+            raise InputError(argument, f"{options['sounds']} with silent sounds alone", "some that can be heard")
         more["dry"] = [sound[_loudest(sound, waves[0].rate) :] for sound in dry if sound.any()], waves[0].rate
         said.append(f"{len(more['dry'][0])} dry sounds of {options['sounds']}")
         parts.append([names])
@@ -163,6 +168,9 @@ def read_hrir(path: str, argument: str) -> tuple[np.ndarray, np.ndarray, int]:
         raise InputError(argument, f"hrir={path} ({error})", "an npz with hrir [D, 2, n] and azimuth_elevation_deg, or SOFA") from None
     if responses.ndim != 3 or responses.shape[1] != 2 or degrees.shape != (len(responses), 2):
         raise InputError(argument, f"hrir={path} of shapes {list(responses.shape)}, {list(degrees.shape)}", "[D, 2, n] and [D, 2]")
+    if not (np.isfinite(responses).all() and np.isfinite(degrees).all() and responses.any((1, 2)).all() and 1000 <= rate <= _FASTEST):
+        got = f"hrir={path} with responses that are silent or no numbers, or a rate of {rate} a second"
+        raise InputError(argument, got, "finite responses in which something is heard, and their rate in samples per second")
     azimuth, elevation = np.deg2rad(degrees).T
     level = np.cos(elevation)
     vectors = np.stack((level * np.cos(azimuth), level * np.sin(azimuth), np.sin(elevation)), -1)
