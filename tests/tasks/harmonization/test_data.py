@@ -231,6 +231,6 @@ def test_names_with_spaces_in_lists_and_two_files_of_one_name(tmp_path: Path) ->
     with pytest.raises(InputError, match=r"val=0\.2, expected none: a list says"):
         open_source(f"iharmony4:{root},val=0.2")
     photo = next((root / "real_images").iterdir())
-    Image.open(photo).save(photo.with_suffix(".png"))
+    Image.open(photo).save(photo.with_suffix(".bmp"))
     with pytest.raises(InputError, match="differ in their ending or folder alone"):
         open_source(f"iharmony4:{root}")
