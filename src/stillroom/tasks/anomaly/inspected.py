@@ -13,7 +13,7 @@ from torch import Tensor
 from stillroom.errors import InputError
 from stillroom.tasks.images.files import Store
 from stillroom.tasks.images.folders import printable
-from stillroom.tasks.images.stores import FileImages, Images, MemoryImages
+from stillroom.tasks.images.stores import FileImages, Images, MemoryImages, reason_of
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -104,7 +104,7 @@ def read_mask(store: Store, name: str, argument: str = "data") -> np.ndarray:
                 grey = (colours == colours[..., :1]).all() and colours.min() == 0 < colours.max()
                 values = colours[..., 0] if grey else values
     except Exception as error:  # formats' readers raise whatever they stumble over in damaged bytes
-        raise InputError(argument, printable(name), f"a mask that can be read ({error})") from None
+        raise InputError(argument, printable(name), f"a mask that can be read ({reason_of(error)})") from None
     values = values.max(-1) if values.ndim == 3 else values
     return values > (127 if lossy else 0)
 

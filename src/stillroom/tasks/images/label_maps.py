@@ -19,7 +19,7 @@ from stillroom.tasks.images.annotations import decoded
 from stillroom.tasks.images.files import Store
 from stillroom.tasks.images.folders import printable
 from stillroom.tasks.images.listed import no_list
-from stillroom.tasks.images.stores import UnreadableImage
+from stillroom.tasks.images.stores import UnreadableImage, reason_of
 
 IGNORE = 255  # the class of pixels that count nowhere
 VOC_CLASSES = (
@@ -140,7 +140,7 @@ def map_pixels(content: bytes, name: str) -> np.ndarray:
         if values.dtype.kind == "f" and not (pixels == values).all():
             raise ValueError("floating-point values that are no whole numbers")
     except Exception as error:  # formats' readers raise whatever they stumble over in damaged bytes
-        raise UnreadableImage(f"{printable(name)}: not a readable label map ({error})") from None
+        raise UnreadableImage(f"{printable(name)}: not a readable label map ({reason_of(error)})") from None
     if lossy:
         raise InputError("data", f"{printable(name)}, a JPEG or WebP", "label maps as PNG: this format changes the numbers")
     pixels = pixels[..., :-1] if alpha else pixels
@@ -194,7 +194,9 @@ def label_space(options: Mapping[str, str], argument: str, *, found: str | None 
         else:
             classes, colours = (tuple(usual), None) if found is None else read_classes(found)
     except (OSError, ValueError) as error:
-        raise InputError(argument, f"classes={given or 'the list beside the label maps'}", f"a list of classes ({error})") from None
+        raise InputError(
+            argument, f"classes={given or 'the list beside the label maps'}", f"a list of classes ({reason_of(error)})"
+        ) from None
     if not classes or not all(classes):
         raise InputError(argument, f"classes={given or 'nothing'}", "the classes: classes=FILE, with a name in each line, or classes=a+b+c")
     ids = _numbers(options["ids"], argument, "ids") if "ids" in options else ()
@@ -225,4 +227,4 @@ def content_of_map(store: Store, name: str) -> bytes:
     try:
         return store.read(name)
     except (OSError, zipfile.BadZipFile, KeyError) as error:
-        raise UnreadableImage(f"{printable(name)}: cannot be read ({error})") from None
+        raise UnreadableImage(f"{printable(name)}: cannot be read ({reason_of(error)})") from None

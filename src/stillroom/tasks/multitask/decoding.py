@@ -14,7 +14,7 @@ from stillroom.errors import InputError, one_of
 from stillroom.tasks.images.folders import printable
 from stillroom.tasks.images.label_maps import IGNORE, LabelSpace
 from stillroom.tasks.images.masks import read_mask
-from stillroom.tasks.images.stores import UnreadableImage
+from stillroom.tasks.images.stores import UnreadableImage, reason_of
 from stillroom.tasks.multitask.solids import changes
 
 UNITS = {"m": 1.0, "cm": 0.01, "mm": 0.001}  # metres
@@ -49,7 +49,7 @@ def numbers_in(content: bytes, name: str) -> np.ndarray:
             opaque = image.mode in ("RGBA", "LA") and image.getchannel("A").getextrema() == (255, 255)
             return np.asarray(image.convert(image.mode[:-1]) if opaque else image)
     except Exception as error:  # formats' readers raise whatever they stumble over in damaged bytes
-        raise UnreadableImage(f"{printable(name)}: not a readable map of numbers ({error})") from None
+        raise UnreadableImage(f"{printable(name)}: not a readable map of numbers ({reason_of(error)})") from None
 
 
 def _matlab(content: bytes) -> dict[str, Any]:

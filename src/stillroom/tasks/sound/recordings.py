@@ -17,7 +17,7 @@ from torchvision.transforms.v2.functional import pil_to_tensor, resize
 from stillroom.engine.loading import sample_seeds
 from stillroom.errors import InputError
 from stillroom.tasks.images.files import Store
-from stillroom.tasks.images.stores import UnreadableImage, read_image
+from stillroom.tasks.images.stores import UnreadableImage, read_image, reason_of
 from stillroom.tasks.sound import rooms
 from stillroom.tasks.sound.scores import nine_classes
 from stillroom.tasks.sound.spectrogram import FrontEnd
@@ -276,7 +276,7 @@ def _told_broken(name: str) -> Iterator[None]:
     except UnreadableImage:
         raise
     except Exception as error:
-        raise UnreadableImage(f"{name}: cannot be decoded ({error})") from None
+        raise UnreadableImage(f"{name}: cannot be decoded ({reason_of(error)})") from None
 
 
 def frames(store: Store, file: str) -> Any:
