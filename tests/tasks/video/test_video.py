@@ -381,3 +381,21 @@ def test_annotations_of_published_sets_that_are_not_theirs(tmp_path: Path) -> No
     (root / "EPIC_100_train.csv").write_text(text.replace(",1,8,", ",8,1,"))
     with pytest.raises(InputError, match="frames 8 to 1, expected a last frame"):
         open_source(f"epic:{root}")
+
+
+def test_frames_of_sixteen_bits_and_lying_ones_are_read_and_several_sizes_refused(tmp_path: Path) -> None:
+    spec = table(tmp_path, "video,label", [f"v{i},{'ab'[i % 2]}" for i in range(6)])
+    grey = np.linspace(0, 65535, 32 * 24).reshape(24, 32).astype(np.uint16)
+    for file in sorted((tmp_path / "v0").iterdir()):
+        file.unlink()
+        Image.fromarray(grey).save(file.with_suffix(".png"))
+    turned = Image.Exif()
+    turned[0x112] = 6
+    for file in sorted((tmp_path / "v1").iterdir()):
+        Image.open(file).save(file, exif=turned)
+    found = {clip.name: clip for part in (open_source(spec).train, open_source(spec).val) for clip in part.clips}
+    assert (found["v0"].tracks["rgb"].read([0])[0, 0].numpy() == grey >> 8).all()
+    assert found["v1"].tracks["rgb"].read([0]).shape == (1, 3, 32, 24)
+    Image.new("RGB", (10, 10)).save(sorted((tmp_path / "v2").iterdir())[3])
+    with pytest.raises(InputError, match=r"frames of one clip in several sizes: .* of 10 x 10"):
+        found["v2"].tracks["rgb"].read(range(6))

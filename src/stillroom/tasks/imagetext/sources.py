@@ -163,7 +163,7 @@ def _coco_rows(images: str, annotations: str, split: str, argument: str) -> tupl
     try:
         content = json.loads(Path(annotations).expanduser().read_bytes())
         files = {image["id"]: str(image["file_name"]) for image in content["images"]}
-        found = [(files[mark["image_id"]], str(mark["caption"])) for mark in content["annotations"]]
+        found = [(files[mark["image_id"]], "" if mark["caption"] is None else str(mark["caption"])) for mark in content["annotations"]]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(argument, annotations, f"COCO's images and annotations with captions ({error})") from None
     names, sizes = locate([name for name, _ in found], store, annotations, argument)
@@ -210,7 +210,7 @@ def _caption(fields: Mapping[str, str], store: Store) -> str | None:
             content = json.loads(text)
         except ValueError:
             return None
-        return next((str(content[name]) for name in TEXT if isinstance(content, dict) and name in content), None)
+        return next((str(content[name]) for name in TEXT if isinstance(content, dict) and content.get(name) is not None), None)
     return None
 
 

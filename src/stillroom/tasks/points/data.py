@@ -260,7 +260,10 @@ class Kept:
         key = id(frames), index
         if key in self._frames:
             return self._frames[key]
-        frame, points, boxes = cleaned(frames.frame(index).with_columns(columns))
+        read = frames.frame(index)
+        frame, points, boxes = cleaned(read.with_columns(columns))
+        for lacking in (name for name in columns if name not in read.columns):
+            self.met.add(f"frames without the column {lacking}, which is 0 there", read.name or frames.name(index))
         empty = not len(frame.points)
         if points or boxes or empty:
             self._note(frame.name or frames.name(index), points, boxes, empty)
