@@ -409,9 +409,9 @@ def _open_pannuke(path: str, options: dict[str, str], argument: str) -> NucleiSo
         if any(p.ndim != 4 or m.shape[:3] != p.shape[:3] or m.shape[3] != len(PANNUKE) + 1 for p, m in zip(pixels, masks, strict=True)):
             got = f"{split} arrays {[list(p.shape) for p in pixels]} and {[list(m.shape) for m in masks]}"
             raise InputError(argument, got, "images [N, H, W, 3] and masks [N, H, W, 6]")
-        for fold, array in zip(folds, pixels, strict=True):
+        for number, array in zip(folds, pixels, strict=True):
             if array.dtype.kind == "f" and len(array) and not 1 < np.max(array[:_LISTED]) <= 255:
-                got = f"{whole[fold]['images']} with values up to {np.max(array[:_LISTED]):.4g}"
+                got = f"{whole[number]['images']} with values up to {np.max(array[:_LISTED]):.4g}"
                 raise InputError(argument, got, "pixels from 0 to 255, as the set has them")
         places = [(part, row) for part, array in enumerate(pixels) for row in range(len(array))]
         names = [f"fold{folds[part]}/{row}" for part, row in places]

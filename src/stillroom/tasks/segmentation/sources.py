@@ -187,13 +187,14 @@ def _open_masks(path: str, options: dict[str, str], argument: str) -> Segmentati
         expected = f"folders of pictures ({', '.join(_PICTURES[:4])}, ...) and of masks ({', '.join(_MASKS[:4])}, ...) in it"
         raise InputError(argument, path, expected)
     wanted = [item for item in masks if item[0][2].endswith(options.get("suffix", ""))]  # of several kinds, as Cityscapes has them
-    folders_of = [defaultdict(dict), defaultdict(dict)]  # of pictures and of masks, by split and folder: name by stem
+    # Of pictures and of masks, by split and folder: name by stem.
+    folders_of: tuple[dict[tuple[str, str], dict[str, str]], ...] = (defaultdict(dict), defaultdict(dict))
     for found, items in zip(folders_of, (pictures, wanted), strict=True):
         for (split, rest, stem), name in by_key(items, argument).items():
             found[split, rest][stem] = name
     pairs: dict[str, list[tuple[str, str]]] = defaultdict(list)
-    for place in sorted({*folders_of[0], *folders_of[1]}):
-        pairs[place[0]] += _paired(folders_of[0][place], folders_of[1][place], options.get("suffix"), argument)
+    for within in sorted({*folders_of[0], *folders_of[1]}):
+        pairs[within[0]] += _paired(folders_of[0][within], folders_of[1][within], options.get("suffix"), argument)
     said = passed_over(elsewhere, "in no folder of pictures or of masks", "picture")
     said += passed_over([name for name in others if PurePosixPath(name).name.lower() not in _CLASS_LISTS])
     splits = measured_on(pairs, options, argument, said)
