@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from stillroom.engine.card import read_specification
-from stillroom.engine.specification import function_of
+from stillroom.engine.specification import made_by
 from stillroom.engine.task import Built
 from stillroom.engine.weights import load_weights
 from stillroom.errors import InputError, near
@@ -68,9 +68,7 @@ def build_detector(spec: str, wanted: Wanted, *, trust_pickle: bool = False, arg
     Raises:
         InputError: the spec is none, a detector of a run is of another task, or weights are missing or do not fit.
     """
-    named = read_specification(spec, trust_pickle=trust_pickle, argument=argument)
-    if named.card is not None and named.card.task != TASK:
-        raise InputError(argument, f"{named.card.folder}, a student of {named.card.task}", "a student of detection3d")
+    named = read_specification(spec, trust_pickle=trust_pickle, argument=argument, task=TASK)
     network = untrained(named.source, wanted, argument)
     if named.weights:
         load_weights(network, named.weights, trust_pickle=trust_pickle, argument=argument)
@@ -91,10 +89,8 @@ def untrained(source: str, wanted: Wanted, argument: str) -> MapDetector:
         return _camera(ours["name"], float(ours["factor"] or 1), options, wanted, argument)
     if source.startswith("stillroom/"):
         raise InputError(argument, source, f"a detector of Stillroom: {near(text.removeprefix('stillroom/'), (*LIDAR, *CAMERA))}")
-    made = function_of(source, argument, GRAMMAR)(wanted)
-    if not isinstance(made, MapDetector):
-        raise InputError(argument, f"{source}, which makes a {type(made).__name__}", "a detection3d.networks.MapDetector")
-    return made
+    called = "a detection3d.networks.MapDetector"
+    return made_by(source, argument, GRAMMAR, wanted, kind=MapDetector, called=called)  # type: ignore[type-abstract]  # any of its kinds
 
 
 def _numbers(options: Mapping[str, str], known: Sequence[str], argument: str) -> dict[str, float]:

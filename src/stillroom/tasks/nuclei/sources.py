@@ -14,14 +14,13 @@ from typing import Any
 
 import numpy as np
 
-from stillroom.engine.loading import sample_order
 from stillroom.errors import InputError, near, one_of
 from stillroom.tasks.images.annotations import decoded
 from stillroom.tasks.images.files import Folder, Store
 from stillroom.tasks.images.folders import list_files, passed_over, printable, told_apart
 from stillroom.tasks.images.labelled import SPLITS, plain_label
 from stillroom.tasks.images.listed import by_key, class_names, measured_on, split_of_folders
-from stillroom.tasks.images.sources import Kind, Source, held_out_share, is_number, open_spec, whole_numbers
+from stillroom.tasks.images.sources import Kind, Source, held_out_samples, held_out_share, is_number, open_spec, whole_numbers
 from stillroom.tasks.images.tables import read_table
 from stillroom.tasks.nuclei.drawn import COARSE, FINE, SIDE, draw
 from stillroom.tasks.nuclei.instances import Outlining
@@ -278,8 +277,7 @@ def _split(
     train, val = measured_on(splits, options, argument, said).values()
     if not val:
         labelled = [pair for pair in train if pair[1]]
-        held = max(1, round(held_out_share(dict(options), argument) * len(labelled)))
-        chosen = {labelled[i] for i in sample_order(0, 0, len(labelled))[:held].tolist()} if labelled else set()
+        chosen = {labelled[i] for i in np.flatnonzero(held_out_samples(len(labelled), held_out_share(dict(options), argument)))}
         train, val = [pair for pair in train if pair not in chosen], [pair for pair in train if pair in chosen]
     if alone := [name for name, label in val if not label]:
         raise InputError(argument, f"no labels of {', '.join(map(printable, alone[:_LISTED]))}", "labels of what is measured on")
