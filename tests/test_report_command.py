@@ -90,3 +90,12 @@ def test_what_cannot_be_joined_is_refused_and_nothing_is_written(
     assert message in err
     assert err.count("\n") == 1
     assert sorted(Path().rglob("*")) == before
+
+
+def test_a_file_in_the_way_of_the_page_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = finished(tmp_path / "run", {"alone": 90.0})
+    (tmp_path / "notes.txt").write_text("here first")
+    assert main(["report", str(run), "--out", str(tmp_path / "notes.txt/page")]) == 2
+    assert "notes.txt/page: got Not a directory, expected a path that can be written to" in capsys.readouterr().err
+    assert main(["report", str(run), "--out", str(tmp_path / ("x" * 300))]) == 2
+    assert "File name too long" in capsys.readouterr().err

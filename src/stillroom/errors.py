@@ -119,7 +119,7 @@ class Broken(StillroomError):
     """Something around the run gave way: a disk, or a process that the system ended. Nothing is wrong with the arguments."""
 
 
-def explained(error: BaseException) -> Broken | None:
+def explained(error: BaseException) -> Broken | InputError | None:
     """What a user is told of an error that no code of ours is to blame for; None of every other one."""
     goes_on = "what was finished or has a checkpoint is safe, the same command goes on from there"
     if match := re.search(r"DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\)", str(error)):
@@ -131,10 +131,14 @@ def explained(error: BaseException) -> Broken | None:
             number, reason = int(match.group(2)), match.group(1)
         if number in _BROKEN:
             return Broken(f"{place or 'a file of the run'}: cannot be written ({reason}); {goes_on}")
+        if number in _IN_THE_WAY and place:
+            return InputError(printable(str(place))[:_SHOWN], str(reason), "a path that can be written to")
         cause = cause.__cause__ or cause.__context__
     return None
 
 
+_IN_THE_WAY = (errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG)
+_SHOWN = 200  # letters of a path
 _BROKEN = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from pathlib import Path
 from typing import Any
 
 from stillroom.commands.parser import STUDENT, named_as_typed, student_parser
@@ -69,6 +70,8 @@ def run(arguments: list[str], command: str) -> None:
     for name, value in options.items():
         if name not in student.options:
             raise InputError(f"--{name}", value, f"none, since this run's student is {student.kind}")
+    if given.out is not None:
+        _check_folder(Path(given.out).expanduser())
     find: Any = getattr(student, "find", None)  # a student of something else than images says what its files are
     files, empty, *passed = (find or find_images)(given.images)
     for said in passed_over([str(file) for others in passed for file in others]):
@@ -91,6 +94,13 @@ def run(arguments: list[str], command: str) -> None:
         _show(["file", *student.columns(**options)], [[str(answer.file), *row] for answer in answers for row in answer.rows()])
     if problems:
         raise NotAllAnswered(f"{len(problems)} of {len(files) + len(empty)} could not be read")
+
+
+def _check_folder(out: Path) -> None:
+    """Raises InputError where a file is in the way of a folder of answers, or of a file of embeddings."""
+    for place in (out, *out.parents):
+        if place.is_file() and not (place == out and out.suffix.lower() in (".npz", ".csv")):
+            raise InputError("--out", str(out), f"a folder, or a name in one; {place} is a file")
 
 
 def _show(columns: list[str], rows: list[list[str]]) -> None:

@@ -184,7 +184,7 @@ class Bench:
         known = {**COMMON_METRICS, **self.data.task.metric_formats}
         better = {name: one.higher_is_better for name, one in known.items() if one.higher_is_better is not None}
         if self.metric not in better:
-            raise InputError("for_", self.metric, f"a metric of the data, such as {near(self.metric, [scores.primary, *better])}")
+            raise InputError("for_", self.metric, f"a metric of the data, such as {near(self.metric, {scores.primary: 1, **better})}")
         return bool(better[self.metric])
 
     @property

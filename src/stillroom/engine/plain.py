@@ -24,7 +24,7 @@ def plain_yaml(text: str, loader: Any = yaml.SafeLoader) -> Any:
         loader: a loader of PyYAML's that makes plain values.
 
     Raises:
-        ValueError: it is no YAML, or more than a configuration.
+        ValueError: it is no YAML, more than a configuration, or has a key twice.
     """
     if len(text) > LARGEST:
         raise ValueError(f"more than {LARGEST >> 20} MB, which is no configuration")
@@ -69,6 +69,10 @@ def _count(node: yaml.Node | None, counted: dict[int, int], above: tuple[int, ..
     if id(node) in above:
         return MOST + 1
     if id(node) not in counted:
+        keys = [pair[0].value for pair in node.value if isinstance(pair[0], yaml.ScalarNode)] if isinstance(node, yaml.MappingNode) else []
+        if len(set(keys)) < len(keys):
+            twice = next(key for place, key in enumerate(keys) if key in keys[:place])
+            raise ValueError(f"{twice} twice in one mapping, of which YAML would forget the first")
         inner = node.value if isinstance(node, yaml.SequenceNode) else [part for pair in node.value for part in pair]
         counted[id(node)] = 1 + sum(_count(part, counted, (*above, id(node))) for part in inner)
     return counted[id(node)]

@@ -195,3 +195,27 @@ def test_held_out_pictures_are_good_and_trained_on_by_nobody() -> None:
         assert not set(normal.indices["train"]) & set(normal.indices["val"])
         assert {data._listed[0].labels[i] for kept in normal.indices.values() for i in kept} == {category}
         assert normal.evaluator().primary == "discrepancy"
+
+
+def test_a_palette_of_greys_is_read_by_its_greys(tmp_path: Path) -> None:
+    root = mvtec(tmp_path, ("bolt",))
+    expected = [None if mask is None else mask.tolist() for mask in map(open_source(f"mvtec:{root}").val.mask, range(4))]
+    for file in (root / "bolt/ground_truth").rglob("*.png"):
+        marked = np.asarray(Image.open(file)) > 0
+        swapped = Image.fromarray(np.where(marked, 0, 1).astype(np.uint8), mode="P")
+        swapped.putpalette([255, 255, 255, 0, 0, 0])  # number 0 is white: what programs write that sort colours by how often they are
+        swapped.save(file)
+    found = [None if mask is None else mask.tolist() for mask in map(open_source(f"mvtec:{root}").val.mask, range(4))]
+    assert found == expected
+
+
+def test_visas_table_of_other_programs_and_pictures_that_are_nowhere(tmp_path: Path) -> None:
+    root = visa(tmp_path, table=True)
+    file = root / "split_csv/1cls.csv"
+    lines = [line.split(",") for line in file.read_text().splitlines()]
+    rows = [";".join([line[0], line[1], line[3], "défaut"]) for line in lines]
+    file.write_bytes("\r\n".join([rows[0].replace("défaut", "note"), *rows[1:]]).encode("latin-1"))
+    Image.new("RGB", (8, 8)).save(root / "cover.png")
+    found = open_source(f"mvtec:{root}")
+    assert len(found.train) == 4
+    assert found.said == ("passed over 1 picture in no folder train, test or ground_truth, the first cover.png",)

@@ -79,6 +79,16 @@ def test_a_student_finds_boxes_in_point_files(run, tmp_path, capsys):
     assert empty[0].shape == (0, 9)
 
 
+def test_points_that_are_elsewhere_or_lack_a_column_are_said_to(run, tmp_path, caplog):
+    points = DrivingWorld((0, 1, 0), WorldSpec(azimuths=60, beams=8)).frame().points
+    np.save(tmp_path / "bare.npy", points[:, :3])
+    (points * [1e5, 1e5, 1, 1, 1]).astype("<f4").tofile(tmp_path / "far.bin")
+    assert main(["predict", str(run), str(tmp_path), "--json"]) == 0
+    told = [record.getMessage() for record in caplog.records]
+    assert any("bare.npy: without intensity" in one and "taken for 0" in one for one in told)
+    assert any("far.bin: none of its" in one and "is within reach" in one for one in told)
+
+
 def test_the_dense_part_is_exported_and_said_to_be_that(run, tmp_path, capsys):
     assert main(["export", str(run), "--format", "torch", "--out", str(tmp_path / "dense.pt2")]) == 0
     assert "behind the encoder" in capsys.readouterr().out

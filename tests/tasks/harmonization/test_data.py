@@ -13,6 +13,7 @@ from PIL import Image
 from stillroom.errors import InputError
 from stillroom.tasks.harmonization import HarmonyData, joined
 from stillroom.tasks.harmonization.recolouring import blobs, composites, relit
+from stillroom.tasks.harmonization.sources import open_source
 from tests.tasks.harmonization.scenery import darker, iharmony4, photo, photos_and_masks, shape
 
 SIDE = {"image_size": 32, "batch_size": 4}
@@ -216,3 +217,20 @@ def test_blobs_and_lights_are_functions_of_their_seeds() -> None:
 def test_pictures_and_masks_that_do_not_belong_together(image: tuple[int, ...], mask: torch.Tensor, said: str) -> None:
     with pytest.raises(ValueError, match=said):
         joined(torch.zeros(image), mask)
+
+
+def test_names_with_spaces_in_lists_and_two_files_of_one_name(tmp_path: Path) -> None:
+    root = iharmony4(tmp_path / "set")
+    for file in [file for file in root.rglob("*") if file.is_file()]:
+        if file.suffix == ".txt":
+            file.write_text("\n".join(f"my {line}" if "/" not in line else line for line in file.read_text().split()), encoding="utf-16")
+        else:
+            file.rename(file.with_name(f"my {file.name}"))
+    before = open_source(f"iharmony4:{root}")
+    assert not any("not there" in one or "no list names" in one for one in before.said)
+    with pytest.raises(InputError, match=r"val=0\.2, expected none: a list says"):
+        open_source(f"iharmony4:{root},val=0.2")
+    photo = next((root / "real_images").iterdir())
+    Image.open(photo).save(photo.with_suffix(".bmp"))
+    with pytest.raises(InputError, match="differ in their ending or folder alone"):
+        open_source(f"iharmony4:{root}")

@@ -11,6 +11,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.nn.functional import normalize
 
@@ -23,6 +24,7 @@ from stillroom.tasks.images.tokens import learnt, of_words
 from stillroom.tasks.imagetext import ImageTextData, load
 from stillroom.tasks.imagetext.metrics import Classes, PairEvaluator, retrieval_ranks
 from stillroom.tasks.imagetext.models import build_clip, name_of, shape_named
+from stillroom.tasks.imagetext.sources import open_source
 from stillroom.tasks.students import export_files, export_student
 from tests.tasks.imagetext.pairs import COLOURS, picture, write_pairs, write_shards, write_table
 
@@ -293,3 +295,17 @@ def uneven() -> Callable[[Path], Clip]:
         return clip
 
     return write
+
+
+def test_a_caption_that_is_null_is_none(tmp_path: Path) -> None:
+    for number in range(4):
+        Image.new("RGB", (8, 8)).save(tmp_path / f"{number}.png")
+    images = [{"id": number, "file_name": f"{number}.png"} for number in range(4)]
+    marks = [{"image_id": number, "caption": f"thing {number}" if number else None} for number in range(4)]
+    (tmp_path / "captions.json").write_text(json.dumps({"images": images, "annotations": marks}))
+    found = open_source(f"coco:{tmp_path},{tmp_path}/captions.json,val=0.3")
+    assert "None" not in found.captions.texts
+    assert "passed over 1 row without a caption, the first 0.png" in found.said
+    (tmp_path / "same.json").write_text((tmp_path / "captions.json").read_text())
+    with pytest.raises(InputError, match="in train and in val, expected one split of each image"):
+        open_source(f"coco:{tmp_path},{tmp_path}/captions.json,val_annotations={tmp_path}/same.json")

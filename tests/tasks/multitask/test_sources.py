@@ -18,6 +18,7 @@ from stillroom.tasks.images.label_maps import LabelSpace
 from stillroom.tasks.multitask import MultiTaskData
 from stillroom.tasks.multitask.decoding import Depth, EdgesOf, Labels, Normals
 from stillroom.tasks.multitask.solids import PIXEL, draw
+from stillroom.tasks.multitask.sources import open_source
 from tests.tasks.multitask.miniatures import CLASSES, DECLARED, dense, nyud_papers, nyud_small, pascal, scene
 
 
@@ -244,3 +245,46 @@ def test_solids_have_exact_targets() -> None:
     assert all(draw(40, side, 1)[1]["depth"].min() > 0.49 for side in (16, 48))
     again = MultiTaskData("solids:train=4,val=3,teacher=5,size=32")
     assert torch.equal(data.val_sample(2)[0], again.val_sample(2)[0])
+
+
+def test_pictures_of_one_name_in_train_and_val_are_two(tmp_path: Path) -> None:
+    for split, count in (("train", 3), ("val", 2), ("test", 2)):
+        dense(tmp_path / split, count + 2)
+        for left in ("targets.yaml", "train.txt", "val.txt"):
+            (tmp_path / split / left).rename(tmp_path / left)
+    (tmp_path / "train.txt").unlink()
+    (tmp_path / "val.txt").unlink()
+    found = open_source(f"dense:{tmp_path}")
+    assert [name.split("/")[0] for name in found.train.names] == ["train"] * 5
+    assert [name.split("/")[0] for name in found.val.names] == ["val"] * 4
+    assert "passed over 4 of the folder test: val is what is measured on" in found.said
+
+
+@pytest.mark.parametrize(
+    ("declared", "said"),
+    [
+        ({"depth": {"kind": "depth", "unit": "mm", "max": "abc"}}, r"targets\.yaml: depth: max: got abc, expected a number above 0"),
+        ({"depth": {"kind": "depth", "unit": "mm", "max": [1]}}, r"depth: max: got \[1\]"),
+        ({"depth": {"kind": "depth", "unit": "mm", "max": -3}}, r"depth: max: got -3"),
+        ({"depth": {"kind": "depth", "unit": "mm", "weight": "abc"}}, r"depth: weight: got abc, expected a number of at least 0"),
+        ({"depth": {"kind": "depth", "unit": "mm", "max": 0.001}}, r"depth of 4 training pictures, nowhere known"),
+        ({"depth": {"kind": "depth", "unit": 1e-6}}, r"depth with a median of 4 mm, expected its unit declared \(m\?\)"),
+        ({"depth.x": {"kind": "depth", "unit": "mm", "folder": "depth"}}, r"got depth\.x, expected a target's name"),
+        ({"keys": {"kind": "depth", "unit": "mm", "folder": "depth"}}, r"got keys, expected a target's name"),
+    ],
+)
+def test_a_declaration_that_means_nothing_is_named(declared: dict[str, Any], said: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=said):
+        open_source(f"dense:{dense(tmp_path, declared=declared)}")
+
+
+def test_lists_and_pictures_that_leave_open_what_is_meant(tmp_path: Path) -> None:
+    root = dense(tmp_path)
+    (root / "train.txt").write_bytes("image/p0.png\r\np1.png\r\np2\r\n".encode("utf-16"))
+    assert len(open_source(f"dense:{root}").train) == 3
+    (root / "val.txt").unlink()
+    with pytest.raises(InputError, match=r"train\.txt alone, expected val\.txt or test\.txt beside it"):
+        open_source(f"dense:{root}")
+    Image.new("RGB", (32, 24)).save(root / "image/p0.jpg")
+    with pytest.raises(InputError, match=r"differ in their ending or folder alone"):
+        open_source(f"dense:{root},val=0.2")

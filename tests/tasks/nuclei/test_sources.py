@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -169,3 +170,63 @@ def test_a_picture_that_is_turned_by_its_file_still_fits_its_map(tmp_path: Path)
         Image.fromarray(wide).rotate(90, expand=True).save(tmp_path / f"Images/p{number}.png", exif=exif)
         write(tmp_path / f"Labels/p{number}.npz", inst_map=np.pad(instances, ((0, 8), (0, 0))), type_map=np.pad(kinds, ((0, 8), (0, 0))))
     assert open_source(f"nuclei:{tmp_path},classes=a+b").train.nuclei(0).instances.shape == (40, 32)
+
+
+def test_pictures_of_one_name_in_several_splits_and_what_is_passed_over(tmp_path: Path) -> None:
+    for split, count in (("train", 4), ("val", 2), ("test", 3)):
+        folder(tmp_path / split, count, 2)
+    write(tmp_path / "train/Labels/orphan.npz", inst_map=np.zeros((4, 4)), type_map=np.zeros((4, 4)))
+    Image.new("RGB", (8, 8)).save(tmp_path / "cover.png")
+    (tmp_path / "names.txt").write_bytes("lymphocyte\r\nnécrose\r\n".encode("utf-16"))
+    found = open_source(f"nuclei:{tmp_path},classes={tmp_path}/names.txt")
+    assert found.classes == ("lymphocyte", "nécrose")
+    assert (len(found.train), len(found.val)) == (4, 2)
+    assert all(name.startswith("val/") for name in found.val.names)
+    assert [one.partition(",")[0] for one in found.said] == [
+        "passed over 1 file in no Images", "passed over 1 file of labels without a picture",
+        "passed over 3 of the folder test: val is what is measured on",
+    ]  # fmt: skip
+    with pytest.raises(InputError, match=r"classes=none\.txt, expected a file that exists"):
+        open_source(f"nuclei:{tmp_path},classes=none.txt")
+    Image.new("RGB", (32, 32)).save(tmp_path / "train/Images/p0.jpg")
+    with pytest.raises(InputError, match=r"p0\.jpg and .*p0\.png|p0\.png and .*p0\.jpg"):
+        open_source(f"nuclei:{tmp_path},classes=a+b")
+
+
+def test_lizards_table_in_the_forms_that_programs_write(tmp_path: Path) -> None:
+    for number in range(5):
+        instances, kinds = maps(number, 2)
+        (tmp_path / "images").mkdir(exist_ok=True)
+        (tmp_path / "Labels").mkdir(exist_ok=True)
+        picture(instances, kinds, number).save(tmp_path / f"images/{number}.png")
+        write(tmp_path / f"Labels/{number}.mat", inst_map=instances, type_map=kinds)
+    rows = ["Filename;Source;Split", '"0";"crág, glas";"3"', "1;x;3.0", "2;x;1", "3;x"]
+    (tmp_path / "info.csv").write_bytes("\r\n".join(rows).encode("latin-1"))
+    found = open_source(f"lizard:{tmp_path}")
+    assert [Path(name).stem for name in found.val.names] == ["0", "1"]
+    assert [Path(name).stem for name in found.train.names] == ["2"]
+    assert any("passed over 2 pictures without labels or a row of info.csv" in one for one in found.said)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [
+        (lambda pixels, masks: (pixels / 255, masks), r"images\.npy with values up to 0\.\d+, expected pixels from 0 to 255"),
+        (lambda pixels, masks: (pixels, np.where(masks == 1, np.nan, masks)), "with values that are no numbers"),
+    ],
+)
+def test_pannuke_of_other_values(spoil: Callable[..., tuple[np.ndarray, np.ndarray]], said: str, tmp_path: Path) -> None:
+    masks = np.zeros((2, 16, 16, 6))
+    masks[:, 2:8, 2:8, 0] = 1
+    pixels = np.random.default_rng(0).uniform(0, 255, (2, 16, 16, 3))
+    for fold in (1, 2, 3):
+        (tmp_path / f"fold{fold}").mkdir()
+        for name, array in zip(("images", "masks"), spoil(pixels, masks), strict=True):
+            np.save(tmp_path / f"fold{fold}/{name}.npy", array)
+    with pytest.raises(InputError, match=said):
+        open_source(f"pannuke:{tmp_path}")
+    with pytest.raises(InputError, match="the fold 1 in train and in val"):
+        open_source(f"pannuke:{tmp_path},train=1+2,val=1")
+    (tmp_path / "fold1/images.npy").write_bytes(b"\x93NUMPY")
+    with pytest.raises(InputError, match=r"images\.npy, expected an array of numbers that is whole"):
+        open_source(f"pannuke:{tmp_path}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -177,3 +178,79 @@ def test_real_sets(shared_data: Path, place: str, train: int, val: int, classes:
     source = open_source(f"voc:{shared_data / place}")
     assert (len(source.train), len(source.val), len(source.classes)) == (train, val, classes)
     assert source.pixels[:, -1].min() > 0  # 255 is in both
+
+
+def test_nothing_is_paired_by_chance_or_left_out_without_a_word(tmp_path: Path) -> None:
+    root = folders(tmp_path / "twice")
+    picture(numbers(0), 9).save(root / "images/p0.jpg")
+    with pytest.raises(InputError, match=r"images/p0\.(jpg|png) and images/p0\.(png|jpg), which differ in their ending"):
+        open_source(f"masks:{root},classes=a+b+c")
+    (root / "images/p0.jpg").rename(root / "cover.jpg")
+    (root / "images/notes.docx").write_bytes(b"PK")
+    said = " ".join(open_source(f"masks:{root},classes=a+b+c").said)
+    assert "passed over 1 picture in no folder of pictures or of masks, the first cover.jpg" in said
+    assert "images/notes.docx" in said
+
+
+def test_what_lies_in_test_is_not_measured_on_beside_val(tmp_path: Path) -> None:
+    for split, count in (("train", 4), ("val", 2), ("test", 3)):
+        folders(tmp_path / split, count)
+    found = open_source(f"masks:{tmp_path},classes=a+b+c")
+    assert (len(found.train), len(found.val)) == (4, 2)
+    assert all(name.startswith("val/") for name in found.val.names)
+    assert found.said == ("passed over 3 of the folder test: val is what is measured on",)
+    with pytest.raises(InputError, match=r"val=0\.5, expected none: the folder val says"):
+        open_source(f"masks:{tmp_path},classes=a+b+c,val=0.5")
+
+
+@pytest.mark.parametrize("encoding", ["latin-1", "utf-16", "utf-8-sig"])
+def test_lists_in_any_encoding_of_names_with_endings_and_spaces(encoding: str, tmp_path: Path) -> None:
+    root = voc(tmp_path, classes=("background", "café", "chien"))
+    (root / "class_names.txt").write_bytes("background\r\ncafé\r\nchien\r\n".encode(encoding))
+    for folder, ending in (("JPEGImages", "jpg"), ("SegmentationClass", "png")):
+        (root / folder / f"p0.{ending}").rename(root / folder / f"été 0.{ending}")
+    lines = ["été 0", "p1.jpg", "/JPEGImages/p2.jpg /SegmentationClass/p2.png"]
+    (root / "ImageSets/Segmentation/train.txt").write_bytes("\n".join(lines).encode(encoding))
+    found = open_source(f"voc:{root}")
+    assert found.classes[1] == "café"
+    assert [Path(name).stem for name in found.train.names] == ["été 0", "p1", "p2"]
+
+
+def test_masks_that_hold_no_class_numbers_or_cannot_be_read(tmp_path: Path) -> None:
+    root = folders(tmp_path)
+    for i in range(5):
+        (root / f"masks/p{i}.png").unlink()
+        Image.fromarray(np.full((24, 32), 0.5, np.float32)).save(root / f"masks/p{i}.tif")
+    with pytest.raises(InputError, match=r"floating-point values that are no whole numbers"):
+        open_source(f"masks:{root},classes=a+b+c")
+    folders(root)
+    for i in range(5):
+        (root / f"masks/p{i}.tif").unlink()
+    mask = root / "masks/p3.png"
+    mask.write_bytes(mask.read_bytes()[:-40])
+    with pytest.raises(InputError, match=r"masks/p3\.png: not a readable label map .*, expected a mask of images/p3\.png"):
+        open_source(f"masks:{root},classes=a+b+c")
+    for i in range(5):
+        Image.fromarray(np.full((24, 32), 255, np.uint8)).save(root / f"masks/p{i}.png")
+    with pytest.raises(InputError, match=r"4 masks to train on in which every pixel counts nowhere"):
+        open_source(f"masks:{root},classes=a+b+c")
+
+
+@pytest.mark.parametrize("given", ["classes=names.txt", "classes=a+b+c,ids=5-1", "classes=a+b+c,ids=0-99999999999"])
+def test_options_of_classes_are_not_taken_for_something_else(given: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=given.split(",")[-1]):
+        open_source(f"masks:{folders(tmp_path)},{given}")
+
+
+def test_panoptic_names_that_mean_two_files(tmp_path: Path) -> None:
+    pictures, file = panoptic(tmp_path)
+    said = json.loads(file.read_text())
+    for mark in said["annotations"]:
+        for segment in mark["segments_info"]:
+            segment["iscrowd"] = str(segment.get("iscrowd", 0))
+    file.write_text(json.dumps(said), encoding="utf-16")
+    assert open_source(f"coco:{pictures},{file},val=0.25").pixels[0, :2].all()
+    (pictures / "b").mkdir()
+    shutil.copy(pictures / "1.jpg", pictures / "b/0.jpg")
+    with pytest.raises(InputError, match=r"0\.jpg, which may be .*b/0\.jpg"):
+        open_source(f"coco:{pictures},{file},val=0.25")

@@ -179,3 +179,44 @@ def test_surfaces_of_voxels() -> None:
     assert 0 < surface_metrics(moved, surface).chamfer_l1 < 1 / 32
     assert surface_metrics(voxel_surface(0 * solid), surface).f_score == 0
     assert occupancy_iou(torch.zeros(8), torch.zeros(8)) == 1
+
+
+def test_lists_that_cannot_be_meant_and_files_that_are_not_there(tmp_path: Path) -> None:
+    root = echoes(tmp_path)
+    spec = f"echoes:{root},unit=daps"
+    with pytest.raises(InputError, match=r"val=0\.5, expected none"):
+        open_source(f"{spec},val=0.5")
+    (root / "test.txt").write_bytes("scene/4\r\nscene/é\r\n".encode("latin-1"))
+    found = open_source(spec)
+    assert (len(found.train), len(found.val)) == (4, 1)
+    assert found.said == ("test.txt names 1 recording that are not there: scene/é",)
+    (root / "test.txt").write_text("scene/0\n")
+    with pytest.raises(InputError, match="scene/0 in both lists"):
+        open_source(spec)
+    (root / "test.txt").unlink()
+    with pytest.raises(InputError, match=r"a list train\.txt alone"):
+        open_source(spec)
+    (root / "train.txt").unlink()
+    with pytest.raises(InputError, match=r"classes=none\.txt, expected a file in"):
+        open_source(f"{spec},classes=none.txt")
+
+
+def test_a_truth_that_cannot_be_read_or_has_a_number_without_a_name(tmp_path: Path) -> None:
+    root = echoes(tmp_path)
+    (root / "depth/scene/0.png").write_bytes(b"no picture")
+    data = SoundData(f"echoes:{root},unit=daps", batch_size=2)
+    assert data.train_size == 3
+    assert "depth/scene/0.png: cannot be decoded" in data.first_lines()[-1]
+    (root / "names.txt").write_text("wall\nfloor\n")
+    with pytest.raises(InputError, match=r"whose labels go up to 17, expected 0 \(unknown\) or numbers of the 2 classes"):
+        SoundData(f"echoes:{root},unit=daps,classes=names.txt", answer="segmentation")
+
+
+def test_batvisions_rows_without_files_are_counted(tmp_path: Path) -> None:
+    root = batvision(tmp_path)
+    before = open_source(f"batvision:{root}")
+    wave = next(root.rglob("*.wav"))
+    wave.unlink()
+    found = open_source(f"batvision:{root}")
+    assert len(found.train) + len(found.val) == len(before.train) + len(before.val) - 1
+    assert found.said[-1].startswith("passed over 1 row whose files are not there: ")

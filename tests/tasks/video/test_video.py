@@ -27,6 +27,7 @@ from stillroom.tasks.video.sampling import test_frames as frames_of_test
 from stillroom.tasks.video.sampling import train_frames
 from stillroom.tasks.video.scores import calibration_error
 from stillroom.tasks.video.segments import read_segments
+from stillroom.tasks.video.sources import open_source
 from stillroom.tasks.video.tracks import boxes_of
 from tests.tasks.video.miniatures import class_folders, epic, frames, something
 
@@ -327,3 +328,74 @@ def test_the_report_shows_clips_and_costs(run: Path) -> None:
     page = (run / "report.html").read_text()
     assert "What a video costs" in page
     assert page.count('<img src="data:image/jpeg') >= 4
+
+
+def table(root: Path, head: str, rows: list[str]) -> str:
+    """Clips v0, v1, ... of six frames, and a table of them."""
+    for number in range(len(rows)):
+        frames(root / f"v{number}", 6)
+    (root / "clips.csv").write_text("\n".join([head, *rows]))
+    return f"clips:{root}"
+
+
+def test_clips_of_test_are_not_trained_on(tmp_path: Path) -> None:
+    words = ["train"] * 4 + ["val"] * 2 + ["test"] * 2
+    spec = table(tmp_path, "video,label,split", [f"v{i},{'ab'[i % 2]},{word}" for i, word in enumerate(words)])
+    found = open_source(spec)
+    assert ([clip.name for clip in found.train.clips], [clip.name for clip in found.val.clips]) == (["v0", "v1", "v2", "v3"], ["v4", "v5"])
+    assert "passed over 2 of the folder test: val is what is measured on" in found.said
+    spec = table(tmp_path, "video,label,split", [f"v{i},{'ab'[i % 2]},{word.replace('val', 'test')}" for i, word in enumerate(words)])
+    assert len(open_source(spec).val) == 4
+
+
+@pytest.mark.parametrize(
+    ("head", "row", "said"),
+    [
+        ("video,label", "{v},{e}", "with 1 rows without a label, the first row 1"),
+        ("video,label,split", "v0,{c},{s}", "v0 in train and in val, expected splits that share no clip"),
+        ("video,start,end,label", "{v},0:00.1,0:00.2,{c}", "of which there are frames in files, expected numbers of frames"),
+        ("video,start,end,label", "{v},0:00.3,0:00.2,{c}", "expected an end that is later than the beginning"),
+        ("video,start_s,stop_s,label", "{v},nan,inf,{c}", "expected an end that is later than the beginning"),
+    ],
+)
+def test_rows_that_cannot_be_meant(head: str, row: str, said: str, tmp_path: Path) -> None:
+    rows = [row.format(v=f"v{i}", c="ab"[i % 2], e="b" if i else "", s="train" if i < 2 else "val") for i in range(4)]
+    with pytest.raises(InputError, match=said):
+        open_source(table(tmp_path, head, rows))
+
+
+def test_numbers_of_frames_that_a_program_wrote_with_a_point(tmp_path: Path) -> None:
+    spec = table(tmp_path, "video,start_frame,stop_frame,label", [f"v{i},1.0,3.0,{'ab'[i % 2]}" for i in range(6)])
+    (tmp_path / "v0/._frame_0000000001.jpg").write_bytes(b"left by macOS")
+    found = open_source(spec)
+    assert {len(clip.tracks["rgb"]) for part in (found.train, found.val) for clip in part.clips} == {3}
+
+
+def test_annotations_of_published_sets_that_are_not_theirs(tmp_path: Path) -> None:
+    root = something(tmp_path / "something")
+    (root / "labels/something-something-v2-labels.json").write_text('{"Holding something": "x"}')
+    with pytest.raises(InputError, match="expected a JSON object with the number of each template"):
+        open_source(f"something:{root}")
+    root = epic(tmp_path / "epic")
+    text = (root / "EPIC_100_train.csv").read_text()
+    (root / "EPIC_100_train.csv").write_text(text.replace(",1,8,", ",8,1,"))
+    with pytest.raises(InputError, match="frames 8 to 1, expected a last frame"):
+        open_source(f"epic:{root}")
+
+
+def test_frames_of_sixteen_bits_and_lying_ones_are_read_and_several_sizes_refused(tmp_path: Path) -> None:
+    spec = table(tmp_path, "video,label", [f"v{i},{'ab'[i % 2]}" for i in range(6)])
+    grey = np.linspace(0, 65535, 32 * 24).reshape(24, 32).astype(np.uint16)
+    for file in sorted((tmp_path / "v0").iterdir()):
+        file.unlink()
+        Image.fromarray(grey).save(file.with_suffix(".png"))
+    turned = Image.Exif()
+    turned[0x112] = 6
+    for file in sorted((tmp_path / "v1").iterdir()):
+        Image.open(file).save(file, exif=turned)
+    found = {clip.name: clip for part in (open_source(spec).train, open_source(spec).val) for clip in part.clips}
+    assert (found["v0"].tracks["rgb"].read([0])[0, 0].numpy() == grey >> 8).all()
+    assert found["v1"].tracks["rgb"].read([0]).shape == (1, 3, 32, 24)
+    Image.new("RGB", (10, 10)).save(sorted((tmp_path / "v2").iterdir())[3])
+    with pytest.raises(InputError, match=r"frames of one clip in several sizes: .* of 10 x 10"):
+        found["v2"].tracks["rgb"].read(range(6))

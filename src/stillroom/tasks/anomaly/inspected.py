@@ -13,7 +13,7 @@ from torch import Tensor
 from stillroom.errors import InputError
 from stillroom.tasks.images.files import Store
 from stillroom.tasks.images.folders import printable
-from stillroom.tasks.images.stores import FileImages, Images, MemoryImages
+from stillroom.tasks.images.stores import FileImages, Images, MemoryImages, reason_of
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -87,7 +87,7 @@ class InspectedMemory(MemoryImages):
 
 def read_mask(store: Store, name: str, argument: str = "data") -> np.ndarray:
     """A mask from its file, bool [H, W]: in a lossless format whatever is not 0, as ids of defects are written (VisA); of a JPEG what is
-    above 127. Of a palette the numbers count, not the colours; transparency counts for nothing.
+    above 127. Of a palette of greys the greys count, of any other the numbers; transparency counts for nothing.
 
     Raises:
         InputError: it cannot be read.
@@ -99,8 +99,12 @@ def read_mask(store: Store, name: str, argument: str = "data") -> np.ndarray:
             if image.mode in ("RGBA", "LA", "PA", "CMYK", "YCbCr"):
                 image = image.convert("RGB" if image.mode in ("RGBA", "CMYK", "YCbCr") else "L")
             values = np.asarray(image)
+            if image.mode == "P":
+                colours = np.asarray(image.convert("RGB"))
+                grey = (colours == colours[..., :1]).all() and colours.min() == 0 < colours.max()
+                values = colours[..., 0] if grey else values
     except Exception as error:  # formats' readers raise whatever they stumble over in damaged bytes
-        raise InputError(argument, printable(name), f"a mask that can be read ({error})") from None
+        raise InputError(argument, printable(name), f"a mask that can be read ({reason_of(error)})") from None
     values = values.max(-1) if values.ndim == 3 else values
     return values > (127 if lossy else 0)
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import io
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,6 +17,7 @@ from stillroom.tasks.anomaly.textures import CATEGORIES, textures
 from stillroom.tasks.images.files import Store
 from stillroom.tasks.images.folders import list_files, passed_over, printable, single_top, told_apart
 from stillroom.tasks.images.sources import IMAGENET_STATISTICS, Kind, Source, held_out_share, open_spec, whole_numbers
+from stillroom.tasks.images.tables import read_table
 
 _GOOD_FOLDERS = (GOOD, "ok", "normal")  # MVTec AD and MPDD; BTAD; VisA
 _ANOMALY = "anomaly"  # VisA's only kind of defect
@@ -98,6 +97,7 @@ def _open_mvtec(path: str, options: dict[str, str], argument: str) -> AnomalySou
     images, others = told_apart(store, files)
     name = PurePosixPath(Path(path).expanduser().resolve()).stem
     top = single_top(files, folders)
+    stray: list[str] = []
     tree: dict[str, list[str]] = defaultdict(list)  # by category: the pictures' paths within it
     for image in images:
         parts = image.removeprefix(top).split("/")
@@ -105,13 +105,16 @@ def _open_mvtec(path: str, options: dict[str, str], argument: str) -> AnomalySou
         marks = [i for i, part in enumerate(folders_of) if part in ("train", "test", _TRUTH) or folders_of[i : i + 2] in _VISA]
         if marks:
             tree["/".join(parts[: marks[0]])].append(image)
+        else:
+            stray.append(image)
     roots = {root: root or top.rstrip("/") or name for root in sorted(tree)}
     if not roots:
         expected = "a set in the layout of MVTec AD (CATEGORY/train/good, CATEGORY/test/..., CATEGORY/ground_truth/...) or of VisA"
         raise InputError(argument, path, f"{expected}; good pictures alone: good:{path}")
     chosen = _chosen(options, tuple(roots.values()), argument)
-    table = _visa_table(store, files, top)
+    table = _visa_table(store, files, top, argument)
     said = passed_over([other for other in others if not other.lower().endswith((".csv", ".txt", ".md", ".pdf", ".json"))])
+    said += passed_over(stray, "in no folder train, test or ground_truth", "picture")
     listed = {}
     for root, category in roots.items():
         if category in chosen:
@@ -152,13 +155,13 @@ def _mvtec(category: str, inside: Mapping[str, str], argument: str) -> _Listed:
     return _Listed(train, test)
 
 
-def _visa(category: str, inside: Mapping[str, str], table: Mapping[str, tuple[str, str]], said: list[str]) -> _Listed:
+def _visa(category: str, inside: Mapping[str, str], table: Mapping[str, str], said: list[str]) -> _Listed:
     """A category of VisA: Data/Images/{Normal,Anomaly} and Data/Masks/Anomaly; split by the set's own table, where it is there."""
     masks = {_stem(place): name for place, name in inside.items() if place.lower().startswith("data/masks/")}
     images = {place: name for place, name in sorted(inside.items()) if place.lower().startswith("data/images/")}
     kinds = {name: GOOD if place.split("/")[2].lower() in _GOOD_FOLDERS else _ANOMALY for place, name in images.items()}
     good = [name for name, kind in kinds.items() if kind == GOOD]
-    trained = {name for name in good if table.get(_told(name), ("", ""))[0] == "train"}
+    trained = {name for name in good if table.get(_told(name)) == "train"}
     if not trained:
         held = min(_VISA_TEST, len(good) // 2)
         trained = set(good) - {good[i] for i in sample_order(0, 0, len(good))[:held].tolist()}
@@ -168,13 +171,16 @@ def _visa(category: str, inside: Mapping[str, str], table: Mapping[str, tuple[st
     return _Listed([name for name in good if name in trained], [one for one in test if one[0] not in trained])
 
 
-def _visa_table(store: Store, files: Iterable[str], top: str) -> dict[str, tuple[str, str]]:
-    """VisA's split_csv/1cls.csv: picture -> (split, label), by the last four parts of its path; nothing where there is none."""
+def _visa_table(store: Store, files: Iterable[str], top: str, argument: str) -> dict[str, str]:
+    """VisA's split_csv/1cls.csv: the split of each picture, by the last four parts of its path; nothing where there is none."""
     name = f"{top}split_csv/1cls.csv"
     if name not in set(files):
         return {}
-    rows = csv.DictReader(io.StringIO(store.read(name).decode("utf-8-sig")))
-    return {_told(row["image"]): (row["split"].strip().lower(), row["label"]) for row in rows if row.get("image") and row.get("split")}
+    table = read_table(name, argument, asked=("image", "split"), content=store.read(name))
+    if lacking := [column for column in ("image", "split") if column not in table.head]:
+        raise InputError(argument, f"{name} with the columns {', '.join(table.head)}", f"a column {lacking[0]}")
+    rows = zip(table.column("image"), table.column("split"), strict=True)
+    return {_told(image): split.lower() for image, split in rows if image and split}
 
 
 def _told(name: str) -> str:

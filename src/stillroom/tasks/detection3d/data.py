@@ -18,6 +18,7 @@ AUGMENTATIONS = ("turn", "none")
 _TURN = BevAugment(rotation=0.3925, scale=(0.95, 1.05), mirror_x=0.5, mirror_y=0.5)
 _AHEAD = BevAugment(rotation=0.7854, scale=(0.95, 1.05), mirror_y=0.5)  # of a lidar that looks ahead only
 _IMAGES = {"resize": (-0.06, 0.11), "mirror": 0.5, "rotation": 5.4}
+_LOOKED_AT = 4  # frames whose points are looked at before a run
 _BANKED = 2000  # frames that objects are cut from
 
 
@@ -59,7 +60,8 @@ class Detection3dData(PointSetData):
         source = open_source(data)
         super().__init__(data, source, batch_size=batch_size, **options)
         self.reach = tuple(reach or source.reach)
-        if len(self.reach) != 6 or not all(low < high for low, high in zip(self.reach[:3], self.reach[3:], strict=True)):
+        ordered = len(self.reach) == 6 and all(low < high for low, high in zip(self.reach[:3], self.reach[3:], strict=True))
+        if not ordered or not np.isfinite(self.reach).all():
             raise InputError("reach", list(self.reach), "six numbers of metres: least x, y, z, then greater ones")
         changed = (augment or "turn") == "turn"
         self.augment = (_AHEAD if self.reach[0] >= 0 else _TURN) if changed else None
@@ -69,9 +71,20 @@ class Detection3dData(PointSetData):
         self._identify(self.reach, image_size, changed, paste, resample, look_back)
         if resample:
             self._shown = self._shown[0].take(self._balanced()), self._shown[1]
-        if paste:
+        self._check_reach()
+        if at_least("paste", paste, 0):
             frames = [self.train_frame(index) for index in range(min(self.train_size, _BANKED))]
             self.bank = ObjectBank(frames, self.num_classes, [paste] * self.num_classes)
+
+    def _check_reach(self) -> None:
+        """Raises InputError where of some frames that have points none has one within reach: metres, or axes, are others."""
+        looked = [self.train_frame(index).points[:, :3] for index in range(min(self.train_size, _LOOKED_AT))]
+        there = [points for points in looked if len(points)]
+        low, high = np.array(self.reach[:3]), np.array(self.reach[3:])
+        if there and not any(((points >= low) & (points <= high)).all(1).any() for points in there):
+            every = np.concatenate(there)
+            got = f"{len(there)} frames whose points lie from {every.min(0).tolist()} to {every.max(0).tolist()}"
+            raise InputError("data", got, f"points in metres, some within reach: {list(self.reach)}")
 
     def _fitting(self, side: int) -> tuple[int, int]:
         """Height and width of pictures whose shorter side is so long; the longer one is a multiple of 8."""

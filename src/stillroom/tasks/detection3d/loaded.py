@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,6 +21,8 @@ from stillroom.tasks.images.loaded import accelerated
 from stillroom.tasks.points.answers import kitti_entries, nuscenes_entries
 from stillroom.tasks.points.folder import file_points, find_points
 from stillroom.tasks.points.frames import Frame, cleaned, collate
+
+logger = logging.getLogger(__name__)
 
 THRESHOLD = 0.3  # of a score, for people to look at
 _CHECKED = 3  # made-up maps that an export is compared on
@@ -107,6 +110,11 @@ class LoadedDetector3d:
             except InputError as error:
                 unreadable(error)
                 continue
+            if lacking := [name for name in self.wanted.columns if name not in names]:
+                logger.warning("%s: without %s, which the network was trained with: it is taken for 0", file, ", ".join(lacking))
+            low, high = np.array(self.wanted.reach[:3]), np.array(self.wanted.reach[3:])
+            if not ((points[:, :3] >= low) & (points[:, :3] <= high)).all(1).any():
+                logger.warning("%s: none of its %d points is within reach: %s", file, len(points), list(self.wanted.reach))
             yield Detected3d(file, *self.detect(Frame(points, names), threshold=threshold), self.classes)
 
     def export_spec(self) -> ExportSpec:

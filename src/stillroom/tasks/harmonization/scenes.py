@@ -111,26 +111,29 @@ class Scenes:
         with warnings.catch_warnings(), ThreadPoolExecutor(os.cpu_count()) as threads:
             warnings.filterwarnings("ignore", module=r"PIL\..*")  # on EXIF data and the like that do not hinder reading
             found = list(threads.map(self._kind, range(len(self))))
-        of = {kind: [self.name(index) for index, one in enumerate(found) if one == kind] for kind in ("damaged", "empty", "full")}
+        of = {kind: [self.name(index) for index, (one, _) in enumerate(found) if one == kind] for kind in ("damaged", "empty", "full")}
+        reason = next((why for one, why in found if one == "damaged"), "")
         if strict and of["damaged"]:
-            raise InputError("data", counted(of["damaged"]), "none such, since strict was asked for")
+            raise InputError("data", f"{counted(of['damaged'])} ({reason})", "none such, since strict was asked for")
         if of["damaged"]:
             warn_left_out(of["damaged"])
-        kept = np.array([index for index, one in enumerate(found) if one in ("", "full")], np.int64)
+        kept = np.array([index for index, (one, _) in enumerate(found) if one in ("", "full")], np.int64)
         if not len(kept):
-            raise InputError("data", "no sample with a readable photo and a foreground", "at least one")
-        said = [f"left out {counted(of['damaged'])}"] if of["damaged"] else []
+            got = f"no sample with a readable photo and a foreground{f' ({reason})' if reason else ''}"
+            raise InputError("data", got, "at least one")
+        said = [f"left out {counted(of['damaged'])}; the first: {reason}"] if of["damaged"] else []
         said += [f"left out {counted(of['empty'], 'sample{s} with an empty mask')}"] if of["empty"] else []
         said += [counted(of["full"], "sample{s} whose mask leaves no background to be in harmony with")] if of["full"] else []
         return (self if len(kept) == len(self) else self.take(kept)), said
 
-    def _kind(self, index: int) -> str:
+    def _kind(self, index: int) -> tuple[str, str]:
+        """What is the matter with a sample, and why."""
         try:
             mask = self.scene(index).mask
-        except UnreadableImage:
-            return "damaged"
+        except UnreadableImage as error:
+            return "damaged", str(error)
         assert mask is not None, "those without are not looked at"
-        return "full" if bool((mask == 255).all()) else "" if bool(mask.any()) else "empty"
+        return "full" if bool((mask == 255).all()) else "" if bool(mask.any()) else "empty", ""
 
 
 def _pixels(images: Images, index: int) -> Tensor:

@@ -21,6 +21,7 @@ from stillroom.tasks.images.beside import MASKS, PHOTOS, by_stem, called, longes
 from stillroom.tasks.images.files import Store, open_store
 from stillroom.tasks.images.folders import counted, list_files, passed_over, told_apart
 from stillroom.tasks.images.labelled import SPLITS
+from stillroom.tasks.images.listed import lines_of, measured_on
 from stillroom.tasks.images.locating import locate
 from stillroom.tasks.images.masks import OpaqueFiles
 from stillroom.tasks.images.patches import patches
@@ -159,7 +160,7 @@ def _lists(store: Store, texts: Iterable[str], root: str) -> dict[str, str]:
             inside, _, file = name.rpartition("/")
             split = next((split for word, split in (("train", "train"), ("test", "val")) if file[:-4].lower().endswith(word)), None)
             if inside == place and split is not None:
-                lines = store.read(name).decode("utf-8-sig", "replace").split()
+                lines = lines_of(store.read(name))
                 found |= {PurePosixPath(line.replace("\\", "/")).stem: split for line in lines if _lies_in(line, root)}
         if found:
             return found
@@ -203,11 +204,13 @@ def _open_csv(path: str, options: dict[str, str], argument: str) -> HarmonySourc
         named.append([dict(zip(known, names, strict=True))[cell] for cell in cells])
     splits = [""] * len(table.rows)
     if columns["split"] in table.head:
-        splits = ["train" if _split(cell, path, argument) == "train" else "val" for cell in table.column(columns["split"])]
-    triplets: dict[str, list[tuple[str, str, str]]] = {"train": [], "val": [], "": []}
+        splits = [_split(cell, path, argument) for cell in table.column(columns["split"])]
+    rows: dict[str, list[tuple[str, str, str]]] = {}
     for row, split in zip(zip(*named, strict=True), splits, strict=True):
-        triplets[split].append((row[0], row[1], row[2]))
-    return _triplet_source("csv", store, sizes, triplets, options, list(table.said), path, argument)
+        rows.setdefault(split, []).append((row[0], row[1], row[2]))
+    said = list(table.said)
+    triplets = {"": rows[""], "train": [], "val": []} if "" in rows else {"": [], **measured_on(rows, options, argument, said)}
+    return _triplet_source("csv", store, sizes, triplets, options, said, path, argument)
 
 
 def _split(cell: str, path: str, argument: str) -> str:
@@ -250,6 +253,8 @@ def _triplet_source(
     argument: str,
 ) -> HarmonySource:
     """Of composites, masks and photos, by split; those of no split are shared out."""
+    if triplets["train"] and triplets["val"] and "val" in options:
+        raise InputError(argument, f"val={options['val']}", "none: a list says which composites are measured on")
     if rest := triplets.pop(""):
         shared = _held_out([real for _, _, real in rest], options, argument)
         triplets = {split: triplets[split] + [rest[i] for i in chosen.tolist()] for split, chosen in shared.items()}

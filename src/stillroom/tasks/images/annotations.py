@@ -265,7 +265,7 @@ def read_tags(table: str, images: str | None, argument: str) -> Annotated:
     """The images of a CSV file with a file and its tags in each row: ``photos/1.jpg,beach;sea``; a row without tags has none.
 
     Args:
-        table: the file, UTF-8; a first row whose first cell is ``file`` is a head.
+        table: the file, see `decoded`; a first row whose first cell is ``file`` is a head.
         images: the folder or zip that files are relative to; None for the table's own folder.
         argument: what error messages call it.
 
@@ -274,8 +274,8 @@ def read_tags(table: str, images: str | None, argument: str) -> Annotated:
     """
     path = Path(table).expanduser()
     try:
-        rows = list(csv.reader(io.StringIO(path.read_text(encoding="utf-8-sig"))))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        rows = list(csv.reader(io.StringIO(decoded(path.read_bytes())[0])))
+    except (OSError, csv.Error) as error:
         raise InputError(argument, table, f"a CSV file that can be read ({getattr(error, 'strerror', None) or error})") from None
     numbered = [(number, row) for number, row in enumerate(rows, 1) if row]
     if numbered and numbered[0][1][0].strip().lower() in _HEADS:

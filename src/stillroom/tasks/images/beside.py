@@ -9,6 +9,7 @@ from typing import Any
 from stillroom.errors import InputError
 from stillroom.tasks.images.files import Store
 from stillroom.tasks.images.folders import find_images, list_files, passed_over, told_apart
+from stillroom.tasks.images.listed import by_key
 
 MASKS = ("masks", "mask")  # what folders are called, in small letters
 PHOTOS = ("real_images", "reals", "real", "photos", "images", "jpegimages")
@@ -21,10 +22,14 @@ def called(folder: str, words: Iterable[str]) -> bool:
 
 
 def by_stem(names: Iterable[str], root: str, words: Iterable[str]) -> dict[str, str]:
-    """Files, by their names without folder and ending, that lie at any depth in a folder of `root` that is called one of `words`."""
+    """Files, by their names without folder and ending, that lie at any depth in a folder of `root` that is called one of `words`.
+
+    Raises:
+        InputError: two have one name.
+    """
     start = f"{root}/" if root else ""
     inside = [name for name in names if name.startswith(start) and called(name[len(start) :].split("/")[0], words)]
-    return {PurePosixPath(name).stem: name for name in inside}
+    return by_key(((PurePosixPath(name).stem, name) for name in inside), "data")
 
 
 def same_name(stem: str, known: Mapping[str, Any]) -> str | None:
@@ -47,7 +52,8 @@ def mask_files(masks: str | None) -> dict[str, Path]:
     Args:
         masks: a folder of them, or one.
     """
-    return {} if masks is None else {file.stem: file for file in find_images([masks]).files}
+    files = [] if masks is None else find_images([masks]).files
+    return {stem: Path(name) for stem, name in by_key(((file.stem, str(file)) for file in files), "masks").items()}
 
 
 def photos_with_masks(path: str, masks: str | None, argument: str) -> tuple[list[tuple[str, str]], Store, Store, list[str]]:
@@ -71,8 +77,8 @@ def photos_with_masks(path: str, masks: str | None, argument: str) -> tuple[list
         photo_of, mask_of, mask_store = by_stem(images, root, PHOTOS), by_stem(images, root, MASKS), store
     else:
         mask_store, mask_listed, _ = list_files(masks, argument)
-        photo_of = {PurePosixPath(name).stem: name for name in images}
-        mask_of = {PurePosixPath(name).stem: name for name in told_apart(mask_store, mask_listed)[0]}
+        photo_of = by_key(((PurePosixPath(name).stem, name) for name in images), argument)
+        mask_of = by_key(((PurePosixPath(name).stem, name) for name in told_apart(mask_store, mask_listed)[0]), argument)
     pairs, alone = [], []
     for stem, name in sorted(mask_of.items()):
         photo = longest_beginning(stem, photo_of)

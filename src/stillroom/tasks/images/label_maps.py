@@ -12,12 +12,14 @@ from functools import cached_property
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 
 from stillroom.errors import InputError
+from stillroom.tasks.images.annotations import decoded
 from stillroom.tasks.images.files import Store
 from stillroom.tasks.images.folders import printable
-from stillroom.tasks.images.stores import UnreadableImage
+from stillroom.tasks.images.listed import no_list
+from stillroom.tasks.images.stores import UnreadableImage, reason_of
 
 IGNORE = 255  # the class of pixels that count nowhere
 VOC_CLASSES = (
@@ -26,6 +28,7 @@ VOC_CLASSES = (
 )  # fmt: skip
 _MOST = 254  # classes that fit beside it into eight bits
 _LOSSY = ("JPEG", "MPO", "WEBP")  # formats that write other numbers than they were given
+_NUMBERS = 2**24  # as many as there are colours
 _NAMED = 5  # numbers and colours that a message names
 _VOID_COLOUR = (224, 224, 192)  # of Pascal VOC's palette: its index 255
 
@@ -131,10 +134,13 @@ def map_pixels(content: bytes, name: str) -> np.ndarray:
     """
     try:
         with Image.open(io.BytesIO(content)) as image:
-            lossy, pixels = image.format in _LOSSY, np.asarray(image).astype(np.int64)
-            alpha = image.mode in ("LA", "RGBA")
+            values = np.asarray(ImageOps.exif_transpose(image))
+            lossy, alpha = image.format in _LOSSY, image.mode in ("LA", "RGBA")
+        pixels = values.astype(np.int64)
+        if values.dtype.kind == "f" and not (pixels == values).all():
+            raise ValueError("floating-point values that are no whole numbers")
     except Exception as error:  # formats' readers raise whatever they stumble over in damaged bytes
-        raise UnreadableImage(f"{printable(name)}: not a readable label map ({error})") from None
+        raise UnreadableImage(f"{printable(name)}: not a readable label map ({reason_of(error)})") from None
     if lossy:
         raise InputError("data", f"{printable(name)}, a JPEG or WebP", "label maps as PNG: this format changes the numbers")
     pixels = pixels[..., :-1] if alpha else pixels
@@ -181,13 +187,16 @@ def label_space(options: Mapping[str, str], argument: str, *, found: str | None 
     given, colours = options.get("classes"), None
     try:
         if given is not None and Path(given).expanduser().is_file():
-            classes, colours = read_classes(Path(given).expanduser().read_text(encoding="utf-8"))
+            classes, colours = read_classes(decoded(Path(given).expanduser().read_bytes())[0])
         elif given is not None:
+            no_list(given, argument, "classes")
             classes = tuple(name.strip() for name in given.split("+"))
         else:
             classes, colours = (tuple(usual), None) if found is None else read_classes(found)
     except (OSError, ValueError) as error:
-        raise InputError(argument, f"classes={given or 'the list beside the label maps'}", f"a list of classes ({error})") from None
+        raise InputError(
+            argument, f"classes={given or 'the list beside the label maps'}", f"a list of classes ({reason_of(error)})"
+        ) from None
     if not classes or not all(classes):
         raise InputError(argument, f"classes={given or 'nothing'}", "the classes: classes=FILE, with a name in each line, or classes=a+b+c")
     ids = _numbers(options["ids"], argument, "ids") if "ids" in options else ()
@@ -202,7 +211,10 @@ def _numbers(text: str, argument: str, option: str) -> tuple[int, ...]:
         match = re.fullmatch(r"(\d+)(?:-(\d+))?", part.strip())
         if match is None:
             raise InputError(argument, f"{option}={text}", f"whole numbers, as in {option}=0+255 or {option}=1-150")
-        found += range(int(match[1]), int(match[2] or match[1]) + 1)
+        first, last = int(match[1]), int(match[2] or match[1])
+        if not first <= last < _NUMBERS:
+            raise InputError(argument, f"{option}={text}", f"numbers that rise, below {_NUMBERS}, as in {option}=1-150")
+        found += range(first, last + 1)
     return tuple(found)
 
 
@@ -215,4 +227,4 @@ def content_of_map(store: Store, name: str) -> bytes:
     try:
         return store.read(name)
     except (OSError, zipfile.BadZipFile, KeyError) as error:
-        raise UnreadableImage(f"{printable(name)}: cannot be read ({error})") from None
+        raise UnreadableImage(f"{printable(name)}: cannot be read ({reason_of(error)})") from None

@@ -12,7 +12,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from stillroom.tasks.images.folders import printable
-from stillroom.tasks.images.stores import FileImages, UnreadableImage
+from stillroom.tasks.images.stores import FileImages, UnreadableImage, reason_of
 
 _LOSSY = ("JPEG", "MPO")  # formats in which the values of a mask are no longer what they were
 _IDS = 16  # values below it are numbers of objects, not grey levels
@@ -38,7 +38,7 @@ def read_mask(file: str | Path | IO[bytes], name: str | None = None) -> Tensor:
     except UnreadableImage:
         raise
     except Exception as error:  # formats' readers raise whatever they stumble over in damaged bytes
-        raise UnreadableImage(f"{name}: not a readable mask ({error})") from None
+        raise UnreadableImage(f"{name}: not a readable mask ({reason_of(error)})") from None
     if lossy:
         levels = np.where(levels > 127, 255, 0)
     elif levels.max(initial=0) < _IDS:

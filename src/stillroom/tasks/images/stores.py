@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import io
 import os
+import re
 import warnings
 import zipfile
 from collections.abc import Callable, Sequence
@@ -321,7 +322,12 @@ def read_image(file: str | Path | IO[bytes] | Image.Image, name: str | None = No
     except UnreadableImage:
         raise
     except Exception as error:  # formats' readers raise whatever they stumble over in damaged bytes
-        raise UnreadableImage(f"{name}: not a readable image ({error})") from None
+        raise UnreadableImage(f"{name}: not a readable image ({reason_of(error)})") from None
+
+
+def reason_of(error: Exception) -> str:
+    """What a format's reader says of bytes that it stumbles over, without where in this computer's memory they lie."""
+    return re.sub(r" <_io\.BytesIO object at 0x[0-9a-f]+>", "", str(error))
 
 
 def _opened(file: str | Path | IO[bytes]) -> Image.Image:

@@ -151,8 +151,9 @@ def _open_coco(path: str, options: dict[str, str], argument: str) -> PairSource:
     if "val" in options:
         raise InputError(argument, f"val={options['val']}", "either a share to hold out or val_annotations, not both")
     val = _coco_rows(options.get("val_images", images), options["val_annotations"], "val", argument)
+    elsewhere = val[2] if "val_images" in options else None
     train = [(name, text, "train") for name, text, _ in rows]
-    return _source("coco", store, [*train, *val[0]], {**sizes, **val[1]}, options, annotations, argument, [], val_store=val[2])
+    return _source("coco", store, [*train, *val[0]], {**sizes, **val[1]}, options, annotations, argument, [], val_store=elsewhere)
 
 
 def _coco_rows(images: str, annotations: str, split: str, argument: str) -> tuple[list[tuple[str, str, str]], dict[str, int], Store]:
@@ -161,7 +162,7 @@ def _coco_rows(images: str, annotations: str, split: str, argument: str) -> tupl
     try:
         content = json.loads(Path(annotations).expanduser().read_bytes())
         files = {image["id"]: str(image["file_name"]) for image in content["images"]}
-        found = [(files[mark["image_id"]], str(mark["caption"])) for mark in content["annotations"]]
+        found = [(files[mark["image_id"]], "" if mark["caption"] is None else str(mark["caption"])) for mark in content["annotations"]]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(argument, annotations, f"COCO's images and annotations with captions ({error})") from None
     names, sizes = locate([name for name, _ in found], store, annotations, argument)
@@ -208,7 +209,7 @@ def _caption(fields: Mapping[str, str], store: Store) -> str | None:
             content = json.loads(text)
         except ValueError:
             return None
-        return next((str(content[name]) for name in TEXT if isinstance(content, dict) and name in content), None)
+        return next((str(content[name]) for name in TEXT if isinstance(content, dict) and content.get(name) is not None), None)
     return None
 
 

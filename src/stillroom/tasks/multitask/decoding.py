@@ -14,12 +14,13 @@ from stillroom.errors import InputError, one_of
 from stillroom.tasks.images.folders import printable
 from stillroom.tasks.images.label_maps import IGNORE, LabelSpace
 from stillroom.tasks.images.masks import read_mask
-from stillroom.tasks.images.stores import UnreadableImage
+from stillroom.tasks.images.stores import UnreadableImage, reason_of
 from stillroom.tasks.multitask.solids import changes
 
 UNITS = {"m": 1.0, "cm": 0.01, "mm": 0.001}  # metres
 _AXES = {"right": (0, 1), "left": (0, -1), "down": (1, 1), "up": (1, -1), "forward": (2, 1), "backward": (2, -1)}
 INNER_AXES = "right+down+forward"
+_LENS = 0.01  # metres: nothing is seen as near as that
 _UNIT = (0.6, 1.4)  # lengths of a vector that was written with eight bits
 PARTS = ("background", "head", "torso", "upper arm", "lower arm", "upper leg", "lower leg")
 _PART_OF = {  # PASCAL-Part's names, without the side
@@ -45,9 +46,10 @@ def numbers_in(content: bytes, name: str) -> np.ndarray:
             (only,) = (value for key, value in arrays.items() if not key.startswith("__"))
             return np.asarray(only)
         with Image.open(io.BytesIO(content)) as image:
-            return np.asarray(image)
+            opaque = image.mode in ("RGBA", "LA") and image.getchannel("A").getextrema() == (255, 255)
+            return np.asarray(image.convert(image.mode[:-1]) if opaque else image)
     except Exception as error:  # formats' readers raise whatever they stumble over in damaged bytes
-        raise UnreadableImage(f"{printable(name)}: not a readable map of numbers ({error})") from None
+        raise UnreadableImage(f"{printable(name)}: not a readable map of numbers ({reason_of(error)})") from None
 
 
 def _matlab(content: bytes) -> dict[str, Any]:
@@ -214,6 +216,8 @@ def doubts(kind: str, truths: Sequence[np.ndarray], unit: float) -> str:
         values = np.concatenate(known, 1) if known else np.empty((1, 0))
         if kind == "depth" and values.size and unit >= UNITS["m"] and np.median(values) > 100:
             return f"depth with a median of {np.median(values):.0f} m"
+        if kind == "depth" and values.size and np.median(values) < _LENS:
+            return f"depth with a median of {1000 * np.median(values):.2g} mm"
         if kind == "normals" and pixels and values.shape[1] < pixels / 10:
             return "vectors of which nine in ten are not of length 1"
     return ""

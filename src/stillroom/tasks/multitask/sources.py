@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
@@ -12,10 +14,13 @@ import numpy as np
 
 from stillroom.engine.plain import plain_yaml
 from stillroom.errors import InputError, near, one_of
+from stillroom.tasks.images.annotations import decoded
 from stillroom.tasks.images.data import hashed
 from stillroom.tasks.images.files import Store
 from stillroom.tasks.images.folders import list_files, printable, single_top
 from stillroom.tasks.images.label_maps import IGNORE, VOC_CLASSES, LabelSpace, content_of_map, label_space
+from stillroom.tasks.images.labelled import SPLITS
+from stillroom.tasks.images.listed import by_key, key_listed, lines_of, measured_on, split_of_folders
 from stillroom.tasks.images.sources import (
     IMAGENET_STATISTICS,
     Kind,
@@ -37,7 +42,8 @@ from stillroom.tasks.multitask.targets import Kind as TargetKind
 _MOST = 512  # pixels of the shorter side that is trained on, by default
 _LOOKED_AT = 24  # pictures of a split whose targets are looked at before a run
 _LISTED = 5  # names that a message has
-_SPLITS = {"train": "train", "training": "train"} | dict.fromkeys(("val", "valid", "validation", "test", "testing"), "val")
+_NAME = re.compile(r"[^\W.](?:[^.=+,])*")  # of a target: no dot, for it names a part of a network; none of what options are written with
+_TAKEN = {"keys", "values", "items", "pop", "clear", "update", "forward", "training", "type"}  # what modules call other things
 _DECLARED = "targets.yaml"
 _NYU40 = (
     "wall", "floor", "cabinet", "bed", "chair", "sofa", "table", "door", "window", "bookshelf", "picture", "counter", "blinds", "desk",
@@ -186,7 +192,7 @@ def _open_dense(path: str, options: dict[str, str], argument: str) -> MultiTaskS
     if file is None:
         raise InputError(argument, path, f"a {_DECLARED} in it, which says of each folder of targets its kind and unit")
     try:
-        content = plain_yaml(store.read(file).decode("utf-8-sig"))
+        content = plain_yaml(decoded(content_of_map(store, file))[0])
     except ValueError as error:
         raise InputError(argument, file, f"YAML ({' '.join(str(error).split())[:200]})") from None
     if not isinstance(content, dict) or not content or not all(isinstance(one, dict) for one in content.values()):
@@ -212,32 +218,47 @@ def _declared(
     Raises:
         InputError: what is said of it is not enough, or means nothing.
     """
+    if not _NAME.fullmatch(name) or name in _TAKEN:
+        raise InputError(argument, name, "a target's name that begins with a letter or digit, without . = + and comma, such as depth")
     kind = cast("TargetKind", one_of(f"{argument}: kind", str(said.get("kind")), KINDS))
     known = ("kind", "folder", "weight", *_KEYS[kind])
     if unknown := [key for key in said if key not in known]:
         raise InputError(argument, unknown[0], f"one of {near(str(unknown[0]), known, most=len(known))}")
     folders: tuple[str, ...] = (str(said.get("folder", name)),)
     unit = 1.0
-    more: dict[str, Any] = {"weight": float(said.get("weight", WEIGHTS[kind]))}
+    more: dict[str, Any] = {"weight": _numbered(said, "weight", argument, zero=True) if "weight" in said else WEIGHTS[kind]}
     decode: Decode = Mask()
     if kind == "classes":
         labels = Labels(_space(said, store, sizes, argument))
         decode, more["classes"] = labels, labels.space.classes
     elif kind == "depth":
         unit = _unit(said.get("unit"), argument)
-        decode = Depth(unit, *(None if said.get(key) is None else float(said[key]) for key in ("max", "missing")))
+        most = None if said.get("max") is None else _numbered(said, "max", argument)
+        decode = Depth(unit, most, None if said.get("missing") is None else _numbered(said, "missing", argument, sign=True))
     elif kind == "normals":
         if "axes" not in said:
             raise InputError(argument, "no axes", f"where the components point: axes: {INNER_AXES}, or right+up+backward, ...")
         decode = Normals(str(said["axes"]))
     elif kind == "edges":
-        more |= {key: float(said[key]) for key in ("tolerance", "positive_weight") if key in said}
+        more |= {key: _numbered(said, key, argument) for key in ("tolerance", "positive_weight") if key in said}
         if "from" in said:
             of = others.get(str(said["from"]))
             if of is None or not isinstance(of.decode, Labels):
                 raise InputError(f"{argument}: from", said["from"], "a target of the kind classes")
             folders, decode = of.folders, EdgesOf(of.decode)
     return Declared(Target(name, kind, **more), folders, decode, unit)
+
+
+def _numbered(said: Mapping[str, Any], key: str, argument: str, *, zero: bool = False, sign: bool = False) -> float:
+    """A number of targets.yaml: finite, and above 0; with `zero` also 0, with `sign` any.
+
+    Raises:
+        InputError: it is none.
+    """
+    found = float(said[key]) if isinstance(said[key], int | float | str) and is_number(str(said[key])) else np.nan
+    if not np.isfinite(found) or (not sign and not (found > 0 or (zero and found == 0))):
+        raise InputError(f"{argument}: {key}", said[key], f"a number{'' if sign else ' of at least 0' if zero else ' above 0'}")
+    return found
 
 
 def _unit(said: object, argument: str) -> float:
@@ -259,7 +280,7 @@ def _space(said: Mapping[str, Any], store: Store, sizes: Mapping[str, int], argu
     if inside is None:
         return label_space(options, argument)
     del options["classes"]
-    return label_space(options, argument, found=content_of_map(store, inside).decode("utf-8-sig"))
+    return label_space(options, argument, found=decoded(content_of_map(store, inside))[0])
 
 
 # From what was listed to a source -------------------------------------------------------------------------------------------------------
@@ -277,15 +298,16 @@ def _of_files(
 ) -> MultiTaskSource:
     """Pictures with the files of each target that bear their names; some of them are looked at."""
     top = single_top(sizes, folders)
-    image_of = _in_folders(sizes, top, pictures)
-    files_of = {one.target.name: _in_folders(sizes, top, one.folders) for one in declared}
+    image_of = _in_folders(sizes, top, pictures, argument)
+    files_of = {one.target.name: _in_folders(sizes, top, one.folders, argument) for one in declared}
     if not image_of:
         raise InputError(argument, f"{kind}:… without pictures", f"pictures in a folder {' or '.join(pictures)}")
     for one in declared:
         if not set(files_of[one.target.name]) & set(image_of):
             expected = f"files in {' or '.join(one.folders)} that bear the pictures' names"
             raise InputError(argument, f"no file of the target {one.target.name}", expected)
-    keys, said = _split(store, sizes, image_of, options, argument), []
+    said: list[str] = []
+    keys = _split(store, sizes, image_of, options, argument, said)
     decode = {one.target.name: one.decode for one in declared}
     parts: dict[str, Any] = {}
     for split, some in keys.items():
@@ -293,39 +315,50 @@ def _of_files(
         parts[split] = DenseFiles(store, [image_of[key][1] for key in some], files, decode)
         missing = {name: names.count("") for name, names in files.items() if "" in names}
         told = "it is in no loss and no figure"
+        if never := [name for name, count in missing.items() if split == "train" and count == len(some)]:
+            got = f"{len(some)} training pictures without a file of the target {never[0]}"
+            raise InputError(argument, got, "at least one that has it, or a declaration without it")
         said += [f"{count} of {len(some)} {split} pictures without {name}: {told}" for name, count in missing.items()]
     targets = tuple(one.target for one in declared)
     looked = _looked(parts, targets, {one.target.name: one.unit for one in declared})
     shapes = {pixels_of(part.image(index)).shape[1:] for part in parts.values() for index in _some(len(part))[:_LISTED]}
     height, width = next(iter(shapes))
+    bare = {split: [key.removeprefix(f"{image_of[key][0]}/") for key in some] for split, some in keys.items()}
     named = sorted((name, sizes[name]) for found in (image_of, *files_of.values()) for _, name in found.values())
     mean, std = IMAGENET_STATISTICS
     return MultiTaskSource(
         name=kind, classes=tuple(one.name for one in targets), **parts, mean=mean, std=std, targets=targets,
         image_size=min(int(min(height, width)), _MOST), ratio=width / height if len(shapes) == 1 else 1.0, augment="scale",
-        fingerprint=hashed(repr((kind, targets, [repr(one.decode) for one in declared], keys, named))), said=(*said, *looked),
+        fingerprint=hashed(repr((kind, targets, [repr(one.decode) for one in declared], bare, named))), said=(*said, *looked),
     )  # fmt: skip
 
 
-def _in_folders(sizes: Mapping[str, int], top: str, folders: Sequence[str]) -> dict[str, tuple[str, str]]:
-    """Files in the first of the folders that there is, with their split and their name, by their key: the path in it without the ending."""
+def _in_folders(sizes: Mapping[str, int], top: str, folders: Sequence[str], argument: str) -> dict[str, tuple[str, str]]:
+    """Files in the first of the folders that there is, with their split and their name, by their key: the path in it without the ending,
+    behind the split."""
     for folder in folders:
-        found: dict[str, tuple[str, str]] = {}
+        found: list[tuple[tuple[str, str], str]] = []
         wanted = folder.split("/")
         for name in sizes:
             parts = name.removeprefix(top).split("/")
             place = next((i for i in range(len(parts) - len(wanted)) if parts[i : i + len(wanted)] == wanted), None)
             if place is not None:
                 rest = [*parts[:place], *parts[place + len(wanted) : -1]]
-                split = next((_SPLITS[part] for part in rest if part in _SPLITS), "")
-                found["/".join([*(part for part in rest if part not in _SPLITS), PurePosixPath(name).stem])] = split, name
+                split = split_of_folders(rest)
+                inside = "/".join([*(part for part in rest if part.lower() not in SPLITS), PurePosixPath(name).stem])
+                found.append(((split, f"{split}/{inside}" if split else inside), name))
         if found:
-            return found
+            return {key: (split, name) for (split, key), name in by_key(found, argument).items()}
     return {}
 
 
 def _split(
-    store: Store, sizes: Mapping[str, int], image_of: Mapping[str, tuple[str, str]], options: Mapping[str, str], argument: str
+    store: Store,
+    sizes: Mapping[str, int],
+    image_of: Mapping[str, tuple[str, str]],
+    options: Mapping[str, str],
+    argument: str,
+    said: list[str],
 ) -> dict[str, list[str]]:
     """Keys of the pictures to train on and to measure with: by lists, by folders, or by a share."""
     keys = sorted(image_of)
@@ -339,8 +372,11 @@ def _split(
             if both := set(found["train"]) & set(found["val"]):
                 raise InputError(argument, f"{printable(both.pop())} in both lists", "lists that share no picture")
             return found
-        if {split for split, _ in image_of.values()} >= {"train", "val"}:
-            return {wanted: [key for key in keys if image_of[key][0] == wanted] for wanted in ("train", "val")}
+        if "train.txt" in lists and "val" not in options:
+            raise InputError(argument, f"{lists['train.txt']} alone", "val.txt or test.txt beside it, or a share: val=0.2")
+    by_split = {split: [key for key in keys if image_of[key][0] == split] for split in ("train", "", "val", "test")}
+    if (parts := measured_on(by_split, options, argument, said))["val"]:
+        return parts
     held_N = held_out_samples(len(keys), held_out_share(dict(options), argument))
     found = {split: sorted(keys[i] for i in np.flatnonzero(part)) for split, part in (("train", ~held_N), ("val", held_N))}
     if not found["train"]:
@@ -350,8 +386,10 @@ def _split(
 
 def _listed(store: Store, name: str, image_of: Mapping[str, Any], argument: str) -> list[str]:
     """The keys that a list names."""
-    lines = [line.split()[0] for line in store.read(name).decode("utf-8-sig").splitlines() if line.strip()]
-    keys = [line if line in image_of else PurePosixPath(line).stem for line in lines]
+    stems = Counter(PurePosixPath(key).name for key in image_of)
+    of_file = {PurePosixPath(key).name: key for key in image_of if stems[PurePosixPath(key).name] == 1}  # in a folder of its split, say
+    lines = [(line, key_listed(line, image_of)) for line in lines_of(content_of_map(store, name))]
+    keys = [key if key in image_of else of_file.get(key_listed(line, of_file), key) for line, key in lines]
     if missing := [key for key in keys if key not in image_of]:
         raise InputError(argument, f"{name}, which names {', '.join(missing[:_LISTED])}", "the names of pictures that are there")
     if not keys:
@@ -381,10 +419,19 @@ def _looked(parts: Mapping[str, Any], targets: Sequence[Target], units: Mapping[
                     if part.readable(index, ends=False):
                         raise InputError("data", str(error), f"a file of the target {target.name} that can be read") from None
         if doubt := doubts(target.kind, truths, (units or {}).get(target.name, 0.0)):
-            right = "its unit declared (mm?)" if target.kind == "depth" else "unit vectors, of 8 bits as (n + 1) / 2"
+            unit = "mm?" if (units or {}).get(target.name, 0.0) >= UNITS["m"] else "m?"
+            right = f"its unit declared ({unit})" if target.kind == "depth" else "unit vectors, of 8 bits as (n + 1) / 2"
             raise InputError("data", f"{target.name}: {doubt}", right)
+        if truths and len(parts["train"]) <= _LOOKED_AT and not any(map(_known, truths[: len(parts["train"])])):
+            got = f"{target.name} of {len(parts['train'])} training pictures, nowhere known"
+            raise InputError("data", got, "some pixels of it that are: not missing, and within max")
         said.append(f"{target.name}, of {len(truths)} pictures: {_said_of(target, truths)}")
     return tuple(said)
+
+
+def _known(truth: np.ndarray) -> bool:
+    """Whether there is a pixel whose truth counts."""
+    return bool((truth != IGNORE).any() if truth.dtype == np.uint8 else np.isfinite(truth).all(0).any())
 
 
 def _said_of(target: Target, truths: Sequence[np.ndarray]) -> str:

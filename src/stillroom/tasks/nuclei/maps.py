@@ -13,7 +13,7 @@ from torch import Tensor
 
 from stillroom.errors import InputError
 from stillroom.tasks.images.files import Store
-from stillroom.tasks.images.stores import FileImages, Images
+from stillroom.tasks.images.stores import FileImages, Images, UnreadableImage
 from stillroom.tasks.nuclei.instances import Outlining
 
 if TYPE_CHECKING:
@@ -138,7 +138,10 @@ class NucleiArrays:
     def image(self, index: int) -> Tensor:
         """One image, uint8 [3, H, W]."""
         part, row = self.places[int(self.numbers[index])]
-        return torch.from_numpy(np.array(self.pixels[part][row]).round().clip(0, 255).astype(np.uint8)).permute(2, 0, 1)
+        pixels_HWC = np.array(self.pixels[part][row])
+        if not np.isfinite(pixels_HWC).all():
+            raise UnreadableImage(f"{self.names[index]}: values that are no numbers")
+        return torch.from_numpy(pixels_HWC.round().clip(0, 255).astype(np.uint8)).permute(2, 0, 1)
 
     def nuclei(self, index: int) -> NucleiMap:
         """As `NucleiImages.nuclei`."""

@@ -7,7 +7,7 @@ import io
 import json
 import re
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -15,9 +15,13 @@ from typing import Any
 import numpy as np
 
 from stillroom.errors import InputError, near, one_of
+from stillroom.tasks.images.annotations import decoded
 from stillroom.tasks.images.files import Folder, Store
-from stillroom.tasks.images.folders import list_files, printable, told_apart
+from stillroom.tasks.images.folders import list_files, passed_over, printable, told_apart
+from stillroom.tasks.images.labelled import SPLITS, plain_label
+from stillroom.tasks.images.listed import by_key, class_names, measured_on, split_of_folders
 from stillroom.tasks.images.sources import Kind, Source, held_out_samples, held_out_share, is_number, open_spec, whole_numbers
+from stillroom.tasks.images.tables import read_table
 from stillroom.tasks.nuclei.drawn import COARSE, FINE, SIDE, draw
 from stillroom.tasks.nuclei.instances import Outlining
 from stillroom.tasks.nuclei.maps import NucleiArrays, NucleiFiles, NucleiImages, NucleiMap, numbered, read_type_map, whole_numbers_of
@@ -30,7 +34,6 @@ CONSEP = ("other", "inflammatory", "healthy epithelial", "malignant epithelial",
 _CONSEP_MERGED = "miscellaneous:1;inflammatory:2;epithelial:3+4;spindle-shaped:5+6+7"
 LIZARD = ("neutrophil", "epithelial", "lymphocyte", "plasma", "eosinophil", "connective")
 PANNUKE = ("neoplastic", "inflammatory", "connective", "dead", "epithelial")
-_SPLITS = {"train": "train", "training": "train"} | dict.fromkeys(("val", "valid", "validation", "test", "testing"), "val")
 _PIECES = ("keep", "split")
 
 
@@ -158,7 +161,7 @@ class _Labels:
         listed = np.ones(len(present), np.int64) if found is None and self.types == 1 else found
         if listed is None:
             raise InputError("data", printable(name), "type_map or inst_type beside inst_map, since there are several classes")
-        listed = np.asarray(listed).ravel().astype(np.int64)
+        listed = whole_numbers_of(np.asarray(listed).reshape(1, -1), f"{printable(name)}: inst_type")[0]
         ids = np.asarray(held["id"]).ravel().astype(np.int64) if "id" in held else present
         if len(listed) != len(ids) or not set(present.tolist()) <= set(ids.tolist()):
             got = f"{printable(name)} with {len(listed)} types for {len(present)} nuclei"
@@ -217,23 +220,29 @@ def _folders(kind: str, path: str, options: dict[str, str], argument: str, usual
     store, sizes, _ = list_files(path, argument)
     images, others = told_apart(store, sizes)
     pictures: dict[str, dict[str, dict[str, str]]] = defaultdict(lambda: defaultdict(dict))  # by domain and split: name by stem
-    for name in images:
-        if (place := _placed(name, "images")) is not None:
-            pictures[place[0]][place[1]][PurePosixPath(name).stem] = name
-    labels = {(*place, PurePosixPath(name).stem): name for name in others if (place := _placed(name, "labels")) is not None}
+    for (of, split, stem), name in by_key(_stems(images, "images"), argument).items():
+        pictures[of][split][stem] = name
+    labels = by_key(_stems([name for name in others if name.lower().endswith((".npz", ".mat"))], "labels"), argument)
     if not pictures:
         raise InputError(argument, path, "folders Images and Labels in it")
     domain = options.get("domain", next(iter(pictures)) if len(pictures) == 1 else "")
     if domain not in pictures:
         raise InputError(argument, f"domain={domain}" if domain else path, f"domain= one of {', '.join(sorted(pictures))}")
-    types = tuple(options["classes"].split("+")) if "classes" in options else _listed_classes(store, sizes) or tuple(usual)
+    types = class_names(options["classes"], argument) if "classes" in options else _listed_classes(store, sizes) or tuple(usual)
     if not types:
         raise InputError(argument, path, 'names of the classes: classes=a+b+c, or a meta.json with {"classes": {"1": "a"}}')
     splits = {split: [(name, labels.get((domain, split, stem), "")) for stem, name in found.items()]
               for split, found in pictures[domain].items()}  # fmt: skip
-    if kind == "consep" and "val" not in splits:
+    if kind == "consep" and not {"val", "test"} & set(splits):
         raise InputError(argument, path, "CoNSeP's folders Train and Test")
-    return _of_files(kind, store, sizes, _split(splits, options, argument), types, options, argument)
+    said = passed_over([name for name in images if _placed(name, "images") is None and _placed(name, "overlay") is None], "in no Images")
+    said += passed_over([name for key, name in labels.items() if key[2] not in pictures[key[0]][key[1]]], "of labels without a picture")
+    return _of_files(kind, store, sizes, _split(splits, options, argument, said), types, options, argument, said)
+
+
+def _stems(names: Iterable[str], role: str) -> list[tuple[tuple[str, str, str], str]]:
+    """Domain, split and stem of the files in folders of that role."""
+    return [((*place, PurePosixPath(name).stem), name) for name in names if (place := _placed(name, role)) is not None]
 
 
 def _placed(name: str, role: str) -> tuple[str, str] | None:
@@ -242,8 +251,8 @@ def _placed(name: str, role: str) -> tuple[str, str] | None:
     lowered = [part.lower() for part in parts]
     if role not in lowered:
         return None
-    split = next((_SPLITS[part] for part in lowered if part in _SPLITS), "train")
-    before = [part for part in parts[: lowered.index(role)] if part.lower() not in _SPLITS]
+    split = split_of_folders(parts) or "train"
+    before = [part for part in parts[: lowered.index(role)] if part.lower() not in SPLITS]
     return (before[-1] if before else ""), split
 
 
@@ -252,22 +261,24 @@ def _listed_classes(store: Store, sizes: Mapping[str, int]) -> tuple[str, ...]:
     for name in sizes:
         if PurePosixPath(name).name == "meta.json":
             try:
-                classes = json.loads(store.read(name))["classes"]
+                classes = json.loads(decoded(store.read(name))[0])["classes"]
+                if isinstance(classes, list):
+                    return tuple(map(str, classes))
                 return tuple(str(classes[str(number)]) for number in range(1, len(classes) + 1))
             except (ValueError, KeyError, TypeError):
                 continue
     return ()
 
 
-def _split(splits: Mapping[str, list[tuple[str, str]]], options: Mapping[str, str], argument: str) -> dict[str, list[tuple[str, str]]]:
+def _split(
+    splits: Mapping[str, list[tuple[str, str]]], options: Mapping[str, str], argument: str, said: list[str]
+) -> dict[str, list[tuple[str, str]]]:
     """Those to train on and those to measure with, all of which have labels; without a split a share of those with labels is held out."""
-    train, val = list(splits.get("train", [])), list(splits.get("val", []))
+    train, val = measured_on(splits, options, argument, said).values()
     if not val:
         labelled = [pair for pair in train if pair[1]]
         chosen = {labelled[i] for i in np.flatnonzero(held_out_samples(len(labelled), held_out_share(dict(options), argument)))}
         train, val = [pair for pair in train if pair not in chosen], [pair for pair in train if pair in chosen]
-    elif "val" in options:
-        raise InputError(argument, f"val={options['val']}", "none: the folders say which pictures are measured on")
     if alone := [name for name, label in val if not label]:
         raise InputError(argument, f"no labels of {', '.join(map(printable, alone[:_LISTED]))}", "labels of what is measured on")
     if not train or not val:
@@ -283,11 +294,12 @@ def _of_files(
     types: Sequence[str],
     options: Mapping[str, str],
     argument: str,
+    said: Sequence[str],
 ) -> NucleiSource:
     merging = Merging.read(options.get("merge", ""), types, argument)
     scale = options.get("scale", "1")
-    if not is_number(scale) or not 0 < float(scale) <= 16:
-        raise InputError(argument, f"scale={scale}", "a number above 0 and at most 16")
+    if not is_number(scale) or not 1 / 16 <= float(scale) <= 16:
+        raise InputError(argument, f"scale={scale}", "a number from 0.0625 to 16")
     pieces = one_of(f"{argument} pieces", options.get("pieces", "keep"), _PIECES)
     read = _Labels(store, len(types), merging.of_type, pieces)
     parts = {
@@ -295,7 +307,7 @@ def _of_files(
         for split, pairs in splits.items()
     }
     listed = [[(name, sizes[name], label, sizes.get(label)) for name, label in pairs] for pairs in splits.values()]
-    return _made(kind, merging.classes, parts, [types, merging.of_type, scale, pieces, listed], Outlining(), argument)
+    return _made(kind, merging.classes, parts, [types, merging.of_type, scale, pieces, listed], Outlining(), argument, said=said)
 
 
 # Lizard ---------------------------------------------------------------------------------------------------------------------------------
@@ -304,24 +316,27 @@ def _of_files(
 def _open_lizard(path: str, options: dict[str, str], argument: str) -> NucleiSource:
     store, sizes, _ = list_files(path, argument)
     images, others = told_apart(store, sizes)
-    labels = {PurePosixPath(name).stem: name for name in others if name.lower().endswith(".mat")}
+    labels = by_key(((PurePosixPath(name).stem, name) for name in others if name.lower().endswith(".mat")), argument)
     tables = [name for name in others if PurePosixPath(name).name == "info.csv"]
     if not labels or not tables:
         raise InputError(argument, path, "Lizard's release: its images, Labels/*.mat and info.csv")
-    rows = [line.split(",") for line in store.read(tables[0]).decode("utf-8-sig").splitlines() if line.strip()]
-    heads = [head.strip().lower() for head in rows[0]]
+    table = read_table(tables[0], argument, asked=("filename", "split"), content=store.read(tables[0]))
+    heads = [head.strip().lower() for head in table.head]
     if "filename" not in heads or "split" not in heads:
         raise InputError(argument, f"{tables[0]} with {', '.join(heads)}", "columns Filename and Split")
-    split_of = {PurePosixPath(row[heads.index("filename")].strip()).stem: row[heads.index("split")].strip() for row in rows[1:]}
+    split_of = {PurePosixPath(row[heads.index("filename")]).stem: plain_label(row[heads.index("split")]) for row in table.rows}
     asked = options.get("val", "3")
     splits: dict[str, list[tuple[str, str]]] = {"train": [], "val": []}
-    for name in images:
-        stem = PurePosixPath(name).stem
-        if stem in labels and stem in split_of:
+    left = []
+    for stem, name in by_key(((PurePosixPath(name).stem, name) for name in images), argument).items():
+        if stem in labels and split_of.get(stem):
             splits["val" if split_of[stem] == asked else "train"].append((name, labels[stem]))
+        else:
+            left.append(name)
     if not splits["train"] or not splits["val"]:
         raise InputError(argument, f"val={asked}", f"a number of info.csv's Split: {', '.join(sorted(set(split_of.values())))}")
-    return _of_files("lizard", store, sizes, splits, LIZARD, options, argument)
+    said = [*table.said, *passed_over(left, "without labels or a row of info.csv", "picture")]
+    return _of_files("lizard", store, sizes, splits, LIZARD, options, argument, said)
 
 
 # PanNuke --------------------------------------------------------------------------------------------------------------------------------
@@ -338,7 +353,10 @@ class _Channels:
 
     def __call__(self, index: int) -> NucleiMap:
         part, row = self.places[index]
-        channels_HWC = np.asarray(self.masks[part][row])[..., : len(PANNUKE)].astype(np.int64)
+        stored_HWC = np.asarray(self.masks[part][row])[..., : len(PANNUKE)]
+        if not np.isfinite(stored_HWC).all():
+            raise InputError("data", f"masks of picture {row} with values that are no numbers", "numbers of nuclei")
+        channels_HWC = stored_HWC.astype(np.int64)
         channel_HW = (channels_HWC > 0).argmax(2)
         instances_HW = np.take_along_axis(channels_HWC, channel_HW[..., None], 2)[..., 0]
         types_HW = np.where(instances_HW > 0, channel_HW + 1, 0)
@@ -376,16 +394,23 @@ def _open_pannuke(path: str, options: dict[str, str], argument: str) -> NucleiSo
     merging = Merging.read(options.get("merge", ""), PANNUKE, argument)
     parts: dict[str, NucleiArrays] = {}
     listed = []
+    asked_twice = set(options.get("train", "1+2").split("+")) & set(options.get("val", "3").split("+"))
+    if asked_twice:
+        raise InputError(argument, f"the fold {min(asked_twice)} in train and in val", "folds that are in one of them")
     for split, usual in (("train", "1+2"), ("val", "3")):
         folds = options.get(split, usual).split("+")
         if missing := [fold for fold in folds if fold not in whole]:
             raise InputError(
                 argument, f"{split}={missing[0]}", f"a fold with images.npy and masks.npy: {near(missing[0], whole) or 'none'}"
             )
-        pixels, masks = ([np.load(root / whole[fold][what], mmap_mode="r") for fold in folds] for what in ("images", "masks"))
+        pixels, masks = ([_array(root / whole[fold][what], argument) for fold in folds] for what in ("images", "masks"))
         if any(p.ndim != 4 or m.shape[:3] != p.shape[:3] or m.shape[3] != len(PANNUKE) + 1 for p, m in zip(pixels, masks, strict=True)):
             got = f"{split} arrays {[list(p.shape) for p in pixels]} and {[list(m.shape) for m in masks]}"
             raise InputError(argument, got, "images [N, H, W, 3] and masks [N, H, W, 6]")
+        for number, array in zip(folds, pixels, strict=True):
+            if array.dtype.kind == "f" and len(array) and not 1 < np.max(array[:_LISTED]) <= 255:
+                got = f"{whole[number]['images']} with values up to {np.max(array[:_LISTED]):.4g}"
+                raise InputError(argument, got, "pixels from 0 to 255, as the set has them")
         places = [(part, row) for part, array in enumerate(pixels) for row in range(len(array))]
         names = [f"fold{folds[part]}/{row}" for part, row in places]
         parts[split] = NucleiArrays(pixels, _Channels(masks, places, merging.of_type), names)
@@ -393,11 +418,32 @@ def _open_pannuke(path: str, options: dict[str, str], argument: str) -> NucleiSo
     return _made("pannuke", merging.classes, parts, [merging.of_type, listed], Outlining(), argument)
 
 
+def _array(path: Path, argument: str) -> np.ndarray:
+    """An array on disk, read in place.
+
+    Raises:
+        InputError: it is none, or broken off.
+    """
+    try:
+        found: np.ndarray = np.load(path, mmap_mode="r")
+    except (OSError, ValueError, EOFError) as error:
+        raise InputError(argument, str(path), f"an array of numbers that is whole ({error})") from None
+    return found
+
+
 # From what was listed to a source -------------------------------------------------------------------------------------------------------
 
 
 def _made(
-    kind: str, classes: tuple[str, ...], parts: Mapping[str, Any], content: Any, outlining: Outlining, argument: str, *, size: int = 0
+    kind: str,
+    classes: tuple[str, ...],
+    parts: Mapping[str, Any],
+    content: Any,
+    outlining: Outlining,
+    argument: str,
+    *,
+    size: int = 0,
+    said: Sequence[str] = (),
 ) -> NucleiSource:
     """A source, some maps of which were looked at."""
     found = [_look(parts[split], len(classes)) for split in ("train", "val")]
@@ -409,7 +455,7 @@ def _made(
     mean, std = _PIXELS
     return NucleiSource(
         name=kind, classes=classes, train=parts["train"], val=parts["val"], mean=mean, std=std, fingerprint=_digest(kind, classes, content),
-        said=tuple(f"{number} {said}" for said, number in met.items() if number), image_size=size or _SIZE,
+        said=(*said, *(f"{number} {what}" for what, number in met.items() if number)), image_size=size or _SIZE,
         augment="none" if size else "flips", outlining=outlining, nuclei=np.stack([counts for counts, _, _ in found]),
         looked_at=(found[0][1], found[1][1]), empty=(found[0][2], found[1][2]),
     )  # fmt: skip

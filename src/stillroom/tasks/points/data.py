@@ -260,9 +260,13 @@ class Kept:
         key = id(frames), index
         if key in self._frames:
             return self._frames[key]
-        frame, points, boxes = cleaned(frames.frame(index).with_columns(columns))
-        if points or boxes:
-            self._note(frame.name or frames.name(index), points, boxes)
+        read = frames.frame(index)
+        frame, points, boxes = cleaned(read.with_columns(columns))
+        for lacking in (name for name in columns if name not in read.columns):
+            self.met.add(f"frames without the column {lacking}, which is 0 there", read.name or frames.name(index))
+        empty = not len(frame.points)
+        if points or boxes or empty:
+            self._note(frame.name or frames.name(index), points, boxes, empty)
         frame = self._prepare(frame)
         size = frame.points.nbytes + sum(view.image.nbytes for view in frame.views)
         if size <= self._room:
@@ -271,10 +275,11 @@ class Kept:
             self._room -= size
         return frame
 
-    def _note(self, name: str, points: int, boxes: int) -> None:
+    def _note(self, name: str, points: int, boxes: int, empty: bool) -> None:
         first = not self.met.counts
         self.met.add("points whose place is no number, left out", name, points)
         self.met.add("boxes without a size, left out", name, boxes)
+        self.met.add("frames without a point", name, int(empty))
         if first and rank() == 0:
             logger.warning("data: %s; counted in the report", self.met.lines()[0])
 

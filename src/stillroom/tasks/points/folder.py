@@ -17,6 +17,7 @@ numbers: geometric centre, length, width, height, yaw[, velocity]), with ``track
 from __future__ import annotations
 
 import glob
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from io import BytesIO
@@ -33,10 +34,12 @@ from stillroom.tasks.points.grid import ClassList
 from stillroom.tasks.points.pcd import read_pcd
 from stillroom.tasks.points.place import Place, open_place, rigid
 from stillroom.tasks.points.ply import columns_of, read_ply
-from stillroom.tasks.points.sources import FrameSource, ListedFrames, held_out
+from stillroom.tasks.points.sources import FrameSource, ListedFrames, split_by
 
 NAME = "frames.json"
 ENDINGS = (".bin", ".npy", ".pcd", ".ply", ".las", ".laz")
+_LISTED = 5  # names that a message has
+_TURNS = 4 * np.pi  # beyond which an angle is not one of radians
 _RUNS_BACK = "a time for each frame of a sequence that is later than the one before"
 
 
@@ -48,17 +51,17 @@ def open_points(path: str, options: dict[str, str], argument: str) -> FrameSourc
     """
     reader = open_folder(path, argument)
     frames = reader.listed()
-    splits = np.array([reader.told(index).get("split", "") for index in range(len(frames))])
-    if (splits == "val").any() and (splits == "train").any():
-        train, val = frames.take(np.flatnonzero(splits == "train")), frames.take(np.flatnonzero(splits == "val"))
-    else:
-        train, val = held_out(frames, options, argument)
+    words = [str(reader.told(index).get("split", "")) for index in range(len(frames))]
+    train, val, said = split_by(frames, words, options, argument)
     if not reader.classes:
         raise InputError(argument, f"{path}, whose frames have no boxes", "boxes with names: this task trains on them")
+    if unknown := reader.unknown():
+        listed = ", ".join(f"{name} ({count})" for name, count in unknown.most_common(_LISTED))
+        said = (*said, f"left out {unknown.total()} boxes of names that are not among the classes: {listed}")
     first = frames.frame(0)
     return FrameSource(
         name="points", classes=ClassList(reader.classes), train=train, val=val, columns=first.columns,
-        fingerprint=reader.place.fingerprint("points", reader.place.text(NAME), names=frames.names),
+        said=said, fingerprint=reader.place.fingerprint("points", reader.place.text(NAME), names=frames.names),
     )  # fmt: skip
 
 
@@ -74,7 +77,30 @@ def open_folder(path: str, argument: str) -> FolderFrames:
     content = place.json(NAME)
     if not isinstance(content, dict) or not isinstance(content.get("frames"), list) or not content["frames"]:
         raise place.fail(NAME, "without a list of frames", "{'columns': [...], 'frames': [{'lidar': FILE}, ...]}")
+    _check(place, content)
     return FolderFrames(place, content)
+
+
+def _check(place: Place, content: Mapping[str, Any]) -> None:
+    """Raises InputError where something in it is not of the kind that it should be."""
+
+    def texts(found: Any) -> bool:
+        return isinstance(found, list) and bool(found) and all(isinstance(one, str) for one in found)
+
+    for key in ("classes", "columns"):
+        if key in content and (not texts(content[key]) or len(set(content[key])) < len(content[key])):
+            raise place.fail(NAME, f"with {key} {str(content[key])[:40]!r}", f"{key} as a list of names, each once")
+    if lacking := [name for name in "xyz" if name not in content.get("columns", "xyz")]:
+        raise place.fail(NAME, f"with columns without {lacking[0]}", "x, y and z among them")
+    for index, told in enumerate(content["frames"]):
+        if not isinstance(told, dict):
+            raise place.fail(NAME, f"where frame {index} is {str(told)[:40]!r}", "{'lidar': FILE, ...} for each frame")
+        boxes, images = told.get("boxes", []), told.get("images", {})
+        if not isinstance(boxes, list) or not all(isinstance(box, dict) for box in boxes) or not isinstance(images, dict):
+            raise place.fail(NAME, f"where boxes or images of frame {index} are something else", "boxes as a list, images by camera")
+        for key in ("time_s", "timestamp_ns"):
+            if key in told and not (isinstance(told[key], int | float) and np.isfinite(told[key])):
+                raise place.fail(NAME, f"where {key} of frame {index} is {str(told[key])[:40]!r}", "a number")
 
 
 @dataclass(frozen=True)
@@ -100,6 +126,12 @@ class FolderFrames:
         if "classes" in self.content:
             return tuple(map(str, self.content["classes"]))
         return tuple(sorted({str(box["name"]) for told in self.content["frames"] for box in told.get("boxes", []) if "name" in box}))
+
+    def unknown(self) -> Counter[str]:
+        """How many boxes are of each name that is not among the classes."""
+        known = set(self.classes)
+        return Counter(str(box.get("name")) for told in self.content["frames"] for box in told.get("boxes", []) if
+                       str(box.get("name")) not in known)  # fmt: skip
 
     def listed(self) -> ListedFrames:
         """All frames.
@@ -193,6 +225,8 @@ class FolderFrames:
             cam2ego = lidar2ego @ np.linalg.inv(rigid(told["lidar2cam"], self.place, NAME))
         else:
             cam2ego = rigid(told.get("cam2ego", told.get("sensor2ego")), self.place, NAME)
+        if intrinsics.shape != (3, 3) or not np.isfinite(intrinsics).all():
+            raise self.place.fail(NAME, f"with intrinsics of camera {camera} of shape {list(intrinsics.shape)}", "3x3 finite numbers")
         return View(camera, self.place.image(file), intrinsics, cam2ego)
 
     def _boxes(self, told: Mapping[str, Any], index: int) -> dict[str, Any]:
@@ -201,6 +235,9 @@ class FolderFrames:
             boxes = boxes_of([[float(value) for value in row["box"]] for row in rows])
         except (KeyError, TypeError, ValueError):
             raise self.place.fail(NAME, f"where a box of frame {index} is not of 7 or 9 numbers", "boxes of 7 or 9 numbers each") from None
+        if len(boxes) and np.nanmax(np.abs(boxes[:, 6])) > _TURNS:
+            got = f"where a box of frame {index} has the yaw {np.nanmax(np.abs(boxes[:, 6])):g}"
+            raise self.place.fail(NAME, got, "angles in radians")
         about = {"track": np.array([str(row.get("track", "")) for row in rows], str)}
         if all("num_lidar_pts" in row for row in rows):
             about["points"] = np.array([row["num_lidar_pts"] for row in rows], np.int64)
@@ -257,7 +294,7 @@ def read_points(place: Place, name: str, columns: tuple[str, ...], *, declared: 
     """
     ending = f".{name.rpartition('.')[2].lower()}"
     if ending == ".bin":
-        points = place.rows(name, len(columns)).astype(np.float32)
+        points, columns = _place_first(place.rows(name, len(columns)).astype(np.float32), columns)
     elif ending == ".npy":
         points, columns = _array(place, name, columns, declared)
     elif ending == ".pcd":
@@ -285,7 +322,13 @@ def _array(place: Place, name: str, columns: tuple[str, ...], declared: bool) ->
     if points.ndim != 2 or points.shape[1] < 3 or (declared and points.shape[1] != len(columns)):
         raise place.fail(name, f"an array of shape {list(points.shape)}", f"[N, {len(columns)}]: {', '.join(columns)}")
     named = columns if len(columns) == points.shape[1] else ("x", "y", "z", *(f"value {k}" for k in range(3, points.shape[1])))
-    return points.astype(np.float32), named
+    return _place_first(points.astype(np.float32), named)
+
+
+def _place_first(points: np.ndarray, columns: tuple[str, ...]) -> tuple[np.ndarray, tuple[str, ...]]:
+    """Columns with x, y, z before all others."""
+    order = [*map(columns.index, "xyz"), *(k for k, name in enumerate(columns) if name not in ("x", "y", "z"))]
+    return (points, columns) if order == list(range(len(columns))) else (points[:, order], tuple(columns[k] for k in order))
 
 
 def _las(place: Place, name: str) -> tuple[np.ndarray, tuple[str, ...]]:

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from stillroom.errors import InputError
+from stillroom.errors import InputError, one_of
 from stillroom.tasks.points.frames import Frame, View, boxes_of
 from stillroom.tasks.points.grid import KITTI
 from stillroom.tasks.points.place import Place, open_place, rigid
-from stillroom.tasks.points.sources import FrameSource, ListedFrames, held_out
+from stillroom.tasks.points.sources import FrameSource, ListedFrames, held_out, no_share
 
 COLUMNS = ("x", "y", "z", "intensity")
 REACH = (0.0, -40.0, -3.0, 70.4, 40.0, 1.0)
 NEIGHBOURS: Mapping[str, str] = {"Van": "Car", "Person_sitting": "Pedestrian"}  # neither to be found nor wrong
+_LEFT = ("Truck", "Tram", "Misc", "DontCare")  # kinds that nobody is measured on
 _PICTURES = (".png", ".jpg", ".jpeg")
 _EARTH = 6378137.0  # metres
 
@@ -86,19 +88,47 @@ def open_kitti(path: str, options: dict[str, str], argument: str) -> FrameSource
         raise InputError(argument, f"{len(blind)} frames without a picture, the first {blind[0]}", "pictures of all frames, or cameras=0")
     reader = KittiObjects(found, cloud, pictures if cameras else {})
     frames = ListedFrames(reader.frame, labelled, labelled)
+    one_of(f"{argument} cameras", options.get("cameras", "1"), ("0", "1"))
     splits = {
         name: set(lists.lines(f"ImageSets/{name}.txt")) for name in ("train", "val") if lists and f"ImageSets/{name}.txt" in lists.files
     }
+    said = (f"{len(keys) - len(labelled)} frames without a label file, left out",) if len(keys) > len(labelled) else ()
     if len(splits) == 2:
+        no_share(options, argument, "ImageSets/val.txt")
+        if both := splits["train"] & splits["val"]:
+            raise InputError(argument, f"frame {min(both)} in train.txt and in val.txt", "lists that share no frame")
         train, val = (frames.take(np.flatnonzero(np.isin(labelled, list(splits[name])))) for name in ("train", "val"))
+        there = set(labelled)
+        if lost := sorted((splits["train"] | splits["val"]) - there):
+            said = (*said, f"ImageSets name {len(lost)} frames that are not there, the first {lost[0]}")
+        if rest := sorted(there - splits["train"] - splits["val"]):
+            said = (*said, f"passed over {len(rest)} frames in neither list of ImageSets, the first {rest[0]}")
+    elif splits and "val" not in options:
+        raise InputError(argument, f"ImageSets/{min(splits)}.txt alone", "ImageSets/train.txt and val.txt, or a share: val=0.2")
     else:
         train, val = held_out(frames, options, argument)
+    said = (*said, *_kinds(found, labelled, argument))
     names = [f"label_2/{key}.txt" for key in labelled] + [f"{cloud}/{key}.bin" for key in labelled]
-    said = (f"{len(keys) - len(labelled)} frames without a label file, left out",) if len(keys) > len(labelled) else ()
     return FrameSource(
         name="kitti", classes=KITTI, train=train, val=val, columns=COLUMNS, reach=REACH, measure="kitti", said=said,
         fingerprint=found.fingerprint("kitti", tuple(val.names), names=names),
     )  # fmt: skip
+
+
+def _kinds(place: Place, keys: Sequence[str], argument: str) -> tuple[str, ...]:
+    """What is said of boxes in label files whose kind is none of KITTI's.
+
+    Raises:
+        InputError: there is no box of a kind that is trained on.
+    """
+    lines = (line for key in keys for line in place.lines(f"label_2/{key}.txt"))
+    kinds = Counter(line.split()[0] for line in lines)
+    if not set(kinds) & set(KITTI.names):
+        got = f"labels of {', '.join(kind for kind, _ in kinds.most_common(5)) or 'nothing'}"
+        raise InputError(argument, got, f"boxes of {', '.join(KITTI.names)}, so written; other classes: points:FOLDER")
+    others = Counter({kind: count for kind, count in kinds.items() if kind not in (*KITTI.names, *NEIGHBOURS, *_LEFT)})
+    told = ", ".join(f"{kind} ({count})" for kind, count in others.most_common(5))
+    return (f"left out {others.total()} boxes of kinds that KITTI has not: {told}",) if others else ()
 
 
 @dataclass(frozen=True)

@@ -13,12 +13,14 @@ from typing import Any
 import numpy as np
 
 from stillroom.errors import InputError
+from stillroom.tasks.images.folders import passed_over
+from stillroom.tasks.images.listed import lines_of
 from stillroom.tasks.images.sources import whole_numbers
 from stillroom.tasks.points.frames import Frame, View, boxes_of
 from stillroom.tasks.points.grid import NUSCENES
 from stillroom.tasks.points.metrics import ATTRIBUTES
 from stillroom.tasks.points.place import Place, open_place
-from stillroom.tasks.points.sources import FrameSource, ListedFrames, held_out, indexed
+from stillroom.tasks.points.sources import FrameSource, ListedFrames, held_out, indexed, no_share
 
 COLUMNS = ("x", "y", "z", "intensity", "lag")
 CAMERAS = ("CAM_FRONT", "CAM_FRONT_RIGHT", "CAM_BACK_RIGHT", "CAM_BACK", "CAM_BACK_LEFT", "CAM_FRONT_LEFT")
@@ -97,19 +99,25 @@ def open_nuscenes(path: str, options: dict[str, str], argument: str) -> FrameSou
     reader = NuScenes(place, numbers["sweeps"], bool(numbers["cameras"]))
     tables = {name: size for name, size in place.files.items() if name.startswith(f"{version}/")}
     rows = indexed(place.store, {place.top + name: size for name, size in tables.items()}, lambda: _list(place, version))
+    absent = [row["lidar"][0]["file"] for row in rows if row["lidar"][0]["file"] not in place.files]
     rows = [row for row in rows if row["lidar"][0]["file"] in place.files]
     if not rows:
         raise InputError(argument, path, "the lidar files that its tables name; none of them is there")
     frames = ListedFrames(reader.frame, rows, [row["lidar"][0]["file"] for row in rows], [row["scene"] for row in rows])
     lost = sum(sweep["file"] not in place.files for row in rows for sweep in row["lidar"][1 : numbers["sweeps"]])
     said = (f"{lost} sweeps that the tables name are not there; their frames have fewer",) if lost else ()
+    said = (*said, *passed_over(absent, "of lidar that the tables name and that are not there: their frames are left out"))
     scenes = list(dict.fromkeys(frames.sequences))
     names = tuple(scene for scene in _MINI_VAL if scene in scenes)
     if val_scenes:
         try:
-            names = tuple(Path(val_scenes).read_text(encoding="utf-8").split())
+            names = tuple(lines_of(Path(val_scenes).expanduser().read_bytes()))
         except OSError as error:
             raise InputError(argument, f"val_scenes={val_scenes} ({error.strerror})", "a file with names of scenes, one a line") from None
+    if names:
+        no_share(options, argument, "val_scenes" if val_scenes else f"{version}'s official list")
+    if val_scenes and (strange := [name for name in names if name not in scenes]):
+        said = (*said, f"val_scenes names {len(strange)} scenes that are not there, the first {strange[0]}")
     val_N = np.isin(frames.sequences, names)
     if names and (not val_N.any() or val_N.all()):
         raise InputError(argument, f"validation scenes {list(names)[:3]}", f"some, but not all, of {scenes[:3]}, ... in {path}")

@@ -16,6 +16,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from stillroom.errors import InputError
+from stillroom.tasks.images.annotations import decoded
 from stillroom.tasks.images.files import Store, open_store
 
 
@@ -81,8 +82,8 @@ class Place:
             raise self.fail(name, f"which cannot be read ({error})", "a file that is whole") from None
 
     def text(self, name: str) -> str:
-        """A file of text."""
-        return self.bytes(name).decode("utf-8", "replace")
+        """A file of text, in UTF-8 or UTF-16, with a mark of byte order or without; else Latin-1."""
+        return decoded(self.bytes(name))[0]
 
     def lines(self, name: str) -> list[str]:
         """Its lines that are not empty."""
@@ -195,7 +196,10 @@ def rigid(rows: Any, place: Place, name: str) -> np.ndarray:
     Raises:
         InputError: it has other numbers, or they are not finite.
     """
-    values = np.asarray(rows, np.float64).ravel()
+    try:
+        values = np.asarray(rows, np.float64).ravel()
+    except (TypeError, ValueError):
+        raise place.fail(name, f"with a pose {str(rows)[:40]!r}", "poses of 3x4 or 4x4 finite numbers") from None
     if len(values) not in (12, 16) or not np.isfinite(values).all():
         raise place.fail(name, f"with a pose of {len(values)} numbers" if len(values) not in (12, 16) else "with a pose that is not finite",
                          "poses of 3x4 or 4x4 finite numbers")  # fmt: skip

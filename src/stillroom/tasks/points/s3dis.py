@@ -11,7 +11,7 @@ from stillroom.tasks.points.frames import Frame
 from stillroom.tasks.points.grid import ClassList
 from stillroom.tasks.points.place import Place, open_place
 from stillroom.tasks.points.rooms import thinned
-from stillroom.tasks.points.sources import FrameSource, ListedFrames, held_out
+from stillroom.tasks.points.sources import FrameSource, ListedFrames, held_out, no_share
 
 COLUMNS = ("x", "y", "z", "red", "green", "blue")
 CLASSES = (
@@ -34,6 +34,7 @@ def open_s3dis(path: str, options: dict[str, str], argument: str) -> FrameSource
     frames = ListedFrames(S3dis(place).frame, rooms, rooms)
     test_N = np.array([_TEST in room.split("/") for room in rooms])
     if test_N.any() and not test_N.all():
+        no_share(options, argument, "Area 5")
         train, val = frames.take(np.flatnonzero(~test_N)), frames.take(np.flatnonzero(test_N))
     else:
         train, val = held_out(frames, options, argument)

@@ -9,16 +9,18 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 
 from stillroom.errors import InputError
+from stillroom.tasks.images.listed import lines_of
 from stillroom.tasks.images.sources import whole_numbers
 from stillroom.tasks.points.frames import Frame, View
 from stillroom.tasks.points.grid import ClassList
 from stillroom.tasks.points.place import Place, open_place, rigid
 from stillroom.tasks.points.ply import columns_of, read_ply
-from stillroom.tasks.points.sources import FrameSource, ListedFrames, held_out
+from stillroom.tasks.points.sources import FrameSource, ListedFrames, held_out, no_share
 
 COLUMNS = ("x", "y", "z", "red", "green", "blue")
 CLASSES = (
@@ -54,13 +56,14 @@ def open_scannet(path: str, options: dict[str, str], argument: str) -> FrameSour
     names: set[str] = set()
     if "val_scenes" in options:
         try:
-            with open(options["val_scenes"], encoding="utf-8") as file:
-                names = set(file.read().split())
+            names = set(lines_of(Path(options["val_scenes"]).expanduser().read_bytes()))
         except OSError as error:
             raise InputError(argument, f"val_scenes={options['val_scenes']} ({error.strerror})", "a file with names of scenes") from None
     elif listed is not None:
         names = set(place.lines(listed))
     val_N = np.isin(scenes, list(names))
+    if names:
+        no_share(options, argument, "val_scenes" if "val_scenes" in options else str(listed))
     if names and val_N.any() and not val_N.all():
         train, val = frames.take(np.flatnonzero(~val_N)), frames.take(np.flatnonzero(val_N))
     elif names:

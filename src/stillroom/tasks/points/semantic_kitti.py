@@ -16,7 +16,7 @@ from stillroom.tasks.points.frames import Frame, View
 from stillroom.tasks.points.grid import ClassList
 from stillroom.tasks.points.kitti import Calibration, calibration
 from stillroom.tasks.points.place import Place, open_place, rigid
-from stillroom.tasks.points.sources import FrameSource, ListedFrames, held_out
+from stillroom.tasks.points.sources import FrameSource, ListedFrames, held_out, no_share
 
 COLUMNS = ("x", "y", "z", "intensity")
 CLASSES = (
@@ -62,6 +62,7 @@ def open_semantic_kitti(path: str, options: dict[str, str], argument: str) -> Fr
         raise InputError(argument, f"{len(unlabelled)} frames without labels, the first {unlabelled[0]}", "a file in labels/ for each")
     official_N = np.isin([sequence.rpartition("/")[2] for sequence in frames.sequences], _VAL)
     if official_N.any() and not official_N.all():
+        no_share(options, argument, "sequence 08")
         train, val = frames.take(np.flatnonzero(~official_N)), frames.take(np.flatnonzero(official_N))
     else:
         train, val = held_out(frames, options, argument)

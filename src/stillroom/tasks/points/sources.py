@@ -14,6 +14,7 @@ import numpy as np
 from stillroom.engine.run.written import write_atomic
 from stillroom.errors import InputError
 from stillroom.tasks.images.files import Folder, Store
+from stillroom.tasks.images.labelled import split_named
 from stillroom.tasks.images.sources import held_out_samples, held_out_share
 from stillroom.tasks.points.frames import Frame
 from stillroom.tasks.points.grid import ClassList
@@ -107,6 +108,35 @@ class FrameSource:
     said: tuple[str, ...] = ()
     pointwise: bool = False
     attributes: tuple[str, ...] = ()
+
+
+def split_by(
+    frames: ListedFrames, told: Sequence[str], options: Mapping[str, str], argument: str
+) -> tuple[ListedFrames, ListedFrames, tuple[str, ...]]:
+    """Frames to train on, those to measure with, and what is to be said of others, by the word of each for its split.
+
+    Without words a share is held out (`held_out`). Where there is val, test is passed over, and whatever has another word.
+
+    Raises:
+        InputError: a share is asked for beside words, or words say only one of the two.
+    """
+    words = np.array([split_named(word) or word for word in told])
+    held = next((word for word in ("val", "test") if (words == word).any()), None)
+    if not any(told):
+        return *held_out(frames, options, argument), ()
+    if held is None or not (words == "train").any():
+        named = sorted(set(filter(None, told)))
+        raise InputError(argument, f"frames of the split {', '.join(named[:5])}", "train and val (or test), or no split for any frame")
+    no_share(options, argument, f"the split {held}")
+    passed = np.flatnonzero(~np.isin(words, ["train", held]))
+    said = (f"passed over {len(passed)} frames in neither train nor {held}, the first {frames.names[passed[0]]}",) if len(passed) else ()
+    return frames.take(np.flatnonzero(words == "train")), frames.take(np.flatnonzero(words == held)), said
+
+
+def no_share(options: Mapping[str, str], argument: str, what: str) -> None:
+    """Raises InputError where the option ``val`` asks for a share though something else says what is measured on."""
+    if "val" in options:
+        raise InputError(argument, f"val={options['val']}", f"none: {what} says which frames are measured on")
 
 
 def held_out(frames: ListedFrames, options: Mapping[str, str], argument: str) -> tuple[ListedFrames, ListedFrames]:

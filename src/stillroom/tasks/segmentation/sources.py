@@ -6,7 +6,7 @@ import hashlib
 import json
 import re
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
@@ -15,9 +15,12 @@ from typing import Any
 import numpy as np
 
 from stillroom.errors import InputError, near
+from stillroom.tasks.images.annotations import decoded, flag
 from stillroom.tasks.images.files import Store
-from stillroom.tasks.images.folders import list_files, printable, single_top, told_apart
+from stillroom.tasks.images.folders import list_files, passed_over, printable, single_top, told_apart
 from stillroom.tasks.images.label_maps import IGNORE, VOC_CLASSES, LabelSpace, content_of_map, label_space, map_pixels, voc_colours
+from stillroom.tasks.images.labelled import SPLITS
+from stillroom.tasks.images.listed import by_key, key_listed, lines_of, measured_on, split_of_folders
 from stillroom.tasks.images.sources import (
     IMAGENET_STATISTICS,
     Kind,
@@ -39,7 +42,6 @@ _LISTED = 5  # files that a message names
 BACKGROUND = "background"
 _PICTURES = ("images", "image", "imgs", "img", "jpegimages", "photos", "pictures", "leftimg8bit")  # what folders are called
 _MASKS = ("masks", "mask", "labels", "label", "annotations", "annotation", "segmentations", "segmentationclass", "gtfine", "gt")
-_SPLITS = {"train": "train", "training": "train"} | dict.fromkeys(("val", "valid", "validation", "test", "testing"), "val")
 _VOC_MASKS = "SegmentationClass"
 _CLASS_LISTS = ("class_names.txt", "classes.txt", "class_dict.csv")
 _COMMON = ("classes", "ids", "ignore", "train_images", "val")
@@ -125,8 +127,8 @@ def _open_voc(path: str, options: dict[str, str], argument: str) -> Segmentation
         raise InputError(argument, f"masks={folder}", f"classes=FILE too: the set's own list names those of {_VOC_MASKS}")
     listed = [name for name in sorted(sizes) if re.search(r"(?<![^/])ImageSets/Segmentation/[^/]+\.txt$", name)]
     lists = {PurePosixPath(name).stem: name for name in listed}
-    picture_of = {PurePosixPath(name).stem: name for name in images if _within(name, "JPEGImages")}
-    map_of = {PurePosixPath(name).stem: name for name in images if _within(name, folder)}
+    picture_of = by_key(((PurePosixPath(name).stem, name) for name in images if _within(name, "JPEGImages")), argument)
+    map_of = by_key(((PurePosixPath(name).stem, name) for name in images if _within(name, folder)), argument)
     if not lists or not picture_of or not map_of:
         there = sorted({PurePosixPath(name).parent.name for name in images})[:_LISTED]
         expected = f"Pascal VOC's layout: JPEGImages, {folder} (or masks=FOLDER), ImageSets/Segmentation/*.txt; without lists: masks:{path}"
@@ -139,7 +141,7 @@ def _open_voc(path: str, options: dict[str, str], argument: str) -> Segmentation
         for name in names.split("+"):
             if name not in lists:
                 raise InputError(argument, f"{split}={name}", f"a list of ImageSets/Segmentation: {near(name, lists)}")
-            keys += [line.split()[0] for line in store.read(lists[name]).decode("utf-8-sig").splitlines() if line.strip()]
+            keys += [key_listed(line, picture_of) for line in lines_of(content_of_map(store, lists[name]))]
         missing = [key for key in keys if key not in picture_of or key not in map_of]
         if missing:
             got = f"no picture or no mask of {', '.join(missing[:_LISTED])}, which {names} lists"
@@ -164,7 +166,7 @@ def _space(options: Mapping[str, str], argument: str, store: Store, sizes: Mappi
     inside = next((name for name in sizes if asked is not None and name.rpartition("/")[2] == asked), None)
     found = inside or (beside if asked is None else None)
     options = {name: value for name, value in options.items() if name != "classes" or inside is None}
-    text = None if found is None else content_of_map(store, found).decode("utf-8-sig")
+    text = None if found is None else decoded(content_of_map(store, found))[0]
     return label_space(options, argument, found=text, usual=usual)
 
 
@@ -173,26 +175,40 @@ def _space(options: Mapping[str, str], argument: str, store: Store, sizes: Mappi
 
 def _open_masks(path: str, options: dict[str, str], argument: str) -> SegmentationSource:
     store, sizes, folders = list_files(path, argument)
-    images, _ = told_apart(store, sizes)
-    pictures: dict[tuple[str, str], dict[str, str]] = defaultdict(dict)  # by split and folder: name by stem
-    masks: dict[tuple[str, str], dict[str, str]] = defaultdict(dict)
+    images, others = told_apart(store, sizes)
+    # Names by split, folder and stem.
+    pictures: list[tuple[tuple[str, str, str], str]] = []
+    masks: list[tuple[tuple[str, str, str], str]] = []
+    elsewhere = []
     top = single_top(sizes, folders)
     for name in images:
         parts = PurePosixPath(name.removeprefix(top)).parts
         inside = [part.lower() for part in parts[:-1]]
         role = next((part for part in inside if part in (*_PICTURES, *_MASKS)), None)
-        if role is not None:
-            split = next((_SPLITS[part] for part in inside if part in _SPLITS), "")
-            rest = "/".join(part for part in inside if part != role and part not in _SPLITS)
-            (pictures if role in _PICTURES else masks)[split, rest][PurePosixPath(name).stem] = name
+        if role is None:
+            elsewhere.append(name)
+            continue
+        rest = "/".join(part for part in inside if part != role and part not in SPLITS)
+        place = split_of_folders(inside), rest, PurePosixPath(name).stem
+        (pictures if role in _PICTURES else masks).append((place, name))
     if not pictures or not masks:
         expected = f"folders of pictures ({', '.join(_PICTURES[:4])}, ...) and of masks ({', '.join(_MASKS[:4])}, ...) in it"
         raise InputError(argument, path, expected)
+    wanted = [item for item in masks if item[0][2].endswith(options.get("suffix", ""))]  # of several kinds, as Cityscapes has them
+    # Of pictures and of masks, by split and folder: name by stem.
+    folders_of: tuple[dict[tuple[str, str], dict[str, str]], ...] = (defaultdict(dict), defaultdict(dict))
+    for found, items in zip(folders_of, (pictures, wanted), strict=True):
+        for (split, rest, stem), name in by_key(items, argument).items():
+            found[split, rest][stem] = name
     pairs: dict[str, list[tuple[str, str]]] = defaultdict(list)
-    for place in sorted({*pictures, *masks}):
-        pairs[place[0] or "train"] += _paired(pictures[place], masks[place], options.get("suffix"), argument)
+    for within in sorted({*folders_of[0], *folders_of[1]}):
+        pairs[within[0]] += _paired(folders_of[0][within], folders_of[1][within], options.get("suffix"), argument)
+    said = passed_over(elsewhere, "in no folder of pictures or of masks", "picture")
+    said += passed_over([name for name in others if PurePosixPath(name).name.lower() not in _CLASS_LISTS])
+    splits = measured_on(pairs, options, argument, said)
     space = _space(options, argument, store, sizes)
-    return _of_files("masks", {"train": (store, sizes)}, pairs, _Maps(store, space), space.classes, space.colours, options, argument)
+    read = _Maps(store, space)
+    return _of_files("masks", {"train": (store, sizes)}, splits, read, space.classes, space.colours, options, argument, said)
 
 
 def _paired(pictures: Mapping[str, str], masks: Mapping[str, str], suffix: str | None, argument: str) -> list[tuple[str, str]]:
@@ -205,8 +221,6 @@ def _paired(pictures: Mapping[str, str], masks: Mapping[str, str], suffix: str |
     found: dict[str, str] = {}
     alone = []
     for stem, mask in masks.items():
-        if suffix is not None and not stem.endswith(suffix):
-            continue  # of another kind, as Cityscapes has several
         key = stem.removesuffix("_mask" if suffix is None else suffix)
         match = next((one for one in (stem, key) if one in pictures), None)
         if match is None and suffix:
@@ -256,7 +270,8 @@ def _open_coco(path: str, options: dict[str, str], argument: str) -> Segmentatio
         names, marks = _panoptic(file, argument)
         pngs = options.get("pngs", file.removesuffix(".json"))
         stores[split], mask_sizes, _ = list_files(pngs, argument)
-        picture_of, map_of = ({PurePosixPath(name).name: name for name in found} for found in (pictures[split][1], mask_sizes))
+        asked = {picture for picture, _, _ in marks}, {mask for _, mask, _ in marks}
+        picture_of, map_of = (_found_by(names, some, argument) for names, some in zip(asked, (pictures[split][1], mask_sizes), strict=True))
         if missing := [name for picture, mask, _ in marks for name, known in ((picture, picture_of), (mask, map_of)) if name not in known]:
             raise InputError(argument, f"{file}, which names {missing[0]}", f"its pictures in {images}, its masks in {pngs}")
         pairs[split] = [(picture_of[picture], f"{split}:{map_of[mask]}") for picture, mask, _ in marks]
@@ -265,17 +280,42 @@ def _open_coco(path: str, options: dict[str, str], argument: str) -> Segmentatio
     return _of_files("coco", {split: found[:2] for split, found in pictures.items()}, pairs, read, names, None, options, argument)
 
 
+def _found_by(names: Iterable[str], files: Iterable[str], argument: str) -> dict[str, str]:
+    """The file of each name that a JSON file gives, by its path, or by its last part where one file alone is called so; some may lack.
+
+    Raises:
+        InputError: several files are called so.
+    """
+    by_name: dict[str, list[str]] = defaultdict(list)
+    for file in files:
+        by_name[PurePosixPath(file).name].append(file)
+    found = {}
+    for name in names:
+        called = by_name[PurePosixPath(name).name]
+        one = [file for file in called if f"/{file}".endswith(f"/{name.lstrip('/')}")] if len(called) > 1 else called
+        if called and len(one) != 1:
+            got = f"{printable(name)}, which may be {', '.join(map(printable, called[:_LISTED]))}"
+            raise InputError(argument, got, "names in the JSON file that mean one file each")
+        if one:
+            found[name] = one[0]
+    return found
+
+
 def _panoptic(file: str, argument: str) -> tuple[tuple[str, ...], list[tuple[str, str, dict[int, int]]]]:
     """Names of the classes; of each annotation the names of picture and mask, and the class of each segment, crowds counting nowhere."""
     try:
-        content = json.loads(Path(file).expanduser().read_text(encoding="utf-8-sig"))
+        content = json.loads(decoded(Path(file).expanduser().read_bytes())[0])
         categories = sorted(content["categories"], key=lambda one: int(one["id"]))
+        if len({int(one["id"]) for one in categories}) < len(categories):
+            raise ValueError("a category's id twice")
         index = {int(one["id"]): number for number, one in enumerate(categories)}
         picture_of = {one["id"]: one["file_name"] for one in content["images"]}
         marks = []
         for mark in content["annotations"]:
-            of = {int(one["id"]): IGNORE if one.get("iscrowd") else index[int(one["category_id"])] for one in mark["segments_info"]}
-            marks.append((PurePosixPath(picture_of[mark["image_id"]]).name, PurePosixPath(mark["file_name"]).name, of))
+            of = {
+                int(one["id"]): IGNORE if flag(one.get("iscrowd", 0)) else index[int(one["category_id"])] for one in mark["segments_info"]
+            }
+            marks.append((str(picture_of[mark["image_id"]]), str(mark["file_name"]), of))
         return tuple(str(one["name"]) for one in categories), marks
     except OSError as error:
         raise InputError(argument, file, f"a file that can be read ({error.strerror})") from None
@@ -296,6 +336,7 @@ def _of_files(
     colours: tuple[tuple[int, int, int], ...] | None,
     options: Mapping[str, str],
     argument: str,
+    said: Sequence[str] = (),
 ) -> SegmentationSource:
     """A source of files, some masks of which were looked at."""
     train, val = pairs.get("train", []), pairs.get("val", [])
@@ -311,14 +352,23 @@ def _of_files(
         parts[split] = MaskedFiles(store, [picture for picture, _ in listed], [mask for _, mask in listed], read)
         sizes.append([(picture, bytes_of[picture], mask) for picture, mask in listed])
     pixels, looked_at = zip(*(_look(part, len(classes)) for part in parts.values()), strict=True)
+    for split, counts in zip(parts, pixels, strict=True):
+        if not counts[:-1].any():
+            got = f"{len(parts[split])} masks to {'train on' if split == 'train' else 'measure with'} in which every pixel counts nowhere"
+            raise InputError(argument, got, f"pixels of the classes {', '.join(classes[:_LISTED])}")
     content = _digest(kind, classes, repr(getattr(read, "space", "")), sizes)
-    said: tuple[str, ...] = ()
     if "train_images" in options:
         parts["train"], other = open_unlabelled(options["train_images"], 0)
-        content, said = _digest(content, other), (f"training pictures without masks: {options['train_images']}",)
+        content, said = (
+            _digest(content, other),
+            (
+                *said,
+                f"training pictures without masks: {options['train_images']}",
+            ),
+        )
     mean, std = IMAGENET_STATISTICS
     return SegmentationSource(
-        name=kind, classes=classes, **parts, mean=mean, std=std, fingerprint=content, said=said, image_size=_SIZE, augment="crop",
+        name=kind, classes=classes, **parts, mean=mean, std=std, fingerprint=content, said=tuple(said), image_size=_SIZE, augment="crop",
         background=classes.index(BACKGROUND) if BACKGROUND in classes else None, colours=colours or voc_colours(len(classes)),
         pixels=np.stack(pixels), looked_at=looked_at,
     )  # fmt: skip
@@ -334,9 +384,13 @@ def _look(images: MaskedFiles, num_classes: int) -> tuple[np.ndarray, int]:
 
     def counted(index: int) -> np.ndarray | None:
         try:
-            mask_HW = mask_of(images, index, size_of(images.image(index)))
+            size = size_of(images.image(index))
         except UnreadableImage:
             return None  # told later, with all others
+        try:
+            mask_HW = mask_of(images, index, size)
+        except UnreadableImage as error:
+            raise InputError("data", str(error), f"a mask of {printable(images.names[index])} that can be read") from None
         assert mask_HW is not None
         return np.bincount(mask_HW.reshape(-1), minlength=IGNORE + 1)[[*range(num_classes), IGNORE]]
 

@@ -25,6 +25,7 @@ from stillroom.tasks.sound.sources import SoundSource, open_source
 from stillroom.tasks.sound.spectrogram import FrontEnd, Spectrogram, front_end
 
 _MEMORY = 1_000_000_000  # bytes of decoded samples that are kept
+_LOOKED_AT = 2000  # recordings of a split, at most, whose pictures and truths are read before a run too
 _MEASURED = 512  # training spectrograms that statistics are taken of
 _FAINT = 1e-6  # deviation of a frequency that is not heard
 _WHAT = "sound{s} that cannot be used"
@@ -186,6 +187,9 @@ class SoundData(ImageSetData):
         for index in range(len(recordings)):
             try:
                 recordings.hear(index, self.front)
+                if len(recordings) <= _LOOKED_AT:
+                    recordings.look(index, self.source.image_size)
+                    self._check(recordings.truth(index, self.target, self.source.image_size), recordings.name(index))
             except UnreadableImage as error:
                 problems[index] = str(error)
         kept = np.setdiff1d(np.arange(len(recordings)), list(problems))
@@ -195,6 +199,13 @@ class SoundData(ImageSetData):
         if problems and split in self.indices:
             self.indices[split] = self.indices[split][kept]
         return recordings.take(kept) if problems else recordings
+
+    def _check(self, truth: np.ndarray, name: str) -> None:
+        """Raises InputError at the number of a class that has no name."""
+        if self.target == "segmentation" and truth.max(initial=0) > len(self.source.classes):
+            got = f"{name}, whose labels go up to {truth.max()}"
+            expected = f"0 (unknown) or numbers of the {len(self.source.classes)} classes: {', '.join(self.source.classes)}"
+            raise InputError("data", got, expected)
 
     def _prepared(self, images: Recordings) -> Recordings:
         return images  # kept by those who read them, see `_Batches`

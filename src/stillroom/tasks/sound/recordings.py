@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import io
 import pickle
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from functools import lru_cache
 from typing import Any, Literal, Protocol
 
@@ -16,7 +17,7 @@ from torchvision.transforms.v2.functional import pil_to_tensor, resize
 from stillroom.engine.loading import sample_seeds
 from stillroom.errors import InputError
 from stillroom.tasks.images.files import Store
-from stillroom.tasks.images.stores import UnreadableImage, read_image
+from stillroom.tasks.images.stores import UnreadableImage, read_image, reason_of
 from stillroom.tasks.sound import rooms
 from stillroom.tasks.sound.scores import nine_classes
 from stillroom.tasks.sound.spectrogram import FrontEnd
@@ -230,7 +231,7 @@ class FileRecordings:
         """As `Recordings.truth`; maps are resized by their nearest pixels."""
         row = self.rows[index]
         if target == "occupancy":
-            with np.load(io.BytesIO(self.store.read(row["voxels"]))) as content:
+            with _told_broken(str(row["voxels"])), np.load(io.BytesIO(self.store.read(row["voxels"]))) as content:
                 voxels = content["occupancy"].astype(bool)
             if voxels.shape != (FINE,) * 3:
                 raise UnreadableImage(f"{row['voxels']}: its occupancy has the shape {list(voxels.shape)}, not {[FINE] * 3}")
@@ -245,16 +246,18 @@ class FileRecordings:
         if "frame" in row:
             stored = np.squeeze(self._frame(row)["depth"])
         elif str(row["depth"]).endswith(".npy"):
-            stored = np.squeeze(np.load(io.BytesIO(self.store.read(row["depth"])), allow_pickle=False))
+            with _told_broken(str(row["depth"])):
+                stored = np.squeeze(np.load(io.BytesIO(self.store.read(row["depth"])), allow_pickle=False))
         else:
-            stored = np.asarray(Image.open(io.BytesIO(self.store.read(row["depth"]))))
+            with _told_broken(str(row["depth"])), Image.open(io.BytesIO(self.store.read(row["depth"]))) as image:
+                stored = np.asarray(image)
         if stored.ndim != 2:
             raise UnreadableImage(f"{row.get('depth', row['sound'])}: its depth has the shape {list(stored.shape)}, not [H, W]")
         metres = stored.astype(np.float32) * UNITS[self.unit]
         return np.where(np.isfinite(metres) & (metres > 0), metres, 0).astype(np.float32)
 
     def _labels(self, name: str) -> np.ndarray:
-        with Image.open(io.BytesIO(self.store.read(name))) as image:
+        with _told_broken(name), Image.open(io.BytesIO(self.store.read(name))) as image:
             if image.mode not in ("L", "P", "I", "I;16"):
                 raise UnreadableImage(f"{name}: is a picture of mode {image.mode}, not of class numbers (grey or palette)")
             found = np.asarray(image).astype(np.int64)
@@ -263,6 +266,17 @@ class FileRecordings:
     def _frame(self, row: Mapping[str, Any]) -> Any:
         file, key = row["frame"]
         return frames(self.store, file)[key]
+
+
+@contextmanager
+def _told_broken(name: str) -> Iterator[None]:
+    """What a format's reader stumbles over in damaged bytes, as an error that names the file."""
+    try:
+        yield
+    except UnreadableImage:
+        raise
+    except Exception as error:
+        raise UnreadableImage(f"{name}: cannot be decoded ({reason_of(error)})") from None
 
 
 def frames(store: Store, file: str) -> Any:
@@ -302,7 +316,11 @@ def check_unit(recordings: Any, spec: str, argument: str, count: int = 8) -> Non
     """
     if not isinstance(recordings, FileRecordings) or "depth" not in recordings.has:
         return
-    metres = [values[values > 0] for values in map(recordings.depth, range(min(count, len(recordings))))]
+    metres = []
+    for index in range(min(count, len(recordings))):
+        with suppress(UnreadableImage):  # told later, with all others
+            depth = recordings.depth(index)
+            metres.append(depth[depth > 0])
     known = np.concatenate(metres) if metres else np.empty(0)
     if len(known) and not 0.02 < (median := float(np.median(known))) < _AWAY:
         got = f"{spec}, whose depth has a median of {median:.4g} m if its unit is {recordings.unit}"

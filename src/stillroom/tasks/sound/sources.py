@@ -15,6 +15,7 @@ import numpy as np
 from stillroom.errors import InputError, one_of
 from stillroom.tasks.images.files import Store, open_store
 from stillroom.tasks.images.folders import counted
+from stillroom.tasks.images.listed import by_key, key_listed, lines_of, split_of_folders
 from stillroom.tasks.images.sources import Kind, Source, held_out_samples, held_out_share, open_spec, whole_numbers
 from stillroom.tasks.images.tables import read_table
 from stillroom.tasks.sound.recordings import UNITS, FileRecordings, Recordings, check_unit, frames, made_rooms
@@ -30,6 +31,7 @@ _ROLES = {
     "voxels": ("voxels", "occupancy"),
 }
 _HEARD = ("ears", *CONVENTIONS)  # of the option `channels`
+_FASTEST = 768_000  # samples per second that sounds are recorded with
 _LISTED = {"train": ("train",), "val": ("val", "valid", "validation", "test")}
 _REPLICA = re.compile(r"(?:.*/)?(?P<scene>[^/]+)/3ms_sweep[^/]*/(?P<turn>\d+)/(?P<place>\d+)\.wav")
 _BAT = {"sound": "audio", "rgb": "camera", "depth": "depth"}  # columns "audio path", "audio file name", ...
@@ -97,6 +99,10 @@ def _open_rooms(path: str, options: dict[str, str], argument: str) -> SoundSourc
         if len({wave.rate for wave in waves}) > 1:
             raise InputError(argument, f"{options['sounds']} with sounds of several rates", "one rate")
         dry = [wave.samples.mean(0) for wave in waves]
+        if silent := [name for name, sound in zip(names, dry, strict=True) if not sound.any()]:
+            said.append(f"passed over {counted(silent, 'sound{s} that are silent')}")
+        if len(silent) == len(dry):
+            raise InputError(argument, f"{options['sounds']} with silent sounds alone", "some that can be heard")
         more["dry"] = [sound[_loudest(sound, waves[0].rate) :] for sound in dry if sound.any()], waves[0].rate
         said.append(f"{len(more['dry'][0])} dry sounds of {options['sounds']}")
         parts.append([names])
@@ -161,6 +167,9 @@ def read_hrir(path: str, argument: str) -> tuple[np.ndarray, np.ndarray, int]:
         raise InputError(argument, f"hrir={path} ({error})", "an npz with hrir [D, 2, n] and azimuth_elevation_deg, or SOFA") from None
     if responses.ndim != 3 or responses.shape[1] != 2 or degrees.shape != (len(responses), 2):
         raise InputError(argument, f"hrir={path} of shapes {list(responses.shape)}, {list(degrees.shape)}", "[D, 2, n] and [D, 2]")
+    if not (np.isfinite(responses).all() and np.isfinite(degrees).all() and responses.any((1, 2)).all() and 1000 <= rate <= _FASTEST):
+        got = f"hrir={path} with responses that are silent or no numbers, or a rate of {rate} a second"
+        raise InputError(argument, got, "finite responses in which something is heard, and their rate in samples per second")
     azimuth, elevation = np.deg2rad(degrees).T
     level = np.cos(elevation)
     vectors = np.stack((level * np.cos(azimuth), level * np.sin(azimuth), np.sin(elevation)), -1)
@@ -173,14 +182,15 @@ def read_hrir(path: str, argument: str) -> tuple[np.ndarray, np.ndarray, int]:
 def _open_echoes(path: str, options: dict[str, str], argument: str) -> SoundSource:
     store = open_store(path, argument)
     files, _ = store.listing()
-    of: dict[str, dict[str, str]] = {role: {} for role in _ROLES}
+    found: dict[str, list[tuple[str, str]]] = {role: [] for role in _ROLES}
     for name in sorted(files):
         parts = PurePosixPath(name).parts
         for role, words in _ROLES.items():
             place = next((number for number, part in enumerate(parts[:-1]) if part.lower() in words), None)
             if place is not None and (role != "sound" or PurePosixPath(name).suffix.lower() in SOUNDS):
-                of[role][str(PurePosixPath(*parts[place + 1 :]).with_suffix(""))] = name
+                found[role].append((str(PurePosixPath(*parts[place + 1 :]).with_suffix("")), name))
                 break
+    of = {role: by_key(pairs, argument) for role, pairs in found.items()}
     roles = [role for role in _ROLES if of[role]]
     if not {"sound", "rgb"} <= set(roles) or len(roles) < 3:
         raise InputError(argument, f"echoes:{path} with {', '.join(roles) or 'none'}", "folders sound, rgb and depth, labels or voxels")
@@ -193,14 +203,23 @@ def _open_echoes(path: str, options: dict[str, str], argument: str) -> SoundSour
     split: dict[str, list[str]] = {}
     for part, words in _LISTED.items():
         if (listed := next((lists[word] for word in words if word in lists), None)) is not None:
-            named = [str(PurePosixPath(line)) for line in store.read(listed).decode("utf-8-sig").split("\n") if line.strip()]
-            known = [name if name in rows else str(PurePosixPath(name).with_suffix("")) for name in named]
-            split[part] = [name for name in known if name in rows]
-            if len(split[part]) < len(named):
-                said.append(f"{listed} names {len(named) - len(split[part])} recordings that are not there")
-    if set(split) != {"train", "val"}:
+            known = [key_listed(line, rows) for line in lines_of(store.read(listed))]
+            split[part] = list(dict.fromkeys(name for name in known if name in rows))
+            if absent := [name for name in known if name not in rows]:
+                said.append(f"{listed} names {counted(absent, 'recording{s} that are not there')}")
+    if split and "val" in options:
+        raise InputError(argument, f"val={options['val']}", f"none: {', '.join(f'{part}.txt' for part in split)} says which are which")
+    if len(split) == 1:
+        raise InputError(argument, f"a list {next(iter(split))}.txt alone", "train.txt and val.txt or test.txt, or neither")
+    if split and (both := set(split["train"]) & set(split["val"])):
+        raise InputError(argument, f"{min(both)} in both lists", "lists that share no recording")
+    if not split:
         split = _held_out(list(rows), held_out_share(options, argument))
-    classes = tuple(store.read(options["classes"]).decode().split("\n")) if "classes" in options else ()
+    classes: Sequence[str] = ()
+    if "classes" in options:
+        if options["classes"] not in files:
+            raise InputError(argument, f"classes={options['classes']}", f"a file in {path} with a name in each line")
+        classes = lines_of(store.read(options["classes"]))
     if options.get("categories") not in (None, "matterport"):
         raise InputError(argument, f"categories={options['categories']}", "matterport")
     matterport = "categories" in options
@@ -239,9 +258,14 @@ def _open_batvision(path: str, options: dict[str, str], argument: str) -> SoundS
     store = open_store(path, argument)
     files, _ = store.listing()
     recorded: dict[str, list[dict[str, Any]]] = {"train": [], "val": []}
-    for name in sorted(files):
-        part = next((part for part, words in _LISTED.items() if PurePosixPath(name).stem in words[: 1 if part == "train" else 4]), None)
-        if part is None or not name.endswith(".csv"):
+    tables = {name: split_of_folders([PurePosixPath(name).stem]) for name in sorted(files) if name.endswith(".csv")}
+    absent: list[str] = []
+    said: list[str] = []
+    if "val" in tables.values() and (tests := [name for name, part in tables.items() if part == "test"]):
+        said.append(f"passed over {counted(tests, 'table{s} of the split test: val is what is measured on')}")
+        tables = {name: part for name, part in tables.items() if part != "test"}
+    for name, part in tables.items():
+        if not part:
             continue
         table = read_table(name, argument, content=store.read(name), asked=("audio path",))
         columns = {role: (f"{word} path", f"{word} file name") for role, word in _BAT.items()}
@@ -251,10 +275,13 @@ def _open_batvision(path: str, options: dict[str, str], argument: str) -> SoundS
         cells = {role: list(zip(table.column(place), table.column(file), strict=True)) for role, (place, file) in columns.items()}
         for number in range(len(table.rows)):
             row = {role: _below(folder, *pairs[number], files) for role, pairs in cells.items()}
-            if None not in row.values():
-                recorded[part].append(row)
+            if None in row.values():
+                absent.append(f"{name}, row {number + 1}")
+            else:
+                recorded["val" if part == "test" else part].append(row)
+    said += [f"passed over {counted(absent, 'row{s} whose files are not there')}"] if absent else []
     more: dict[str, Any] = {"unit": options.get("unit", "mm"), "rate": 44_100, "image_size": (128, 128)}
-    return _of_files("batvision", store, recorded, options, argument, **more)
+    return _of_files("batvision", store, recorded, options, argument, said=said, **more)
 
 
 def _below(folder: PurePosixPath, place: str, file: str, files: Mapping[str, int]) -> str | None:

@@ -18,6 +18,7 @@ SOUNDS = (".wav", ".flac", ".ogg", ".mp3")
 Convention = Literal["acn-sn3d", "acn-n3d", "fuma"]
 CONVENTIONS = ("acn-sn3d", "acn-n3d", "fuma")
 _PCM, _FLOAT, _EXTENSIBLE = 1, 3, 0xFFFE  # WAV's formats
+_SLOWEST, _FASTEST = 1000, 768_000  # samples per second
 _MOST_CHANNELS = 32  # an array with more rows than this, and fewer columns, lies the wrong way round
 
 
@@ -62,6 +63,8 @@ def read_wave(file: Path | BinaryIO, name: str = "") -> Wave:
         raise UnreadableImage(f"{called}: cannot be decoded ({error})") from error
     if not wave.samples.size:
         raise UnreadableImage(f"{called}: holds no sample")
+    if not _SLOWEST <= wave.rate <= _FASTEST:
+        raise UnreadableImage(f"{called}: has {wave.rate} samples per second, which no recorder takes")
     if not np.isfinite(wave.samples).all():
         raise UnreadableImage(f"{called}: holds samples that are no numbers")
     return wave

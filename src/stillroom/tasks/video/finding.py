@@ -8,6 +8,7 @@ import re
 import numpy as np
 import torch
 
+from stillroom.errors import InputError
 from stillroom.tasks.images.files import Folder, Store
 from stillroom.tasks.images.folders import EXTENSIONS
 from stillroom.tasks.video.decoding import SUFFIXES, VideoFile
@@ -82,7 +83,8 @@ class Finder:
         if isinstance(self.store, Folder):
             try:
                 with os.scandir(self.store.root / folder) as inside:
-                    return sorted(f"{folder}/{one.name}" if folder else one.name for one in inside if one.is_file())
+                    names = [one.name for one in inside if one.is_file() and not one.name.startswith(".")]
+                    return sorted(f"{folder}/{name}" if folder else name for name in names)
             except OSError:
                 return []
         if self._inside is None:
@@ -101,6 +103,9 @@ class Finder:
             if len(np.unique(numbers)) < len(numbers):  # names that do not count frames: their order does
                 numbers = np.arange(len(numbers))
             self._sequences[folders] = (tuple(map(tuple, ordered)), numbers)
+        if row.start is None and row.seconds is not None:
+            expected = "numbers of frames, start_frame and stop_frame: how many a second frames in files are is not known"
+            raise InputError("data", f"{row.told}, of which there are frames in files", expected)
         channels, numbers = self._sequences[folders]
         start, stop = int(numbers[0]) if row.start is None else row.start, int(numbers[-1]) if row.stop is None else row.stop
         last = int(numbers[-1])

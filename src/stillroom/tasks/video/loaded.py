@@ -131,7 +131,7 @@ class LoadedVideo:
             try:
                 found = self.probabilities(opened_video(file))
             except InputError as error:
-                unreadable(UnreadableImage(f"{file}: {error}"))
+                unreadable(UnreadableImage(f"{file}: {error.got}, expected {error.expected}"))
                 continue
             rankings = {}
             for head, shares in found.items():
@@ -173,6 +173,8 @@ def opened_video(path: Path) -> Track:
     Raises:
         InputError: there are none, or they cannot be decoded.
     """
+    if not path.exists():
+        raise InputError("IMAGE", str(path), "a video or a folder of frames that exists")
     if path.is_dir():
         tracks = Finder(Folder(path)).tracks(Row("", None, None, (), ""))
         if not tracks:

@@ -11,7 +11,7 @@ from typing import Any
 from stillroom.errors import InputError, near
 from stillroom.tasks.images.annotations import content_of
 from stillroom.tasks.images.files import Store
-from stillroom.tasks.images.labelled import split_named
+from stillroom.tasks.images.labelled import plain_label, split_named
 from stillroom.tasks.images.sources import is_number
 from stillroom.tasks.images.tables import Table, read_table
 
@@ -83,11 +83,16 @@ def read_segments(name: str, content: bytes, heads: Sequence[str] | None, argume
     if heads is None:
         taken = {video, start, stop, length, split}
         heads = [column for column in table.head if column not in taken and column.lower() not in _KNOWN and _words(table, column)]
+    if len(set(heads)) < len(heads):
+        raise InputError("heads", "+".join(heads), "each column once")
     for head in heads:
         if head not in table.head:
             raise InputError("heads", head, f"a column of {name}: {near(head, table.head)}")
     if not heads:
         raise InputError(argument, f"{name} with the columns {', '.join(table.head)}", "a column of labels, heads=COLUMN+COLUMN")
+    bare = [number + 1 for number in range(len(table.rows)) if not all(table.column(head)[number] for head in heads)]
+    if bare:
+        raise InputError(argument, f"{name} with {len(bare)} rows without a label, the first row {bare[0]}", "a label in each row")
     classes, labels = _labels(table, heads)
     rows = []
     for number, cells in enumerate(table.rows):
@@ -132,14 +137,25 @@ def _span(
     if stop is None and length is None:
         raise InputError(argument, f"{where} with {start} alone", "a column of the last frame (stop_frame) or of their number (length)")
     begin, end = cell[start], cell[stop] if stop else ""
-    if ":" in begin or "." in begin or start.endswith(("_s", "timestamp")):
-        return None, None, (seconds_of(begin, where, argument), seconds_of(end, where, argument))
-    if not begin.isdecimal() or not (cell[length] if not stop and length else end).isdecimal():
+    if "frame" in start.lower():  # numbers, which programs that know of holes write as 12.0
+        begin, end = plain_label(begin), plain_label(end)
+    if ":" in begin or "." in begin or start.lower().endswith(("_s", "timestamp")):
+        return None, None, _times(begin, end, where, argument)
+    count = plain_label(cell[length]) if not stop and length else ""
+    if not begin.isdecimal() or not (count or end).isdecimal():
         raise InputError(argument, f"{where}: {begin} to {end}", "numbers of frames, or times such as 0:12.5")
-    last = int(begin) + int(cell[length]) - 1 if not stop and length else int(end)
+    last = int(begin) + int(count) - 1 if count else int(end)
     if last < int(begin):
         raise InputError(argument, f"{where}: frames {begin} to {last}", "a last frame that is not before the first")
     return int(begin), last, None
+
+
+def _times(begin: str, end: str, where: str, argument: str) -> tuple[float, float]:
+    """Seconds from when to when."""
+    found = seconds_of(begin, where, argument), seconds_of(end, where, argument)
+    if not 0 <= found[0] < found[1] < float("inf"):
+        raise InputError(argument, f"{where}: {begin} to {end}", "an end that is later than the beginning")
+    return found
 
 
 def seconds_of(text: str, where: str, argument: str) -> float:
@@ -181,7 +197,10 @@ def read_something(store: Store, path: str, argument: str) -> Segments:
     """
     files = sorted(store.listing()[0]) if not hasattr(store, "root") else _tops(store)
     train, val, labels = (_named(files, ending, path, argument) for ending in ("train.json", "validation.json", "labels.json"))
-    numbers = {_template(text): int(number) for text, number in _json(store, labels, argument).items()}
+    told = _json(store, labels, argument)
+    if not isinstance(told, dict) or not all(str(number).isdecimal() for number in told.values()):
+        raise InputError(argument, labels, "a JSON object with the number of each template")
+    numbers = {_template(text): int(number) for text, number in told.items()}
     classes = sorted(numbers, key=lambda text: numbers[text])
     places = {text: number for number, text in enumerate(classes)}
     rows = []
@@ -246,6 +265,10 @@ def read_epic(store: Store, path: str, argument: str) -> Segments:
             table = read_table(listed, argument, asked=["id", "key"], content=content_of(store, listed, argument))
             pairs = list(zip(table.column("id"), table.column("key"), strict=True))
         names = dict(reversed(pairs))
+        if strange := [number for number in names if not number.isdecimal()]:
+            raise InputError(
+                argument, f"the {head} class {strange[0]!r} of {names[strange[0]]}", "numbers of classes, as in EPIC-KITCHENS-100"
+            )
         numbers = sorted(map(int, names))
         heads[head] = tuple(names[str(number)] for number in numbers)
         order.append({str(number): place for place, number in enumerate(numbers)})
@@ -257,7 +280,9 @@ def read_epic(store: Store, path: str, argument: str) -> Segments:
             try:
                 labels = order[0][cell["verb_class"]], order[1][cell["noun_class"]]
                 first, last = int(cell["start_frame"]), int(cell["stop_frame"])
-                times = (seconds_of(cell["start_timestamp"], where, argument), seconds_of(cell["stop_timestamp"], where, argument))
+                times = _times(cell["start_timestamp"], cell["stop_timestamp"], where, argument)
+                if not 0 <= first <= last:
+                    raise InputError(argument, f"{where}: frames {first} to {last}", "a last frame that is not before the first")
                 rows.append(Row(cell["video_id"], first, last, labels, split, times))
             except (KeyError, ValueError) as error:
                 raise InputError(argument, f"{where} ({error})", "the columns and classes of EPIC-KITCHENS-100") from None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -15,6 +15,7 @@ from stillroom.errors import InputError
 from stillroom.tasks.images.annotations import content_of
 from stillroom.tasks.images.files import Folder, open_store
 from stillroom.tasks.images.folders import counted, find_splits
+from stillroom.tasks.images.listed import measured_on
 from stillroom.tasks.images.sources import IMAGENET_STATISTICS, Kind, Source, held_out_samples, held_out_share, open_spec, whole_numbers
 from stillroom.tasks.images.stores import hold_out
 from stillroom.tasks.video import actions
@@ -25,6 +26,7 @@ from stillroom.tasks.video.tracks import MODALITIES, Clip, Clips
 _HEAD = re.compile(r"[A-Za-z]\w*")
 _TAKEN = {"keys", "values", "items", "pop", "clear", "update", "forward", "training", "type"}  # what modules call other things
 _BLOCKS = 10  # stretches of time, at most, that are held out of each video whose clips overlap; of every ten clips one at most
+_LISTED = 5  # names that a message has
 _FRAMES = 16
 
 
@@ -182,8 +184,13 @@ def _from_rows(
     content: str,
     **shape: object,
 ) -> VideoSource:
-    """The clips of which there is something to see, in two splits."""
+    """The clips of which there is something to see, in two splits.
+
+    Raises:
+        InputError: there is none, or one is in both splits.
+    """
     lines, clips, kept = list(said), [], []
+    rows = _once(_splits(rows, options, argument, lines), argument, lines)
     missing: list[str] = []
     beyond: list[str] = []
     for row in rows:
@@ -212,7 +219,45 @@ def _from_rows(
         train_N, val_N, how = _held_out(kept, listed.labels[:, 0], [str(one) for one in next(iter(heads.values()))], share, argument)
         lines.append(how)
     train, val = (listed.take(np.flatnonzero(part)) for part in (train_N, val_N))
+    for number, (head, classes) in enumerate(heads.items()):
+        if len(train) and (untaught := sorted(set(range(len(classes))) - set(train.labels[:, number].tolist()))):
+            shown = ", ".join(str(classes[one]) for one in untaught[:_LISTED]) + (", ..." if len(untaught) > _LISTED else "")
+            lines.append(f"no training clip of {len(untaught)} of the {len(classes)} classes of {head}: {shown}")
     return _source(name, heads, train, val, content, lines, **shape)
+
+
+def _splits(rows: Sequence[Row], options: Mapping[str, str], argument: str, said: list[str]) -> list[Row]:
+    """The rows to train on and, marked val, those to measure with; without a split as they are."""
+    parts = {word: [row for row in rows if row.split == word] for word in ("train", "", "val", "test")}
+    if not any(row.split for row in rows):
+        return list(rows)
+    if not parts["val"] and not parts["test"]:
+        raise InputError(argument, "clips of the split train alone", "some of val or test, or no split for any of them")
+    found = measured_on(parts, options, argument, said)
+    return [replace(row, split=split) for split, inside in found.items() for row in inside]
+
+
+def _once(rows: Sequence[Row], argument: str, said: list[str]) -> list[Row]:
+    """The rows without those that are there twice.
+
+    Raises:
+        InputError: a piece of a video is both trained on and measured on.
+    """
+    first: dict[tuple[object, ...], Row] = {}
+    kept, again, others = [], [], []
+    for row in rows:
+        known = first.setdefault((row.video, row.start, row.stop, row.seconds), row)
+        if known.split != row.split:
+            raise InputError(argument, f"{row.told} in {known.split} and in {row.split}", "splits that share no clip")
+        if known is not row and known.labels == row.labels:
+            again.append(row.told)
+            continue
+        if known is not row:
+            others.append(row.told)
+        kept.append(row)
+    said += [f"passed over {counted(again, 'row{s} named before with the same labels')}"] if again else []
+    said += [f"{counted(others, 'clip{s} named before with other labels')}"] if others else []
+    return kept
 
 
 def _held_out(

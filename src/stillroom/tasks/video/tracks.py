@@ -16,6 +16,7 @@ from torch import Tensor
 
 from stillroom.errors import InputError
 from stillroom.tasks.images.files import Store
+from stillroom.tasks.images.stores import UnreadableImage, read_image
 from stillroom.tasks.video.audio import MelSpectrogram, segments
 from stillroom.tasks.video.layout import BOXES, EMPTY_BOX
 
@@ -109,11 +110,15 @@ class FrameFiles:
         """Its frames; one that is missing shows the frame before it.
 
         Raises:
-            InputError: a file that cannot be decoded.
+            InputError: a file that cannot be decoded, or of another size than the others.
         """
         asked = np.clip(self.start + np.asarray(indices), self.start, self.stop)
         places = np.maximum(np.searchsorted(self.numbers, asked, side="right") - 1, 0).tolist()
         known = {place: self._picture(place) for place in set(places)}
+        if len({picture.shape for picture in known.values()}) > 1:
+            sizes = {f"{picture.shape[1]} x {picture.shape[0]}": self.channels[0][place] for place, picture in known.items()}
+            told = ", ".join(f"{name} of {size}" for size, name in list(sizes.items())[:2])
+            raise InputError("data", f"frames of one clip in several sizes: {told} pixels", "frames of one size")
         return torch.from_numpy(np.stack([known[place] for place in places])).permute(0, 3, 1, 2)
 
     def _picture(self, place: int) -> np.ndarray:
@@ -124,9 +129,11 @@ class FrameFiles:
 
     def _opened(self, name: str, mode: str) -> Image.Image:
         try:
-            return Image.open(io.BytesIO(self.store.read(name))).convert(mode)
-        except (OSError, ValueError, SyntaxError) as error:
+            return read_image(io.BytesIO(self.store.read(name)), name).convert(mode)
+        except OSError as error:
             raise InputError("data", f"{name} ({error})", "a frame that can be decoded") from None
+        except UnreadableImage as error:
+            raise InputError("data", str(error), "a frame that can be decoded") from None
 
 
 @dataclass(frozen=True)
