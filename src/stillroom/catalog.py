@@ -112,7 +112,13 @@ METHODS: tuple[Method, ...] = (
         "reference vectors of the specification",
     ),
     Method("crkd", "Class-relation Knowledge Distillation for Novel Class Discovery", "classification", "stillroom.methods.crkd", _PAPER),
-    Method("upvl", "Unsupervised 3D Perception with 2D Vision-Language Distillation for Autonomous Driving", "points"),
+    Method(
+        "upvl",
+        "Unsupervised 3D Perception with 2D Vision-Language Distillation for Autonomous Driving",
+        "detection3d",
+        "stillroom.methods.upvl",
+        "reference vectors of the specification",
+    ),
     Method(
         "kd3",
         "Distribution Shift Matters for Knowledge Distillation with Webly Collected Images",
@@ -212,6 +218,7 @@ BUILDERS = {
     "gift": "stillroom.methods.giftnet.network",
     "zeroseg": "stillroom.methods.zeroseg.network",
     "aligned": "stillroom.methods.daps_sam.network",
+    "upvl": "stillroom.methods.upvl.detector",
 }
 
 # What builds students that are no network of a task's; a card names it, and any other must be trusted.
