@@ -176,8 +176,23 @@ def label_sequences(
             say(f"{name}: {before}{known['said']}")
             sections[folder] = known["section"]
         waiting = left
+    if with_points:
+        _join(out, names)
     write_atomic(out / PAGE, _page([sections[name] for name in names], vision))
     return names
+
+
+def _join(out: Path, names: Sequence[str]) -> None:
+    """Writes a ``frames.json`` of all sequences beside their folders, so that they are one data set; unless their columns differ."""
+    contents = [json.loads((out / name / NAME).read_text(encoding="utf-8")) for name in names]
+    if all(content["columns"] == contents[0]["columns"] for content in contents):
+        frames = [
+            {**frame, "lidar": f"{name}/{frame['lidar']}", "sequence": name}
+            for name, content in zip(names, contents, strict=True)
+            for frame in content["frames"]
+        ]
+        classes = list(dict.fromkeys(word for content in contents for word in content["classes"]))
+        write_atomic(out / NAME, json.dumps({"classes": classes, "columns": contents[0]["columns"], "frames": frames}))
 
 
 def _labelled(

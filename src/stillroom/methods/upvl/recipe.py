@@ -107,7 +107,7 @@ def recipe(
     frames = {"train": _frames(data, "train"), "val": _frames(data, "val")}
     shown = _shown(data, frames["val"], overlap)
     spec = OpenSpec(student, 2, OWN if clip == OWN else "clip")
-    _rehearse(lab, _network(str(spec), shown, lab), shown, frames["train"], plan)  # says at once what is wrong
+    _rehearse(lab, _network(str(spec), shown, lab), shown, frames["train"], plan, feature_weight)
     vision, key = _language(lab, data, clip)
     spec = replace(spec, features=vision.texts.shape[1])
     found = _targets(lab, data, frames, vision, key, labels, names, feature_points)
@@ -222,7 +222,7 @@ def _counts(found: Targets) -> str:
     return f"The {len(frames)} training frames got {boxes} boxes, and {len(found.table)} features of points or tracks."
 
 
-def _rehearse(lab: Lab, network: Any, data: Detection3dData, train: ListedFrames, plan: Training) -> None:
+def _rehearse(lab: Lab, network: Any, data: Detection3dData, train: ListedFrames, plan: Training, feature_weight: float) -> None:
     """Asks for the losses of a few frames, so that what is wrong is said at once; nothing is kept.
 
     Raises:
@@ -234,7 +234,7 @@ def _rehearse(lab: Lab, network: Any, data: Detection3dData, train: ListedFrames
         return replace(frame, labels=nothing, about={}, point_labels=rows, instances=None, flow=None, views=())
 
     with lab.shared(), torch.enable_grad():
-        distiller = UPVL(network, torch.ones(1, 2), torch.ones(1, 2))
+        distiller = UPVL(network, torch.ones(1, 2), torch.ones(1, 2), feature_weight=feature_weight)
         distiller.plan = plan
         distiller.configure_optimizers()
         loader = data.derive("rehearsal", train=_training(train, made_up)).train_loader(seed=lab.seed)
@@ -265,7 +265,14 @@ ROOM = Room(
     recipe,
     tasks=("detection3d",),
     presets={"paper": PAPER},
-    default={"data": "streets:train=12,val=6,frames=8,cameras=4,beams=32,azimuths=360", "epochs": 20},
+    default={
+        "data": "streets:train=10,val=5,frames=8,cameras=4,beams=32,azimuths=360,reach=14",
+        "reach": [-16.0, -16.0, -1.0, 16.0, 16.0, 5.0],
+        "student": "stillroom/pillar-small-w0.5",
+        "arms": "clusters+motion+unfiltered+labels+lifted+upvl",
+        "batch_size": 4,
+        "epochs": 10,
+    },
     expect="Not measured yet.",
     reason="learns from sequences that nobody labelled, and has no teacher of its kind",
 )

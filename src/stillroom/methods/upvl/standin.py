@@ -38,7 +38,7 @@ CAPTIONS = {  # of which the first three may also be called THINGS
 }
 WORDS = tuple(sorted({word for names in (*CAPTIONS.values(), THINGS, COLOURS) for name in names for word in name.split()}))
 _STRIDE = 2
-_WORLDS, _PICTURES, _PIXELS, _TEMPERATURE = 30, 12, 48, 0.1
+_WORLDS, _STEPS, _PICTURES, _PIXELS, _TEMPERATURE = 30, 200, 12, 48, 0.1
 
 
 def image_tower() -> nn.Sequential:
@@ -67,21 +67,20 @@ def embedded(texts: Sequence[str], table_WC: Tensor, argument: str = "query") ->
     return normalize(torch.stack([bag_of_words(text, argument) for text in texts]).to(table_WC) @ table_WC, dim=1)
 
 
-def learn(seed: int, steps: int = 200) -> dict[str, Tensor]:
+def learn(seed: int) -> dict[str, Tensor]:
     """The weights of both towers, by a symmetric InfoNCE of pixels and captions; equal captions of a batch are each other's positives.
 
     Args:
         seed: of streets, captions and weights.
-        steps: of Adam.
     """
     random = np.random.default_rng(seed)
     with torch.random.fork_rng(devices=[]), torch.enable_grad():
         torch.manual_seed(seed)
         tower, words = image_tower(), nn.Parameter(torch.randn(len(WORDS), FEATURES) * 0.3)
         optimiser = torch.optim.Adam([*tower.parameters(), words], lr=3e-3)
-        schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 5e-3, steps)
+        schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 5e-3, _STEPS)
         pictures_NHW3, kinds_NHW, names = _pictures(seed)
-        for _ in range(steps):
+        for _ in range(_STEPS):
             chosen = random.integers(len(pictures_NHW3), size=_PICTURES)
             at, captions = _captioned(kinds_NHW[chosen], names, random)
             shown = torch.from_numpy(pictures_NHW3[chosen]).permute(0, 3, 1, 2).float() / 255
