@@ -41,7 +41,7 @@ ORDER = [
         "mtl-cs",
         "auto-kd",
     ),
-    *("rdd", "pointdc", "distillbev"),
+    *("rdd", "pointdc", "distillbev", "upvl"),
 ]
 NAMES = {
     "kd3": "KD³",
@@ -66,6 +66,7 @@ NAMES = {
     "rdd": "RDD",
     "distillbev": "DistillBEV",
     "pointdc": "PointDC",
+    "upvl": "UP-VL",
 }
 SIGNS = {"above": "▲", "below": "▼", "level": "="}
 _SPACE = "\N{NO-BREAK SPACE}"
