@@ -222,13 +222,13 @@ def test_the_student_is_asked_with_words(run: Path, tmp_path: Path, capsys: pyte
     [
         (("--arms", "upvl+labels"), "--arms"),
         (("--arms", "detector+lifted"), "a detector that is trained last"),
-        (("--labels", "true"), "--labels: got true"),
-        (("--labels", "given"), "--clip: got own"),
+        (("--boxes", "true"), "--boxes: got true"),
+        (("--boxes", "given"), "--clip: got own"),
         (("--overlap", "half"), "--overlap: got half"),
         (("--subset", "3"), "whole sequences"),
         (("--paste", "3"), "no true box is cut out"),
         (("--student", "stillroom/voxel-small"), "on pillars"),
-        (("--feature-weight", "-1"), "feature"),
+        (("--language-weight", "-1"), "feature"),
         (("--clip", "/nowhere"), "/nowhere"),
     ],
 )
@@ -296,7 +296,7 @@ def test_what_label_3d_wrote_is_learned(tmp_path: Path, clip_folder: Path, capsy
     (tmp_path / "words.txt").write_text("car\nperson\n")
     clip = ["--vocabulary", str(tmp_path / "words.txt"), "--clip", str(clip_folder), "--background", "2", "--points"]
     assert main(["label-3d", SEQUENCES.replace("val=1", "val=1,seed=4"), *clip, "--out", str(tmp_path / "labels")]) == 0
-    words = ["run", "upvl", "--data", f"points:{tmp_path / 'labels'},val=0.5", "--labels", "given", *SHORT]
+    words = ["run", "upvl", "--data", f"points:{tmp_path / 'labels'},val=0.5", "--boxes", "given", *SHORT]
     assert main([*words, "--clip", str(clip_folder), "--out", str(tmp_path / "run")]) == 0
     assert "Measured against the given labels" in (tmp_path / "run/report.html").read_text()
     for file in (tmp_path / "labels").rglob("features.npz"):

@@ -66,9 +66,9 @@ def recipe(
     plan: Training = STREETS,
     student: str = "stillroom/pillar-small",
     clip: str = OWN,
-    labels: str = "made",
+    boxes: str = "made",
     arms: str = "",
-    feature_weight: float = 1.0,
+    language_weight: float = 1.0,
     feature_points: int = 1024,
     overlap: str = "above",
 ) -> Report:
@@ -78,22 +78,22 @@ def recipe(
         lab: where and how to run.
         data: sequences of frames with poses and pictures; their own boxes and classes are looked at to measure with, and never in training.
         plan: how the detectors are trained.
-        student: the detector, on pillars; see `tasks.detection3d.models`.
+        student: network, a detector on pillars; see `tasks.detection3d.models`.
         clip: a CLIP, which names and drops what stands: a ``CLIPModel`` folder or a file of open_clip's; or ``own``, a small stand-in that
             first learns from pictures of other made-up streets with captions, and is of use on made-up streets alone.
-        labels: ``made``: the frames are labelled by this command; or ``given``: the data are what ``stillroom label-3d --points`` wrote.
+        boxes: ``made``: the frames are labelled by this command; or ``given``: the data are what ``stillroom label-3d --points`` wrote.
         arms: of the experiment, joined by +, the last is shipped. Labels of the validation frames: ``clusters`` (by geometry alone),
             ``motion`` (what moves), ``unfiltered`` (and all that stands), ``labels`` (without the background). Detectors:
             ``detector-motion`` (on what moves), ``detector`` (on all labels), ``lifted`` (the same, its boxes named by pictures) and
             ``upvl``. By default all, but with given labels ``detector+upvl``.
-        feature_weight: lambda, weight of the features.
+        language_weight: lambda, weight of the features.
         feature_points: of a frame, whose features are learned, at most; they are kept in memory, in half precision.
         overlap: what a found box is matched by: ``above`` (of the rectangles seen from above) or ``volume``.
     """
-    one_of("labels", labels, ("made", "given"))
+    one_of("boxes", boxes, ("made", "given"))
     one_of("overlap", overlap, ("above", "volume"))
     at_least("feature_points", feature_points, 2)
-    known = (*WAYS, *DETECTORS) if labels == "made" else ("detector", "upvl")
+    known = (*WAYS, *DETECTORS) if boxes == "made" else ("detector", "upvl")
     names = [name.strip() for name in (arms or "+".join(known)).split("+")]
     if len(set(names)) < len(names) or not set(names) <= set(known) or names[-1] not in DETECTORS or names[-1] == "lifted":
         raise InputError(
@@ -102,20 +102,20 @@ def recipe(
     for what, got in (("subset", data.subset), ("val_subset", data.val_subset), ("paste", data.bank)):
         if got is not None:
             raise InputError(what, "one", "none: whole sequences are labelled, and no true box is cut out")
-    if clip == OWN and (data.source.name != "streets" or labels == "given"):
+    if clip == OWN and (data.source.name != "streets" or boxes == "given"):
         raise InputError("clip", clip, "a CLIP (a CLIPModel folder, a file of open_clip's): the stand-in knows made-up streets alone")
     frames = {"train": _frames(data, "train"), "val": _frames(data, "val")}
     shown = _shown(data, frames["val"], overlap)
     spec = OpenSpec(student, 2, OWN if clip == OWN else "clip")
-    _rehearse(lab, _network(str(spec), shown, lab), shown, frames["train"], plan, feature_weight)
+    _rehearse(lab, _network(str(spec), shown, lab), shown, frames["train"], plan, language_weight)
     vision, key = _language(lab, data, clip)
     spec = replace(spec, features=vision.texts.shape[1])
-    found = _targets(lab, data, frames, vision, key, labels, names, feature_points)
+    found = _targets(lab, data, frames, vision, key, boxes, names, feature_points)
 
     def trained(way: str, name: str, make: Callable[[Any], Boxes | UPVL], model: str) -> Trained:
         """A detector on the labels of a way."""
         train = _training(frames["train"], partial(found["train"].frame, way=way))
-        told = f"{key} {labels} {way} {feature_points}"
+        told = f"{key} {boxes} {way} {feature_points}"
         network = _network(model, shown, lab)
         if name == "upvl":
             network.naming.clip = "" if clip == OWN else clip
@@ -131,7 +131,7 @@ def recipe(
             around = partial(Labels, found=answers)
             stages[name] = lab.evaluate(Nothing(f"{name} {key}"), shown, name=name, model=f"{name} (labels)", around=around)
         elif name == "upvl":
-            learns = partial(UPVL, table=found["train"].table, texts=vision.texts, feature_weight=feature_weight)
+            learns = partial(UPVL, table=found["train"].table, texts=vision.texts, feature_weight=language_weight)
             stages[name] = trained("labels", name, learns, str(spec))
         elif name == "detector-motion":
             stages[name] = trained("motion", name, Boxes, student)
@@ -142,7 +142,7 @@ def recipe(
                 around = partial(Lifted, features=partial(_lifted, data, vision), texts=vision.texts)
                 stages[name] = lab.evaluate(plain.network, shown, name=name, model=f"{student} (and pictures)", around=around)  # type: ignore[arg-type]
     said = f"Named, and told from the background, by {vision.source}. {_counts(found['train'])}"
-    if labels == "given":
+    if boxes == "given":
         said += " Measured against the given labels of sequences held out, not against truth."
     stages[names[-1]] = replace(stages[names[-1]], notes=(*stages[names[-1]].notes, said))
     baseline = next((name for name in ("detector-motion", "detector") if name in names[:-1]), names[0])
@@ -197,10 +197,10 @@ def _language(lab: Lab, data: Detection3dData, clip: str) -> tuple[Language, str
 
 
 def _targets(
-    lab: Lab, data: Detection3dData, frames: dict[str, ListedFrames], vision: Language, key: str, labels: str, names: list[str], points: int
+    lab: Lab, data: Detection3dData, frames: dict[str, ListedFrames], vision: Language, key: str, boxes: str, names: list[str], points: int
 ) -> dict[str, Targets]:
     """The labels that the arms ask for."""
-    if labels == "given":
+    if boxes == "given":
         path = split_options(data.data, "data")[0].partition(":")[2]
         return {"train": given(frames["train"], open_folder(path, "data"))}
     learned = {DETECTORS[name] for name in names if name in DETECTORS}
@@ -256,7 +256,7 @@ PAPER: dict[str, Any] = {
     "schedule": "onecycle",
     "clip_norm": 35.0,
     "arms": "detector-motion+upvl",
-    "feature_weight": 1.0,
+    "language_weight": 1.0,
     "feature_points": 20000,
     "overlap": "volume",
 }
@@ -273,7 +273,7 @@ ROOM = Room(
         "batch_size": 4,
         "epochs": 10,
     },
-    expect="Not measured over seeds. On made-up streets of another size the whole labelling had more AP than geometry alone or motion alone; "
+    expect="Not measured over seeds. On other made-up streets the whole labelling had more AP than geometry or motion alone; "
     "a detector after ten short epochs finds little.",
     reason="learns from sequences that nobody labelled, and has no teacher of its kind",
 )
