@@ -174,12 +174,12 @@ def spreads(method: str) -> set[str]:
 
 
 def default_jobs(*, by_baseline: bool = False) -> list[Effect]:
-    """What every arm of the default jobs has more than the student alone, or than the job's own baseline."""
+    """What every arm of the default jobs has more than the student alone where there is one, or than the job's own baseline."""
     made = []
     for path in sorted((ROOT / "results/default").glob("*.json"), key=lambda path: ORDER.index(path.stem)):
         found = json.loads(path.read_text(encoding="utf-8"))
         compared, data = found["comparison"], found["setting"]["data"].partition(",")[0]
-        over = compared["baseline"] if by_baseline else "alone"
+        over = compared["baseline"] if by_baseline or "alone" not in found["arms"] else "alone"
         for arm in found["arms"]:
             if arm not in ("alone", compared["baseline"], compared["teacher"]):  # a baseline that is a method has its own job
                 row = {"arm": arm, "over": over, "gain": data}

@@ -1,6 +1,6 @@
 """The default job of every method that has one on drawn pictures, as a newcomer runs it:  python experiments/default_jobs.py [METHOD ...]
 
-Each is `stillroom run METHOD` and nothing else: three seeds, one teacher for all of them. Writes `results/default/METHOD.json` from the
+Each is `stillroom run METHOD --seeds 3` and nothing else: one teacher for all seeds. Writes `results/default/METHOD.json` from the
 run's own `metrics.json`, with the processor time that it took (for its sake a run's folder must not be there yet), and the table that the
 command printed, as `METHOD.txt`.
 """
@@ -16,7 +16,7 @@ from pathlib import Path
 import from_run
 
 RESULTS = Path("results/default")
-METHODS = ("kd", "dkd", "fitnets", "crd", "dot", "orc")
+METHODS = ("kd", "dkd", "fitnets", "crd", "dot", "orc", "mdcs", "kd3", "ferkd", "l2d")
 
 
 def processor_seconds() -> float:
@@ -38,7 +38,8 @@ def main(methods: list[str]) -> None:
         run, before = Path("runs/default") / method, processor_seconds()
         if run.exists():
             raise SystemExit(f"{run} is there already")
-        printed = subprocess.run(["stillroom", "run", method, "--out", str(run)], check=True, stdout=subprocess.PIPE, text=True).stdout
+        command = ["stillroom", "run", method, "--seeds", "3", "--out", str(run)]
+        printed = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
         took = f"The command took {processor_seconds() - before:.0f} s of processor time, its start and the report included."
         from_run.main(run, RESULTS / f"{method}.json", [took])
         (RESULTS / f"{method}.txt").write_text(table_in(printed), encoding="utf-8")

@@ -2,9 +2,12 @@
 
     python experiments/flowers.py --photos flowers5.zip --weights efficientnet-lite0-57934424.pth
     python experiments/flowers.py --photos flowers5.zip --weights efficientnet-lite0-57934424.pth --labels 25
+    python experiments/flowers.py --photos flowers5.zip --weights efficientnet-lite0-57934424.pth --cut
 
 Runs the commands of docs/photos.md, into `runs/flowers`. With `--labels 25`, into `runs/few-labels`, only 25 photos of each kind keep their
-labels; the others of the training part are photos without labels. `experiments/kd.py` writes what was measured to `results/kd.json`.
+labels; the others of the training part are photos without labels. With `--cut` the student is the first half of the teacher's own network:
+from scratch into `runs/flowers-scratch`, from the teacher's published weights, alone and taught, into `runs/flowers-cut`; answers that
+`runs/flowers-cache` holds are used again. `experiments/kd.py` writes what was measured to `results/kd.json`.
 """
 
 from __future__ import annotations
@@ -15,6 +18,9 @@ import subprocess
 import zipfile
 from pathlib import Path, PurePosixPath
 
+import torch
+from safetensors.torch import save_file
+
 NETWORK = Path(__file__).with_name("efficientnet_lite0.py")
 TRAINED = ("--optimizer", "adamw", "--lr", "0.002", "--weight-decay", "0.05")
 
@@ -24,6 +30,7 @@ def main() -> None:
     parser.add_argument("--photos", required=True, help="a zip of folders train/KIND and val/KIND")
     parser.add_argument("--weights", required=True, help="ImageNet weights of the teacher")
     parser.add_argument("--labels", type=int, help="labelled photos of each kind; by default all")
+    parser.add_argument("--cut", action="store_true", help="the student is the first half of the teacher's network")
     parser.add_argument("--jobs", default="2")
     asked = parser.parse_args()
     few = asked.labels is not None
@@ -34,12 +41,31 @@ def main() -> None:
     teacher = (*teacher, "--teacher-head-only", "true") if few else teacher
     stored, run = f"runs/{name}-cache", f"runs/{name}"
     stored_of = ("--views", "60") if few else ("--views", "12", "--taps", "pooled")
-    subprocess.run(["stillroom", "cache", *data, *teacher, *TRAINED, *stored_of, "--out", stored], check=True)
+    if not (asked.cut and Path(stored, "cache.json").exists()):
+        subprocess.run(["stillroom", "cache", *data, *teacher, *TRAINED, *stored_of, "--out", stored], check=True)
+    if asked.cut:
+        half, start = f"{NETWORK}:first_blocks", cut(Path(asked.weights), Path("runs/flowers-cut.safetensors"))
+        common = (*data, *TRAINED, "--schedule", "cosine", "--seeds", "3")
+        taught = ("--teacher", f"cache:{stored}", "--student", f"{half}@{start}", "--epochs", "12", "--out", "runs/flowers-cut")
+        subprocess.run(["stillroom", "compare", "kd", *common, *taught, "--jobs", asked.jobs], check=True)
+        scratch = ("--student", half, "--epochs", "30", "--warmup-epochs", "2", "--out", "runs/flowers-scratch")
+        subprocess.run(["stillroom", "run", "supervised", *common, *scratch], check=True)
+        return
     length = ("--epochs", "30", "--warmup-epochs", "2") if few else ("--epochs", "60", "--warmup-epochs", "3")
     student = ("--student", "timm/mobilenetv3_small_050", *length, "--schedule", "cosine", "--seeds", "3")
     taught = ("--teacher", f"cache:{stored}", "--jobs", asked.jobs, "--out", run)
     options = ("--options.kd", "{temperature: 2, task_weight: 0.5, kd_weight: 0.5}") if few else ()
     subprocess.run(["stillroom", "compare", "kd", *options, *data, *taught, *student, *TRAINED], check=True)
+
+
+def cut(weights: Path, out: Path) -> Path:
+    """Those of the teacher's weights that its first eight blocks have, with the head of their thousand classes left blank."""
+    every = torch.load(weights, weights_only=True)
+    blocks = tuple(f"_blocks.{number}." for number in range(8))
+    kept = {name: tensor.contiguous() for name, tensor in every.items() if name.startswith(("_conv_stem.", "_bn0.", *blocks))}
+    out.parent.mkdir(parents=True, exist_ok=True)
+    save_file({**kept, "_fc.weight": torch.zeros(1000, 80), "_fc.bias": torch.zeros(1000)}, out)
+    return out
 
 
 def parted(photos: Path, out: Path, labels: int) -> str:

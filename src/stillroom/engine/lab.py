@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import math
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
@@ -82,6 +83,9 @@ class Lab:
         opening: lines that the first process says when the first stage begins: what the data are.
         quiet: say nothing of stages: of a search with many of them.
         after_epoch: called after each epoch of a stage with its line of the record; what it raises ends the stage.
+
+    Attributes:
+        shared_seconds: what stages took that serve all seeds.
     """
 
     def __init__(
@@ -105,7 +109,7 @@ class Lab:
             check_port()
         self._run_folder = RunFolder(self.folder, settings or {}, overwrite=options.overwrite, main=self.is_main)
         self.seed = options.seed if seed is None else seed
-        self.started = now()
+        self.started, self.shared_seconds = now(), 0.0
         self._opening, self._quiet, self._after_epoch = opening, quiet, after_epoch
         self._callbacks: list[Callback] = []  # besides those that every training has
         self.settings = settings or {}
@@ -143,13 +147,15 @@ class Lab:
     @contextmanager
     def shared(self) -> Iterator[None]:
         """Stages inside serve all seeds of the run: they have the first seed, and a folder of their own."""
-        seed, prefix = self.seed, self._prefix
+        seed, prefix, started = self.seed, self._prefix, time.perf_counter()
         self.seed, self._prefix = self.options.seed, ""
         seed_everything(self.seed)
         try:
             yield
         finally:
             self.seed, self._prefix = seed, prefix
+            if prefix:  # else what is around it counts
+                self.shared_seconds += time.perf_counter() - started
             seed_everything(self.seed)
 
     def teach(self, trained: Trained) -> Teacher:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -10,8 +11,11 @@ from stillroom.engine.distributed import go_alone
 from stillroom.engine.lab import Lab
 from stillroom.engine.report.files import publish
 from stillroom.engine.report.results import Report
+from stillroom.engine.report.wording import duration
 from stillroom.engine.run.options import LabOptions
 from stillroom.engine.task import TaskData, first_lines
+
+_TELLING = 1.0  # seconds that a seed takes at least where the others are foretold
 
 
 def run_seeds(
@@ -37,8 +41,9 @@ def run_seeds(
         settings: every argument of the run, for the report.
         notes: what the report says besides.
     """
-    reports = []
+    reports, longest = [], 0.0
     for repetition in range(options.seeds):
+        started = time.perf_counter()
         lab = Lab(
             replace(options, overwrite=options.overwrite and not repetition),
             options.seed + repetition,
@@ -46,6 +51,10 @@ def run_seeds(
             first_lines(data) if not repetition else (),
         )
         reports.append(recipe(lab, data, **arguments))
+        # what all seeds share was done with the first; a seed that was done before tells nothing of those to come
+        longest = max(longest, time.perf_counter() - started - lab.shared_seconds)
+        if (left := options.seeds - repetition - 1) and longest >= _TELLING:
+            lab.say(f"seed {lab.seed}", f"done; about {duration(left * longest)} for the {left} left")
     go_alone()
     if not lab.is_main:
         return reports[-1]

@@ -179,7 +179,8 @@ ROOM = Room(
     recipe,
     tasks=("classification",),
     presets=PRESETS,
-    expect="Not measured on these digits. On CIFAR-10 the stored labels as they are (FKD) gave +3.5 +- 0.8 points over hard "
-    "labels, FerKD +2.0 +- 0.9 (5 seeds): adapting them did not pay there; the paper sees +0.7 over FKD on ImageNet.",
+    expect="On these digits +3.0 +- 0.7 points over the student alone (3 seeds). On CIFAR-10 the stored labels as they are (FKD) gave "
+    "+3.5 +- 0.8 points over hard labels, FerKD +2.0 +- 0.9 (5 seeds): adapting them did not pay there; the paper sees +0.7 over FKD on "
+    "ImageNet.",
     build=build,
 )
