@@ -25,6 +25,7 @@ _OWN = 1.5  # metres around the sensor, in which the vehicle itself is seen
 _AROUND = 3  # observations on either side that tell where something heads
 _TOLD = 2.0  # metres that it must have moved for that
 _ODD = 2.0  # standard deviations of the distance to the neighbours that make a point an outlier
+_REGISTERED = 300  # points of an observation, or a few more, that are registered: a turn and a shift need no more
 _ALONE = 0.9  # share of static points from which a cluster is not asked how it moves
 
 
@@ -324,7 +325,8 @@ def _moving(scans: Sequence[Scan], own: Sequence[Proposal], interval: float, spe
             # too short and its errors add up, right there
             starts = (shift + turn(yaw) @ (centres[i] - travelled - centres[i + before]), shift)
             source = points[i] - centres[i]
-            fits = [constrained_icp(source, whole, yaw=yaw, shift=start) for start in starts]
+            some = source[:: max(1, len(source) // _REGISTERED)]
+            fits = [constrained_icp(some, whole, yaw=yaw, shift=start) for start in starts]
             best = int(fits[1].residual < fits[0].residual)
             kept = (fits[best].yaw, fits[best].shift) if fits[best].residual < 0.2 else (yaw, starts[best])
             placed[i] = kept

@@ -36,9 +36,8 @@ class OpenEvaluator:
 
     def __init__(self, names: Sequence[str], *, from_above: bool) -> None:
         self.names, self.overlap = tuple(names), overlap_of(from_above)
-        by = "from above" if from_above else "of volumes"
         self.metric_formats: Mapping[str, Metric] = {
-            "AP": Metric(f"AP, overlap {by}", "%", 1, True),
+            "AP": Metric(f"AP at {_OVERLAP:g} of overlap{'' if from_above else ' in 3D'}", "%", 1, True),
             "APmoving": Metric("AP of what moves", "%", 1, True),
             "APstanding": Metric("AP of what stands", "%", 1, True),
             "mAPwords": Metric("mAP by words", "%", 1, True),
