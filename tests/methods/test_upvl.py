@@ -18,7 +18,7 @@ from stillroom.cli import main
 from stillroom.errors import InputError
 from stillroom.methods.upvl import UPVL, standin, targets
 from stillroom.methods.upvl.detector import parse
-from stillroom.methods.upvl.distiller import Found
+from stillroom.methods.upvl.distiller import WAYS, Found
 from stillroom.methods.upvl.metrics import OpenEvaluator
 from stillroom.methods.upvl.standin import FEATURES, StandIn, bag_of_words
 from stillroom.tasks.detection3d.models import Wanted, build_detector
@@ -183,7 +183,7 @@ def run(tmp_path_factory: pytest.TempPathFactory, quick_stand_in: None) -> Path:
 
 def test_a_run_measures_labels_and_detectors_and_says_who_named(run: Path) -> None:
     metrics = json.loads((run / "metrics.json").read_text())
-    assert list(metrics["summary"]) == [*targets.WAYS, "detector-motion", "detector", "lifted", "upvl"]
+    assert list(metrics["summary"]) == [*WAYS, "detector-motion", "detector", "lifted", "upvl"]
     assert metrics["baseline"] == "detector-motion"
     assert {"AP", "APmoving", "APstanding"} <= set(metrics["stages"]["upvl"][0]["metrics"])
     assert metrics["stages"]["upvl"][0]["history"][0]["train/feature"] > 0

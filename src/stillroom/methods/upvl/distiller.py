@@ -18,6 +18,9 @@ from stillroom.tasks.points.boxes import points_in_boxes
 from stillroom.tasks.points.center_head import Detections
 from stillroom.tasks.points.frames import FrameBatch
 
+# How sequences are labelled: by geometry alone; what moves; what moves and all that stands; all of it, without the background.
+WAYS = ("clusters", "motion", "unfiltered", "labels")
+
 
 class Found(NamedTuple):
     """What was found in a frame.

@@ -22,8 +22,6 @@ from stillroom.tasks.points.folder import FolderFrames
 from stillroom.tasks.points.frames import Frame
 from stillroom.tasks.points.sources import Frames
 
-# How sequences are labelled: by geometry alone; what moves; what moves and all that stands; all of it, without the background.
-WAYS = ("clusters", "motion", "unfiltered", "labels")
 _NUMBERS = ("boxes", "score", "name", "share", "visible")  # of each box
 
 
@@ -62,7 +60,7 @@ def made(lab: Lab, frames: Frames, key: str, split: str, spec: LabelSpec, vision
         key: what else the labels depend on.
         split: how the files are called.
         spec, vision: how objects are found and named.
-        ways: of `WAYS`.
+        ways: of `distiller.WAYS`.
         points: of a frame whose feature is kept, at most.
 
     Raises:
@@ -122,7 +120,7 @@ def _drawn(rows: np.ndarray, most: int, random: np.random.Generator) -> np.ndarr
 
 
 def _boxes(whole: Prepared, way: str, spec: LabelSpec, vision: Language) -> Iterator[dict[str, np.ndarray]]:
-    """The boxes of each frame in the vehicle's coordinates, in one of `WAYS`."""
+    """The boxes of each frame in the vehicle's coordinates, in one of the ways."""
     if way == "clusters":  # no motion, no pictures, no tracks: what each frame shows
         scans = [scan._replace(seen=np.ones_like(scan.seen), background=np.zeros_like(scan.background)) for scan in whole.scans]
         still = [standing(scan) for scan in scans]
