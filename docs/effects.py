@@ -16,58 +16,13 @@ from statistics import fmean, stdev
 from typing import Any
 
 import yaml
+from catalogue import menu_order, name_of
 from mkdocs.exceptions import PluginError
 from scipy.special import stdtrit
 
 ROOT = Path(__file__).parents[1]
 CLAIMS: dict[str, Any] = yaml.safe_load((ROOT / "docs/claims.yml").read_text(encoding="utf-8"))
-# As the pages stand in the menu.
-ORDER = [
-    *("kd", "dkd", "fitnets", "crd", "features", "dot", "dino", "ferkd", "orc", "mdcs", "l2d", "wad", "crkd", "kd3", "boss"),
-    *(
-        "bckd",
-        "unikd",
-        "ssd-det",
-        "iod",
-        "giftnet",
-        "sdd",
-        "memkd",
-        "adasim",
-        "tinyclip",
-        "zeroseg",
-        "daps-sam",
-        "otd",
-        "mm-ego",
-        "mtl-cs",
-        "auto-kd",
-    ),
-    *("rdd", "pointdc", "distillbev", "upvl"),
-]
-NAMES = {
-    "kd3": "KD³",
-    "crkd": "CrKD",
-    "fitnets": "FitNets",
-    "features": "Features",
-    "ferkd": "FerKD",
-    "giftnet": "GiftNet",
-    "memkd": "MemKD",
-    "unikd": "UniKD",
-    "adasim": "AdaSim",
-    "dino": "DINO",
-    "ssd-det": "SSD-Det",
-    "tinyclip": "TinyCLIP",
-    "zeroseg": "ZeroSeg",
-    "boss": "BOSS",
-    "daps-sam": "DAPS-SAM",
-    "otd": "OTD",
-    "mm-ego": "Multimodal",
-    "mtl-cs": "MTL-CS",
-    "auto-kd": "Auto-KD",
-    "rdd": "RDD",
-    "distillbev": "DistillBEV",
-    "pointdc": "PointDC",
-    "upvl": "UP-VL",
-}
+ORDER = menu_order()
 SIGNS = {"above": "▲", "below": "▼", "level": "="}
 _SPACE = "\N{NO-BREAK SPACE}"
 
@@ -311,11 +266,6 @@ def scores(found: dict[str, Any]) -> str:
 
 
 # Pages ----------------------------------------------------------------------------------------------------------------------------------
-
-
-def name_of(method: str) -> str:
-    """As people write it."""
-    return NAMES.get(method, method.upper())
 
 
 def claims_of(found: dict[str, Any]) -> str:

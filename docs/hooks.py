@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import effects
+from catalogue import name_of
 from latex2mathml.converter import convert
 from mkdocs.exceptions import PluginError
 
@@ -142,7 +143,7 @@ def section(found: dict[str, Any]) -> str:
     folded += [f"```\n{lines(found['command'])}\n```"]
     return "\n\n".join(
         [
-            f"## {effects.name_of(method)} {{ #{method} }}",
+            f"## {name_of(method)} {{ #{method} }}",
             f"Measured: {seeds} seed{'s' if seeds != 1 else ''}.{page}",
             effects.claims_of(found),
             "<details markdown>\n<summary>In words, every number, and how it was measured</summary>",

@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from record import Numbers, is_clear, paired, write
+from record import Numbers, side, write
 from torch import Tensor, nn
 
 from stillroom.engine import Lab, LabOptions, Networks, Training
@@ -165,9 +165,7 @@ def verdict(found: Mapping[str, Numbers], group: str, metric: str, pairs: tuple[
     lines = []
     for arm, over in pairs:
         numbers = found[f"{group}: {arm}"][metric]
-        change, spread = paired(numbers, found[f"{group}: {over}"][metric])
-        clear = is_clear(change, spread, len(numbers))
-        word = ("above" if change > 0 else "below") if clear else "equal within noise to"
+        word, change, spread = side(numbers, found[f"{group}: {over}"][metric], "equal within noise to")
         lines.append(f"{arm} is {word} {over} ({change:+.2f} +- {spread:.2f})")
     return f"{group}, {metric}: {'; '.join(lines)}."
 

@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from record import Numbers, is_clear, paired, write
+from record import Numbers, side, write
 from scipy.stats import kendalltau
 
 from stillroom.engine import Experiment, Lab, LabOptions, Trained, Training
@@ -149,8 +149,7 @@ def verdict(found: dict[str, Numbers]) -> str:
             mine, other = found[f"shapes: {arm}"], found[f"shapes: {over}"]
             if metric not in mine or metric not in other:
                 continue
-            change, spread = paired(mine[metric], other[metric])
-            word = ("above" if change > 0 else "below") if is_clear(change, spread, len(mine[metric])) else "equal within noise to"
+            word, change, spread = side(mine[metric], other[metric], "equal within noise to")
             digits = 1 if metric == TOP1 else 3
             name = metric.partition(",")[0]
             lines.append(f"{name} of {arm} is {word} that of {over} ({change:+.{digits}f} +- {spread:.{digits}f}{unit})")

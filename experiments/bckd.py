@@ -16,7 +16,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from record import Numbers, is_clear, paired, write
+from record import Numbers, side, write
 
 from stillroom.engine import Distiller, Lab, LabOptions, Teacher, Trained, Training
 from stillroom.methods.bckd import BCKD, LD, SoftmaxKD
@@ -74,9 +74,7 @@ def verdict(name: str, found: dict[str, Numbers]) -> str:
     """What the numbers say about the claims, in words made from the numbers alone."""
     lines = []
     for over in [arm.partition(": ")[2] for arm in found if arm not in (f"{name}: BCKD", f"{name}: teacher")]:
-        change, spread = paired(found[f"{name}: BCKD"]["AP"], found[f"{name}: {over}"]["AP"])
-        clear = is_clear(change, spread, len(found[f"{name}: BCKD"]["AP"]))
-        word = ("above" if change > 0 else "below") if clear else "level within noise with"
+        word, change, spread = side(found[f"{name}: BCKD"]["AP"], found[f"{name}: {over}"]["AP"], "level within noise with")
         lines.append(f"BCKD is {word} '{over}' ({change:+.1f} +- {spread:.1f} AP)")
     return f"{name}: {'; '.join(lines)}"
 

@@ -16,7 +16,7 @@ from statistics import fmean
 
 import numpy as np
 import torch
-from record import Numbers, is_clear, paired, write
+from record import Numbers, side, write
 from torch import Tensor, nn
 
 from stillroom.engine import Lab, LabOptions, Training
@@ -100,9 +100,7 @@ def verdict(group: str, found: dict[str, Numbers], pairs: Sequence[tuple[str, st
             if metric not in mine or metric not in other:
                 continue
             both = {seed: value for seed, value in mine[metric].items() if seed in other[metric]}
-            change, spread = paired(both, other[metric])
-            clear = is_clear(change, spread, len(both))
-            word = ("above" if change > 0 else "below") if clear else "equal within noise to"
+            word, change, spread = side(both, other[metric], "equal within noise to")
             lines.append(f"{metric.partition(',')[0]} of {arm} is {word} that of {over} ({change:+.1f} +- {spread:.1f} points)")
     return f"{group}: {'; '.join(lines)}"
 

@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from record import Numbers, is_clear, paired, write
+from record import Numbers, side, write
 
 DEPTH = "interpolation+interpolation-mse+control+no-feature-loss+one-embedding+non-spatial+sam"
 FIGURES = {
@@ -58,9 +58,7 @@ def over(found: Mapping[str, Numbers], target: str, arm: str, other: str) -> str
     if len(numbers) < 2:
         change = numbers[0] - theirs[0]
         return f"{arm} has {change:+.2f} {figure} over {other} in one seed"
-    change, spread = paired(numbers, theirs)
-    clear = is_clear(change, spread, len(numbers))
-    word = ("above" if change > 0 else "below") if clear else "not to be told from"
+    word, change, spread = side(numbers, theirs, "not to be told from")
     return f"{arm} is {word} {other} ({change:+.1f} +- {spread:.1f} {figure})"
 
 

@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from record import Numbers, is_clear, paired, write
+from record import Numbers, side, write
 
 FIGURES = {"mAP": "mAP, %", "AP1m": "AP at 1 m, %", "translation": "translation error, m"}
 REACH = "[-16,-16,-1,16,16,5]"
@@ -51,9 +51,7 @@ def main() -> None:
         found[f"streets: {arm}"] = {**numbers, "seconds": {one["seed"]: one["seconds"] for one in results}}
     said = []
     for over in ("alone", *(arm for arm in asked.arms.split("+") if arm != "distillbev")):
-        change, spread = paired(found["streets: distillbev"]["mAP, %"], found[f"streets: {over}"]["mAP, %"])
-        clear = is_clear(change, spread, asked.seeds)
-        word = ("above" if change > 0 else "below") if clear else "not to be told from"
+        word, change, spread = side(found["streets: distillbev"]["mAP, %"], found[f"streets: {over}"]["mAP, %"], "not to be told from")
         said.append(f"distillbev is {word} {over} ({change:+.1f} +- {spread:.1f} points of mAP)")
     setting = {
         "streets": f"{asked.train} made-up streets with 4 cameras of 48 x 96 pixels to train on and 80 to measure, 32 x 32 m, 3 classes; "

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from record import Numbers, is_clear, paired, write
+from record import Numbers, side, write
 
 from stillroom.engine import Lab, LabOptions, Teacher
 from stillroom.engine.cache import CachedTeacher
@@ -80,9 +80,7 @@ def verdict(group: str, found: Mapping[str, Numbers]) -> str:
     for metric, named in (("knn", "k-NN"), ("few", "k-NN with 5 labels"), ("linear", "linear probe"), ("tuned", "fine-tuning on 5 labels")):
         if (numbers := found[f"{group}: features"].get(metric)) is None:
             continue
-        change, spread = paired(numbers, found[f"{group}: untrained"][metric])
-        clear = is_clear(change, spread, len(numbers))
-        word = ("above" if change > 0 else "below") if clear else "within noise of"
+        word, change, spread = side(numbers, found[f"{group}: untrained"][metric], "within noise of")
         said.append(f"{named} {word} the untrained backbone's ({change:+.1f} +- {spread:.1f} points)")
     steps = [found[f"{group}: features"].get(f"step with {name} answers, ms") for name in ("online", "stored")]
     if steps[0] is not None and steps[1] is not None:

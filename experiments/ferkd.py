@@ -23,7 +23,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from record import is_clear, paired, write
+from record import side, write
 from torch import Tensor, nn
 
 from stillroom.engine import Lab, LabOptions, Losses, Teacher, Trained, Training
@@ -141,9 +141,7 @@ def verdict(found: Found) -> str:
     ):
         if f"{group}: {arm}" in found:
             ours = found[f"{group}: {arm}"]["test accuracy, %"]
-            change, spread = paired(ours, found[f"{group}: {over}"]["test accuracy, %"])
-            clear = is_clear(change, spread, len(ours))
-            word = ("below" if change < 0 else "above") if clear else "equal within noise to"
+            word, change, spread = side(ours, found[f"{group}: {over}"]["test accuracy, %"], "equal within noise to")
             told.append(f"{'with a fair chance ' * (group == FAIR)}{arm} is {word} {over} ({change:+.2f} +- {spread:.2f} points)")
     if f"{SPEED}: teacher in the loop" in found:
         stored, loop = (

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from record import Numbers, is_clear, paired, write
+from record import Numbers, side, write
 from torch import Tensor
 
 from stillroom.engine import Lab, LabOptions, Networks, Training
@@ -78,9 +78,7 @@ def verdict(group: str, found: Mapping[str, Numbers]) -> str:
     lines = []
     for arm, over in ((GIFT, BASELINE), (FULL, BASELINE), (FULL, GIFT), (GIFT, ZERO)):
         numbers = found[f"{group}: {arm}"]["fMSE"]
-        change, spread = paired(numbers, found[f"{group}: {over}"]["fMSE"])
-        clear = is_clear(change, spread, len(numbers))
-        word = ("below" if change < 0 else "above") if clear else "equal within noise to"
+        word, change, spread = side(numbers, found[f"{group}: {over}"]["fMSE"], "equal within noise to")
         lines.append(f"{arm} is {word} {over} ({change:+.1f} +- {spread:.1f} fMSE, lower is better)")
     return f"{group}: " + "; ".join(lines)
 

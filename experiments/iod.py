@@ -16,7 +16,7 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-from record import Numbers, is_clear, paired, write
+from record import Numbers, side, write
 
 EVERY, FEW = "fine-tuning+pseudo+dmd+ifd+iod+joint", "fine-tuning+pseudo+iod"
 SETS = {
@@ -51,9 +51,7 @@ def verdict(name: str, found: dict[str, Numbers]) -> str:
     lines = [f"the detector that is to be kept has an AP50 of {sum(start.values()) / len(start):.1f} after step 1"]
     for metric in ("old", "new", "harmonic"):
         for over in ("fine-tuning", "pseudo"):
-            change, spread = paired(found[f"{name}: iod"][metric], found[f"{name}: {over}"][metric])
-            clear = is_clear(change, spread, len(start))
-            word = ("above" if change > 0 else "below") if clear else "level within noise with"
+            word, change, spread = side(found[f"{name}: iod"][metric], found[f"{name}: {over}"][metric], "level within noise with")
             lines.append(f"{metric}: IOD is {word} {over} ({change:+.1f} +- {spread:.1f} AP)")
     return f"{name}: {'; '.join(lines)}"
 

@@ -19,7 +19,7 @@ from statistics import mean
 
 import numpy as np
 import torch
-from record import Numbers, is_clear, paired, write
+from record import Numbers, side, write
 from torch import Tensor
 
 from stillroom.engine import Experiment, Lab, LabOptions, Networks, Trained, Training
@@ -127,9 +127,7 @@ def verdict(found: dict[str, Numbers]) -> str:
     lines = []
     pairs = [*zip(arms[1:], arms[:-1], strict=True), (arms[-1], arms[0])]
     for arm, over in pairs:
-        change, spread = paired(found[arm][accuracy], found[over][accuracy])
-        clear = is_clear(change, spread, len(found[arm][accuracy]))
-        word = ("above" if change > 0 else "below") if clear else "not told apart from"
+        word, change, spread = side(found[arm][accuracy], found[over][accuracy], "not told apart from")
         lines.append(f"{arm} is {word} {over} ({change:+.2f} +- {spread:.2f} points)")
     shares = found["+ contrast (KD3)"]["images of the teacher's classes among the selected, mean of the epochs, %"]
     gain = mean(shares.values()) - 60

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from record import Numbers, is_clear, paired, write
+from record import Numbers, apart, write
 
 SUFFIX = ", %"
 DRAWN = "rgb,rgb+flow+boxes:uniform,rgb+flow+boxes,rgb+flow+boxes+audio:uniform,rgb+flow+boxes+audio"
@@ -35,14 +35,6 @@ def measured(out: Path, words: list[str]) -> dict[str, dict[str, dict[int, float
     return found
 
 
-def over(found: Mapping[str, Numbers], group: str, arm: str, other: str, metric: str) -> str:
-    """How far two arms are apart, in words made from the numbers."""
-    change, spread = paired(found[f"{group}: {arm}"][metric], found[f"{group}: {other}"][metric])
-    clear = is_clear(change, spread, len(found[f"{group}: {arm}"][metric]))
-    word = ("above" if change > 0 else "below") if clear else "not to be told from"
-    return f"{arm} is {word} {other} ({change:+.1f} +- {spread:.1f} points of {metric.removesuffix(SUFFIX)})"
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--clips", help="real clips with depth beside RGB, as `clips:` reads them")
@@ -60,8 +52,8 @@ def main() -> None:
     three, four = "rgb+flow+boxes", "rgb+flow+boxes+audio"
     pairs = [(f"{three}, held-out", "alone"), (f"{three}, held-out", "rgb"), (f"{three}, held-out", f"{three}, uniform")]
     pairs += [(f"{four}, held-out", f"{four}, uniform"), ("rgb", "alone")]
-    said = [over(found, "actions", arm, other, f"verb top1{SUFFIX}") for arm, other in pairs]
-    said += [over(found, "actions", f"{three}, held-out", "alone", f"{metric}{SUFFIX}") for metric in ("top1", "ece", "ece scaled")]
+    said = [apart(found, "actions", arm, other, f"verb top1{SUFFIX}") for arm, other in pairs]
+    said += [apart(found, "actions", f"{three}, held-out", "alone", f"{metric}{SUFFIX}") for metric in ("top1", "ece", "ece scaled")]
     verdict = f"Drawn actions: {'; '.join(said)}."
     setting: dict[str, object] = {
         "actions": f"{asked.train} drawn clips to train on, 240 to measure with, 8 frames of 16 x 16 pixels; {asked.epochs} epochs of "
@@ -84,7 +76,7 @@ def main() -> None:
         found |= {f"camera motion: {arm}": numbers for arm, numbers in measured(asked.runs / "clips", words + shared).items()}
         last = "rgb+depth, held-out"
         metrics = ("rotation top1", "translation top1", "ece")
-        said = [over(found, "camera motion", last, other, f"{metric}{SUFFIX}") for other in ("alone", "rgb") for metric in metrics]
+        said = [apart(found, "camera motion", last, other, f"{metric}{SUFFIX}") for other in ("alone", "rgb") for metric in metrics]
         verdict += f" Camera motion: {'; '.join(said)}."
         setting["camera motion"] = (
             f"92 clips of a hand-held camera to train on, 28 to measure with, depth as the second modality; {asked.clip_epochs} epochs; "

@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from record import Numbers, is_clear, paired, write
+from record import Numbers, paired, side, write
 
 from stillroom.tasks.multitask.measures import delta_m
 
@@ -64,8 +64,7 @@ def measured(out: Path, words: list[str]) -> dict[str, dict[str, dict[int, float
 def said(found: Mapping[str, Numbers], group: str, arm: str, other: str, metric: str, unit: str) -> str:
     """How far two arms are apart, in words made from the numbers."""
     numbers = found[f"{group}: {arm}"][metric]
-    change, spread = paired(numbers, found[f"{group}: {other}"][metric])
-    word = ("above" if change > 0 else "below") if is_clear(change, spread, len(numbers)) else "not to be told from"
+    word, change, spread = side(numbers, found[f"{group}: {other}"][metric], "not to be told from")
     return f"{arm} is {word} {other} ({change:+.1f} +- {spread:.1f} {unit})"
 
 

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from record import Numbers, is_clear, paired, write
+from record import Numbers, side, write
 from torch import nn
 from torch.nn.functional import cross_entropy
 
@@ -123,9 +123,8 @@ def verdict(name: str, found: dict[str, Numbers]) -> str:
 
     def differs(arm: str, over: str) -> tuple[str, str]:
         theirs = found[f"{name}: {over}"][ACCURACY]
-        change, spread = paired(found[f"{name}: {arm}"][ACCURACY], theirs)
-        clear = is_clear(change, spread, len(theirs))
-        return ("above" if change > 0 else "below") if clear else "level within noise with", f"{change:+.2f} +- {spread:.2f}"
+        word, change, spread = side(found[f"{name}: {arm}"][ACCURACY], theirs, "level within noise with")
+        return word, f"{change:+.2f} +- {spread:.2f}"
 
     lines = []
     both = [differs(FULL, over) for over in (KD_ARM, EVERYONE)]

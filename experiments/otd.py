@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from record import Numbers, is_clear, paired, write
+from record import Numbers, apart, write
 
 FIGURES = (
     *("mPQ", "mDice", "type F1", "mPQ apart", "mDice apart", "type F1 apart", "PQ", "Dice", "AJI", "detection F1"),
@@ -53,18 +53,6 @@ def measured(out: Path, words: list[str]) -> dict[str, dict[str, dict[int, float
     }
 
 
-def over(found: Mapping[str, Numbers], group: str, arm: str, other: str, metric: str) -> str:
-    """How far two arms are apart, in words made from the numbers."""
-    numbers, theirs = (found[f"{group}: {name}"][metric] for name in (arm, other))
-    if len(numbers) == 1:
-        ((seed, value),) = numbers.items()
-        return f"{arm} has {value - theirs[seed]:+.1f} points of {metric.removesuffix(', %')} over {other}, one seed"
-    change, spread = paired(numbers, theirs)
-    clear = is_clear(change, spread, len(numbers))
-    word = ("above" if change > 0 else "below") if clear else "not to be told from"
-    return f"{arm} is {word} {other} ({change:+.1f} +- {spread:.1f} points of {metric.removesuffix(', %')})"
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dsb", help="nuclei of the Data Science Bowl 2018, domains fluorescence and stained")
@@ -88,8 +76,8 @@ def main() -> None:
         f"from each, {steps} steps of Adam, the first {asked.images // 4} on source and few alone; nuclei8_3; {banks}, stream weights 1e5",
     }
     pairs = {"mPQ": "mPQ, %", "mDice": "mDice, %", "mDice apart": "mDice apart, %"}
-    said = [over(found, "drawn", "mixing", "alone", metric) for metric in pairs.values()]
-    said += [over(found, "drawn", arm, "mixing", metric) for arm in ARMS[2:] for metric in ("mDice, %", "mDice apart, %")]
+    said = [apart(found, "drawn", "mixing", "alone", metric) for metric in pairs.values()]
+    said += [apart(found, "drawn", arm, "mixing", metric) for arm in ARMS[2:] for metric in ("mDice, %", "mDice apart, %")]
     verdict = [f"drawn: {'; '.join(said)}."]
     real = "+".join((*ARMS[:2], "otd"))
     if asked.dsb:
@@ -101,7 +89,7 @@ def main() -> None:
             "stream weights 1000"
         )
         said = [
-            over(found, "DSB 2018", *arms, metric) for arms in (("mixing", "alone"), ("otd", "mixing")) for metric in ("PQ, %", "Dice, %")
+            apart(found, "DSB 2018", *arms, metric) for arms in (("mixing", "alone"), ("otd", "mixing")) for metric in ("PQ, %", "Dice, %")
         ]
         verdict.append(f"DSB 2018: {'; '.join(said)}.")
     if asked.wbc:
@@ -131,7 +119,7 @@ def main() -> None:
             "above, stream weights 1000"
         )
         said = [
-            over(found, "blood cells", *arms, metric)
+            apart(found, "blood cells", *arms, metric)
             for arms in (("mixing", "alone"), ("otd", "mixing"))
             for metric in ("mDice, %", "mDice apart, %")
         ]

@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from record import Numbers, is_clear, paired, write
+from record import Numbers, apart, write
 
 from stillroom.cli import main as stillroom
 
@@ -33,17 +33,6 @@ def measured(out: Path) -> dict[str, Numbers]:
         seconds = {"seconds": {one["seed"]: one["seconds"] for one in results}} if results[0]["seconds"] else {}
         found[f"{GROUP}: {arm}"] = {**numbers, **seconds}
     return found
-
-
-def over(found: Mapping[str, Numbers], arm: str, other: str) -> str:
-    """How far two arms are apart, in words made from the numbers."""
-    metric = "mIoU, %"
-    numbers, theirs = (found[f"{GROUP}: {name}"][metric] for name in (arm, other))
-    change, spread = paired(numbers, theirs) if len(numbers) > 1 else (next(iter(numbers.values())) - next(iter(theirs.values())), 0.0)
-    if len(numbers) < 2:
-        return f"{arm} over {other}: {change:+.1f} points of mIoU, one seed"
-    word = ("above" if change > 0 else "below") if is_clear(change, spread, len(numbers)) else "not to be told from"
-    return f"{arm} is {word} {other} ({change:+.1f} +- {spread:.1f} points of mIoU)"
 
 
 def main() -> None:
@@ -65,7 +54,7 @@ def main() -> None:
     found = measured(out)
     names = asked.arms.split("+")
     pairs = [("svc", "cmd"), ("svc", "colour"), ("svc", "points"), ("svc", "scratch"), ("cmd", "points"), ("cmd", "lifted")]
-    said = "; ".join(over(found, arm, other) for arm, other in pairs if arm in names and other in names)
+    said = "; ".join(apart(found, GROUP, arm, other, "mIoU, %") for arm, other in pairs if arm in names and other in names)
     setting: dict[str, object] = {
         GROUP: f"{asked.rooms} made-up rooms to train on, {asked.rooms // 2} others measured, 8 classes, 6 posed pictures of 96 x 128; "
         f"voxels of 8 cm, super-voxels by VCCS and region growing; {first} epochs of stage A (Adam, 0.001), {second} of B, {third} of C "

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from record import Numbers, is_clear, paired, write
+from record import Numbers, apart, write
 
 FIGURES = {"mAP": "mAP, %", "AP1m": "AP at 1 m, %", "translation": "translation error, m"}
 REACH = "[-12.8,-12.8,-1,12.8,12.8,5]"
@@ -31,14 +31,6 @@ def measured(out: Path, words: list[str]) -> dict[str, dict[str, dict[int, float
         if results[0]["seconds"]:
             found[arm]["seconds"] = {one["seed"]: one["seconds"] for one in results}
     return found
-
-
-def over(found: Mapping[str, Numbers], arm: str, other: str, metric: str) -> str:
-    """How far two arms are apart, in words made from the numbers."""
-    change, spread = paired(found[f"streets: {arm}"][metric], found[f"streets: {other}"][metric])
-    clear = is_clear(change, spread, len(found[f"streets: {arm}"][metric]))
-    word = ("above" if change > 0 else "below") if clear else "not to be told from"
-    return f"{arm} is {word} {other} ({change:+.1f} +- {spread:.1f} points of {metric.removesuffix(', %')})"
 
 
 def main() -> None:
@@ -57,8 +49,8 @@ def main() -> None:
     ]
     found: dict[str, Numbers] = {f"streets: {arm}": numbers for arm, numbers in measured(asked.runs / "streets", words).items()}
     arms = ["alone", *asked.arms.split("+")]
-    said = [over(found, "rdd", arm, "mAP, %") for arm in arms if arm != "rdd"]
-    said += [over(found, arm, "alone", "mAP, %") for arm in arms[1:] if arm != "rdd"]
+    said = [apart(found, "streets", "rdd", arm, "mAP, %") for arm in arms if arm != "rdd"]
+    said += [apart(found, "streets", arm, "alone", "mAP, %") for arm in arms[1:] if arm != "rdd"]
     gap = np.mean(list(found["streets: teacher"]["mAP, %"].values())) - np.mean(list(found["streets: alone"]["mAP, %"].values()))
     said.append(f"the teacher is {gap:.1f} points above the student alone")
     setting = {

@@ -46,6 +46,24 @@ def is_clear(change: float, spread: float, count: int) -> bool:
     return count > 1 and abs(change) > t.ppf(0.975, count - 1) * spread / count**0.5
 
 
+def side(arm: Mapping[int, float], over: Mapping[int, float], level: str) -> tuple[str, float, float]:
+    """Where an arm lies against another: "above", "below", or `level` where the seeds cannot tell; and what `paired` says."""
+    change, spread = paired(arm, over)
+    return ("above" if change > 0 else "below") if is_clear(change, spread, len(arm)) else level, change, spread
+
+
+def apart(found: Mapping[str, Numbers], group: str, arm: str, other: str, metric: str) -> str:
+    """How far two arms of a group are apart, in words made from the numbers. One that has a single seed is compared by it with all."""
+    numbers, theirs = (found[f"{group}: {name}"][metric] for name in (arm, other))
+    theirs = {seed: theirs.get(seed, next(iter(theirs.values()))) for seed in numbers}
+    points = f"points of {metric.removesuffix(', %')}"
+    if len(numbers) == 1:
+        ((seed, value),) = numbers.items()
+        return f"{arm} has {value - theirs[seed]:+.1f} {points} over {other}, one seed"
+    word, change, spread = side(numbers, theirs, "not to be told from")
+    return f"{arm} is {word} {other} ({change:+.1f} +- {spread:.1f} {points})"
+
+
 def write(
     path: Path,
     method: str,

@@ -18,7 +18,7 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-from record import Numbers, is_clear, paired, write
+from record import Numbers, side, write
 
 from stillroom.engine import Lab, LabOptions, Training
 from stillroom.methods.sdd import SDD
@@ -117,9 +117,7 @@ def verdict(found: dict[str, Numbers], seeds: int) -> str:
         for arm, numbers in at.items():
             if arm == "HQS" or len(numbers) < seeds or seeds < 2:
                 continue
-            change, spread = paired(at["HQS"], numbers)
-            clear = is_clear(change, spread, seeds)
-            word = ("below" if change < 0 else "above") if clear else "equal within noise to"
+            word, change, spread = side(at["HQS"], numbers, "equal within noise to")
             said.append(f"the error of HQS is {word} that of {arm} ({change:+.1f} +- {spread:.1f})")
     return f"At {RATE:g} % edited: " + "; ".join(said) + "."
 

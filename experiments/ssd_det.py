@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from record import Numbers, is_clear, paired, write
+from record import Numbers, side, write
 
 from stillroom.engine import Experiment, Lab, LabOptions, Networks, Training
 from stillroom.methods.ssd_det.distiller import Plain, SSDDet
@@ -94,9 +94,7 @@ def verdict(group: str, found: dict[str, Numbers]) -> str:
     ):
         if not {f"{group}: {arm}", f"{group}: {over}"} <= set(found):
             continue
-        change, spread = paired(found[f"{group}: {arm}"][metric], found[f"{group}: {over}"][metric])
-        clear = is_clear(change, spread, len(found[f"{group}: {arm}"][metric]))
-        word = ("above" if change > 0 else "below") if clear else "level within noise with"
+        word, change, spread = side(found[f"{group}: {arm}"][metric], found[f"{group}: {over}"][metric], "level within noise with")
         lines.append(f"{arm} is {word} {over} ({change:+.1f} +- {spread:.1f} {'points of boxes IoU' if metric == 'box_iou' else 'AP'})")
     return f"{group}: {'; '.join(lines)}"
 

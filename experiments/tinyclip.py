@@ -17,7 +17,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from record import Numbers, is_clear, paired, write
+from record import Numbers, side, write
 
 from stillroom.engine import Lab, LabOptions, Training
 from stillroom.methods.tinyclip import recipe
@@ -67,9 +67,7 @@ def verdict(group: str, found: Found, pairs: Sequence[tuple[str, str]]) -> str:
             (seed,) = numbers
             lines.append(f"{arm} is {numbers[seed] - others[seed]:+.1f} points of R@1 from {over} (one seed)")
             continue
-        change, spread = paired(numbers, others)
-        clear = is_clear(change, spread, len(numbers))
-        word = ("above" if change > 0 else "below") if clear else "equal within noise to"
+        word, change, spread = side(numbers, others, "equal within noise to")
         lines.append(f"{arm} is {word} {over} ({change:+.1f} +- {spread:.1f} points of R@1)")
     return f"{group}: " + "; ".join(lines)
 

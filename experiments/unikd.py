@@ -18,7 +18,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from record import Numbers, is_clear, paired, write
+from record import Numbers, side, write
 
 from stillroom.engine import Distiller, Experiment, Lab, LabOptions, Networks, Teacher, Trained, Training
 from stillroom.methods.unikd.distillers import Absorb
@@ -102,9 +102,7 @@ def verdict(name: str, found: dict[str, Numbers]) -> str:
     """What the numbers say about the claims, in words made from the numbers alone."""
     lines, own = [], found[f"{name}: UniKD"]["AP"]
     for over in [arm.partition(": ")[2] for arm in found if arm not in (f"{name}: UniKD", f"{name}: teacher")]:
-        change, spread = paired(own, found[f"{name}: {over}"]["AP"])
-        clear = is_clear(change, spread, len(own))
-        word = ("above" if change > 0 else "below") if clear else "level within noise with"
+        word, change, spread = side(own, found[f"{name}: {over}"]["AP"], "level within noise with")
         lines.append(f"UniKD is {word} '{over}' ({change:+.1f} +- {spread:.1f} AP)")
     return f"{name}: {'; '.join(lines)}"
 

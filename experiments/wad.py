@@ -16,7 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from record import Numbers, is_clear, paired, write
+from record import Numbers, side, write
 from sklearn.metrics import roc_auc_score
 from torch import nn
 
@@ -112,9 +112,7 @@ def verdict(labelled: int, found: dict[str, Numbers]) -> str:
     )
     for arm, over in pairs:
         numbers = found[f"{labelled} labels: {arm}"][ACCURACY]
-        change, spread = paired(numbers, found[f"{labelled} labels: {over}"][ACCURACY])
-        clear = is_clear(change, spread, len(numbers))
-        word = ("above" if change > 0 else "below") if clear else "equal within noise to"
+        word, change, spread = side(numbers, found[f"{labelled} labels: {over}"][ACCURACY], "equal within noise to")
         lines.append(f"{arm} is {word} {over} ({change:+.2f} +- {spread:.2f} points)")
     return f"{labelled} labels: " + "; ".join(lines)
 

@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from record import Numbers, is_clear, paired, write
+from record import Numbers, apart, write
 
 FIGURES = ("mIoU", "mIoU without background", "pixel accuracy", "segments used", "best-match IoU", "threshold")
 CAMVID = (
@@ -43,16 +43,6 @@ def measured(out: Path, words: list[str]) -> dict[str, dict[str, dict[int, float
     }
 
 
-def over(found: Mapping[str, Numbers], group: str, arm: str, other: str, metric: str) -> str:
-    """How far two arms are apart, in words made from the numbers."""
-    numbers, theirs = (found[f"{group}: {name}"][metric] for name in (arm, other))
-    theirs = {seed: theirs.get(seed, next(iter(theirs.values()))) for seed in numbers}  # a floor has one seed
-    change, spread = paired(numbers, theirs)
-    clear = is_clear(change, spread, len(numbers))
-    word = ("above" if change > 0 else "below") if clear else "not to be told from"
-    return f"{arm} is {word} {other} ({change:+.1f} +- {spread:.1f} points of {metric.removesuffix(', %')})"
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--camvid", help="CamVid in Pascal VOC's layout")
@@ -70,9 +60,9 @@ def main() -> None:
     words = ["zeroseg", "--data", f"objects:train={asked.scenes},val=100", "--batch-size", "32", *length]
     found |= {f"objects: {arm}": numbers for arm, numbers in measured(asked.runs / "objects", words).items()}
     first, *others = asked.arms.split("+")
-    said = [over(found, "objects", arm, first, "mIoU, %") for arm in others]
-    said += [over(found, "objects", others[-1] if others else first, floor, "mIoU, %") for floor in ("cells", "background")]
-    said += [over(found, "objects", arm, first, "best-match IoU, %") for arm in others]
+    said = [apart(found, "objects", arm, first, "mIoU, %") for arm in others]
+    said += [apart(found, "objects", others[-1] if others else first, floor, "mIoU, %") for floor in ("cells", "background")]
+    said += [apart(found, "objects", arm, first, "best-match IoU, %") for arm in others]
     setting: dict[str, object] = {
         "objects": f"{asked.scenes} drawn scenes of 64 x 64 pixels, 50 of them for the threshold, 100 measured; {asked.epochs} epochs "
         "of batches of 32, AdamW; ViT of width 64, 4 blocks, patches of 8; 8 and 4 group tokens; views of scales 1, 2, 3; 60 % masked",

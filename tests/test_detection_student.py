@@ -22,9 +22,10 @@ from stillroom.engine.export import SUFFIXES
 from stillroom.engine.weights import save_weights
 from stillroom.errors import StillroomError
 from stillroom.tasks.detection.data import DetectionData
-from stillroom.tasks.detection.loaded import LoadedDetector, ship
+from stillroom.tasks.detection.loaded import LoadedDetector
 from stillroom.tasks.detection.models import build_detector
 from stillroom.tasks.detection.preparation import Preparation
+from stillroom.tasks.detection.task import TASK
 from tests.tasks.classification.miniatures import pictures_of_every_mode
 
 PAGE = Path(__file__).parents[1] / "docs" / "detection.md"
@@ -104,7 +105,7 @@ def finished_run(folder: Path, model: str, image_size: int | None = None) -> Pat
         if name.endswith(("gfl_cls.bias", "cls_logits.bias")):
             nn.init.constant_(parameter, -1)
     save_weights(network, folder / "student.safetensors")
-    ship(folder, network, model, data)
+    TASK.ship(folder, network, model, data)
     return folder
 
 

@@ -8,6 +8,7 @@ import json
 import re
 import shlex
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -76,6 +77,20 @@ def test_the_readme_lists_every_method() -> None:
     left = len(catalog.METHODS) - len(built)
     said = "the other one is listed" if left == 1 else f"the other {left} are listed"
     assert not left or said in PAGES["README.md"]
+
+
+def test_lists_of_methods_say_what_the_catalog_says(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.syspath_prepend(ROOT / "docs")
+    catalogue = importlib.import_module("catalogue")
+    assert catalogue.main([]) == 0, capsys.readouterr().out
+    renamed = [replace(method, menu="Hints", cited="Hints") if method.name == "fitnets" else method for method in catalog.METHODS]
+    monkeypatch.setattr(catalogue, "METHODS", [*renamed, replace(renamed[1], name="bckd2", venue="ECCV 2030")])
+    assert catalogue.main([]) == 1
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == ["README.md", "mkdocs.yml", "CITATION.cff"]
+    readme, menu, cited = catalogue.files().values()
+    assert "| `fitnets` | Hints (ICLR 2015) | [fitnets](docs/methods/fitnets.md) |\n| `crd`" in readme
+    assert "- Hints: methods/fitnets.md" in menu
+    assert cited.endswith('    conference: {name: ECCV}\n    year: 2030\n    notes: "arXiv:1503.02531; method bckd2"\n')
 
 
 def test_commands_have_options_that_exist(capsys: pytest.CaptureFixture[str]) -> None:

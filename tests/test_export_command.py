@@ -19,7 +19,7 @@ from stillroom.engine.export import SUFFIXES
 from stillroom.engine.weights import save_weights
 from stillroom.errors import StillroomError
 from stillroom.tasks.classification import ImageData, build_classifier
-from stillroom.tasks.classification.loaded import ship
+from stillroom.tasks.classification.task import TASK
 from stillroom.tasks.images.folders import find_images
 from tests.tasks.classification.miniatures import pictures_of_every_mode
 
@@ -42,7 +42,7 @@ def finished_run(folder: Path, model: str, size: int, augment: str | None = None
         head = [module for module in network.modules() if isinstance(module, nn.Linear | nn.Conv2d)][-1]
         nn.init.normal_(head.weight, std=0.3)
     save_weights(network, folder / "student.safetensors")
-    ship(folder, network.eval(), model, data)
+    TASK.ship(folder, network.eval(), model, data)
     return folder
 
 

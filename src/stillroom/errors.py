@@ -182,4 +182,18 @@ def one_of(argument: str, value: str, known: Iterable[str]) -> str:
     return value
 
 
+def arms_of(text: str, known: Iterable[str]) -> list[str]:
+    """The arms of ``one+another``, as the option `arms` names them, in that order.
+
+    Raises:
+        InputError: an arm that there is not, or one twice.
+    """
+    names = [name.strip() for name in text.split("+")]
+    for name in names:
+        one_of("arms", name, known)
+    if len(set(names)) < len(names):
+        raise InputError("arms", text, "each arm once")
+    return names
+
+
 _FEW = 16  # names that a message lists: all tasks, say

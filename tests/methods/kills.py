@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from stillroom.engine import Distiller, Trained
 from stillroom.engine.weights import read_weights
@@ -33,6 +34,26 @@ def killed_and_continued(kind: type[Distiller], train: Callable[[Path], Trained]
     with pytest.raises(Killed):
         train(folder / "killed")
     continued = read_weights(train(folder / "killed").folder)
+    assert all(torch.equal(whole[name], continued[name]) for name in whole)
+
+
+def killed_at(
+    kind: type[Distiller], steps: Sequence[int], fit: Callable[[Path], dict[str, Tensor]], folder: Path, patch: pytest.MonkeyPatch
+) -> None:
+    """Trains without and with kills before each of some steps in turn; both end with the same weights, which `fit` gives."""
+    losses, whole = kind.losses, fit(folder / "whole")
+    for step in steps:
+
+        def falling(self: Any, given: Any, step: int = step) -> Any:
+            if self.training and self.progress.step == step:
+                raise Killed
+            return losses(self, given)
+
+        patch.setattr(kind, "losses", falling)
+        with pytest.raises(Killed):
+            fit(folder / "killed")
+    patch.setattr(kind, "losses", losses)
+    continued = fit(folder / "killed")
     assert all(torch.equal(whole[name], continued[name]) for name in whole)
 
 

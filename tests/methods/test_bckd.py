@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from stillroom.cli import main
-from stillroom.engine import Lab, LabOptions, Losses, Progress, Teacher, Training
+from stillroom.engine import Lab, LabOptions, Progress, Teacher, Training
 from stillroom.engine.weights import read_weights
 from stillroom.errors import InputError
 from stillroom.losses.detection import mean_kl
@@ -33,6 +33,7 @@ from stillroom.methods.bckd import (
 from stillroom.tasks.detection.data import DetectionBatch, DetectionData
 from stillroom.tasks.detection.models import build_detector
 from tests.methods.bckd_job import network, train
+from tests.methods.kills import killed_at
 from tests.processes import Processes
 
 TINY = "scenes:train=32,val=12,teacher=32"
@@ -208,37 +209,15 @@ def test_arguments_that_cannot_be_used(make: Any, named: str) -> None:
 # Runs -----------------------------------------------------------------------------------------------------------------------------------
 
 
-class Killed(Exception):
-    """Stands for a kill."""
-
-
-class Falling(BCKD):
-    """BCKD that is killed before a step of the test's choosing."""
-
-    fall_at: int | None = None
-
-    def losses(self, batch: DetectionBatch) -> Losses:
-        if self.progress.step == type(self).fall_at:
-            raise Killed
-        return super().losses(batch)
-
-
 def fit(out: Path, data: DetectionData) -> dict[str, Tensor]:
     lab = Lab(LabOptions(out=out, accelerator="cpu", checkpoint_steps=1))
     plan = Training(epochs=2, optimizer="adamw", lr=2e-3, schedule="cosine")
-    trained = lab.fit(Falling(network(8, 3), Teacher(network(12, 4))), data, plan, name="distilled")
+    trained = lab.fit(BCKD(network(8, 3), Teacher(network(12, 4))), data, plan, name="distilled")
     return read_weights(trained.folder)
 
 
 def test_killed_and_continued_ends_with_the_same_numbers(data: DetectionData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = fit(tmp_path / "whole", data)
-    for step in (2, 5):
-        monkeypatch.setattr(Falling, "fall_at", step)
-        with pytest.raises(Killed):
-            fit(tmp_path / "killed", data)
-    monkeypatch.setattr(Falling, "fall_at", None)
-    continued = fit(tmp_path / "killed", data)
-    assert all(torch.equal(whole[name], continued[name]) for name in whole)
+    killed_at(BCKD, (2, 5), lambda out: fit(out, data), tmp_path, monkeypatch)
 
 
 def test_two_processes_equal_one_and_share_their_normalisers(tmp_path: Path, processes: Processes) -> None:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 import stillroom
 from stillroom import catalog
 from stillroom.cli import main
-from stillroom.engine import Lab, LabOptions, Losses, Training
+from stillroom.engine import Lab, LabOptions, Training
 from stillroom.engine.training import Progress
 from stillroom.engine.weights import read_weights
 from stillroom.errors import InputError
@@ -23,10 +23,11 @@ from stillroom.methods.daps_sam import matching as matching_module
 from stillroom.methods.daps_sam.loss import adjacent, attention_kl, feature_triplet, ranking, resized
 from stillroom.methods.daps_sam.network import WAYS, AlignedSpec
 from stillroom.methods.daps_sam.recipe import PRESETS
-from stillroom.tasks.sound import Batch, DenseNetwork, SoundData, build_sound, load
+from stillroom.tasks.sound import DenseNetwork, SoundData, build_sound, load
 from stillroom.tasks.sound.waves import write_wave
 from stillroom.tasks.students import export_student
 from tests.methods.daps_sam_job import train
+from tests.methods.kills import killed_at
 from tests.processes import Processes
 from tests.tasks.sound.recorded import echoes, sound
 
@@ -224,37 +225,16 @@ def test_negatives_change_when_the_loss_stays(data: SoundData) -> None:
 # Runs -----------------------------------------------------------------------------------------------------------------------------------
 
 
-class Killed(Exception):
-    """Stands for a kill."""
-
-
-class Falling(DAPS):
-    """DAPS that is killed before a step of the test's choosing."""
-
-    fall_at: int | None = None
-
-    def losses(self, batch: Batch) -> Losses:
-        if self.training and self.progress.step == type(self).fall_at:
-            raise Killed
-        return super().losses(batch)
-
-
 def fit(out: Path, data: SoundData) -> dict[str, Tensor]:
     torch.manual_seed(0)
-    distiller = Falling(student_of(data), teacher_of(data))
+    distiller = DAPS(student_of(data), teacher_of(data))
     plan = Training(epochs=4, optimizer="adam", lr=1e-5, schedule="cosine", warmup_epochs=0)
     return read_weights(Lab(LabOptions(out=out, accelerator="cpu", checkpoint_steps=1)).fit(distiller, data, plan, name="distilled").folder)
 
 
 def test_killed_and_continued_ends_with_the_same_numbers(data: SoundData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = fit(tmp_path / "whole", data)
-    for step in (1, 4, 7):  # in an epoch, between two, and after other negatives were taken
-        monkeypatch.setattr(Falling, "fall_at", step)
-        with pytest.raises(Killed):
-            fit(tmp_path / "killed", data)
-    monkeypatch.setattr(Falling, "fall_at", None)
-    continued = fit(tmp_path / "killed", data)
-    assert all(torch.equal(whole[name], continued[name]) for name in whole)
+    steps = 1, 4, 7  # in an epoch, between two, and after other negatives were taken
+    killed_at(DAPS, steps, lambda out: fit(out, data), tmp_path, monkeypatch)
 
 
 def test_two_processes_equal_one(tmp_path: Path, processes: Processes) -> None:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.functional import conv2d
 
 from stillroom.cli import main
-from stillroom.engine import Lab, LabOptions, Losses, Training
+from stillroom.engine import Lab, LabOptions, Training
 from stillroom.engine.weights import read_weights
 from stillroom.errors import InputError
 from stillroom.methods.giftnet import Gifted, GiftNet, Reconstruction
@@ -26,6 +26,7 @@ from stillroom.modules.batch_norms import kept_statistics
 from stillroom.tasks.harmonization import Batch, HarmonizationUNet, HarmonyData, load
 from stillroom.tasks.students import export_student
 from tests.methods.giftnet_job import train
+from tests.methods.kills import killed_at
 from tests.processes import Processes
 from tests.tasks.harmonization.scenery import iharmony4
 
@@ -227,37 +228,15 @@ def test_a_teacher_of_its_own_is_frozen_and_of_as_many_levels(data: HarmonyData)
 # Runs -----------------------------------------------------------------------------------------------------------------------------------
 
 
-class Killed(Exception):
-    """Stands for a kill."""
-
-
-class Falling(GiftNet):
-    """GiftNet that is killed before a step of the test's choosing."""
-
-    fall_at: int | None = None
-
-    def losses(self, batch: Batch) -> Losses:
-        if self.progress.step == type(self).fall_at:
-            raise Killed
-        return super().losses(batch)
-
-
 def fit(out: Path, data: HarmonyData) -> dict[str, Tensor]:
     torch.manual_seed(0)
-    distiller = Falling(Gifted(HarmonizationUNet(4, 3)), grid=4)
+    distiller = GiftNet(Gifted(HarmonizationUNet(4, 3)), grid=4)
     plan = Training(epochs=2, optimizer="adam", lr=2e-3, schedule="cosine")
     return read_weights(Lab(LabOptions(out=out, accelerator="cpu", checkpoint_steps=1)).fit(distiller, data, plan, name="distilled").folder)
 
 
 def test_killed_and_continued_ends_with_the_same_numbers(data: HarmonyData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = fit(tmp_path / "whole", data)
-    for step in (2, 6):
-        monkeypatch.setattr(Falling, "fall_at", step)
-        with pytest.raises(Killed):
-            fit(tmp_path / "killed", data)
-    monkeypatch.setattr(Falling, "fall_at", None)
-    continued = fit(tmp_path / "killed", data)
-    assert all(torch.equal(whole[name], continued[name]) for name in whole)
+    killed_at(GiftNet, (2, 6), lambda out: fit(out, data), tmp_path, monkeypatch)
 
 
 def test_two_processes_equal_one(tmp_path: Path, processes: Processes) -> None:

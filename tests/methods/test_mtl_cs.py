@@ -18,6 +18,7 @@ from stillroom.errors import InputError, NonFiniteLoss
 from stillroom.methods.mtl_cs import MTLCS, Match, collected, cs_divergence, inter_match, intra_match, probability_maps
 from stillroom.methods.mtl_cs.recipe import PRESETS
 from stillroom.tasks.multitask import DenseBatch, MultiTaskData, MultiTaskNetwork, build_multitask
+from tests.methods.kills import killed_at
 from tests.methods.mtl_cs_job import PLAN, data, network, train
 from tests.processes import Processes
 from tests.tasks.multitask.miniatures import nyud_papers, pascal
@@ -288,36 +289,14 @@ def test_the_papers_setting_takes_a_step_on_its_data_in_small(preset: str, tmp_p
 # Kills and processes --------------------------------------------------------------------------------------------------------------------
 
 
-class Killed(Exception):
-    """Stands for a kill."""
-
-
-class Falling(MTLCS):
-    """MTL-CS that is killed before a step of the test's choosing."""
-
-    fall_at: int | None = None
-
-    def losses(self, batch: DenseBatch) -> Losses:
-        if self.progress.step == type(self).fall_at:
-            raise Killed
-        return super().losses(batch)
-
-
 def fit(out: Path) -> dict[str, Tensor]:
     shown: Any = data()
-    made = Falling(network(4, shown), Teacher(network(6, shown, 1), precision="fp32"), Match(), flipped=0.1)
+    made = MTLCS(network(4, shown), Teacher(network(6, shown, 1), precision="fp32"), Match(), flipped=0.1)
     return read_weights(Lab(LabOptions(out=out, accelerator="cpu", checkpoint_steps=1)).fit(made, shown, PLAN, name="kdam").folder)
 
 
 def test_killed_and_continued_ends_with_the_same_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = fit(tmp_path / "whole")
-    for step in (1, 3):
-        monkeypatch.setattr(Falling, "fall_at", step)
-        with pytest.raises(Killed):
-            fit(tmp_path / "killed")
-    monkeypatch.setattr(Falling, "fall_at", None)
-    continued = fit(tmp_path / "killed")
-    assert all(torch.equal(whole[name], continued[name]) for name in whole)
+    killed_at(MTLCS, (1, 3), fit, tmp_path, monkeypatch)
 
 
 def test_two_processes_end_with_the_weights_of_one(tmp_path: Path, processes: Processes) -> None:

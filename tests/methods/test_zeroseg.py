@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from stillroom.cli import main
-from stillroom.engine import Lab, LabOptions, Losses, Teacher, Training
+from stillroom.engine import Lab, LabOptions, Teacher, Training
 from stillroom.engine.cache import CachedTeacher
 from stillroom.engine.weights import read_weights
 from stillroom.errors import InputError, NonFiniteLoss
@@ -35,6 +35,7 @@ from stillroom.methods.zeroseg.views import boxes, views
 from stillroom.tasks.images.clips import ImageText, write_clip
 from stillroom.tasks.images.tokens import learnt, of_words
 from stillroom.tasks.segmentation import SegmentationBatch, SegmentationData, SegmentationDistiller, Vocabulary, load
+from tests.methods.kills import killed_at
 from tests.methods.zeroseg_job import SPEC, AnyTower, train
 from tests.processes import Processes
 from tests.tasks.images.test_clips import HALF, SHAPE, made
@@ -520,24 +521,9 @@ def test_a_step_of_the_paper_s_networks_on_its_data_in_small(tmp_path: Path) -> 
 # Kills and processes --------------------------------------------------------------------------------------------------------------------
 
 
-class Killed(Exception):
-    """Stands for a kill."""
-
-
-class Falling(ZeroSeg):
-    """ZeroSeg that is killed before a step of the test's choosing."""
-
-    fall_at: int | None = None
-
-    def losses(self, batch: SegmentationBatch) -> Losses:
-        if self.progress.step == type(self).fall_at:
-            raise Killed
-        return super().losses(batch)
-
-
 def fit(out: Path) -> dict[str, Tensor]:
     torch.manual_seed(0)
-    made_ = Falling(ZeroSegNetwork(SPEC), teacher_of(), scales=(1, 2), reconstruction="vit16_1")
+    made_ = ZeroSeg(ZeroSegNetwork(SPEC), teacher_of(), scales=(1, 2), reconstruction="vit16_1")
     made_.student.vocabulary = vocabulary(SegmentationData("objects:train=1,val=1").classes)
     lab = Lab(LabOptions(out=out, accelerator="cpu", checkpoint_steps=1))
     plan = Training(epochs=2, optimizer="adamw", lr=1e-3, schedule="cosine")
@@ -545,14 +531,7 @@ def fit(out: Path) -> dict[str, Tensor]:
 
 
 def test_killed_and_continued_ends_with_the_same_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = fit(tmp_path / "whole")
-    for step in (1, 4):
-        monkeypatch.setattr(Falling, "fall_at", step)
-        with pytest.raises(Killed):
-            fit(tmp_path / "killed")
-    monkeypatch.setattr(Falling, "fall_at", None)
-    continued = fit(tmp_path / "killed")
-    assert all(torch.equal(whole[name], continued[name]) for name in whole)
+    killed_at(ZeroSeg, (1, 4), fit, tmp_path, monkeypatch)
 
 
 def test_logits_that_are_no_numbers_end_the_training(tmp_path: Path) -> None:

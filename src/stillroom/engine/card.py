@@ -178,19 +178,22 @@ class Named:
         return self.source if self.card is not None else with_files(self.source, Path.resolve)
 
 
-def read_specification(spec: str, *, trust_pickle: bool, argument: str) -> Named:
+def read_specification(spec: str, *, trust_pickle: bool, argument: str, task: str = "") -> Named:
     """Looks what a user's `SOURCE[@WEIGHTS]`, or the folder of a run, names.
 
     Args:
         spec: what was typed. A folder that is called as a library is (`LIBRARIES`) is reached as ``./timm/...``.
         trust_pickle: see `read_card`.
         argument: what the user calls it.
+        task: of which a run must be; by default of any.
 
     Raises:
-        InputError: nothing after an @, or a folder that `read_card` refuses.
+        InputError: nothing after an @, a folder that `read_card` refuses, or a run of another task.
     """
     if spec and not spec.startswith(LIBRARIES) and Path(_without_best(spec)[0]).is_dir():
         card = read_card(spec, trust_pickle=trust_pickle, argument=argument)
+        if task not in ("", card.task):
+            raise InputError(argument, f"{card.folder}, a student of {card.task}", f"a student of {task}")
         return Named(card.model, str(card.weights), card.classes, card)
     source, at, weights = spec.partition("@")
     if at and not weights:

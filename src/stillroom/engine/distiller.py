@@ -272,6 +272,27 @@ class Distiller(LightningModule):
                     group |= {"betas": (momentum, *group["betas"][1:])} if "betas" in group else {"momentum": momentum}
 
 
+def rehearse(distiller: Distiller, data: Any, plan: Training, *, seed: int, samples: int = _TRIED) -> None:
+    """Asks for the losses of a few samples, as training's first step shows them, so that what is wrong is said at once; nothing is kept.
+
+    Args:
+        distiller: fresh, on the CPU.
+        data: what it will train on.
+        plan: how.
+        seed: of the batch that is tried.
+        samples: in it.
+
+    Raises:
+        InputError: what is wrong.
+    """
+    distiller.plan = plan
+    distiller.configure_optimizers()
+    loader = data.train_loader(seed=seed)
+    distiller.progress = Progress(1, plan.epochs, 0, loader.whole)
+    distiller.train()
+    distiller.rehearse(loader.first(samples))
+
+
 def unused_parameters(distiller: Distiller, data: Any, seed: int) -> list[str]:
     """Names of parameters that the loss does not depend on, by a trial on a copy: of methods with one loss and one backward pass.
 

@@ -8,19 +8,18 @@ from pathlib import Path
 from typing import Any
 
 from stillroom.engine.cache import CACHE, CachedTeacher
-from stillroom.engine.distiller import OLD_RATE, Distiller
+from stillroom.engine.distiller import OLD_RATE, Distiller, rehearse
 from stillroom.engine.lab import Lab, Trained
 from stillroom.engine.report.gains import far_worse, image_error
 from stillroom.engine.report.results import COMMON_METRICS, Metric, Report, StageResult
 from stillroom.engine.task import WARNING, Built, CacheableData, Task, TaskData
 from stillroom.engine.teacher import Resized, Teacher
-from stillroom.engine.training import Progress, Training, with_fitting_warmup
+from stillroom.engine.training import Training, with_fitting_warmup
 from stillroom.errors import InputError, positive
 
 Make = Callable[[Any, Any], Distiller]  # (fresh student, frozen Teacher) -> the method's distiller; no teacher where none is named
 
 _FINE_TUNING = 10  # epochs at most, by default
-_TRIED = 4  # samples of the one forward pass of a rehearsal
 
 
 @dataclass(frozen=True)
@@ -115,22 +114,13 @@ class Experiment:
             for number, one in enumerate(make):
                 fresh = student if not number else self.network(self.networks.student, "student")
                 rehearsed.append(one(fresh.network, self._tried))
-                self._try(rehearsed[-1])
+                rehearse(rehearsed[-1], self.as_trained(rehearsed[-1]), self.plan, seed=self.lab.seed)
         return rehearsed
 
     def _untaught(self) -> Teacher:
         """The teacher's network as it is before anything is trained."""
         built = self.network(self.networks.teacher, "teacher")
         return Teacher(built.network, renormalise=built.renormalise or self.data.renormalise)
-
-    def _try(self, distiller: Distiller) -> None:
-        """One forward pass of a few samples, as the first step of training shows them."""
-        distiller.plan = self.plan
-        distiller.configure_optimizers()
-        loader = self.as_trained(distiller).train_loader(seed=self.lab.seed)
-        distiller.progress = Progress(1, self.plan.epochs, 0, loader.whole)
-        distiller.train()
-        distiller.rehearse(loader.first(_TRIED))
 
     def teacher(self) -> Trained:
         """The teacher, one for all seeds: read from a cache; scored when its specification brings weights; else trained on labels first."""

@@ -14,7 +14,7 @@ import sys
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Protocol, cast
+from typing import Any, Protocol, TypeVar, cast
 
 from torch import Tensor, nn
 
@@ -23,6 +23,8 @@ from stillroom.errors import InputError, near
 
 # of which Stillroom builds the networks itself
 LIBRARIES = ("timm/", "torchvision/", "transformers/", "gfl/", "atss/", "retinanet/", "fcos/", "stillroom/")
+
+Made = TypeVar("Made")
 
 
 class Composed(Protocol):
@@ -142,6 +144,24 @@ def function_of(source: str, argument: str, expected: str) -> Callable[..., Any]
     if not callable(function):
         raise InputError(argument, source, f"a function, not a {type(function).__name__}")
     return cast("Callable[..., Any]", function)
+
+
+def made_by(source: str, argument: str, expected: str, *given: Any, kind: type[Made], called: str) -> Made:
+    """What the function that `package.module:function` or `file.py:function` names makes.
+
+    Args:
+        source, argument, expected: see `named_object`.
+        given: what the function is called with.
+        kind: what it must make.
+        called: that, in words.
+
+    Raises:
+        InputError: no such function, or it makes something else.
+    """
+    made = function_of(source, argument, expected)(*given)
+    if not isinstance(made, kind):
+        raise InputError(argument, f"{source}, which makes a {type(made).__name__}", called)
+    return made
 
 
 def named_object(source: str, argument: str, expected: str) -> Any:

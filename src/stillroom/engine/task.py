@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 from torch import nn
 
+from stillroom.engine.card import write_card
 from stillroom.engine.distiller import Distiller
 from stillroom.engine.loading import Cycled, Loader
 from stillroom.engine.report.results import Metric, Report, Section
@@ -215,31 +216,49 @@ class Student(Protocol):
 class Task(Protocol):
     """One kind of data: what its experiments, its networks and its reports are made of.
 
-    Attributes:
-        name: as in `TASKS`, and in a run's `student.json`.
-        data: the class of its data; the parameters of its constructor are the options of a command.
-        plan: how the networks of the default job are trained.
-        sgd: the same under plain SGD with momentum, for methods that are defined for it alone.
-        presets: the task's papers' settings, by name.
-        default: of the small job that is run where no data are named: its data and whatever is to be otherwise for them.
-        kinds: of data that only this task reads, as they are typed before the colon.
-        layers: module paths by a word, for a cache's taps: ``(network, example, argument)``, see `FindLayer`.
-        exact: parts of a teacher's answer that a cache stores in fp32 whatever it is asked for.
-        metric_formats: how its metrics are written, where the report does not know them.
-        students: optional: specifications of networks that `stillroom students` measures.
-        doubts: optional, ``(result, data)``: what a teacher's answers to the validation set say against it, a clause each.
+    Two members are optional: `students`, specifications of networks that `stillroom students` measures, and ``doubts(result, data)``, what
+    a teacher's answers to the validation set say against it, a clause each.
     """
 
-    name: str
-    data: type[Any]
-    plan: Training
-    sgd: Training
-    presets: Mapping[str, Mapping[str, Any]]
-    default: Mapping[str, Any]
-    kinds: tuple[str, ...]
-    layers: Mapping[str, FindLayer]
-    exact: tuple[str, ...]
-    metric_formats: Mapping[str, Metric]
+    @property
+    def name(self) -> str:
+        """As in `TASKS`, and in a run's `student.json`."""
+
+    @property
+    def data(self) -> type[Any]:
+        """The class of its data; the parameters of its constructor are the options of a command."""
+
+    @property
+    def plan(self) -> Training:
+        """How the networks of the default job are trained."""
+
+    @property
+    def sgd(self) -> Training:
+        """The same under plain SGD with momentum, for methods that are defined for it alone."""
+
+    @property
+    def presets(self) -> Mapping[str, Mapping[str, Any]]:
+        """The task's papers' settings, by name."""
+
+    @property
+    def default(self) -> Mapping[str, Any]:
+        """Of the small job that is run where no data are named: its data and whatever is to be otherwise for them."""
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """Of data that only this task reads, as they are typed before the colon."""
+
+    @property
+    def layers(self) -> Mapping[str, FindLayer]:
+        """Module paths by a word, for a cache's taps: ``(network, example, argument)``, see `FindLayer`."""
+
+    @property
+    def exact(self) -> tuple[str, ...]:
+        """Parts of a teacher's answer that a cache stores in fp32 whatever it is asked for."""
+
+    @property
+    def metric_formats(self) -> Mapping[str, Metric]:
+        """How its metrics are written, where the report does not know them."""
 
     @property
     def networks(self) -> Networks:
@@ -281,7 +300,35 @@ class Task(Protocol):
         """
 
     def load(self, run: Path, *, trust_pickle: bool) -> Student:
-        """The student in the folder of a run or of a stage; see `engine.card` for how it is named."""
+        """The student in the folder of a run or of a stage; see `engine.card` for how it is named.
+
+        Args:
+            run: the folder that `stillroom run` wrote.
+            trust_pickle: also run the code that its `student.json` names, and read weights that are pickles.
+
+        Raises:
+            InputError: the folder holds no finished run of this task, a damaged one, or one that wants to be trusted.
+        """
+
+
+class Usual:
+    """What most tasks say alike: a room's task begins with it, and says what is otherwise."""
+
+    name: str
+    presets: Mapping[str, Mapping[str, Any]] = {}
+    default: Mapping[str, Any] = {}
+    kinds: tuple[str, ...] = ()
+    layers: Mapping[str, FindLayer] = {}
+    exact: tuple[str, ...] = ()
+    metric_formats: Mapping[str, Metric] = {}
+
+    def compare(self, details: dict[str, np.ndarray], reference: dict[str, np.ndarray]) -> dict[str, float]:
+        """Nothing: what two models answer is compared with the truth, not with each other."""
+        return {}
+
+    def ship(self, folder: Path, network: nn.Module, model: str, data: Any) -> None:
+        """`student.json`, of what the data describe."""
+        write_card(folder, self.name, model, data)
 
 
 def first_lines(data: Any) -> list[str]:

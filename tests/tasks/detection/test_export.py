@@ -16,8 +16,8 @@ from stillroom.cli import main
 from stillroom.engine.weights import save_weights
 from stillroom.tasks.detection.data import DetectionData
 from stillroom.tasks.detection.export import in_order, unpadded
-from stillroom.tasks.detection.loaded import ship
 from stillroom.tasks.detection.models import build_detector
+from stillroom.tasks.detection.task import TASK
 
 
 @settings(deadline=None)  # other work may keep the machine busy
@@ -48,7 +48,7 @@ def finished(folder: Path, model: str) -> Path:
     folder.mkdir()
     network = build_detector(model, num_classes=6).network
     save_weights(network, folder / "student.safetensors")
-    ship(folder, network, model, DetectionData("scenes:train=4,val=4,teacher=4"))
+    TASK.ship(folder, network, model, DetectionData("scenes:train=4,val=4,teacher=4"))
     return folder
 
 

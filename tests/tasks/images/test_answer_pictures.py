@@ -16,7 +16,7 @@ FOLDERS = st.sampled_from(["", "x", "x/y"])
 @given(st.lists(st.tuples(FOLDERS, NAMES), min_size=1, max_size=8, unique=True), st.sampled_from(["in", "out", "in/x"]))
 def test_no_two_answers_share_a_file_and_none_is_a_source(files: list[tuple[str, str]], out: str) -> None:
     sources = [Path("in") / folder / name for folder, name in files]
-    found = answer_files(sources, Path(out))
+    found = list(answer_files(sources, Path(out)).values())
     resolved = [place.resolve() for place in found]
     assert len(set(resolved)) == len(found)
     assert not {*resolved} & {source.resolve() for source in sources}
@@ -24,5 +24,5 @@ def test_no_two_answers_share_a_file_and_none_is_a_source(files: list[tuple[str,
 
 def test_answers_lie_as_their_sources_do() -> None:
     sources = [Path("in/x/a.jpg"), Path("in/y/a.jpg"), Path("in/y/a.png")]
-    found = answer_files(sources, Path("out"), ending="_map")
+    found = list(answer_files(sources, Path("out"), ending="_map").values())
     assert found == [Path("out/x/a_map.png"), Path("out/y/a_map.png"), Path("out/y/a.png_map.png")]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from stillroom.errors import InputError, one_of
+from stillroom.errors import arms_of
 
 
 @dataclass(frozen=True)
@@ -43,9 +43,4 @@ def named_rules(text: str) -> dict[str, Rule | None]:
     Raises:
         InputError: an arm that there is not, or one twice.
     """
-    names = [part.strip() for part in text.split("+")]
-    for name in names:
-        one_of("arms", name, RULES)
-    if len(set(names)) < len(names):
-        raise InputError("arms", text, "each arm once")
-    return {name: RULES[name] for name in names}
+    return {name: RULES[name] for name in arms_of(text, RULES)}

@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 from stillroom.engine import Experiment, Lab, Networks, Report, Room, Teacher, Training
-from stillroom.errors import InputError, one_of
+from stillroom.errors import arms_of
 from stillroom.methods.daps_sam.distiller import DAPS
 from stillroom.methods.daps_sam.network import Aligned, AlignedSpec, Way
 from stillroom.tasks.sound import DAPS as PAPER
@@ -83,11 +83,7 @@ def recipe(
             ``sam``.
         options: those of `build`.
     """
-    names = [name.strip() for name in arms.split("+")]
-    for name in names:
-        one_of("arms", name, ARMS)
-    if len(set(names)) < len(names):
-        raise InputError("arms", arms, "each arm once")
+    names = arms_of(arms, ARMS)
 
     def sam(student: nn.Module, teacher: Teacher) -> DAPS:
         return build(student, teacher, data, **options)

@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 
 from stillroom.engine import Lab, Networks, Report, Room, Teacher, Trained, Training
+from stillroom.engine.distiller import rehearse
 from stillroom.engine.report.results import plain
 from stillroom.engine.run.written import write_atomic
-from stillroom.engine.training import Progress, with_fitting_warmup
+from stillroom.engine.training import with_fitting_warmup
 from stillroom.errors import InputError, at_least
 from stillroom.methods.iod.data import IncrementalData
 from stillroom.methods.iod.distiller import IOD, Answers, Maps, of_queries
@@ -35,7 +36,6 @@ ARMS: dict[str, tuple[str, ...]] = {
     JOINT: (),
 }
 SMALL = Training(epochs=8, optimizer="adamw", lr=2e-3, weight_decay=1e-4, schedule="cosine", warmup_epochs=1, clip_norm=1.0)
-_TRIED = 4  # samples of a rehearsal
 
 
 class Steps:
@@ -74,20 +74,12 @@ class Steps:
             first = self.data.step(self.first - 1, self.scales)
             detector = self._built(first)
             if self.data.start is None:
-                self._try(self.make(detector, None), first, self.plan)
+                rehearse(self.make(detector, None), first, self.plan, seed=self.lab.seed)
             for step in range(self.first, self.data.last + 1):
                 data = self.data.step(step, self.scales)
                 grown = _grown(detector, data)
-                self._try(self._distiller(grown, detector), data, self.step_plan)
+                rehearse(self._distiller(grown, detector), data, self.step_plan, seed=self.lab.seed)
                 detector = grown
-
-    def _try(self, distiller: IOD, data: IncrementalData, plan: Training) -> None:
-        distiller.plan = plan
-        distiller.configure_optimizers()
-        loader = data.train_loader(seed=self.lab.seed)
-        distiller.progress = Progress(1, plan.epochs, 0, loader.whole)
-        distiller.train()
-        distiller.rehearse(loader.first(_TRIED))
 
     def begin(self) -> Trained:
         """The detector of the first group, trained; or that of the earlier run, measured."""

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from stillroom.engine import Training
-from stillroom.errors import InputError, one_of
+from stillroom.errors import arms_of
 from stillroom.methods.memkd.loss import Distillation
 from stillroom.methods.memkd.networks import Between, Variant
 from stillroom.tasks.anomaly.maps import MapOptions
@@ -69,9 +69,4 @@ def named_arms(text: str) -> dict[str, Arm]:
     Raises:
         InputError: an arm that there is not, or one twice.
     """
-    names = [part.strip() for part in text.split("+")]
-    for name in names:
-        one_of("arms", name, ARMS)
-    if len(set(names)) < len(names):
-        raise InputError("arms", text, "each arm once")
-    return {name: ARMS[name] for name in names}
+    return {name: ARMS[name] for name in arms_of(text, ARMS)}

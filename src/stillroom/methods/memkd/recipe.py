@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from stillroom.engine import Lab, Networks, Report, Room, Teacher, Trained, Training
-from stillroom.engine.training import Progress
+from stillroom.engine.distiller import rehearse
 from stillroom.errors import InputError, at_least, share
 from stillroom.methods.memkd.arms import MEMKD, Arm, named_arms
 from stillroom.methods.memkd.distiller import MemKD
@@ -25,7 +25,6 @@ from stillroom.tasks.images.classifiers import build_classifier
 BUILDER = "stillroom.methods.memkd.networks:build"
 ADAM = Training(epochs=20, optimizer="adam", lr=5e-3, momentum=0.5, weight_decay=0.0, schedule="onecycle")
 _TEACHER = Training(epochs=8, lr=0.1, schedule="onecycle")
-_TRIED = 4  # samples of a rehearsal
 
 
 @dataclass(frozen=True)
@@ -190,21 +189,17 @@ def _rehearse(make: Callable[[Teacher], MemKD], taught: TaughtBy, data: AnomalyD
     normal = data.of_category(0)
     with lab.shared():
         distiller = make(taught.teacher(lab.options.teacher_precision, compile=False))
-        distiller.plan = plan
-        distiller.configure_optimizers()
-        loader: Any = distiller.training_data(normal).train_loader(seed=lab.seed)
-        batch = loader.first(_TRIED)
-        with probing(distiller.student, batch.inputs):
-            features: Any = distiller.teacher(batch.inputs)
-            maps = distiller.student.levels(batch.inputs, features)
+        shown: Any = distiller.training_data(normal)
+        inputs = shown.train_loader(seed=lab.seed).first(1).inputs
+        with probing(distiller.student, inputs):
+            features: Any = distiller.teacher(inputs)
+            maps = distiller.student.levels(inputs, features)
         for level, ours, theirs in zip(taught.extractor.levels, maps, features, strict=False):
             if ours.shape != theirs.shape:
                 shapes = f"has shape {list(ours.shape)}, the teacher's {list(theirs.shape)}"
                 got = f"{data.image_size}: the student's map of {level.layer} {shapes}"
                 raise InputError("image_size", got, f"a multiple of {taught.extractor.levels[-1].stride}")
-        distiller.progress = Progress(1, plan.epochs, 0, loader.whole)
-        distiller.train()
-        distiller.rehearse(batch)
+        rehearse(distiller, shown, plan, seed=lab.seed)
 
 
 PRESETS = {

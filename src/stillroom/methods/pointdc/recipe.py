@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from stillroom.engine import Lab, Report, Room, Trained, Training
+from stillroom.engine.distiller import rehearse
 from stillroom.engine.run.stage import digest
-from stillroom.engine.training import Progress
-from stillroom.errors import InputError, at_least, one_of, positive
+from stillroom.errors import InputError, arms_of, at_least, positive
 from stillroom.methods.pointdc.distiller import CMD, Clusters, IterativeClustering, WarmUp
 from stillroom.methods.pointdc.teacher import OWN, Encoder, open_encoder, own_encoder, pictures_of, scene_targets, train_own
 from stillroom.tasks.points.frames import FrameInputs
@@ -104,10 +104,8 @@ def recipe(
         recluster_every: epochs between two clusterings in stage C.
         min_points: voxels of a super-voxel that is clustered.
     """
-    names = [name.strip() for name in arms.split("+")]
-    for name in names:
-        one_of("arms", name, ARMS)
-    if len(set(names)) < len(names) or names[-1] in ("colour", "lifted"):
+    names = arms_of(arms, ARMS)
+    if names[-1] in ("colour", "lifted"):
         raise InputError("arms", arms, "each arm once, one that trains a network last: it is shipped")
     for what, epochs in (("warm_epochs", warm_epochs), ("svc_epochs", svc_epochs), ("teacher_steps", teacher_steps)):
         at_least(what, epochs, 1)
@@ -135,7 +133,8 @@ def recipe(
         network.cpu()
         return found["centroids"], {index: found[f"scan {index}"] for index in sizes}
 
-    _rehearse(lab, CMD(fresh(8), _made_up(data)), data, plan)
+    with lab.shared():
+        rehearse(CMD(fresh(8), _made_up(data)), data, plan, seed=lab.seed, samples=_TRIED)
     targets = _targets(lab, data, encoder, "train") if encoder is not None and distils else {}
     taught = None
     if distils and encoder is not None:
@@ -216,21 +215,6 @@ def _made_up(data: Segmentation3dData) -> dict[int, Tensor]:
     """Targets for a rehearsal."""
     regions = {index: int(data.train_frame(index).meta["regions"].max(initial=0)) + 1 for index in range(data.train_size)}
     return {index: torch.ones(count, 8) for index, count in regions.items()}
-
-
-def _rehearse(lab: Lab, made: CMD, data: Segmentation3dData, plan: Training) -> None:
-    """Asks for the losses of a few scans, so that what is wrong is said at once; nothing is kept.
-
-    Raises:
-        InputError: what is wrong.
-    """
-    with lab.shared(), torch.enable_grad():
-        made.plan = plan
-        made.configure_optimizers()
-        loader = data.train_loader(seed=lab.seed)
-        made.progress = Progress(1, plan.epochs, 0, loader.whole)
-        made.train()
-        made.rehearse(loader.first(_TRIED))
 
 
 PRESETS = {

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from stillroom.engine import Lab, Report, Room, Trained, Training
+from stillroom.engine.distiller import rehearse
 from stillroom.engine.run.stage import digest
-from stillroom.engine.training import Progress
-from stillroom.errors import InputError, at_least, one_of
+from stillroom.errors import InputError, arms_of, at_least, one_of
 from stillroom.methods.upvl.detector import OpenSpec
 from stillroom.methods.upvl.distiller import UPVL, WAYS, Boxes, Labels, Lifted
 from stillroom.methods.upvl.metrics import OpenEvaluator
@@ -95,11 +95,9 @@ def recipe(
     one_of("overlap", overlap, ("above", "volume"))
     at_least("feature_points", feature_points, 2)
     known = (*WAYS, *DETECTORS) if boxes == "made" else ("detector", "upvl")
-    names = [name.strip() for name in (arms or "+".join(known)).split("+")]
-    if len(set(names)) < len(names) or not set(names) <= set(known) or names[-1] not in DETECTORS or names[-1] == "lifted":
-        raise InputError(
-            "arms", arms, f"some of {', '.join(known)}, each once, joined by +, a detector that is trained last: it is shipped"
-        )
+    names = arms_of(arms or "+".join(known), known)
+    if names[-1] not in DETECTORS or names[-1] == "lifted":
+        raise InputError("arms", arms, "a detector that is trained last: it is shipped")
     for what, got in (("subset", data.subset), ("val_subset", data.val_subset), ("paste", data.bank)):
         if got is not None:
             raise InputError(what, "one", "none: whole sequences are labelled, and no true box is cut out")
@@ -108,7 +106,9 @@ def recipe(
     frames = {"train": _frames(data, "train"), "val": _frames(data, "val")}
     shown = _shown(data, frames["val"], overlap)
     spec = OpenSpec(student, 2, OWN if clip == OWN else "clip")
-    _rehearse(lab, _network(str(spec), shown, lab), shown, frames["train"], plan, language_weight)
+    with lab.shared():
+        distiller = UPVL(_network(str(spec), shown, lab), torch.ones(1, 2), torch.ones(1, 2), feature_weight=language_weight)
+        rehearse(distiller, shown.derive("rehearsal", train=_training(frames["train"], _made_up)), plan, seed=lab.seed, samples=_TRIED)
     vision, key = _language(lab, data, clip)
     spec = replace(spec, features=vision.texts.shape[1])
     found = _targets(lab, data, frames, vision, key, boxes, names, feature_points)
@@ -226,25 +226,10 @@ def _counts(found: Targets) -> str:
     return f"The {len(frames)} training frames got {boxes} boxes, and {len(found.table)} features of points or tracks."
 
 
-def _rehearse(lab: Lab, network: Any, data: Detection3dData, train: ListedFrames, plan: Training, feature_weight: float) -> None:
-    """Asks for the losses of a few frames, so that what is wrong is said at once; nothing is kept.
-
-    Raises:
-        InputError: what is wrong.
-    """
-
-    def made_up(frame: Frame, index: int) -> Frame:
-        rows, nothing = np.zeros(len(frame.points), np.int64), np.zeros(len(frame.boxes), np.int64)
-        return replace(frame, labels=nothing, about={}, point_labels=rows, instances=None, flow=None, views=())
-
-    with lab.shared(), torch.enable_grad():
-        distiller = UPVL(network, torch.ones(1, 2), torch.ones(1, 2), feature_weight=feature_weight)
-        distiller.plan = plan
-        distiller.configure_optimizers()
-        loader = data.derive("rehearsal", train=_training(train, made_up)).train_loader(seed=lab.seed)
-        distiller.progress = Progress(1, plan.epochs, 0, loader.whole)
-        distiller.train()
-        distiller.rehearse(loader.first(_TRIED))
+def _made_up(frame: Frame, index: int) -> Frame:
+    """A frame for a rehearsal: every point has the same feature."""
+    rows, nothing = np.zeros(len(frame.points), np.int64), np.zeros(len(frame.boxes), np.int64)
+    return replace(frame, labels=nothing, about={}, point_labels=rows, instances=None, flow=None, views=())
 
 
 PAPER: dict[str, Any] = {

@@ -7,15 +7,14 @@ from functools import partial
 from typing import Any, Literal
 
 import numpy as np
-import torch
 
 from stillroom.engine import Lab, Networks, Report, Room, Teacher, Trained, Training
+from stillroom.engine.distiller import rehearse
 from stillroom.engine.loading import sample_order
 from stillroom.engine.report.results import Metric
 from stillroom.engine.run.stage import digest
 from stillroom.engine.teacher import Renormalise
-from stillroom.engine.training import Progress
-from stillroom.errors import InputError, at_least, one_of, positive, share
+from stillroom.errors import InputError, arms_of, at_least, positive, share
 from stillroom.methods.zeroseg.distiller import ZeroSeg
 from stillroom.methods.zeroseg.masking import visible_patches
 from stillroom.methods.zeroseg.network import ZeroSegNetwork, ZeroSegSpec
@@ -36,7 +35,6 @@ FIGURES = {
     "threshold": Metric("threshold", "", 2),
 }
 _USUAL = 0.95  # threshold of the background where there are no masks to choose it on: the paper's for Pascal VOC
-_TRIED = 4  # samples of a rehearsal
 
 
 @dataclass(frozen=True)
@@ -115,11 +113,7 @@ def recipe(
             training, or, where there are none, 0.95.
         threshold_pictures: how many these are.
     """
-    names = [name.strip() for name in arms.split("+")]
-    for name in names:
-        one_of("arms", name, ARMS)
-    if len(set(names)) < len(names):
-        raise InputError("arms", arms, "each arm once")
+    names = arms_of(arms, ARMS)
     if background_threshold is not None:
         share("background_threshold", background_threshold)
     positive("assignment_temperature", assignment_temperature)
@@ -151,7 +145,9 @@ def recipe(
     taught = teach(lab, data, networks, background, _USUAL if background_threshold is None else background_threshold)
     dim = int(taught.vocabulary.embeddings.shape[1])
     pixels = Renormalise(data.mean, data.std, (0.0,) * 3, (1.0,) * 3)
-    _rehearse(distiller(names[-1], student(dim), Teacher(ViewTeacher(taught.clip, view_scales), renormalise=pixels)), shown, plan, lab)
+    asked_now = Teacher(ViewTeacher(taught.clip, view_scales), renormalise=pixels)
+    with lab.shared():
+        rehearse(distiller(names[-1], student(dim), asked_now), shown, plan, seed=lab.seed)
 
     def threshold_of(name: str, network: Any) -> Any:
         """The network with the threshold that is best for it."""
@@ -219,21 +215,6 @@ def _of_background(data: SegmentationData, background: str, threshold: float | N
         count = len(held.eval_loader().dataset)  # type: ignore[arg-type]
         return f"Background: below a threshold of the score, chosen for each arm alike on the masks of {count} training pictures left out."
     return f"Background: below a score of {_USUAL if threshold is None else threshold:g}."
-
-
-def _rehearse(made: ZeroSeg, data: SegmentationData, plan: Training, lab: Lab) -> None:
-    """Asks for the losses of a few samples, the teacher answering now, so that what is wrong is said at once; nothing is kept.
-
-    Raises:
-        InputError: what is wrong.
-    """
-    with lab.shared(), torch.enable_grad():
-        made.plan = plan
-        made.configure_optimizers()
-        loader = data.train_loader(seed=lab.seed)
-        made.progress = Progress(1, plan.epochs, 0, loader.whole)
-        made.train()
-        made.rehearse(loader.first(_TRIED))
 
 
 PRESETS = {

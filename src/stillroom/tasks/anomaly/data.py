@@ -16,7 +16,7 @@ from stillroom.tasks.anomaly.metrics import AnomalyEvaluator, HeldOutEvaluator
 from stillroom.tasks.anomaly.preparation import Preparation
 from stillroom.tasks.anomaly.sources import AnomalySource, open_source
 from stillroom.tasks.images.batches import Batches
-from stillroom.tasks.images.data import ImageSetData, hashed
+from stillroom.tasks.images.data import ImageSetData
 from stillroom.tasks.images.stores import hold_out, into_memory, stratified, taken
 
 if TYPE_CHECKING:
@@ -92,10 +92,7 @@ class AnomalyData(ImageSetData):
         self.category: int | None = None  # of data that one category is trained on
         self.in_memory = 3 * size**2 * (len(train) + len(test)) <= _MEMORY
         self._train_transform = self._eval_transform = self.preparation.transform(self.mean, self.std)
-        known = {"image_size": size, "fit": fit, "antialias": antialias, "val": source.share}
-        chosen = {"subset": self.subset, "val_subset": self.val_subset, "subset_seed": self.subset_seed}
-        content = hashed(repr((source.fingerprint, self.left_out))) if self.left_out else source.fingerprint
-        self._identify(content, *known.values(), *chosen.values(), self.mean, self.std, content=content, **known, **chosen)
+        self._known_by({"image_size": size, "fit": fit, "antialias": antialias, "val": source.share})
 
     def of_category(self, category: int) -> Self:
         """What one category's student is trained on: its good pictures, and as validation set those of them that are held out."""

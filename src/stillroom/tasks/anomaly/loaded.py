@@ -130,7 +130,7 @@ class LoadedDetectors:
         """
         folder = self.card.folder / "predicted" if out is None else Path(out)
         asked = {file: self._category(file, category) for file in files}  # before anything is written
-        places = dict(zip(files, answer_files(files, folder, ending="_map"), strict=True))
+        places = answer_files(files, folder, ending="_map")
         accelerated(self.network)
         device = self.network.thresholds.device
         rows = []

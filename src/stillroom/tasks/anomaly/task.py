@@ -2,49 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 from torch import nn
 
-from stillroom.engine import Networks, Report, Training
-from stillroom.engine.report.results import Metric, Section
-from stillroom.engine.task import FindLayer
+from stillroom.engine import Networks, Training
+from stillroom.engine.task import Usual
 from stillroom.errors import InputError
+from stillroom.tasks.anomaly import loaded, pages
 from stillroom.tasks.anomaly.data import AnomalyData
 from stillroom.tasks.anomaly.detector import Detectors
-from stillroom.tasks.anomaly.loaded import LoadedDetectors, deliver, load, ship
+from stillroom.tasks.anomaly.loaded import deliver, ship
 from stillroom.tasks.anomaly.metrics import METRICS
-from stillroom.tasks.anomaly.pages import anomaly_sections, remarks
 
 
-class Anomaly:
+class Anomaly(Usual):
     """Pictures of products, of which good ones alone are known; see `engine.task.Task`."""
 
     name = "anomaly"
-    data: type[Any] = AnomalyData
+    data = AnomalyData
     plan = sgd = Training()
     networks = Networks()
-    presets: Mapping[str, Mapping[str, Any]] = {}
-    default: Mapping[str, Any] = {}
-    kinds: tuple[str, ...] = ("mvtec", "good", "textures")
-    layers: Mapping[str, FindLayer] = {}
-    exact: tuple[str, ...] = ()
-    metric_formats: Mapping[str, Metric] = METRICS
-
-    def compare(self, details: dict[str, np.ndarray], reference: dict[str, np.ndarray]) -> dict[str, float]:
-        """Nothing: a teacher alone says nothing of a picture."""
-        return {}
-
-    def sections(self, report: Report, data: AnomalyData) -> list[Section]:
-        """Each category's figures, the worst mistakes with their maps, scores and ROC, the levels, and the data."""
-        return anomaly_sections(report, data)
-
-    def remarks(self, report: Report, data: AnomalyData) -> list[str]:
-        """What the threshold is, and what could not be measured."""
-        return remarks(report, data)
+    kinds = ("mvtec", "good", "textures")
+    metric_formats = METRICS
+    sections = staticmethod(pages.anomaly_sections)
+    remarks = staticmethod(pages.remarks)
+    load = staticmethod(loaded.load)
 
     def ship(self, folder: Path, network: nn.Module, model: str, data: AnomalyData) -> None:
         """`student.json`, of teacher and students together."""
@@ -53,10 +36,6 @@ class Anomaly:
     def deliver(self, folder: Path, network: nn.Module, model: str, data: AnomalyData) -> None:
         """Of several categories each one's detector in a folder of its own, which can be used as a run's."""
         deliver(folder, _detectors(network), data)
-
-    def load(self, run: Path, *, trust_pickle: bool) -> LoadedDetectors:
-        """The detectors that a run shipped."""
-        return load(run, trust_pickle=trust_pickle)
 
 
 def _detectors(network: nn.Module) -> Detectors:

@@ -8,14 +8,12 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 
-from stillroom.engine.card import Described, read_card, write_card
+from stillroom.engine.card import read_card
 from stillroom.tasks.images.classifiers import build_classifier
 from stillroom.tasks.images.loaded import Ranked, Scoring, Unreadable, described
 from stillroom.tasks.images.transforms import transform_from
-
-TASK = "classification"
 
 
 class Prediction(Ranked):
@@ -61,21 +59,8 @@ class Loaded(Scoring):
 
 
 def load(run: str | Path, *, trust_pickle: bool = False) -> Loaded:
-    """The student that a run shipped.
-
-    Args:
-        run: the folder that `stillroom run` wrote.
-        trust_pickle: also run the code that its `student.json` names, and read weights that are pickles.
-
-    Raises:
-        InputError: the folder holds no finished run, a damaged one, or one that wants to be trusted.
-    """
+    """The student that a run shipped; see `engine.task.Task.load`."""
     card = read_card(run, trust_pickle=trust_pickle)
     classes, transform = described(card, transform_from)
     built = build_classifier(card.spec, num_classes=len(classes), trust_pickle=trust_pickle, argument="run")
     return Loaded(built.network.eval(), transform, classes, card)
-
-
-def ship(folder: Path, network: nn.Module, model: str, data: Described) -> None:
-    """Writes `student.json`."""
-    write_card(folder, TASK, model, data)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,24 +11,23 @@ from torch import nn
 
 from stillroom.engine import Distiller, Networks, Report, Training
 from stillroom.engine.answers import AsLogits, looks_like_probabilities
-from stillroom.engine.cache import CachedTeacher
-from stillroom.engine.report.results import Metric, Section, StageResult
-from stillroom.engine.task import WARNING, Built, FindLayer
+from stillroom.engine.report.results import Section, StageResult
+from stillroom.engine.task import WARNING, Built, FindLayer, Usual
 from stillroom.errors import InputError
 from stillroom.modules.projectors import probing
+from stillroom.tasks.classification import loaded
 from stillroom.tasks.classification.data import ImageData
 from stillroom.tasks.classification.doubts import doubts
-from stillroom.tasks.classification.loaded import Loaded, load, ship
 from stillroom.tasks.classification.metrics import agreement
 from stillroom.tasks.classification.networks import ClassifierNetworks
 from stillroom.tasks.classification.pages import classification_sections, confusion_sections, one_answer
 from stillroom.tasks.classification.supervised import Supervised
+from stillroom.tasks.images import delivered
 from stillroom.tasks.images.architectures import PRETRAINED
-from stillroom.tasks.images.cached import check_views, drawn_views
+from stillroom.tasks.images.cached import check_views, random_views
 from stillroom.tasks.images.candidates import CLASSIFIERS
 from stillroom.tasks.images.classifiers import build_classifier, configurations
 from stillroom.tasks.images.configurations import class_names
-from stillroom.tasks.images.delivered import deliver
 from stillroom.tasks.images.foreign import teacher_inputs
 from stillroom.tasks.images.layers import middle_layer, pooled_layer
 from stillroom.tasks.images.page_parts import data_section
@@ -102,21 +100,22 @@ def _unsure_order(classes: Sequence[str]) -> str:
     return ", ".join(classes[:4]) + (", ..." if len(classes) > 4 else "")
 
 
-class Classification:
+class Classification(Usual):
     """Images of one class each; see `engine.task.Task`."""
 
     name = "classification"
-    data: type[Any] = ImageData
+    data = ImageData
     plan = DIGITS
     sgd = DIGITS
     networks = CONVNETS
     presets: Mapping[str, Mapping[str, Any]] = {"paper": CIFAR100, "paper:tiny-imagenet": TINY_IMAGENET, "paper:imagenet": IMAGENET}
-    default: Mapping[str, Any] = SHAPES
-    kinds: tuple[str, ...] = ()
-    students: tuple[str, ...] = CLASSIFIERS
+    default = SHAPES
+    students = CLASSIFIERS
     layers: Mapping[str, FindLayer] = {"middle": middle_layer, "pooled": pooled_layer}
-    exact: tuple[str, ...] = ()
-    metric_formats: Mapping[str, Metric] = {}
+    deliver = staticmethod(delivered.deliver)
+    views = staticmethod(random_views)
+    check_cache = staticmethod(check_views)
+    load = staticmethod(loaded.load)
 
     def build(self, spec: str, data: ImageData, networks: Networks, *, trust_pickle: bool, argument: str) -> Built:
         """The classifier of a specification, with a head for the data's classes: a new one where its weights answer for others.
@@ -198,14 +197,6 @@ class Classification:
         """Cross-entropy with the labels."""
         return Supervised(network)
 
-    def views(self, data: ImageData, asked: int | None) -> int:
-        """As many random views as are asked for, by default 8; without augmentation one."""
-        return drawn_views(data.augment, asked)
-
-    def check_cache(self, teacher: CachedTeacher, data: ImageData) -> None:
-        """Whether this version of the libraries draws the views that the cache has answers to."""
-        check_views(teacher, data)
-
     def compare(self, details: dict[str, np.ndarray], reference: dict[str, np.ndarray]) -> dict[str, float]:
         """How often two models say the same of the validation images, in %: ``agreement``."""
         return {"agreement": agreement(details, reference)} if details and reference else {}
@@ -218,18 +209,6 @@ class Classification:
     def remarks(self, report: Report, data: ImageData) -> list[str]:
         """Models that give one answer to all images."""
         return one_answer(report, data.classes)
-
-    def ship(self, folder: Path, network: nn.Module, model: str, data: ImageData) -> None:
-        """`student.json`."""
-        ship(folder, network, model, data)
-
-    def deliver(self, folder: Path, network: nn.Module, model: str, data: ImageData) -> None:
-        """For students of timm a folder that timm itself loads."""
-        deliver(folder, network, model, data)
-
-    def load(self, run: Path, *, trust_pickle: bool) -> Loaded:
-        """The classifier that a run shipped."""
-        return load(run, trust_pickle=trust_pickle)
 
 
 TASK = Classification()

@@ -115,8 +115,7 @@ class DetectionData(ImageSetData):
         self.in_memory = sum(3 * height * width for height, width in sizes) <= _MEMORY
         # "flip" and the order are those of fingerprints and caches on people's disks, where there were no subsets.
         known = {"image_size": image_size, "max_size": max_size, "flip": self.augment == "mirror"}
-        chosen = {"subset": self.subset, "val_subset": self.val_subset, "subset_seed": self.subset_seed}
-        chosen = {} if self.subset is self.val_subset is None else chosen
+        chosen = {} if self.subset is self.val_subset is None else self._subsets
         parts = source.fingerprint, *known.values(), self.mean, self.std, *chosen.values()
         self._identify(*parts, content=source.fingerprint, **known, **chosen)
 

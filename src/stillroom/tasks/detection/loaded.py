@@ -9,16 +9,15 @@ from typing import Any, ClassVar
 
 import torch
 from PIL import Image
-from torch import nn
 
-from stillroom.engine.card import Card, Described, read_card, write_card
+from stillroom.engine.card import Card, read_card
 from stillroom.engine.export import ExportSpec
 from stillroom.tasks.detection.backbones import pad_batch
 from stillroom.tasks.detection.detector import Detector
 from stillroom.tasks.detection.export import export_spec
-from stillroom.tasks.detection.models import TASK, build_detector
+from stillroom.tasks.detection.models import build_detector
 from stillroom.tasks.detection.preparation import Preparation, rescaled
-from stillroom.tasks.images.loaded import Unreadable, accelerated, described, opened
+from stillroom.tasks.images.loaded import Unreadable, accelerated, as_read_by, described, opened
 from stillroom.tasks.images.stores import read_image
 
 THRESHOLD = 0.3  # of a score, for people to look at
@@ -90,10 +89,9 @@ class LoadedDetector:
             UnreadableImage: the image cannot be decoded.
         """
         upright = read_image(image)
-        inputs = self.preparation(upright)
-        weight = next(self.network.parameters(), inputs)
-        batch, sizes = pad_batch([inputs.to(weight.device, weight.dtype)], self.preparation.divisor)
-        found = self.network.detect(batch, sizes.to(weight.device))[0]
+        inputs = as_read_by(self.network, self.preparation(upright))
+        batch, sizes = pad_batch([inputs], self.preparation.divisor)
+        found = self.network.detect(batch, sizes.to(inputs.device))[0]
         boxes = rescaled(found.boxes, inputs.shape[-2:], (upright.height, upright.width))
         rows = zip(found.labels.tolist(), found.scores.tolist(), boxes.tolist(), strict=True)
         return [Found(self.classes[label], score, (x1, y1, x2, y2)) for label, score, (x1, y1, x2, y2) in rows if score > threshold]
@@ -114,21 +112,8 @@ class LoadedDetector:
 
 
 def load(run: str | Path, *, trust_pickle: bool = False) -> LoadedDetector:
-    """The student that a detection run shipped.
-
-    Args:
-        run: the folder that `stillroom run` wrote.
-        trust_pickle: also run the code that its `student.json` names, and read weights that are pickles.
-
-    Raises:
-        InputError: the folder holds no finished detection run, a damaged one, or one that wants to be trusted.
-    """
+    """The student that a detection run shipped; see `engine.task.Task.load`."""
     card = read_card(run, trust_pickle=trust_pickle)
     classes, preparation = described(card, Preparation.from_json)
     built = build_detector(card.spec, num_classes=len(classes), trust_pickle=trust_pickle, argument="run")
     return LoadedDetector(built.network.eval(), preparation, classes, card)
-
-
-def ship(folder: Path, network: nn.Module, model: str, data: Described) -> None:
-    """Writes `student.json`: the model, its classes, and how images are prepared."""
-    write_card(folder, TASK, model, data)

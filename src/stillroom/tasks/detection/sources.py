@@ -12,13 +12,21 @@ import torch
 from PIL.Image import Image as PILImage
 from torch import Tensor
 
-from stillroom.engine.loading import sample_order
 from stillroom.errors import InputError
 from stillroom.tasks.detection.files import look_at, note_looks, turned
 from stillroom.tasks.detection.scenes import CLASSES, make_scenes
 from stillroom.tasks.images import annotations as read
 from stillroom.tasks.images.coco import COCO_OPTIONS, mask_bounds, open_coco
-from stillroom.tasks.images.sources import IMAGENET_STATISTICS, Kind, Source, drops_empty, held_out_share, open_spec, whole_numbers
+from stillroom.tasks.images.sources import (
+    IMAGENET_STATISTICS,
+    Kind,
+    Source,
+    drops_empty,
+    held_out_samples,
+    held_out_share,
+    open_spec,
+    whole_numbers,
+)
 from stillroom.tasks.images.stores import FileImages, Images, MemoryImages, decodable, joined, taken
 from stillroom.tasks.images.voc import open_voc
 from stillroom.tasks.images.yolo import open_yolo
@@ -188,9 +196,8 @@ def _source(listed: _Listed, argument: str, *, strict: bool) -> DetectionSource:
     kept, unreadable = decodable([_files(part) for part in parts], strict=strict, argument=argument)
     found = [_with_boxes(part, good, classes, argument, notes) for part, good in zip(parts, kept, strict=True)]
     if len(found) == 1:
-        order = sample_order(0, 0, len(found[0]))
-        held_out = max(1, round(held_out_share(options, argument) * len(order)))
-        found = [found[0].take(np.sort(part)) for part in (order[held_out:], order[:held_out])]
+        held_N = held_out_samples(len(found[0]), held_out_share(options, argument))
+        found = [found[0].take(np.flatnonzero(part)) for part in (~held_N, held_N)]
     train, val = found
     empty_N, val_empty_N = (np.array([not (crowd == 0).any() for crowd in images.crowd], bool) for images in found)
     _note(notes, f"training images without a box, {'left out' if drop else 'kept'}", empty_N, train.name)

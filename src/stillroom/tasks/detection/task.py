@@ -7,19 +7,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from torch import nn
 
-from stillroom.engine import Distiller, Networks, Report, Training
+from stillroom.engine import Distiller, Networks, Training
 from stillroom.engine.cache import CachedTeacher
-from stillroom.engine.report.results import Metric, Section
-from stillroom.engine.task import Built, FindLayer
+from stillroom.engine.task import Built, Usual
 from stillroom.errors import InputError
+from stillroom.tasks.detection import loaded, pages
 from stillroom.tasks.detection.data import DetectionData
 from stillroom.tasks.detection.detr_models import deliver
-from stillroom.tasks.detection.loaded import LoadedDetector, load, ship
 from stillroom.tasks.detection.models import build_detector
-from stillroom.tasks.detection.pages import detection_sections
 from stillroom.tasks.detection.small import SMALL
 from stillroom.tasks.detection.supervised import DetectionDistiller
 
@@ -56,24 +53,23 @@ COCO: dict[str, Any] = {
 }
 
 
-class Detection:
+class Detection(Usual):
     """Images with boxes; see `engine.task.Task`."""
 
     name = "detection"
-    data: type[Any] = DetectionData
+    data = DetectionData
     plan = SCENES
     sgd = SCENES_SGD
     networks = Networks("stillroom/gfl_32", "stillroom/gfl_24", teacher_epochs=6, teacher_lr=3e-3)
     presets: Mapping[str, Mapping[str, Any]] = {"paper": COCO}
-    default: Mapping[str, Any] = {}
-    kinds: tuple[str, ...] = ("scenes", "coco", "voc", "yolo")
-    students: tuple[str, ...] = (
+    kinds = ("scenes", "coco", "voc", "yolo")
+    students = (
         *(f"stillroom/{name}" for name in SMALL),
         *(f"{head}/{backbone}" for backbone in _BACKBONES for head in ("gfl", "retinanet", "fcos")),
     )
-    layers: Mapping[str, FindLayer] = {}
-    exact: tuple[str, ...] = ("boxes",)  # half precision would place a box in a large image to the pixel, or worse
-    metric_formats: Mapping[str, Metric] = {}
+    exact = ("boxes",)  # half precision would place a box in a large image to the pixel, or worse
+    sections = staticmethod(pages.detection_sections)
+    load = staticmethod(loaded.load)
 
     def build(self, spec: str, data: DetectionData, networks: Networks, *, trust_pickle: bool, argument: str) -> Built:
         """The detector of a specification, for the data's classes.
@@ -104,25 +100,9 @@ class Detection:
         if not set(teacher.answer) >= {"logits", "boxes"}:
             raise InputError("teacher", f"{teacher.folder}, a cache of {', '.join(teacher.answer)}", "one of a detector's logits and boxes")
 
-    def compare(self, details: dict[str, np.ndarray], reference: dict[str, np.ndarray]) -> dict[str, float]:
-        """Nothing: detections of two models are compared by their AP."""
-        return {}
-
-    def sections(self, report: Report, data: DetectionData) -> list[Section]:
-        """AP of each class, and images with true and found boxes, side by side."""
-        return detection_sections(report, data)
-
-    def ship(self, folder: Path, network: nn.Module, model: str, data: DetectionData) -> None:
-        """`student.json`."""
-        ship(folder, network, model, data)
-
     def deliver(self, folder: Path, network: nn.Module, model: str, data: DetectionData) -> None:
         """For students of transformers a folder that transformers itself loads."""
         deliver(folder, network, model, data.classes)
-
-    def load(self, run: Path, *, trust_pickle: bool) -> LoadedDetector:
-        """The detector that a run shipped."""
-        return load(run, trust_pickle=trust_pickle)
 
 
 TASK = Detection()

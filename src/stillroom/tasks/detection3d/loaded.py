@@ -10,10 +10,10 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 
-from stillroom.engine.card import Card, Described, read_card, write_card
+from stillroom.engine.card import Card, read_card
 from stillroom.engine.export import ExportSpec
 from stillroom.errors import InputError
-from stillroom.tasks.detection3d.models import TASK, Wanted, build_detector
+from stillroom.tasks.detection3d.models import Wanted, build_detector
 from stillroom.tasks.detection3d.networks import DensePart, LidarDetector, MapDetector
 from stillroom.tasks.images.export_parts import description
 from stillroom.tasks.images.loaded import accelerated
@@ -175,22 +175,8 @@ class LoadedDetector3d:
 
 
 def load(run: str | Path, *, trust_pickle: bool = False) -> LoadedDetector3d:
-    """The student that a run shipped.
-
-    Args:
-        run: the folder that `stillroom run` wrote.
-        trust_pickle: also run the code that its `student.json` names, and read weights that are pickles.
-
-    Raises:
-        InputError: the folder holds no finished run of this task, a damaged one, or one that wants to be trusted.
-    """
+    """The student that a run shipped; see `engine.task.Task.load`."""
     card = read_card(run, trust_pickle=trust_pickle)
     wanted = card.parsed(Wanted.of, "classes, groups, columns and reach")
     built = build_detector(card.spec, wanted, trust_pickle=trust_pickle, argument="run")
     return LoadedDetector3d(built.network.eval(), wanted, card)
-
-
-def ship(folder: Path, network: MapDetector, model: str, data: Described) -> None:
-    """Writes `student.json`: the model, its classes, and what it reads."""
-    naming = getattr(network, "naming", None)
-    write_card(folder, TASK, model, data, **({} if naming is None else naming.card()))

@@ -22,7 +22,7 @@ from typing import Any
 import torch
 
 from stillroom.engine.card import read_specification
-from stillroom.engine.specification import composed, function_of
+from stillroom.engine.specification import composed, made_by
 from stillroom.engine.task import Built
 from stillroom.engine.weights import load_weights
 from stillroom.errors import InputError, near
@@ -72,9 +72,7 @@ def build_detector(spec: str, wanted: Wanted, *, trust_pickle: bool = False, arg
     Raises:
         InputError: the spec is none, a detector of a run is of another task, or weights are missing or do not fit.
     """
-    named = read_specification(spec, trust_pickle=trust_pickle, argument=argument)
-    if named.card is not None and named.card.task != TASK:
-        raise InputError(argument, f"{named.card.folder}, a student of {named.card.task}", "a student of detection3d")
+    named = read_specification(spec, trust_pickle=trust_pickle, argument=argument, task=TASK)
     if (whole := composed(named.source, argument)) is not None:
         network: Any = whole.build(lambda part, _: untrained(part, wanted, argument), len(wanted.classes), torch.empty(0), argument)
     else:
@@ -98,10 +96,8 @@ def untrained(source: str, wanted: Wanted, argument: str) -> MapDetector:
         return _camera(ours["name"], float(ours["factor"] or 1), options, wanted, argument)
     if source.startswith("stillroom/"):
         raise InputError(argument, source, f"a detector of Stillroom: {near(text.removeprefix('stillroom/'), (*LIDAR, *CAMERA))}")
-    made = function_of(source, argument, GRAMMAR)(wanted)
-    if not isinstance(made, MapDetector):
-        raise InputError(argument, f"{source}, which makes a {type(made).__name__}", "a detection3d.networks.MapDetector")
-    return made
+    called = "a detection3d.networks.MapDetector"
+    return made_by(source, argument, GRAMMAR, wanted, kind=MapDetector, called=called)  # type: ignore[type-abstract]  # any of its kinds
 
 
 def _numbers(options: Mapping[str, str], known: Sequence[str], argument: str) -> dict[str, float]:

@@ -262,7 +262,7 @@ class LidarDetector(MapDetector):
         features, voxels = self.encoded(inputs)
         stages = self.backbone(self.canvas(features, voxels))
         extra = {}
-        if self.naming is not None:
+        if self.naming is not None and isinstance(self.encoder, PillarEncoder):
             told = self.encoder.told(inputs.points, voxels)
             extra = {"kept": voxels.kept, "voxel": voxels.voxel, "pillars": features, "told": told}
         return stages, self.neck(stages), extra

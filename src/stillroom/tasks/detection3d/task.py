@@ -7,17 +7,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from stillroom.engine import Distiller, Networks, Report, Training
-from stillroom.engine.report.results import Metric, Section
-from stillroom.engine.task import Built, FindLayer
+from stillroom.engine import Distiller, Networks, Training
+from stillroom.engine.card import write_card
+from stillroom.engine.task import Built, Usual
+from stillroom.tasks.detection3d import loaded, pages
 from stillroom.tasks.detection3d.data import Detection3dData
-from stillroom.tasks.detection3d.loaded import LoadedDetector3d, load, ship
 from stillroom.tasks.detection3d.metrics import METRICS
 from stillroom.tasks.detection3d.models import TASK as NAME
 from stillroom.tasks.detection3d.models import Wanted, build_detector
-from stillroom.tasks.detection3d.pages import detection3d_sections
 from stillroom.tasks.detection3d.supervised import Detection3dDistiller
 
 # The default job: made-up streets, 37 steps an epoch.
@@ -41,20 +38,19 @@ NUSCENES: dict[str, Any] = {
 }
 
 
-class Detection3d:
+class Detection3d(Usual):
     """Frames with boxes in metres; see `engine.task.Task`."""
 
     name = NAME
-    data: type[Any] = Detection3dData
+    data = Detection3dData
     plan = STREETS
     sgd = STREETS_SGD
     networks = Networks("stillroom/pillar-small", "stillroom/pillar-small-w0.25,cell=0.8", teacher_epochs=15)
     presets: Mapping[str, Mapping[str, Any]] = {"paper": NUSCENES}
-    default: Mapping[str, Any] = {}
-    kinds: tuple[str, ...] = ("streets", "nuscenes", "kitti", "points")
-    layers: Mapping[str, FindLayer] = {}
-    exact: tuple[str, ...] = ()
-    metric_formats: Mapping[str, Metric] = METRICS
+    kinds = ("streets", "nuscenes", "kitti", "points")
+    metric_formats = METRICS
+    sections = staticmethod(pages.detection3d_sections)
+    load = staticmethod(loaded.load)
 
     def build(self, spec: str, data: Detection3dData, networks: Networks, *, trust_pickle: bool, argument: str) -> Built:
         """The detector of a specification, for the data's classes, columns and range.
@@ -69,21 +65,10 @@ class Detection3d:
         """The detector's own losses."""
         return Detection3dDistiller(network)
 
-    def compare(self, details: dict[str, np.ndarray], reference: dict[str, np.ndarray]) -> dict[str, float]:
-        """Nothing: boxes of two models are compared by their AP."""
-        return {}
-
-    def sections(self, report: Report, data: Detection3dData) -> list[Section]:
-        """AP of each class, frames from above and in the cameras with true and found boxes, and the data."""
-        return detection3d_sections(report, data)
-
-    def ship(self, folder: Path, network: Any, model: str, data: Detection3dData) -> None:
-        """`student.json`."""
-        ship(folder, network, model, data)
-
-    def load(self, run: Path, *, trust_pickle: bool) -> LoadedDetector3d:
-        """The detector that a run shipped."""
-        return load(run, trust_pickle=trust_pickle)
+    def ship(self, folder: Path, network: Any, model: str, data: Any) -> None:
+        """`student.json`, of what the data describe, and of what names boxes by words."""
+        naming = getattr(network, "naming", None)
+        write_card(folder, self.name, model, data, **({} if naming is None else naming.card()))
 
 
 TASK = Detection3d()

@@ -91,10 +91,8 @@ class EditingData(ImageSetData):
         self.in_memory = 3 * self.image_size**2 * sum(map(len, self._listed)) <= _MEMORY
         self.judge: Judge | None = None
         self.scored = ""  # the figure of a network that edits stand on; empty where edits are scored
-        chosen = {"subset": subset, "val_subset": val_subset, "subset_seed": subset_seed}
-        self._identify(
-            source.fingerprint, self.image_size, self.augment, *chosen.values(), self.left_out, content=source.fingerprint, **chosen
-        )
+        parts = source.fingerprint, self.image_size, self.augment, *self._subsets.values(), self.left_out
+        self._identify(*parts, content=source.fingerprint, **self._subsets)
 
     @property
     def has_classes(self) -> bool:

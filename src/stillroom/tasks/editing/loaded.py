@@ -22,7 +22,7 @@ from stillroom.tasks.editing.networks import TASK, build_editing, kind_of
 from stillroom.tasks.images.answer_pictures import answer_files, write_picture
 from stillroom.tasks.images.beside import mask_files, same_name
 from stillroom.tasks.images.export_parts import description, made_up_pictures
-from stillroom.tasks.images.loaded import Unreadable, accelerated, opened
+from stillroom.tasks.images.loaded import Unreadable, accelerated, as_read_by, opened
 from stillroom.tasks.images.masks import read_mask
 from stillroom.tasks.images.padding import cropped, padded
 from stillroom.tasks.images.stores import UnreadableImage, read_image
@@ -98,8 +98,7 @@ class LoadedEditor:
         seen_size = max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
         source = picture / 127.5 - 1
         seen = source if seen_size == size else interpolate(source, seen_size, mode="bilinear", align_corners=False, antialias=True)
-        weight = next(self.network.parameters(), seen)
-        answer = self.network(padded(seen.to(weight.device, weight.dtype), CELL))
+        answer = self.network(padded(as_read_by(self.network, seen), CELL))
         change = cropped(answer, seen_size).float().cpu() - seen
         if not bool(change.isfinite().all()):
             raise NonFiniteEdit(f"{self.card.folder}: the editor's answer to {image} is not finite")
@@ -127,7 +126,7 @@ class LoadedEditor:
         """
         folder = Path(out) if out is not None else self.card.folder / _FOLDER
         mask_of = None if masks is None else mask_files(masks)
-        places = dict(zip(files, answer_files(files, folder), strict=True))
+        places = answer_files(files, folder)
         accelerated(self.network)
         for file, picture in opened(files, read_image, unreadable):
             mask = None if mask_of is None else same_name(file.stem, mask_of)

@@ -2,23 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
-
-import numpy as np
-from torch import nn
 
 from stillroom.engine import Networks, Report, Training
-from stillroom.engine.report.results import Metric, Section
-from stillroom.engine.task import Built, FindLayer
+from stillroom.engine.task import Built, Usual
+from stillroom.tasks.editing import loaded, pages
 from stillroom.tasks.editing.data import EditingData
-from stillroom.tasks.editing.loaded import LoadedEditor, load, ship
 from stillroom.tasks.editing.metrics import METRICS
 from stillroom.tasks.editing.networks import TASK as NAME
 from stillroom.tasks.editing.networks import build_editing
-from stillroom.tasks.editing.pages import editing_remarks, editing_sections
+from stillroom.tasks.editing.pages import editing_remarks
 
 # The specification's small experiment: 400 steps of 32 pictures.
 EDITOR = Training(epochs=4, optimizer="adamw", lr=2e-3, weight_decay=2e-3, schedule="constant")
@@ -44,19 +37,18 @@ class EditingNetworks(Networks):
     pipeline: str | None = None
 
 
-class Editing:
+class Editing(Usual):
     """Pictures to edited pictures; see `engine.task.Task`. It has neither plain training on labels nor a cache of answers."""
 
     name = NAME
-    data: type[Any] = EditingData
+    data = EditingData
     plan = sgd = EDITOR
     networks = EditingNetworks("stillroom/denoiser24", "stillroom/editor24")
-    presets: Mapping[str, Mapping[str, Any]] = {}
-    default: Mapping[str, Any] = {}
-    kinds: tuple[str, ...] = ("colours", "photos")
-    layers: Mapping[str, FindLayer] = {}
-    exact: tuple[str, ...] = ()
-    metric_formats: Mapping[str, Metric] = METRICS
+    kinds = ("colours", "photos")
+    metric_formats = METRICS
+    sections = staticmethod(pages.editing_sections)
+    ship = staticmethod(loaded.ship)
+    load = staticmethod(loaded.load)
 
     def build(self, spec: str, data: EditingData, networks: Networks, *, trust_pickle: bool, argument: str) -> Built:
         """The denoiser, where `argument` is "teacher"; else the editor.
@@ -70,25 +62,9 @@ class Editing:
         )
         return built.of_classes(data.classes, spec, argument) if kind == "denoiser" else built
 
-    def compare(self, details: dict[str, np.ndarray], reference: dict[str, np.ndarray]) -> dict[str, float]:
-        """Nothing: the teacher edits no picture by itself."""
-        return {}
-
     def remarks(self, report: Report, data: EditingData) -> list[str]:
         """What edits cost."""
         return editing_remarks(report)
-
-    def sections(self, report: Report, data: EditingData) -> list[Section]:
-        """Before and after, the trade-off, what an edit costs, and the data."""
-        return editing_sections(report, data)
-
-    def ship(self, folder: Path, network: nn.Module, model: str, data: EditingData) -> None:
-        """`student.json`."""
-        ship(folder, network, model, data)
-
-    def load(self, run: Path, *, trust_pickle: bool) -> LoadedEditor:
-        """The editor that a run shipped."""
-        return load(run, trust_pickle=trust_pickle)
 
 
 TASK = Editing()

@@ -76,9 +76,8 @@ class HarmonyData(ImageSetData):
         self.augment = augment or source.augment
         self.in_memory = 7 * self.image_size**2 * sum(map(len, self._listed)) <= _MEMORY
         known = {"image_size": self.image_size, "augment": self.augment, "colours": self.colours}
-        chosen = {"subset": self.subset, "val_subset": self.val_subset, "subset_seed": self.subset_seed}
         kept = tuple(map(len, self._listed))
-        parts = source.fingerprint, kept, *known.values(), *chosen.values(), self.mean, self.std
+        parts = source.fingerprint, kept, *known.values(), *self._subsets.values(), self.mean, self.std
         self._identify(*parts, content=source.fingerprint, **known)
 
     def first_lines(self) -> list[str]:

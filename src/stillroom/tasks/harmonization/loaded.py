@@ -151,7 +151,7 @@ class LoadedHarmonizer:
         if folder.resolve() in {file.resolve().parent for file in [*files, *mask_of.values()]}:
             raise InputError("--out", str(folder), "another folder than that of the photos or of the masks")
         accelerated(self.network)
-        places = dict(zip(files, answer_files(files, folder), strict=True))
+        places = answer_files(files, folder)
 
         def read(file: Path) -> tuple[Image.Image, Tensor]:
             found = longest_beginning(file.stem, mask_of)
@@ -190,15 +190,7 @@ class LoadedHarmonizer:
 
 
 def load(run: str | Path, *, trust_pickle: bool = False) -> LoadedHarmonizer:
-    """The student that a harmonization run shipped.
-
-    Args:
-        run: the folder that `stillroom run` wrote.
-        trust_pickle: also run the code that its `student.json` names, and read weights that are pickles.
-
-    Raises:
-        InputError: the folder holds no finished harmonization run, a damaged one, or one that wants to be trusted.
-    """
+    """The student that a harmonization run shipped; see `engine.task.Task.load`."""
     card = read_card(run, trust_pickle=trust_pickle)
     side = card.parsed(lambda content: int(content["image_size"]), "image_size")
     transform = card.parsed(lambda content: {name: tuple(map(float, content["transform"][name])) for name in ("mean", "std")}, "transform")

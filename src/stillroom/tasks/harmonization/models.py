@@ -11,13 +11,12 @@ A spec is `SOURCE[@WEIGHTS]`, or the folder of a run:
 from __future__ import annotations
 
 import re
-from typing import Any
 
 import torch
 from torch import nn
 
 from stillroom.engine.card import read_specification
-from stillroom.engine.specification import composed, function_of
+from stillroom.engine.specification import composed, made_by
 from stillroom.engine.task import Built
 from stillroom.engine.weights import load_weights
 from stillroom.errors import InputError
@@ -42,9 +41,7 @@ def build_harmonizer(spec: str, *, trust_pickle: bool = False, argument: str = "
         InputError: the spec is none of these, weights are missing or do not fit, a run is of another task, or a network answers with
             something else than pictures.
     """
-    named = read_specification(spec, trust_pickle=trust_pickle, argument=argument)
-    if named.card is not None and named.card.task != TASK:
-        raise InputError(argument, f"{named.card.folder}, a student of {named.card.task}", "a student of harmonization")
+    named = read_specification(spec, trust_pickle=trust_pickle, argument=argument, task=TASK)
     network = _untrained(named.source, argument)
     example = torch.zeros(1, CHANNELS, _TRIED, _TRIED)
     with probing(network, example):
@@ -62,7 +59,4 @@ def _untrained(source: str, argument: str) -> nn.Module:
         return whole.build(lambda part, _: _untrained(part, argument), 3, torch.zeros(1, CHANNELS, _TRIED, _TRIED), argument)
     if (ours := _OURS.fullmatch(source)) is not None:
         return HarmonizationUNet(int(ours["width"]), int(ours["depth"] or 4), fusion=ours["paint"] is None)
-    made: Any = function_of(source, argument, GRAMMAR)()
-    if not isinstance(made, nn.Module):
-        raise InputError(argument, f"{source}, which makes a {type(made).__name__}", "a network")
-    return made
+    return made_by(source, argument, GRAMMAR, kind=nn.Module, called="a network")

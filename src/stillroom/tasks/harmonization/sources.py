@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from stillroom.engine.loading import sample_order, sample_seeds
+from stillroom.engine.loading import sample_seeds
 from stillroom.errors import InputError, near
 from stillroom.tasks.harmonization.recolouring import relit
 from stillroom.tasks.harmonization.scenes import MaskFiles, Scenes
@@ -28,6 +28,7 @@ from stillroom.tasks.images.sources import (
     IMAGENET_STATISTICS,
     Kind,
     Source,
+    held_out_samples,
     held_out_share,
     open_spec,
     whole_numbers,
@@ -233,8 +234,7 @@ def _held_out(photos: Sequence[str], options: dict[str, str], argument: str) -> 
     share, different = held_out_share(options, argument), sorted(set(photos))
     if len(different) < 2:
         raise InputError(argument, f"{len(different)} photo", "at least two: one to train on and one to hold out")
-    count = min(max(1, round(share * len(different))), len(different) - 1)
-    held = {different[i] for i in sample_order(0, 0, len(different))[:count].tolist()}
+    held = {different[i] for i in np.flatnonzero(held_out_samples(len(different), share, spare=True))}
     validates = np.array([photo in held for photo in photos])
     return {"train": np.flatnonzero(~validates), "val": np.flatnonzero(validates)}
 

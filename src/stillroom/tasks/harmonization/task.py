@@ -3,24 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 from torch import nn
 
-from stillroom.engine import Distiller, Networks, Report, Training
+from stillroom.engine import Distiller, Networks, Training
 from stillroom.engine.cache import CachedTeacher
-from stillroom.engine.card import write_card
-from stillroom.engine.report.results import Metric, Section
-from stillroom.engine.task import Built, FindLayer
+from stillroom.engine.task import Built, Usual
 from stillroom.errors import InputError
+from stillroom.tasks.harmonization import loaded, pages
 from stillroom.tasks.harmonization.data import HarmonyData
-from stillroom.tasks.harmonization.loaded import LoadedHarmonizer, load
 from stillroom.tasks.harmonization.metrics import METRICS
 from stillroom.tasks.harmonization.models import TASK as NAME
 from stillroom.tasks.harmonization.models import build_harmonizer
-from stillroom.tasks.harmonization.pages import harmonization_sections
 from stillroom.tasks.harmonization.supervised import Supervised
 
 # The specification's small experiment, for sets of a few hundred composites.
@@ -44,20 +39,20 @@ IHARMONY4: dict[str, Any] = {
 }
 
 
-class Harmonization:
+class Harmonization(Usual):
     """Composites, masks and the real photos; see `engine.task.Task`."""
 
     name = NAME
-    data: type[Any] = HarmonyData
+    data = HarmonyData
     plan = SMALL
     sgd = Training(epochs=40, lr=1e-3, weight_decay=0.0)
     networks = Networks("stillroom/harmony8_3", "stillroom/harmony8_3")
     presets: Mapping[str, Mapping[str, Any]] = {"paper": IHARMONY4}
-    default: Mapping[str, Any] = PATCHES
-    kinds: tuple[str, ...] = ("patches", "blobs", "iharmony4", "composites")
-    layers: Mapping[str, FindLayer] = {}
-    exact: tuple[str, ...] = ()
-    metric_formats: Mapping[str, Metric] = METRICS
+    default = PATCHES
+    kinds = ("patches", "blobs", "iharmony4", "composites")
+    metric_formats = METRICS
+    sections = staticmethod(pages.harmonization_sections)
+    load = staticmethod(loaded.load)
 
     def build(self, spec: str, data: HarmonyData, networks: Networks, *, trust_pickle: bool, argument: str) -> Built:
         """The network of a specification.
@@ -82,22 +77,6 @@ class Harmonization:
     def check_cache(self, teacher: CachedTeacher, data: HarmonyData) -> None:
         """Raises InputError: there are no caches."""
         self.views(data, None)
-
-    def compare(self, details: dict[str, np.ndarray], reference: dict[str, np.ndarray]) -> dict[str, float]:
-        """Nothing: pictures are compared with the truth."""
-        return {}
-
-    def sections(self, report: Report, data: HarmonyData) -> list[Section]:
-        """Errors by the foreground's share, pictures, and the data."""
-        return harmonization_sections(report, data)
-
-    def ship(self, folder: Path, network: nn.Module, model: str, data: HarmonyData) -> None:
-        """`student.json`."""
-        write_card(folder, self.name, model, data)
-
-    def load(self, run: Path, *, trust_pickle: bool) -> LoadedHarmonizer:
-        """The network that a run shipped."""
-        return load(run, trust_pickle=trust_pickle)
 
 
 TASK = Harmonization()

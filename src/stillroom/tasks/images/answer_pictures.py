@@ -12,8 +12,8 @@ from PIL import Image
 from stillroom.engine.run.written import write_atomic
 
 
-def answer_files(files: Sequence[Path], folder: Path, *, ending: str = "") -> list[Path]:
-    """Where each file's picture goes: below the folder as the files lie below the one that holds them all.
+def answer_files(files: Sequence[Path], folder: Path, *, ending: str = "") -> dict[Path, Path]:
+    """Where each file's picture goes, by the file: below the folder as the files lie below the one that holds them all.
 
     No two are the same, and none is one of the files.
 
@@ -25,7 +25,7 @@ def answer_files(files: Sequence[Path], folder: Path, *, ending: str = "") -> li
     parents = [file.resolve().parent for file in files]
     common = Path(os.path.commonpath(parents)) if parents else Path()
     taken = {parent / file.name for parent, file in zip(parents, files, strict=True)}
-    found = []
+    found = {}
     for file, parent in zip(files, parents, strict=True):
         below = folder / parent.relative_to(common)
         place, number = below / f"{file.stem}{ending}.png", 1
@@ -35,7 +35,7 @@ def answer_files(files: Sequence[Path], folder: Path, *, ending: str = "") -> li
             number += 1
             place = below / f"{file.name}{ending}-{number}.png"
         taken.add(place.resolve())
-        found.append(place)
+        found[file] = place
     return found
 
 

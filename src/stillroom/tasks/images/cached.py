@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Protocol
+
 import numpy as np
 
 from stillroom.engine.cache import CachedTeacher
@@ -10,6 +12,14 @@ from stillroom.errors import InputError
 
 _COMPARED = 8
 _VIEWS = 8
+
+
+class Augmented(Protocol):
+    """Data whose training images are changed at random."""
+
+    @property
+    def augment(self) -> str:
+        """Name of the random changes, "none" for none."""
 
 
 def check_views(teacher: CachedTeacher, data: CacheableData) -> None:
@@ -26,6 +36,11 @@ def check_views(teacher: CachedTeacher, data: CacheableData) -> None:
         if not np.allclose(values, recorded[name].flatten(0, 1)[: len(values)].numpy(), atol=1e-6):
             got = f"{teacher.folder}, whose random views ({name}) this version of the libraries draws otherwise"
             raise InputError("teacher", got, "a cache that is built anew")
+
+
+def random_views(data: Augmented, asked: int | None) -> int:
+    """How many views of an image a cache has answers to, where what is random about them is called `augment`; see `drawn_views`."""
+    return drawn_views(data.augment, asked)
 
 
 def drawn_views(augment: str, asked: int | None) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -38,7 +39,7 @@ class ImageSetData(ABC):
     """Base of a task's data: a training and a validation set of images, thinned out, without damaged files, in batches.
 
     A task's class opens its source and hands it to this constructor with the options that it shares with every other task. Then it sets
-    `image_size`, `in_memory` and its two transforms, and says what its data are known by (`_identify`). It defines `evaluator` and
+    `image_size`, `in_memory` and its two transforms, and says what its data are known by (`_known_by`). It defines `evaluator` and
     `_described`; one that shows its images in a way of its own overrides what it must of `_samples`, `_prepared`, `_chosen`, `_taken`.
 
     What is set or found here is never changed afterwards: data that show something else are derived (`derive`).
@@ -247,6 +248,28 @@ class ImageSetData(ABC):
             "teacher_mean": None if renormalise is None else list(renormalise.to_mean),
             "teacher_std": None if renormalise is None else list(renormalise.to_std),
         }
+
+    @property
+    def _subsets(self) -> dict[str, Any]:
+        """Which of the source's images these are, by the options that say so."""
+        return {"subset": self.subset, "val_subset": self.val_subset, "subset_seed": self.subset_seed}
+
+    @property
+    def _content(self) -> str:
+        """Hash of the images that can be read."""
+        return hashed(repr((self.source.fingerprint, self.left_out))) if self.left_out else self.source.fingerprint
+
+    def _known_by(self, options: Mapping[str, Any], *measured: Any, content: str | None = None) -> None:
+        """`_identify` for tasks of which no older fingerprints lie on disks: of the images, of options, and of which images they are.
+
+        Args:
+            options: that a teacher's answers depend on, by their names.
+            measured: values that only evaluation depends on, in an order that must stay.
+            content: hash of the images, where it is another than that of the source without what cannot be read.
+        """
+        content = self._content if content is None else content
+        parts = content, *options.values(), *measured, *self._subsets.values(), self.mean, self.std
+        self._identify(*parts, content=content, **options, **self._subsets)
 
     # Batches -----------------------------------------------------------------------------------------------------------------------
 

@@ -97,8 +97,7 @@ class Scoring(ABC):
     @torch.no_grad()
     def _asked(self, images: list[Tensor]) -> Tensor:
         batch = torch.stack(images)
-        weight = next(self.network.parameters(), batch)
-        return self.activation(self.network(batch.to(weight.device, weight.dtype)).float())
+        return self.activation(self.network(as_read_by(self.network, batch)).float())
 
     def export_spec(self) -> ExportSpec:
         """The file reads ``images`` float32 [batch, 3, S, S] and answers with ``logits`` [batch, C].
@@ -132,6 +131,12 @@ def opened(files: Sequence[Path], read: Callable[[Path], Read], unreadable: Unre
             unreadable(error)
             continue
         yield file, made
+
+
+def as_read_by(network: nn.Module, inputs: Tensor) -> Tensor:
+    """Inputs where a network's weights are, in their precision; one without weights reads them as they are."""
+    weight = next(network.parameters(), inputs)
+    return inputs.to(weight.device, weight.dtype)
 
 
 def accelerated(network: nn.Module) -> None:

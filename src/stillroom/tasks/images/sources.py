@@ -10,6 +10,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
+import numpy as np
+
+from stillroom.engine.loading import sample_order
 from stillroom.errors import InputError, near
 
 Found = TypeVar("Found")
@@ -134,6 +137,19 @@ def held_out_share(options: dict[str, str], argument: str) -> float:
     if not is_number(text) or not 0 < float(text) < 1:
         raise InputError(argument, f"val={text}", "a share between 0 and 1, e.g. val=0.2")
     return float(text)
+
+
+def held_out_samples(count: int, share: float, *, spare: bool = False) -> np.ndarray:
+    """Which of so many samples are held out to measure with, bool [count]: a share, one at least, always the same ones.
+
+    Args:
+        count: samples.
+        share: of them.
+        spare: leave one at least to train on.
+    """
+    held_N, wanted = np.zeros(count, bool), max(1, round(share * count))
+    held_N[sample_order(0, 0, count)[: min(wanted, count - 1) if spare else wanted]] = True
+    return held_N
 
 
 def is_number(text: str) -> bool:

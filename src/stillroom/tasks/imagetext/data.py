@@ -17,7 +17,7 @@ from stillroom.errors import InputError, at_least, one_of
 from stillroom.modules.clip import ClipShape
 from stillroom.tasks.images.batches import Batches
 from stillroom.tasks.images.clips import TEMPLATES, OpenedClip, filled
-from stillroom.tasks.images.data import ImageSetData, hashed
+from stillroom.tasks.images.data import ImageSetData
 from stillroom.tasks.images.stores import MemoryImages, decodable, joined, taken
 from stillroom.tasks.images.tokens import Tokenizer, learnt, read_tokenizer
 from stillroom.tasks.images.transforms import PAIR_AUGMENTATIONS, describe_transform, train_transform, transform_from
@@ -104,8 +104,7 @@ class ImageTextData(ImageSetData):
         parts = source.fingerprint, kept, self.image_size, self.augment, *chosen.values(), self.mean, self.std, self.subset_seed
         known = {"image_size": self.image_size, "augment": self.augment, **chosen, "subset_seed": self.subset_seed}
         zero = None if self._zero is None else (self._zero.classes, self._zero.images.names, self.templates)
-        content = hashed(repr((source.fingerprint, self.left_out))) if self.left_out else source.fingerprint
-        self._identify(*parts, self.tokenizer.fingerprint, zero, content=content, tokenizer=self.tokenizer.fingerprint, **known)
+        self._identify(*parts, self.tokenizer.fingerprint, zero, content=self._content, tokenizer=self.tokenizer.fingerprint, **known)
 
     def _tokens(self, asked: str | None, vocabulary: int, context: int | None) -> tuple[Tokenizer, str]:
         """The tokenizer, and what is said of it."""

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import numpy as np
 
-from stillroom.engine.loading import sample_order
 from stillroom.errors import InputError
 from stillroom.tasks.images.annotations import content_of
 from stillroom.tasks.images.clip_formats import STATISTICS
@@ -19,7 +18,7 @@ from stillroom.tasks.images.folders import find_splits, list_classes, list_files
 from stillroom.tasks.images.labelled import split_named, split_of_path
 from stillroom.tasks.images.locating import locate
 from stillroom.tasks.images.shards import find_shards, image_of
-from stillroom.tasks.images.sources import Kind, Source, held_out_share, is_number, open_spec, whole_numbers
+from stillroom.tasks.images.sources import Kind, Source, held_out_samples, held_out_share, is_number, open_spec, whole_numbers
 from stillroom.tasks.images.stores import FileImages, Images, MemoryImages
 from stillroom.tasks.images.table_labels import COLUMNS, image_column, named_column
 from stillroom.tasks.images.tables import Table, read_table
@@ -268,10 +267,9 @@ def _source(
         raise InputError(argument, f"val={options['val']}", f"no share to hold out, since {where} has a split {held_out} of its own")
     if held_out is None:
         share = held_out_share(dict(options), argument)
-        count = max(1, round(share * len(images)))
-        chosen = set(sample_order(0, 0, len(images))[:count].tolist())
-        parts = [[one for i, one in enumerate(images) if (i in chosen) == held] for held in (False, True)]
-        said.append(f"held out {share:.0%} of the images to measure with: {count}, always the same")
+        held_N = held_out_samples(len(images), share)
+        parts = [[images[i] for i in np.flatnonzero(part)] for part in (~held_N, held_N)]
+        said.append(f"held out {share:.0%} of the images to measure with: {held_N.sum()}, always the same")
     else:
         others = [image for kind, image in images if kind not in ("train", "", held_out)]
         said += passed_over(others, f"in neither train nor {held_out}", "image")

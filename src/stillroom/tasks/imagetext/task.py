@@ -9,19 +9,18 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from stillroom.engine import Distiller, Networks, Report, Training
+from stillroom.engine import Distiller, Networks, Training
 from stillroom.engine.cache import CachedTeacher
-from stillroom.engine.report.results import Metric, Section
-from stillroom.engine.task import Built, FindLayer
+from stillroom.engine.task import Built, Usual
 from stillroom.errors import InputError
 from stillroom.modules.clip import Clip
 from stillroom.tasks.images.clips import TASK as NAME
 from stillroom.tasks.images.clips import write_clip
+from stillroom.tasks.imagetext import loaded, pages
 from stillroom.tasks.imagetext.data import ImageTextData
-from stillroom.tasks.imagetext.loaded import LoadedClip, load, ship
+from stillroom.tasks.imagetext.loaded import ship
 from stillroom.tasks.imagetext.metrics import METRICS
 from stillroom.tasks.imagetext.models import build_clip
-from stillroom.tasks.imagetext.pages import imagetext_sections, remarks
 from stillroom.tasks.imagetext.supervised import Supervised
 
 # The specification's small experiment: some 200 steps of 64 drawn pairs.
@@ -46,20 +45,20 @@ LAION: dict[str, Any] = {
 }
 
 
-class ImageTexts:
+class ImageTexts(Usual):
     """Pairs of images and texts; see `engine.task.Task`."""
 
     name = NAME
-    data: type[Any] = ImageTextData
+    data = ImageTextData
     plan = SMALL
     sgd = Training(epochs=2, lr=0.05, weight_decay=5e-4, clip_norm=5.0)
     networks = Networks(TEACHER, "stillroom/clip_48x4p4_32x4_d48_h16", teacher_epochs=7)
     presets: Mapping[str, Mapping[str, Any]] = {"paper": LAION}
-    default: Mapping[str, Any] = {}
-    kinds: tuple[str, ...] = ("compositions", "pairs")
-    layers: Mapping[str, FindLayer] = {}
-    exact: tuple[str, ...] = ()
-    metric_formats: Mapping[str, Metric] = METRICS
+    kinds = ("compositions", "pairs")
+    metric_formats = METRICS
+    sections = staticmethod(pages.imagetext_sections)
+    remarks = staticmethod(pages.remarks)
+    load = staticmethod(loaded.load)
 
     def build(self, spec: str, data: ImageTextData, networks: Networks, *, trust_pickle: bool, argument: str) -> Built:
         """The CLIP of a specification.
@@ -89,14 +88,6 @@ class ImageTexts:
         """Of how many images both find the same text nearest, in %."""
         return {"agreement": 100 * float((details["predicted"] == reference["predicted"]).mean())}
 
-    def sections(self, report: Report, data: ImageTextData) -> list[Section]:
-        """What is found for pictures, classes by words, and the data."""
-        return imagetext_sections(report, data)
-
-    def remarks(self, report: Report, data: ImageTextData) -> list[str]:
-        """That data are drawn, or few."""
-        return remarks(report, data)
-
     def ship(self, folder: Path, network: nn.Module, model: str, data: ImageTextData) -> None:
         """`student.json` and the vocabulary."""
         ship(folder, _clip(network), model, data, data.tokenizer, data.templates)
@@ -104,10 +95,6 @@ class ImageTexts:
     def deliver(self, folder: Path, network: nn.Module, model: str, data: ImageTextData) -> None:
         """The folder ``clip``: for transformers where the sizes allow, else with the model file that reads it."""
         write_clip(folder / "clip", _clip(network), data.tokenizer, data.mean, data.std)
-
-    def load(self, run: Path, *, trust_pickle: bool) -> LoadedClip:
-        """The CLIP that a run shipped."""
-        return load(run, trust_pickle=trust_pickle)
 
 
 def _clip(network: nn.Module) -> Clip:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from stillroom.errors import at_least, one_of
-from stillroom.tasks.images.data import NAMED, ImageSetData, hashed
+from stillroom.tasks.images.data import NAMED, ImageSetData
 from stillroom.tasks.images.sources import LabelledSource
 from stillroom.tasks.images.transforms import SQUASHED_AUGMENTATIONS, describe_transform, eval_transform, train_transform
 from stillroom.tasks.multilabel.metrics import MultiLabelEvaluator
@@ -59,8 +59,7 @@ class MultiLabelData(ImageSetData):
         chosen = {"subset": self.subset, "val_subset": self.val_subset}
         parts = source.fingerprint, kept, self.image_size, self.augment, *chosen.values(), self.mean, self.std, self.subset_seed
         known = {"image_size": self.image_size, "augment": self.augment, **chosen, "subset_seed": self.subset_seed}
-        content = hashed(repr((source.fingerprint, self.left_out))) if self.left_out else source.fingerprint
-        self._identify(*parts, content=content, **known)
+        self._identify(*parts, content=self._content, **known)
 
     @property
     def train_labels(self) -> Tensor:

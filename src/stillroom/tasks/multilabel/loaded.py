@@ -69,15 +69,7 @@ class LoadedMultiLabel(Scoring):
 
 
 def load(run: str | Path, *, trust_pickle: bool = False) -> LoadedMultiLabel:
-    """The student that a multi-label run shipped.
-
-    Args:
-        run: the folder that `stillroom run` wrote.
-        trust_pickle: also run the code that its `student.json` names, and read weights that are pickles.
-
-    Raises:
-        InputError: the folder holds no finished multi-label run, a damaged one, or one that wants to be trusted.
-    """
+    """The student that a multi-label run shipped; see `engine.task.Task.load`."""
     card = read_card(run, trust_pickle=trust_pickle)
     classes, transform = described(card, transform_from)
     size = card.parsed(lambda content: int(content["image_size"]), "image_size")

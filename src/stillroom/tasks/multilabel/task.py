@@ -4,24 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from torch import nn
 
 from stillroom.engine import Distiller, Networks, Report, Training
-from stillroom.engine.cache import CachedTeacher
-from stillroom.engine.report.results import Metric, Section
-from stillroom.engine.task import Built, FindLayer
+from stillroom.engine.report.results import Section
+from stillroom.engine.task import Built, Usual
 from stillroom.engine.training import Stopped
 from stillroom.errors import InputError
 from stillroom.modules.ml_decoder import HeadOptions, check_embeddings
-from stillroom.tasks.images.cached import check_views, drawn_views
+from stillroom.tasks.images.cached import check_views, random_views
 from stillroom.tasks.images.candidates import CLASSIFIERS
 from stillroom.tasks.images.page_parts import data_section
+from stillroom.tasks.multilabel import loaded
 from stillroom.tasks.multilabel.data import MultiLabelData
-from stillroom.tasks.multilabel.loaded import LoadedMultiLabel, load, ship
 from stillroom.tasks.multilabel.metrics import METRICS, agreement
 from stillroom.tasks.multilabel.models import build_multilabel
 from stillroom.tasks.multilabel.pages import multilabel_sections
@@ -100,21 +98,22 @@ class MultiLabelNetworks(Networks):
         return Stopped(**{**vars(whole), "epochs": self.teacher_stop}, of=whole.epochs)
 
 
-class MultiLabel:
+class MultiLabel(Usual):
     """Images of any number of labels each; see `engine.task.Task`."""
 
     name = "multilabel"
-    data: type[Any] = MultiLabelData
+    data = MultiLabelData
     plan = MOSAICS
     sgd = MOSAICS_SGD
     networks = MultiLabelNetworks("stillroom/strided64", "stillroom/strided24")
     presets: Mapping[str, Mapping[str, Any]] = {"paper": COCO}
-    default: Mapping[str, Any] = {}
-    kinds: tuple[str, ...] = ("mosaics",)
-    students: tuple[str, ...] = CLASSIFIERS
-    layers: Mapping[str, FindLayer] = {}
-    exact: tuple[str, ...] = ()
-    metric_formats: Mapping[str, Metric] = METRICS
+    kinds = ("mosaics",)
+    students = CLASSIFIERS
+    metric_formats = METRICS
+    ship = staticmethod(loaded.ship)
+    views = staticmethod(random_views)
+    check_cache = staticmethod(check_views)
+    load = staticmethod(loaded.load)
 
     def build(self, spec: str, data: MultiLabelData, networks: Networks, *, trust_pickle: bool, argument: str) -> Built:
         """The network of a specification, with an embedding for each of the data's labels.
@@ -137,14 +136,6 @@ class MultiLabel:
         """Binary cross-entropy with the labels."""
         return Supervised(network)
 
-    def views(self, data: MultiLabelData, asked: int | None) -> int:
-        """As many random views as are asked for, by default 8; without augmentation one."""
-        return drawn_views(data.augment, asked)
-
-    def check_cache(self, teacher: CachedTeacher, data: MultiLabelData) -> None:
-        """Whether this version of the libraries draws the views that the cache has answers to."""
-        check_views(teacher, data)
-
     def compare(self, details: dict[str, np.ndarray], reference: dict[str, np.ndarray]) -> dict[str, float]:
         """How many decisions two models make alike on the validation images, in %: ``agreement``."""
         return {"agreement": agreement(details, reference)} if details and reference else {}
@@ -152,14 +143,6 @@ class MultiLabel:
     def sections(self, report: Report, data: MultiLabelData) -> list[Section]:
         """Each label's change, example images, and the data."""
         return [*multilabel_sections(report, data.classes, data.val_image), data_section(data, "label")]
-
-    def ship(self, folder: Path, network: nn.Module, model: str, data: MultiLabelData) -> None:
-        """`student.json`."""
-        ship(folder, network, model, data)
-
-    def load(self, run: Path, *, trust_pickle: bool) -> LoadedMultiLabel:
-        """The network that a run shipped."""
-        return load(run, trust_pickle=trust_pickle)
 
 
 TASK = MultiLabel()

@@ -92,10 +92,7 @@ class MultiTaskData(ImageSetData):
         values = 3 + sum(1 if target.labelled else 4 * target.channels for target in self.targets)
         self.in_memory = values * int(height) * int(width) * sum(map(len, self._listed)) <= _MEMORY
         known = {"image_size": self.image_size, "augment": self.augment}
-        subsets = {"subset": self.subset, "val_subset": self.val_subset, "subset_seed": self.subset_seed}
-        content = repr((source.fingerprint, self.left_out))
-        measured = self.eval_size, edge_matching, self.targets
-        self._identify(content, *known.values(), *measured, *subsets.values(), self.mean, self.std, content=content, **known, **subsets)
+        self._known_by(known, self.eval_size, edge_matching, self.targets, content=repr((source.fingerprint, self.left_out)))
 
     def of_targets(self, *names: str) -> MultiTaskData:
         """The same data with some of the targets alone: for networks of one each."""

@@ -13,15 +13,15 @@ from PIL import Image
 from torch import Tensor, nn
 from torchvision.transforms.v2.functional import pil_to_tensor
 
-from stillroom.engine.card import Card, read_card, write_card
+from stillroom.engine.card import Card, read_card
 from stillroom.engine.export import ExportSpec
 from stillroom.tasks.images.answer_pictures import answer_files, write_picture
 from stillroom.tasks.images.export_parts import description, made_up_pictures
-from stillroom.tasks.images.loaded import Unreadable, accelerated, opened
+from stillroom.tasks.images.loaded import Unreadable, accelerated, as_read_by, opened
 from stillroom.tasks.images.stores import read_image
 from stillroom.tasks.images.whole_pictures import prepared
 from stillroom.tasks.multitask.maps import written
-from stillroom.tasks.multitask.models import TASK, build_multitask, targets_of
+from stillroom.tasks.multitask.models import build_multitask, targets_of
 from stillroom.tasks.multitask.supervised import answer_to, answers_to
 from stillroom.tasks.multitask.targets import Target
 
@@ -78,10 +78,9 @@ class LoadedMultiTask:
     def maps(self, image: Image.Image) -> dict[str, np.ndarray]:
         """Of a photo (RGB), by target, in its own size: class numbers uint8 [H, W]; float32 [1, H, W] metres, of edges and saliency
         probabilities; unit vectors float32 [3, H, W]."""
-        weight = next(self.network.parameters())
         pixels = prepared(pil_to_tensor(image), self.transform["shorter"], self.transform["mean"], self.transform["std"])
         size = image.height, image.width
-        (found,) = answers_to(self.network, [pixels.to(weight.device, weight.dtype)], [size], self.targets)
+        (found,) = answers_to(self.network, [as_read_by(self.network, pixels)], [size], self.targets)
         return {name: (one.to(torch.uint8) if one.ndim == 2 else one.float()).cpu().numpy() for name, one in found.items()}
 
     def predict(self, files: Sequence[Path], *, unreadable: Unreadable, out: str | None = None) -> Iterator[Mapped]:
@@ -94,7 +93,7 @@ class LoadedMultiTask:
         """
         folder = Path(out) if out is not None else self.card.folder / "maps"
         accelerated(self.network)
-        places = {one.name: dict(zip(files, answer_files(files, folder, ending=f"_{one.name}"), strict=True)) for one in self.targets}
+        places = {one.name: answer_files(files, folder, ending=f"_{one.name}") for one in self.targets}
         for file, image in opened(files, read_image, unreadable):
             found = self.maps(image)
             for target in self.targets:
@@ -133,21 +132,8 @@ def _said(target: Target, values: np.ndarray) -> str:
     return f"{(values >= 0.5).mean():.1%} of the pixels"
 
 
-def ship(folder: Path, network: nn.Module, model: str, data: Any) -> None:
-    """Writes `student.json`, in which the targets stand."""
-    write_card(folder, TASK, model, data)
-
-
 def load(run: str | Path, *, trust_pickle: bool = False) -> LoadedMultiTask:
-    """The student that a multi-task run shipped.
-
-    Args:
-        run: the folder that `stillroom run` wrote.
-        trust_pickle: also run the code that its `student.json` names, and read weights that are pickles.
-
-    Raises:
-        InputError: the folder holds no finished multi-task run, a damaged one, or one that wants to be trusted.
-    """
+    """The student that a multi-task run shipped; see `engine.task.Task.load`."""
     card = read_card(run, trust_pickle=trust_pickle)
     targets = targets_of(card)
     transform = card.parsed(lambda content: {name: content["transform"][name] for name in ("shorter", "mean", "std")}, "transform")

@@ -19,7 +19,7 @@ import torch
 from torch import nn
 
 from stillroom.engine.card import Card, read_specification
-from stillroom.engine.specification import function_of
+from stillroom.engine.specification import made_by
 from stillroom.engine.task import Built
 from stillroom.engine.weights import load_weights
 from stillroom.errors import InputError
@@ -51,7 +51,7 @@ def build_multitask(spec: str, targets: Sequence[Target], *, trust_pickle: bool 
         InputError: the spec is none of these, weights are missing or do not fit, a run is of another task or of other targets, or a
             network answers with something else.
     """
-    named = read_specification(spec, trust_pickle=trust_pickle, argument=argument)
+    named = read_specification(spec, trust_pickle=trust_pickle, argument=argument, task=TASK)
     data_targets = tuple(targets)
     if named.card is not None:
         targets = _of_run(named.card, targets, argument)
@@ -77,8 +77,6 @@ def targets_of(card: Card) -> tuple[Target, ...]:
 
 def _of_run(card: Card, targets: Sequence[Target], argument: str) -> Sequence[Target]:
     """Those of the run's network, if all that the data have are among them."""
-    if card.task != TASK:
-        raise InputError(argument, f"{card.folder}, a student of {card.task}", f"a student of {TASK}")
     theirs = targets_of(card)
     known = {target.name: (target.kind, target.classes or target.channels) for target in theirs}
     if other := [one for one in targets if known.get(one.name) != (one.kind, one.classes or one.channels)]:
@@ -97,10 +95,7 @@ def _untrained(source: str, targets: Sequence[Target], argument: str) -> nn.Modu
     library, _, name = source.partition("/")
     if library == "timm":
         return MultiTaskNetwork(TimmBackbone(name, _STRIDES, argument=argument), targets)
-    made = function_of(source, argument, GRAMMAR)({target.name: target.channels for target in targets})
-    if not isinstance(made, nn.Module):
-        raise InputError(argument, f"{source}, which makes a {type(made).__name__}", "a network")
-    return made
+    return made_by(source, argument, GRAMMAR, {target.name: target.channels for target in targets}, kind=nn.Module, called="a network")
 
 
 def _tried(network: nn.Module, source: str, argument: str) -> object:

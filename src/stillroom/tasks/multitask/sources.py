@@ -10,14 +10,22 @@ from typing import Any, cast
 
 import numpy as np
 
-from stillroom.engine.loading import sample_order
 from stillroom.engine.plain import plain_yaml
 from stillroom.errors import InputError, near, one_of
 from stillroom.tasks.images.data import hashed
 from stillroom.tasks.images.files import Store
 from stillroom.tasks.images.folders import list_files, printable, single_top
 from stillroom.tasks.images.label_maps import IGNORE, VOC_CLASSES, LabelSpace, content_of_map, label_space
-from stillroom.tasks.images.sources import IMAGENET_STATISTICS, Kind, Source, held_out_share, is_number, open_spec, whole_numbers
+from stillroom.tasks.images.sources import (
+    IMAGENET_STATISTICS,
+    Kind,
+    Source,
+    held_out_samples,
+    held_out_share,
+    is_number,
+    open_spec,
+    whole_numbers,
+)
 from stillroom.tasks.images.stores import UnreadableImage
 from stillroom.tasks.images.whole_pictures import pixels_of
 from stillroom.tasks.multitask.batches import Decode, DenseFiles, DenseMemory, truth_of
@@ -333,9 +341,8 @@ def _split(
             return found
         if {split for split, _ in image_of.values()} >= {"train", "val"}:
             return {wanted: [key for key in keys if image_of[key][0] == wanted] for wanted in ("train", "val")}
-    held = max(1, round(held_out_share(dict(options), argument) * len(keys)))
-    order = sample_order(0, 0, len(keys))
-    found = {"train": sorted(keys[i] for i in order[held:].tolist()), "val": sorted(keys[i] for i in order[:held].tolist())}
+    held_N = held_out_samples(len(keys), held_out_share(dict(options), argument))
+    found = {split: sorted(keys[i] for i in np.flatnonzero(part)) for split, part in (("train", ~held_N), ("val", held_N))}
     if not found["train"]:
         raise InputError(argument, f"{len(keys)} pictures", "at least one to train on and one to measure with")
     return found

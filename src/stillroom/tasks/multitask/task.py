@@ -4,23 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 from torch import nn
 
-from stillroom.engine import Distiller, Networks, Report, Training
-from stillroom.engine.cache import CachedTeacher
-from stillroom.engine.report.results import Metric, Section
-from stillroom.engine.task import Built, FindLayer
-from stillroom.tasks.images.cached import check_views, drawn_views
+from stillroom.engine import Distiller, Networks, Training
+from stillroom.engine.task import Built, Usual
+from stillroom.tasks.images.cached import check_views, random_views
+from stillroom.tasks.multitask import loaded, pages
 from stillroom.tasks.multitask.data import MultiTaskData
-from stillroom.tasks.multitask.loaded import LoadedMultiTask, load, ship
 from stillroom.tasks.multitask.metrics import COMMON
 from stillroom.tasks.multitask.models import TASK as NAME
 from stillroom.tasks.multitask.models import build_multitask
-from stillroom.tasks.multitask.pages import multitask_sections, remarks
 from stillroom.tasks.multitask.supervised import Supervised
 
 SMALL = Training(epochs=30, optimizer="adamw", lr=3e-3, weight_decay=0.01, schedule="cosine", warmup_epochs=1.0)
@@ -45,11 +40,11 @@ NYUD: dict[str, Any] = {
 PASCAL: dict[str, Any] = {**NYUD, "data": "pascal-context:data/PASCALContext", "image_size": 512, "epochs": 64}
 
 
-class MultiTask:
+class MultiTask(Usual):
     """Pictures with several dense targets; see `engine.task.Task`."""
 
     name = NAME
-    data: type[Any] = MultiTaskData
+    data = MultiTaskData
     plan = SMALL
     sgd = SMALL_SGD
     networks = Networks("stillroom/pyramid12", "stillroom/pyramid6")
@@ -60,10 +55,13 @@ class MultiTask:
         "epochs": 20,
         "teacher_epochs": 8,
     }
-    kinds: tuple[str, ...] = ("solids", "nyud", "pascal-context", "dense")
-    layers: Mapping[str, FindLayer] = {}
-    exact: tuple[str, ...] = ()
-    metric_formats: Mapping[str, Metric] = COMMON
+    kinds = ("solids", "nyud", "pascal-context", "dense")
+    metric_formats = COMMON
+    sections = staticmethod(pages.multitask_sections)
+    remarks = staticmethod(pages.remarks)
+    views = staticmethod(random_views)
+    check_cache = staticmethod(check_views)
+    load = staticmethod(loaded.load)
 
     def build(self, spec: str, data: MultiTaskData, networks: Networks, *, trust_pickle: bool, argument: str) -> Built:
         """The network of a specification, for the data's targets.
@@ -76,34 +74,6 @@ class MultiTask:
     def supervised(self, network: nn.Module) -> Distiller:
         """The weighted sum of the targets' losses."""
         return Supervised(network)
-
-    def views(self, data: MultiTaskData, asked: int | None) -> int:
-        """As many random views as are asked for, by default 8; without augmentation one."""
-        return drawn_views(data.augment, asked)
-
-    def check_cache(self, teacher: CachedTeacher, data: MultiTaskData) -> None:
-        """Whether this version of the libraries draws the views that the cache has answers to."""
-        check_views(teacher, data)
-
-    def compare(self, details: dict[str, np.ndarray], reference: dict[str, np.ndarray]) -> dict[str, float]:
-        """Nothing: what two models answer is compared with the truth."""
-        return {}
-
-    def sections(self, report: Report, data: MultiTaskData) -> list[Section]:
-        """The figures of each target, pictures of every answer, and the data."""
-        return multitask_sections(report, data)
-
-    def remarks(self, report: Report, data: MultiTaskData) -> list[str]:
-        """Directions that point the wrong way."""
-        return remarks(report, data)
-
-    def ship(self, folder: Path, network: nn.Module, model: str, data: MultiTaskData) -> None:
-        """`student.json`."""
-        ship(folder, network, model, data)
-
-    def load(self, run: Path, *, trust_pickle: bool) -> LoadedMultiTask:
-        """The network that a run shipped."""
-        return load(run, trust_pickle=trust_pickle)
 
 
 TASK = MultiTask()

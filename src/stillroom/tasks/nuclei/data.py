@@ -13,7 +13,7 @@ from torchvision.transforms.v2.functional import adjust_brightness, adjust_contr
 
 from stillroom.engine.loading import Draw, uniforms
 from stillroom.errors import InputError, at_least, one_of
-from stillroom.tasks.images.data import ImageSetData, hashed
+from stillroom.tasks.images.data import ImageSetData
 from stillroom.tasks.images.whole_pictures import Kept, pixels_of
 from stillroom.tasks.nuclei.instances import Outlining
 from stillroom.tasks.nuclei.maps import NucleiBatch, NucleiImages, NucleiMap, WholeBatch, distances
@@ -88,10 +88,7 @@ class NucleiData(ImageSetData):
         height, width = np.shape(self._listed[1].nuclei(0).instances)
         self.in_memory = 8 * height * width * sum(map(len, self._listed)) <= _MEMORY
         known = {"image_size": self.image_size, "augment": self.augment}
-        chosen = {"subset": self.subset, "val_subset": self.val_subset, "subset_seed": self.subset_seed}
-        measured = self.window, self.stride, self.outlining, self.apart
-        content = hashed(repr((source.fingerprint, self.left_out))) if self.left_out else source.fingerprint
-        self._identify(content, *known.values(), *measured, *chosen.values(), self.mean, self.std, content=content, **known, **chosen)
+        self._known_by(known, self.window, self.stride, self.outlining, self.apart)
 
     @property
     def training_images(self) -> NucleiImages:

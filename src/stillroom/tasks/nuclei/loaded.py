@@ -15,19 +15,19 @@ from PIL import Image
 from torch import Tensor, nn
 from torchvision.transforms.v2.functional import pil_to_tensor
 
-from stillroom.engine.card import Card, read_card, write_card
+from stillroom.engine.card import Card, read_card
 from stillroom.engine.export import ExportSpec
 from stillroom.engine.run.written import write_atomic
 from stillroom.tasks.images.answer_pictures import answer_files, write_picture
 from stillroom.tasks.images.export_parts import description, made_up_pictures
 from stillroom.tasks.images.label_maps import voc_colours
-from stillroom.tasks.images.loaded import Unreadable, accelerated, opened
+from stillroom.tasks.images.loaded import Unreadable, accelerated, as_read_by, opened
 from stillroom.tasks.images.stores import read_image
 from stillroom.tasks.nuclei.data import prepared
 from stillroom.tasks.nuclei.instances import Outlining
 from stillroom.tasks.nuclei.maps import NucleiMap
 from stillroom.tasks.nuclei.measures import nuclei_of
-from stillroom.tasks.nuclei.models import TASK, build_nuclei_network
+from stillroom.tasks.nuclei.models import build_nuclei_network
 from stillroom.tasks.nuclei.networks import NucleiNetwork
 from stillroom.tasks.nuclei.supervised import found_nuclei
 
@@ -90,8 +90,7 @@ class LoadedNuclei:
     @torch.no_grad()
     def outline(self, image: Image.Image) -> NucleiMap:
         """The nuclei of a picture (RGB), as evaluation finds them."""
-        weight = next(self.network.parameters())
-        pixels = prepared(pil_to_tensor(image), self.transform["mean"], self.transform["std"]).to(weight.device, weight.dtype)
+        pixels = as_read_by(self.network, prepared(pil_to_tensor(image), self.transform["mean"], self.transform["std"]))
         outlining = Outlining(self.transform["edge_kernel"], self.transform["least"])
         return found_nuclei(self.network, [pixels], self.transform["window"], self.transform["stride"], outlining)[0]
 
@@ -105,13 +104,10 @@ class LoadedNuclei:
         """
         folder = Path(out) if out is not None else self.card.folder / "nuclei"
         accelerated(self.network)
-        places = {
-            ending: dict(zip(files, answer_files(files, folder, ending=ending), strict=True))
-            for ending in ("_instances", "_overlay", "_cells")
-        }
+        places = [answer_files(files, folder, ending=ending) for ending in ("_instances", "_overlay", "_cells")]
         for file, image in opened(files, read_image, unreadable):
             found = self.outline(image)
-            instances, overlay, cells = (places[ending][file] for ending in ("_instances", "_overlay", "_cells"))
+            instances, overlay, cells = (of[file] for of in places)
             write_picture(Image.fromarray(found.instances.clip(0, _MOST).astype(np.uint16)), instances)
             write_picture(outlined(image, found), overlay)
             cells = cells.with_suffix(".csv")
@@ -166,21 +162,8 @@ def class_colours(count: int) -> np.ndarray:
     return np.concatenate((_COLOURS, more))[: count + 1]
 
 
-def ship(folder: Path, network: nn.Module, model: str, data: Any) -> None:
-    """Writes `student.json`."""
-    write_card(folder, TASK, model, data)
-
-
 def load(run: str | Path, *, trust_pickle: bool = False) -> LoadedNuclei:
-    """The student that a nuclei run shipped.
-
-    Args:
-        run: the folder that `stillroom run` wrote.
-        trust_pickle: also run the code that its `student.json` names, and read weights that are pickles.
-
-    Raises:
-        InputError: the folder holds no finished nuclei run, a damaged one, or one that wants to be trusted.
-    """
+    """The student that a nuclei run shipped; see `engine.task.Task.load`."""
     card = read_card(run, trust_pickle=trust_pickle)
     classes, transform = card.parsed(
         lambda content: (

@@ -13,10 +13,9 @@ from __future__ import annotations
 import re
 
 from stillroom.engine.card import read_specification
-from stillroom.engine.specification import function_of
+from stillroom.engine.specification import made_by
 from stillroom.engine.task import Built
 from stillroom.engine.weights import load_weights
-from stillroom.errors import InputError
 from stillroom.tasks.nuclei.networks import NucleiNetwork, hovernet, small_network
 
 TASK = "nuclei"  # what `student.json` calls it
@@ -36,9 +35,7 @@ def build_nuclei_network(spec: str, *, num_classes: int, trust_pickle: bool = Fa
     Raises:
         InputError: the spec is none of these, weights are missing or do not fit, or a run is of another task.
     """
-    named = read_specification(spec, trust_pickle=trust_pickle, argument=argument)
-    if named.card is not None and named.card.task != TASK:
-        raise InputError(argument, f"{named.card.folder}, a student of {named.card.task}", "a student of nuclei")
+    named = read_specification(spec, trust_pickle=trust_pickle, argument=argument, task=TASK)
     network = _untrained(named.source, num_classes, argument)
     if named.weights:
         load_weights(network, named.weights, trust_pickle=trust_pickle, argument=argument)
@@ -50,8 +47,5 @@ def _untrained(source: str, num_classes: int, argument: str) -> NucleiNetwork:
         return hovernet(num_classes)
     if (small := _SMALL.fullmatch(source)) is not None:
         return small_network(int(small["width"]), int(small["levels"] or 3), num_classes)
-    made = function_of(source, argument, GRAMMAR)(num_classes)
-    if not isinstance(made, NucleiNetwork):
-        got = f"{source}, which makes a {type(made).__name__}"
-        raise InputError(argument, got, "a stillroom.tasks.nuclei.NucleiNetwork, of an encoder and a decoder of your own")
-    return made
+    called = "a stillroom.tasks.nuclei.NucleiNetwork, of an encoder and a decoder of your own"
+    return made_by(source, argument, GRAMMAR, num_classes, kind=NucleiNetwork, called=called)

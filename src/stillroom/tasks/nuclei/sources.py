@@ -14,11 +14,10 @@ from typing import Any
 
 import numpy as np
 
-from stillroom.engine.loading import sample_order
 from stillroom.errors import InputError, near, one_of
 from stillroom.tasks.images.files import Folder, Store
 from stillroom.tasks.images.folders import list_files, printable, told_apart
-from stillroom.tasks.images.sources import Kind, Source, held_out_share, is_number, open_spec, whole_numbers
+from stillroom.tasks.images.sources import Kind, Source, held_out_samples, held_out_share, is_number, open_spec, whole_numbers
 from stillroom.tasks.nuclei.drawn import COARSE, FINE, SIDE, draw
 from stillroom.tasks.nuclei.instances import Outlining
 from stillroom.tasks.nuclei.maps import NucleiArrays, NucleiFiles, NucleiImages, NucleiMap, numbered, read_type_map, whole_numbers_of
@@ -265,8 +264,7 @@ def _split(splits: Mapping[str, list[tuple[str, str]]], options: Mapping[str, st
     train, val = list(splits.get("train", [])), list(splits.get("val", []))
     if not val:
         labelled = [pair for pair in train if pair[1]]
-        held = max(1, round(held_out_share(dict(options), argument) * len(labelled)))
-        chosen = {labelled[i] for i in sample_order(0, 0, len(labelled))[:held].tolist()} if labelled else set()
+        chosen = {labelled[i] for i in np.flatnonzero(held_out_samples(len(labelled), held_out_share(dict(options), argument)))}
         train, val = [pair for pair in train if pair not in chosen], [pair for pair in train if pair in chosen]
     elif "val" in options:
         raise InputError(argument, f"val={options['val']}", "none: the folders say which pictures are measured on")

@@ -4,23 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 from torch import nn
 
-from stillroom.engine import Distiller, Networks, Report, Training
+from stillroom.engine import Distiller, Networks, Training
 from stillroom.engine.cache import CachedTeacher
-from stillroom.engine.report.results import Metric, Section
-from stillroom.engine.task import Built, FindLayer
+from stillroom.engine.task import Built, Usual
 from stillroom.errors import InputError
+from stillroom.tasks.nuclei import loaded, pages
 from stillroom.tasks.nuclei.data import NucleiData
-from stillroom.tasks.nuclei.loaded import LoadedNuclei, load, ship
 from stillroom.tasks.nuclei.metrics import METRICS
 from stillroom.tasks.nuclei.models import TASK as NAME
 from stillroom.tasks.nuclei.models import build_nuclei_network
-from stillroom.tasks.nuclei.pages import nuclei_sections
 from stillroom.tasks.nuclei.supervised import Supervised
 
 SMALL = Training(epochs=12, optimizer="adam", lr=3e-3, weight_decay=0.0, schedule="cosine", warmup_epochs=1.0)
@@ -44,21 +40,21 @@ CONSEP: dict[str, Any] = {
 }
 
 
-class Nuclei:
+class Nuclei(Usual):
     """Pictures with their nuclei, outlined and classified; see `engine.task.Task`."""
 
     name = NAME
-    data: type[Any] = NucleiData
+    data = NucleiData
     plan = SMALL
     sgd = SMALL_SGD
     networks = Networks("stillroom/nuclei16_3", "stillroom/nuclei8_3")
     presets: Mapping[str, Mapping[str, Any]] = {"paper": CONSEP}
     default: Mapping[str, Any] = {"data": "drawn"}
-    kinds: tuple[str, ...] = ("drawn", "nuclei", "consep", "lizard", "pannuke")
-    students: tuple[str, ...] = ("stillroom/nuclei8_3", "stillroom/nuclei16_3", "stillroom/nuclei32_4", "stillroom/hovernet")
-    layers: Mapping[str, FindLayer] = {}
-    exact: tuple[str, ...] = ()
-    metric_formats: Mapping[str, Metric] = METRICS
+    kinds = ("drawn", "nuclei", "consep", "lizard", "pannuke")
+    students = ("stillroom/nuclei8_3", "stillroom/nuclei16_3", "stillroom/nuclei32_4", "stillroom/hovernet")
+    metric_formats = METRICS
+    sections = staticmethod(pages.nuclei_sections)
+    load = staticmethod(loaded.load)
 
     def build(self, spec: str, data: NucleiData, networks: Networks, *, trust_pickle: bool, argument: str) -> Built:
         """The network of a specification, for the data's classes.
@@ -83,22 +79,6 @@ class Nuclei:
 
     def check_cache(self, teacher: CachedTeacher, data: NucleiData) -> None:
         """There is none."""
-
-    def compare(self, details: dict[str, np.ndarray], reference: dict[str, np.ndarray]) -> dict[str, float]:
-        """Nothing: what two models answer is compared with the truth."""
-        return {}
-
-    def sections(self, report: Report, data: NucleiData) -> list[Section]:
-        """Scores of each class, the worst pictures, and the data."""
-        return nuclei_sections(report, data)
-
-    def ship(self, folder: Path, network: nn.Module, model: str, data: NucleiData) -> None:
-        """`student.json`."""
-        ship(folder, network, model, data)
-
-    def load(self, run: Path, *, trust_pickle: bool) -> LoadedNuclei:
-        """The network that a run shipped."""
-        return load(run, trust_pickle=trust_pickle)
 
 
 TASK = Nuclei()

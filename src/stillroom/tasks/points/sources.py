@@ -11,11 +11,10 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from stillroom.engine.loading import sample_order
 from stillroom.engine.run.written import write_atomic
 from stillroom.errors import InputError
 from stillroom.tasks.images.files import Folder, Store
-from stillroom.tasks.images.sources import held_out_share
+from stillroom.tasks.images.sources import held_out_samples, held_out_share
 from stillroom.tasks.points.frames import Frame
 from stillroom.tasks.points.grid import ClassList
 
@@ -119,8 +118,7 @@ def held_out(frames: ListedFrames, options: Mapping[str, str], argument: str) ->
     share = held_out_share(dict(options), argument)
     sequences = [frames.sequence(index) for index in range(len(frames))]
     distinct = list(dict.fromkeys(sequences))
-    order = sample_order(0, 0, len(distinct))
-    held = {distinct[k] for k in order[: max(1, round(share * len(distinct)))]}
+    held = {distinct[k] for k in np.flatnonzero(held_out_samples(len(distinct), share))}
     if len(distinct) < 2:  # one drive: its end, since neighbours in time are almost the same picture
         cut = len(frames) - max(1, round(share * len(frames)))
         val_N = np.arange(len(frames)) >= cut

@@ -11,7 +11,7 @@ from torchvision.transforms.v2.functional import to_pil_image
 from stillroom.engine.loading import Loader
 from stillroom.errors import InputError, at_least, one_of, positive
 from stillroom.tasks.images.classified import SMALL
-from stillroom.tasks.images.data import ImageSetData, hashed
+from stillroom.tasks.images.data import ImageSetData
 from stillroom.tasks.images.sources import LabelledSource
 from stillroom.tasks.images.stores import Images, joined, stratified, taken
 from stillroom.tasks.images.transforms import AUGMENTATIONS, describe_transform, eval_transform, train_transform
@@ -85,10 +85,9 @@ class RepresentationData(ImageSetData):
         self._eval_transform = eval_transform(self._style, self.image_size, self.mean, self.std)
         small = self.image_size <= SMALL and 3 * self.image_size**2 * sum(map(len, self._listed)) <= _MEMORY
         self.in_memory = small and self._style != "imagenet"  # whose crops are cut from the original image
-        content = hashed(repr((source.fingerprint, self.left_out))) if self.left_out else source.fingerprint
-        chosen = {"subset": self.subset, "val_subset": self.val_subset}
-        known = {"image_size": self.image_size, "augment": self.augment, **chosen, "subset_seed": self.subset_seed}
-        self._identify(content, *known.values(), self.mean, self.std, bank, self.protocol, content=content, **known)
+        known = {"image_size": self.image_size, "augment": self.augment, **self._subsets}
+        parts = self._content, *known.values(), self.mean, self.std, bank, self.protocol
+        self._identify(*parts, content=self._content, **known)
         self._bank = self._banked(bank)
 
     @property

@@ -15,17 +15,16 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from stillroom.engine.card import Card, Described, read_card, write_card
+from stillroom.engine.card import Card, read_card
 from stillroom.engine.export import ExportSpec
 from stillroom.engine.run.written import replacing, write_atomic
 from stillroom.errors import InputError
 from stillroom.tasks.images.classifiers import build_backbone
 from stillroom.tasks.images.export_parts import description, made_up_pictures
-from stillroom.tasks.images.loaded import Unreadable, accelerated, described, opened
+from stillroom.tasks.images.loaded import Unreadable, accelerated, as_read_by, described, opened
 from stillroom.tasks.images.stores import read_image
 from stillroom.tasks.images.transforms import transform_from
 
-TASK = "representation"
 _TOGETHER = 32  # images that go through a network at a time
 _SHOWN = 4  # numbers of an embedding in the table
 _FILE = "embeddings.npz"
@@ -113,8 +112,7 @@ class LoadedBackbone:
     @torch.no_grad()
     def _asked(self, images: list[Tensor]) -> Tensor:
         batch = torch.stack(images)
-        weight = next(self.network.parameters(), batch)
-        features_BD: Tensor = self.network(batch.to(weight.device, weight.dtype))
+        features_BD: Tensor = self.network(as_read_by(self.network, batch))
         return features_BD.float()
 
 
@@ -144,22 +142,9 @@ def _write(target: Path, found: Sequence[Embedding]) -> None:
 
 
 def load(run: str | Path, *, trust_pickle: bool = False) -> LoadedBackbone:
-    """The backbone that a run shipped.
-
-    Args:
-        run: the folder that `stillroom run` wrote.
-        trust_pickle: also run the code that its `student.json` names, and read weights that are pickles.
-
-    Raises:
-        InputError: the folder holds no finished run, a damaged one, or one that wants to be trusted.
-    """
+    """The backbone that a run shipped; see `engine.task.Task.load`."""
     card = read_card(run, trust_pickle=trust_pickle)
     _, transform = described(card, transform_from)
     size = card.parsed(lambda content: int(content["image_size"]), "image_size")
     built = build_backbone(card.spec, image_size=size, trust_pickle=trust_pickle, argument="run")
     return LoadedBackbone(built.network.eval(), transform, card)
-
-
-def ship(folder: Path, network: nn.Module, model: str, data: Described) -> None:
-    """Writes `student.json`."""
-    write_card(folder, TASK, model, data)

@@ -6,12 +6,11 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from stillroom.engine.loading import sample_order
 from stillroom.errors import InputError
 from stillroom.tasks.images.classified import open_source as open_classified
 from stillroom.tasks.images.folders import list_files, passed_over, told_apart
 from stillroom.tasks.images.labelled import folder_source
-from stillroom.tasks.images.sources import Kind, LabelledSource, held_out_share, kind_of, open_spec
+from stillroom.tasks.images.sources import Kind, LabelledSource, held_out_samples, held_out_share, kind_of, open_spec
 from stillroom.tasks.images.stores import FileImages
 from stillroom.tasks.images.unlabelled import NO_LABEL
 
@@ -44,8 +43,7 @@ def _open_images(path: str, options: Mapping[str, str], argument: str) -> Labell
     if len(names) < 2:
         raise InputError(argument, f"{path} with {len(names)} image", "at least two, one to train on and one to hold out")
     share = held_out_share({"val": _HELD_OUT, **options}, argument)
-    held_out = np.zeros(len(names), bool)
-    held_out[sample_order(0, 0, len(names))[: min(max(1, round(share * len(names))), len(names) - 1)]] = True
+    held_out = held_out_samples(len(names), share, spare=True)
     train, val = (
         FileImages(store, [names[i] for i in np.flatnonzero(part)], np.full(int(part.sum()), NO_LABEL)) for part in (~held_out, held_out)
     )

@@ -13,7 +13,7 @@ from torchvision.transforms.v2.functional import resize
 
 from stillroom.engine.loading import Draw, uniforms
 from stillroom.errors import InputError, at_least, one_of
-from stillroom.tasks.images.data import ImageSetData, hashed
+from stillroom.tasks.images.data import ImageSetData
 from stillroom.tasks.images.label_maps import IGNORE
 from stillroom.tasks.images.stores import Images
 from stillroom.tasks.images.transforms import Parameters
@@ -81,11 +81,7 @@ class SegmentationData(ImageSetData):
             raise InputError("stride", self.stride, f"at most the window's {self.window} pixels, or some would not be seen")
         height, width = pixels_of(self._listed[1].image(0)).shape[1:]
         self.in_memory = 4 * height * width * sum(map(len, self._listed)) <= _MEMORY
-        known = {"image_size": self.image_size, "augment": self.augment}
-        chosen = {"subset": self.subset, "val_subset": self.val_subset, "subset_seed": self.subset_seed}
-        measured = self.eval_size, self.window, self.stride
-        content = hashed(repr((source.fingerprint, self.left_out))) if self.left_out else source.fingerprint
-        self._identify(content, *known.values(), *measured, *chosen.values(), self.mean, self.std, content=content, **known, **chosen)
+        self._known_by({"image_size": self.image_size, "augment": self.augment}, self.eval_size, self.window, self.stride)
 
     @property
     def masked(self) -> bool:

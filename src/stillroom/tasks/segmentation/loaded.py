@@ -20,7 +20,7 @@ from stillroom.tasks.images.answer_pictures import answer_files, write_picture
 from stillroom.tasks.images.export_parts import description, made_up_pictures
 from stillroom.tasks.images.label_maps import Colour, voc_colours
 from stillroom.tasks.images.label_pictures import overlaid, palette_image
-from stillroom.tasks.images.loaded import Unreadable, accelerated, opened
+from stillroom.tasks.images.loaded import Unreadable, accelerated, as_read_by, opened
 from stillroom.tasks.images.stores import read_image
 from stillroom.tasks.images.whole_pictures import prepared
 from stillroom.tasks.segmentation.models import TASK, build_segmenter
@@ -120,10 +120,9 @@ class LoadedSegmenter:
     @torch.no_grad()
     def segment(self, image: Image.Image) -> np.ndarray:
         """The class of each pixel of a photo (RGB), uint8 [H, W]."""
-        weight = next(self.network.parameters())
         pixels = prepared(pil_to_tensor(image), self.transform["shorter"], self.transform["mean"], self.transform["std"])
         windows = self.transform["window"], self.transform["stride"]
-        (found,) = predicted_classes(self.network, [pixels.to(weight.device, weight.dtype)], [(image.height, image.width)], *windows)
+        (found,) = predicted_classes(self.network, [as_read_by(self.network, pixels)], [(image.height, image.width)], *windows)
         return found.to(torch.uint8).cpu().numpy()
 
     def predict(
@@ -150,7 +149,7 @@ class LoadedSegmenter:
         student = self.finding(None if classes is None else classes.split(","), threshold)
         folder = Path(out) if out is not None else self.card.folder / "segmented"
         accelerated(student.network)
-        masks, overlays = (dict(zip(files, answer_files(files, folder, ending=ending), strict=True)) for ending in ("_mask", "_overlay"))
+        masks, overlays = (answer_files(files, folder, ending=ending) for ending in ("_mask", "_overlay"))
         for file, image in opened(files, read_image, unreadable):
             found_HW = student.segment(image)
             mask, overlay = masks[file], overlays[file]
@@ -185,15 +184,7 @@ def ship(folder: Path, network: nn.Module, model: str, data: Any) -> None:
 
 
 def load(run: str | Path, *, trust_pickle: bool = False) -> LoadedSegmenter:
-    """The student that a segmentation run shipped.
-
-    Args:
-        run: the folder that `stillroom run` wrote.
-        trust_pickle: also run the code that its `student.json` names, and read weights that are pickles.
-
-    Raises:
-        InputError: the folder holds no finished segmentation run, a damaged one, or one that wants to be trusted.
-    """
+    """The student that a segmentation run shipped; see `engine.task.Task.load`."""
     card = read_card(run, trust_pickle=trust_pickle)
     classes, transform, colours = card.parsed(
         lambda content: (

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
 from stillroom.engine.card import read_specification
-from stillroom.engine.specification import composed, function_of
+from stillroom.engine.specification import composed, made_by
 from stillroom.engine.task import Built
 from stillroom.engine.weights import load_weights
 from stillroom.errors import InputError, near
@@ -65,9 +65,7 @@ def build_segmenter(spec: str, *, num_classes: int, trust_pickle: bool = False, 
         InputError: the spec is none of these, weights are missing or do not fit, a run is of another task, or a network answers with
             something else than scores of so many classes.
     """
-    named = read_specification(spec, trust_pickle=trust_pickle, argument=argument)
-    if named.card is not None and named.card.task != TASK:
-        raise InputError(argument, f"{named.card.folder}, a student of {named.card.task}", "a student of segmentation")
+    named = read_specification(spec, trust_pickle=trust_pickle, argument=argument, task=TASK)
     example = torch.zeros(1, 3, _TRIED, _TRIED)
     if (whole := composed(named.source, argument)) is not None:
         network = whole.build(lambda part, count: _untrained(part, count, argument), num_classes, example, argument)
@@ -102,10 +100,7 @@ def _untrained(source: str, num_classes: int, argument: str) -> nn.Module:
         return Answering(made, "out")
     if library == "transformers":
         return Answering(_of_transformers(name, num_classes, argument), "logits")
-    made = function_of(source, argument, GRAMMAR)(num_classes)
-    if not isinstance(made, nn.Module):
-        raise InputError(argument, f"{source}, which makes a {type(made).__name__}", "a network")
-    return made
+    return made_by(source, argument, GRAMMAR, num_classes, kind=nn.Module, called="a network")
 
 
 def _of_transformers(folder: str, num_classes: int, argument: str) -> nn.Module:

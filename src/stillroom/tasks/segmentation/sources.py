@@ -14,12 +14,20 @@ from typing import Any
 
 import numpy as np
 
-from stillroom.engine.loading import sample_order
 from stillroom.errors import InputError, near
 from stillroom.tasks.images.files import Store
 from stillroom.tasks.images.folders import list_files, printable, single_top, told_apart
 from stillroom.tasks.images.label_maps import IGNORE, VOC_CLASSES, LabelSpace, content_of_map, label_space, map_pixels, voc_colours
-from stillroom.tasks.images.sources import IMAGENET_STATISTICS, Kind, Source, held_out_share, is_number, open_spec, whole_numbers
+from stillroom.tasks.images.sources import (
+    IMAGENET_STATISTICS,
+    Kind,
+    Source,
+    held_out_samples,
+    held_out_share,
+    is_number,
+    open_spec,
+    whole_numbers,
+)
 from stillroom.tasks.images.stores import UnreadableImage
 from stillroom.tasks.images.unlabelled import open_unlabelled
 from stillroom.tasks.segmentation.masked import MaskedFiles, MaskedMemory, mask_of, size_of
@@ -292,9 +300,8 @@ def _of_files(
     """A source of files, some masks of which were looked at."""
     train, val = pairs.get("train", []), pairs.get("val", [])
     if not val:
-        held = max(1, round(held_out_share(dict(options), argument) * len(train)))
-        order = sample_order(0, 0, len(train))
-        train, val = ([train[i] for i in sorted(part.tolist())] for part in (order[held:], order[:held]))
+        held_N = held_out_samples(len(train), held_out_share(dict(options), argument))
+        train, val = ([train[i] for i in np.flatnonzero(part)] for part in (~held_N, held_N))
     if not train or not val:
         raise InputError(argument, f"{len(train)} + {len(val)} pictures with masks", "at least one to train on and one to measure with")
     parts: dict[str, Any] = {}

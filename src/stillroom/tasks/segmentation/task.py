@@ -4,23 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 from torch import nn
 
-from stillroom.engine import Distiller, Networks, Report, Training
-from stillroom.engine.cache import CachedTeacher
-from stillroom.engine.report.results import Metric, Section
-from stillroom.engine.task import Built, FindLayer
-from stillroom.tasks.images.cached import check_views, drawn_views
+from stillroom.engine import Distiller, Networks, Training
+from stillroom.engine.task import Built, Usual
+from stillroom.tasks.images.cached import check_views, random_views
+from stillroom.tasks.segmentation import loaded, pages
 from stillroom.tasks.segmentation.data import SegmentationData
-from stillroom.tasks.segmentation.loaded import LoadedSegmenter, load, ship
 from stillroom.tasks.segmentation.metrics import METRICS
 from stillroom.tasks.segmentation.models import TASK as NAME
 from stillroom.tasks.segmentation.models import build_segmenter
-from stillroom.tasks.segmentation.pages import segmentation_sections
 from stillroom.tasks.segmentation.supervised import Supervised
 
 SMALL = Training(epochs=20, optimizer="adamw", lr=4e-3, weight_decay=0.01, schedule="cosine", warmup_epochs=1.0)
@@ -44,21 +39,24 @@ VOC: dict[str, Any] = {
 }
 
 
-class Segmentation:
+class Segmentation(Usual):
     """Pictures with the class of every pixel; see `engine.task.Task`."""
 
     name = NAME
-    data: type[Any] = SegmentationData
+    data = SegmentationData
     plan = SMALL
     sgd = SMALL_SGD
     networks = Networks("stillroom/unet16_3", "stillroom/unet8_3")
     presets: Mapping[str, Mapping[str, Any]] = {"paper": VOC}
     default: Mapping[str, Any] = {"data": "objects:train=600,val=100", "epochs": 10}
-    kinds: tuple[str, ...] = ("objects", "masks", "voc", "coco")
-    students: tuple[str, ...] = tuple(f"stillroom/unet{width}_{levels}" for width in (8, 16, 32) for levels in (3, 4))
-    layers: Mapping[str, FindLayer] = {}
-    exact: tuple[str, ...] = ()
-    metric_formats: Mapping[str, Metric] = METRICS
+    kinds = ("objects", "masks", "voc", "coco")
+    students = tuple(f"stillroom/unet{width}_{levels}" for width in (8, 16, 32) for levels in (3, 4))
+    metric_formats = METRICS
+    sections = staticmethod(pages.segmentation_sections)
+    ship = staticmethod(loaded.ship)
+    views = staticmethod(random_views)
+    check_cache = staticmethod(check_views)
+    load = staticmethod(loaded.load)
 
     def build(self, spec: str, data: SegmentationData, networks: Networks, *, trust_pickle: bool, argument: str) -> Built:
         """The network of a specification, for the data's classes.
@@ -72,30 +70,6 @@ class Segmentation:
     def supervised(self, network: nn.Module) -> Distiller:
         """Cross-entropy with the masks."""
         return Supervised(network)
-
-    def views(self, data: SegmentationData, asked: int | None) -> int:
-        """As many random views as are asked for, by default 8; without augmentation one."""
-        return drawn_views(data.augment, asked)
-
-    def check_cache(self, teacher: CachedTeacher, data: SegmentationData) -> None:
-        """Whether this version of the libraries draws the views that the cache has answers to."""
-        check_views(teacher, data)
-
-    def compare(self, details: dict[str, np.ndarray], reference: dict[str, np.ndarray]) -> dict[str, float]:
-        """Nothing: what two models answer is compared with the truth."""
-        return {}
-
-    def sections(self, report: Report, data: SegmentationData) -> list[Section]:
-        """IoU of each class, the worst pictures, and the data."""
-        return segmentation_sections(report, data)
-
-    def ship(self, folder: Path, network: nn.Module, model: str, data: SegmentationData) -> None:
-        """`student.json`, and the vocabulary of a network that has one."""
-        ship(folder, network, model, data)
-
-    def load(self, run: Path, *, trust_pickle: bool) -> LoadedSegmenter:
-        """The network that a run shipped."""
-        return load(run, trust_pickle=trust_pickle)
 
 
 TASK = Segmentation()

@@ -136,15 +136,7 @@ def _ply(points: np.ndarray, colours: np.ndarray) -> bytes:
 
 
 def load(run: str | Path, *, trust_pickle: bool = False) -> LoadedSegmenter3d:
-    """The student that a run shipped.
-
-    Args:
-        run: the folder that `stillroom run` wrote.
-        trust_pickle: also read weights that are pickles.
-
-    Raises:
-        InputError: the folder holds no finished run of this task, or a damaged one.
-    """
+    """The student that a run shipped; see `engine.task.Task.load`."""
     card = read_card(run, trust_pickle=trust_pickle)
 
     def numbers(content: Mapping[str, Any]) -> tuple[float, float, int, int]:

@@ -105,9 +105,9 @@ class SoundData(ImageSetData):
             "standardise": standardise,
             "points": query_points,
         }
-        chosen = {"subset": self.subset, "val_subset": self.val_subset, "subset_seed": self.subset_seed}
         kept = source.fingerprint, self.left_out
-        self._identify(kept, *known.values(), max_depth, *chosen.values(), self.mean, self.std, content=repr(kept), **known, **chosen)
+        parts = kept, *known.values(), max_depth, *self._subsets.values(), self.mean, self.std
+        self._identify(*parts, content=repr(kept), **known, **self._subsets)
 
     def first_lines(self) -> list[str]:
         """How many recordings there are; what is heard and seen; what was met."""

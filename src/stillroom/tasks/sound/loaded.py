@@ -21,7 +21,7 @@ from stillroom.errors import InputError
 from stillroom.tasks.images.answer_pictures import answer_files, write_picture
 from stillroom.tasks.images.export_parts import description
 from stillroom.tasks.images.folders import FoundImages, find_images
-from stillroom.tasks.images.loaded import Unreadable, accelerated, opened
+from stillroom.tasks.images.loaded import Unreadable, accelerated, as_read_by, opened
 from stillroom.tasks.images.stores import UnreadableImage
 from stillroom.tasks.sound.models import build_sound
 from stillroom.tasks.sound.networks import DenseNetwork, Shape
@@ -119,8 +119,7 @@ class LoadedListener:
         """As `hear`, of a sound that is as the network wants it."""
         if self.sees:
             raise InputError("run", str(self.card.folder), "a student, which hears: this network sees")
-        weight = next(self.network.parameters())
-        found = self.network(torch.from_numpy(waves_EN)[None].to(weight.device, weight.dtype))[0].float().cpu()
+        found = self.network(as_read_by(self.network, torch.from_numpy(waves_EN)[None]))[0].float().cpu()
         if self.shape.target == "depth":
             return found[0].numpy()
         if self.shape.target == "segmentation":
@@ -141,7 +140,6 @@ class LoadedListener:
         convention = None if self.heard == "ears" else self.heard
         ending = {"depth": "_depth", "segmentation": "_classes", "occupancy": "_voxels"}[target]
         places, pictures = (answer_files(files, folder, ending=one) for one in (ending, "_picture"))
-        written = dict(zip(files, zip(places, pictures, strict=True), strict=True))
 
         def read(file: Path) -> np.ndarray:
             options = {"rate": front.rate, "count": front.samples, "ears": self.shape.ears, "convention": convention}
@@ -151,7 +149,7 @@ class LoadedListener:
                 raise UnreadableImage(f"{file}: {error.strerror}") from None
 
         for file, waves in opened(files, read, unreadable):
-            found, (place, picture) = self.answer(waves), written[file]
+            found, place, picture = self.answer(waves), places[file], pictures[file]
             if target == "depth":
                 write_picture(Image.fromarray((1000 * found).round().clip(0, 65535).astype(np.uint16)), place)
                 write_picture(shaded(found, float(found.max())), picture)
@@ -191,15 +189,7 @@ def _write_npz(place: Path, probability: np.ndarray) -> None:
 
 
 def load(run: str | Path, *, trust_pickle: bool = False) -> LoadedListener:
-    """The student that a sound run shipped.
-
-    Args:
-        run: the folder that `stillroom run` wrote.
-        trust_pickle: also run the code that its `student.json` names, and read weights that are pickles.
-
-    Raises:
-        InputError: the folder holds no finished sound run, a damaged one, or one that wants to be trusted.
-    """
+    """The student that a sound run shipped; see `engine.task.Task.load`."""
     card = read_card(run, trust_pickle=trust_pickle)
 
     def shape_of(content: Any) -> tuple[Shape, str]:

@@ -13,12 +13,12 @@ A spec is `SOURCE[@WEIGHTS]`, or the folder of a run:
 from __future__ import annotations
 
 import re
-from typing import Any, cast
+from typing import cast
 
 from torch import nn
 
 from stillroom.engine.card import read_specification
-from stillroom.engine.specification import composed, function_of
+from stillroom.engine.specification import composed, made_by
 from stillroom.engine.task import Built
 from stillroom.engine.weights import load_weights
 from stillroom.errors import InputError
@@ -44,9 +44,7 @@ def build_sound(spec: str, shape: Shape, *, trust_pickle: bool = False, argument
     Raises:
         InputError: the spec is none of these, weights are missing or do not fit, or a run is of another task or target.
     """
-    named = read_specification(spec, trust_pickle=trust_pickle, argument=argument)
-    if named.card is not None and named.card.task != TASK:
-        raise InputError(argument, f"{named.card.folder}, a student of {named.card.task}", "a student of sound")
+    named = read_specification(spec, trust_pickle=trust_pickle, argument=argument, task=TASK)
     if named.card is not None and named.card.content.get("target") != shape.target:
         raise InputError(argument, f"{named.card.folder}, whose target is {named.card.content.get('target')}", shape.target)
     if (whole := composed(named.source, argument)) is not None:
@@ -66,7 +64,4 @@ def untrained(source: str, shape: Shape, argument: str) -> nn.Module:
         if part == "sight" and ours["tokens"]:
             raise InputError(argument, source, "no tokens: a panorama is read as it is")
         return DenseNetwork(shape, part, ours["size"].lstrip("_"), cast("Tokens", ours["tokens"] or "time"))
-    made: Any = function_of(source, argument, GRAMMAR)(shape)
-    if not isinstance(made, nn.Module):
-        raise InputError(argument, f"{source}, which makes a {type(made).__name__}", "a network")
-    return made
+    return made_by(source, argument, GRAMMAR, shape, kind=nn.Module, called="a network")

@@ -12,11 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from stillroom.engine.loading import sample_order
 from stillroom.errors import InputError, one_of
 from stillroom.tasks.images.files import Store, open_store
 from stillroom.tasks.images.folders import counted
-from stillroom.tasks.images.sources import Kind, Source, held_out_share, open_spec, whole_numbers
+from stillroom.tasks.images.sources import Kind, Source, held_out_samples, held_out_share, open_spec, whole_numbers
 from stillroom.tasks.images.tables import read_table
 from stillroom.tasks.sound.recordings import UNITS, FileRecordings, Recordings, check_unit, frames, made_rooms
 from stillroom.tasks.sound.rooms import CLASSES
@@ -269,12 +268,8 @@ def _below(folder: PurePosixPath, place: str, file: str, files: Mapping[str, int
 
 def _held_out(names: Sequence[str], share: float) -> dict[str, list[str]]:
     """A share of them, always the same ones."""
-    count = min(max(1, round(share * len(names))), len(names) - 1)
-    held = set(sample_order(0, 0, len(names))[:count].tolist())
-    return {
-        "train": [name for number, name in enumerate(names) if number not in held],
-        "val": [name for number, name in enumerate(names) if number in held],
-    }
+    held_N = held_out_samples(len(names), share, spare=True)
+    return {split: [names[i] for i in np.flatnonzero(part).tolist()] for split, part in (("train", ~held_N), ("val", held_N))}
 
 
 def _of_files(

@@ -4,25 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 from torch import nn
 
-from stillroom.engine import Distiller, Networks, Report, Training
+from stillroom.engine import Distiller, Networks, Training
 from stillroom.engine.cache import CachedTeacher
-from stillroom.engine.card import write_card
-from stillroom.engine.report.results import Metric, Section
-from stillroom.engine.task import Built, FindLayer
+from stillroom.engine.task import Built, Usual
 from stillroom.errors import InputError
+from stillroom.tasks.sound import loaded, pages
 from stillroom.tasks.sound.data import SoundData
-from stillroom.tasks.sound.loaded import LoadedListener, load
 from stillroom.tasks.sound.metrics import METRICS
 from stillroom.tasks.sound.models import TASK as NAME
 from stillroom.tasks.sound.models import build_sound
 from stillroom.tasks.sound.networks import DenseNetwork
-from stillroom.tasks.sound.pages import sound_sections
 from stillroom.tasks.sound.supervised import Supervised
 
 # The specification's small experiment.
@@ -49,20 +44,20 @@ DAPS: dict[str, Any] = {
 }
 
 
-class Sound:
+class Sound(Usual):
     """Recordings and what was seen where they were made; see `engine.task.Task`."""
 
     name = NAME
-    data: type[Any] = SoundData
+    data = SoundData
     plan = SMALL
     sgd = replace(SMALL, optimizer="sgd", lr=0.05)
     networks = Networks("stillroom/panorama16_3", "stillroom/echo16_3")
     presets: Mapping[str, Mapping[str, Any]] = {"paper": DAPS}
     default: Mapping[str, Any] = {"data": "rooms:train=600,val=150"}
-    kinds: tuple[str, ...] = ("rooms", "echoes", "replica", "batvision")
-    layers: Mapping[str, FindLayer] = {}
-    exact: tuple[str, ...] = ()
-    metric_formats: Mapping[str, Metric] = METRICS
+    kinds = ("rooms", "echoes", "replica", "batvision")
+    metric_formats = METRICS
+    sections = staticmethod(pages.sound_sections)
+    load = staticmethod(loaded.load)
 
     def build(self, spec: str, data: SoundData, networks: Networks, *, trust_pickle: bool, argument: str) -> Built:
         """The network of a specification, for the data's target.
@@ -91,22 +86,6 @@ class Sound:
 
     def check_cache(self, teacher: CachedTeacher, data: SoundData) -> None:
         """Nothing to look at: the points follow from the seeds alone."""
-
-    def compare(self, details: dict[str, np.ndarray], reference: dict[str, np.ndarray]) -> dict[str, float]:
-        """Nothing: answers are compared with the truth."""
-        return {}
-
-    def sections(self, report: Report, data: SoundData) -> list[Section]:
-        """IoU by class, pictures, and the data."""
-        return sound_sections(report, data)
-
-    def ship(self, folder: Path, network: nn.Module, model: str, data: SoundData) -> None:
-        """`student.json`."""
-        write_card(folder, self.name, model, data)
-
-    def load(self, run: Path, *, trust_pickle: bool) -> LoadedListener:
-        """The network that a run shipped."""
-        return load(run, trust_pickle=trust_pickle)
 
 
 TASK = Sound()

@@ -108,11 +108,7 @@ class VideoData(ImageSetData):
         self.in_memory = self._bytes() <= _MEMORY
         self.kept = Kept(_MEMORY // max(1, self.workers) if self.in_memory else 0)  # one for all data that are derived from these
         shape = {"image_size": self.image_size, "frames": self.frames, "sampling": self.sampling, "frame_stride": self.frame_stride}
-        known = {**shape, "augment": self.augment, "modality": modality}
-        chosen = {"subset": self.subset, "val_subset": self.val_subset, "subset_seed": self.subset_seed}
-        measured = self.test_clips, self.test_crops
-        content = hashed(repr((source.fingerprint, self.left_out))) if self.left_out else source.fingerprint
-        self._identify(content, *known.values(), *measured, *chosen.values(), self.mean, self.std, content=content, **known, **chosen)
+        self._known_by({**shape, "augment": self.augment, "modality": modality}, self.test_clips, self.test_crops)
 
     # What other data are made by ----------------------------------------------------------------------------------------------------
 

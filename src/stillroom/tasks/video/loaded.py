@@ -12,17 +12,17 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from stillroom.engine.card import Card, read_card, write_card
+from stillroom.engine.card import Card, read_card
 from stillroom.engine.export import ExportSpec
 from stillroom.errors import InputError
 from stillroom.tasks.images.export_parts import description, made_up_pictures
 from stillroom.tasks.images.files import Folder
-from stillroom.tasks.images.loaded import Unreadable, accelerated
+from stillroom.tasks.images.loaded import Unreadable, accelerated, as_read_by
 from stillroom.tasks.images.stores import UnreadableImage
 from stillroom.tasks.video.batches import resized
 from stillroom.tasks.video.decoding import VideoFile
 from stillroom.tasks.video.finding import Finder, is_frame, is_video
-from stillroom.tasks.video.models import TASK, build_video_network
+from stillroom.tasks.video.models import build_video_network
 from stillroom.tasks.video.sampling import cropped, test_frames
 from stillroom.tasks.video.scores import over_views
 from stillroom.tasks.video.segments import Row
@@ -110,8 +110,7 @@ class LoadedVideo:
     @torch.no_grad()
     def probabilities(self, track: Track) -> dict[str, Tensor]:
         """By head [C_a], of a video's frames, from the mean of the logits over its views."""
-        weight = next(self.network.parameters())
-        answers = self.network(self.clips(track).to(weight.device, weight.dtype))
+        answers = self.network(as_read_by(self.network, self.clips(track)))
         return {head: over_views(logits[None]).softmax(1)[0].cpu() for head, logits in answers.items()}
 
     def predict(self, files: Sequence[Path], *, unreadable: Unreadable, top: int = 2) -> Iterator[Seen]:
@@ -195,21 +194,8 @@ def _clip_of(frame: Path) -> Path:
     return frame.parent.parent if Finder.of_modality(frame.parent.name) else frame.parent
 
 
-def ship(folder: Path, network: nn.Module, model: str, data: Any) -> None:
-    """Writes `student.json`."""
-    write_card(folder, TASK, model, data)
-
-
 def load(run: str | Path, *, trust_pickle: bool = False) -> LoadedVideo:
-    """The student that a video run shipped.
-
-    Args:
-        run: the folder that `stillroom run` wrote.
-        trust_pickle: also run the code that its `student.json` names, and read weights that are pickles.
-
-    Raises:
-        InputError: the folder holds no finished video run, a damaged one, or one that wants to be trusted.
-    """
+    """The student that a video run shipped; see `engine.task.Task.load`."""
     card = read_card(run, trust_pickle=trust_pickle)
     heads, transform, size, modality, example = card.parsed(
         lambda content: (

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 
 from stillroom.engine.card import read_specification
-from stillroom.engine.specification import function_of
+from stillroom.engine.specification import made_by
 from stillroom.engine.task import Built
 from stillroom.engine.weights import load_weights, read_weights
 from stillroom.errors import InputError, near
@@ -63,9 +63,7 @@ def build_video_network(
         InputError: the spec is none of these, weights are missing or do not fit, a run is of another task, or a network answers with
             something else than logits of these heads.
     """
-    named = read_specification(spec, trust_pickle=trust_pickle, argument=argument)
-    if named.card is not None and named.card.task != TASK:
-        raise InputError(argument, f"{named.card.folder}, a student of {named.card.task}", "a student of video")
+    named = read_specification(spec, trust_pickle=trust_pickle, argument=argument, task=TASK)
     network = _untrained(named.source, heads, frames, argument)
     start: tuple[str, tuple[str, ...]] = "", ()
     answers = _answers(network, heads, example, spec, argument)
@@ -97,10 +95,7 @@ def _untrained(source: str, heads: Mapping[str, int], frames: int, argument: str
         if name not in known:
             raise InputError(argument, source, f"a video classifier of torchvision: {near(name, known)}")
         return of_torchvision(name, heads)
-    found = function_of(source, argument, GRAMMAR)(dict(heads))
-    if not isinstance(found, nn.Module):
-        raise InputError(argument, f"{source}, which makes a {type(found).__name__}", "a network")
-    return found
+    return made_by(source, argument, GRAMMAR, dict(heads), kind=nn.Module, called="a network")
 
 
 def _answers(network: nn.Module, heads: Mapping[str, int], example: Tensor, spec: str, argument: str) -> Any:

@@ -11,12 +11,11 @@ from pathlib import Path
 
 import numpy as np
 
-from stillroom.engine.loading import sample_order
 from stillroom.errors import InputError
 from stillroom.tasks.images.annotations import content_of
 from stillroom.tasks.images.files import Folder, open_store
 from stillroom.tasks.images.folders import counted, find_splits
-from stillroom.tasks.images.sources import IMAGENET_STATISTICS, Kind, Source, held_out_share, open_spec, whole_numbers
+from stillroom.tasks.images.sources import IMAGENET_STATISTICS, Kind, Source, held_out_samples, held_out_share, open_spec, whole_numbers
 from stillroom.tasks.images.stores import hold_out
 from stillroom.tasks.video import actions
 from stillroom.tasks.video.finding import Finder, is_frame, is_video
@@ -230,11 +229,7 @@ def _held_out(
     orders = [sorted(inside, key=lambda number: rows[number].start or 0) for inside in by_video.values()]
     if not any(_reaches(rows[a], rows[b]) for order in orders for a, b in pairwise(order)):
         sizes = np.bincount(labels, minlength=len(classes))
-        if (sizes == 1).any():
-            held = np.zeros(len(rows), bool)
-            held[sample_order(0, 0, len(rows))[: max(1, round(share * len(rows)))]] = True
-        else:
-            held = hold_out(labels, classes, share, argument)
+        held = held_out_samples(len(rows), share) if (sizes == 1).any() else hold_out(labels, classes, share, argument)
         return ~held, held, f"held out {held.sum()} of {len(rows)} clips to measure with, always the same"
     train, held = np.ones(len(rows), bool), np.zeros(len(rows), bool)
     for order in orders:
