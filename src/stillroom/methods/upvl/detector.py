@@ -96,7 +96,7 @@ class PointFeatures(nn.Module):
     def __init__(self, network: LidarDetector, features: int, language: str) -> None:
         super().__init__()
         self.grid, self.language, self.clip = network.grid, language, ""
-        wide, hidden = network.head.in_channels + network.encoder.out_channels + len(network.columns) + 5, 4 * network.spec.head
+        wide, hidden = network.head.in_channels + network.input_channels + len(network.columns) + 5, 4 * network.spec.head
         layers: list[nn.Module] = []
         for before in (wide, hidden):
             layers += [nn.Linear(before, hidden, bias=False), RowNorm(hidden, momentum=network.spec.momentum), nn.ReLU()]

@@ -74,7 +74,7 @@ class UPVL(Detection3dDistiller):
         self.register_buffer("table", table.half(), persistent=False)
         self.register_buffer("texts", texts, persistent=False)
 
-    def taught(self, batch: FrameBatch, outputs: MapOutputs) -> dict[str, Tensor]:  # type: ignore[override]
+    def taught(self, batch: FrameBatch, outputs: MapOutputs) -> dict[str, Tensor]:
         """``feature``; an exact 0 that still reaches the head where no point has a target."""
         assert batch.point_labels is not None
         rows = batch.point_labels[outputs.extra["kept"]]

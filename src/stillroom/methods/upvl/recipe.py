@@ -140,8 +140,8 @@ def recipe(
             plain = plain or trained("labels", "detector", Boxes, student)
             stages[name] = plain
             if name == "lifted":
-                around = partial(Lifted, features=partial(_lifted, data, vision), texts=vision.texts)
-                stages[name] = lab.evaluate(plain.network, shown, name=name, model=f"{student} (and pictures)", around=around)  # type: ignore[arg-type]
+                by_pictures = partial(Lifted, features=partial(_lifted, data, vision), texts=vision.texts)
+                stages[name] = lab.evaluate(plain.network, shown, name=name, model=f"{student} (and pictures)", around=by_pictures)  # type: ignore[arg-type]
     said = f"Named, and told from the background, by {vision.source}. {_counts(found['train'])}"
     if boxes == "given":
         said += " Measured against the given labels of sequences held out, not against truth."

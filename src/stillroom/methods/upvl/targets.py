@@ -70,7 +70,7 @@ def made(lab: Lab, frames: Frames, key: str, split: str, spec: LabelSpec, vision
     for index in range(len(frames)):
         by.setdefault(frames.sequence(index), []).append(index)
     found: dict[str, list[Found]] = {way: [None] * len(frames) for way in ways}  # type: ignore[list-item]
-    rows: list[tuple[Tensor, Tensor]] = [(torch.zeros(0, dtype=torch.int64),) * 2] * len(frames)  # type: ignore[list-item]
+    rows: list[tuple[Tensor, Tensor]] = [(torch.zeros(0, dtype=torch.int64),) * 2] * len(frames)
     tables, count = [], 0
     for number, indices in enumerate(by.values()):
 

@@ -108,7 +108,7 @@ class LoadedDetector3d:
         Raises:
             InputError: a detector that knows its classes only, or a query without a word, or one that the run's language does not know.
         """
-        if getattr(self.network, "naming", None) is None:
+        if self.network.naming is None:
             raise InputError("query", ", ".join(queries), f"none: this student finds {', '.join(self.classes[:5])}, and reads no words")
         if not queries or not all(query.strip() for query in queries):
             raise InputError("query", list(queries), "a word or phrase")

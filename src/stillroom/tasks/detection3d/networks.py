@@ -46,13 +46,15 @@ class MapDetector(nn.Module, ABC):
     Attributes:
         grid: of the neck and the head.
         classes: with their groups.
+        naming: a module that names boxes by words (`Naming`), put there by whoever trains one; None for a detector of known classes.
     """
 
+    naming: Any
     velocity_weight = 0.2  # of the loss; camera students of the papers have 1
 
     def __init__(self, head: CenterHead | AnchorHead) -> None:
         super().__init__()
-        self.head = head
+        self.head, self.naming = head, None
 
     @property
     def grid(self) -> BevGrid:
@@ -198,9 +200,7 @@ class LidarDetector(MapDetector):
         reach: metres: least x, y, z, then most.
         velocity: boxes have one.
 
-    Attributes:
-        naming: a module that names boxes by words (`Naming`), put there by whoever trains one; None for a detector of known classes. Where
-            there is one, `MapOutputs.extra` has ``kept`` and ``voxel`` (of `Voxels`), ``pillars`` [M, C], and ``told`` [P, D + 5].
+    With a `naming`, `MapOutputs.extra` has ``kept`` and ``voxel`` (of `Voxels`), ``pillars`` [M, C], and ``told`` [P, D + 5].
 
     Raises:
         InputError: the range is no whole number of cells, or of a stride.
@@ -237,7 +237,6 @@ class LidarDetector(MapDetector):
         else:
             head = CenterHead(neck.out_channels, classes, grid, velocity=velocity, width=scaled(spec.head, wide))
         super().__init__(head)
-        self.naming: Any = None
         self.spec, self.columns, self.voxel_grid = spec, columns, voxel_grid
         self.encoder, self.backbone_3d, self.backbone, self.neck = reader, backbone_3d, stages, neck
         self.input_channels = width
