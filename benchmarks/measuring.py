@@ -20,14 +20,19 @@ from rich.table import Table
 from stillroom.engine.run.measure import Allocated as Allocated  # the benchmarks' too
 
 RESULTS = Path(__file__).parent / "results"
-_PACKAGES = ("stillroom", "torch", "torchvision", "lightning", "timm", "torchdistill", "numpy")
+_PACKAGES = ("stillroom", "torch", "torchvision", "lightning", "timm", "torchdistill", "numpy", "onnxruntime", "openvino")
 
 
 class Turns:
-    """Seconds of several contenders that take turns, one step each per round, so that a drift of the machine meets all alike."""
+    """Seconds of several contenders that take turns, one step each per round, so that a drift of the machine meets all alike.
 
-    def __init__(self) -> None:
+    Args:
+        clock: seconds; by default the wall's. On a machine that is shared `time.process_time`, of all threads, is the steadier one.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
         self.seconds: dict[str, list[float]] = {}
+        self.clock = clock
 
     def note(self, name: str, seconds: float) -> None:
         """One more measurement of a contender; the n-th of each belongs to round n."""
@@ -38,9 +43,9 @@ class Turns:
         names = list(contenders)
         random.Random(seed).shuffle(names)
         for name in names:
-            started = time.perf_counter()
+            started = self.clock()
             contenders[name]()
-            self.note(name, time.perf_counter() - started)
+            self.note(name, self.clock() - started)
 
     def median(self, name: str) -> float:
         """Seconds of a step."""

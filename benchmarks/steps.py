@@ -3,7 +3,7 @@
 Everything takes turns within one process, on the same batch: the Lab's loop asks its loader for a batch, and the loader lets all the
 others do one step before it hands it over. Peak memory is of a process of each contender's own.
 
-    python benchmarks/steps.py [--pair resnet|timm|all] [--threads 1] [--seconds 80] [--student] [--no-memory]
+    python benchmarks/steps.py [--pair resnet|timm|all] [--threads 1] [--seconds 80] [--student | --cache | --engines] [--no-memory]
 """
 
 from __future__ import annotations
@@ -19,8 +19,9 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ from torch.nn.functional import cross_entropy, kl_div, log_softmax
 
 from stillroom.engine import Lab, LabOptions, Teacher, Training
 from stillroom.engine.cache import CachedTeacher, Views, build_cache
+from stillroom.engine.inference.teacher import EngineTeacher, TeacherPrecision
 from stillroom.engine.report.results import StageResult
 from stillroom.engine.run.measure import measure
 from stillroom.methods.dot import DOT
@@ -46,6 +48,14 @@ PLAN = Training(epochs=1, lr=0.01, schedule="constant")
 HAND, PREPARED = "loop by hand", "loop by hand, prepared teacher"
 BARE, LAB, DOT_STEP, CACHED = "stillroom, own loop", "stillroom, Lab", "stillroom, DOT", "stillroom, cached teacher"
 TIMM, TORCHDISTILL = "timm LogitDistillationTask", "torchdistill"
+HAND_FP32 = "loop by hand, fp32"
+# With a teacher that an engine computes: its name in the tables, engine and precision.
+BY_ENGINE = {
+    "stillroom, onnxruntime fp32": ("onnxruntime", "fp32"),
+    "stillroom, onnxruntime int8": ("onnxruntime", "int8"),
+    "stillroom, openvino": ("openvino", "auto"),  # bfloat16 where the CPU is fast at it
+    "stillroom, openvino int8": ("openvino", "int8"),
+}
 WARMUP = 1  # rounds; every contender has done one step before, too
 MEMORY_STEPS = 10  # the heap still grows a little in the first ones
 Step = Callable[[Batch], Any]
@@ -101,6 +111,8 @@ class Bench:
     def step(self, name: str) -> Step:
         made: dict[str, Callable[[], Step]] = {
             HAND: self.by_hand,
+            HAND_FP32: lambda: self.by_hand(exact=True),
+            **{name: partial(self.by_engine, *chosen) for name, chosen in BY_ENGINE.items()},
             PREPARED: self.by_hand_prepared,
             BARE: lambda: self.own_loop(self.kd(student=self.laid_out())),
             DOT_STEP: self.dot,
@@ -130,17 +142,25 @@ class Bench:
 
         return step
 
-    def by_hand(self, network: nn.Module | None = None) -> Step:
-        """What an engineer writes: channels_last for both networks, and bfloat16 autocast around the teacher."""
-        teacher = network or copy.deepcopy(self.teacher).requires_grad_(False).to(memory_format=torch.channels_last)
-        student = self.laid_out()
+    def engine_teacher(self, engine: str, precision: TeacherPrecision) -> EngineTeacher:
+        """Computed by an engine; accepted however it answers, since nobody trained it."""
+        return EngineTeacher(self.teacher, engine=engine, precision=precision, data=self.data, accept=True, say=print)
+
+    def by_engine(self, engine: str, precision: TeacherPrecision) -> Step:
+        return self.own_loop(self.kd(self.engine_teacher(engine, precision), self.laid_out()))
+
+    def by_hand(self, network: nn.Module | None = None, *, exact: bool = False) -> Step:
+        """What an engineer writes: channels_last for both networks, and bfloat16 autocast around the teacher; `exact`, neither of them."""
+        teacher = network or copy.deepcopy(self.teacher).requires_grad_(False)
+        student, layout = (copy.deepcopy(self.student), torch.contiguous_format) if exact else (self.laid_out(), torch.channels_last)
+        teacher = teacher.to(memory_format=layout)
         optimizer = PLAN.build_optimizer([{"params": list(student.parameters())}])
         precision = Teacher(self.teacher).precision_on(torch.device("cpu"))
 
         def step(batch: Batch) -> None:
             optimizer.zero_grad()
-            with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
-                answers_BC = teacher(batch.images.contiguous(memory_format=torch.channels_last)).float()
+            with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16" and not exact):
+                answers_BC = teacher(batch.images.contiguous(memory_format=layout)).float()
             logits_BC = student(batch.images)
             soft_BC, target_BC = log_softmax(logits_BC / TEMPERATURE, 1), log_softmax(answers_BC / TEMPERATURE, 1)
             distance = kl_div(soft_BC, target_BC, reduction="batchmean", log_target=True) * TEMPERATURE**2
@@ -172,8 +192,8 @@ class Bench:
         folder = Path(tempfile.mkdtemp(prefix="stillroom-cache-"))
         return self.build(folder)
 
-    def build(self, folder: Path) -> CachedTeacher:
-        return build_cache(folder, self.shared_teacher, self.data, self.result, views=self.views)
+    def build(self, folder: Path, teacher: Teacher | None = None) -> CachedTeacher:
+        return build_cache(folder, teacher or self.shared_teacher, self.data, self.result, views=self.views)
 
     @cached_property
     def result(self) -> StageResult:
@@ -299,10 +319,17 @@ class OneBatch:
 
 
 def take_turns(
-    bench: Bench, steps: dict[str, Step], rounds: int, seconds: float, *, lab: bool = True, counted: Allocated | None = None
+    bench: Bench,
+    steps: dict[str, Step],
+    rounds: int,
+    seconds: float,
+    *,
+    lab: bool = True,
+    counted: Allocated | None = None,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> Turns:
     """Rounds of everyone, after a warm-up that is thrown away; if asked for, the Lab's last step with its tensors counted."""
-    batch, turns = bench.batch(), Turns()
+    batch, turns = bench.batch(), Turns(clock)
     others = {name: partial(step, batch) for name, step in steps.items()}
     for step in others.values():
         step()
@@ -447,6 +474,37 @@ def cache(key: str, options: argparse.Namespace) -> None:
                     "seconds": {name: turns.median(name) for name in turns.seconds}}], about)  # fmt: skip
 
 
+def engines(key: str, options: argparse.Namespace) -> None:
+    """Whole KD steps with teachers that engines compute, in processor time; the teacher of the second pair reads 112 pixels."""
+    pair = replace(PAIRS[key], image_size=min(PAIRS[key].image_size, 112))
+    bench = Bench(pair)
+    names = [HAND_FP32, HAND, TIMM, BARE, *BY_ENGINE, CACHED]
+    steps = {name: bench.step(name) for name in names if name not in BY_ENGINE or find_spec(BY_ENGINE[name][0])}
+    turns = take_turns(bench, steps, options.rounds, options.seconds, lab=False, clock=time.process_time)
+    about = setting(f"processor time; {options.note}".rstrip("; "))
+    builds = Turns(time.process_time)
+    teachers = {BARE: bench.shared_teacher, **{name: bench.engine_teacher(*BY_ENGINE[name]) for name in steps if "int8" in name}}
+    for number in range(2):
+        with tempfile.TemporaryDirectory() as folder:
+            places = {name: Path(folder) / str(place) for place, name in enumerate(teachers)}
+            builds.round({name: partial(bench.build, places[name], teacher) for name, teacher in teachers.items()}, number)
+    rows, lines = [], []
+    for name in steps:
+        low, high = turns.spread(HAND_FP32, name)
+        ratios = f"{turns.ratio(HAND_FP32, name):.2f} [{low:.2f}, {high:.2f}]", f"{turns.ratio(TIMM, name):.2f}"
+        cache = f"{builds.ratio(BARE, name):.2f}" if name in builds.seconds else "-"
+        rows.append([name, f"{1e3 * turns.median(name):.0f}", *ratios, cache])
+        lines.append({
+            "benchmark": "engines", "pair": key, "image_size": pair.image_size, "contender": name, "batch": pair.batch_size,
+            "rounds": turns.rounds, "ms": 1e3 * turns.median(name), "hand_over_this": turns.ratio(HAND_FP32, name),
+            "quartiles": [low, high], "timm_over_this": turns.ratio(TIMM, name),
+            "cache_faster": builds.ratio(BARE, name) if name in builds.seconds else None,
+        })  # fmt: skip
+    title = f"{pair.title.partition(',')[0]}, {pair.image_size} px, batch {pair.batch_size}, {turns.rounds} rounds"
+    show(title, ["contender", "ms/step", f"{HAND_FP32} / this [quartiles]", "timm / this", "cache built faster by"], rows, about)
+    keep("steps", lines, about)
+
+
 def student_side(key: str, options: argparse.Namespace) -> None:
     """What each choice on the student's side is worth, one at a time and together."""
     bench = Bench(PAIRS[key])
@@ -500,6 +558,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=200, help="at most")
     parser.add_argument("--student", action="store_true", help="measure choices on the student's side instead")
     parser.add_argument("--cache", action="store_true", help="measure the building of a cache instead")
+    parser.add_argument("--engines", action="store_true", help="measure teachers that inference engines compute instead")
     parser.add_argument("--processes", type=int, default=5, help="whose peak memory is measured, per contender")
     parser.add_argument("--no-memory", action="store_true")
     parser.add_argument("--note", default="", help="kept with the results, e.g. that the machine was shared")
@@ -510,7 +569,7 @@ def main() -> None:
         print(json.dumps(memory_of(Bench(PAIRS[options.pair]), options.memory_of)))
         return
     for key in PAIRS if options.pair == "all" else (options.pair,):
-        (student_side if options.student else cache if options.cache else compare)(key, options)
+        (student_side if options.student else cache if options.cache else engines if options.engines else compare)(key, options)
 
 
 if __name__ == "__main__":

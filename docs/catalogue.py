@@ -22,8 +22,8 @@ _REFERENCE = re.compile(r"^  - type: .*\n(?:    .*\n)*?    notes: .*\bmethod ([\
 
 
 def name_of(method: str) -> str:
-    """A method as people write it, and as the menu calls its page."""
-    return next((one.menu for one in METHODS if one.name == method and one.menu), method.upper())
+    """A method as people write it, and as the menu calls its page; an experiment that is of no method in words."""
+    return next((one.menu or method.upper() for one in METHODS if one.name == method), method.replace("-", " ").capitalize())
 
 
 def menu_order() -> list[str]:

@@ -22,7 +22,7 @@ from scipy.special import stdtrit
 
 ROOT = Path(__file__).parents[1]
 CLAIMS: dict[str, Any] = yaml.safe_load((ROOT / "docs/claims.yml").read_text(encoding="utf-8"))
-ORDER = menu_order()
+ORDER = [*menu_order(), "teacher-precision"]  # the last is no method: what it costs its students
 SIGNS = {"above": "▲", "below": "▼", "level": "="}
 _SPACE = "\N{NO-BREAK SPACE}"
 

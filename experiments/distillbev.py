@@ -24,7 +24,7 @@ REACH = "[-16,-16,-1,16,16,5]"
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--epochs", type=int, default=10)
+    parser.add_argument("--epochs", type=int, default=15)
     parser.add_argument("--train", type=int, default=160, help="streets to train on")
     parser.add_argument("--arms", default="mse+distillbev")
     parser.add_argument("--runs", type=Path, default=Path("runs/experiments/distillbev"), help="where the runs are kept")
@@ -56,7 +56,7 @@ def main() -> None:
     setting = {
         "streets": f"{asked.train} made-up streets with 4 cameras of 48 x 96 pixels to train on and 80 to measure, 32 x 32 m, 3 classes; "
         f"{asked.epochs} epochs of batches of 8, AdamW, one cycle of 2e-3",
-        "networks": "CenterPoint on pillars of 0.5 m teaches a small BEVDepth of one frame; the paper's weights times 0.3",
+        "networks": "CenterPoint on pillars of 0.5 m teaches a small BEVDet; the paper's weights times 0.3",
     }
     command = f"python experiments/distillbev.py --seeds {asked.seeds} --epochs {asked.epochs} --train {asked.train} --arms {asked.arms}"
     write(asked.out, "distillbev", command, list(range(asked.seeds)), found, f"streets: {'; '.join(said)}.", setting)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from unittest.mock import patch
 
@@ -29,6 +30,8 @@ COMMANDS = {
     "--teacher-epochs 1 --accept-teacher --student stillroom/convnet4 --feature-loss queue --queue-size 30 --dense-weight 1",
     "unused": "run supervised --data digits --subset 60 --val-subset 41 --batch-size 20 --epochs 1 --lr 0.01 --optimizer sgd "
     f"--student {__name__}:with_a_spare_layer",
+    "engine": "run kd --data digits --subset 60 --val-subset 41 --batch-size 20 --epochs 2 --lr 0.01 --optimizer sgd "
+    "--teacher-engine onnxruntime",
     "comparison": "compare kd dkd --data digits --subset 60 --val-subset 41 --batch-size 20 --epochs 1 --lr 0.01 --optimizer sgd",
 }
 
@@ -38,7 +41,8 @@ def run(out: Path, devices: int) -> None:
     several = ["--devices", str(devices), "--strategy", "ddp"] if devices > 1 else []
     for name, command in COMMANDS.items():
         words = [*command.split(), "--accelerator", "cpu", "--teacher-precision", "fp32", "--out", str(out / name), *several]
-        with patch.object(nn.BatchNorm2d, "forward", unnormalised), patch.object(nn.BatchNorm3d, "forward", unnormalised):
+        kept = patch.dict(os.environ, XDG_CACHE_HOME=str(out / "kept"))
+        with kept, patch.object(nn.BatchNorm2d, "forward", unnormalised), patch.object(nn.BatchNorm3d, "forward", unnormalised):
             code = main(words)
         assert code == 0, f"{name}: exit code {code}"
 

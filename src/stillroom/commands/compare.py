@@ -356,7 +356,7 @@ def _notes(bench: Bench, asked: Compare, teacher: Trained) -> list[str]:
     ]
     if bench.other_images:
         notes.append(f"Not the same images: {', '.join(bench.other_images)} shows its students views, a selection or images of its own.")
-    if teacher.teacher is not None:
+    if teacher.network is None:
         notes.append(
             "The teacher is a cache: distilled students see the views of the images that it holds, the student alone sees fresh ones."
         )

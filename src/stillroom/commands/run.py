@@ -42,6 +42,7 @@ def run(arguments: list[str], command: str) -> None:
     given = read_options(f"stillroom run {method}", room.recipe, options, setting=setting, out=f"runs/{short_name(method)}")
     with named_as_typed(*given.settings):
         lab, recipe = given.made_lab(), {**given.trained_by(), **given.own}
+        room.check_engine(lab.engine)
         notes = [given.setting.expect] if given.is_default_job and given.setting.expect else []
         if lab.continue_from is not None:
             notes.append(

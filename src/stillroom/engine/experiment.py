@@ -9,7 +9,12 @@ from typing import Any
 
 from stillroom.engine.cache import CACHE, CachedTeacher
 from stillroom.engine.distiller import OLD_RATE, Distiller, rehearse
+from stillroom.engine.export import ExportFailed
+from stillroom.engine.inference.fidelity import ByEngine
+from stillroom.engine.inference.network import FileNetwork
+from stillroom.engine.inference.teacher import EngineTeacher
 from stillroom.engine.lab import Lab, Trained
+from stillroom.engine.quantize import QuantizationFailed
 from stillroom.engine.report.gains import far_worse, image_error
 from stillroom.engine.report.results import COMMON_METRICS, Metric, Report, StageResult
 from stillroom.engine.task import WARNING, Built, CacheableData, Task, TaskData
@@ -20,6 +25,7 @@ from stillroom.errors import InputError, positive
 Make = Callable[[Any, Any], Distiller]  # (fresh student, frozen Teacher) -> the method's distiller; no teacher where none is named
 
 _FINE_TUNING = 10  # epochs at most, by default
+_TEMPERATURE = 4.0  # at which an engine's answers are compared with the network's, where the method has none
 
 
 @dataclass(frozen=True)
@@ -81,6 +87,10 @@ class Experiment:
         self._taught = taught
         self._tried: Teacher | None = None  # a rehearsal's teacher, for the rehearsals after it
         self._said: set[str] = set()  # warnings
+        self._temperature = _TEMPERATURE
+        self._asked: ByEngine | None = getattr(self.task, "by_engine", None)
+        if (engine := lab.options.engine) is not None and self._asked is None:
+            raise InputError("teacher_engine", f"{engine} for the task {self.task.name}", "torch: no engine is asked in this task")
 
     @property
     def task(self) -> Task:
@@ -115,6 +125,7 @@ class Experiment:
                 fresh = student if not number else self.network(self.networks.student, "student")
                 rehearsed.append(one(fresh.network, self._tried))
                 rehearse(rehearsed[-1], self.as_trained(rehearsed[-1]), self.plan, seed=self.lab.seed)
+                self._temperature = float(getattr(rehearsed[-1], "temperature", self._temperature))
         return rehearsed
 
     def _untaught(self) -> Teacher:
@@ -127,8 +138,41 @@ class Experiment:
         if self._taught is None:
             self._tried = None
             with self.lab.shared():
-                self._taught = self._teacher()
+                self._taught = self._by_engine(self._teacher())
         return self._taught
+
+    def _by_engine(self, taught: Trained) -> Trained:
+        """The teacher, asked through the engine that was asked for; by PyTorch where it cannot be exported.
+
+        Raises:
+            InputError: it answers otherwise than the network, by more than the task's bounds.
+        """
+        options, say = self.lab.options, lambda line: self.lab.say(self.role, line)
+        if options.engine is None or self._asked is None:
+            return taught
+        if taught.network is None or any(isinstance(module, FileNetwork) for module in taught.network.modules()):
+            what = "in a cache: no engine is asked" if taught.network is None else "those of a file, which has its own engine and precision"
+            say(f"its answers are {what}")
+            plain = None if taught.network is None else Teacher(taught.network, precision="fp32", renormalise=taught.renormalise)
+            return replace(taught, teacher=taught.teacher or plain)
+        try:
+            teacher = EngineTeacher(
+                taught.network,
+                engine=options.engine,
+                precision=options.teacher_precision,
+                data=with_unlabelled(self.data),
+                by=self._asked,
+                temperature=self._temperature,
+                accept=self.networks.accept_teacher,
+                say=say,
+                renormalise=taught.renormalise,
+            )
+            notes = teacher.ready()
+        except (ExportFailed, QuantizationFailed) as error:
+            notes = [f"The teacher is asked by PyTorch, not by {options.engine}: {error}."]
+            say(notes[0])
+            return replace(taught, teacher=Teacher(taught.network, renormalise=taught.renormalise), notes=(*taught.notes, *notes))
+        return replace(taught, teacher=teacher, notes=(*taught.notes, *notes))
 
     def _teacher(self) -> Trained:
         if cached := self._cached():
@@ -211,7 +255,7 @@ class Experiment:
         if not far_worse(score, other, higher_is_better=evaluator.higher_is_better) or abs(other - score) <= 3 * error:
             return teacher
         said = f"is far worse than the student alone ({evaluator.primary} {score:.2f} and {other:.2f})"
-        if teacher.result.epochs == 0 and teacher.teacher is None and not self.networks.accept_teacher:
+        if teacher.result.epochs == 0 and teacher.network is not None and not self.networks.accept_teacher:
             raise InputError("teacher", f"{self.networks.teacher}, which {said}", "a better one, or --accept-teacher to go on with it")
         return replace(teacher, notes=(*teacher.notes, *self._warn("teacher", [f"the teacher {said}"])))
 

@@ -170,7 +170,7 @@ class Lab:
             raise InputError("teacher", f"the stage {trained.name} without a network", "a stage that has one")
         return Teacher(
             trained.network,
-            precision=self.options.teacher_precision,
+            precision=self.options.torch_precision,
             compile=self.options.teacher_compile,
             renormalise=trained.renormalise,
         )

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import logging
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
+from stillroom.engine.inference.session import Session
 from stillroom.engine.run.console import quiet_loggers
 from stillroom.errors import StillroomError
 
@@ -34,26 +34,22 @@ class OnnxNetwork(nn.Module):
 
     def __init__(self, file: Path) -> None:
         super().__init__()
-        import onnxruntime
-
-        options = onnxruntime.SessionOptions()
-        options.log_severity_level = 3
-        options.intra_op_num_threads = torch.get_num_threads()
-        self.session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
-        self._reads = self.session.get_inputs()[0].name
+        self.session = Session(file, "onnxruntime")
 
     def forward(self, inputs_BX: Tensor) -> Tensor:
         """[B, ...] to the file's first answer [B, ...]."""
-        return torch.from_numpy(self.session.run(None, {self._reads: inputs_BX.detach().cpu().numpy()})[0])
+        return self.session(inputs_BX.detach().cpu().contiguous())[0]
 
 
-def quantized(file: Path, out: Path, calibration: Iterable[Tensor]) -> None:
+def quantized(file: Path, out: Path, calibration: Iterable[Tensor], *, exact: Collection[str] = (), narrow: bool = False) -> None:
     """Writes an 8-bit version of an ONNX file; its metadata go with it.
 
     Args:
         file: float32, of one input.
         out: the file to write.
         calibration: batches of inputs such as it will read; a few hundred samples in all.
+        exact: outputs, such as coordinates, for which everything behind the last convolution stays in float32.
+        narrow: weights of 7 bits: without VNNI instructions onnxruntime's sums of 8 times 8 bits can overflow.
 
     Raises:
         QuantizationFailed: the quantiser cannot do it.
@@ -83,8 +79,10 @@ def quantized(file: Path, out: Path, calibration: Iterable[Tensor]) -> None:
                 Reader(),
                 quant_format=QuantFormat.QDQ,
                 per_channel=True,
+                reduce_range=narrow,
                 activation_type=QuantType.QUInt8,
                 weight_type=QuantType.QInt8,
+                nodes_to_exclude=_behind_convolutions(onnx.load(prepared), exact),
             )
         except Exception as error:  # of many types, by the graph
             raise QuantizationFailed(
@@ -93,3 +91,15 @@ def quantized(file: Path, out: Path, calibration: Iterable[Tensor]) -> None:
         finished = onnx.load(made)
         onnx.helper.set_model_props(finished, {prop.key: prop.value for prop in model.metadata_props})
         onnx.save(finished, out)
+
+
+def _behind_convolutions(model: Any, outputs: Collection[str]) -> list[str]:
+    """Names of the operations between the last convolutions and these outputs."""
+    makers = {name: node for node in model.graph.node for name in node.output}
+    found, waiting = {}, [makers[name] for name in outputs if name in makers]
+    while waiting:
+        node = waiting.pop()
+        if node.op_type != "Conv" and node.name not in found:
+            found[node.name] = node
+            waiting += [makers[name] for name in node.input if name in makers]
+    return sorted(found)

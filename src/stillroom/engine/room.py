@@ -90,6 +90,13 @@ class Room:
             expected = "none for this method: kd learns from them (so do wad, crkd and kd3, by options of their own)"
             raise InputError("data", f"{data.unlabelled} images by unlabelled=", expected)
 
+    def check_engine(self, engine: str | None) -> None:
+        """Raises InputError where an engine is to compute a teacher that the method asks in a way of its own, or in no task has one."""
+        if engine is None or not self.tasks:  # somebody's own recipe: its experiment will say
+            return
+        if self.build is None or not any(hasattr(task_named(task), "by_engine") for task in self.tasks):
+            raise InputError("teacher_engine", engine, "torch: this method asks its teacher in a way of its own, which no engine computes")
+
     @property
     def options(self) -> dict[str, Any]:
         """Options of `build`, with the values that they have in the method's own experiment; none where there is no `build`."""

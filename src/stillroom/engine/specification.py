@@ -23,6 +23,7 @@ from stillroom.errors import InputError, near
 
 # of which Stillroom builds the networks itself
 LIBRARIES = ("timm/", "torchvision/", "transformers/", "gfl/", "atss/", "retinanet/", "fcos/", "stillroom/")
+FILES = ("onnx:", "openvino:")  # before a file that is a whole network
 
 Made = TypeVar("Made")
 
@@ -66,7 +67,7 @@ def composed(source: str, argument: str) -> Composed | None:
 def runs_code(source: str, argument: str) -> bool:
     """Whether building the network of a source runs code that is neither Stillroom's nor a library's."""
     whole = composed(source, argument)
-    return not source.startswith(LIBRARIES) if whole is None else any(runs_code(part, argument) for part in whole.parts())
+    return not source.startswith((*LIBRARIES, *FILES)) if whole is None else any(runs_code(part, argument) for part in whole.parts())
 
 
 def trusted(source: str, where: object, *, trust_code: bool, argument: str) -> str:
@@ -114,7 +115,7 @@ def _names_code(text: str, harmless: Iterable[str], argument: str) -> bool:
     if text.partition(":")[0] in catalog.BUILDERS:
         return runs_code(text, argument)
     place, _, name = re.split(r"[,@#]", text, maxsplit=1)[0].rpartition(":")
-    if not place or not name.isidentifier() or text.startswith(LIBRARIES) or place in harmless:
+    if not place or not name.isidentifier() or text.startswith((*LIBRARIES, *FILES)) or place in harmless:
         return False
     words = place.split(".")
     if place.endswith(".py") or not all(map(str.isidentifier, words)):

@@ -216,8 +216,9 @@ class Student(Protocol):
 class Task(Protocol):
     """One kind of data: what its experiments, its networks and its reports are made of.
 
-    Two members are optional: `students`, specifications of networks that `stillroom students` measures, and ``doubts(result, data)``, what
-    a teacher's answers to the validation set say against it, a clause each.
+    Three members are optional: `students`, specifications of networks that `stillroom students` measures; `by_engine`, how an inference
+    engine asks a teacher and how near to the network's its answers have to be (a `ByEngine`); and ``doubts(result, data)``, what a
+    teacher's answers to the validation set say against it, a clause each.
     """
 
     @property

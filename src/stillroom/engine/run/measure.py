@@ -67,12 +67,10 @@ def measure(network: nn.Module, example_inputs: Any) -> Footprint:
         macs = _macs(network, example_inputs)
         latency_ms = _latency_ms(network, example_inputs)
     stored = {id(value): value for value in network.state_dict(keep_vars=True).values() if isinstance(value, Tensor)}
-    return Footprint(
-        parameters=sum(parameter.numel() for parameter in network.parameters()),
-        macs=macs,
-        latency_ms=latency_ms,
-        bytes=sum(value.numel() * value.element_size() for value in stored.values()),
-    )
+    parameters, size = sum(parameter.numel() for parameter in network.parameters()), sum(value.nbytes for value in stored.values())
+    if not stored and hasattr(network, "stored"):  # a network that is a file says itself what is in it
+        parameters, size = network.stored  # type: ignore[misc]
+    return Footprint(parameters, macs, latency_ms, size)
 
 
 class Allocated(TorchDispatchMode):

@@ -12,6 +12,7 @@ from typing import Literal
 import torch
 from lightning.pytorch.strategies import StrategyRegistry
 
+from stillroom.engine.inference.teacher import TeacherPrecision, check_engine_precision
 from stillroom.engine.teacher import Precision
 from stillroom.errors import InputError, one_of
 
@@ -29,7 +30,10 @@ class LabOptions:
         num_nodes: machines.
         strategy: auto, ddp, fsdp, or Lightning's name of a variant of these two, such as ddp_find_unused_parameters_true.
         precision: of the student's training: 32-true, bf16-mixed or 16-mixed.
-        teacher_precision: bf16, fp16, fp32, or auto, which is bf16 where the device is fast at it.
+        teacher_precision: bf16, fp16, fp32, or auto, which is bf16 where the device is fast at it. Or int8, by an engine of the CPU: its
+            weights and activations, whose ranges are measured on training images.
+        teacher_engine: what computes the teacher's forward pass: torch, or on the CPU onnxruntime or openvino, for which the teacher is
+            exported first; auto is torch, and onnxruntime for int8.
         teacher_compile: compile the teacher's forward pass with torch.compile.
         layout: of a student's convolution weights while it is trained: auto, which is channels last where the student can be trained so, or
             contiguous. Speed, and the last bits of the numbers; files are the same.
@@ -51,7 +55,8 @@ class LabOptions:
     num_nodes: int = 1
     strategy: str = "auto"
     precision: str = "32-true"
-    teacher_precision: Precision = "auto"
+    teacher_precision: TeacherPrecision = "auto"
+    teacher_engine: Literal["auto", "torch", "onnxruntime", "openvino"] = "auto"
     teacher_compile: bool = False
     layout: Literal["auto", "contiguous"] = "auto"
     checkpoint_seconds: float = 60.0
@@ -65,6 +70,25 @@ class LabOptions:
     def trust_pickle(self) -> bool:
         """The old name of `trust_code`."""
         return self.trust_code
+
+    @property
+    def engine(self) -> str | None:
+        """The engine that computes the teacher's forward pass; None for PyTorch."""
+        if self.teacher_engine == "auto":
+            return "onnxruntime" if self.teacher_precision == "int8" else None
+        return None if self.teacher_engine == "torch" else self.teacher_engine
+
+    @property
+    def torch_precision(self) -> Precision:
+        """The precision of a teacher that PyTorch alone can ask.
+
+        Raises:
+            InputError: an engine was asked for.
+        """
+        if self.engine is not None or self.teacher_precision == "int8":
+            expected = "torch: this method asks its teacher in a way of its own, which no engine computes"
+            raise InputError("teacher_engine", self.engine, expected)
+        return self.teacher_precision
 
     def __post_init__(self) -> None:
         for name, least in (
@@ -86,6 +110,12 @@ class LabOptions:
             ("precision", ("32-true", "bf16-mixed", "16-mixed")),
         ):
             one_of(name, getattr(self, name), known)
+        if self.engine is not None:
+            check_engine_precision(self.engine, self.teacher_precision)
+            if self.teacher_compile:
+                raise InputError("teacher_compile", True, f"false: {self.engine} compiles a teacher in its own way")
+        elif self.teacher_precision == "int8":
+            raise InputError("teacher_engine", "torch, with --teacher-precision int8", "onnxruntime or openvino")
         if self.accelerator in ("gpu", "cuda") and not torch.cuda.is_available():
             raise InputError("accelerator", self.accelerator, "a device that this machine has; torch sees no CUDA device here")
         if self.strategy.startswith("fsdp") and (self.accelerator in ("cpu", "mps") or not torch.cuda.is_available()):

@@ -74,7 +74,7 @@ def further_teacher(experiment: Experiment, spec: str) -> Teacher:
         raise InputError("more_teachers", spec, "a network with weights for the data's classes, NAME@FILE, or the folder of a run")
     return Teacher(
         built.network,
-        precision=experiment.lab.options.teacher_precision,
+        precision=experiment.lab.options.torch_precision,
         renormalise=built.renormalise or experiment.data.renormalise,
     )
 

@@ -114,7 +114,7 @@ class TrialTraining:
         distiller = self.data.task.supervised(network)
         if teacher is not None and taught:
             alpha = trial.params.get("alpha", ALPHA)
-            distiller = BOSS(network, Teacher(teacher, precision=self.options.teacher_precision), alpha=alpha)
+            distiller = BOSS(network, Teacher(teacher, precision=self.options.torch_precision), alpha=alpha)
             taught = alpha < 1
         data = self.data.in_batches_of(trial.params.get("batch_size", self.data.batch_size))
         stage = f"trials/{self.phase.study.name}-{trial.number}"

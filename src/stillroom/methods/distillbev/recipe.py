@@ -15,7 +15,7 @@ from stillroom.tasks.detection3d.task import NUSCENES
 
 ARMS: dict[str, Imitation] = {"distillbev": "balanced", "even": "even", "mse": "mse"}
 CAMERAS = Training(epochs=10, optimizer="adamw", lr=2e-3, weight_decay=0.01, schedule="onecycle", peak=0.4, clip_norm=5.0)
-NETWORKS = Networks("stillroom/pillar-small,cell=0.5", "stillroom/bevdepth-small,cell=1", teacher_epochs=12)
+NETWORKS = Networks("stillroom/pillar-small,cell=0.5", "stillroom/bevdet-small,cell=1", teacher_epochs=12)
 
 
 def build(
@@ -122,6 +122,7 @@ ROOM = Room(
         "data": "streets:train=160,val=60,cameras=4,reach=14",
         "reach": [-16.0, -16.0, -1.0, 16.0, 16.0, 5.0],
         "distill_scale": 0.3,
+        "epochs": 12,
     },
     expect="Not measured: in a few minutes of one core the camera detector finds next to nothing, with or without its teacher.",
     build=build,

@@ -126,7 +126,7 @@ def recipe(
 def _frozen(lab: Lab, towers: Sequence[Opened]) -> Teacher:
     """Not folded: a tower reads the map of a module that folding might change."""
     network = Towers([tower.tower for tower in towers])
-    return Teacher(network, precision=lab.options.teacher_precision, compile=lab.options.teacher_compile, fold=False)
+    return Teacher(network, precision=lab.options.torch_precision, compile=lab.options.teacher_compile, fold=False)
 
 
 def _start(weights: str | None) -> str:

@@ -124,9 +124,7 @@ class Steps:
 
     def _distiller(self, student: QueryDetector, teacher: QueryDetector, without: Sequence[str] = ()) -> IOD:
         options = self.lab.options
-        made = self.make(
-            student, Teacher(Answers(teacher, self.maps), precision=options.teacher_precision, compile=options.teacher_compile)
-        )
+        made = self.make(student, Teacher(Answers(teacher, self.maps), precision=options.torch_precision, compile=options.teacher_compile))
         for weight in without:
             setattr(made, weight, 0.0)
         return made

@@ -188,7 +188,7 @@ def _rehearse(make: Callable[[Teacher], MemKD], taught: TaughtBy, data: AnomalyD
     """
     normal = data.of_category(0)
     with lab.shared():
-        distiller = make(taught.teacher(lab.options.teacher_precision, compile=False))
+        distiller = make(taught.teacher(lab.options.torch_precision, compile=False))
         shown: Any = distiller.training_data(normal)
         inputs = shown.train_loader(seed=lab.seed).first(1).inputs
         with probing(distiller.student, inputs):

@@ -293,7 +293,7 @@ def _views_section(students: Mapping[str, Trained], data: VideoData, settings: S
 
 
 def _notes(taught: Mapping[str, Trained], held: int, complete: bool) -> list[str]:
-    brought = [name for name, stage in taught.items() if stage.result.epochs == 0 or stage.teacher is not None]
+    brought = [name for name, stage in taught.items() if stage.result.epochs == 0 or stage.network is None]
     notes = [
         f"Teachers that are trained here leave out {held} training clips, on which the ensemble's weights are found; students see all."
     ]

@@ -91,7 +91,7 @@ def recipe(
     piped: PipelineTeacher | None = None
     embedding = None if identity is None else function_of(identity, "identity", "file.py:function")()
     if networks.pipeline:
-        piped = PipelineTeacher(networks.pipeline, precision=lab.options.teacher_precision)
+        piped = PipelineTeacher(networks.pipeline, precision=lab.options.torch_precision)
     else:
         for one in prompts:
             data.for_edit(one, from_)
@@ -175,7 +175,7 @@ def denoiser(lab: Lab, data: EditingData, networks: EditingNetworks) -> tuple[Pi
                 accept=lambda result: _accepted(networks, result),
             )
     assert taught.network is not None
-    return PixelTeacher(taught.network, data.classes, data.image_size, lab.options.teacher_precision), taught  # type: ignore[arg-type]
+    return PixelTeacher(taught.network, data.classes, data.image_size, lab.options.torch_precision), taught  # type: ignore[arg-type]
 
 
 def _accepted(networks: EditingNetworks, result: StageResult) -> tuple[str, ...]:

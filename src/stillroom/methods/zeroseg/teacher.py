@@ -245,7 +245,7 @@ def cached_views(lab: Lab, taught: Taught, data: SegmentationData, scales: Seque
     count = len(boxes(data.image_size, data.image_size, scales))
     teacher = Teacher(
         ViewTeacher(taught.clip, scales),
-        precision=lab.options.teacher_precision,
+        precision=lab.options.torch_precision,
         renormalise=Renormalise(data.mean, data.std, (0.0,) * 3, (1.0,) * 3),
         fold=False,
         channels_last=False,

@@ -51,7 +51,7 @@ def train_detectors(
     Returns:
         A stage whose network is a `Detectors`; its curves are the means over the categories.
     """
-    teacher = taught.teacher(lab.options.teacher_precision, compile=lab.options.teacher_compile)
+    teacher = taught.teacher(lab.options.torch_precision, compile=lab.options.teacher_compile)
     fits, students = [], []
     for category, called in enumerate(data.classes):
         normal = data.of_category(category)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from stillroom.engine import Distiller, Networks
+from stillroom.engine.inference.network import Layout
 
 
 @dataclass(frozen=True)
@@ -15,7 +16,7 @@ class ClassifierNetworks(Networks):
 
     Args:
         teacher: network, optionally with weights after ``@``; without weights it is trained first. Or the folder of an earlier run, or
-            ``cache:FOLDER``.
+            ``cache:FOLDER``, or a file that is a whole network, ``onnx:FILE.onnx`` or ``openvino:FILE.xml``.
         student: network, as above.
         teacher_epochs: epochs of the teacher, where it has to be trained; by default as many as the student's.
         teacher_lr: learning rate of the teacher; by default the student's.
@@ -26,11 +27,13 @@ class ClassifierNetworks(Networks):
             that knows more classes than the data or in another order; the data's are picked by their names. By default what its run or
             its configuration says.
         teacher_answers: what the teacher answers with: logits, or probabilities, of which the logarithm is taken.
+        teacher_layout: of the images that a teacher reads which is only a file: nchw, nhwc, or auto: where the file has three channels.
     """
 
     teacher_head_only: bool = False
     teacher_classes: Path | None = None
     teacher_answers: Literal["logits", "probabilities"] = "logits"
+    teacher_layout: Layout = "auto"
 
     def begin(self, made: Distiller, new: tuple[str, ...]) -> None:
         """As `Networks.begin`."""

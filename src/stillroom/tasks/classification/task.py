@@ -11,6 +11,8 @@ from torch import nn
 
 from stillroom.engine import Distiller, Networks, Report, Training
 from stillroom.engine.answers import AsLogits, looks_like_probabilities
+from stillroom.engine.inference.fidelity import CLASSES
+from stillroom.engine.inference.network import FileNetwork
 from stillroom.engine.report.results import Section, StageResult
 from stillroom.engine.task import WARNING, Built, FindLayer, Usual
 from stillroom.errors import InputError
@@ -28,6 +30,7 @@ from stillroom.tasks.images.cached import check_views, random_views
 from stillroom.tasks.images.candidates import CLASSIFIERS
 from stillroom.tasks.images.classifiers import build_classifier, configurations
 from stillroom.tasks.images.configurations import class_names
+from stillroom.tasks.images.file_networks import of_file
 from stillroom.tasks.images.foreign import teacher_inputs
 from stillroom.tasks.images.layers import middle_layer, pooled_layer
 from stillroom.tasks.images.page_parts import data_section
@@ -112,6 +115,7 @@ class Classification(Usual):
     default = SHAPES
     students = CLASSIFIERS
     layers: Mapping[str, FindLayer] = {"middle": middle_layer, "pooled": pooled_layer}
+    by_engine = CLASSES
     deliver = staticmethod(delivered.deliver)
     views = staticmethod(random_views)
     check_cache = staticmethod(check_views)
@@ -145,7 +149,12 @@ class Classification(Usual):
             by_name=True,
             own_classes=names,
             probabilities=options.teacher_answers == "probabilities",
+            layout=options.teacher_layout,
         )
+        size = built.network.size if isinstance(built.network, FileNetwork) else None
+        if size is not None and data.teacher_image_size not in (None, size):
+            got = f"{data.teacher_image_size[0]} x {data.teacher_image_size[1]} for {spec}"
+            raise InputError("teacher_image_size", got, f"{size[0]} x {size[1]}: the file reads no other images")
         if options.teacher_head_only and not built.start:
             why = "a teacher without weights" if built.weights is None else "a teacher that knows the data's classes"
             raise InputError("teacher_head_only", f"true for {spec}, {why}", "weights that answer for other classes, whose head is new")
@@ -154,8 +163,12 @@ class Classification(Usual):
                 got = f"{options.teacher_classes} for {spec}, a teacher without weights"
                 raise InputError("teacher_classes", got, "none: a teacher that is trained here has the data's classes")
             return self._looked_at(built, data)
-        found = configurations(spec, trust_pickle=trust_pickle, argument=argument)
-        renormalise, notes = teacher_inputs(data, found, resized=built.weights == PRETRAINED or _RESAMPLED in "".join(built.notes))
+        if isinstance(built.network, FileNetwork):
+            found = [of_file(built.network)]
+        else:
+            found = configurations(spec, trust_pickle=trust_pickle, argument=argument)
+        resized = built.weights == PRETRAINED or _RESAMPLED in "".join(built.notes)
+        renormalise, notes = teacher_inputs(data, found, resized=resized, size=size)
         if not built.start and built.classes is None and built.weights != PRETRAINED and (order := _unsure_order(data.classes)):
             notes.append(f"{WARNING}the data's classes are numbers, in the order {order}; in which its own are, its file does not say")
         built = replace(built, renormalise=renormalise, notes=(*built.notes, *notes))

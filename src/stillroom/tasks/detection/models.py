@@ -11,6 +11,7 @@ A spec is `SOURCE[,backbone=WEIGHTS][@WEIGHTS]`, or the folder of a run:
   weights; `transformers/FOLDER`, a folder that `save_pretrained` wrote, with its weights;
 - `package.module:function` or `file.py:function`, called with the number of classes, returning a `Detector`, torchvision's Faster R-CNN,
   RetinaNet or FCOS, or transformers' DETR, Deformable DETR or RT-DETR;
+- `onnx:FILE` and `openvino:FILE.xml`: a teacher that is only a file, such as `stillroom export` writes (`file_detector`);
 - WEIGHTS: a file or folder of weights; for the backbone of `gfl/`, of its like and of `torchvision/` a classifier's, or the word
   `pretrained` for those that its library publishes: its first stages are then frozen (`backbones.adopt_backbone`).
 """
@@ -33,10 +34,12 @@ from stillroom.tasks.detection.detector import Detector
 from stillroom.tasks.detection.detr import ADAPTERS
 from stillroom.tasks.detection.detr_models import build as build_detr
 from stillroom.tasks.detection.detr_models import is_folder
+from stillroom.tasks.detection.file_detector import build_file_detector
 from stillroom.tasks.detection.gfl import GFL
 from stillroom.tasks.detection.small import SMALL
 from stillroom.tasks.detection.two_stage import TwoStageDetector
 from stillroom.tasks.detection.wrapped import ATSSDetector, FCOSDetector, RetinaNetDetector, one_square
+from stillroom.tasks.images.file_networks import file_of
 from stillroom.tasks.images.timm_backbone import TimmBackbone
 
 TASK = "detection"
@@ -61,6 +64,8 @@ def build_detector(spec: str, *, num_classes: int, trust_pickle: bool = False, a
         InputError: the spec is none of these, a name is unknown, or weights are missing or do not fit.
     """
     at_least("num_classes", num_classes, 1)
+    if (file := file_of(spec)) is not None:
+        return build_file_detector(spec, file, num_classes=num_classes, argument=argument)
     named = read_specification(spec, trust_pickle=trust_pickle, argument=argument)
     if named.card is not None:
         _check(named.card, num_classes)

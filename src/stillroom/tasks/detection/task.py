@@ -14,11 +14,15 @@ from stillroom.engine.cache import CachedTeacher
 from stillroom.engine.task import Built, Usual
 from stillroom.errors import InputError
 from stillroom.tasks.detection import loaded, pages
+from stillroom.tasks.detection.by_engine import BY_ENGINE
 from stillroom.tasks.detection.data import DetectionData
 from stillroom.tasks.detection.detr_models import deliver
+from stillroom.tasks.detection.file_detector import FileDetector
 from stillroom.tasks.detection.models import build_detector
 from stillroom.tasks.detection.small import SMALL
 from stillroom.tasks.detection.supervised import DetectionDistiller
+from stillroom.tasks.images.arguments import renormalisation
+from stillroom.tasks.images.file_networks import of_file
 
 # The default job: procedural scenes, 19 steps an epoch.
 _BACKBONES = ("lcnet_050", "mobilenetv3_small_100", "mobilenetv3_large_100", "resnet18", "resnet34", "resnet50")  # of students
@@ -68,6 +72,7 @@ class Detection(Usual):
         *(f"{head}/{backbone}" for backbone in _BACKBONES for head in ("gfl", "retinanet", "fcos")),
     )
     exact = ("boxes",)  # half precision would place a box in a large image to the pixel, or worse
+    by_engine = BY_ENGINE
     sections = staticmethod(pages.detection_sections)
     load = staticmethod(loaded.load)
 
@@ -78,6 +83,10 @@ class Detection(Usual):
             InputError: it cannot be built, or its weights know other classes than the data have.
         """
         built = build_detector(spec, num_classes=data.num_classes, trust_pickle=trust_pickle, argument=argument)
+        if isinstance(built.network, FileDetector) and data.renormalise is None:
+            read = of_file(built.network.network).statistics
+            if read not in (None, (data.mean, data.std)):
+                built = replace(built, renormalise=renormalisation((data.mean, data.std), *read))
         return built.of_classes(data.classes, spec, argument)
 
     def supervised(self, network: Any) -> Distiller:

@@ -6,7 +6,8 @@ A spec is `SOURCE[@WEIGHTS]`, or the folder of a run:
   image classifier that `save_pretrained` wrote, with its weights), `package.module:function` or `file.py:function`;
   runs of methods whose students are composed of several networks record others (`engine.specification.composed`);
 - WEIGHTS is a file or a folder of weights, or the word `pretrained`: what timm and torchvision publish under that name;
-- a run's folder holds `student.json`, which says what the student is, and `student.safetensors`.
+- a run's folder holds `student.json`, which says what the student is, and `student.safetensors`;
+- `onnx:FILE` and `openvino:FILE.xml` are whole networks that can only be asked: teachers (`file_networks`).
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from torch import Tensor, nn
 
 from stillroom.engine.answers import AsLogits, described, logits_in
 from stillroom.engine.card import Card, Named, read_specification
+from stillroom.engine.inference.network import Layout
 from stillroom.engine.specification import composed
 from stillroom.engine.task import Built
 from stillroom.engine.weights import Loaded, load_weights, without_set
@@ -37,6 +39,7 @@ from stillroom.tasks.images.architectures import (
     untrained_network,
 )
 from stillroom.tasks.images.configurations import Configuration, beside, of_library, rows_of
+from stillroom.tasks.images.file_networks import file_of, of_file, open_file
 
 Start = tuple[str, tuple[str, ...]]  # as in `Built`: why weights are a start, and the parameters that they leave as they were
 _ANY = 10  # classes of a head that is taken away again
@@ -55,6 +58,7 @@ def build_classifier(
     by_name: bool = False,
     own_classes: Sequence[str] | None = None,
     probabilities: bool = False,
+    layout: Layout = "auto",
 ) -> Built:
     """Build the classifier that a spec names, and load its weights if the spec gives some.
 
@@ -77,6 +81,7 @@ def build_classifier(
             by their names instead.
         own_classes: the network's, in the order of its answers; by default what its run or its configuration says.
         probabilities: the network answers with these; their logarithm is taken.
+        layout: of the images that a file reads.
 
     Raises:
         InputError: when the spec is none of these, a name is unknown, weights are missing or do not fit, published weights cannot be
@@ -86,6 +91,11 @@ def build_classifier(
     for side in (image_size,) if image_size is None or isinstance(image_size, int) else image_size:
         at_least("image_size", 1 if side is None else side, 1)
     at_least("in_channels", in_channels, 1)
+    if (file := file_of(spec)) is not None:
+        if not by_name or classes is None:
+            raise InputError(argument, spec, "a network that PyTorch builds: one that is only a file can teach classification, and no more")
+        wanted = Wanted(num_classes, image_size, in_channels, argument, task)
+        return _of_file(spec, str(file), wanted, classes, own_classes, probabilities=probabilities, layout=layout)
     named = _with_own_weights(read_specification(spec, trust_pickle=trust_pickle, argument=argument))
     rows: tuple[int, ...] | None = None
     notes: list[str] = []
@@ -111,6 +121,33 @@ def build_classifier(
     notes = [*_told(loaded), *loaded.notes, *notes]
     notes += _brought_to_logits(network, spec, named, wanted, AsLogits(num_classes, rows, probabilities, argument))
     return Built(network, named.spec, named.weights or None, None if start else named.classes, start, new, tuple(notes))
+
+
+def _of_file(
+    spec: str,
+    file: str,
+    wanted: Wanted,
+    classes: Sequence[str],
+    own_classes: Sequence[str] | None,
+    *,
+    probabilities: bool,
+    layout: Layout,
+) -> Built:
+    """A network that is only a file, whose answers are for the data's classes."""
+    network = open_file(spec, wanted.argument, layout)
+    found = of_file(network)
+    if network.size is not None:
+        wanted = replace(wanted, image_size=network.size)
+    rows, count = _rows(Named(spec, file, found.classes, None), classes, own_classes, wanted.argument)
+    hook = AsLogits(len(classes) if rows is None else count, rows, probabilities, wanted.argument)
+    notes = [f"{count} classes, of which the data's {len(classes)} are taken by their names"] if rows is not None else []
+    named = Named(spec, file, None, None)
+    notes += _brought_to_logits(network, spec, named, replace(wanted, num_classes=hook.classes), hook)
+    if found.statistics is None:
+        notes.append("its file says nothing of mean and std: it reads the student's images (or what --teacher-mean, --teacher-std say)")
+    # A remark in brackets: no specification that a card could name.
+    known = tuple(classes) if rows is not None else found.classes if own_classes is None else None
+    return Built(network, f"{spec} (only a file)", file, known, notes=tuple(notes))
 
 
 def build_backbone(

@@ -95,7 +95,7 @@ def class_names(file: Path, argument: str) -> tuple[str, ...]:
     names: Sequence[str] = [line.strip() for line in text.splitlines() if line.strip()]
     if text.lstrip()[:1] in ("[", "{"):
         try:
-            names = _listed(json.loads(text))
+            names = listed(json.loads(text))
         except (ValueError, TypeError, KeyError, RecursionError) as error:
             raise InputError(argument, f"{file}, which is JSON", "a list of names, or an object from row to name") from error
     if twice := sorted({name for name in names if names.count(name) > 1}):
@@ -125,7 +125,8 @@ def _loosely(name: str) -> str:
     return "".join(letter for letter in name.casefold() if letter.isalnum())
 
 
-def _listed(content: Any) -> list[str]:
+def listed(content: Any) -> list[str]:
+    """Names in the order of their rows, from a list or a mapping of rows; none of anything else."""
     if isinstance(content, Mapping):
         return [str(content[key]) for key in sorted(content, key=int)] if set(map(int, content)) == set(range(len(content))) else []
     return [str(name) for name in content] if isinstance(content, list) else []
@@ -145,7 +146,7 @@ def _of_run(folder: Path) -> Configuration | None:
     if not isinstance(transform, Mapping):
         return None
     return Configuration(
-        f"{folder / 'student.json'}", _three(transform.get("mean")), _three(transform.get("std")), _pair(transform.get("image_size"))
+        f"{folder / 'student.json'}", three(transform.get("mean")), three(transform.get("std")), pair(transform.get("image_size"))
     )
 
 
@@ -162,9 +163,9 @@ def _timm(source: str, config: Mapping[str, Any]) -> Configuration:
     size, crop, names = config.get("input_size"), config.get("crop_pct"), config.get("label_names")
     return Configuration(
         source,
-        _three(config.get("mean")),
-        _three(config.get("std")),
-        _pair(size[1:]) if isinstance(size, list | tuple) and len(size) == 3 else None,
+        three(config.get("mean")),
+        three(config.get("std")),
+        pair(size[1:]) if isinstance(size, list | tuple) and len(size) == 3 else None,
         str(config["interpolation"]) if config.get("interpolation") else None,
         float(crop) if isinstance(crop, int | float) else None,
         tuple(map(str, names)) if names else None,
@@ -175,7 +176,7 @@ def _of_transformers(folder: Path) -> Configuration | None:
     model, processor = _read(folder / "config.json"), _read(folder / "preprocessor_config.json")
     labels = model.get("id2label")
     try:
-        names = _listed(labels) if isinstance(labels, Mapping) else []
+        names = listed(labels) if isinstance(labels, Mapping) else []
     except (TypeError, ValueError):
         names = []
     if all(name == f"LABEL_{row}" for row, name in enumerate(names)):  # what transformers writes where nobody named them
@@ -190,16 +191,16 @@ def _of_transformers(folder: Path) -> Configuration | None:
         size = [size.get("height"), size.get("width")] if "height" in size else size.get("shortest_edge")
     return Configuration(
         f"{folder / 'preprocessor_config.json'}" if processor else f"{folder / 'config.json'}",
-        _three(processor.get("image_mean") if normalised else 0.0, range_),
-        _three(processor.get("image_std") if normalised else 1.0, range_),
-        _pair(size),
+        three(processor.get("image_mean") if normalised else 0.0, range_),
+        three(processor.get("image_std") if normalised else 1.0, range_),
+        pair(size),
         _NUMBERED.get(filter_) if isinstance(filter_, int) else None,
         float(crop) if isinstance(crop, int | float) else None,
         tuple(names) or None,
     )
 
 
-def _three(values: Any, range_: float = 1.0) -> tuple[float, ...] | None:
+def three(values: Any, range_: float = 1.0) -> tuple[float, ...] | None:
     """Three numbers, of pixels from 0 to `range_`, for pixels from 0 to 1."""
     if isinstance(values, int | float):
         values = [values] * 3
@@ -207,7 +208,8 @@ def _three(values: Any, range_: float = 1.0) -> tuple[float, ...] | None:
     return tuple(float(value) / range_ for value in values) if fine else None
 
 
-def _pair(size: Any) -> tuple[int, int] | None:
+def pair(size: Any) -> tuple[int, int] | None:
+    """Height and width, from both or one side."""
     if isinstance(size, int):
         return size, size
     fine = isinstance(size, list | tuple) and len(size) == 2 and all(isinstance(side, int) for side in size)

@@ -12,13 +12,16 @@ from stillroom.tasks.images.arguments import Statistics, renormalisation
 from stillroom.tasks.images.configurations import Configuration
 
 
-def teacher_inputs(data: Any, found: Sequence[Configuration], *, resized: bool) -> tuple[Renormalise | None, list[str]]:
+def teacher_inputs(
+    data: Any, found: Sequence[Configuration], *, resized: bool, size: tuple[int, int] | None = None
+) -> tuple[Renormalise | None, list[str]]:
     """What makes a teacher's inputs of the student's, None where they are the same; and what to tell of it, a clause each.
 
     Args:
         data: with `mean`, `std`, `image_size`, and what was typed: `teacher_mean`, `teacher_std`, `teacher_image_size`, each may be None.
         found: configurations of the teacher, the nearest first.
         resized: its weights are known to be those of another size of images.
+        size: the only height and width that it reads, where there is such.
     """
     ours: Statistics = (data.mean, data.std)
     own = next((one for one in found if one.statistics), None)
@@ -32,7 +35,7 @@ def teacher_inputs(data: Any, found: Sequence[Configuration], *, resized: bool) 
     ]
     if own is not None and not typed and not _same(theirs, ours):
         notes = [f"its images are normalised as {own.source} says: {_statistics(theirs)}", *notes]
-    size = data.teacher_image_size
+    size = data.teacher_image_size or (None if size in (None, (data.image_size,) * 2) else size)
     sized = next((one for one in found if one.size), None)
     smoothing = next((one.interpolation for one in found if one.interpolation), None) or "bilinear"
     if size is not None:

@@ -10,6 +10,7 @@ import numpy as np
 from torch import nn
 
 from stillroom.engine import Distiller, Networks, Report, Training
+from stillroom.engine.inference.fidelity import LABELS
 from stillroom.engine.report.results import Section
 from stillroom.engine.task import Built, Usual
 from stillroom.engine.training import Stopped
@@ -109,6 +110,7 @@ class MultiLabel(Usual):
     presets: Mapping[str, Mapping[str, Any]] = {"paper": COCO}
     kinds = ("mosaics",)
     students = CLASSIFIERS
+    by_engine = LABELS
     metric_formats = METRICS
     ship = staticmethod(loaded.ship)
     views = staticmethod(random_views)

@@ -1,0 +1,110 @@
+"""Does a student pay for a teacher that is computed in 8 bits? CIFAR-10, a ResNet-56 that somebody trained, KD and DKD.
+
+    python experiments/teacher_precision.py --pictures cifar10.zip --weights resnet56.safetensors
+
+The same teacher answers in fp32 and bf16 by PyTorch, and in int8 by onnxruntime; its answers to four crops of each picture are stored, and
+students of the same initial weights learn from them, in the same order: seed by seed only the answers differ. Besides, how near each of
+them is to fp32 on the validation pictures.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from record import Numbers, is_clear, paired, write
+from torch import Tensor
+
+from stillroom.engine import Experiment, Lab, LabOptions, Teacher, Training
+from stillroom.engine.cache import CachedTeacher, Storage, Views, build_cache
+from stillroom.engine.inference.fidelity import CLASSES
+from stillroom.methods import dkd, kd
+from stillroom.tasks.classification import ImageData
+from stillroom.tasks.classification.networks import ClassifierNetworks
+
+NETWORK = Path(__file__).with_name("cifar_resnet.py")
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # what the teacher was trained with
+PRECISIONS = ("fp32", "bf16", "int8")
+METHODS: dict[str, Callable[..., Any]] = {"KD": kd.build, "DKD": dkd.build}
+STUDENT = "stillroom/resnet8"
+TEMPERATURE = 4.0
+
+
+@torch.no_grad()
+def answers(teacher: Teacher, data: ImageData) -> tuple[Tensor, Tensor]:
+    """The teacher's logits [N, C] to the validation pictures, and their labels [N]."""
+    told = [(teacher(batch), batch.labels) for batch in data.eval_loader()]
+    return torch.cat([logits for logits, _ in told]), torch.cat([labels for _, labels in told])
+
+
+def stored(precision: str, data: ImageData, plan: Training, spec: str, out: Path) -> tuple[CachedTeacher, Tensor, Tensor]:
+    """The teacher's answers to the training pictures, and those to the validation pictures with their labels."""
+    lab = Lab(LabOptions(out=out / precision, accelerator="cpu", teacher_precision=precision))  # type: ignore[arg-type]
+    taught = Experiment(lab, data, plan, ClassifierNetworks(spec, STUDENT)).teacher()
+    teacher = lab.teach(taught)
+    cache = build_cache(out / precision / "answers", teacher, data, taught.result, views=Views(4, 0), storage=Storage("fp32"))
+    return cache, *answers(teacher, data)
+
+
+def verdict(found: Mapping[str, Numbers]) -> str:
+    """What the numbers say, in words made from the numbers alone."""
+    lines = []
+    for method in METHODS:
+        for precision in PRECISIONS[1:]:
+            arm, exact = (found[f"{method}, {one} teacher"]["top1"] for one in (precision, "fp32"))
+            change, spread = paired(arm, exact)
+            word = ("higher" if change > 0 else "lower") if is_clear(change, spread, len(arm)) else "equal within noise"
+            lines.append(f"{method} from {precision} against fp32: {word} ({change:+.2f} +- {spread:.2f} points)")
+    return "; ".join(lines) + "."
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--pictures", required=True, help="a zip of folders train/CLASS and test/CLASS")
+    parser.add_argument("--weights", required=True, help="of the teacher, experiments/cifar_resnet.py:resnet56")
+    parser.add_argument("--subset", type=int, default=2500, help="pictures to train on")
+    parser.add_argument("--val-subset", type=int, default=2500, help="pictures to measure with")
+    parser.add_argument("--epochs", type=int, default=12)
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--out", type=Path, default=Path("runs/teacher-precision"))
+    asked = parser.parse_args()
+    size = {"subset": asked.subset, "val_subset": asked.val_subset}
+    data = ImageData(f"imagefolder:{asked.pictures}", augment="cifar", batch_size=128, mean=MEAN, std=STD, **size)
+    plan = Training(epochs=asked.epochs, optimizer="sgd", lr=0.1, momentum=0.9, weight_decay=5e-4, schedule="cosine")
+    seeds = list(range(asked.seeds))
+    found: dict[str, dict[str, dict[int, float]]] = {}
+    caches: dict[str, CachedTeacher] = {}
+    exact: Tensor | None = None
+    for precision in PRECISIONS:
+        caches[precision], told, labels = stored(precision, data, plan, f"{NETWORK}:resnet56@{asked.weights}", asked.out)
+        exact = told if exact is None else exact
+        near = CLASSES.measure(exact, told, TEMPERATURE)
+        top1 = 100 * float((told.argmax(1) == labels).double().mean())
+        numbers = {"top1": top1, "agreement with fp32, %": near["agreement"], "KL to fp32 at T = 4": near["kl"]}
+        found[f"teacher, {precision}"] = {name: {0: value} for name, value in numbers.items()}
+        print(precision, numbers, flush=True)
+    options = LabOptions(out=asked.out / "students", seeds=len(seeds), accelerator="cpu")
+    for seed in seeds:
+        lab = Lab(options, seed)
+        networks = {one: ClassifierNetworks(f"cache:{caches[one].folder}", STUDENT) for one in PRECISIONS}
+        trained = {"alone": Experiment(lab, data, plan, networks["fp32"]).alone()}
+        for precision in PRECISIONS:
+            experiment = Experiment(lab, data, plan, networks[precision])
+            for method, build in METHODS.items():
+                stage = f"{method}-{precision}".lower()
+                trained[f"{method}, {precision} teacher"] = experiment.distilled(stage, partial(build, data=data))
+        for name, one in trained.items():
+            for metric in ("top1", "nll", "ece"):
+                if metric in one.result.metrics:
+                    found.setdefault(name, {}).setdefault(metric, {})[seed] = one.result.metrics[metric]
+    command = f"python experiments/teacher_precision.py --pictures cifar10.zip --weights resnet56.safetensors --seeds {len(seeds)}"
+    setting = {**size, "epochs": asked.epochs, "student": STUDENT, "teacher": "resnet56", "views": 4, "lr": plan.lr, "batch_size": 128}
+    write(Path("results/teacher_precision.json"), "teacher-precision", command, seeds, found, verdict(found), setting)
+
+
+if __name__ == "__main__":
+    main()
