@@ -159,7 +159,6 @@ def test_with_no_method_left_it_is_an_error(tmp_path: Path) -> None:
     [
         ("", "METHODS: got nothing, expected some of kd, dkd"),
         ("kdd", "METHODS: got kdd, expected one of the methods that `stillroom list` shows, such as kd, "),
-        ("kd upvl", "METHODS: got upvl, expected a method that is built"),
         ("kd bckd", r"METHODS: got kd \(classification\) and bckd \(detection\), expected methods of one task"),
         ("kd kd", "METHODS: got kd twice"),
         ("kd other=kd", "METHODS: got kd and other, which are the same"),

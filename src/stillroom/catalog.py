@@ -153,7 +153,8 @@ METHODS: tuple[Method, ...] = (
         authors="Gu, Peiyan; Zhang, Chuyu; Xu, Ruijie; He, Xuming",
     ),
     Method(
-        "upvl", "Unsupervised 3D Perception with 2D Vision-Language Distillation for Autonomous Driving", "points", menu="UP-VL",
+        "upvl", "Unsupervised 3D Perception with 2D Vision-Language Distillation for Autonomous Driving", "detection3d",
+        "stillroom.methods.upvl", _SPECIFICATION, menu="UP-VL",
         authors="Najibi, Mahyar; Ji, Jingwei; Zhou, Yin; Qi, Charles R.; Yan, Xinchen; Ettinger, Scott; Anguelov, Dragomir",
     ),
     Method(
@@ -249,6 +250,7 @@ BUILDERS = {
     "gift": "stillroom.methods.giftnet.network",
     "zeroseg": "stillroom.methods.zeroseg.network",
     "aligned": "stillroom.methods.daps_sam.network",
+    "upvl": "stillroom.methods.upvl.detector",
 }
 
 # What builds students that are no network of a task's; a card names it, and any other must be trusted.

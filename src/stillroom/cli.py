@@ -171,10 +171,11 @@ def _list() -> None:
         for method in usable:
             if method.task == task:
                 table.add_row(f"  {method.name}", method.paper, method.verified)
-    table.add_row("[bold]planned[/bold]", "", "[dim]task[/dim]")
-    for method in catalog.METHODS:
-        if not method.room:
-            table.add_row(f"  {method.name}", method.paper, method.task, style="dim")
+    planned = [method for method in catalog.METHODS if not method.room]
+    if planned:
+        table.add_row("[bold]planned[/bold]", "", "[dim]task[/dim]")
+    for method in planned:
+        table.add_row(f"  {method.name}", method.paper, method.task, style="dim")
     console = Console(highlight=False)
     console.width = min(console.width, _WIDEST) if console.is_terminal else _WIDEST
     console.print(table)

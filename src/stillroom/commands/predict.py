@@ -10,7 +10,7 @@ from typing import Any
 from stillroom.commands.parser import STUDENT, named_as_typed, student_parser
 from stillroom.errors import InputError, StillroomError, printable
 
-_OPTIONS = ("top", "threshold", "masks", "out", "category", "classes")  # of `Student.options`
+_OPTIONS = ("top", "threshold", "masks", "out", "category", "classes", "query")  # of `Student.options`
 _NUMBERS = ("confidence", "score")  # columns
 
 
@@ -54,6 +54,9 @@ def run(arguments: list[str], command: str) -> None:
     )
     parser.add_argument("--category", help="of a detector of anomalies in several categories: which one (default: named in the path)")
     parser.add_argument("--classes", metavar="NAMES", help='of a student that knows classes by words: which there are, "cat,dog"')
+    parser.add_argument(
+        "--query", action="append", metavar="WORDS", help="of a 3D detector that reads words: what to look for; may be repeated"
+    )
     given = parser.parse_args(arguments)
     if given.top is not None and given.top < 1:
         raise InputError("--top", given.top, "a whole number of at least 1")

@@ -10,5 +10,12 @@ point the model's feature,
 so that it answers to any text, and needs no camera.
 
 In the paper's order: `lifting` (A1, A3) from pixels to points, `flow` (A2) what moves, `proposals` (A4) clusters and boxes, `tracking`
-(A5), `amodal` (A6) whole boxes, `labelling` all of it over sequences, `loss` what the detector learns and how it names boxes (B, C).
+(A5), `amodal` (A6) whole boxes, `labelling` all of it over sequences, `job` as a command of its own, `loss`, `detector` and `distiller`
+what the detector learns and how it names boxes (B, C), `standin` where no CLIP is at hand, `targets` labels as training data, `metrics`
+and `recipe` the experiment.
 """
+
+from stillroom.methods.upvl.distiller import UPVL
+from stillroom.methods.upvl.recipe import ROOM, recipe
+
+__all__ = ["ROOM", "UPVL", "recipe"]

@@ -223,7 +223,7 @@ def _fitted(own_KN3: Tensor, mine_KN: Tensor, next_KM3: Tensor, theirs_KM: Tenso
     least_K = torch.full((len(own_KN3),), torch.inf)
     since_K = torch.zeros(len(own_KN3), dtype=torch.int64)
     ahead, back = (_networks(len(own_KN3), spec, generator) for _ in range(2))
-    optimiser = torch.optim.Adam([*ahead, *back], lr=spec.rate)
+    optimiser = torch.optim.Adam([*ahead, *back], lr=spec.rate, fused=True)
     both_KNN = mine_KN[:, :, None] & mine_KN[:, None]
     for _ in range(spec.steps):
         flow_KN3 = _answers(ahead, own_KN3)

@@ -14,7 +14,7 @@ from html import escape
 from io import BytesIO
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -36,7 +36,7 @@ from stillroom.methods.upvl.labelling import (
 )
 from stillroom.methods.upvl.lifting import background, otsu
 from stillroom.methods.upvl.loss import box_labels
-from stillroom.methods.upvl.vision import VisionLanguage
+from stillroom.methods.upvl.vision import Language, VisionLanguage
 from stillroom.tasks.detection3d.sources import open_source
 from stillroom.tasks.images.page_parts import heads, row, table
 from stillroom.tasks.points.answers import kitti_entries, nuscenes_entries
@@ -50,7 +50,7 @@ from stillroom.tasks.points.semantic_kitti import KittiSequences
 from stillroom.tasks.points.sources import Frames
 
 OBJECT = "object"  # what everything is called without a vision-language model
-DONE, PAGE = "labels.json", "report.html"
+DONE, PAGE, FEATURES = "labels.json", "report.html", "features.npz"
 _POINTS = "lidar/{:06d}.bin"
 _PICTURES = 3  # frames of a sequence that the page shows
 _TOGETHER = 6  # pairs of frames whose flow is fitted at once, and kept in one file
@@ -176,8 +176,23 @@ def label_sequences(
             say(f"{name}: {before}{known['said']}")
             sections[folder] = known["section"]
         waiting = left
+    if with_points:
+        _join(out, names)
     write_atomic(out / PAGE, _page([sections[name] for name in names], vision))
     return names
+
+
+def _join(out: Path, names: Sequence[str]) -> None:
+    """Writes a ``frames.json`` of all sequences beside their folders, so that they are one data set; unless their columns differ."""
+    contents = [json.loads((out / name / NAME).read_text(encoding="utf-8")) for name in names]
+    if all(content["columns"] == contents[0]["columns"] for content in contents):
+        frames = [
+            {**frame, "lidar": f"{name}/{frame['lidar']}", "sequence": name}
+            for name, content in zip(names, contents, strict=True)
+            for frame in content["frames"]
+        ]
+        classes = list(dict.fromkeys(word for content in contents for word in content["classes"]))
+        write_atomic(out / NAME, json.dumps({"classes": classes, "columns": contents[0]["columns"], "frames": frames}))
 
 
 def _labelled(
@@ -201,7 +216,7 @@ def label_sequence(
     indices: Sequence[int],
     place: Path | None,
     spec: LabelSpec,
-    vision: VisionLanguage | None = None,
+    vision: Language | None = None,
     threshold: float | None = None,
 ) -> Labelled:
     """Labels one sequence; the motion of each frame is kept in a folder, so that a job that was stopped goes on there.
@@ -215,37 +230,78 @@ def label_sequence(
         InputError: poses are missing or jump, or time runs back.
     """
     began = time.monotonic()
+    return replace(labelled(prepared(frames, indices, place, spec, vision, threshold), spec, vision), seconds=time.monotonic() - began)
+
+
+class Prepared(NamedTuple):
+    """A sequence whose motion is known, and what is background.
+
+    Attributes:
+        frames: without points; of those that are drawn also these.
+        poses: to the world.
+        interval: seconds from a frame to the next.
+        scans, motions: of each frame.
+    """
+
+    frames: Sequence[Frame]
+    poses: Sequence[np.ndarray]
+    interval: float
+    scans: Sequence[Scan]
+    motions: Sequence[Motion]
+
+
+def prepared(
+    frames: Frames,
+    indices: Sequence[int],
+    place: Path | None,
+    spec: LabelSpec,
+    vision: Language | None = None,
+    threshold: float | None = None,
+    argument: str = "SEQUENCES",
+) -> Prepared:
+    """The first half of `label_sequence`: what does not depend on which objects are kept.
+
+    Raises:
+        InputError: as there, of what is called `argument`.
+    """
     drawn = {indices[at] for at in np.linspace(0, len(indices) - 1, min(_PICTURES, len(indices))).round().astype(int)}
     read = frames.frame
     lean = []
     for index in indices:
         frame = read(index)
         lean.append(frame if index in drawn else replace(frame, points=frame.points[:0], views=()))
-    poses, interval = checked_poses(lean)
+    poses, interval = checked_poses(lean, argument)
     scans = []
     for index, pose in zip(indices, poses, strict=True):
         frame = read(index)
         scans.append(scan_of(frame, pose, spec, None if vision is None else vision.of_points(frame)))
     if not any(len(scan.points) for scan in scans):
-        raise InputError("SEQUENCES", f"{lean[0].sequence or 'a sequence'}, none of whose frames has a point above the ground",
+        raise InputError(argument, f"{lean[0].sequence or 'a sequence'}, none of whose frames has a point above the ground",
                          "frames of points within reach")  # fmt: skip
     if vision is not None:
-        scans = _told_background(scans, vision, threshold)
+        scans = _told_background(scans, vision, threshold, contrast=spec.contrast)
     motions: list[Motion] = []
     pairs = list(pairwise(scans))
     for start in range(0, len(pairs), _TOGETHER):
         kept = None if place is None else place / "begun" / f"{start:06d}.npz"
         motions += _kept(kept, partial(scan_motions, pairs[start : start + _TOGETHER], interval, spec))
-    motions.append(carried(scans[-2], motions[-1], scans[-1]) if motions else _still(scans[0]))
+    motions.append(carried(scans[-2], motions[-1], scans[-1]) if motions else standing(scans[0]))
+    return Prepared(lean, poses, interval, scans, motions)
+
+
+def labelled(made: Prepared, spec: LabelSpec, vision: Language | None = None) -> Labelled:
+    """The second half: objects, their tracks, boxes and names."""
+    scans, motions, interval = made.scans, made.motions, made.interval
     found = [one for at in range(len(scans)) for one in proposals(scans, motions, at, interval, spec)]
     tracks = tracks_of(scans, found, interval, spec)
     names, shares = _named(tracks, vision)
     unseen = None if vision is None else 1 - float(np.concatenate([scan.seen for scan in scans]).mean())
     diverged = sum(motion.diverged for motion in motions)
-    return Labelled(lean[0].sequence, lean, poses, tracks, names, shares, time.monotonic() - began, diverged, unseen)
+    return Labelled(made.frames[0].sequence, made.frames, made.poses, tracks, names, shares, 0.0, diverged, unseen)
 
 
-def _still(scan: Scan) -> Motion:
+def standing(scan: Scan) -> Motion:
+    """The motion of a scan in which nothing moves."""
     return Motion(np.zeros((len(scan.chosen), 3)), np.zeros(len(scan.chosen)))
 
 
@@ -264,20 +320,24 @@ def _kept(file: Path | None, compute: Callable[[], list[Motion]]) -> list[Motion
     return made
 
 
-def _told_background(scans: Sequence[Scan], vision: VisionLanguage, threshold: float | None) -> list[Scan]:
+def _told_background(scans: Sequence[Scan], vision: Language, threshold: float | None, *, contrast: bool) -> list[Scan]:
     """Scans whose background is marked."""
     prompts = vision.texts[list(vision.background)]
-    if threshold is None:
+    if threshold is None and not contrast:
         rows = torch.from_numpy(np.concatenate([scan.features[scan.seen] for scan in scans]))  # type: ignore[index]
         threshold = otsu((rows @ prompts.T).amax(1).numpy()) if len(rows) else 0.0
     marked = []
     for scan in scans:
-        found = background(torch.from_numpy(scan.features), torch.from_numpy(scan.seen), prompts, threshold)
+        features, seen = torch.from_numpy(scan.features), torch.from_numpy(scan.seen)
+        if contrast:
+            found = seen & ((features @ prompts.T).amax(1) >= (features @ vision.things.T).amax(1))
+        else:
+            found = background(features, seen, prompts, threshold or 0.0)
         marked.append(scan._replace(background=found.numpy()))
     return marked
 
 
-def _named(tracks: Sequence[Track], vision: VisionLanguage | None) -> tuple[list[str], np.ndarray]:
+def _named(tracks: Sequence[Track], vision: Language | None) -> tuple[list[str], np.ndarray]:
     """What each track is called, by its points in all its frames, and how probable that is."""
     if vision is None:
         return [OBJECT] * len(tracks), np.ones(len(tracks))
@@ -338,7 +398,7 @@ def write_labels(made: Labelled, place: Path, vision: VisionLanguage | None = No
         means = [np.asarray(track.features).sum(0) for track in made.tracks]
         units = [mean / max(float(np.linalg.norm(mean)), 1e-12) for mean in means]
         np.savez(stream, feature=np.array(units, np.float16).reshape(len(units), vision.texts.shape[1]))
-        write_atomic(place / "features.npz", stream.getvalue())
+        write_atomic(place / FEATURES, stream.getvalue())
 
 
 def _write_points(frames: Frames, indices: Sequence[int], place: Path) -> tuple[str, ...]:

@@ -25,6 +25,7 @@ _OWN = 1.5  # metres around the sensor, in which the vehicle itself is seen
 _AROUND = 3  # observations on either side that tell where something heads
 _TOLD = 2.0  # metres that it must have moved for that
 _ODD = 2.0  # standard deviations of the distance to the neighbours that make a point an outlier
+_REGISTERED = 300  # points of an observation, or a few more, that are registered: a turn and a shift need no more
 _ALONE = 0.9  # share of static points from which a cluster is not asked how it moves
 
 
@@ -40,6 +41,7 @@ class LabelSpec:
         frame_offset: metres that a frame is apart in clustering.
         context: frames before and behind that are clustered together.
         moving: metres per second from which something moves.
+        contrast: a point is background if a background prompt is nearer to it than "object" and "thing" are; else by a threshold.
         background_ratio: share of background points from which what stands is dropped.
         least_points, flattest, tallest, longest, highest: of a cluster in its frame: at least so many points, at least and at most so many
             metres of height, at most so many of either side, and its bottom at most so high above the ground.
@@ -56,6 +58,7 @@ class LabelSpec:
     frame_offset: float = 0.3
     context: int = 1
     moving: float = 1.0
+    contrast: bool = False
     background_ratio: float = 0.99
     least_points: int = 10
     flattest: float = 0.25
@@ -318,11 +321,14 @@ def _moving(scans: Sequence[Scan], own: Sequence[Proposal], interval: float, spe
             yaw, shift = placed[i + before]
             late = (own[i].frame - own[i + before].frame) * interval
             travelled = np.append((own[i].velocity + own[i + before].velocity) / 2, 0) * late
-            # where the neighbour was put, and from there as far as this one's centre is from where it then was
-            start = shift + turn(yaw) @ (centres[i] - travelled - centres[i + before])
+            # where the neighbour was put, and from there as far as this one's centre is from where it then was; or, since flow may be
+            # too short and its errors add up, right there
+            starts = (shift + turn(yaw) @ (centres[i] - travelled - centres[i + before]), shift)
             source = points[i] - centres[i]
-            found = constrained_icp(source, whole, yaw=yaw, shift=start)
-            kept = (found.yaw, found.shift) if found.residual < 0.2 else (yaw, start)
+            some = source[:: max(1, len(source) // _REGISTERED)]
+            fits = [constrained_icp(some, whole, yaw=yaw, shift=start) for start in starts]
+            best = int(fits[1].residual < fits[0].residual)
+            kept = (fits[best].yaw, fits[best].shift) if fits[best].residual < 0.2 else (yaw, starts[best])
             placed[i] = kept
             whole = np.concatenate((whole, source @ turn(kept[0]).T + kept[1]))
             whole = whole[:: max(1, len(whole) // 4000)]

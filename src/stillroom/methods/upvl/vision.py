@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -19,6 +20,23 @@ from stillroom.tasks.points.frames import Frame, View
 BACKGROUND = (
     "vegetation", "road", "street", "sky", "tree", "building", "house", "skyscraper", "wall", "fence", "sidewalk",
 )  # fmt: skip
+THINGS = ("object", "thing")  # what is none of these, whatever it is
+
+
+class Language(Protocol):
+    """What labels ask of a vision-language model; `VisionLanguage` says what each is."""
+
+    words: tuple[str, ...]
+    texts: Tensor
+    background: tuple[int, ...]
+    things: Tensor
+
+    @property
+    def source(self) -> str:
+        """What it is, for people."""
+
+    def of_points(self, frame: Frame) -> Callable[[np.ndarray], np.ndarray]:
+        """What gives points of a frame their features."""
 
 
 class VisionLanguage:
@@ -33,6 +51,7 @@ class VisionLanguage:
         words: the vocabulary.
         texts: [Q, C], unit: the vocabulary's, then the background's.
         background: columns of the latter.
+        things: [2, C], of `THINGS`.
 
     Raises:
         InputError: its image tower is another network.
@@ -43,7 +62,13 @@ class VisionLanguage:
             raise InputError(argument, clip.source, "a CLIP whose image tower is a transformer")
         self.clip, self.tower, self.words = clip, clip.image.eval(), tuple(words)
         self.texts = class_embeddings(clip, [*words, *BACKGROUND]).float()
+        self.things = class_embeddings(clip, THINGS).float()
         self.background = tuple(range(len(words), len(words) + len(BACKGROUND)))
+
+    @property
+    def source(self) -> str:
+        """Where the CLIP was found."""
+        return self.clip.source
 
     @torch.no_grad()
     def dense(self, images_B3HW: Tensor) -> Tensor:

@@ -19,6 +19,7 @@ from stillroom.tasks.detection3d.networks import DensePart, LidarDetector, MapDe
 from stillroom.tasks.images.export_parts import description
 from stillroom.tasks.images.loaded import accelerated
 from stillroom.tasks.points.answers import kitti_entries, nuscenes_entries
+from stillroom.tasks.points.center_head import Detections
 from stillroom.tasks.points.folder import file_points, find_points
 from stillroom.tasks.points.frames import Frame, cleaned, collate
 
@@ -73,7 +74,7 @@ class LoadedDetector3d:
     card: Card
 
     kind: ClassVar[str] = "a detector in three dimensions"
-    options: ClassVar[dict[str, Any]] = {"threshold": THRESHOLD}
+    options: ClassVar[dict[str, Any]] = {"threshold": THRESHOLD, "query": None}
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -81,17 +82,43 @@ class LoadedDetector3d:
         return self.wanted.classes.names
 
     @torch.no_grad()
-    def detect(self, frame: Frame, *, threshold: float = THRESHOLD) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Boxes [M, 7 or 9], scores and labels of a frame, of scores above the threshold, best first."""
+    def detect(
+        self, frame: Frame, *, threshold: float = THRESHOLD, texts: torch.Tensor | None = None
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Boxes [M, 7 or 9], scores and labels of a frame, of scores above the threshold, best first.
+
+        Args:
+            frame: its pictures are not looked at.
+            threshold: of the scores.
+            texts: of `texts`; then labels are places among the queries, and a score is that of the box times how probable its query is.
+        """
         batch = collate([cleaned(replace(frame, views=()).with_columns(self.wanted.columns)).frame], [0])
         device = next(self.network.parameters()).device
         inputs = batch.inputs._replace(points=batch.points.to(device), batch_index=batch.batch_index.to(device))
-        found = self.network.detect(inputs)[0]
+        outputs = self.network.raw(inputs)
+        (found,) = self.network.head.detect(outputs.predictions)
+        if texts is not None:
+            ((label, share),) = self.network.naming.named(outputs, inputs, [found], texts.to(device))
+            order = (found.scores * share).argsort(descending=True, stable=True)
+            found = Detections(found.boxes[order], (found.scores * share)[order], label[order])
         kept = found.scores > threshold
         boxes, scores, labels = (value[kept].cpu().numpy() for value in found)
         return boxes, scores, labels
 
-    def columns(self, threshold: float = THRESHOLD) -> list[str]:
+    def texts(self, queries: Sequence[str]) -> torch.Tensor:
+        """What `detect` compares points with, for any words.
+
+        Raises:
+            InputError: a detector that knows its classes only, or a query without a word, or one that the run's language does not know.
+        """
+        if self.network.naming is None:
+            raise InputError("query", ", ".join(queries), f"none: this student finds {', '.join(self.classes[:5])}, and reads no words")
+        if not queries or not all(query.strip() for query in queries):
+            raise InputError("query", list(queries), "a word or phrase")
+        found: torch.Tensor = self.network.naming.texts(queries, self.card.content)
+        return found
+
+    def columns(self, threshold: float = THRESHOLD, query: Sequence[str] | None = None) -> list[str]:
         """Of `Detected3d.rows`."""
         return ["class", "score", "box (x, y, z, dx, dy, dz, yaw)"]
 
@@ -99,23 +126,41 @@ class LoadedDetector3d:
         """The point files at files, folders and patterns, and the places that hold none."""
         return find_points(places)
 
-    def predict(self, files: Sequence[Path], *, unreadable: Callable[[Any], None], threshold: float = THRESHOLD) -> Iterator[Detected3d]:
-        """The boxes of each file; see `Student`. Raw numbers (.bin) are read with the columns that the network was trained on."""
+    def predict(
+        self,
+        files: Sequence[Path],
+        *,
+        unreadable: Callable[[Any], None],
+        threshold: float = THRESHOLD,
+        query: Sequence[str] | None = None,
+    ) -> Iterator[Detected3d]:
+        """The boxes of each file; see `Student`. Raw numbers (.bin) are read with the columns that the network was trained on.
+
+        Args:
+            files: of points.
+            unreadable: is called with the error of a file that cannot be read.
+            threshold: least score.
+            query: words for what is looked for, of a detector that reads words (`texts`).
+
+        Raises:
+            InputError: see `texts`; or a detector of pictures.
+        """
         if not isinstance(self.network, LidarDetector):
             raise InputError("run", self.card.model, "a detector of points: one of pictures needs their cameras; use its network on frames")
+        texts, names = (None, self.classes) if query is None else (self.texts(query), tuple(query))
         accelerated(self.network)
         for file in files:
             try:
-                points, names = file_points(file, self.wanted.columns)
+                points, columns = file_points(file, self.wanted.columns)
             except InputError as error:
                 unreadable(error)
                 continue
-            if lacking := [name for name in self.wanted.columns if name not in names]:
+            if lacking := [name for name in self.wanted.columns if name not in columns]:
                 logger.warning("%s: without %s, which the network was trained with: it is taken for 0", file, ", ".join(lacking))
             low, high = np.array(self.wanted.reach[:3]), np.array(self.wanted.reach[3:])
             if not ((points[:, :3] >= low) & (points[:, :3] <= high)).all(1).any():
                 logger.warning("%s: none of its %d points is within reach: %s", file, len(points), list(self.wanted.reach))
-            yield Detected3d(file, *self.detect(Frame(points, names), threshold=threshold), self.classes)
+            yield Detected3d(file, *self.detect(Frame(points, columns), threshold=threshold, texts=texts), names)
 
     def export_spec(self) -> ExportSpec:
         """The file begins behind the encoder of points: ``map`` float32 [batch, C, ny, nx], and answers with ``heatmap`` and ``codes``.

@@ -8,6 +8,8 @@ A spec is ``SOURCE[@WEIGHTS]``, or the folder of a run. SOURCE is
   ``head``, factors of the widths of the part before the map, of stages and neck, and of the head. Or one of `camera.CAMERA`
   (``bevdet``, ``bevdepth``, ``bevformer`` as in the papers and ``-small`` for CPUs), with the option ``cell`` alone;
 - ``package.module:function`` or ``file.py:function``, called with a `Wanted`, which makes a `MapDetector`.
+
+Runs of methods that build around these record others (`engine.specification.composed`).
 """
 
 from __future__ import annotations
@@ -17,8 +19,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
+
 from stillroom.engine.card import read_specification
-from stillroom.engine.specification import made_by
+from stillroom.engine.specification import composed, made_by
 from stillroom.engine.task import Built
 from stillroom.engine.weights import load_weights
 from stillroom.errors import InputError, near
@@ -69,7 +73,10 @@ def build_detector(spec: str, wanted: Wanted, *, trust_pickle: bool = False, arg
         InputError: the spec is none, a detector of a run is of another task, or weights are missing or do not fit.
     """
     named = read_specification(spec, trust_pickle=trust_pickle, argument=argument, task=TASK)
-    network = untrained(named.source, wanted, argument)
+    if (whole := composed(named.source, argument)) is not None:
+        network: Any = whole.build(lambda part, _: untrained(part, wanted, argument), len(wanted.classes), torch.empty(0), argument)
+    else:
+        network = untrained(named.source, wanted, argument)
     if named.weights:
         load_weights(network, named.weights, trust_pickle=trust_pickle, argument=argument)
     return Built(network, named.spec, named.weights or None, named.classes)

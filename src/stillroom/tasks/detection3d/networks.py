@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +16,7 @@ from stillroom.tasks.points.backbones import SecondBackbone, SecondFPN, VoxelBac
 from stillroom.tasks.points.center_head import CenterHead, Detections, Prediction
 from stillroom.tasks.points.frames import FrameBatch, FrameInputs
 from stillroom.tasks.points.grid import BevGrid, ClassList
-from stillroom.tasks.points.voxels import MeanVoxelEncoder, PillarEncoder, VoxelGrid, scatter_to_bev, voxelize
+from stillroom.tasks.points.voxels import MeanVoxelEncoder, PillarEncoder, VoxelGrid, Voxels, scatter_to_bev, voxelize
 
 Reach = tuple[float, float, float, float, float, float]
 
@@ -45,13 +46,15 @@ class MapDetector(nn.Module, ABC):
     Attributes:
         grid: of the neck and the head.
         classes: with their groups.
+        naming: a module that names boxes by words (`Naming`), put there by whoever trains one; None for a detector of known classes.
     """
 
+    naming: Any
     velocity_weight = 0.2  # of the loss; camera students of the papers have 1
 
     def __init__(self, head: CenterHead | AnchorHead) -> None:
         super().__init__()
-        self.head = head
+        self.head, self.naming = head, None
 
     @property
     def grid(self) -> BevGrid:
@@ -166,6 +169,27 @@ LIDAR = {
 }
 
 
+class Naming(Protocol):
+    """What a detector of one class may have beside its head, as a module of its own: it names boxes by any words."""
+
+    def card(self) -> dict[str, Any]:
+        """What `student.json` is to say of it besides."""
+
+    def texts(self, queries: Sequence[str], card: Mapping[str, Any]) -> Tensor:
+        """Texts as it compares points with them, [Q, C].
+
+        Args:
+            queries: of which one is to be each box's.
+            card: what `student.json` says.
+
+        Raises:
+            InputError: (query) one that it cannot read.
+        """
+
+    def named(self, outputs: MapOutputs, inputs: FrameInputs, found: Sequence[Detections], texts: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """For each frame's boxes which query each is, int64 [M], and how probable that is, [M]."""
+
+
 class LidarDetector(MapDetector):
     """CenterPoint, PointPillars or SECOND.
 
@@ -175,6 +199,8 @@ class LidarDetector(MapDetector):
         classes: with their groups.
         reach: metres: least x, y, z, then most.
         velocity: boxes have one.
+
+    With a `naming`, `MapOutputs.extra` has ``kept`` and ``voxel`` (of `Voxels`), ``pillars`` [M, C], and ``told`` [P, D + 5].
 
     Raises:
         InputError: the range is no whole number of cells, or of a stride.
@@ -218,10 +244,13 @@ class LidarDetector(MapDetector):
             if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
                 module.momentum = spec.momentum
 
-    def canvas(self, inputs: FrameInputs) -> Tensor:
-        """What the two-dimensional part reads, [B, C, ny, nx]."""
+    def encoded(self, inputs: FrameInputs) -> tuple[Tensor, Voxels]:
+        """Features of the voxels or pillars [M, C], and which these are."""
         voxels = voxelize(inputs.points, inputs.batch_index, inputs.batch_size, self.voxel_grid)
-        features = self.encoder(inputs.points, voxels)
+        return self.encoder(inputs.points, voxels), voxels
+
+    def canvas(self, features: Tensor, voxels: Voxels) -> Tensor:
+        """What the two-dimensional part reads, [B, C, ny, nx]."""
         if self.backbone_3d is not None:
             found: Tensor = self.backbone_3d(features, voxels)
             return found
@@ -229,8 +258,13 @@ class LidarDetector(MapDetector):
 
     def maps(self, inputs: FrameInputs, previous: FrameInputs | None = None) -> tuple[list[Tensor], Tensor, dict[str, Tensor]]:
         """See `MapDetector.maps`; it looks at the present alone."""
-        stages = self.backbone(self.canvas(inputs))
-        return stages, self.neck(stages), {}
+        features, voxels = self.encoded(inputs)
+        stages = self.backbone(self.canvas(features, voxels))
+        extra = {}
+        if self.naming is not None and isinstance(self.encoder, PillarEncoder):
+            told = self.encoder.told(inputs.points, voxels)
+            extra = {"kept": voxels.kept, "voxel": voxels.voxel, "pillars": features, "told": told}
+        return stages, self.neck(stages), extra
 
 
 class DensePart(nn.Module):

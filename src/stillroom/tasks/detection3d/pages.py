@@ -19,10 +19,12 @@ _OF_40 = 41  # objects below which an AP at 40 recalls cannot reach 100 %
 
 def detection3d_sections(report: Report, data: Detection3dData) -> list[Section]:
     """AP of each class, the first validation frames with an object, and the data; as far as the stages kept their boxes."""
-    arms = {name: [one for one in results if "by_class" in one.details] for name, results in report.arms.items()}
+    arms = {name: [one for one in results if "boxes" in one.details] for name, results in report.arms.items()}
     shown = {name: results for name, results in arms.items() if results}
+    scored = {name: results for name, results in shown.items() if all("by_class" in one.details for one in results)}
     lines = "".join(f"<li>{escape(line)}</li>" for line in data.first_lines())
-    return [_by_class(report, shown, data), *_pictures(shown, data), Section("The data", f"<ul>{lines}</ul>")]
+    by_class = [_by_class(report, scored, data)] if scored or not shown else []
+    return [*by_class, *_pictures(shown, data), Section("The data", f"<ul>{lines}</ul>")]
 
 
 def _by_class(report: Report, arms: dict[str, list[StageResult]], data: Detection3dData) -> Section:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from stillroom.engine import Distiller, Networks, Training
+from stillroom.engine.card import write_card
 from stillroom.engine.task import Built, Usual
 from stillroom.tasks.detection3d import loaded, pages
 from stillroom.tasks.detection3d.data import Detection3dData
@@ -62,6 +64,11 @@ class Detection3d(Usual):
     def supervised(self, network: Any) -> Distiller:
         """The detector's own losses."""
         return Detection3dDistiller(network)
+
+    def ship(self, folder: Path, network: Any, model: str, data: Any) -> None:
+        """`student.json`, of what the data describe, and of what names boxes by words."""
+        naming = getattr(network, "naming", None)
+        write_card(folder, self.name, model, data, **({} if naming is None else naming.card()))
 
 
 TASK = Detection3d()

@@ -275,6 +275,27 @@ def sample_bev(map_BCYX: Tensor, xy: Tensor, grid: BevGrid) -> Tensor:
     return _bilinear(map_BCYX, (grid.to_cells(xy) - 0.5)[:, :, None]).squeeze(-1).transpose(1, 2)
 
 
+def sample_rows(map_BCYX: Tensor, xy_N2: Tensor, sample_N: Tensor, grid: BevGrid) -> Tensor:
+    """Values of a map at positions of any number in each sample, bilinear between cells' centres, the border's value beyond them: [N, C].
+
+    Args:
+        map_BCYX: [B, C, ny, nx].
+        xy_N2: metres.
+        sample_N: int64, whose map each is on.
+        grid: of the map.
+    """
+    at_N2 = grid.to_cells(xy_N2) - 0.5
+    low_N2 = at_N2.floor()
+    rows_BYXC = map_BCYX.permute(0, 2, 3, 1)
+    found_NC = map_BCYX.new_zeros(len(xy_N2), map_BCYX.shape[1])
+    for across, down in ((0, 0), (1, 0), (0, 1), (1, 1)):
+        weight_N2 = (1 - low_N2.new_tensor((across, down)) - (at_N2 - low_N2)).abs()
+        column = (low_N2[:, 0].long() + across).clamp(0, grid.nx - 1)
+        row = (low_N2[:, 1].long() + down).clamp(0, grid.ny - 1)
+        found_NC = found_NC + weight_N2.prod(1, keepdim=True) * rows_BYXC[sample_N, row, column]
+    return found_NC
+
+
 def sample_image(features: Tensor, uv: Tensor, stride: float) -> Tensor:
     """Values of feature maps at pixels.
 

@@ -132,7 +132,7 @@ def _cat(parts: list[Tensor] | Tensor, width: int) -> np.ndarray:
     return torch.cat(parts).cpu().numpy() if parts else np.zeros((0, width))
 
 
-def _match(
+def match(
     found: Arrays, truth: Arrays, cost: Callable[[np.ndarray, np.ndarray], np.ndarray], limits: Sequence[float]
 ) -> tuple[np.ndarray, np.ndarray]:
     """Detections by falling score, each taking the nearest truth of its sample that is still free.
@@ -235,7 +235,7 @@ class NuScenesMetric(BoxMetric):
         for label, name in enumerate(self.classes.names):
             mine, theirs = of_class(found, label), of_class(truth, label)
             bare += not len(theirs["labels"])
-            order, matched = _match(mine, theirs, _distance, (*self.distances, self.tp_distance))
+            order, matched = match(mine, theirs, _distance, (*self.distances, self.tp_distance))
             if len(theirs["labels"]):
                 ap[label] = [self._precision(match, len(theirs["labels"])) for match in matched[:-1]]
                 tp[label] = self._errors(mine, theirs, order, matched[-1], name)
@@ -332,7 +332,7 @@ class IouMetric(BoxMetric):
     def _precision(self, found: Arrays, truth: Arrays, label: int) -> float:
         if not len(truth["labels"]):
             return float("nan")
-        _, matched = _match(found, truth, lambda a, b: -self.overlap(a, b), (-self.thresholds[label] + 1e-9,))
+        _, matched = match(found, truth, lambda a, b: -self.overlap(a, b), (-self.thresholds[label] + 1e-9,))
         hits = (matched[0] >= 0).cumsum()
         precision = np.maximum.accumulate((hits / np.arange(1, len(hits) + 1))[::-1])[::-1]
         return float((np.diff(hits / len(truth["labels"]), prepend=0) * precision).sum())

@@ -196,12 +196,16 @@ class PillarEncoder(nn.Module):
             nn.Sequential(nn.Linear(wide, out, bias=False), RowNorm(out), nn.ReLU()) for wide, out in zip(ins, outs, strict=True)
         )
 
+    def told(self, points: Tensor, voxels: Voxels) -> Tensor:
+        """What the first layer reads of each kept point, [P, D + 5]."""
+        values, pillar = points[voxels.kept], voxels.voxel
+        mean = segment_mean(values[:, :3], pillar, len(voxels.coords))
+        centre = self.grid.centres(voxels.coords)[:, :2].to(values)
+        return torch.cat((values, values[:, :3] - mean[pillar], values[:, :2] - centre[pillar]), 1)
+
     def forward(self, points: Tensor, voxels: Voxels) -> Tensor:
         """Points [N, D] and their pillars -> [M, widths[-1]]."""
-        values, pillar, count = points[voxels.kept], voxels.voxel, len(voxels.coords)
-        mean = segment_mean(values[:, :3], pillar, count)
-        centre = self.grid.centres(voxels.coords)[:, :2].to(values)
-        features = torch.cat((values, values[:, :3] - mean[pillar], values[:, :2] - centre[pillar]), 1)
+        features, pillar, count = self.told(points, voxels), voxels.voxel, len(voxels.coords)
         for layer in self.layers[:-1]:
             features = layer(features)
             features = torch.cat((features, segment_max(features, pillar, count).to(features)[pillar]), 1)
