@@ -37,7 +37,7 @@ OBJECT = ClassList(("object",))
 DETECTORS = {"detector-motion": "motion", "detector": "labels", "lifted": "labels", "upvl": "labels"}  # what each learns from
 _TRIED = 2  # frames of a rehearsal
 _MOVING = 1.0  # metres per second
-# Made-up streets are seen by few rays, and the stand-in is less sure than a CLIP; found on streets of another seed than those measured.
+# Made-up streets are seen by few rays, and the stand-in is less sure than a CLIP; chosen on the streets of the default job.
 SPARSE = {"least_points": 5, "contrast": True, "background_ratio": 0.8}
 
 
