@@ -48,7 +48,7 @@ def main() -> None:
         common = (*data, *TRAINED, "--schedule", "cosine", "--seeds", "3")
         taught = ("--teacher", f"cache:{stored}", "--student", f"{half}@{start}", "--epochs", "12", "--out", "runs/flowers-cut")
         subprocess.run(["stillroom", "compare", "kd", *common, *taught, "--jobs", asked.jobs], check=True)
-        scratch = ("--student", half, "--epochs", "30", "--warmup-epochs", "2", "--out", "runs/flowers-scratch")
+        scratch = ("--student", half, "--epochs", "12", "--out", "runs/flowers-scratch")
         subprocess.run(["stillroom", "run", "supervised", *common, *scratch], check=True)
         return
     length = ("--epochs", "30", "--warmup-epochs", "2") if few else ("--epochs", "60", "--warmup-epochs", "3")
