@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from record import Numbers, is_clear, paired, write
+from record import Numbers, apart, write
 
 from stillroom.cli import main as stillroom
 
@@ -45,16 +45,6 @@ def measured(out: Path) -> dict[str, Numbers]:
     return found
 
 
-def over(found: Mapping[str, Numbers], arm: str, other: str, metric: str) -> str:
-    """How far two detectors are apart, in words made from the numbers."""
-    numbers, theirs = (found[f"{GROUP}: {name}"][metric] for name in (arm, other))
-    if len(numbers) < 2:
-        return f"{arm} over {other}: {next(iter(numbers.values())) - next(iter(theirs.values())):+.1f} points of {metric}, one seed"
-    change, spread = paired(numbers, theirs)
-    word = ("above" if change > 0 else "below") if is_clear(change, spread, len(numbers)) else "not to be told from"
-    return f"{arm} is {word} {other} ({change:+.1f} +- {spread:.1f} points of {metric.removesuffix(', %')})"
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=3)
@@ -73,7 +63,7 @@ def main() -> None:
     alone = ", ".join(f"{name} {found[f'{GROUP}: {name}']['AP, %'][0]:.1f}" for name in LABELS)
     said = f"labels, one stand-in and one set of streets, AP in %: {alone}"
     pairs = [("upvl", "detector-motion", "AP, %"), ("upvl", "detector", "AP, %"), ("upvl", "lifted", "mAP by words, %")]
-    said = "; ".join((said, *(over(found, *pair) for pair in pairs)))
+    said = "; ".join((said, *(apart(found, GROUP, *pair) for pair in pairs)))
     setting: dict[str, object] = {
         GROUP: f"{asked.sequences} made-up sequences of 8 frames at 0.2 s to train on, {val} others measured, 28 x 28 m, 32 beams x 360 "
         "azimuths, 4 cameras of 48 x 96 pixels; matched by an overlap from above of 0.4",
