@@ -124,7 +124,8 @@ ROOM = Room(
         "distill_scale": 0.3,
         "epochs": 12,
     },
-    expect="Not measured: in a few minutes of one core the camera detector finds next to nothing, with or without its teacher.",
+    expect="On made-up streets -1.4 +- 2.1 points of mAP against the student alone and -4.1 +- 2.8 against the plain distance of the maps "
+    "(3 seeds of 300 steps), neither told from chance, with a teacher hardly better than the student; the paper sees +2.6 on nuScenes.",
     build=build,
     space={"distill_scale": Float(0.03, 3.0, log=True)},
 )
