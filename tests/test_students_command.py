@@ -74,3 +74,8 @@ def test_working_memory_is_what_a_pass_holds_besides_weights() -> None:
             return wide.sum(1)
 
     assert working_bytes(Two(), torch.zeros(1, 10)) == 4 * (1000 + 1)
+
+
+def test_a_budget_that_nothing_keeps_is_said_without_an_empty_table(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["students", "--task", "segmentation", "--budget", "1k"]) == 0
+    assert capsys.readouterr().out == f"all {len(_CANDIDATES)} cost more than the budget.\n"

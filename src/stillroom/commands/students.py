@@ -106,8 +106,9 @@ def run(arguments: list[str], command: str) -> None:
     if given.teacher is not None:
         with named_as_typed("teacher"):
             teacher = _measured(task, data, given.teacher, "teacher", trusted=given.trust_code)
-    show(found, teacher)
-    notes = [f"{over} more cost more than the budget"] * bool(over)
+    if found or teacher is not None:
+        show(found, teacher)
+    notes = [f"{over} more cost more than the budget" if found else f"all {over} cost more than the budget"] * bool(over)
     if failed:
         notes.append(f"{len(failed)} could not be built for these data, the first of them: {failed[0]}")
     for note in notes:
