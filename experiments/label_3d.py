@@ -14,8 +14,9 @@ import numpy as np
 from scipy.spatial import cKDTree
 
 from stillroom.methods.upvl.flow import FlowSpec
-from stillroom.methods.upvl.job import label_sequence, open_sequences
+from stillroom.methods.upvl.job import open_sequences
 from stillroom.methods.upvl.labelling import LabelSpec, checked_poses, scan_motions, scan_of
+from stillroom.methods.upvl.sequence import label_sequence
 
 MOVING = 0.05  # metres between the frames
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -15,7 +16,7 @@ import torch
 from torch.nn.functional import normalize
 
 from stillroom.cli import main
-from stillroom.methods.upvl import flow, job
+from stillroom.methods.upvl import flow, job, sequence
 from stillroom.methods.upvl.flow import FlowSpec, Problem, local_flow
 from stillroom.methods.upvl.job import open_sequences
 from stillroom.methods.upvl.labelling import LabelSpec, Scan, carried, proposals, scan_motions, scan_of, tracks_of
@@ -122,7 +123,7 @@ def test_done_is_done_and_a_job_that_was_stopped_goes_on(
         raise AssertionError("flow was fitted again")
 
     with monkeypatch.context() as patched:
-        patched.setattr(job, "scan_motions", never)
+        patched.setattr(sequence, "scan_motions", never)
         assert main(["label-3d", str(source), "--out", str(out)]) == 0
         assert "done before" in capsys.readouterr().out
         # stopped behind the flow: what was fitted is read again
@@ -131,11 +132,40 @@ def test_done_is_done_and_a_job_that_was_stopped_goes_on(
         with pytest.raises(AssertionError):
             main(["label-3d", str(source), "--out", str(tmp_path / "out")])
         patched.undo()
-        patched.setattr(job, "scan_motions", never)
+        patched.setattr(sequence, "scan_motions", never)
         assert main(["label-3d", str(source), "--out", str(tmp_path / "out")]) == 0
     assert (tmp_path / "out" / "sequence" / "frames.json").read_bytes() == whole
     assert main(["label-3d", str(source), "--flow", "thorough", "--out", str(out)]) == 2
     assert "which holds labels that were made otherwise, expected another folder, or --overwrite" in capsys.readouterr().err
+
+
+def test_only_what_the_job_wrote_is_replaced(
+    labelled: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source, out = labelled
+    copy = shutil.copytree(out, tmp_path / "copy")
+    (copy / "sequence" / "notes.txt").write_text("a thesis")
+    asked = ["label-3d", str(source), "--flow", "thorough", "--overwrite", "--out", str(copy)]
+
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(job, "label_sequence", stop)
+    (copy / "sequence" / "kitti.json").write_text("mine")
+    assert main(asked) == 2
+    assert "kitti.json, which is not as Stillroom wrote it" in capsys.readouterr().err
+    assert (copy / "sequence" / "frames.json").exists()
+    shutil.copy(out / "sequence" / "kitti.json", copy / "sequence" / "kitti.json")
+    with suppress(KeyboardInterrupt):
+        main(asked)
+    assert (copy / "sequence" / "notes.txt").read_text() == "a thesis"
+    assert not (copy / "sequence" / "frames.json").exists()
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    (mine / "report.html").write_text("my own")
+    assert main(["label-3d", str(source), "--out", str(mine)]) == 2
+    assert "report.html, which Stillroom did not write" in capsys.readouterr().err
+    assert (mine / "report.html").read_text() == "my own"
 
 
 def jump(poses: list[np.ndarray]) -> None:
@@ -169,7 +199,7 @@ def test_what_cannot_be_labelled_is_said_in_one_line(tmp_path: Path, capsys: pyt
     shutil.rmtree(other, ignore_errors=True)
     other.mkdir(parents=True)
     (other / "frames.json").write_text("mine")
-    assert "which holds other files" in refused(str(write_sequence(tmp_path / "whole")))
+    assert "frames.json, which Stillroom did not write" in refused(str(write_sequence(tmp_path / "whole")))
     assert (other / "frames.json").read_text() == "mine"
     words = tmp_path / "words.txt"
     words.write_text("car\n")

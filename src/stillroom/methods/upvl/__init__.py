@@ -10,9 +10,9 @@ point the model's feature,
 so that it answers to any text, and needs no camera.
 
 In the paper's order: `lifting` (A1, A3) from pixels to points, `flow` (A2) what moves, `proposals` (A4) clusters and boxes, `tracking`
-(A5), `amodal` (A6) whole boxes, `labelling` all of it over sequences, `job` as a command of its own, `loss`, `detector` and `distiller`
-what the detector learns and how it names boxes (B, C), `standin` where no CLIP is at hand, `targets` labels as training data, `metrics`
-and `recipe` the experiment.
+(A5), `amodal` (A6) whole boxes, `labelling` all of it, `sequence` from the first frame to the last, `job` as a command of its own, which
+writes `label_files`; `loss`, `detector` and `distiller` what the detector learns and how it names boxes (B, C), `standin` where no CLIP is
+at hand, `targets` labels as training data, `metrics` and `recipe` the experiment.
 """
 
 from stillroom.methods.upvl.distiller import UPVL

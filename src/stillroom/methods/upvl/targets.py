@@ -14,8 +14,9 @@ from torch import Tensor
 from stillroom.engine import Lab
 from stillroom.errors import InputError
 from stillroom.methods.upvl.distiller import Found
-from stillroom.methods.upvl.job import FEATURES, Prepared, labelled, prepared, standing
+from stillroom.methods.upvl.label_files import FEATURES
 from stillroom.methods.upvl.labelling import LabelSpec, proposals
+from stillroom.methods.upvl.sequence import Prepared, labelled, prepared, standing
 from stillroom.methods.upvl.vision import Language
 from stillroom.tasks.points.boxes import points_in_boxes
 from stillroom.tasks.points.folder import FolderFrames
