@@ -91,6 +91,19 @@ IMAGENET: dict[str, Any] = {
     "milestones": [30, 60, 90],
 }
 
+# A folder of photos with a few classes and a teacher that brings ImageNet's weights: docs/photos.md has what was tried.
+PHOTOS: dict[str, Any] = {
+    "student": "first:teacher",
+    "batch_size": 32,
+    "epochs": 12,
+    "optimizer": "adamw",
+    "lr": 0.002,
+    "weight_decay": 0.05,
+    "schedule": "cosine",
+    "teacher_epochs": 8,
+    "teacher_lr": 0.003,
+}
+
 
 _LOOKED_AT = 8  # images
 _RESAMPLED = "resampled"  # in notes on weights that were made for other sizes of images
@@ -111,7 +124,12 @@ class Classification(Usual):
     plan = DIGITS
     sgd = DIGITS
     networks = CONVNETS
-    presets: Mapping[str, Mapping[str, Any]] = {"paper": CIFAR100, "paper:tiny-imagenet": TINY_IMAGENET, "paper:imagenet": IMAGENET}
+    presets: Mapping[str, Mapping[str, Any]] = {
+        "paper": CIFAR100,
+        "paper:tiny-imagenet": TINY_IMAGENET,
+        "paper:imagenet": IMAGENET,
+        "photos": PHOTOS,
+    }
     default = SHAPES
     students = CLASSIFIERS
     layers: Mapping[str, FindLayer] = {"middle": middle_layer, "pooled": pooled_layer}
