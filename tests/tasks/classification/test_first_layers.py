@@ -134,6 +134,15 @@ def test_places_inside_a_block_are_none() -> None:
     assert not any("conv2" in path or "downsample" in path for path in found)
 
 
+def test_a_network_s_parts_are_candidates_from_the_cheapest_to_the_dearest(photos: ImageData) -> None:
+    whole = build_classifier("timm/resnet10t", num_classes=2, image_size=32)
+    specs = photos.task.parts_of(whole, photos)  # type: ignore[attr-defined]
+    assert len(specs) == 3
+    sizes = [sum(p.numel() for p in build_classifier(spec, num_classes=2, image_size=32).network.parameters()) for spec in specs]
+    assert sizes == sorted(sizes)
+    assert sizes[-1] < sum(p.numel() for p in whole.network.parameters())
+
+
 def test_weights_are_those_of_the_whole_network(own: str, tmp_path: Path) -> None:
     whole = build_classifier(own, num_classes=1000).network
     save_weights(whole, tmp_path / "all.safetensors")

@@ -31,6 +31,7 @@ from stillroom.tasks.images.candidates import CLASSIFIERS
 from stillroom.tasks.images.classifiers import build_classifier, configurations
 from stillroom.tasks.images.configurations import class_names
 from stillroom.tasks.images.file_networks import of_file
+from stillroom.tasks.images.first_layers import parts_of
 from stillroom.tasks.images.foreign import teacher_inputs
 from stillroom.tasks.images.layers import middle_layer, pooled_layer
 from stillroom.tasks.images.page_parts import data_section
@@ -132,6 +133,7 @@ class Classification(Usual):
     }
     default = SHAPES
     students = CLASSIFIERS
+    parts_of = staticmethod(parts_of)
     layers: Mapping[str, FindLayer] = {"middle": middle_layer, "pooled": pooled_layer}
     by_engine = CLASSES
     deliver = staticmethod(delivered.deliver)

@@ -18,13 +18,14 @@ from torch import Tensor, fx, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from stillroom.engine.tap import module_paths
+from stillroom.engine.task import Built
 from stillroom.errors import InputError
 from stillroom.modules.projectors import probing
 
 PREFIX = "first:"
 _GRAMMAR = re.compile(r"first:(?P<source>.+?)(?:,until=(?P<until>[\w.]+))?")
 _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
-_HALF = 0.5
+_HALF, _QUARTERS = 0.5, (0.25, 0.5, 0.75)
 
 
 class FirstLayers(nn.Module):
@@ -89,6 +90,17 @@ def middle(network: nn.Module, example: Tensor, argument: str) -> str:
         InputError: as `cuts`.
     """
     return min(cuts(network, example, argument), key=lambda cut: abs(cut[1] - _HALF))[0]
+
+
+def parts_of(whole: Built, data: Any) -> tuple[str, ...]:
+    """Students that are the first layers of a network, up to about a quarter, a half and three quarters of its multiply-adds.
+
+    Raises:
+        InputError: as `cuts`.
+    """
+    found = cuts(whole.network, data.example_inputs(), "teacher")
+    untils = dict.fromkeys(min(found, key=lambda cut: abs(cut[1] - share))[0] for share in _QUARTERS)
+    return tuple(str(FirstSpec(whole.spec, until)) for until in untils)
 
 
 def cuts(network: nn.Module, example: Tensor, argument: str) -> list[tuple[str, float]]:
