@@ -136,6 +136,67 @@ def test_two_studies_in_one_storage_do_not_mix(tmp_path: Path) -> None:
     assert first.best.params != second.best.params
 
 
+def test_a_trial_is_written_whole_and_in_few_statements(tmp_path: Path) -> None:
+    from sqlalchemy import event
+
+    one = study(tmp_path, 3, pruner=partial(make_pruner, "hyperband"))
+    one.run_one(parabola)
+    said: list[str] = []
+    event.listen(one._opened.storage._backend.engine, "before_cursor_execute", lambda *given: said.append(given[2]))  # type: ignore[attr-defined]
+    one.run_one(parabola)
+    assert len(said) <= 30  # one that sets value after value needs 70
+    assert sum(line.startswith("INSERT INTO trial_params") for line in said) == 1
+
+
+def test_what_is_written_is_what_optuna_writes(tmp_path: Path) -> None:
+    import optuna
+
+    noted = {"x": [1, 2], "y": "ä"}
+
+    def told(trial: Trial) -> float:
+        trial.note(**noted)
+        trial.report(0.25, 1)
+        return parabola(trial)
+
+    for kind, name in enumerate(("database", "journal")):
+        one = study(
+            tmp_path / name, 4, sampler=partial(make_sampler, "tpe", startup=2, parallel=True), storage=storages(tmp_path / name)[kind]
+        )
+        one.run(told)
+        plain = optuna.create_study(storage=optuna.storages.RDBStorage(f"sqlite:///{tmp_path}/{name}/plain.db"), direction="maximize")
+        for number in range(4):
+            plain.sampler = one.sampler(one.seed_of(number))
+            asked = plain.ask({key: range_.distribution() for key, range_ in one.space.items()})
+            asked.report(0.25, 1)
+            plain.tell(asked, 1 - (asked.params["x"] - 0.3) ** 2)
+        for ours, theirs in zip(one.of_optuna().trials, plain.trials, strict=True):
+            assert ours.params == theirs.params
+            assert (ours.number, ours.state, ours.values, ours.distributions) == (
+                theirs.number,
+                theirs.state,
+                theirs.values,
+                theirs.distributions,
+            )
+            assert (ours.system_attrs, ours.intermediate_values) == (theirs.system_attrs, theirs.intermediate_values)
+            assert ours.user_attrs["told"] == noted
+            assert ours.datetime_start is not None
+            assert ours.datetime_complete is not None
+            assert ours.datetime_start <= ours.datetime_complete
+
+
+def test_a_worker_that_is_killed_while_it_proposes_leaves_no_trial(tmp_path: Path) -> None:
+    def deadly(seed: int) -> Any:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    study(tmp_path, 2).run_one(parabola)
+    worker = forked(study(tmp_path, 2, sampler=deadly).run, parabola)
+    worker.join(60)
+    assert worker.exitcode == -signal.SIGKILL
+    one = study(tmp_path, 2)
+    one.run(parabola)
+    assert states(one) == ["COMPLETE"] * 2
+
+
 # What is no number ------------------------------------------------------------------------------------------------------------------------
 
 

@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from copy import copy
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import cached_property
@@ -133,10 +134,17 @@ class Study:
 
     def of_optuna(self, number: int = 0) -> optuna.Study:
         """Optuna's own study, with the sampler of a trial: for whatever Optuna offers besides."""
+        from optuna.pruners import NopPruner
+
+        study = copy(self._study)  # not found by its name again
+        study.sampler, study.pruner = self.sampler(self.seed_of(number)), self.pruner() if self.pruner is not None else NopPruner()
+        return study
+
+    @cached_property
+    def _study(self) -> optuna.Study:
         import optuna
 
-        pruner = self.pruner() if self.pruner is not None else optuna.pruners.NopPruner()
-        return optuna.Study(self.name, self._opened.storage, sampler=self.sampler(self.seed_of(number)), pruner=pruner)
+        return optuna.Study(self.name, self._opened.storage)
 
     def seed_of(self, number: int) -> int:
         """A trial's seed."""
@@ -172,8 +180,7 @@ class Study:
         return score if self.maximise else -score
 
     def _all(self) -> Sequence[optuna.trial.FrozenTrial]:
-        storage = self._opened.storage
-        return storage.get_all_trials(storage.get_study_id_from_name(self.name), deepcopy=False)
+        return self._study.get_trials(deepcopy=False)
 
     # One trial ------------------------------------------------------------------------------------------------------------------------
 
@@ -183,13 +190,22 @@ class Study:
             with self.locked():
                 trials = self._give_up_dead()
                 if self._room(trials):
-                    number = len(trials)
-                    asked = self.of_optuna(number).ask({name: one.distribution() for name, one in self.space.items()})
-                    asked.set_user_attr("worker", this_process())
-                    return Trial(asked, self.seed_of(asked.number))
+                    return self._next(trials)
                 if not any(trial.state.name == "RUNNING" for trial in trials):
                     return None
             time.sleep(_POLL)
+
+    def _next(self, trials: Sequence[optuna.trial.FrozenTrial]) -> Trial:
+        """The trial of a killed worker, or a new one, which is written at once and whole."""
+        from stillroom.engine.study.held import Held  # which imports Optuna
+
+        study, distributions = self.of_optuna(len(trials)), {name: one.distribution() for name, one in self.space.items()}
+        if any(trial.state.name == "WAITING" for trial in trials):
+            asked = study.ask(distributions)
+            asked.set_user_attr("worker", this_process())
+        else:
+            asked = Held(self._opened.storage, trials).ask(study, distributions, worker=this_process())
+        return Trial(asked, self.seed_of(asked.number))
 
     def _room(self, trials: Sequence[optuna.trial.FrozenTrial]) -> bool:
         if any(trial.state.name == "WAITING" for trial in trials):  # of a killed worker
@@ -260,17 +276,17 @@ class Study:
         from optuna.exceptions import UpdateFinishedTrialError
         from optuna.trial import TrialState
 
-        storage, number = self._opened.storage, trial._trial._trial_id
+        asked, study = trial._trial, trial._trial.study
         with self.locked():
             try:
-                storage.set_trial_user_attr(number, "told", json.loads(json.dumps(trial.told, default=str)))
+                asked.set_user_attr("told", json.loads(json.dumps(trial.told, default=str)))
             except UpdateFinishedTrialError:
                 return None
             if reason:
-                storage.set_trial_user_attr(number, "reason", reason)
+                asked.set_user_attr("reason", reason)
             if state == "complete":
-                return self.of_optuna(trial.number).tell(trial._trial, score)
-            return self.of_optuna(trial.number).tell(trial._trial, state=TrialState.PRUNED if state == "pruned" else TrialState.FAIL)
+                return study.tell(asked, score)
+            return study.tell(asked, state=TrialState.PRUNED if state == "pruned" else TrialState.FAIL)
 
     def _lose(self, trial: Trial) -> None:
         """The worker ends before its trial does: somebody else runs it, at once."""
@@ -371,7 +387,7 @@ class Study:
 
     def __getstate__(self) -> dict[str, Any]:
         """Without the connection, which the other process opens for itself."""
-        return {**{name: value for name, value in vars(self).items() if name != "_opened"}, "_seen": {}}
+        return {**{name: value for name, value in vars(self).items() if name not in ("_opened", "_study")}, "_seen": {}}
 
 
 @dataclass(frozen=True)

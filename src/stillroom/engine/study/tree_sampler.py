@@ -12,7 +12,6 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -99,10 +98,11 @@ class TreeSampler(BaseSampler):
 
     def after_trial(self, study: optuna.Study, trial: FrozenTrial, state: TrialState, values: Sequence[float] | None) -> None:
         """Ends `optimize` where every leaf was tried."""
+        if not study._thread_local.in_optimize_loop:  # the trials are asked and told by somebody else, who sees when to end
+            return
         tried = {self._leaf(other) for other in study.get_trials(deepcopy=False, states=_ENDED)} | {self._leaf(trial)}
         if all(leaf in tried for leaf in self._tree().leaves()):
-            with suppress(RuntimeError):  # trials that are asked and told by somebody else
-                study.stop()
+            study.stop()
 
     def tree(self, study: optuna.Study) -> Tree:
         """The tree as the study's trials have made it, those that run without rewards."""
