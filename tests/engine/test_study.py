@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import multiprocessing
 import os
 import random
+import re
 import signal
 import tempfile
 import time
@@ -19,6 +21,7 @@ from typing import Any
 
 import pytest
 
+from stillroom.engine.run.console import EscapingConsole
 from stillroom.engine.study.page import importances, search_section, trials_section
 from stillroom.engine.study.samplers import make_pruner, make_sampler
 from stillroom.engine.study.space import Choice, Float, Int, read_space, write_space
@@ -362,6 +365,61 @@ def test_a_worker_of_the_pool_that_is_killed_is_replaced(tmp_path: Path, capsys:
     told = capsys.readouterr().out
     assert "a worker is replaced: its process was ended by SIGKILL" in told
     assert "4 of 4: height" in told
+
+
+# What is said -----------------------------------------------------------------------------------------------------------------------------
+
+
+def on_a_terminal(monkeypatch: pytest.MonkeyPatch, width: int) -> io.StringIO:
+    """Has searches believe in a terminal; answers with what it is sent."""
+    sent = io.StringIO()
+    terminal = EscapingConsole(file=sent, force_terminal=True, width=width, soft_wrap=True, _environ={"TERM": "xterm"})
+    monkeypatch.setattr("stillroom.engine.study.progress.console", terminal)
+    return sent
+
+
+def screen(sent: str) -> list[str]:
+    """What a terminal shows after all that: of its codes those that rich sends."""
+    lines, row = [""], 0
+    for code, text in re.findall(r"(\x1b\[[0-9;?]*[A-Za-z]|[\r\n])|([^\x1b\r\n]+)", sent):
+        if code == "\n":
+            row += 1
+            lines += [""] * (row == len(lines))
+        elif code == "\x1b[1A":
+            row -= 1
+        elif code in ("\r", "\x1b[2K"):
+            lines[row] = ""
+        lines[row] += text
+    return lines
+
+
+def test_a_terminal_has_a_table_of_the_best_in_place_of_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def score(trial: Trial) -> float:
+        if trial.number == 2:
+            raise StillroomError("no [red] paint")
+        return (0.25, 0.75, 0.0, 0.5)[trial.number]
+
+    sent = on_a_terminal(monkeypatch, 80)
+    space = {"x": Float(0.0, 1.0), "kind": Choice(("[b]\x1b[2J",))}
+    study(tmp_path, 4, space=space, sampler=partial(make_sampler, "random")).run(score, metric="height")
+    assert "\x1b[2J" not in sent.getvalue()
+    shown = screen(sent.getvalue())
+    assert sum("of 4" in line for line in shown) == 2  # the line of the one that failed, above the table
+    assert "3 of 4: failed: no [red] paint; best 0.75 (trial 1)" in shown[0]
+    assert shown[1] == "s: 4 of 4, 1 failed"
+    rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in shown if line.startswith("│")]
+    assert [row[:2] for row in rows] == [["1", "0.75"], ["3", "0.5"], ["0", "0.25"]]
+    assert rows[0][3] == "[b]\\x1b[2J"
+    assert "trial 3: height 0.50" in "".join(shown)
+
+
+def test_a_narrow_terminal_has_the_options_in_one_column(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sent = on_a_terminal(monkeypatch, 50)
+    study(tmp_path, 1, space={f"option_{i}": Float(0.5, 0.5) for i in range(5)}).run(lambda trial: 1.0)
+    shown = screen(sent.getvalue())
+    assert max(map(len, shown)) <= 50
+    assert shown[2].replace("┃", " ").split() == ["trial", "score", "options", "seconds"]
+    assert all(f"option_{i} 0.5" in "".join(shown) for i in range(5))
 
 
 # Starting at once, and storages -----------------------------------------------------------------------------------------------------------

@@ -26,6 +26,7 @@ import numpy as np
 from stillroom.engine.run.console import console
 from stillroom.engine.run.pool import Pool
 from stillroom.engine.run.written import Record, complete, growing
+from stillroom.engine.study.progress import progress
 from stillroom.engine.study.samplers import MakeSampler
 from stillroom.engine.study.space import Space, write_space
 from stillroom.engine.study.storage import Opened, local_files, open_storage, url_of
@@ -40,7 +41,6 @@ _BEAT = 15.0  # seconds between two signs of life of a trial
 _GRACE = 120.0  # seconds without one, after which a trial of another machine is given to somebody else
 _LIVES = 3  # workers that a trial may take with it before it is failed for good
 _POLL = 0.5  # seconds between two looks at trials that others run
-_SAID = 4  # options of a trial in its line
 
 
 @dataclass
@@ -325,7 +325,7 @@ class Study:
     # All trials -----------------------------------------------------------------------------------------------------------------------
 
     def run(self, objective: Objective, *, jobs: int = 1, metric: str = "score") -> list[Finished]:
-        """Runs trials here, until the study is finished, and says a line for each.
+        """Runs trials here, until the study is finished, and says how far it is (`progress`).
 
         Args:
             objective: answers with a trial's score; with several jobs it can be pickled, and lives as long as its process.
@@ -344,14 +344,15 @@ class Study:
         before = self.finished()
         if before:
             console.print(f"{self.name}: goes on after {len(before)} finished trials", markup=False)
-        if jobs == 1:
-            while (done := self.run_one(objective)) is not None:
-                self._say(done, metric)
-        else:
-            self._run_at_once(objective, jobs, metric)
+        with progress(self, metric) as say:
+            if jobs == 1:
+                while (done := self.run_one(objective)) is not None:
+                    say(done)
+            else:
+                self._run_at_once(objective, jobs, say)
         return self.finished()
 
-    def _run_at_once(self, objective: Objective, jobs: int, metric: str) -> None:
+    def _run_at_once(self, objective: Objective, jobs: int, say: Callable[[Finished], None]) -> None:
         """Each piece of the pool is a trial; a worker that was killed is replaced, and its trial is run by another one."""
         work, pieces = Worker(self, objective), iter(range(10**9))
         logs = [self.folder / "logs" / f"{self.name}-worker{slot}.txt" for slot in range(jobs)]
@@ -368,22 +369,10 @@ class Study:
                     pool.add(next(pieces))
                 elif answer.done is not None:
                     deaths = 0
-                    self._say(answer.done, metric)
+                    say(answer.done)
                     pool.add(next(pieces))
         for log in logs:
             complete(log)
-
-    def _say(self, done: Finished, metric: str) -> None:
-        """A line of the terminal: a trial, and the best so far."""
-        finished = self.finished()
-        of = f" of {self.trials}" if self.trials is not None else f", {sum(one.seconds for one in finished):.0f} s of trials"
-        score = "" if done.score is None else f"{metric} {done.score:.2f}"
-        ended = {"complete": score, "pruned": f"given up at {score}", "failed": f"failed: {done.reason}"}[done.state]
-        scored = [trial for trial in finished if trial.state == "complete"]
-        best = max(scored, key=self.order, default=None)
-        so_far = f"; best {best.score:.2f} (trial {best.number})" if best is not None else ""
-        tried = ", ".join(f"{name} {_short(value)}" for name, value in list(done.params.items())[:_SAID])
-        console.print(f"{self.name}: {len(finished)}{of}: {ended}{so_far}  [{tried}] {done.seconds:.1f} s", markup=False)
 
     def __getstate__(self) -> dict[str, Any]:
         """Without the connection, which the other process opens for itself."""
@@ -419,7 +408,3 @@ def _searched(trials: Sequence[optuna.trial.FrozenTrial]) -> float:
         seconds += max((ended - max(began, until)).total_seconds(), 0.0)
         until = max(until, ended)
     return seconds
-
-
-def _short(value: Any) -> str:
-    return f"{value:.3g}" if isinstance(value, float) else str(value)
