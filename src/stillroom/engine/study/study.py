@@ -80,6 +80,7 @@ class Study:
     described: Mapping[str, Any] = field(default_factory=dict)
     grace: float = _GRACE
     _seen: dict[int, tuple[int, float]] = field(default_factory=dict, init=False, repr=False)
+    _ended: dict[int, Finished] = field(default_factory=dict, init=False, repr=False)  # by number; these do not change any more
 
     def __post_init__(self) -> None:
         if (self.trials is None) == (self.seconds is None):
@@ -158,7 +159,10 @@ class Study:
 
     def finished(self) -> list[Finished]:
         """The trials that ended by themselves, in the order of their numbers; those that a kill ended are not among them."""
-        return [finished_of(trial) for trial in self._all() if trial.state.is_finished() and "lost" not in trial.user_attrs]
+        for trial in self._all():
+            if trial.number not in self._ended and trial.state.is_finished() and "lost" not in trial.user_attrs:
+                self._ended[trial.number] = finished_of(trial)
+        return [self._ended[number] for number in sorted(self._ended)]
 
     @property
     def best(self) -> Finished:
@@ -376,7 +380,7 @@ class Study:
 
     def __getstate__(self) -> dict[str, Any]:
         """Without the connection, which the other process opens for itself."""
-        return {**{name: value for name, value in vars(self).items() if name not in ("_opened", "_study")}, "_seen": {}}
+        return {**{name: value for name, value in vars(self).items() if name not in ("_opened", "_study")}, "_seen": {}, "_ended": {}}
 
 
 @dataclass(frozen=True)
