@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import multiprocessing
 import os
 import random
+import re
 import signal
 import tempfile
 import time
@@ -19,6 +21,7 @@ from typing import Any
 
 import pytest
 
+from stillroom.engine.run.console import EscapingConsole
 from stillroom.engine.study.page import importances, search_section, trials_section
 from stillroom.engine.study.samplers import make_pruner, make_sampler
 from stillroom.engine.study.space import Choice, Float, Int, read_space, write_space
@@ -134,6 +137,69 @@ def test_two_studies_in_one_storage_do_not_mix(tmp_path: Path) -> None:
     second.run(parabola)
     assert [trial.number for trial in second.finished()] == [0, 1, 2]
     assert first.best.params != second.best.params
+
+
+def test_a_trial_is_written_whole_and_in_few_statements(tmp_path: Path) -> None:
+    from sqlalchemy import event
+
+    one = study(tmp_path, 3, pruner=partial(make_pruner, "hyperband"))
+    one.run_one(parabola)
+    said: list[str] = []
+    event.listen(one._opened.storage._backend.engine, "before_cursor_execute", lambda *given: said.append(given[2]))  # type: ignore[attr-defined]
+    one.run_one(parabola)
+    assert len(said) <= 30  # one that sets value after value needs 70
+    assert sum(line.startswith("INSERT INTO trial_params") for line in said) == 1
+
+
+def test_what_is_written_is_what_optuna_writes(tmp_path: Path) -> None:
+    import optuna
+
+    noted = {"x": [1, 2], "y": "ä"}
+
+    def told(trial: Trial) -> float:
+        trial.note(**noted)
+        trial.report(0.25, 1)
+        return parabola(trial)
+
+    for kind, name in enumerate(("database", "journal")):
+        one = study(
+            tmp_path / name, 4, sampler=partial(make_sampler, "tpe", startup=2, parallel=True), storage=storages(tmp_path / name)[kind]
+        )
+        one.run(told)
+        plain = optuna.create_study(storage=optuna.storages.RDBStorage(f"sqlite:///{tmp_path}/{name}/plain.db"), direction="maximize")
+        for number in range(4):
+            plain.sampler = one.sampler(one.seed_of(number))
+            asked = plain.ask({key: range_.distribution() for key, range_ in one.space.items()})
+            asked.report(0.25, 1)
+            plain.tell(asked, 1 - (asked.params["x"] - 0.3) ** 2)
+        if name == "database":  # as Optuna reads it
+            assert optuna.storages.RDBStorage(f"sqlite:///{tmp_path}/{name}/study.db").get_all_trials(1) == one.of_optuna().trials
+        for ours, theirs in zip(one.of_optuna().trials, plain.trials, strict=True):
+            assert ours.params == theirs.params
+            assert (ours.number, ours.state, ours.values, ours.distributions) == (
+                theirs.number,
+                theirs.state,
+                theirs.values,
+                theirs.distributions,
+            )
+            assert (ours.system_attrs, ours.intermediate_values) == (theirs.system_attrs, theirs.intermediate_values)
+            assert ours.user_attrs["told"] == noted
+            assert ours.datetime_start is not None
+            assert ours.datetime_complete is not None
+            assert ours.datetime_start <= ours.datetime_complete
+
+
+def test_a_worker_that_is_killed_while_it_proposes_leaves_no_trial(tmp_path: Path) -> None:
+    def deadly(seed: int) -> Any:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    study(tmp_path, 2).run_one(parabola)
+    worker = forked(study(tmp_path, 2, sampler=deadly).run, parabola)
+    worker.join(60)
+    assert worker.exitcode == -signal.SIGKILL
+    one = study(tmp_path, 2)
+    one.run(parabola)
+    assert states(one) == ["COMPLETE"] * 2
 
 
 # What is no number ------------------------------------------------------------------------------------------------------------------------
@@ -301,6 +367,61 @@ def test_a_worker_of_the_pool_that_is_killed_is_replaced(tmp_path: Path, capsys:
     told = capsys.readouterr().out
     assert "a worker is replaced: its process was ended by SIGKILL" in told
     assert "4 of 4: height" in told
+
+
+# What is said -----------------------------------------------------------------------------------------------------------------------------
+
+
+def on_a_terminal(monkeypatch: pytest.MonkeyPatch, width: int) -> io.StringIO:
+    """Has searches believe in a terminal; answers with what it is sent."""
+    sent = io.StringIO()
+    terminal = EscapingConsole(file=sent, force_terminal=True, width=width, soft_wrap=True, _environ={"TERM": "xterm"})
+    monkeypatch.setattr("stillroom.engine.study.progress.console", terminal)
+    return sent
+
+
+def screen(sent: str) -> list[str]:
+    """What a terminal shows after all that: of its codes those that rich sends."""
+    lines, row = [""], 0
+    for code, text in re.findall(r"(\x1b\[[0-9;?]*[A-Za-z]|[\r\n])|([^\x1b\r\n]+)", sent):
+        if code == "\n":
+            row += 1
+            lines += [""] * (row == len(lines))
+        elif code == "\x1b[1A":
+            row -= 1
+        elif code in ("\r", "\x1b[2K"):
+            lines[row] = ""
+        lines[row] += text
+    return lines
+
+
+def test_a_terminal_has_a_table_of_the_best_in_place_of_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def score(trial: Trial) -> float:
+        if trial.number == 2:
+            raise StillroomError("no [red] paint")
+        return (0.25, 0.75, 0.0, 0.5)[trial.number]
+
+    sent = on_a_terminal(monkeypatch, 80)
+    space = {"x": Float(0.0, 1.0), "kind": Choice(("[b]\x1b[2J",))}
+    study(tmp_path, 4, space=space, sampler=partial(make_sampler, "random")).run(score, metric="height")
+    assert "\x1b[2J" not in sent.getvalue()
+    shown = screen(sent.getvalue())
+    assert sum("of 4" in line for line in shown) == 2  # the line of the one that failed, above the table
+    assert "3 of 4: failed: no [red] paint; best 0.75 (trial 1)" in shown[0]
+    assert shown[1] == "s: 4 of 4, 1 failed"
+    rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in shown if line.startswith("│")]
+    assert [row[:2] for row in rows] == [["1", "0.75"], ["3", "0.5"], ["0", "0.25"]]
+    assert rows[0][3] == "[b]\\x1b[2J"
+    assert "trial 3: height 0.50" in "".join(shown)
+
+
+def test_a_narrow_terminal_has_the_options_in_one_column(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sent = on_a_terminal(monkeypatch, 50)
+    study(tmp_path, 1, space={f"option_{i}": Float(0.5, 0.5) for i in range(5)}).run(lambda trial: 1.0)
+    shown = screen(sent.getvalue())
+    assert max(map(len, shown)) <= 50
+    assert shown[2].replace("┃", " ").split() == ["trial", "score", "options", "seconds"]
+    assert all(f"option_{i} 0.5" in "".join(shown) for i in range(5))
 
 
 # Starting at once, and storages -----------------------------------------------------------------------------------------------------------

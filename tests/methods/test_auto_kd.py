@@ -17,13 +17,14 @@ from torch.nn.functional import cross_entropy, mse_loss
 from stillroom.cli import main
 from stillroom.engine import Experiment, Lab, LabOptions, Teacher, Training
 from stillroom.engine.study.median_pruner import MedianSoFar
+from stillroom.engine.study.searches import read_searches
 from stillroom.errors import InputError
 from stillroom.losses.similarity import linear_cka
 from stillroom.methods.auto_kd.candidate import Candidate, sparse_weights
 from stillroom.methods.auto_kd.distiller import Aligned, Searched, build, features_of, weigh
 from stillroom.methods.auto_kd.offline import Grams, ScoreEvaluator
 from stillroom.methods.auto_kd.reward import reward_of
-from stillroom.methods.auto_kd.search import Proxy, Search, check_searches, distiller_of, prepare, run_search
+from stillroom.methods.auto_kd.search import WAYS, Proxy, Search, distiller_of, prepare, run_search
 from stillroom.methods.auto_kd.space import FULL, SMALL, can_be_trained, composition_of, read_levels
 from stillroom.tasks.classification import TASK, Batch, ImageData
 from tests.tasks.classification.miniatures import cifar100
@@ -230,10 +231,10 @@ def test_refuses_spaces(space: Any, said: str) -> None:
 
 
 def test_searches_by_name() -> None:
-    assert check_searches("random, auto-kd") == ["random", "auto-kd"]
+    assert read_searches("random, auto-kd", WAYS) == ["random", "auto-kd"]
     for wrong in ("", "nosuch", "random,random"):
         with pytest.raises(InputError, match="searches"):
-            check_searches(wrong)
+            read_searches(wrong, WAYS)
 
 
 # Whole searches ---------------------------------------------------------------------------------------------------------------------------

@@ -16,13 +16,14 @@ from torch import nn
 
 from stillroom.cli import main
 from stillroom.engine import Lab, LabOptions, Training
+from stillroom.engine.study.searches import read_searches
 from stillroom.engine.study.space import Float
 from stillroom.engine.study.study import Study
 from stillroom.engine.study.trial import Trial
 from stillroom.errors import InputError, StillroomError
 from stillroom.methods.boss import BOSS, Search, run_search
 from stillroom.methods.boss.parzen import Dimension, Parzen, propose, split
-from stillroom.methods.boss.search import WAYS, check_searches, sampler_of
+from stillroom.methods.boss.search import COMPARED, WAYS, sampler_of
 from stillroom.methods.boss.selection import draw, draw_teacher, ranked
 from stillroom.methods.boss.space import CIFAR, SMALL, plan_of
 from stillroom.methods.boss.trial import TrialTraining
@@ -347,8 +348,8 @@ def test_a_step_of_the_papers_network_on_the_papers_data(tmp_path: Path) -> None
 
 
 def test_searches_by_name() -> None:
-    assert check_searches("bo, boss") == ["bo", "boss"]
-    assert check_searches(["sd"]) == ["sd"]
+    assert read_searches("bo, boss", COMPARED) == ["bo", "boss"]
+    assert read_searches(["sd"], COMPARED) == ["sd"]
     for wrong in ("", "alone", "bo,bo"):
         with pytest.raises(InputError, match="searches"):
-            check_searches(wrong)
+            read_searches(wrong, COMPARED)

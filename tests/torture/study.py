@@ -15,7 +15,7 @@ import uuid
 from dataclasses import replace
 from pathlib import Path
 
-from tests.engine.test_study import random_kills, states
+from tests.engine.test_study import random_kills, states, study
 
 
 def main() -> int:
@@ -27,6 +27,7 @@ def main() -> int:
     arguments = parser.parse_args()
     wrong = 0
     with tempfile.TemporaryDirectory() as folder:
+        study(Path(folder) / "first", 1).begin()  # workers are forks: they would be killed while they import Optuna and SQLAlchemy
         for storage in [arguments.storage] if arguments.storage else [None, f"journal:{folder}/journal.log"]:
             name = f"torture-{uuid.uuid4().hex[:8]}"
             one = random_kills(Path(folder), arguments.kills, arguments.trials, storage, name)

@@ -103,15 +103,17 @@ def open_storage(url: str, study: str, argument: str = "storage") -> Opened:
 
 def _database(url: str) -> BaseStorage:
     import sqlalchemy
-    from optuna.storages import RDBStorage, get_storage
+    from optuna.storages import get_storage
+
+    from stillroom.engine.study.database import Database  # which imports Optuna
 
     if not url.startswith(_SQLITE):
-        return get_storage(RDBStorage(url))
+        return get_storage(Database(url))
     # Every new connection of this engine has these settings, the first one too, which makes the tables.
     engine: dict[str, Any] = {"connect_args": {"timeout": _PATIENCE}, "poolclass": _pool_with_settings()}
     with sqlalchemy.create_engine(url).connect() as tried:  # a file that is no database is said to be so
         tried.execute(sqlalchemy.text("PRAGMA schema_version"))
-    return get_storage(RDBStorage(url, engine_kwargs=engine))
+    return get_storage(Database(url, engine_kwargs=engine))
 
 
 def _pool_with_settings() -> type[Any]:

@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from copy import copy
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import cached_property
@@ -25,6 +26,7 @@ import numpy as np
 from stillroom.engine.run.console import console
 from stillroom.engine.run.pool import Pool
 from stillroom.engine.run.written import Record, complete, growing
+from stillroom.engine.study.progress import progress
 from stillroom.engine.study.samplers import MakeSampler
 from stillroom.engine.study.space import Space, write_space
 from stillroom.engine.study.storage import Opened, local_files, open_storage, url_of
@@ -39,7 +41,6 @@ _BEAT = 15.0  # seconds between two signs of life of a trial
 _GRACE = 120.0  # seconds without one, after which a trial of another machine is given to somebody else
 _LIVES = 3  # workers that a trial may take with it before it is failed for good
 _POLL = 0.5  # seconds between two looks at trials that others run
-_SAID = 4  # options of a trial in its line
 
 
 @dataclass
@@ -79,6 +80,7 @@ class Study:
     described: Mapping[str, Any] = field(default_factory=dict)
     grace: float = _GRACE
     _seen: dict[int, tuple[int, float]] = field(default_factory=dict, init=False, repr=False)
+    _ended: dict[int, Finished] = field(default_factory=dict, init=False, repr=False)  # by number; these do not change any more
 
     def __post_init__(self) -> None:
         if (self.trials is None) == (self.seconds is None):
@@ -133,10 +135,17 @@ class Study:
 
     def of_optuna(self, number: int = 0) -> optuna.Study:
         """Optuna's own study, with the sampler of a trial: for whatever Optuna offers besides."""
+        from optuna.pruners import NopPruner
+
+        study = copy(self._study)  # not found by its name again
+        study.sampler, study.pruner = self.sampler(self.seed_of(number)), self.pruner() if self.pruner is not None else NopPruner()
+        return study
+
+    @cached_property
+    def _study(self) -> optuna.Study:
         import optuna
 
-        pruner = self.pruner() if self.pruner is not None else optuna.pruners.NopPruner()
-        return optuna.Study(self.name, self._opened.storage, sampler=self.sampler(self.seed_of(number)), pruner=pruner)
+        return optuna.Study(self.name, self._opened.storage)
 
     def seed_of(self, number: int) -> int:
         """A trial's seed."""
@@ -150,7 +159,10 @@ class Study:
 
     def finished(self) -> list[Finished]:
         """The trials that ended by themselves, in the order of their numbers; those that a kill ended are not among them."""
-        return [finished_of(trial) for trial in self._all() if trial.state.is_finished() and "lost" not in trial.user_attrs]
+        for trial in self._all():
+            if trial.number not in self._ended and trial.state.is_finished() and "lost" not in trial.user_attrs:
+                self._ended[trial.number] = finished_of(trial)
+        return [self._ended[number] for number in sorted(self._ended)]
 
     @property
     def best(self) -> Finished:
@@ -172,8 +184,7 @@ class Study:
         return score if self.maximise else -score
 
     def _all(self) -> Sequence[optuna.trial.FrozenTrial]:
-        storage = self._opened.storage
-        return storage.get_all_trials(storage.get_study_id_from_name(self.name), deepcopy=False)
+        return self._study.get_trials(deepcopy=False)
 
     # One trial ------------------------------------------------------------------------------------------------------------------------
 
@@ -183,13 +194,22 @@ class Study:
             with self.locked():
                 trials = self._give_up_dead()
                 if self._room(trials):
-                    number = len(trials)
-                    asked = self.of_optuna(number).ask({name: one.distribution() for name, one in self.space.items()})
-                    asked.set_user_attr("worker", this_process())
-                    return Trial(asked, self.seed_of(asked.number))
+                    return self._next(trials)
                 if not any(trial.state.name == "RUNNING" for trial in trials):
                     return None
             time.sleep(_POLL)
+
+    def _next(self, trials: Sequence[optuna.trial.FrozenTrial]) -> Trial:
+        """The trial of a killed worker, or a new one, which is written at once and whole."""
+        from stillroom.engine.study.held import Held  # which imports Optuna
+
+        study, distributions = self.of_optuna(len(trials)), {name: one.distribution() for name, one in self.space.items()}
+        if any(trial.state.name == "WAITING" for trial in trials):
+            asked = study.ask(distributions)
+            asked.set_user_attr("worker", this_process())
+        else:
+            asked = Held(self._opened.storage, trials).ask(study, distributions, worker=this_process())
+        return Trial(asked, self.seed_of(asked.number))
 
     def _room(self, trials: Sequence[optuna.trial.FrozenTrial]) -> bool:
         if any(trial.state.name == "WAITING" for trial in trials):  # of a killed worker
@@ -260,17 +280,17 @@ class Study:
         from optuna.exceptions import UpdateFinishedTrialError
         from optuna.trial import TrialState
 
-        storage, number = self._opened.storage, trial._trial._trial_id
+        asked, study = trial._trial, trial._trial.study
         with self.locked():
             try:
-                storage.set_trial_user_attr(number, "told", json.loads(json.dumps(trial.told, default=str)))
+                asked.set_user_attr("told", json.loads(json.dumps(trial.told, default=str)))
             except UpdateFinishedTrialError:
                 return None
             if reason:
-                storage.set_trial_user_attr(number, "reason", reason)
+                asked.set_user_attr("reason", reason)
             if state == "complete":
-                return self.of_optuna(trial.number).tell(trial._trial, score)
-            return self.of_optuna(trial.number).tell(trial._trial, state=TrialState.PRUNED if state == "pruned" else TrialState.FAIL)
+                return study.tell(asked, score)
+            return study.tell(asked, state=TrialState.PRUNED if state == "pruned" else TrialState.FAIL)
 
     def _lose(self, trial: Trial) -> None:
         """The worker ends before its trial does: somebody else runs it, at once."""
@@ -309,7 +329,7 @@ class Study:
     # All trials -----------------------------------------------------------------------------------------------------------------------
 
     def run(self, objective: Objective, *, jobs: int = 1, metric: str = "score") -> list[Finished]:
-        """Runs trials here, until the study is finished, and says a line for each.
+        """Runs trials here, until the study is finished, and says how far it is (`progress`).
 
         Args:
             objective: answers with a trial's score; with several jobs it can be pickled, and lives as long as its process.
@@ -328,14 +348,15 @@ class Study:
         before = self.finished()
         if before:
             console.print(f"{self.name}: goes on after {len(before)} finished trials", markup=False)
-        if jobs == 1:
-            while (done := self.run_one(objective)) is not None:
-                self._say(done, metric)
-        else:
-            self._run_at_once(objective, jobs, metric)
+        with progress(self, metric) as say:
+            if jobs == 1:
+                while (done := self.run_one(objective)) is not None:
+                    say(done)
+            else:
+                self._run_at_once(objective, jobs, say)
         return self.finished()
 
-    def _run_at_once(self, objective: Objective, jobs: int, metric: str) -> None:
+    def _run_at_once(self, objective: Objective, jobs: int, say: Callable[[Finished], None]) -> None:
         """Each piece of the pool is a trial; a worker that was killed is replaced, and its trial is run by another one."""
         work, pieces = Worker(self, objective), iter(range(10**9))
         logs = [self.folder / "logs" / f"{self.name}-worker{slot}.txt" for slot in range(jobs)]
@@ -352,26 +373,14 @@ class Study:
                     pool.add(next(pieces))
                 elif answer.done is not None:
                     deaths = 0
-                    self._say(answer.done, metric)
+                    say(answer.done)
                     pool.add(next(pieces))
         for log in logs:
             complete(log)
 
-    def _say(self, done: Finished, metric: str) -> None:
-        """A line of the terminal: a trial, and the best so far."""
-        finished = self.finished()
-        of = f" of {self.trials}" if self.trials is not None else f", {sum(one.seconds for one in finished):.0f} s of trials"
-        score = "" if done.score is None else f"{metric} {done.score:.2f}"
-        ended = {"complete": score, "pruned": f"given up at {score}", "failed": f"failed: {done.reason}"}[done.state]
-        scored = [trial for trial in finished if trial.state == "complete"]
-        best = max(scored, key=self.order, default=None)
-        so_far = f"; best {best.score:.2f} (trial {best.number})" if best is not None else ""
-        tried = ", ".join(f"{name} {_short(value)}" for name, value in list(done.params.items())[:_SAID])
-        console.print(f"{self.name}: {len(finished)}{of}: {ended}{so_far}  [{tried}] {done.seconds:.1f} s", markup=False)
-
     def __getstate__(self) -> dict[str, Any]:
         """Without the connection, which the other process opens for itself."""
-        return {**{name: value for name, value in vars(self).items() if name != "_opened"}, "_seen": {}}
+        return {**{name: value for name, value in vars(self).items() if name not in ("_opened", "_study")}, "_seen": {}, "_ended": {}}
 
 
 @dataclass(frozen=True)
@@ -403,7 +412,3 @@ def _searched(trials: Sequence[optuna.trial.FrozenTrial]) -> float:
         seconds += max((ended - max(began, until)).total_seconds(), 0.0)
         until = max(until, ended)
     return seconds
-
-
-def _short(value: Any) -> str:
-    return f"{value:.3g}" if isinstance(value, float) else str(value)

@@ -68,13 +68,14 @@ class Tree:
         self.follow(path, depth)
         return path, depth
 
-    def follow(self, leaf: Leaf, depth: int | None = None, times: int = 1) -> int:
+    def follow(self, leaf: Leaf, depth: int | None = None, times: int = 1, reward: float = 0.0) -> int:
         """Counts a visit of a path that was chosen: by `dispatch`, or by somebody else.
 
         Args:
             leaf: where it leads.
             depth: how many of its levels are nodes of the tree then; by default one more than are now.
             times: how often it was visited.
+            reward: the sum of what came back already.
 
         Returns:
             The depth.
@@ -86,9 +87,14 @@ class Tree:
             depth = min(depth + 1, len(leaf))
         node = self.root
         node.visits += times
+        node.value += reward
         for option in leaf[:depth]:
-            node = node.children.setdefault(option, Node())
+            below = node.children.get(option)
+            if below is None:
+                below = node.children[option] = Node()
+            node = below
             node.visits += times
+            node.value += reward
         return depth
 
     def reward(self, leaf: Leaf, depth: int, reward: float) -> None:

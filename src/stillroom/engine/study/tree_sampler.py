@@ -12,7 +12,6 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -99,10 +98,11 @@ class TreeSampler(BaseSampler):
 
     def after_trial(self, study: optuna.Study, trial: FrozenTrial, state: TrialState, values: Sequence[float] | None) -> None:
         """Ends `optimize` where every leaf was tried."""
+        if not study._thread_local.in_optimize_loop:  # the trials are asked and told by somebody else, who sees when to end
+            return
         tried = {self._leaf(other) for other in study.get_trials(deepcopy=False, states=_ENDED)} | {self._leaf(trial)}
         if all(leaf in tried for leaf in self._tree().leaves()):
-            with suppress(RuntimeError):  # trials that are asked and told by somebody else
-                study.stop()
+            study.stop()
 
     def tree(self, study: optuna.Study) -> Tree:
         """The tree as the study's trials have made it, those that run without rewards."""
@@ -135,24 +135,23 @@ class TreeSampler(BaseSampler):
 
     def _grown(self, study: optuna.Study, trials: Sequence[FrozenTrial]) -> tuple[Tree, dict[Leaf, float | None]]:
         """The tree of all paths so far, and each tried leaf's reward; None while a trial of it runs."""
-        tree, known = self._tree(), self._rewards(study, trials)
+        tree, leaves = self._tree(), [self._leaf(trial) for trial in trials]
+        known = self._rewards(study, trials, leaves)
         tried: set[Leaf] = set()
-        for trial in trials:
-            leaf = self._leaf(trial)
+        for trial, leaf in zip(trials, leaves, strict=True):
             sent = [(tuple(path), depth, times) for path, depth, times in trial.system_attrs.get(_PATHS, [])]
             if not sent and leaf in known and leaf not in tried:  # somebody set its values; not the ones of a trial that is run again
                 sent = [(leaf, None, 1)]
             for path, depth, times in sent:
-                tree.reward(path, tree.follow(path, depth, times), times * (known.get(path) or 0.0))
+                tree.follow(path, depth, times, times * (known.get(path) or 0.0))
             if leaf is not None:
                 tried.add(leaf)
         return tree, known
 
-    def _rewards(self, study: optuna.Study, trials: Sequence[FrozenTrial]) -> dict[Leaf, float | None]:
+    def _rewards(self, study: optuna.Study, trials: Sequence[FrozenTrial], leaves: Sequence[Leaf | None]) -> dict[Leaf, float | None]:
         sign = -1.0 if study.direction.name == "MINIMIZE" else 1.0
         known: dict[Leaf, float | None] = {}
-        for trial in trials:
-            leaf = self._leaf(trial)
+        for trial, leaf in zip(trials, leaves, strict=True):
             if leaf is None or trial.state == TrialState.WAITING:
                 continue
             if trial.state in (TrialState.COMPLETE, TrialState.PRUNED) and trial.values and math.isfinite(trial.values[0]):

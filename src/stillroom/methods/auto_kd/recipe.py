@@ -15,12 +15,13 @@ from stillroom.engine import Distiller, Experiment, Lab, Networks, Report, Room,
 from stillroom.engine.cache import CACHE
 from stillroom.engine.report.results import Metric
 from stillroom.engine.study.page import importance_section, search_section, trials_section
+from stillroom.engine.study.searches import read_searches
 from stillroom.engine.study.storage import check_installed, open_storage
 from stillroom.errors import InputError
 from stillroom.methods.auto_kd.distiller import LayerWeights, make_searched
 from stillroom.methods.auto_kd.page import tree_section
 from stillroom.methods.auto_kd.reward import reward_of
-from stillroom.methods.auto_kd.search import WAYS, Found, Ground, Proxy, Search, check_searches, prepare, run_search
+from stillroom.methods.auto_kd.search import WAYS, Found, Ground, Proxy, Search, prepare, run_search
 from stillroom.methods.auto_kd.searched import further_teacher, scored_teacher, teacher_specs
 from stillroom.methods.auto_kd.space import read_levels
 from stillroom.tasks.classification import CIFAR100, CONVNETS, DIGITS, IMAGENET, SHAPES, ImageData
@@ -93,7 +94,7 @@ def recipe(
         raise InputError("devices", lab.options.devices, "1: a search has --jobs; `run searched` trains its result on several devices")
     if networks.teacher.startswith(CACHE):
         raise InputError("teacher", networks.teacher, "a network: the search asks it about images of its own")
-    names = check_searches(searches)
+    names = read_searches(searches, WAYS)
     short = replace(
         plan, epochs=proxy_epochs, lr=plan.lr if proxy_lr is None else proxy_lr, schedule="multistep", milestones=_DROPS, warmup_epochs=0.0
     )

@@ -11,6 +11,7 @@ import torch
 
 from stillroom.engine import Lab, Teacher, Trained, Training
 from stillroom.engine.cache import Views
+from stillroom.engine.study.searches import SearchResult
 from stillroom.engine.study.space import Choice
 from stillroom.engine.study.study import Study
 from stillroom.engine.study.tree import EXPLORE, Leaf, Tree
@@ -133,33 +134,18 @@ class Search:
 
 
 @dataclass(frozen=True)
-class Found:
+class Found(SearchResult):
     """What a search found.
 
     Attributes:
-        way: its name.
         distiller: the best.
-        best: its trial.
-        trials: all finished ones in their order.
         finals: by distiller the scores of the finalists.
         study: where the trials are.
     """
 
-    way: str
     distiller: str
-    best: Finished
-    trials: list[Finished] = field(repr=False)
     finals: dict[str, float] = field(default_factory=dict)
     study: Study | None = None
-
-    def noted(self, name: str) -> int:
-        """Sum over the trials of a number that they noted, such as `images`."""
-        return sum(int(trial.told.get(name, 0)) for trial in self.trials)
-
-    @property
-    def seconds(self) -> float:
-        """Of all trials."""
-        return sum(trial.seconds for trial in self.trials)
 
 
 @dataclass(frozen=True)
@@ -267,7 +253,7 @@ def run_search(way: str, search: Search, lab: Lab, ground: Ground) -> Found:
     trials = study.run(replace(training, name=name), jobs=search.jobs, metric="score")
     scored = sorted((trial for trial in trials if trial.state == "complete"), key=study.order, reverse=True)
     if not scored:
-        return Found(way, "", study.best, trials)  # says that there is none
+        return Found(way, study.best, trials, "")  # says that there is none
     finals: dict[str, float] = {}
     best = scored[0]
     if search.finalists > 1:
@@ -275,7 +261,7 @@ def run_search(way: str, search: Search, lab: Lab, ground: Ground) -> Found:
         for trial in scored[: search.finalists]:
             finals[distiller_of(trial)] = _final_score(lab, whole, distiller_of(trial))
         best = min(scored[: search.finalists], key=lambda trial: finals[distiller_of(trial)])
-    return Found(way, distiller_of(best), best, trials, finals, study)
+    return Found(way, best, trials, distiller_of(best), finals, study)
 
 
 def _final_score(lab: Lab, training: CandidateTraining, distiller: str) -> float:
@@ -316,17 +302,3 @@ def median_so_far() -> BasePruner:
     from stillroom.engine.study.median_pruner import MedianSoFar  # which imports Optuna
 
     return MedianSoFar()
-
-
-def check_searches(searches: list[str] | str) -> list[str]:
-    """The searches that are compared, in a list or with commas between them.
-
-    Raises:
-        InputError: an unknown one, or one twice.
-    """
-    names = [name.strip() for name in searches.split(",") if name.strip()] if isinstance(searches, str) else list(searches)
-    for name in names:
-        one_of("searches", name, WAYS)
-    if not names or len(set(names)) < len(names):
-        raise InputError("searches", searches, f"some of {', '.join(WAYS)}, each once")
-    return names

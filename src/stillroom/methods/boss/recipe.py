@@ -11,10 +11,11 @@ from typing import Any
 from stillroom.engine import Lab, Report, Room, Trained, Training
 from stillroom.engine.report.results import Metric
 from stillroom.engine.study.page import search_section, trials_section
+from stillroom.engine.study.searches import read_searches
 from stillroom.engine.study.space import read_space
 from stillroom.engine.study.storage import check_installed, open_storage
 from stillroom.errors import InputError
-from stillroom.methods.boss.search import PARZEN, WAYS, Found, Search, check_searches, run_search
+from stillroom.methods.boss.search import COMPARED, PARZEN, WAYS, Found, Search, run_search
 from stillroom.methods.boss.space import SPACES, check_space
 from stillroom.tasks.classification import ImageData
 
@@ -64,7 +65,7 @@ def recipe(
     check_installed()
     if lab.options.devices * lab.options.num_nodes > 1:
         raise InputError("devices", lab.options.devices, "1: a search has --jobs, each of which trains on one device")
-    names = check_searches(searches)
+    names = read_searches(searches, COMPARED)
     search = Search(_space_of(space), trials, warmup_trials, pool, sampler, startup, jobs, storage, weights, study)
     held = data.holding_out(held_out)
     data.task.supervised(

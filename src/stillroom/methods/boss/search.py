@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stillroom.engine import Lab, Training
 from stillroom.engine.study.samplers import SAMPLERS, make_sampler
+from stillroom.engine.study.searches import SearchResult
 from stillroom.engine.study.space import Range
 from stillroom.engine.study.study import Study
-from stillroom.engine.study.trial import Finished
 from stillroom.engine.study.weights import WeightStore
-from stillroom.errors import InputError, StillroomError, at_least, one_of
+from stillroom.errors import StillroomError, at_least, one_of
 from stillroom.methods.boss.selection import ENOUGH
 from stillroom.methods.boss.space import check_space
 from stillroom.methods.boss.trial import Phase, TrialTraining, Way
@@ -34,6 +34,7 @@ WAYS = {
     "teacher": Way("Bayesian optimisation with earlier trials as teachers, from random weights", teacher=True),
     "boss": Way("BOSS: Bayesian optimisation with earlier trials as teachers and as starts", student=True, teacher=True),
 }
+COMPARED = tuple(way for way in WAYS if way != "alone")
 
 
 @dataclass(frozen=True)
@@ -74,31 +75,16 @@ class Search:
 
 
 @dataclass(frozen=True)
-class Found:
-    """What a search found.
+class Found(SearchResult):
+    """What a search found. Its best trial is, of equal ones, the earlier; its trials are the warm-up's first.
 
     Attributes:
-        way: its name.
-        best: the trial with the best score; of equal ones the earlier.
-        weights: where its weights are.
-        trials: all finished ones in their order, the warm-up's first.
-        warmup: how many of them are the warm-up's.
+        weights: where those of the best trial are.
+        warmup: how many of the trials are the warm-up's.
     """
 
-    way: str
-    best: Finished
     weights: WeightStore
-    trials: list[Finished] = field(repr=False)
     warmup: int = 0
-
-    @property
-    def seconds(self) -> float:
-        """Of all trials."""
-        return sum(trial.seconds for trial in self.trials)
-
-    def noted(self, name: str) -> int:
-        """Sum over the trials of a number that they noted, such as `images`."""
-        return sum(int(trial.told.get(name, 0)) for trial in self.trials)
 
 
 def run_search(way: str, search: Search, lab: Lab, data: ImageData, plan: Training, student: str) -> Found:
@@ -173,10 +159,10 @@ def run_search(way: str, search: Search, lab: Lab, data: ImageData, plan: Traini
         phases.append(main)
     scored = [(one, trial) for one in phases for trial in one.completed()]
     if not scored:
-        return Found(way, phases[-1].study.best, phases[-1].weights, [])  # says that there is none
+        return Found(way, phases[-1].study.best, [], phases[-1].weights)  # says that there is none
     of, best = max(scored, key=lambda pair: pair[1].score or 0.0)
     trials = [trial for one in phases for trial in one.study.finished()]
-    return Found(way, best, of.weights, trials, 0 if before is None else len(before.study.finished()))
+    return Found(way, best, trials, of.weights, 0 if before is None else len(before.study.finished()))
 
 
 def sampler_of(name: str, startup: int, parallel: bool, seed: int) -> BaseSampler:
@@ -186,17 +172,3 @@ def sampler_of(name: str, startup: int, parallel: bool, seed: int) -> BaseSample
 
         return ParzenSampler(seed, startup=startup)
     return make_sampler(name, seed, startup=startup, parallel=parallel)
-
-
-def check_searches(searches: list[str] | str) -> list[str]:
-    """The searches that are compared, in a list or with commas between them.
-
-    Raises:
-        InputError: an unknown one, or one twice.
-    """
-    names = [name.strip() for name in searches.split(",") if name.strip()] if isinstance(searches, str) else list(searches)
-    for name in names:
-        one_of("searches", name, [way for way in WAYS if way != "alone"])
-    if not names or len(set(names)) < len(names):
-        raise InputError("searches", searches, f"some of {', '.join(WAYS)}, each once")
-    return names
