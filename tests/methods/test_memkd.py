@@ -24,7 +24,8 @@ from stillroom.errors import InputError
 from stillroom.methods.memkd import MemKD, NRMemory
 from stillroom.methods.memkd.arms import ARMS, named_arms
 from stillroom.methods.memkd.data import EXEMPLARS, NORMAL
-from stillroom.methods.memkd.memory import read
+from stillroom.methods.memkd.loss import memorisation_loss, over_memories
+from stillroom.methods.memkd.memory import embedding_distances, read
 from stillroom.methods.memkd.networks import build
 from stillroom.tasks.anomaly import AnomalyData, Extractor, build_teacher
 from stillroom.tasks.anomaly.maps import blurred
@@ -122,6 +123,35 @@ def test_each_loss_reaches_what_it_should(variant: str) -> None:
     assert reached == {"kd": {"keys", "values", "network"}, "nm": {"values"}, "orth": {"keys", "values"}}
     assert not any("teacher" in name for name in distiller.state_dict())
     assert {name.split(".")[-1] for name in distiller.state_dict() if "memory" in name} == {"keys", "values"}
+
+
+@pytest.mark.parametrize("variant", ["forward", "reverse"])
+@pytest.mark.parametrize("family", ["small", "resnet50"])
+def test_values_in_a_stage_s_weights_are_what_is_recalled_beside_its_map(variant: str, family: str) -> None:
+    levels = [(8 * channels, stride) for channels, stride in LEVELS[: 3 if variant == "forward" else 4]]
+    student = build({**described(variant, "memory", family=family), "levels": levels}).eval()
+    images = torch.randn(2, 3, 64, 64)
+    features = [torch.randn(2, channels, 64 // stride, 64 // stride) for channels, stride in levels]
+    answers = []
+    for folds in (True, False):
+        for recalling in student.recalling:
+            assert recalling.folds  # five slots, more channels
+            recalling.folds = folds
+        maps = student.levels(images, features)
+        gradients = torch.autograd.grad(sum(one.square().mean() for one in maps), list(student.parameters()))
+        answers.append([*maps, *gradients])
+        for recalling in student.recalling:
+            recalling.folds = True
+    for one, other in zip(*answers, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4 * float(other.detach().abs().max()))
+
+
+def test_distances_of_what_the_values_read_are_those_of_the_read_out() -> None:
+    features, values = torch.randn(2, 6, 3, 5, dtype=torch.float64).relu(), torch.randn(4, 6, dtype=torch.float64, requires_grad=True)
+    features[0, :, 0, 0] = 0
+    both = memorisation_loss([read(features, values, values, 0.5)], [features]), over_memories([embedding_distances(features, values, 0.5)])
+    torch.testing.assert_close(*both)
+    torch.testing.assert_close(*(torch.autograd.grad(loss, values)[0] for loss in both))
 
 
 def test_a_student_that_is_its_teacher_has_no_distance() -> None:

@@ -75,9 +75,9 @@ class Block(nn.Module):
         return relu(self.branch(x) + self.shortcut(x))
 
     def entrances(self) -> dict[str, nn.Module]:
-        """The convolutions that read its input, by name, where the shape changes."""
-        names = [f"{part}.{next(name for name, _ in self.get_submodule(part).named_children())}" for part in ("branch.0", "shortcut")]
-        return {name: self.get_submodule(name) for name in names}
+        """The convolutions that read its input, by name; of a block whose shape changes."""
+        units = {path: next(self.get_submodule(path).named_children()) for path in ("branch.0", "shortcut")}
+        return {f"{path}.{name}": convolution for path, (name, convolution) in units.items()}
 
 
 def _spatial(in_channels: int, channels: int, stride: int, upsamples: bool) -> nn.Sequential:
@@ -127,9 +127,7 @@ class Recalling(nn.Module):
         assert self.memory is not None
         first: Any = stage[0]
         found = {f"0.{name}.weight": convolution for name, convolution in first.entrances().items()}
-        return {
-            name: folded(one.weight, self.memory.values, transposed=isinstance(one, nn.ConvTranspose2d)) for name, one in found.items()
-        }
+        return {name: folded(one.weight, self.memory.values, transposed=isinstance(one, nn.ConvTranspose2d)) for name, one in found.items()}
 
 
 class Student(nn.Module, ABC):
