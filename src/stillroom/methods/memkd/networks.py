@@ -115,7 +115,7 @@ class Recalling(nn.Module):
         """The stage's answer to the map [B, C, H, W] and what is recalled of it."""
         if self.between == "nothing":
             answer: Tensor = stage(map_BCHW)
-        elif self.memory is None or not self.folds:
+        elif self.memory is None or not self.folds or torch.compiler.is_exporting():  # a file's weights must be plain numbers
             answer = stage(torch.cat([map_BCHW, map_BCHW if self.memory is None else self.memory(map_BCHW)], 1))
         else:
             shares_BLHW = self.memory.shares(map_BCHW)
@@ -137,8 +137,10 @@ class Student(nn.Module, ABC):
         recalling: what stands between the stages, in the order of its use.
         memory_levels: of each of these, the number of the teacher's level that its memory is to hold.
         reads: the teacher's levels, as (channels, stride).
+        compared: of these, the first ones that its maps are compared with; a fourth is what the deepest memory is to hold.
     """
 
+    compared = 3
     recalling: nn.ModuleList
     memory_levels: tuple[int, ...]
     reads: Sequence[tuple[int, int]]
