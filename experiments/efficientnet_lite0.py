@@ -81,28 +81,6 @@ class EfficientNetLite0(nn.Module):
         return self._fc(F.dropout(x.mean((2, 3)), 0.2, self.training))
 
 
-class FirstBlocks(EfficientNetLite0):
-    """Its stem and the first eight of its sixteen blocks, pooled: a student that can start from the large network's weights."""
-
-    def __init__(self, num_classes: int) -> None:
-        super().__init__(num_classes)
-        self._blocks = self._blocks[:8]
-        del self._conv_head, self._bn1
-        self._fc = nn.Linear(80, num_classes)
-
-    def forward(self, images: Tensor) -> Tensor:
-        """See `EfficientNetLite0`."""
-        x = F.relu6(self._bn0(self._conv_stem(images)))
-        for block in self._blocks:
-            x = block(x)
-        return self._fc(x.mean((2, 3)))
-
-
 def build(num_classes: int) -> nn.Module:
     """For the data's classes."""
     return EfficientNetLite0(num_classes)
-
-
-def first_blocks(num_classes: int) -> nn.Module:
-    """Half of its blocks, for the data's classes."""
-    return FirstBlocks(num_classes)

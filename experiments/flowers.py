@@ -6,7 +6,7 @@
 
 Runs the commands of docs/photos.md, into `runs/flowers`. With `--labels 25`, into `runs/few-labels`, only 25 photos of each kind keep their
 labels; the others of the training part are photos without labels. With `--cut` the student is the first half of the teacher's own network:
-from scratch into `runs/flowers-scratch`, from the teacher's published weights, alone and taught, into `runs/flowers-cut`; answers that
+from scratch into `runs/flowers-scratch`, from the teacher's weights, alone and taught, into `runs/flowers-cut`; answers that
 `runs/flowers-cache` holds are used again. `experiments/kd.py` writes what was measured to `results/kd.json`.
 """
 
@@ -17,9 +17,6 @@ import random
 import subprocess
 import zipfile
 from pathlib import Path, PurePosixPath
-
-import torch
-from safetensors.torch import save_file
 
 NETWORK = Path(__file__).with_name("efficientnet_lite0.py")
 TRAINED = ("--optimizer", "adamw", "--lr", "0.002", "--weight-decay", "0.05")
@@ -44,11 +41,10 @@ def main() -> None:
     if not (asked.cut and Path(stored, "cache.json").exists()):
         subprocess.run(["stillroom", "cache", *data, *teacher, *TRAINED, *stored_of, "--out", stored], check=True)
     if asked.cut:
-        half, start = f"{NETWORK}:first_blocks", cut(Path(asked.weights), Path("runs/flowers-cut.safetensors"))
-        common = (*data, *TRAINED, "--schedule", "cosine", "--seeds", "3")
-        taught = ("--teacher", f"cache:{stored}", "--student", f"{half}@{start}", "--epochs", "12", "--out", "runs/flowers-cut")
-        subprocess.run(["stillroom", "compare", "kd", *common, *taught, "--jobs", asked.jobs], check=True)
-        scratch = ("--student", half, "--epochs", "12", "--out", "runs/flowers-scratch")
+        common = (*data[:4], "--preset", "photos", "--seeds", "3")
+        taught = ("--teacher", f"cache:{stored}", "--jobs", asked.jobs, "--out", "runs/flowers-cut")
+        subprocess.run(["stillroom", "compare", "kd", *common, *taught], check=True)
+        scratch = ("--student", f"first:{NETWORK}:build", "--out", "runs/flowers-scratch")
         subprocess.run(["stillroom", "run", "supervised", *common, *scratch], check=True)
         return
     length = ("--epochs", "30", "--warmup-epochs", "2") if few else ("--epochs", "60", "--warmup-epochs", "3")
@@ -56,16 +52,6 @@ def main() -> None:
     taught = ("--teacher", f"cache:{stored}", "--jobs", asked.jobs, "--out", run)
     options = ("--options.kd", "{temperature: 2, task_weight: 0.5, kd_weight: 0.5}") if few else ()
     subprocess.run(["stillroom", "compare", "kd", *options, *data, *taught, *student, *TRAINED], check=True)
-
-
-def cut(weights: Path, out: Path) -> Path:
-    """Those of the teacher's weights that its first eight blocks have, with the head of their thousand classes left blank."""
-    every = torch.load(weights, weights_only=True)
-    blocks = tuple(f"_blocks.{number}." for number in range(8))
-    kept = {name: tensor.contiguous() for name, tensor in every.items() if name.startswith(("_conv_stem.", "_bn0.", *blocks))}
-    out.parent.mkdir(parents=True, exist_ok=True)
-    save_file({**kept, "_fc.weight": torch.zeros(1000, 80), "_fc.bias": torch.zeros(1000)}, out)
-    return out
 
 
 def parted(photos: Path, out: Path, labels: int) -> str:

@@ -59,7 +59,7 @@ def verdict(name: str, found: dict[str, Numbers]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--bccd", help="BCCD in Pascal VOC's layout, in a folder or a zip")
-    parser.add_argument("--only", choices=("scenes", "bccd"), help="run one of the two; the other's numbers are left out")
+    parser.add_argument("--only", choices=("scenes", "bccd"), help="run one of the two; the other's numbers stay as they are")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--runs", type=Path, default=Path("runs/experiments/iod"), help="where the runs are kept")
     parser.add_argument("--out", type=Path, default=Path("results/iod.json"))
@@ -79,8 +79,8 @@ def main() -> None:
         found |= numbers
         said.append(verdict(name, numbers))
         setting[name] = f"stillroom run iod {' '.join(SETS[name])}; the first seed with every arm, the others with {FEW}"
-    command = "python experiments/iod.py" + (" --bccd bccd_voc.zip" if asked.bccd else "")
-    write(asked.out, "iod", command, range(asked.seeds), found, ". ".join(said) + ".", setting)
+    command = "python experiments/iod.py" + " --bccd bccd_voc.zip" * bool(asked.bccd) + f" --only {asked.only}" * bool(asked.only)
+    write(asked.out, "iod", command, range(asked.seeds), found, ". ".join(said) + ".", setting, only=bool(asked.only))
     print(asked.out.read_text())
 
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import os
 import platform
+import re
 from collections.abc import Mapping, Sequence
 from datetime import date
 from pathlib import Path
 from statistics import mean, stdev
+from typing import Any
 
 import torch
 from scipy.stats import t
@@ -77,6 +79,7 @@ def write(
     day: str | None = None,
     notes: Sequence[str] = (),
     comparison: Mapping[str, object] | None = None,
+    only: bool = False,
 ) -> None:
     """Writes `results/METHOD.json`.
 
@@ -84,8 +87,10 @@ def write(
         measured_on, day: where the numbers were not measured by this process, today.
         notes: what is to be known besides.
         comparison: what a run compares: its primary metric, teacher and baseline.
+        only: some of the groups were measured now, named "group: arm"; what the file holds of others stays, and their sentences of the
+            verdict, which begin with the group's name.
     """
-    content = {
+    content: dict[str, Any] = {
         "method": method,
         "command": command,
         "seeds": list(seeds),
@@ -97,4 +102,24 @@ def write(
         "verdict": verdict,
         **({} if comparison is None else {"comparison": dict(comparison)}),
     }
+    if only and path.exists():
+        content = _joined(json.loads(path.read_text(encoding="utf-8")), content)
     write_atomic(path, json.dumps(content, indent=1) + "\n")
+
+
+def _joined(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
+    """Results of other groups, and new ones in the place of those that were measured again."""
+    measured = {arm.partition(":")[0] for arm in new["arms"]}
+    arms = {arm: numbers for arm, numbers in old["arms"].items() if arm.partition(":")[0] not in measured}
+    sentences = [text for text in re.split(r"(?<=\.) (?=\w[^:.]*: )", old["verdict"]) if text.partition(":")[0] not in measured]
+    commands = dict.fromkeys([*old["command"].splitlines(), *new["command"].splitlines()])
+    return {
+        **old,
+        **new,
+        "command": "\n".join(commands),
+        "seeds": sorted({*old["seeds"], *new["seeds"]}),
+        "setting": {**old["setting"], **new["setting"]},
+        "arms": {**arms, **new["arms"]},
+        "notes": list(dict.fromkeys([*old["notes"], *new["notes"]])),
+        "verdict": " ".join([*sentences, new["verdict"]]),
+    }

@@ -106,6 +106,8 @@ NAMES: dict[str, Callable[[Path], str]] = {
     "a known backbone": lambda place: novel(f"{place}/evil.py:net"),
     "a shared backbone": lambda place: shared(f"{place}/evil.py:net"),
     "a shared classifier": lambda place: shared("stillroom/resnet8", f"{place}/evil.py:net"),
+    "first layers": lambda place: f"first:{place}/evil.py:net,until=layer1",
+    "first layers of a folder's network": lambda place: f"first:{place}/run",
     "a backbone of a backbone": lambda place: novel(shared("evil:net", "stillroom/resnet8")),
 }
 

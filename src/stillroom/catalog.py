@@ -242,9 +242,10 @@ METHODS: tuple[Method, ...] = (
 # fmt: on
 
 
-# Methods whose networks are composed of others: the word that their specifications begin with, and the module that reads and builds them
-# (`engine.specification.Composed`).
+# Networks that are composed of others, most of them a method's: the word that their specifications begin with, and the module that reads
+# and builds them (`engine.specification.Composed`).
 BUILDERS = {
+    "first": "stillroom.tasks.images.first_layers",
     "novel": "stillroom.methods.crkd.novel",
     "shared": "stillroom.methods.kd3.shared_classifier",
     "gift": "stillroom.methods.giftnet.network",

@@ -92,7 +92,7 @@ def _run(arguments: list[str]) -> int:
             _parser().parse_args(arguments)
             _list()
     except Exception as error:
-        told = error if isinstance(error, StillroomError) else explained(error) or _lost() or _blamed(error, arguments)
+        told = error if isinstance(error, StillroomError) else explained(error) or _lost(error) or _blamed(error, arguments)
         _leave_others(stopped=isinstance(told, Interrupted))
         if told is None:
             raise
@@ -112,10 +112,10 @@ def _speaks() -> bool:
     return os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", "0")) == "0"
 
 
-def _lost() -> Lost | None:
+def _lost(error: Exception) -> Lost | None:
     """Who of those that train together with this process is gone, where a call among them failed for that."""
     watching = sys.modules.get("stillroom.engine.run.watch")
-    found: Lost | None = None if watching is None else watching.watch.who_is_gone()
+    found: Lost | None = None if watching is None else watching.watch.who_is_gone(error)
     if watching is not None and found is not None:
         watching.watch.leave(found.exit_code, str(found))  # not by the way out, which may wait for the one that is gone
     return found

@@ -83,7 +83,7 @@ def run(arguments: list[str], command: str) -> None:
     parser.add_argument("--data", help="as for run; its image size, its classes and its task are what the networks are built for")
     parser.add_argument("--task", help="of the networks (default: that of the data, or else classification)")
     parser.add_argument("--image-size", type=int, help="pixels of the images that the networks are given (default: as for run)")
-    parser.add_argument("--teacher", help="a network to compare with; its weights are not needed")
+    parser.add_argument("--teacher", help="a network to compare with, whose first layers are candidates too; its weights are not needed")
     parser.add_argument("--budget", help="the most that a student may cost: 5M (parameters), 2ms, 20MB, or several with commas between")
     parser.add_argument("--also", nargs="+", default=[], metavar="SPEC", help="further networks, as --student takes them")
     parser.add_argument("--trust-code", "--trust-pickle", action="store_true", help="as for run")
@@ -96,16 +96,17 @@ def run(arguments: list[str], command: str) -> None:
     kind = kind_of(given.data or "")
     name = given.task or next((one for one in SUPERVISED if kind in task_named(one).kinds), "classification")
     task = task_named(name, "--task")
-    specs = (*getattr(task, "students", ()), *given.also)
+    specs = [*getattr(task, "students", ()), *given.also]
     if not specs:
         raise InputError("--task", name, "a task with a list of students; of any other name networks by --also")
     with named_as_typed("data", "image_size"):
         data = task.data(**({} if given.data is None else {"data": given.data}), **_size(given.image_size))
-    found, over, failed = measured(task, data, specs, budget, trusted=given.trust_code)
     teacher = None
     if given.teacher is not None:
         with named_as_typed("teacher"):
             teacher = _measured(task, data, given.teacher, "teacher", trusted=given.trust_code)
+            specs += _parts(task, data, given.teacher, trusted=given.trust_code)
+    found, over, failed = measured(task, data, specs, budget, trusted=given.trust_code)
     if found or teacher is not None:
         show(found, teacher)
     notes = [f"{over} more cost more than the budget" if found else f"all {over} cost more than the budget"] * bool(over)
@@ -113,6 +114,16 @@ def run(arguments: list[str], command: str) -> None:
         notes.append(f"{len(failed)} could not be built for these data, the first of them: {failed[0]}")
     for note in notes:
         print(f"{note}.")
+
+
+def _parts(task: Task, data: Any, teacher: str, *, trusted: bool) -> list[str]:
+    """Students that are parts of the teacher, where the task has such and the teacher is one that can be cut."""
+    if not hasattr(task, "parts_of"):
+        return []
+    try:
+        return list(task.parts_of(task.build(teacher, data, task.networks, trust_pickle=trusted, argument="teacher"), data))
+    except InputError:
+        return []
 
 
 def _size(image_size: int | None) -> dict[str, int]:

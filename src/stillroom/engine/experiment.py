@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from stillroom.engine.cache import CACHE, CachedTeacher
+from stillroom.engine.card import read_specification
 from stillroom.engine.distiller import OLD_RATE, Distiller, rehearse
 from stillroom.engine.export import ExportFailed
 from stillroom.engine.inference.fidelity import ByEngine
@@ -17,6 +18,7 @@ from stillroom.engine.lab import Lab, Trained
 from stillroom.engine.quantize import QuantizationFailed
 from stillroom.engine.report.gains import far_worse, image_error
 from stillroom.engine.report.results import COMMON_METRICS, Metric, Report, StageResult
+from stillroom.engine.specification import composed
 from stillroom.engine.task import WARNING, Built, CacheableData, Task, TaskData
 from stillroom.engine.teacher import Resized, Teacher
 from stillroom.engine.training import Training, with_fitting_warmup
@@ -24,6 +26,7 @@ from stillroom.errors import InputError, positive
 
 Make = Callable[[Any, Any], Distiller]  # (fresh student, frozen Teacher) -> the method's distiller; no teacher where none is named
 
+TEACHER = "teacher"  # among the parts of a student's specification: the network that teaches
 _FINE_TUNING = 10  # epochs at most, by default
 _TEMPERATURE = 4.0  # at which an engine's answers are compared with the network's, where the method has none
 
@@ -35,7 +38,7 @@ class Networks:
     Args:
         teacher: network, optionally with weights after ``@``; without weights it is trained first, and with weights whose head answers
             for other classes than the data's it is fine-tuned first. Or the folder of an earlier run, or ``cache:FOLDER``.
-        student: network, as above.
+        student: network, as above; of images also the first layers of one, ``first:NETWORK`` or ``first:teacher``.
         teacher_epochs: epochs of the teacher, where it has to be trained; by default as many as the student's, and to fine-tune 10 at
             most.
         teacher_lr: learning rate of the teacher; by default the student's. Where it is fine-tuned that of its new head; all else learns at
@@ -103,7 +106,31 @@ class Experiment:
         Raises:
             InputError: it cannot be built, or its weights know other classes than the data have.
         """
+        spec = self._of_teacher(spec, argument)
         return self.task.build(spec, self.data, self.networks, trust_pickle=self.lab.options.trust_pickle, argument=argument)
+
+    def _of_teacher(self, spec: str, argument: str) -> str:
+        """A specification in which `teacher` is the teacher, with the weights that it has by now; in a rehearsal without weights.
+
+        Raises:
+            InputError: there is no teacher.
+        """
+        whole = composed(spec, argument)
+        if whole is None or TEACHER not in whole.parts():
+            return spec
+        if not self.networks.teacher:
+            raise InputError(argument, spec, "a network by its name, since there is no teacher")
+        folder: Path | None = None
+        if self._taught is not None:
+            source, folder = self._taught.result.model, self._taught.folder
+        elif isinstance(self._tried, CachedTeacher):
+            source, folder = self._tried.result.model, self._tried.folder
+        else:
+            source = read_specification(self.networks.teacher, trust_pickle=self.lab.options.trust_pickle, argument="teacher").source
+        if folder is not None and self.networks.teacher.startswith(CACHE):
+            folder = folder / self.role  # the stage in which it was trained or scored
+        spec = str(whole.of(*(source if part == TEACHER else part for part in whole.parts())))
+        return spec if folder is None else f"{spec}@{folder}"
 
     def rehearse(self, *make: Make) -> list[Distiller]:
         """Builds everything once, for the distillers that each `make` gives, and asks each for the losses of a few samples.
@@ -278,6 +305,8 @@ class Experiment:
 
     def trained(self, name: str, make: Callable[[Any], Distiller]) -> Trained:
         """A stage of that name: a fresh student under the distiller that is made around it."""
+        if self.networks.teacher and self._of_teacher(self.networks.student, "student") != self.networks.student:
+            self.teacher()  # whose weights it begins with
         built = self.network(self.networks.student, "student")
         made = make(built.network)
         made.plan = self.plan  # what it shows may depend on how long it does

@@ -1,8 +1,8 @@
 """What a network is called: the words that all tasks share, and which of them run code.
 
 A specification is `SOURCE[@WEIGHTS]`. SOURCE names a network of a library (`LIBRARIES`), or a function of somebody's own,
-`package.module:function` or `file.py:function`; or it is composed of other sources by the builder of a method (`catalog.BUILDERS`), as runs
-record it.
+`package.module:function` or `file.py:function`; or it is composed of other sources by a builder (`catalog.BUILDERS`): a method's students,
+as runs record them, and the first layers of a network.
 """
 
 from __future__ import annotations

@@ -31,7 +31,7 @@ from stillroom.losses.contrast import crd_loss
 from stillroom.losses.precision import at_least_float32
 from stillroom.modules.contrast_memory import ContrastMemory
 from stillroom.modules.projectors import LinearEmbedding, probing
-from stillroom.tasks.classification import CIFAR100, CONVNETS, DIGITS, IMAGENET, SHAPES, Batch, ImageData, pooled_layer
+from stillroom.tasks.classification import CIFAR100, CONVNETS, DIGITS, IMAGENET, PHOTOS, SHAPES, Batch, ImageData, pooled_layer
 
 
 class CRD(Distiller):
@@ -172,6 +172,7 @@ def recipe(lab: Lab, data: ImageData, plan: Training = DIGITS, networks: Network
 PRESETS = {
     "paper": {**CIFAR100, "negatives": 16384},
     "paper:imagenet": {**IMAGENET, "negatives": 16384},
+    "photos": PHOTOS,
 }
 
 ROOM = Room(

@@ -20,7 +20,7 @@ from stillroom.engine.study.space import Float
 from stillroom.errors import at_least_zero, positive
 from stillroom.losses.logits import dkd_loss
 from stillroom.losses.precision import at_least_float32
-from stillroom.tasks.classification import CIFAR100, CONVNETS, DIGITS, IMAGENET, SHAPES, Batch, ImageData
+from stillroom.tasks.classification import CIFAR100, CONVNETS, DIGITS, IMAGENET, PHOTOS, SHAPES, Batch, ImageData
 
 
 class DKD(Distiller):
@@ -91,6 +91,7 @@ def recipe(lab: Lab, data: ImageData, plan: Training = DIGITS, networks: Network
 PRESETS = {
     "paper": CIFAR100,
     "paper:imagenet": {**IMAGENET, "alpha": 1.0, "beta": 0.5, "temperature": 1.0, "warmup": 1},
+    "photos": PHOTOS,
 }
 
 ROOM = Room(

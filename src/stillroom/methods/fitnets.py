@@ -26,7 +26,7 @@ from stillroom.errors import InputError, at_least_zero
 from stillroom.losses.features import hint_loss
 from stillroom.losses.precision import at_least_float32
 from stillroom.modules.projectors import ConvRegressor, probing
-from stillroom.tasks.classification import CIFAR100, CONVNETS, DIGITS, IMAGENET, SHAPES, Batch, ImageData, middle_layer
+from stillroom.tasks.classification import CIFAR100, CONVNETS, DIGITS, IMAGENET, PHOTOS, SHAPES, Batch, ImageData, middle_layer
 
 
 class FitNets(Distiller):
@@ -131,6 +131,7 @@ def recipe(lab: Lab, data: ImageData, plan: Training = DIGITS, networks: Network
 PRESETS = {
     "paper": CIFAR100,
     "paper:imagenet": {**IMAGENET, "student_layer": "layer2", "teacher_layer": "layer2"},
+    "photos": PHOTOS,
 }
 
 ROOM = Room(

@@ -20,7 +20,7 @@ from stillroom.engine.study.space import Float
 from stillroom.errors import at_least_zero, positive
 from stillroom.losses.logits import kd_loss
 from stillroom.losses.precision import at_least_float32
-from stillroom.tasks.classification import CIFAR100, CONVNETS, DIGITS, IMAGENET, SHAPES, TINY_IMAGENET, Batch, ImageData
+from stillroom.tasks.classification import CIFAR100, CONVNETS, DIGITS, IMAGENET, PHOTOS, SHAPES, TINY_IMAGENET, Batch, ImageData
 from stillroom.tasks.images.unlabelled import NO_LABEL
 
 
@@ -98,6 +98,7 @@ PRESETS = {
     "paper": CIFAR100,
     "paper:tiny-imagenet": TINY_IMAGENET,
     "paper:imagenet": {**IMAGENET, "temperature": 1.0, "task_weight": 0.5, "kd_weight": 0.5},
+    "photos": PHOTOS,
 }
 
 ROOM = Room(

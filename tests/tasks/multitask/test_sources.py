@@ -203,8 +203,9 @@ def test_depth_that_is_not_there(tmp_path: Path) -> None:
     np.testing.assert_allclose(found[0], [[np.nan, 1, np.nan, np.nan], [2, np.nan, np.nan, 0.5]])
     metres = np.array([[np.nan, 1.5], [np.inf, -1]], np.float32)
     np.testing.assert_allclose(Depth(1.0)(array(metres, tmp_path), "x.npy")[0], [[np.nan, 1.5], [np.nan, np.nan]])
-    with pytest.raises(InputError, match="a map of 8 bits in metres"):
-        Depth(1.0)(png(np.ones((2, 2), np.uint8), tmp_path), "x.png")
+    for unit, said in ((1.0, "metres"), (0.001, "millimetres")):
+        with pytest.raises(InputError, match=f"a map of 8 bits in {said}"):
+            Depth(unit)(png(np.ones((2, 2), np.uint8), tmp_path), "x.png")
 
 
 def test_normals_are_unit_and_turned_as_declared(tmp_path: Path) -> None:

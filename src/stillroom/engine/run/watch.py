@@ -19,8 +19,10 @@ import socket
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 from stillroom.engine.distributed import gathered, rank, when_alone, world_size
@@ -137,9 +139,11 @@ class Watch:
             line.connection.close()
         self._lines, self._thread = [], None
 
-    def who_is_gone(self) -> Lost | None:
-        """After a call among the processes failed: who was lost, if somebody was."""
-        if not self.active or not self._decided.wait(_GRACE):
+    def who_is_gone(self, error: Exception) -> Lost | None:
+        """After an error, which may be that of a call among the processes: who was lost, if somebody was."""
+        if not self.active:
+            return _not_met(error)
+        if not self._decided.wait(_GRACE):
             return None
         assert self._verdict is not None
         return Lost(self._verdict[1], self._verdict[0])
@@ -232,6 +236,16 @@ class Watch:
                     line.say(_STOPPED)
                 self.leave(130, f"stopped at once; {GOES_ON} from the last checkpoint")
         here.close()
+
+
+def _not_met(error: Exception) -> Lost | None:
+    """What an error says that came while the processes met: one that is started anew may meet one that is about to end."""
+    places = {(Path(frame.filename).parent.name, frame.name) for frame in traceback.extract_tb(error.__traceback__)}
+    meeting = any(folder == "distributed" for folder, _ in places) or ("run", Watch.begin.__name__) in places
+    if not isinstance(error, RuntimeError | OSError) or not meeting:
+        return None
+    reason = " ".join(str(error).split())[:160] or type(error).__name__
+    return Lost(f"the processes did not meet ({reason}): one is gone, or does not reach the others; {GOES_ON}")
 
 
 watch = Watch()

@@ -3,7 +3,7 @@
 from stillroom.tasks.classification.data import ImageData
 from stillroom.tasks.classification.loaded import Loaded, load
 from stillroom.tasks.classification.supervised import Supervised
-from stillroom.tasks.classification.task import CIFAR100, CONVNETS, DIGITS, IMAGENET, SHAPES, TASK, TINY_IMAGENET
+from stillroom.tasks.classification.task import CIFAR100, CONVNETS, DIGITS, IMAGENET, PHOTOS, SHAPES, TASK, TINY_IMAGENET
 from stillroom.tasks.images.batches import Batch
 from stillroom.tasks.images.classifiers import build_classifier
 from stillroom.tasks.images.layers import middle_layer, pooled_layer
@@ -14,6 +14,7 @@ __all__ = [
     "CONVNETS",
     "DIGITS",
     "IMAGENET",
+    "PHOTOS",
     "SHAPES",
     "TASK",
     "TINY_IMAGENET",

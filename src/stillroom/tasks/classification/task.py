@@ -31,6 +31,7 @@ from stillroom.tasks.images.candidates import CLASSIFIERS
 from stillroom.tasks.images.classifiers import build_classifier, configurations
 from stillroom.tasks.images.configurations import class_names
 from stillroom.tasks.images.file_networks import of_file
+from stillroom.tasks.images.first_layers import parts_of
 from stillroom.tasks.images.foreign import teacher_inputs
 from stillroom.tasks.images.layers import middle_layer, pooled_layer
 from stillroom.tasks.images.page_parts import data_section
@@ -91,6 +92,19 @@ IMAGENET: dict[str, Any] = {
     "milestones": [30, 60, 90],
 }
 
+# A folder of photos with a few classes and a teacher that brings ImageNet's weights: docs/photos.md has what was tried.
+PHOTOS: dict[str, Any] = {
+    "student": "first:teacher",
+    "batch_size": 32,
+    "epochs": 12,
+    "optimizer": "adamw",
+    "lr": 0.002,
+    "weight_decay": 0.05,
+    "schedule": "cosine",
+    "teacher_epochs": 8,
+    "teacher_lr": 0.003,
+}
+
 
 _LOOKED_AT = 8  # images
 _RESAMPLED = "resampled"  # in notes on weights that were made for other sizes of images
@@ -111,9 +125,15 @@ class Classification(Usual):
     plan = DIGITS
     sgd = DIGITS
     networks = CONVNETS
-    presets: Mapping[str, Mapping[str, Any]] = {"paper": CIFAR100, "paper:tiny-imagenet": TINY_IMAGENET, "paper:imagenet": IMAGENET}
+    presets: Mapping[str, Mapping[str, Any]] = {
+        "paper": CIFAR100,
+        "paper:tiny-imagenet": TINY_IMAGENET,
+        "paper:imagenet": IMAGENET,
+        "photos": PHOTOS,
+    }
     default = SHAPES
     students = CLASSIFIERS
+    parts_of = staticmethod(parts_of)
     layers: Mapping[str, FindLayer] = {"middle": middle_layer, "pooled": pooled_layer}
     by_engine = CLASSES
     deliver = staticmethod(delivered.deliver)

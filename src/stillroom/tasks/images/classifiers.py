@@ -4,7 +4,8 @@ A spec is `SOURCE[@WEIGHTS]`, or the folder of a run:
 
 - SOURCE is what `architectures` knows: `timm/NAME`, `torchvision/NAME`, `stillroom/NAME` (`networks.NETWORKS`), `transformers/FOLDER` (an
   image classifier that `save_pretrained` wrote, with its weights), `package.module:function` or `file.py:function`;
-  runs of methods whose students are composed of several networks record others (`engine.specification.composed`);
+  ``first:SOURCE``, its first layers (`first_layers`); runs of methods whose students are composed of several networks record others
+  (`engine.specification.composed`);
 - WEIGHTS is a file or a folder of weights, or the word `pretrained`: what timm and torchvision publish under that name;
 - a run's folder holds `student.json`, which says what the student is, and `student.safetensors`;
 - `onnx:FILE` and `openvino:FILE.xml` are whole networks that can only be asked: teachers (`file_networks`).
@@ -40,6 +41,7 @@ from stillroom.tasks.images.architectures import (
 )
 from stillroom.tasks.images.configurations import Configuration, beside, of_library, rows_of
 from stillroom.tasks.images.file_networks import file_of, of_file, open_file
+from stillroom.tasks.images.first_layers import PREFIX, FirstSpec
 
 Start = tuple[str, tuple[str, ...]]  # as in `Built`: why weights are a start, and the parameters that they leave as they were
 _ANY = 10  # classes of a head that is taken away again
@@ -96,6 +98,20 @@ def build_classifier(
             raise InputError(argument, spec, "a network that PyTorch builds: one that is only a file can teach classification, and no more")
         wanted = Wanted(num_classes, image_size, in_channels, argument, task)
         return _of_file(spec, str(file), wanted, classes, own_classes, probabilities=probabilities, layout=layout)
+    if spec.startswith(PREFIX):
+        whole, at, weights = spec.partition("@")
+        cut = FirstSpec.parse(whole, argument)
+        built = build_classifier(
+            f"{cut.source}{at}{weights}",
+            num_classes=num_classes,
+            image_size=image_size,
+            in_channels=in_channels,
+            trust_pickle=trust_pickle,
+            argument=argument,
+            task=task,
+            classes=classes,
+        )
+        return _cut(cut, built, Wanted(num_classes, image_size, in_channels, argument, task))
     named = _with_own_weights(read_specification(spec, trust_pickle=trust_pickle, argument=argument))
     rows: tuple[int, ...] | None = None
     notes: list[str] = []
@@ -121,6 +137,15 @@ def build_classifier(
     notes = [*_told(loaded), *loaded.notes, *notes]
     notes += _brought_to_logits(network, spec, named, wanted, AsLogits(num_classes, rows, probabilities, argument))
     return Built(network, named.spec, named.weights or None, None if start else named.classes, start, new, tuple(notes))
+
+
+def _cut(cut: FirstSpec, whole: Built, wanted: Wanted) -> Built:
+    """The first layers of a network, with their weights."""
+    cut, network = replace(cut, source=whole.spec).cut(whole.network, wanted.num_classes, torch.zeros(wanted.shape), wanted.argument)
+    if whole.weights is None:
+        return Built(network, str(cut), None, notes=whole.notes)
+    new = tuple(f"head.{name}" for name, _ in network.head.named_parameters())
+    return Built(network, str(cut), whole.weights, None, f"it is the network up to {cut.until}", new, whole.notes)
 
 
 def _of_file(
@@ -165,6 +190,18 @@ def build_backbone(
     Raises:
         InputError: as `build_classifier`, but for what it answers; or there are no such features in the answer.
     """
+    if spec.startswith(PREFIX):
+        built = build_classifier(
+            spec,
+            num_classes=_ANY,
+            image_size=image_size,
+            in_channels=in_channels,
+            trust_pickle=trust_pickle,
+            argument=argument,
+            classes=tuple(map(str, range(_ANY))),
+        )
+        built.network.set_submodule("head", nn.Identity())
+        return Built(built.network, built.spec, built.weights, notes=built.notes)
     named = _with_own_weights(read_specification(spec, trust_pickle=trust_pickle, argument=argument))
     wanted = Wanted(_ANY, image_size, in_channels, argument, "")
     network = (published_network if named.weights == PRETRAINED else untrained_network)(named.source, wanted)

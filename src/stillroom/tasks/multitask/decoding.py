@@ -99,8 +99,9 @@ class Depth:
         steps = numbers_in(content, name)
         if steps.ndim != 2:
             raise InputError("data", f"{printable(name)} of shape {list(steps.shape)}", "depth with one number a pixel")
-        if steps.dtype == np.uint8 and self.unit >= UNITS["m"]:
-            raise InputError("data", f"{printable(name)}, a map of 8 bits in metres", "the metres of a step: unit=0.04 or the like")
+        if steps.dtype == np.uint8 and not UNITS["mm"] < self.unit < UNITS["m"]:  # up to 255 m in steps of 1, or up to 26 cm
+            got = f"{printable(name)}, a map of 8 bits in {'metres' if self.unit >= UNITS['m'] else 'millimetres'}"
+            raise InputError("data", got, "the metres of a step: unit=0.04 or the like")
         depth = steps.astype(np.float32) * np.float32(self.unit)
         known = np.isfinite(depth) & (depth > 0) & (depth <= (np.inf if self.most is None else self.most))
         known &= steps != self.missing if self.missing is not None else True
