@@ -217,7 +217,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--note", default="", help="kept with the results")
     parser.add_argument("--only", choices=CONTENDERS)
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=int, default=0, help="the first")
     asked = parser.parse_args()
     torch.set_num_threads(1)
     if ReverseDistillationModel is None:
@@ -228,7 +228,7 @@ def main() -> None:
         print(json.dumps(trained(asked.only, asked.data, asked.weights, asked.image_size, asked.steps, asked.seed)))
     else:
         contenders = CONTENDERS if ReverseDistillationModel is not None else CONTENDERS[:2]
-        for seed in range(asked.seeds):
+        for seed in range(asked.seed, asked.seed + asked.seeds):
             for only in contenders:
                 again = subprocess.run(
                     [sys.executable, *sys.argv, "--only", only, "--seed", str(seed)], stdout=subprocess.PIPE, text=True, check=True
