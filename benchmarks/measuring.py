@@ -20,7 +20,7 @@ from rich.table import Table
 from stillroom.engine.run.measure import Allocated as Allocated  # the benchmarks' too
 
 RESULTS = Path(__file__).parent / "results"
-_PACKAGES = ("stillroom", "torch", "torchvision", "lightning", "timm", "torchdistill", "numpy", "onnxruntime", "openvino")
+_PACKAGES = ("stillroom", "torch", "torchvision", "lightning", "timm", "torchdistill", "anomalib", "numpy", "onnxruntime", "openvino")
 
 
 class Turns:

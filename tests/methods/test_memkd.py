@@ -24,10 +24,12 @@ from stillroom.errors import InputError
 from stillroom.methods.memkd import MemKD, NRMemory
 from stillroom.methods.memkd.arms import ARMS, named_arms
 from stillroom.methods.memkd.data import EXEMPLARS, NORMAL
-from stillroom.methods.memkd.memory import read
+from stillroom.methods.memkd.loss import memorisation_loss, over_memories
+from stillroom.methods.memkd.memory import embedding_distances, read
 from stillroom.methods.memkd.networks import build
 from stillroom.tasks.anomaly import AnomalyData, Extractor, build_teacher
-from stillroom.tasks.anomaly.maps import blurred
+from stillroom.tasks.anomaly.detector import Detectors
+from stillroom.tasks.anomaly.maps import MapOptions, blurred
 from stillroom.tasks.anomaly.preparation import Preparation
 from stillroom.tasks.images.batches import Batch
 from stillroom.tasks.images.classifiers import build_classifier
@@ -124,6 +126,34 @@ def test_each_loss_reaches_what_it_should(variant: str) -> None:
     assert {name.split(".")[-1] for name in distiller.state_dict() if "memory" in name} == {"keys", "values"}
 
 
+@pytest.mark.parametrize("variant", ["forward", "reverse"])
+@pytest.mark.parametrize("family", ["small", "resnet50"])
+def test_values_in_a_stage_s_weights_are_what_is_recalled_beside_its_map(variant: str, family: str) -> None:
+    levels = [(8 * channels, stride) for channels, stride in LEVELS[: 3 if variant == "forward" else 4]]
+    student = build({**described(variant, "memory", family=family), "levels": levels}).eval()
+    images = torch.randn(2, 3, 64, 64)
+    features = [torch.randn(2, channels, 64 // stride, 64 // stride) for channels, stride in levels]
+    places: list[Any] = list(student.recalling)
+    assert all(place.folds for place in places)  # five slots, more channels
+    answers: list[list[Tensor]] = []
+    for folds in (True, False):
+        for place in places:
+            place.folds = folds
+        maps = student.levels(images, features)
+        gradients = torch.autograd.grad([one.square().mean() for one in maps], list(student.parameters()))
+        answers.append([*maps, *gradients])
+    for one, other in zip(*answers, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4 * float(other.detach().abs().max()))
+
+
+def test_distances_of_what_the_values_read_are_those_of_the_read_out() -> None:
+    features, values = torch.randn(2, 6, 3, 5, dtype=torch.float64).relu(), torch.randn(4, 6, dtype=torch.float64, requires_grad=True)
+    features[0, :, 0, 0] = 0
+    both = memorisation_loss([read(features, values, values, 0.5)], [features]), over_memories([embedding_distances(features, values, 0.5)])
+    torch.testing.assert_close(*both)
+    torch.testing.assert_close(*(torch.autograd.grad(loss, values)[0] for loss in both))
+
+
 def test_a_student_that_is_its_teacher_has_no_distance() -> None:
     teacher = Teacher(Levels())
     student = build(described("forward", "nothing"))
@@ -131,6 +161,19 @@ def test_a_student_that_is_its_teacher_has_no_distance() -> None:
     for kd in ("positions", "flat", "squared"):
         distiller = MemKD(student, teacher, kd=kd)  # type: ignore[arg-type]
         assert distiller.predict(batch_of(2)).abs().max() < 1e-5
+
+
+def test_what_only_training_reads_is_not_run_to_score() -> None:
+    network = build_classifier("stillroom/resnet8_stride8", num_classes=2, image_size=64).network.eval()
+    images = torch.randn(2, 3, 64, 64)
+    teacher = Extractor(network, ["stem", "layer1", "layer2", "layer3"], images).eval()
+    levels = [[level.channels, level.stride] for level in teacher.levels]
+    student = build({**described("forward", "memory"), "levels": levels}).eval()
+    detectors = Detectors(teacher, [student], MapOptions(), None, {}).eval()
+    asked = len(teacher(images)), len(detectors.features(images))
+    assert asked == (4, 3)
+    teacher.network.get_submodule("layer3").register_forward_hook(lambda *_: pytest.fail("the last layer was run"))
+    assert detectors(images)[1].isfinite().all()
 
 
 @pytest.mark.parametrize("wrong", [{"nm_weight": -0.1}, {"orth_weight": -1.0}, {"exemplars": 0}])
@@ -229,6 +272,8 @@ def test_what_is_behind_the_last_layer_is_left_out() -> None:
     assert not [name for name, _ in extractor.named_parameters() if "layer3" in name or "fc" in name]
     for one, name in zip(extractor(images), ("layer1", "layer2"), strict=True):
         torch.testing.assert_close(one, features[name])
+    (first,) = extractor(images, 1)
+    torch.testing.assert_close(first, features["layer1"])
     traced = extractor.traced(torch.randn(2, 3, 64, 64))
     torch.testing.assert_close(traced(torch.cat([images] * 3))[1][:1], features["layer2"], rtol=1e-4, atol=1e-4)
 

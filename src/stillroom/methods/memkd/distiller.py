@@ -10,7 +10,8 @@ from torch import Tensor
 from stillroom.engine import Distiller, Losses, Teacher
 from stillroom.errors import at_least, at_least_zero
 from stillroom.methods.memkd.data import EXEMPLARS, NORMAL, Shown
-from stillroom.methods.memkd.loss import Distillation, Orthogonality, Reduction, distances, memorisation_loss, orthogonal_loss, reduced
+from stillroom.methods.memkd.loss import Distillation, Orthogonality, Reduction, distances, orthogonal_loss, over_memories, reduced
+from stillroom.methods.memkd.memory import embedding_distances
 from stillroom.methods.memkd.networks import Student
 
 
@@ -78,9 +79,8 @@ class MemKD(Distiller):
         memories = self.student.memories()
         if memories and EXEMPLARS in batch:
             features: Any = self.teacher(batch[EXEMPLARS])
-            read_outs = [memory.embed(features[level]) for memory, level in memories]
-            targets = [features[level] for _, level in memories]
-            terms["nm"] = self.nm_weight * memorisation_loss(read_outs, targets, self.reduction)
+            forgotten = [embedding_distances(features[level], memory.values, memory.temperature) for memory, level in memories]
+            terms["nm"] = self.nm_weight * over_memories(forgotten, self.reduction)
         if memories and self.orth_weight:
             keys, values = zip(*((memory.keys, memory.values) for memory, _ in memories), strict=True)
             terms["orth"] = self.orth_weight * orthogonal_loss(keys, values, self.orth)

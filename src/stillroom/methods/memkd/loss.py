@@ -73,11 +73,13 @@ def memorisation_loss(read_outs: Sequence[Tensor], features: Sequence[Tensor], r
 
     Source: the specification's loss 2.
     """
-    terms = [
-        _over_batch(_half_squared(recalled, target.detach()).mean((1, 2)), reduction)
-        for recalled, target in zip(read_outs, features, strict=True)
-    ]
-    return torch.stack(terms).mean()
+    each = [_half_squared(recalled, target.detach()) for recalled, target in zip(read_outs, features, strict=True)]
+    return over_memories(each, reduction)
+
+
+def over_memories(distances_BHW: Sequence[Tensor], reduction: Reduction = "mean") -> Tensor:
+    """`memorisation_loss` of what each memory's `embedding_distances` are."""
+    return torch.stack([_over_batch(each_BHW.mean((1, 2)), reduction) for each_BHW in distances_BHW]).mean()
 
 
 def orthogonal_loss(keys: Sequence[Tensor], values: Sequence[Tensor], form: Orthogonality = "squared") -> Tensor:

@@ -13,10 +13,11 @@ from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 from torch.nn.functional import relu
 
 from stillroom.errors import InputError, one_of
-from stillroom.methods.memkd.memory import NRMemory
+from stillroom.methods.memkd.memory import NRMemory, folded
 from stillroom.modules.convolutions import conv_unit, initialise_convolutions
 
 Variant = Literal["forward", "reverse"]
@@ -73,6 +74,11 @@ class Block(nn.Module):
         """[B, in_channels, H, W] -> [B, channels, H / stride, W / stride], or twice as large."""
         return relu(self.branch(x) + self.shortcut(x))
 
+    def entrances(self) -> dict[str, nn.Module]:
+        """The convolutions that read its input, by name; of a block whose shape changes."""
+        units = {path: next(self.get_submodule(path).named_children()) for path in ("branch.0", "shortcut")}
+        return {f"{path}.{name}": convolution for path, (name, convolution) in units.items()}
+
 
 def _spatial(in_channels: int, channels: int, stride: int, upsamples: bool) -> nn.Sequential:
     """The convolution of a block that sees neighbours, with its batch norm."""
@@ -88,7 +94,7 @@ def _stage(family: Family, number: int, in_channels: int, channels: int, stride:
 
 
 class Recalling(nn.Module):
-    """What is concatenated to a feature map before the next stage.
+    """What stands before a stage and is concatenated to the map that the stage reads.
 
     Args:
         between: ``memory``: what an NR memory recalls of it; ``copy``: the map itself, the control of equally wide convolutions;
@@ -103,12 +109,25 @@ class Recalling(nn.Module):
         self.between = between
         self.memory = NRMemory(channels, slots, temperature) if between == "memory" else None
         self.out_channels = channels if between == "nothing" else 2 * channels
+        self.folds = between == "memory" and slots < channels  # else nothing is saved
 
-    def forward(self, map_BCHW: Tensor) -> Tensor:
-        """[B, C, H, W] to what the next stage reads."""
+    def forward(self, map_BCHW: Tensor, stage: nn.Sequential) -> Tensor:
+        """The stage's answer to the map [B, C, H, W] and what is recalled of it."""
         if self.between == "nothing":
-            return map_BCHW
-        return torch.cat([map_BCHW, map_BCHW if self.memory is None else self.memory(map_BCHW)], 1)
+            answer: Tensor = stage(map_BCHW)
+        elif self.memory is None or not self.folds or torch.compiler.is_exporting():  # a file's weights must be plain numbers
+            answer = stage(torch.cat([map_BCHW, map_BCHW if self.memory is None else self.memory(map_BCHW)], 1))
+        else:
+            shares_BLHW = self.memory.shares(map_BCHW)
+            answer = functional_call(stage, self._folded(stage), torch.cat([map_BCHW, shares_BLHW], 1))
+        return answer
+
+    def _folded(self, stage: nn.Sequential) -> dict[str, Tensor]:
+        """The weights of the convolutions that read the map and what is recalled, by name, for the map and the shares."""
+        assert self.memory is not None
+        first: Any = stage[0]
+        found = {f"0.{name}.weight": convolution for name, convolution in first.entrances().items()}
+        return {name: folded(one.weight, self.memory.values, transposed=isinstance(one, nn.ConvTranspose2d)) for name, one in found.items()}
 
 
 class Student(nn.Module, ABC):
@@ -118,8 +137,10 @@ class Student(nn.Module, ABC):
         recalling: what stands between the stages, in the order of its use.
         memory_levels: of each of these, the number of the teacher's level that its memory is to hold.
         reads: the teacher's levels, as (channels, stride).
+        compared: of these, the first ones that its maps are compared with; a fourth is what the deepest memory is to hold.
     """
 
+    compared = 3
     recalling: nn.ModuleList
     memory_levels: tuple[int, ...]
     reads: Sequence[tuple[int, int]]
@@ -175,8 +196,8 @@ class ForwardStudent(Student):
         """The stages' maps of the images; the teacher's are not read."""
         stage1, stage2, stage3 = self.stages
         a = stage1(self.stem(images))
-        b = stage2(self.recalling[0](a))
-        return a, b, stage3(self.recalling[1](b))
+        b = self.recalling[0](a, stage2)
+        return a, b, self.recalling[1](b, stage3)
 
 
 class ReverseStudent(Student):
@@ -216,7 +237,7 @@ class ReverseStudent(Student):
         maps = self.bottleneck(torch.cat([self.down1(f1), self.down2(f2), f3], 1))
         decoded = []
         for recalling, stage in zip(self.recalling, self.stages, strict=True):
-            maps = stage(recalling(maps))
+            maps = recalling(maps, stage)
             decoded.append(maps)
         return tuple(decoded[::-1])
 

@@ -17,14 +17,20 @@ from stillroom.tasks.anomaly.teachers import Extractor
 
 
 class FeatureStudent(Protocol):
-    """A network that learns to give normal pictures the feature maps that a teacher gives them."""
+    """A network that learns to give normal pictures the feature maps that a teacher gives them.
+
+    Attributes:
+        compared: how many of the teacher's maps it answers for, the first ones. Others are for training alone.
+    """
+
+    compared: int
 
     def levels(self, images: Tensor, features: Sequence[Tensor]) -> tuple[Tensor, ...]:
         """Its maps, to be compared with the teacher's first ones.
 
         Args:
             images: [B, 3, S, S].
-            features: all of the teacher's maps of these images, for students that start from them.
+            features: the teacher's maps of these images, at least those that are compared, for students that start from them.
         """
 
 
@@ -57,9 +63,19 @@ class Detectors(nn.Module):
         self.maps, self.renormalise, self.description = maps, renormalise, dict(description)
         self.register_buffer("thresholds", torch.full((len(students),), torch.nan))
 
+    @property
+    def compared(self) -> int:
+        """How many of the teacher's maps its students are compared with: what it is asked for."""
+        student: Any = self.students[0]
+        return int(student.compared)
+
     def features(self, images: Tensor, teacher: Callable[[Tensor], tuple[Tensor, ...]] | None = None) -> tuple[Tensor, ...]:
-        """The teacher's maps; by another form of it, if one is given."""
-        return (teacher or self.teacher)(images if self.renormalise is None else self.renormalise(images))
+        """The teacher's maps that students are compared with; by another form of it, if one is given."""
+        images = images if self.renormalise is None else self.renormalise(images)
+        if teacher is not None:
+            return teacher(images)
+        maps: tuple[Tensor, ...] = self.teacher(images, self.compared)
+        return maps
 
     def level_maps(self, images: Tensor, features: Sequence[Tensor], category: int) -> Tensor:
         """The levels' maps [K, B, S, S] by one category's student."""

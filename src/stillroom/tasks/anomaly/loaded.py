@@ -170,7 +170,7 @@ class LoadedDetectors:
         metadata = {**description(self.card), "thresholds": json.dumps(self.thresholds()), "quantile": str(self.card.content["quantile"])}
         if len(self.categories) == 1:
             metadata["threshold"] = repr(self.thresholds()[0])
-        graph = self.network.teacher.traced(images[:2])
+        graph = self.network.teacher.traced(images[:2], self.network.compared)
 
         def ask(network: Any, inputs: Tensor) -> tuple[Tensor, ...]:
             features = network.features(inputs, graph if torch.compiler.is_exporting() else None)

@@ -80,19 +80,20 @@ class Extractor(nn.Module):
             for layer, found in zip(layers, maps, strict=True)
         )
 
-    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        """See the class."""
+    def forward(self, images: Tensor, count: int | None = None) -> tuple[Tensor, ...]:
+        """See the class; of the first `count` layers alone, if that is given: what is behind them is not run."""
         found: dict[str, Any] = {}
-        modules = [self.network.get_submodule(layer) for layer in self.layers]
+        layers = self.layers[:count]
+        modules = [self.network.get_submodule(layer) for layer in layers]
 
         def keep(layer: str, answer: Any) -> None:
             found[layer] = answer
-            if len(found) == len(self.layers):
+            if len(found) == len(layers):
                 raise _Enough
 
         handles = [
             module.register_forward_hook(lambda _, __, answer, layer=layer: keep(layer, answer))
-            for layer, module in zip(self.layers, modules, strict=True)
+            for layer, module in zip(layers, modules, strict=True)
         ]
         try:
             self.network(images)
@@ -101,16 +102,17 @@ class Extractor(nn.Module):
         finally:
             for handle in handles:
                 handle.remove()
-        return tuple(found[layer] for layer in self.layers)
+        return tuple(found[layer] for layer in layers)
 
-    def traced(self, images: Tensor) -> fx.GraphModule:
+    def traced(self, images: Tensor, count: int | None = None) -> fx.GraphModule:
         """The same as a graph of plain operations for batches of any size, which exporters can follow: `forward` ends by an exception.
 
         Args:
             images: at least two.
+            count: see `forward`.
         """
         with torch.no_grad():
-            return make_fx(self, tracing_mode="symbolic", _allow_non_fake_inputs=True)(images)
+            return make_fx(lambda images: self(images, count), tracing_mode="symbolic", _allow_non_fake_inputs=True)(images)
 
     def _drop_rest(self, example: Tensor, maps: Sequence[Tensor]) -> None:
         """Leaves out the parameters of what was not run, if the features are the same without."""
