@@ -55,6 +55,19 @@ def test_runs_stand_on_one_page_with_gains_and_what_is_shared_stands_once(
     assert "top-1 (%) against multiply-adds (M)" in page
 
 
+def test_runs_of_before_that_do_not_say_where_their_stages_are_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    finished(Path("new"), {"alone": 50, "distilled": 70})
+    old = finished(Path("old"), {"alone": 50, "distilled": 75}, epochs=6) / "metrics.json"
+    found = json.loads(old.read_text())
+    for stages in found["stages"].values():
+        for stage in stages:
+            del stage["folder"]
+    old.write_text(json.dumps(found))
+    assert main(["report", "new", "old", "--out", "page"]) == 0
+    assert json.loads(Path("page/metrics.json").read_text())["stages"]["old: distilled"][0]["metrics"]["top1"] == 75
+
+
 def test_students_alone_of_two_lengths_are_two_arms(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     finished(Path("short"), {"alone": 50, "distilled": 70})

@@ -74,7 +74,7 @@ def read(folder: Path) -> dict[str, Any]:
         details: dict[tuple[str, int], dict[str, np.ndarray]] = {}
         for arm, stages in found["stages"].items():
             for stage in stages:
-                if stage["folder"] and (kept := folder / stage["folder"] / "details.npz").is_file():
+                if stage.get("folder") and (kept := folder / stage["folder"] / "details.npz").is_file():  # runs of before do not say
                     with np.load(kept, allow_pickle=False) as arrays:
                         details[arm, stage["seed"]] = dict(arrays)
     except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
