@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sklearn.metrics import roc_auc_score
+from sklearn.metrics import average_precision_score, roc_auc_score
 
 from stillroom.engine.report.gains import outcomes
 from stillroom.errors import InputError
@@ -27,6 +27,14 @@ def test_scores_beyond_one_are_no_logits() -> None:
     assert found == {"auroc": 1.0, "ap": 1.0, "f1max": 1.0}
     pixels = detection(np.array([[[100.0, 101], [102, 103]]]), np.array([[[0, 0], [1, 1]]]))
     assert pixels["auroc"] == pixels["ap"] == 1.0
+
+
+@given(st.lists(st.tuples(st.sampled_from([-2.0, 0.5, 1.0, 3.0, 40.0]), st.booleans()), min_size=2, max_size=30))
+@settings(max_examples=50, deadline=None)
+def test_average_precision_is_scikit_learn_s(samples: list[tuple[float, bool]]) -> None:
+    scores, labels = (np.array(column) for column in zip(*samples, strict=True))
+    if labels.any() and not labels.all():
+        assert detection(scores, labels)["ap"] == pytest.approx(average_precision_score(labels, scores), abs=1e-6)
 
 
 def test_scores_that_differ_by_the_last_digit_are_told_apart() -> None:

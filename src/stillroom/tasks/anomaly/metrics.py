@@ -70,6 +70,7 @@ class AnomalyEvaluator:
         """Forgets everything."""
         self._rows: list[tuple[Tensor, ...]] = []
         self._gathered: list[np.ndarray] | None = None
+        self._figures: dict[str, np.ndarray] | None = None
 
     def to(self, device: torch.device | str) -> AnomalyEvaluator:
         """Nothing to move: answers are kept on the CPU."""
@@ -81,7 +82,7 @@ class AnomalyEvaluator:
         means = [_mean_where(answers.levels, where).T for where in (inside, outside)]
         columns = batch.ids, batch.categories, batch.anomalous, answers.scores, answers.thresholds, *means, batch.masks, answers.maps
         self._rows.append(tuple(column.detach().cpu() for column in columns))
-        self._gathered = None
+        self._gathered = self._figures = None
 
     def _all(self) -> list[np.ndarray]:
         """The columns of `update` over all processes, in the order of ids; all processes must ask."""
@@ -91,6 +92,11 @@ class AnomalyEvaluator:
 
     def by_category(self) -> dict[str, np.ndarray]:
         """Each of `FIGURES` for each category, float64 [categories]; NaN where it is undefined."""
+        if self._figures is None:
+            self._figures = self._measured()
+        return self._figures
+
+    def _measured(self) -> dict[str, np.ndarray]:
         _, categories, anomalous, scores, thresholds, _, _, masks, maps = self._all()
         found = {name: np.full(len(self.categories), math.nan) for name in FIGURES}
         for k in range(len(self.categories)):
