@@ -157,6 +157,15 @@ def test_weights_are_those_of_the_whole_network(own: str, tmp_path: Path) -> Non
         assert torch.equal(backbone.network.eval()(IMAGES), built.network.eval().pooled(built.network.features(IMAGES)))
 
 
+def test_first_layers_of_first_layers() -> None:
+    torch.manual_seed(0)
+    outer = build_classifier("first:timm/resnet10t,until=layer2", num_classes=2, image_size=32).network
+    inner = build_classifier("first:first:timm/resnet10t,until=layer2,until=layers.layer1", num_classes=2, image_size=32).network
+    assert isinstance(outer, FirstLayers)
+    assert sum(p.numel() for p in inner.parameters()) < sum(p.numel() for p in outer.parameters())
+    assert inner.eval()(IMAGES).shape == (3, 2)
+
+
 @pytest.mark.parametrize(
     ("spec", "said"),
     [

@@ -24,7 +24,7 @@ from stillroom.modules.projectors import probing
 
 PREFIX = "first:"
 _GRAMMAR = re.compile(r"first:(?P<source>.+?)(?:,until=(?P<until>[\w.]+))?")
-_CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
+_CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict, fx.GraphModule)
 _HALF, _QUARTERS = 0.5, (0.25, 0.5, 0.75)
 
 
@@ -53,21 +53,19 @@ class FirstLayers(nn.Module):
             self.graphs[training] = _ending(graph, inside[-1])
         self.layers = fx.GraphModule(network, self.graphs[True])
         _add(self.layers, self.graphs[False], network)
-        self.channels_last = getattr(network, "output_fmt", "NCHW") == "NHWC"  # timm's word
         with probing(self, example):
             features = self.features(example)
         if not isinstance(features, Tensor) or features.ndim not in (2, 3, 4):
             raise InputError(argument, f"until={until}", _layers_of(network, example, argument))
         _, *sides, last = features.shape
-        if len(sides) == 2 and sides[0] == sides[1] != last:  # torchvision's do not say that their channels come last
-            self.channels_last = True
+        # timm's word; torchvision's networks do not say it
+        channels_last = getattr(network, "output_fmt", "NCHW") == "NHWC" or (len(sides) == 2 and sides[0] == sides[1] != last)
+        self.places = {2: (), 3: (1,), 4: (1, 2) if channels_last else (2, 3)}[features.ndim]  # that the mean is taken over
         self.head = nn.Linear(self.pooled(features).shape[1], num_classes)
 
     def pooled(self, features: Tensor) -> Tensor:
         """[B, D] of a map, of tokens [B, N, D], or of what is pooled already."""
-        if features.ndim == 4:
-            return features.mean((1, 2) if self.channels_last else (2, 3))
-        return features.mean(1) if features.ndim == 3 else features
+        return features.mean(self.places) if self.places else features
 
     def forward(self, images_B3HW: Tensor) -> Tensor:
         """See the class."""
