@@ -130,7 +130,7 @@ ROOM = Room(
     tasks=("harmonization",),
     presets=PRESETS,
     default={**PATCHES, "grid": 8},
-    expect="Not measured on these patches. On photographs, after 160 short steps, GIFT's layer took 29.2 +- 6.5 off the baseline's fMSE of "
-    "1922 (3 seeds), and relations nothing more; the paper sees them above all others.",
+    expect="Not measured on these patches. On photographs, after 160 short steps, GIFT's layer was at -29.2 +- 6.5 fMSE against the "
+    "baseline's 1922 (3 seeds), and relations added nothing; the paper sees them above all others.",
     reason="changes its student's network, and what teaches it is another input, not another network",
 )
