@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from stillroom.cli import main
-from stillroom.commands.students import Budget
-from stillroom.engine.run.measure import working_bytes
+from stillroom.commands.students import Budget, Candidate, show
+from stillroom.engine.run.measure import Footprint, working_bytes
 from stillroom.engine.task import SUPERVISED, task_named
 
 _CANDIDATES: tuple[str, ...] = getattr(task_named("segmentation"), "students")  # noqa: B009 - tasks need not have them
@@ -79,3 +79,13 @@ def test_working_memory_is_what_a_pass_holds_besides_weights() -> None:
 def test_a_budget_that_nothing_keeps_is_said_without_an_empty_table(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["students", "--task", "segmentation", "--budget", "1k"]) == 0
     assert capsys.readouterr().out == f"all {len(_CANDIDATES)} cost more than the budget.\n"
+
+
+def test_a_long_name_gives_way_and_numbers_do_not(capsys: pytest.CaptureFixture[str]) -> None:
+    name = f"first:/a/folder/{'of-a-long-name/' * 8}nets.py:build,until=blocks.3"
+    show([Candidate(name, Footprint(29_500, 7_670_000, 1.23, 118_000), 950_000)], None)
+    out = capsys.readouterr().out
+    assert "…" not in out
+    assert "29.5 k" in out
+    assert "7.67 M" in out
+    assert name in "".join(line.split(" ")[0] for line in out.splitlines()[1:])

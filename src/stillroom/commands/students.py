@@ -176,7 +176,7 @@ def show(found: Sequence[Candidate], teacher: Candidate | None) -> None:
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column("student", no_wrap=True)
+    table.add_column("student", overflow="fold")  # a long path gives way, numbers do not
     for head in ("parameters", "multiply-adds", "latency", "size", "memory", *(["of the teacher"] if teacher else [])):
         table.add_column(head, justify="right", no_wrap=True)
     for one in found:
