@@ -217,6 +217,17 @@ def test_a_run_ships_it_and_a_cache_teaches_it(tmp_path: Path) -> None:
     assert all(torch.equal(value, again[name]) for name, value in load_file(run / "student.safetensors").items())
 
 
+@pytest.mark.parametrize("method", ["kd", "dkd"])
+def test_the_preset_for_photos_takes_a_step(method: str, photos: ImageData, tmp_path: Path) -> None:
+    network = timm.create_model("resnet10t", num_classes=1000)
+    save_weights(network, tmp_path / "imagenet.safetensors")
+    words = ["--data", photos.data, "--workers", "0", "--accelerator", "cpu", "--preset", "photos", "--epochs", "1", "--teacher-epochs", "1"]
+    main(["run", method, *words, "--teacher", f"timm/resnet10t@{tmp_path / 'imagenet.safetensors'}", "--out", str(tmp_path / "run")])
+    stages = json.loads((tmp_path / "run" / "metrics.json").read_text())["stages"]
+    assert stages["distilled"][0]["model"].startswith("first:timm/resnet10t,until=")
+    assert "its head answers for 1000 classes" in stages["teacher"][0]["origin"]
+
+
 def test_without_a_teacher_there_is_none_to_begin_with(photos: ImageData, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="since there is no teacher"):
         supervised(Lab(LabOptions(out=tmp_path / "run")), photos, SHORT, ClassifierNetworks("", "first:teacher"))
