@@ -221,7 +221,7 @@ def test_a_run_ships_it_and_a_cache_teaches_it(tmp_path: Path) -> None:
 def test_the_preset_for_photos_takes_a_step(method: str, photos: ImageData, tmp_path: Path) -> None:
     network = timm.create_model("resnet10t", num_classes=1000)
     save_weights(network, tmp_path / "imagenet.safetensors")
-    words = ["--data", photos.data, "--workers", "0", "--accelerator", "cpu", "--preset", "photos", "--epochs", "1", "--teacher-epochs", "1"]
+    words = ["--preset", "photos", "--data", photos.data, "--workers", "0", "--accelerator", "cpu", "--epochs", "1", "--teacher-epochs=1"]
     main(["run", method, *words, "--teacher", f"timm/resnet10t@{tmp_path / 'imagenet.safetensors'}", "--out", str(tmp_path / "run")])
     stages = json.loads((tmp_path / "run" / "metrics.json").read_text())["stages"]
     assert stages["distilled"][0]["model"].startswith("first:timm/resnet10t,until=")
