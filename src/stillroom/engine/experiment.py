@@ -115,7 +115,7 @@ class Experiment:
         Raises:
             InputError: there is no teacher.
         """
-        whole = composed(spec, argument)
+        whole = composed(spec.partition("@")[0], argument)
         if whole is None or TEACHER not in whole.parts():
             return spec
         if not self.networks.teacher:

@@ -228,6 +228,15 @@ def test_the_preset_for_photos_takes_a_step(method: str, photos: ImageData, tmp_
     assert "its head answers for 1000 classes" in stages["teacher"][0]["origin"]
 
 
+def test_weights_behind_a_composed_student_are_no_part_of_its_specification(photos: ImageData, tmp_path: Path) -> None:
+    spec = "novel:stillroom/resnet8,known=1,hidden=8,projection=8,layers=1,temperature=0.1"
+    network = build_classifier(spec, num_classes=2, image_size=32).network
+    save_weights(network, tmp_path / "novel.safetensors")
+    experiment = Experiment(Lab(LabOptions(out=tmp_path / "run")), photos, SHORT, ClassifierNetworks("timm/resnet10t", spec))
+    state = experiment.network(f"{spec}@{tmp_path / 'novel.safetensors'}", "student").network.state_dict()
+    assert all(torch.equal(value, state[name]) for name, value in network.state_dict().items())
+
+
 def test_without_a_teacher_there_is_none_to_begin_with(photos: ImageData, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="since there is no teacher"):
         supervised(Lab(LabOptions(out=tmp_path / "run")), photos, SHORT, ClassifierNetworks("", "first:teacher"))
