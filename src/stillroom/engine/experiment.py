@@ -18,7 +18,7 @@ from stillroom.engine.lab import Lab, Trained
 from stillroom.engine.quantize import QuantizationFailed
 from stillroom.engine.report.gains import far_worse, image_error
 from stillroom.engine.report.results import COMMON_METRICS, Metric, Report, StageResult
-from stillroom.engine.specification import composed
+from stillroom.engine.specification import TEACHER, composed
 from stillroom.engine.task import WARNING, Built, CacheableData, Task, TaskData
 from stillroom.engine.teacher import Resized, Teacher
 from stillroom.engine.training import Training, with_fitting_warmup
@@ -26,7 +26,6 @@ from stillroom.errors import InputError, positive
 
 Make = Callable[[Any, Any], Distiller]  # (fresh student, frozen Teacher) -> the method's distiller; no teacher where none is named
 
-TEACHER = "teacher"  # among the parts of a student's specification: the network that teaches
 _FINE_TUNING = 10  # epochs at most, by default
 _TEMPERATURE = 4.0  # at which an engine's answers are compared with the network's, where the method has none
 
@@ -115,9 +114,12 @@ class Experiment:
         Raises:
             InputError: there is no teacher.
         """
-        whole = composed(spec.partition("@")[0], argument)
+        source, at, _ = spec.partition("@")
+        whole = composed(source, argument)
         if whole is None or TEACHER not in whole.parts():
             return spec
+        if at:
+            raise InputError(argument, spec, f"{source} alone: its weights are the teacher's")
         if not self.networks.teacher:
             raise InputError(argument, spec, "a network by its name, since there is no teacher")
         folder: Path | None = None

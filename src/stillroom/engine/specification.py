@@ -24,6 +24,7 @@ from stillroom.errors import InputError, near
 # of which Stillroom builds the networks itself
 LIBRARIES = ("timm/", "torchvision/", "transformers/", "gfl/", "atss/", "retinanet/", "fcos/", "stillroom/")
 FILES = ("onnx:", "openvino:")  # before a file that is a whole network
+TEACHER = "teacher"  # among the parts of a student: the network that teaches
 
 Made = TypeVar("Made")
 
@@ -67,7 +68,9 @@ def composed(source: str, argument: str) -> Composed | None:
 def runs_code(source: str, argument: str) -> bool:
     """Whether building the network of a source runs code that is neither Stillroom's nor a library's."""
     whole = composed(source, argument)
-    return not source.startswith((*LIBRARIES, *FILES)) if whole is None else any(runs_code(part, argument) for part in whole.parts())
+    if whole is None:
+        return not source.startswith((*LIBRARIES, *FILES))
+    return any(runs_code(part, argument) for part in whole.parts() if part != TEACHER)
 
 
 def trusted(source: str, where: object, *, trust_code: bool, argument: str) -> str:

@@ -228,6 +228,23 @@ def test_the_preset_for_photos_takes_a_step(method: str, photos: ImageData, tmp_
     assert "its head answers for 1000 classes" in stages["teacher"][0]["origin"]
 
 
+def test_such_a_run_goes_on_for_more_epochs_without_being_trusted(tmp_path: Path) -> None:
+    pictures = classes_of_pictures(tmp_path / "p", count=10, size=(32, 32))
+    data = ["--data", f"imagefolder:{pictures}", "--batch-size", "4", "--workers", "0", "--accelerator", "cpu", "--lr", "0.01"]
+    words = ["--teacher", "timm/resnet10t", "--teacher-epochs", "1", "--student", "first:teacher,until=layer1", "--epochs", "1"]
+    words.append("--accept-teacher")
+    assert main(["run", "kd", *data, *words, "--out", str(tmp_path / "run")]) == 0
+    assert main(["run", "kd", "--continue-from", str(tmp_path / "run"), "--epochs", "2", "--out", str(tmp_path / "more")]) == 0
+    stages = json.loads((tmp_path / "more" / "metrics.json").read_text())["stages"]
+    assert stages["distilled"][0]["epochs"] == 2
+
+
+def test_the_teacher_s_weights_are_the_only_ones_of_its_first_layers(photos: ImageData, tmp_path: Path) -> None:
+    networks = ClassifierNetworks("timm/resnet10t", f"first:teacher@{tmp_path}")
+    with pytest.raises(InputError, match="first:teacher alone: its weights are the teacher's"):
+        Experiment(Lab(LabOptions(out=tmp_path / "run")), photos, SHORT, networks).rehearse(KD)
+
+
 def test_weights_behind_a_composed_student_are_no_part_of_its_specification(photos: ImageData, tmp_path: Path) -> None:
     spec = "novel:stillroom/resnet8,known=1,hidden=8,projection=8,layers=1,temperature=0.1"
     network = build_classifier(spec, num_classes=2, image_size=32).network
