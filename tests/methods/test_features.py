@@ -17,6 +17,7 @@ from torch.nn.functional import layer_norm, normalize
 from stillroom.cli import main
 from stillroom.engine import Teacher
 from stillroom.engine.cache import CachedTeacher, Storage, Views, build_cache
+from stillroom.engine.cache.store import Writer
 from stillroom.engine.report.results import StageResult
 from stillroom.engine.run.measure import Footprint
 from stillroom.engine.weights import save_weights
@@ -24,13 +25,17 @@ from stillroom.errors import InputError
 from stillroom.methods.features import Features
 from stillroom.methods.features.distiller import resampled
 from stillroom.methods.features.loss import Queue, smooth_l1
-from stillroom.methods.features.towers import Tower, Towers, as_map, open_teacher, pooled
 from stillroom.tasks.detection.models import build_detector
 from stillroom.tasks.images.classifiers import build_backbone
 from stillroom.tasks.images.layers import dense_layer
 from stillroom.tasks.representation import RepresentationData
+from stillroom.tasks.representation.teachers import Tower, Towers, as_map, open_teacher, pooled
 
 JOB = ["--batch-size", "16", "--subset", "48", "--val-subset", "30", "--epochs", "1", "--accelerator", "cpu", "--teacher-precision", "fp32"]
+
+
+class Killed(Exception):
+    """Where it was."""
 
 
 def digits(**options: Any) -> RepresentationData:
@@ -262,6 +267,50 @@ def test_several_teachers_pooled_and_dense_from_disk_as_from_the_networks(
     assert not any("project" in name for name in weights)
 
 
+def test_the_command_stores_what_a_run_stores_bit_for_bit_and_goes_on_with_it(
+    teachers: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    both = ["--teacher", "+".join(teachers), "--dense-weight", "1"]
+    run(tmp_path / "run", *both, "--views", "2")
+    words = ["cache", "--task", "representation", "--data", "digits", *JOB, *both, "--out", str(tmp_path / "cache")]
+    write, written = Writer.write, []
+
+    def once(writer: Writer, rows: Any) -> None:
+        written.append(rows)
+        if len(written) == 3:
+            raise Killed
+        write(writer, rows)
+
+    monkeypatch.setattr(Writer, "write", once)
+    with pytest.raises(Killed):
+        main([*words, "--views", "2"])
+    monkeypatch.undo()
+    capsys.readouterr()
+    assert main([*words, "--views", "2"]) == 0
+    said = capsys.readouterr().out
+    assert "pooled, dense of 48 images, 2 views each" in said
+    files = {place: {file.name: file.read_bytes() for file in (tmp_path / place / "rows").iterdir()} for place in ("cache", "run/answers")}
+    assert len(files["cache"]) > 4
+    assert files["cache"] == files["run/answers"]
+    again = run(tmp_path / "again", "--teacher", f"cache:{tmp_path / 'cache'}", "--dense-weight", "1")
+    before = json.loads((tmp_path / "run/metrics.json").read_text())
+    for name in ("teacher", "distilled"):
+        assert again["stages"][name][0]["metrics"] == before["stages"][name][0]["metrics"]
+    fresh = ["--out", str(tmp_path / "no")]
+    for more, complaint in (
+        (["--views", "3", "--out", str(tmp_path / "cache")], "--out: got"),  # somebody else's
+        (["--teacher", "stillroom/resnet8"], "--teacher: got stillroom/resnet8, without weights"),
+        (["--teacher", f"{teachers[0]}+"], "--teacher: got"),
+        (["--teacher", f"cache:{tmp_path / 'cache'}"], "a network: what it answered is in a cache already"),
+        (["--task", "adasim"], "--task: got adasim"),
+    ):
+        assert main([*words, "--views", "2", *fresh, *more]) == 2
+        error = capsys.readouterr().err
+        assert complaint in error
+        assert error.count("\n") == 1
+        assert not (tmp_path / "no").exists()
+
+
 def test_pooled_answers_are_stored_exactly_and_maps_in_half_precision(tmp_path: Path) -> None:
     data = digits(augment="none")
     network = Towers([opened("stillroom/resnet8", data)])
@@ -303,10 +352,6 @@ def test_few_labels_are_worth_more_from_the_distilled_backbone_and_all_stages_ar
     assert "tuned" in found["summary"]["distilled"]["metrics"]
     assert found["gains"]["distilled"]["over"] == "start"
     assert "fine-tuned, 2 labels a class" in (tmp_path / "out/report.html").read_text()
-
-
-class Killed(Exception):
-    """Where it was."""
 
 
 def test_a_killed_run_goes_on_to_the_same_numbers(teachers: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
