@@ -6,7 +6,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -25,7 +24,7 @@ from stillroom.errors import InputError
 from stillroom.methods.features import Features
 from stillroom.methods.features.distiller import resampled
 from stillroom.methods.features.loss import Queue, smooth_l1
-from stillroom.tasks.detection.models import build_detector
+from stillroom.tasks.detection.models import backbone_of, build_detector
 from stillroom.tasks.images.classifiers import build_backbone
 from stillroom.tasks.images.layers import dense_layer
 from stillroom.tasks.representation import RepresentationData
@@ -377,10 +376,34 @@ def test_a_killed_run_goes_on_to_the_same_numbers(teachers: list[str], tmp_path:
     assert killed["stages"]["distilled"][0]["metrics"] == whole["stages"]["distilled"][0]["metrics"]
 
 
-def test_a_detector_takes_the_backbone(teachers: list[str], tmp_path: Path) -> None:
-    network = build_backbone("timm/resnet10t", image_size=32).network
-    save_weights(network, tmp_path / "student.safetensors")
-    built = build_detector(f"gfl/resnet10t,backbone={tmp_path / 'student.safetensors'}", num_classes=3)
-    own = dict(built.network.named_parameters())
-    name = next(name for name in own if name.endswith(("layer3.0.conv1.weight", "layer3_0.conv1.weight")))
-    assert np.array_equal(own[name].detach().numpy(), dict(network.named_parameters())["layer3.0.conv1.weight"].detach().numpy())
+def test_a_detectors_backbone_is_trained_and_the_detector_takes_it(
+    teachers: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run(tmp_path / "run", "--teacher", teachers[0], "--student", "gfl/resnet10t", "--image-size", "32")
+    assert f"takes it as gfl/resnet10t,backbone={tmp_path}" in capsys.readouterr().out.replace("\n", "")
+    weights = {name.replace("_", "."): value for name, value in load_file(tmp_path / "run/student.safetensors").items()}
+    for spec in ("gfl/resnet10t", "fcos/resnet10t"):
+        built = build_detector(f"{spec},backbone={tmp_path / 'run'}", num_classes=3)
+        own = {name.partition("network.")[2].replace("_", "."): value for name, value in built.network.state_dict().items()}
+        taken = {name: value for name, value in weights.items() if name in own and not name.endswith("tracked")}
+        assert built.notes[0].startswith(f"its backbone starts from all {len(taken)} tensors")
+        assert len(taken) > 60
+        assert all(torch.equal(value, own[name]) for name, value in taken.items())
+
+
+@pytest.mark.parametrize(
+    ("spec", "backbone"),
+    [
+        ("gfl/resnet18,backbone=start.pth", "timm/resnet18@start.pth"),
+        ("torchvision/fcos_resnet50_fpn,backbone=pretrained", "torchvision/resnet50@pretrained"),
+        ("torchvision/resnet50@start.pth", None),
+        ("stillroom/gfl_24", None),
+    ],
+)
+def test_what_a_detectors_backbone_is_called(spec: str, backbone: str | None) -> None:
+    assert backbone_of(spec) == backbone
+
+
+def test_a_whole_detectors_weights_are_no_backbones() -> None:
+    with pytest.raises(InputError, match="without the weights of a detector"):
+        backbone_of("gfl/resnet18@detector.pth")

@@ -17,6 +17,7 @@ from stillroom.engine.report.results import Metric, StageResult
 from stillroom.errors import InputError, at_least
 from stillroom.methods.features.distiller import FeatureLoss, Features
 from stillroom.tasks.classification import ImageData, Supervised, build_classifier
+from stillroom.tasks.detection.models import backbone_of
 from stillroom.tasks.representation import TASK, RepresentationData
 from stillroom.tasks.representation.teachers import FeatureNetworks, open_teachers
 
@@ -55,6 +56,10 @@ def recipe(
             maps in half precision; training then shows these in turn. By default none: the teachers answer at every step.
         tune_labels: labels of each class on which the backbone is fine-tuned at the end, as it starts and distilled; 0 for not.
     """
+    if (backbone := backbone_of(networks.student)) is not None:
+        detector = networks.student.partition(",")[0]
+        lab.say("student", f"the backbone of {detector}, {backbone}, alone; the detector takes it as {detector},backbone={lab.folder}")
+        networks = replace(networks, student=backbone)
     if tune_labels and not data.labelled:
         raise InputError("tune_labels", tune_labels, "0: the data have no labels")
     options: dict[str, Any] = {

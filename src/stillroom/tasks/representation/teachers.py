@@ -37,7 +37,7 @@ class FeatureNetworks(Networks):
         teacher: network, with weights: ``timm/NAME@FILE``, ``torchvision/NAME@pretrained``, ``transformers/FOLDER`` (DINOv2, DINOv3, ViT,
             the image tower of a CLIP), ``nets.py:function``, a run's folder; its head is left out. Several with a + between them teach
             together. Without weights a run trains it first, on the labels of the data. Or ``cache:FOLDER``, stored answers.
-        student: network, as above; its head is left out.
+        student: network, as above; its head is left out. Of a detector over a library's backbone (``gfl/resnet18``) that alone.
         teacher_epochs: epochs of the teacher, where it has to be trained; by default 20.
         teacher_lr: learning rate of the teacher, where it has to be trained; by default 0.1.
         accept_teacher: go on with a teacher that is no better than chance, where it had to be trained.
