@@ -424,7 +424,7 @@ def test_a_method_needs_no_argument(method: str, tmp_path: Path, monkeypatch: py
         (lambda: torch.empty(2**60), "bytes were asked for at once"),
         (lambda: np.empty(2**55), "iB were asked for at once"),
         (
-            lambda: _raise(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB. GPU 0 has a total capacity")),
+            lambda: _raise(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB. GPU 0 has")),
             "20.00 GiB",
         ),
         (lambda: _raise(MemoryError()), "not enough memory:"),
