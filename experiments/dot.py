@@ -3,6 +3,7 @@
     python experiments/dot.py                                         # scikit-learn's digits, some 3 minutes on two cores
     python experiments/dot.py --cifar10 cifar10.zip                   # and CIFAR-10 at 16 x 16 pixels, also with a student of 78 000
                                                                       # parameters, some two hours more
+    python experiments/dot.py --cifar10 cifar10.zip --weights resnet56.safetensors   # instead: a teacher that somebody trained, and DKD
 
 Arms, with the same seeds, initial weights and number of steps: labels only; KD; KD with its two weights multiplied by what DOT's
 momenta multiply them by in effect (a constant gradient piles up to 1 / (1 - momentum)), for each gap; DOT with that gap; DOT with a
@@ -16,22 +17,38 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from record import Numbers, is_clear, paired, write
-from torch import nn
+from torch import Tensor, nn
 
 from stillroom.engine import Distiller, Experiment, Lab, LabOptions, Networks, Teacher, Trained, Training
+from stillroom.engine.cache import Storage, Views, build_cache
+from stillroom.methods.dkd import DKD
 from stillroom.methods.dot import DOT
 from stillroom.methods.kd import KD
 from stillroom.tasks.classification import ImageData
 
 MU, TASK, DISTILL = 0.9, 0.1, 0.9
+STUDENT = "stillroom/resnet8"
 
 
 def effective(delta: float) -> tuple[float, float]:
     """What DOT's two momenta multiply a constant task and distillation gradient by, relative to plain momentum SGD."""
     return (1 - MU) / (1 - (MU - delta)), (1 - MU) / (1 - (MU + delta))
+
+
+TRAINED = "CIFAR-10, trained teacher"
+NETWORK = Path(__file__).with_name("cifar_resnet.py")
+STATISTICS: dict[str, Any] = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}  # what that teacher was trained with
+WARMUP = 2.0  # epochs over which DKD grows; the paper's 20 of 240
+
+
+def rescaled(delta: float) -> str:
+    """The name of KD's arm with the weights that a gap has in effect."""
+    task, distill = effective(delta)
+    return f"KD, weights x ({task:.3f}, {distill:.3g})"
 
 
 def arms(deltas: tuple[float, ...]) -> dict[str, Callable[[nn.Module, Teacher], Distiller]]:
@@ -40,16 +57,28 @@ def arms(deltas: tuple[float, ...]) -> dict[str, Callable[[nn.Module, Teacher], 
     for delta in deltas:
         task, distill = effective(delta)
         if delta > 0:
-            made[f"KD, weights x ({task:.3f}, {distill:.3g})"] = lambda student, teacher, task=task, distill=distill: KD(
+            made[rescaled(delta)] = lambda student, teacher, task=task, distill=distill: KD(
                 student, teacher, task_weight=TASK * task, kd_weight=DISTILL * distill
             )
         made[f"KD + DOT, gap {delta}"] = lambda student, teacher, delta=delta: DOT(KD(student, teacher), delta=delta)
     return made
 
 
+def arms_of_trained(deltas: tuple[float, ...]) -> dict[str, Callable[[nn.Module, Teacher], Distiller]]:
+    """Those of KD, with the weights rescaled for the last gap alone; and DKD as a second host."""
+
+    def dkd(student: nn.Module, teacher: Teacher) -> DKD:
+        return DKD(student, teacher, warmup=WARMUP)
+
+    of_kd = arms(deltas)
+    for delta in deltas[:-1]:
+        del of_kd[rescaled(delta)]
+    return {**of_kd, "DKD": dkd, f"DKD + DOT, gap {deltas[-1]}": lambda *pair: DOT(dkd(*pair), delta=deltas[-1])}
+
+
 @torch.no_grad()
 def train_losses(student: nn.Module, teacher: Teacher, data: ImageData) -> tuple[float, float]:
-    """Unweighted task and distillation loss over the clean training images, in eval mode."""
+    """Unweighted task and distillation loss (KD's) over the clean training images, in eval mode."""
     probe = KD(student, teacher, task_weight=1.0, kd_weight=1.0).eval()
     task = distill = 0.0
     for batch in data.train_eval_loader():
@@ -92,6 +121,46 @@ def experiment(
     return found
 
 
+def trained_teacher(
+    data: ImageData, plan: Training, weights: str, deltas: tuple[float, ...], seeds: list[int], out: Path
+) -> dict[str, Numbers]:
+    """Every arm with every seed from stored answers of a ResNet-56 that somebody trained, to eight crops of each image."""
+    options = LabOptions(out=out / "trained", seeds=len(seeds), teacher_precision="fp32", accelerator="cpu")
+    found: dict[str, dict[str, dict[int, float]]] = {}
+    first = Lab(options, seeds[0])
+    taught = Experiment(first, data, plan, Networks(f"{NETWORK}:resnet56@{weights}", STUDENT)).teacher()
+    asked = first.teach(taught)
+    cache = build_cache(out / "trained" / "answers", asked, data, taught.result, views=Views(8, 0), storage=Storage("fp32"))
+    found[f"{TRAINED}: teacher"] = {"test accuracy, %": dict.fromkeys(seeds, taught.result.metrics["top1"])}
+    with torch.no_grad():  # what it says of the clean images, once for all students
+        clean = torch.cat([asked(batch) for batch in data.train_eval_loader()])
+
+    class Clean(nn.Module):
+        """Answers of the teacher to the clean training images, which are asked for in their order."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.place = 0
+
+        def forward(self, images: Tensor) -> Tensor:
+            self.place += len(images)
+            return clean[self.place - len(images) : self.place]
+
+    for seed in seeds:
+        experiment = Experiment(Lab(options, seed), data, plan, Networks(f"cache:{cache.folder}", STUDENT))
+        trained = {"labels only": experiment.alone()}
+        for arm, make in arms_of_trained(deltas).items():
+            trained[arm] = experiment.distilled(arm.replace(" ", ""), make)
+        for arm, one in trained.items():
+            assert one.network is not None
+            task, distill = train_losses(one.network.eval(), Teacher(Clean(), precision="fp32", fold=False), data)
+            measured = {"test accuracy, %": one.result.metrics["top1"], "best epoch's test accuracy, %": one.result.best["top1"]}
+            measured |= {"train task loss": task, "train distillation loss": distill, "seconds": one.result.seconds}
+            for metric, value in measured.items():
+                found.setdefault(f"{TRAINED}: {arm}", {}).setdefault(metric, {})[seed] = value
+    return found
+
+
 def verdict(name: str, found: dict[str, Numbers], deltas: tuple[float, ...]) -> str:
     """What the numbers say about the claim, in words made from the numbers alone."""
 
@@ -101,8 +170,14 @@ def verdict(name: str, found: dict[str, Numbers], deltas: tuple[float, ...]) -> 
         return ("lower" if change < 0 else "higher") if clear else "equal within noise", change, spread
 
     lines = []
+    if f"{name}: DKD" in found:
+        arm = next(one.partition(": ")[2] for one in found if one.startswith(f"{name}: DKD + DOT"))
+        word, change, spread = differs(arm, "DKD", "test accuracy, %")
+        lines.append(f"{arm} against DKD: accuracy {word} ({change:+.2f} +- {spread:.2f})")
+        word, change, spread = differs("KD", "labels only", "test accuracy, %")
+        lines.append(f"KD against labels only: accuracy {word} ({change:+.2f} +- {spread:.2f})")
     word, change, spread = differs("KD", "labels only", "train task loss")
-    lines.append(f"{name}: KD's train task loss is {word} against labels only ({change:+.4f} +- {spread:.4f})")
+    lines.append(f"KD's train task loss is {word} against labels only ({change:+.4f} +- {spread:.4f})")
     for delta in deltas:
         arm = f"KD + DOT, gap {delta}"
         task, distill, accuracy = (differs(arm, "KD", m) for m in ("train task loss", "train distillation loss", "test accuracy, %"))
@@ -112,20 +187,20 @@ def verdict(name: str, found: dict[str, Numbers], deltas: tuple[float, ...]) -> 
             f"({distill[1]:+.4f} +- {distill[2]:.4f}), accuracy {accuracy[0]} ({accuracy[1]:+.2f} +- {accuracy[2]:.2f}): "
             f"'both losses lower' {says}"
         )
-        if delta > 0:
-            task_weight, distill_weight = effective(delta)
-            arm = f"KD, weights x ({task_weight:.3f}, {distill_weight:.3g})"
+        if delta > 0 and f"{name}: {(arm := rescaled(delta))}" in found:
             both = [differs(arm, "KD", m) for m in ("train task loss", "train distillation loss")]
             lines.append(
                 f"rescaled weights for gap {delta}: task loss {both[0][0]} ({both[0][1]:+.4f}), "
                 f"distillation loss {both[1][0]} ({both[1][1]:+.4f})"
             )
-    return "; ".join(lines)
+    return f"{name}: {'; '.join(lines)}"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cifar10", help="CIFAR-10 as image folders, in a folder or a zip")
+    parser.add_argument("--weights", help="of a trained teacher, experiments/cifar_resnet.py:resnet56; measures with it alone")
+    parser.add_argument("--trained_images", type=int, default=30_000, help="to train on with that teacher; 5000 others measure")
     parser.add_argument("--seeds", type=int, default=6)
     parser.add_argument("--larger_seeds", type=int, default=3, help="with the larger networks on CIFAR-10")
     parser.add_argument("--epochs", type=int, default=100, help="on digits: 14 steps each")
@@ -134,6 +209,24 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("results/dot.json"))
     arguments = parser.parse_args()
     seeds = list(range(arguments.seeds))
+    if arguments.weights:
+        data = ImageData(
+            f"imagefolder:{arguments.cifar10}", subset=arguments.trained_images, val_subset=5000, augment="cifar", **STATISTICS
+        )
+        plan = Training(epochs=arguments.cifar_epochs, lr=0.05, weight_decay=5e-4, milestones=(0.62, 0.85))
+        found = trained_teacher(data, plan, arguments.weights, (0.05, 0.075), seeds, arguments.runs)
+        command = (
+            f"python experiments/dot.py --cifar10 cifar10.zip --weights resnet56.safetensors --trained_images {arguments.trained_images}"
+        )
+        command += f" --cifar_epochs {arguments.cifar_epochs} --seeds {arguments.seeds}"
+        told = (
+            f"ResNet-56 that somebody trained, eight stored crops of each image -> {STUDENT}; {arguments.trained_images} train / 5 000 test"
+        )
+        told += f", 32 x 32, {plan.epochs} epochs of {arguments.trained_images // data.batch_size} steps; DKD grows over {WARMUP:g} epochs"
+        said = f"{verdict(TRAINED, found, (0.05, 0.075))}."
+        write(arguments.out, "dot", command, seeds, found, said, {TRAINED: told}, only=True)
+        print(arguments.out.read_text())
+        return
     # Fewer than some 3 000 steps: the distillation buffer's memory of 1 / (1 - 0.975) = 40 steps and more is long for them, hence 0.05 too.
     deltas = (0.05, 0.075, -0.05)
     plan = Training(epochs=arguments.epochs, lr=0.05, weight_decay=5e-4, milestones=(0.62, 0.85))

@@ -25,9 +25,11 @@ from stillroom.methods.boss import BOSS, Search, run_search
 from stillroom.methods.boss.parzen import Dimension, Parzen, propose, split
 from stillroom.methods.boss.search import COMPARED, WAYS, sampler_of
 from stillroom.methods.boss.selection import draw, draw_teacher, ranked
+from stillroom.methods.boss.semi import SemiSupervised, pseudo_labels
 from stillroom.methods.boss.space import CIFAR, SMALL, plan_of
+from stillroom.methods.boss.strength import Moved, strengthened
 from stillroom.methods.boss.trial import TrialTraining
-from stillroom.tasks.classification import TASK, Batch, ImageData
+from stillroom.tasks.classification import TASK, Batch, ImageData, ViewBatch
 from tests.tasks.classification.miniatures import cifar100
 
 PLAN = Training(epochs=2, lr=0.1, schedule="cosine", step_per="epoch")
@@ -261,6 +263,103 @@ def test_missing_weights_are_warned_of_and_not_drawn(finished: tuple[Lab, Any], 
     with pytest.raises(InputError, match="two completed trials"):
         training._drawn(scored, 0)
     assert "weights of 2 trials are missing" in capsys.readouterr().out
+
+
+# Images without labels, and how far images are changed ------------------------------------------------------------------------------------
+
+
+def test_only_what_a_network_is_sure_of_becomes_a_label() -> None:
+    weak = torch.tensor([[4.0, 0.0], [0.1, 0.0], [0.0, 5.0]], requires_grad=True)
+    strong = torch.tensor([[1.0, 0.0], [0.0, 3.0], [1.0, 0.0]], requires_grad=True)
+    loss = pseudo_labels(weak, strong, 0.9)
+    expected = (math.log(1 + math.exp(-1)) + math.log(1 + math.exp(1))) / 3  # the second is not sure, and counts in the mean
+    assert loss.item() == pytest.approx(expected, rel=1e-6)
+    loss.backward()  # type: ignore[no-untyped-call]
+    assert weak.grad is None
+    assert strong.grad is not None
+    assert strong.grad[1].abs().sum() == 0
+
+
+@torch.no_grad()
+def test_semi_supervised_terms_are_the_formula() -> None:
+    generator = torch.Generator().manual_seed(0)
+    student, teacher = nn.Sequential(nn.Flatten(), nn.Linear(12, 3)), nn.Sequential(nn.Flatten(), nn.Linear(12, 3))
+    weak, strong = torch.randn(2, 5, 3, 2, 2, generator=generator).unbind()
+    labels = torch.tensor([1, -1, 2, -1, -1])
+    batch = ViewBatch((weak, strong), labels, torch.arange(5))
+    distiller = SemiSupervised(student, teacher, alpha=0.3, unlabelled_weight=2.0, threshold=0.4)
+    found = distiller.losses(batch)
+    z, z_strong, z_teacher = student(weak), student(strong), teacher(weak)
+    kept = labels >= 0
+    assert found.task["ce"].item() == pytest.approx(0.3 * float(nn.functional.cross_entropy(z[kept], labels[kept])), rel=1e-5)
+    assert found.task["pseudo"].item() == pytest.approx(0.3 * 2 * float(pseudo_labels(z[~kept], z_strong[~kept], 0.4)), rel=1e-5)
+    assert found.distill["consistency"].item() == pytest.approx(0.7 * float((z - z_teacher).square().mean()), rel=1e-5)
+    assert not SemiSupervised(student).losses(batch).distill
+    none_labelled = SemiSupervised(student).losses(batch._replace(labels=torch.full((5,), -1)))
+    assert set(none_labelled.task) == {"pseudo"}
+    assert set(SemiSupervised(student).losses(batch._replace(labels=torch.zeros(5, dtype=torch.long))).task) == {"ce"}
+    with pytest.raises(InputError, match="weak and a strong view"):
+        distiller.losses(Batch(weak, labels, torch.arange(5)))  # type: ignore[arg-type]
+
+
+def test_images_with_labels_are_an_eighth_of_what_is_shown() -> None:
+    data = ImageData("digits,unlabelled=digits", subset=20, batch_size=32)
+    shown = SemiSupervised(nn.Flatten()).training_data(data)
+    assert shown.unlabelled == 0
+    labels = torch.cat([batch.labels for batch in shown.train_loader(seed=0)])
+    assert float((labels >= 0).float().mean()) == pytest.approx(1 / 8, abs=0.02)
+    batch = next(iter(shown.train_loader(seed=0)))
+    assert isinstance(batch, ViewBatch)
+    assert not torch.equal(*batch.views)
+
+
+def test_how_far_an_image_is_changed_is_the_strength() -> None:
+    images = torch.randint(0, 256, (8, 3, 16, 16), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
+    seeds = np.arange(8)
+
+    def moved(strength: float) -> torch.Tensor:
+        change = Moved(strength)
+        return change.apply(images, change.draw(seeds, (16, 16)))
+
+    torch.testing.assert_close(moved(0), images / 255, rtol=0, atol=1e-5)
+    assert (moved(0.2) - images / 255).abs().mean() < (moved(1) - images / 255).abs().mean()
+    change = Moved(1)
+    drawn = change.draw(seeds, (16, 16))
+    assert torch.equal(change.apply(images[3:4], {name: value[3:4] for name, value in drawn.items()}), moved(1)[3:4])
+    data = ImageData("digits", subset=20)
+    assert strengthened(data, 0.5).fingerprint != strengthened(data, 0.6).fingerprint
+    with pytest.raises(InputError, match="augment_strength"):
+        strengthened(data, 2)
+
+
+def test_dimensions_that_say_nothing_about_the_data_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    given = [*TINY, "--out", str(tmp_path / "run")]
+    assert main(["run", "boss", *given, "--space", "semi"]) == 2
+    assert "--space: got unlabelled_weight" in capsys.readouterr().err
+    assert main(["run", "boss", *given, "--data", "digits,unlabelled=digits", "--space", "medical"]) == 2
+    assert "--space: got augment_strength" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_searches_over_images_without_labels_and_over_the_strength(tmp_path: Path) -> None:
+    semi = [*TINY, "--data", "digits,unlabelled=digits", "--subset", "60", "--batch-size", "128", "--out", str(tmp_path / "semi")]
+    assert main(["run", "boss", *semi]) == 0
+    report = json.loads((tmp_path / "semi/metrics.json").read_text())
+    assert report["stages"]["boss"][0]["metrics"]["teacher images"] > 0
+    assert report["stages"]["bo"][0]["metrics"]["images"] > 4 * 800  # of an epoch: those without labels, too
+    strength = [*TINY, "--searches", "bo", "--space", "medical", "--out", str(tmp_path / "medical")]
+    assert main(["run", "boss", *strength]) == 0
+    assert "augment_strength" in (tmp_path / "medical/report.html").read_text()
+
+
+@pytest.mark.parametrize("preset", ["paper:semi", "paper:medical", "paper:noisy"])
+def test_a_search_of_the_papers_other_settings_on_a_miniature(preset: str, tmp_path: Path) -> None:
+    data = f"cifar100:{cifar100(tmp_path / 'data')}"
+    data += f",unlabelled={data}" if preset == "paper:semi" else ",noise=0.4"
+    few = ["--data", data, "--subset", "20", "--val-subset", "10", "--held-out", "0.5", "--workers", "0", "--accelerator", "cpu"]
+    few += ["--epochs", "1", "--trials", "3", "--warmup-trials", "2", "--pool", "2", "--searches", "boss", "--batch-size", "8"]
+    assert main(["run", "boss", "--preset", preset, *few, "--student", "stillroom/convnet3", "--out", str(tmp_path / "run")]) == 0
+    assert json.loads((tmp_path / "run/metrics.json").read_text())["stages"]["boss"][0]["metrics"]["trials"] == 3
 
 
 # The command ------------------------------------------------------------------------------------------------------------------------------

@@ -87,7 +87,7 @@ class Room:
     def check_data(self, data: Any) -> None:
         """Raises InputError for data with samples that nobody labelled, if the method would not learn from them."""
         if getattr(data, "unlabelled", 0) and not self.unlabelled:
-            expected = "none for this method: kd learns from them (so do wad, crkd and kd3, by options of their own)"
+            expected = "none for this method: kd and boss learn from them (so do wad, crkd and kd3, by options of their own)"
             raise InputError("data", f"{data.unlabelled} images by unlabelled=", expected)
 
     def check_engine(self, engine: str | None) -> None:

@@ -244,6 +244,13 @@ def test_human_labels_of_cifar10(shared_data: Path, tmp_path: Path) -> None:
     zipfile.ZipFile(labels).extract("cifar10n_train.csv", tmp_path)
     table = tmp_path / "cifar10n_train.csv"
     noisy = open_source(f"imagefolder:{images},labels={table},label=worse")
+    behind = open_source(f"imagefolder:{images},labels={table}:worse")
+    assert behind.train.labels.tolist() == noisy.train.labels.tolist()
+    assert behind.fingerprint == noisy.fingerprint
+    with pytest.raises(InputError, match="the column named once"):
+        open_source(f"imagefolder:{images},labels={table}:worse,label=clean")
+    with pytest.raises(InputError, match="label=nosuch"):
+        open_source(f"imagefolder:{images},labels={table}:nosuch")
     assert (len(noisy.train), len(noisy.val), len(noisy.classes)) == (45_000, 10_000, 10)
     clean = open_source(f"imagefolder:{images},labels={table},label=clean")
     assert 0.39 < (clean.train.labels != noisy.train.labels).mean() < 0.42

@@ -16,7 +16,7 @@ from stillroom.engine.study.space import read_space
 from stillroom.engine.study.storage import check_installed, open_storage
 from stillroom.errors import InputError
 from stillroom.methods.boss.search import COMPARED, PARZEN, WAYS, Found, Search, run_search
-from stillroom.methods.boss.space import SPACES, check_space
+from stillroom.methods.boss.space import SPACES, check_for, check_space
 from stillroom.tasks.classification import ImageData
 
 PLAN = Training(epochs=10, lr=0.1, momentum=0.9, weight_decay=5e-4, schedule="cosine", step_per="epoch")
@@ -52,8 +52,9 @@ def recipe(
         trials: finished trials in all, of each search.
         warmup_trials: how many of them are ordinary trainings before earlier trials teach and are started from; at least 2.
         pool: how many of the best trials are drawn from; at least 2.
-        space: what is searched: small (the default), cifar, medical, a YAML file, or a mapping such as
-            ``{lr: {low: 0.01, high: 0.5, log: true}}``; m is 1 - momentum, alpha the weight of the labels beside the teacher.
+        space: what is searched: small (the default), cifar, medical, semi (the default where the data have images without labels), a YAML
+            file, or a mapping such as ``{lr: {low: 0.01, high: 0.5, log: true}}``; m is 1 - momentum, alpha the weight of the labels beside
+            the teacher.
         held_out: share of the training set that scores the trials.
         sampler: what proposes: parzen (the paper's), or tpe, gp, random, which are Optuna's.
         startup: trials of each study that are drawn uniformly before anything is learnt from them.
@@ -66,7 +67,19 @@ def recipe(
     if lab.options.devices * lab.options.num_nodes > 1:
         raise InputError("devices", lab.options.devices, "1: a search has --jobs, each of which trains on one device")
     names = read_searches(searches, COMPARED)
-    search = Search(_space_of(space), trials, warmup_trials, pool, sampler, startup, jobs, storage, weights, study)
+    search = Search(
+        _space_of(space or ("semi" if data.unlabelled else "small")),
+        trials,
+        warmup_trials,
+        pool,
+        sampler,
+        startup,
+        jobs,
+        storage,
+        weights,
+        study,
+    )
+    check_for(search.space, unlabelled=bool(data.unlabelled))
     held = data.holding_out(held_out)
     data.task.supervised(
         data.task.build(student, data, data.task.networks, trust_pickle=lab.options.trust_pickle, argument="student").network
@@ -80,8 +93,7 @@ def recipe(
     return _told(report, lab, data, found, search)
 
 
-def _space_of(space: dict[str, Any] | str | None) -> dict[str, Any]:
-    space = "small" if space is None else space
+def _space_of(space: dict[str, Any] | str) -> dict[str, Any]:
     found = dict(SPACES[space]) if isinstance(space, str) and space in SPACES else read_space(space)
     check_space(found)
     return found
@@ -166,6 +178,8 @@ PRESETS = {
     "paper": {"data": "cifar100:data/cifar100", **_CIFAR},
     "paper:cifar10": {"data": "cifar10:data/cifar10", **_CIFAR},
     "paper:noisy": {"data": "imagefolder:data/cifar10,labels=data/cifar10n_train.csv:worse", **_CIFAR},
+    # 4 000 labels; all training images count as images without any, as in FixMatch. The setting's code was not released
+    "paper:semi": {**_CIFAR, "data": "cifar10:data/cifar10,unlabelled=cifar10:data/cifar10", "subset": 4000, "space": "semi"},
     # X-rays of 28 pixels; spaces and losses of these tasks are not in the released code
     "paper:medical": {
         **_CIFAR,
@@ -189,5 +203,6 @@ ROOM = Room(
     "+0.3 +- 1.4 above that of Bayesian optimisation alone, which tells nothing (4 studies); its trials reach more on held-out images "
     "(+5.5 +- 1.7 on average).",
     default={"data": "digits,noise=0.2", "subset": 700, "held_out": 0.57, "batch_size": 32},
+    unlabelled=True,
     reason="is a search over many trainings of one network, without a teacher of its own",
 )

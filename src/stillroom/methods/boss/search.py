@@ -15,7 +15,7 @@ from stillroom.engine.study.study import Study
 from stillroom.engine.study.weights import WeightStore
 from stillroom.errors import StillroomError, at_least, one_of
 from stillroom.methods.boss.selection import ENOUGH
-from stillroom.methods.boss.space import check_space
+from stillroom.methods.boss.space import check_for, check_space
 from stillroom.methods.boss.trial import Phase, TrialTraining, Way
 
 if TYPE_CHECKING:
@@ -99,10 +99,11 @@ def run_search(way: str, search: Search, lab: Lab, data: ImageData, plan: Traini
         student: the network.
 
     Raises:
-        InputError: as `Study.run`.
+        InputError: as `Study.run`, or a dimension that says nothing about such data.
         StillroomError: no trial has a score, or fewer than two of the warm-up's have.
     """
     chosen = WAYS[one_of("searches", way, WAYS)]
+    check_for(search.space, unlabelled=bool(data.unlabelled))
     primary = data.evaluator().primary
     before: Phase | None = None
 

@@ -26,14 +26,23 @@ SMALL: dict[str, Range] = {
     "batch_size": Int(16, 64),
     "alpha": Float(0.0, 1.0),
 }
+# FixMatch's two, besides; its batches have a size of their own.
+SEMI: dict[str, Range] = {
+    **{name: CIFAR[name] for name in ("lr", "weight_decay", "m")},
+    "unlabelled_weight": Float(0.1, 10.0, log=True),
+    "threshold": Float(0.7, 0.99),
+    "alpha": CIFAR["alpha"],
+}
 MEDICAL: dict[str, Range] = {
     "lr": Float(1e-4, 1e-1, log=True),
     "weight_decay": Float(1e-6, 1e-3, log=True),
     "m": Float(1e-3, 1.0, log=True),
     "batch_size": Int(8, 64),
+    "augment_strength": Float(0.0, 1.0),
     "alpha": Float(0.0, 1.0),
 }
-SPACES = {"small": SMALL, "cifar": CIFAR, "medical": MEDICAL}
+SPACES = {"small": SMALL, "cifar": CIFAR, "semi": SEMI, "medical": MEDICAL}
+KNOWN = {**CIFAR, **MEDICAL, **SEMI}
 ALPHA = 0.5  # where it is not searched
 
 
@@ -48,5 +57,17 @@ def plan_of(plan: Training, proposal: Mapping[str, Any]) -> Training:
 def check_space(space: Mapping[str, Range]) -> None:
     """Raises InputError for a dimension that BOSS does not know."""
     for name in space:
-        if name not in CIFAR:
-            raise InputError("space", name, f"dimensions among {', '.join(CIFAR)}; m is 1 - momentum")
+        if name not in KNOWN:
+            raise InputError("space", name, f"dimensions among {', '.join(KNOWN)}; m is 1 - momentum")
+
+
+def check_for(space: Mapping[str, Range], *, unlabelled: bool) -> None:
+    """Raises InputError for a dimension that says nothing about such data: pseudo-labels want images without labels, whose views are
+    FixMatch's own."""
+    idle = ("augment_strength",) if unlabelled else ("unlabelled_weight", "threshold")
+    for name in idle:
+        if name in space:
+            expected = (
+                "none where images without labels are shown" if unlabelled else "images without labels (--data ...,unlabelled=FOLDER)"
+            )
+            raise InputError("space", name, expected)

@@ -11,14 +11,16 @@ import numpy as np
 from safetensors.torch import load_file
 from torch import nn
 
-from stillroom.engine import Lab, LabOptions, Teacher, Training
+from stillroom.engine import Distiller, Lab, LabOptions, Teacher, Training
 from stillroom.engine.run.console import console
 from stillroom.engine.study.study import Study
 from stillroom.engine.study.trial import Finished, Trial
 from stillroom.engine.study.weights import WeightStore
 from stillroom.methods.boss.distiller import BOSS
 from stillroom.methods.boss.selection import Drawn, best_epoch, draw, draw_teacher, ranked
+from stillroom.methods.boss.semi import SemiSupervised
 from stillroom.methods.boss.space import ALPHA, plan_of
+from stillroom.methods.boss.strength import strengthened
 
 if TYPE_CHECKING:
     from stillroom.tasks.classification import ImageData
@@ -111,12 +113,14 @@ class TrialTraining:
         with self.phase.weights.locked():  # in which nobody throws away what is drawn here
             self.tidy()
             taught = self._prepare(trial, network, teacher)
-        distiller = self.data.task.supervised(network)
-        if teacher is not None and taught:
-            alpha = trial.params.get("alpha", ALPHA)
-            distiller = BOSS(network, Teacher(teacher, precision=self.options.torch_precision), alpha=alpha)
-            taught = alpha < 1
+        alpha = trial.params.get("alpha", ALPHA)
+        frozen = Teacher(teacher, precision=self.options.torch_precision) if teacher is not None and taught else None
+        taught = frozen is not None and alpha < 1
+        distiller = self._distiller(trial, network, frozen, alpha)
         data = self.data.in_batches_of(trial.params.get("batch_size", self.data.batch_size))
+        if "augment_strength" in trial.params:
+            data = strengthened(data, trial.params["augment_strength"])
+        data = distiller.training_data(data)
         stage = f"trials/{self.phase.study.name}-{trial.number}"
         trained = lab.fit(distiller, data, plan_of(self.plan, trial.params), name=stage)
         curve = [row[f"val/{primary}"] for row in trained.result.history]
@@ -126,6 +130,16 @@ class TrialTraining:
         trial.note(weights=weights, epoch=epoch + 1, curve=curve, images=images, teacher_images=images if taught else 0)
         lab.drop(stage)
         return score
+
+    def _distiller(self, trial: Trial, network: nn.Module, teacher: Teacher | None, alpha: float) -> Distiller:
+        """What trains: by labels or, where most images have none, by FixMatch; with a teacher beside it, if there is one."""
+        if self.data.unlabelled:
+            proposed = {name: trial.params[name] for name in ("unlabelled_weight", "threshold") if name in trial.params}
+            return SemiSupervised(network, teacher, alpha=1.0 if teacher is None else alpha, **proposed)
+        if teacher is not None:
+            return BOSS(network, teacher, alpha=alpha)
+        supervised: Distiller = self.data.task.supervised(network)
+        return supervised
 
     def _network(self) -> nn.Module:
         task = self.data.task

@@ -10,14 +10,14 @@ trained from scratch, in one stage. Two ideas:
 
     L = L_DL + 0.6 min(epoch / 20, 1) L_CS                             at test time: the mean of the raw z_e
 
-`loss` holds the two terms, `distiller` the training step, `views` the two views, `data` the groups of classes, `measures` how experts and
-runs differ, `recipe` the experiment; the networks are those of `stillroom.tasks.images.networks.experts`.
+`loss` holds the two terms, `distiller` the training step, `data` the groups of classes, `measures` how experts and runs differ, `recipe`
+the experiment; the networks are those of `stillroom.tasks.images.networks.experts`, the views of `stillroom.tasks.images.weak_strong`.
 """
 
 from stillroom.methods.mdcs.data import LongTailedImages, shot_groups
 from stillroom.methods.mdcs.distiller import MDCS
 from stillroom.methods.mdcs.loss import Terms, mdcs_terms, prior_shift
 from stillroom.methods.mdcs.recipe import ROOM, build, recipe
-from stillroom.methods.mdcs.views import two_views
+from stillroom.tasks.images.weak_strong import two_views
 
 __all__ = ["MDCS", "ROOM", "LongTailedImages", "Terms", "build", "mdcs_terms", "prior_shift", "recipe", "shot_groups", "two_views"]

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from stillroom.engine import Distiller, Losses
 from stillroom.errors import InputError, at_least_zero, positive
 from stillroom.methods.mdcs.loss import mdcs_terms, prior_shift
-from stillroom.methods.mdcs.views import Style, two_views
 from stillroom.tasks.classification import ImageData, ViewBatch
+from stillroom.tasks.images.weak_strong import Style, two_views
 
 
 @runtime_checkable

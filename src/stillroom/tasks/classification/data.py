@@ -17,7 +17,7 @@ from stillroom.tasks.images.classified import SMALL, open_source
 from stillroom.tasks.images.data import NAMED, ImageSetData, hashed
 from stillroom.tasks.images.sources import LabelledSource
 from stillroom.tasks.images.stores import Images, joined, stratified
-from stillroom.tasks.images.transforms import AUGMENTATIONS, describe_transform, eval_transform, train_transform
+from stillroom.tasks.images.transforms import AUGMENTATIONS, BatchChange, Transform, describe_transform, eval_transform, train_transform
 from stillroom.tasks.images.unlabelled import NO_LABEL, open_unlabelled, read_unlabelled, readable
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ class ImageData(ImageSetData):
 
     Args:
         data: where the images are: ``digits`` (small, comes with scikit-learn), ``shapes`` (60 classes of drawn pictures),
-            ``imagefolder:PATH[,val=0.2]`` (folder, zip or tar, one folder per class; ``,labels=FILE`` for labels by a table),
+            ``imagefolder:PATH[,val=0.2]`` (folder, zip or tar, one folder per class; ``,labels=FILE[:COLUMN]`` for labels by a table),
             ``csv:FILE[,image=COLUMN,label=COLUMN,root=FOLDER]`` (or JSON lines), ``webdataset:SHARDS``, ``parquet:FILE_OR_FOLDER``,
             ``hf:FOLDER``, ``cifar10:PATH``, ``cifar100:PATH``, ``tiny-imagenet:PATH``, ``imagenet:PATH``, or
             ``package.module:function`` or ``file.py:function`` returning (train, val).
@@ -147,6 +147,16 @@ class ImageData(ImageSetData):
         """The same data, but that training shows its images as evaluation does."""
         return self if self.augment == "none" else self.derive("as evaluated", augment="none", _train_transform=self._eval_transform)
 
+    def changed_by(self, change: BatchChange, said: str) -> Self:
+        """The same data, but that training brings images to their size as evaluation does, and changes them like this.
+
+        Args:
+            change: of whole batches, before they are normalised.
+            said: what tells this change from others in the data's fingerprint.
+        """
+        changed = Transform(self._eval_transform.each, self.mean, self.std, together=change)
+        return self.derive(("changed by", said), _train_transform=changed)
+
     def with_unlabelled(self) -> Self:
         """The same data with the images that nobody labelled behind the training images; their label is -1."""
         if self._pile is None:
@@ -237,8 +247,8 @@ class ImageData(ImageSetData):
             met.append(f"classes without a validation image, which are learnt and not measured: {_few(unasked)}")
         if self.unlabelled:
             met.append(
-                f"{self.unlabelled} images without labels: a student learns what the teacher says of them; one without a teacher sees its "
-                "labelled images again instead, so that all take as many steps"
+                f"{self.unlabelled} images without labels: a student learns what its teacher says of them, or what it is sure of itself; "
+                "one that learns from labels alone sees its labelled images again instead, so that all take as many steps"
             )
         if self.hardship.imbalance is not None:
             met.append(f"a long tail is trained on, as asked for: {train_C.sum()} of {len(self.source.train)} training images")

@@ -52,14 +52,16 @@ def open_csv(path: str, options: dict[str, str], argument: str) -> LabelledSourc
 
 
 def open_relabelled(path: str, options: dict[str, str], argument: str) -> LabelledSource:
-    """``imagefolder:PATH,labels=FILE``: images with the labels that a table gives them.
+    """``imagefolder:PATH,labels=FILE``: images with the labels that a table gives them; ``labels=FILE:COLUMN`` names their column, as
+    ``label=COLUMN`` does.
 
     Of a folder with train and val (or test) folders of classes, the training images are those that the table names; validation images that
     it does not name have their folder's label. Any other folder is what the table says alone.
 
     Raises:
-        InputError: as `open_csv`.
+        InputError: as `open_csv`, or the column is named in both ways.
     """
+    options = _with_column(options, argument)
     store, files, folders = list_files(path, argument)
     images, others = told_apart(store, files)
     train, val = find_splits(images, folders)
@@ -85,6 +87,16 @@ def open_relabelled(path: str, options: dict[str, str], argument: str) -> Labell
     wrong = sum(item.split == "train" and item.name.split("/")[train.count("/") + bool(train)] != item.label for item in items)
     said.append(f"{options['labels']} gives {wrong} training images another label than their folder")
     return items_source("imagefolder", store, items, {}, argument, where=path, classes=classes, sizes=files, notes=said)
+
+
+def _with_column(options: dict[str, str], argument: str) -> dict[str, str]:
+    """The options, with the column that stands behind the table's name as one of its own."""
+    table, colon, column = options["labels"].rpartition(":")
+    if not colon or Path(options["labels"]).expanduser().exists() or not Path(table).expanduser().exists():
+        return options
+    if "label" in options:
+        raise InputError(argument, f"labels={options['labels']},label={options['label']}", "the column named once")
+    return {**options, "labels": table, "label": column}
 
 
 def _class_of_number(label: str, classes: Sequence[str]) -> str:

@@ -1,7 +1,7 @@
-"""The weak and the strong view of a training image ("Training and evaluation protocol").
+"""A weak and a strong view of a training image, for methods in which the answer to the first teaches the second.
 
-``cifar`` and ``imagenet`` are the paper's, image by image. ``small`` is for experiments of minutes on small images in memory, whole batches
-at once; its numbers are this library's own.
+``cifar`` and ``imagenet`` are those of MDCS's paper, image by image. ``small`` is for small images in memory, whole batches at once; its
+numbers are this library's own.
 """
 
 from __future__ import annotations
