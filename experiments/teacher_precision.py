@@ -60,15 +60,13 @@ def scenes(seeds: Sequence[int], out: Path) -> dict[str, Numbers]:
     data = DetectionData("scenes")
     plan = Training(epochs=27, optimizer="adamw", lr=4e-3, weight_decay=1e-4, schedule="cosine", warmup_epochs=2.6, clip_norm=10.0)
     networks = Networks("stillroom/gfl_32", "stillroom/gfl_24", teacher_epochs=6, teacher_lr=3e-3)
+    first = Lab(LabOptions(out=out / "scenes-teacher", accelerator="cpu"), seeds[0])
+    networks = Networks(str(Experiment(first, data, plan, networks).teacher().folder), networks.student)
     found: dict[str, dict[str, dict[int, float]]] = {}
     for precision in ("fp32", "int8"):
         options = LabOptions(out=out / f"scenes-{precision}", seeds=len(seeds), accelerator="cpu", teacher_precision=precision)  # type: ignore[arg-type]
         for seed in seeds:
             experiment = Experiment(Lab(options, seed), data, plan, networks)
-            if precision == "fp32" and seed == seeds[0]:
-                taught = experiment.teacher()
-                networks = Networks(str(taught.folder), networks.student)
-                experiment = Experiment(Lab(options, seed), data, plan, networks)
             trained = experiment.distilled("distilled", partial(bckd.build, data=data))
             for metric in ("AP", "AP50", "AP75"):
                 found.setdefault(f"{SCENES}: {precision} teacher", {}).setdefault(metric, {})[seed] = trained.result.metrics[metric]
