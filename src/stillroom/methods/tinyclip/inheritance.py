@@ -105,7 +105,8 @@ def pruned(clip: Clip, image_masks: Masks, text_masks: Masks, *, released: bool 
         released: as the released code: the projections are multiplied by the mask, which the masked forward pass does not do, so that
             embeddings move; and a layer without heads loses its attention's bias, too.
     """
-    of, (image, text) = clip.shape, clip.shape.transformers
+    of = clip.shape
+    image, text = of.transformers
     shapes = pruned_shape(image, image_masks), pruned_shape(text, text_masks)
     shape = ClipShape(*shapes, **{name: getattr(of, name) for name in of.__dataclass_fields__ if name not in ("image", "text")})
     small = Clip(shape)
@@ -119,10 +120,10 @@ def pruned(clip: Clip, image_masks: Masks, text_masks: Masks, *, released: bool 
     return small.train(clip.training)
 
 
-def _towers(clip: Clip) -> tuple[ImageTower, TextTower]:
-    """Both of them transformers."""
+def _towers(clip: Clip) -> list[ImageTower | TextTower]:
+    """Of images and texts, which have masks and so are transformers."""
     assert isinstance(clip.visual, ImageTower)
-    return clip.visual, clip.text
+    return [clip.visual, clip.text]
 
 
 def drop_empty_attention(tower: ImageTower | TextTower) -> None:
