@@ -15,7 +15,7 @@ from stillroom.commands import cache as cache_command
 from stillroom.commands import cache_labels, compare, tune
 from stillroom.engine import LabOptions, Training
 from stillroom.engine.room import Setting, setting_of
-from stillroom.engine.task import SUPERVISED
+from stillroom.engine.task import SUPERVISED, TAUGHT
 
 PLACE = "<!-- the table of all options -->"
 EVERYWHERE = "all"
@@ -61,6 +61,7 @@ def _all() -> Iterator[tuple[str, str, str, str]]:
                 yield from _of_command(method.name, room.recipe, room.chosen(value))
     for task in SUPERVISED:
         yield from _of_command("compare", compare.Compare, setting_of(task, compare.Compare))
+    for task in TAUGHT:
         yield from _of_command("cache", cache_command.cache, setting_of(task, cache_command.cache, student=False))
     yield from _parsed("tune", tune.Tune)
     yield from _of_command("cache-labels", cache_labels.cache_labels, cache_labels.SETTING)

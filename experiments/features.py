@@ -24,10 +24,10 @@ from record import Numbers, side, write
 from stillroom.engine import Lab, LabOptions, Teacher
 from stillroom.engine.cache import CachedTeacher
 from stillroom.methods.features import Features, recipe
-from stillroom.methods.features.recipe import ADAMW, FeatureNetworks
-from stillroom.methods.features.towers import Towers, open_teacher
+from stillroom.methods.features.recipe import ADAMW
 from stillroom.tasks.images.classifiers import build_backbone
 from stillroom.tasks.representation import RepresentationData
+from stillroom.tasks.representation.teachers import FeatureNetworks, Towers, open_teacher
 
 HERE = Path(__file__).parent
 ARMS = {"teacher": "teacher", "start": "untrained", "distilled": "features"}

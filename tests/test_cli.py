@@ -9,9 +9,11 @@ import re
 import runpy
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -19,6 +21,7 @@ import yaml
 from stillroom import catalog
 from stillroom.cli import main
 from stillroom.engine.weights import read_weights
+from stillroom.errors import Broken, explained
 
 SMALL = ("--data", "digits", "--epochs", "1", "--subset", "60", "--val-subset", "40", "--batch-size", "20", "--accelerator", "cpu")
 
@@ -413,3 +416,29 @@ def test_a_method_needs_no_argument(method: str, tmp_path: Path, monkeypatch: py
     monkeypatch.setattr("stillroom.engine.run_seeds", lambda *given, **more: ran.append(given))
     assert main(["run", method]) == 0
     assert ran
+
+
+@pytest.mark.parametrize(
+    ("error", "asked"),
+    [
+        (lambda: torch.empty(2**60), "bytes were asked for at once"),
+        (lambda: np.empty(2**55), "iB were asked for at once"),
+        (
+            lambda: _raise(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB. GPU 0 has")),
+            "20.00 GiB",
+        ),
+        (lambda: _raise(MemoryError()), "not enough memory:"),
+    ],
+    ids=["torch", "numpy", "cuda", "python"],
+)
+def test_want_of_memory_is_a_line(error: Callable[[], object], asked: str) -> None:
+    with pytest.raises((RuntimeError, MemoryError)) as raised:
+        error()
+    told = explained(raised.value)
+    assert isinstance(told, Broken)
+    assert "--batch-size" in str(told)
+    assert asked in str(told)
+
+
+def _raise(error: Exception) -> None:
+    raise error

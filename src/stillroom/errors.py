@@ -129,6 +129,10 @@ def explained(error: BaseException) -> Broken | InputError | None:
         number, place, reason = getattr(cause, "errno", None), getattr(cause, "filename", None), getattr(cause, "strerror", None)
         if match := re.search(r"I/O error: (.*) \(os error (\d+)\)", str(cause)):  # safetensors' own kind of error
             number, reason = int(match.group(2)), match.group(1)
+        if isinstance(cause, MemoryError) or number == errno.ENOMEM or _NO_MEMORY.search(str(cause)):
+            asked = re.search(r"allocate ([\d.]+ ?\w+)", str(cause))
+            size = f" ({asked.group(1)} were asked for at once)" if asked else ""
+            return Broken(f"there is not enough memory{size}: smaller batches (--batch-size), inputs or networks need less")
         if number in _BROKEN:
             return Broken(f"{place or 'a file of the run'}: cannot be written ({reason}); {goes_on}")
         if number in _IN_THE_WAY and place:
@@ -137,6 +141,7 @@ def explained(error: BaseException) -> Broken | InputError | None:
     return None
 
 
+_NO_MEMORY = re.compile(r"can't allocate memory|out of memory", re.IGNORECASE)  # PyTorch's words, on a CPU and on a GPU
 _IN_THE_WAY = (errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG)
 _SHOWN = 200  # letters of a path
 _BROKEN = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)

@@ -6,7 +6,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -17,6 +16,7 @@ from torch.nn.functional import layer_norm, normalize
 from stillroom.cli import main
 from stillroom.engine import Teacher
 from stillroom.engine.cache import CachedTeacher, Storage, Views, build_cache
+from stillroom.engine.cache.store import Writer
 from stillroom.engine.report.results import StageResult
 from stillroom.engine.run.measure import Footprint
 from stillroom.engine.weights import save_weights
@@ -24,13 +24,17 @@ from stillroom.errors import InputError
 from stillroom.methods.features import Features
 from stillroom.methods.features.distiller import resampled
 from stillroom.methods.features.loss import Queue, smooth_l1
-from stillroom.methods.features.towers import Tower, Towers, as_map, open_teacher, pooled
-from stillroom.tasks.detection.models import build_detector
+from stillroom.tasks.detection.models import backbone_of, build_detector
 from stillroom.tasks.images.classifiers import build_backbone
 from stillroom.tasks.images.layers import dense_layer
 from stillroom.tasks.representation import RepresentationData
+from stillroom.tasks.representation.teachers import Tower, Towers, as_map, open_teacher, pooled
 
 JOB = ["--batch-size", "16", "--subset", "48", "--val-subset", "30", "--epochs", "1", "--accelerator", "cpu", "--teacher-precision", "fp32"]
+
+
+class Killed(Exception):
+    """Where it was."""
 
 
 def digits(**options: Any) -> RepresentationData:
@@ -262,6 +266,50 @@ def test_several_teachers_pooled_and_dense_from_disk_as_from_the_networks(
     assert not any("project" in name for name in weights)
 
 
+def test_the_command_stores_what_a_run_stores_bit_for_bit_and_goes_on_with_it(
+    teachers: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    both = ["--teacher", "+".join(teachers), "--dense-weight", "1"]
+    run(tmp_path / "run", *both, "--views", "2")
+    words = ["cache", "--task", "representation", "--data", "digits", *JOB, *both, "--out", str(tmp_path / "cache")]
+    write, written = Writer.write, []
+
+    def once(writer: Writer, rows: Any) -> None:
+        written.append(rows)
+        if len(written) == 3:
+            raise Killed
+        write(writer, rows)
+
+    monkeypatch.setattr(Writer, "write", once)
+    with pytest.raises(Killed):
+        main([*words, "--views", "2"])
+    monkeypatch.undo()
+    capsys.readouterr()
+    assert main([*words, "--views", "2"]) == 0
+    said = capsys.readouterr().out
+    assert "pooled, dense of 48 images, 2 views each" in said
+    files = {place: {file.name: file.read_bytes() for file in (tmp_path / place / "rows").iterdir()} for place in ("cache", "run/answers")}
+    assert len(files["cache"]) > 4
+    assert files["cache"] == files["run/answers"]
+    again = run(tmp_path / "again", "--teacher", f"cache:{tmp_path / 'cache'}", "--dense-weight", "1")
+    before = json.loads((tmp_path / "run/metrics.json").read_text())
+    for name in ("teacher", "distilled"):
+        assert again["stages"][name][0]["metrics"] == before["stages"][name][0]["metrics"]
+    fresh = ["--out", str(tmp_path / "no")]
+    for more, complaint in (
+        (["--views", "3", "--out", str(tmp_path / "cache")], "--out: got"),  # somebody else's
+        (["--teacher", "stillroom/resnet8"], "--teacher: got stillroom/resnet8, without weights"),
+        (["--teacher", f"{teachers[0]}+"], "--teacher: got"),
+        (["--teacher", f"cache:{tmp_path / 'cache'}"], "a network: what it answered is in a cache already"),
+        (["--task", "adasim"], "--task: got adasim"),
+    ):
+        assert main([*words, "--views", "2", *fresh, *more]) == 2
+        error = capsys.readouterr().err
+        assert complaint in error
+        assert error.count("\n") == 1
+        assert not (tmp_path / "no").exists()
+
+
 def test_pooled_answers_are_stored_exactly_and_maps_in_half_precision(tmp_path: Path) -> None:
     data = digits(augment="none")
     network = Towers([opened("stillroom/resnet8", data)])
@@ -305,10 +353,6 @@ def test_few_labels_are_worth_more_from_the_distilled_backbone_and_all_stages_ar
     assert "fine-tuned, 2 labels a class" in (tmp_path / "out/report.html").read_text()
 
 
-class Killed(Exception):
-    """Where it was."""
-
-
 def test_a_killed_run_goes_on_to_the_same_numbers(teachers: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The queue and the projectors are in the checkpoint."""
     job = ["--teacher", teachers[0], "--feature-loss", "queue", "--queue-size", "40", "--epochs", "2", "--checkpoint-steps", "1"]
@@ -332,10 +376,34 @@ def test_a_killed_run_goes_on_to_the_same_numbers(teachers: list[str], tmp_path:
     assert killed["stages"]["distilled"][0]["metrics"] == whole["stages"]["distilled"][0]["metrics"]
 
 
-def test_a_detector_takes_the_backbone(teachers: list[str], tmp_path: Path) -> None:
-    network = build_backbone("timm/resnet10t", image_size=32).network
-    save_weights(network, tmp_path / "student.safetensors")
-    built = build_detector(f"gfl/resnet10t,backbone={tmp_path / 'student.safetensors'}", num_classes=3)
-    own = dict(built.network.named_parameters())
-    name = next(name for name in own if name.endswith(("layer3.0.conv1.weight", "layer3_0.conv1.weight")))
-    assert np.array_equal(own[name].detach().numpy(), dict(network.named_parameters())["layer3.0.conv1.weight"].detach().numpy())
+def test_a_detectors_backbone_is_trained_and_the_detector_takes_it(
+    teachers: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run(tmp_path / "run", "--teacher", teachers[0], "--student", "gfl/resnet10t", "--image-size", "32")
+    assert f"takes it as gfl/resnet10t,backbone={tmp_path}" in capsys.readouterr().out.replace("\n", "")
+    weights = {name.replace("_", "."): value for name, value in load_file(tmp_path / "run/student.safetensors").items()}
+    for spec in ("gfl/resnet10t", "fcos/resnet10t"):
+        built = build_detector(f"{spec},backbone={tmp_path / 'run'}", num_classes=3)
+        own = {name.partition("network.")[2].replace("_", "."): value for name, value in built.network.state_dict().items()}
+        taken = {name: value for name, value in weights.items() if name in own and not name.endswith("tracked")}
+        assert built.notes[0].startswith(f"its backbone starts from all {len(taken)} tensors")
+        assert len(taken) > 60
+        assert all(torch.equal(value, own[name]) for name, value in taken.items())
+
+
+@pytest.mark.parametrize(
+    ("spec", "backbone"),
+    [
+        ("gfl/resnet18,backbone=start.pth", "timm/resnet18@start.pth"),
+        ("torchvision/fcos_resnet50_fpn,backbone=pretrained", "torchvision/resnet50@pretrained"),
+        ("torchvision/resnet50@start.pth", None),
+        ("stillroom/gfl_24", None),
+    ],
+)
+def test_what_a_detectors_backbone_is_called(spec: str, backbone: str | None) -> None:
+    assert backbone_of(spec) == backbone
+
+
+def test_a_whole_detectors_weights_are_no_backbones() -> None:
+    with pytest.raises(InputError, match="without the weights of a detector"):
+        backbone_of("gfl/resnet18@detector.pth")

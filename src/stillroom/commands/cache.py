@@ -15,7 +15,7 @@ from stillroom.engine.cache import CACHE, CachedTeacher, CacheFolder, Dtype, Res
 from stillroom.engine.experiment import cacheable, with_unlabelled
 from stillroom.engine.room import setting_of
 from stillroom.engine.run.console import StageDisplay, console
-from stillroom.engine.task import SUPERVISED, FindLayer, first_lines, task_named
+from stillroom.engine.task import TAUGHT, FindLayer, first_lines, task_named
 from stillroom.errors import InputError, one_of
 from stillroom.tasks.images.sources import kind_of
 from stillroom.tasks.students import task_of
@@ -49,13 +49,13 @@ def _task(arguments: list[str]) -> str:
         InputError: its teachers cannot be cached.
     """
     if (named := early(arguments, "task")) is not None:
-        return one_of("--task", named, SUPERVISED)
+        return one_of("--task", named, TAUGHT)
     teacher, kind = early(arguments, "teacher") or "", kind_of(early(arguments, "data") or "")
     if (Path(teacher) / "student.json").is_file():
-        if (found := task_of(teacher)) not in SUPERVISED:
-            raise InputError("--teacher", f"{teacher}, a run of the task {found}", f"a teacher of {' or '.join(SUPERVISED)}")
+        if (found := task_of(teacher)) not in TAUGHT:
+            raise InputError("--teacher", f"{teacher}, a run of the task {found}", f"a teacher of {' or '.join(TAUGHT)}")
         return found
-    return next((name for name in SUPERVISED if kind in task_named(name).kinds), "classification")
+    return next((name for name in TAUGHT if kind in task_named(name).kinds), "classification")
 
 
 def cache(
@@ -91,12 +91,17 @@ def cache(
         raise InputError("teacher", networks.teacher, "a network: what it answered is in a cache already")
     seen, storage = Views(of.views(data, views), lab.options.seed), Storage(dtype, top, rest)
     with lab.shared():
-        paths = _paths(taps, experiment.network(networks.teacher, "teacher").network, of.layers, data.example_inputs())
+        opened = None
+        if hasattr(of, "teachers"):
+            opened = of.teachers(data, networks, trust_pickle=lab.options.trust_pickle)
+        network = opened.network if opened is not None else experiment.network(networks.teacher, "teacher").network
+        paths = _paths(taps, network, of.layers, data.example_inputs())
     folder = CacheFolder(lab.folder)
     with folder.locked():  # before anything is trained
         if lab.options.overwrite:
             folder.clear()
-    taught = experiment.teacher()
+    with lab.shared():
+        taught = experiment.teacher() if opened is None else opened.scored(lab, data)
     data = with_unlabelled(data)
     display = StageDisplay("cache")
     rows = data.train_size * seen.count

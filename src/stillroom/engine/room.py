@@ -129,10 +129,10 @@ def setting_of(task: str, own: Callable[..., Any], *, plan: Training | None = No
         teacher, student: whether there is one.
 
     Raises:
-        InputError: no such task, or one without plain training.
+        InputError: no such task, or one without plain training where there is a student.
     """
     found = task_named(task)
-    if not hasattr(found, "supervised"):
+    if student and not hasattr(found, "supervised"):
         raise InputError("task", task, f"a task with plain training on labels: {', '.join(SUPERVISED)}")
     options = options_of(type(found.networks))
     without = frozenset(name for name in options if not (teacher if "teacher" in name else student or name != "student"))

@@ -52,6 +52,7 @@ SUPERVISED = (
     "video",
     "multitask",
 )
+TAUGHT = (*SUPERVISED, "representation")  # whose teachers' answers can be kept in a cache
 TASKS = (*SUPERVISED, "editing", "anomaly", "representation", "segmentation3d")  # each with a room whose module `task` holds its TASK
 
 
@@ -216,9 +217,11 @@ class Student(Protocol):
 class Task(Protocol):
     """One kind of data: what its experiments, its networks and its reports are made of.
 
-    Three members are optional: `students`, specifications of networks that `stillroom students` measures; `by_engine`, how an inference
-    engine asks a teacher and how near to the network's its answers have to be (a `ByEngine`); and ``doubts(result, data)``, what a
-    teacher's answers to the validation set say against it, a clause each.
+    Four members are optional: `students`, specifications of networks that `stillroom students` measures; `by_engine`, how an inference
+    engine asks a teacher and how near to the network's its answers have to be (a `ByEngine`); ``doubts(result, data)``, what a
+    teacher's answers to the validation set say against it, a clause each; and, where teachers answer otherwise than students do,
+    ``teachers(data, networks, trust_pickle=...)``: an object with the `network` that is asked, and ``scored(lab, data)``, a stage
+    (`Trained`) with what teaches.
     """
 
     @property

@@ -22,6 +22,7 @@ from stillroom.errors import InputError
 from stillroom.tasks.classification.data import ImageData
 from stillroom.tasks.images.classified import open_source
 from stillroom.tasks.images.files import Tar
+from stillroom.tasks.images.shards import open_shards
 from tests.tasks.classification.miniatures import classes_of_pictures
 
 
@@ -84,6 +85,34 @@ def test_splits_by_names_of_shards_or_further_shards(tmp_path: Path) -> None:
     assert (len(given_both.train), len(given_both.val)) == (8, 3)
     one = open_source(f"webdataset:{tmp_path}/set/train-{{0..1}}.tar")
     assert len(one.train) + len(one.val) == 8
+
+
+def test_shards_of_one_name_in_two_folders_are_two(tmp_path: Path) -> None:
+    for number in range(2):
+        shard(tmp_path / "some" / f"{number}.tar", 4 * number, 4)
+    shard(tmp_path / "more" / "0.tar", 0, 3)
+    source = open_source(f"webdataset:{tmp_path}/some/{{0..1}}.tar,val={tmp_path}/more")
+    assert (len(source.train), len(source.val)) == (8, 3)
+
+
+def test_samples_are_those_of_the_library(tmp_path: Path) -> None:
+    webdataset = pytest.importorskip("webdataset")
+    keys = ["0001", "a/0001", "a/b.v2/0001", "a.v3/x-1", "dots.left", "dots.right", "é 6", "UPPER", "a/_7", "photo_(1)"]
+    fields = {"PNG": png((1, 2, 3)), "cls": b"3", "seg.png": png((0, 0, 0)), "Info.JSON": b"{}", "txt": b"a dog"}
+    for number in range(2):
+        with webdataset.TarWriter(str(tmp_path / f"s-{number:03}.tar")) as writer:
+            for i, key in enumerate(keys):
+                own = {name: content for j, (name, content) in enumerate(fields.items()) if (i + j + number) % 4}
+                writer.write({"__key__": key, **own})
+    pattern = f"{tmp_path}/s-{{000..001}}.tar"
+    theirs: dict[tuple[str, str], dict[str, bytes]] = {}
+    for sample in webdataset.WebDataset(pattern, shardshuffle=False):
+        plain = {name: content for name, content in sample.items() if not name.startswith("__")}
+        theirs[Path(sample["__url__"]).name, sample["__key__"]] = plain
+    shards, _ = open_shards(pattern, {}, "data")
+    ours = {key: {name: shards.store.read(file) for name, file in own.items()} for key, own in shards.samples().items()}
+    assert ours == {f"{place}/{key}": own for (place, key), own in theirs.items()}
+    assert len(ours) == 2 * (len(keys) - 1)  # what differs behind the first dot is one sample
 
 
 def test_fields_that_are_named(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from stillroom.methods.adasim.bootstrap import AdaSim
 from stillroom.methods.adasim.memory import Representation
 from stillroom.modules.projectors import probing
 from stillroom.tasks.images.page_parts import heads, note, row, table
-from stillroom.tasks.representation import DIGITS, IMAGENET, TASK, Pair, RepresentationData, pairs_section
+from stillroom.tasks.representation import BACKBONE, DIGITS, IMAGENET, TASK, Pair, RepresentationData, pairs_section
 from stillroom.tasks.representation.references import PIXELS, references
 
 HOST = "dino"
@@ -29,7 +29,7 @@ def recipe(
     lab: Lab,
     data: RepresentationData,
     plan: Training = TASK.plan,
-    networks: Networks = TASK.networks,
+    networks: Networks = BACKBONE,
     arms: str = "baseline+adasim",
     window: int = 50,
     topk: int = 10,

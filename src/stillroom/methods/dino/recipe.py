@@ -11,7 +11,7 @@ from stillroom.errors import InputError
 from stillroom.methods.dino.distiller import DINO
 from stillroom.methods.dino.views import Crops, Scale
 from stillroom.modules.projectors import probing
-from stillroom.tasks.representation import DIGITS, IMAGENET, TASK, RepresentationData
+from stillroom.tasks.representation import BACKBONE, DIGITS, IMAGENET, TASK, RepresentationData
 from stillroom.tasks.representation.references import PIXELS, references
 
 
@@ -51,7 +51,7 @@ def build(
     return DINO(student, width=width, crops=crops, **options)
 
 
-def recipe(lab: Lab, data: RepresentationData, plan: Training = TASK.plan, networks: Networks = TASK.networks, **options: Any) -> Report:
+def recipe(lab: Lab, data: RepresentationData, plan: Training = TASK.plan, networks: Networks = BACKBONE, **options: Any) -> Report:
     """Train a backbone by self-distillation, without labels; compare its features with the pixels and with those it began with.
 
     Args:

@@ -6,9 +6,10 @@ Fine-tuning via Feature Distillation"), several teachers at once (Ranzinger et a
 teacher's embeddings (Fang et al. 2021, SEED). No number of theirs is claimed here.
 
 - `loss`: cosine, smooth L1, and the queue.
-- `towers`: what teaches: networks of any library, each with the images that it expects, answering with pooled features and maps.
 - `distiller`: projectors, grids of unlike size, and the terms.
 - `recipe`: teacher, the backbone as it starts, the backbone distilled; scored, and fine-tuned on few labels.
+
+What teaches, networks of any library, is opened by the task (`tasks.representation.teachers`): a cache stores its answers, too.
 """
 
 from stillroom.methods.features.distiller import Features

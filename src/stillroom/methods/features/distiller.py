@@ -12,10 +12,10 @@ from stillroom.engine.distributed import gather_rows
 from stillroom.errors import InputError, at_least_zero, one_of
 from stillroom.losses.features import cosine_distances
 from stillroom.methods.features.loss import Queue, smooth_l1
-from stillroom.methods.features.towers import Answers, as_map, pooled
 from stillroom.modules.projectors import probing
 from stillroom.tasks.images.batches import Batch
 from stillroom.tasks.images.layers import dense_layer
+from stillroom.tasks.representation.teachers import Answers, as_map, pooled
 
 FeatureLoss = Literal["cosine", "smooth_l1", "queue"]
 
@@ -30,7 +30,7 @@ class Features(Distiller):
 
     Args:
         student: images [B, 3, H, W] to features [B, D].
-        teacher: answers with `towers.Answers`; a network or a cache of its answers.
+        teacher: answers with `teachers.Answers`; a network or a cache of its answers.
         example: a few inputs, run once through both to learn shapes.
         loss: d: ``cosine`` (1 - cosine), ``smooth_l1`` to whitened features, or ``queue`` (see `loss.Queue`). For maps d' is the same, of
             ``queue`` the cosine.

@@ -2,26 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import replace
 from math import prod
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import nn
 
-from stillroom.engine import Experiment, Lab, Networks, Report, Room, Teacher, Trained, Training
+from stillroom.engine import Experiment, Lab, Report, Room, Teacher, Trained, Training
 from stillroom.engine.cache import CACHE, CachedTeacher, Storage, Views, build_cache
 from stillroom.engine.report.results import Metric, StageResult
-from stillroom.engine.task import WARNING
 from stillroom.errors import InputError, at_least
 from stillroom.methods.features.distiller import FeatureLoss, Features
-from stillroom.methods.features.towers import Opened, SideBySide, Towers, named_teachers, open_teacher
 from stillroom.tasks.classification import ImageData, Supervised, build_classifier
+from stillroom.tasks.detection.models import backbone_of
 from stillroom.tasks.representation import TASK, RepresentationData
+from stillroom.tasks.representation.teachers import FeatureNetworks, open_teachers
 
+NETWORKS = FeatureNetworks("stillroom/convnet24", "stillroom/convnet12")
 ADAMW = Training(epochs=30, optimizer="adamw", lr=2e-3, weight_decay=0.02, schedule="cosine")
 _TEACHER = Training(epochs=20, lr=0.1, weight_decay=5e-4, schedule="onecycle")
 _TUNING = Training(epochs=5, optimizer="adamw", lr=5e-3, weight_decay=0.02, schedule="cosine")
@@ -29,34 +29,14 @@ _TUNING_STEPS, _TUNING_BATCH = 40, 16  # of an epoch
 _ANSWERS = "answers"  # the folder of a run's own cache
 
 
-@dataclass(frozen=True)
-class FeatureNetworks(Networks):
-    """Which networks teach and learn.
-
-    Args:
-        teacher: network, with weights: ``timm/NAME@FILE``, ``torchvision/NAME@pretrained``, ``transformers/FOLDER`` (DINOv2, DINOv3, ViT,
-            the image tower of a CLIP), ``nets.py:function``, a run's folder; its head is left out. Several with a + between them teach
-            together. Without weights it is trained first, on the labels of the data. Or ``cache:FOLDER``, the answers of an earlier run.
-        student: network, as above; its head is left out.
-        teacher_epochs: epochs of the teacher, where it has to be trained; by default 20.
-        teacher_lr: learning rate of the teacher, where it has to be trained; by default 0.1.
-        accept_teacher: go on with a teacher that is no better than chance, where it had to be trained.
-        teacher_size: pixels of the images that the teachers are given, resized from the student's crops; by default a teacher's own where
-            it is made for one size, else the data's.
-    """
-
-    teacher_size: int | None = None
-
-
 def recipe(
     lab: Lab,
     data: RepresentationData,
     plan: Training = ADAMW,
-    networks: FeatureNetworks = FeatureNetworks("stillroom/convnet24", "stillroom/convnet12"),
+    networks: FeatureNetworks = NETWORKS,
     feature_loss: FeatureLoss = "cosine",
     projector: Literal["linear", "mlp"] = "linear",
     pooled_weight: float = 1.0,
-    dense_weight: float = 0.0,
     queue_size: int = 4096,
     queue_temperatures: tuple[float, float] = (0.2, 0.01),
     views: int | None = None,
@@ -70,50 +50,55 @@ def recipe(
             queue of the teacher's embeddings).
         projector: between the student's pooled features and a teacher's: ``linear``, or ``mlp``; it is no part of the student.
         pooled_weight: weight of the pooled features' distance.
-        dense_weight: weight of the distance of the last maps, place by place; 0 for none.
         queue_size: teacher embeddings that the queue holds.
         queue_temperatures: softmax temperatures over the queue, the student's and the teacher's.
         views: random versions of each image that are stored, in the run's folder, with the teachers' answers, pooled features exactly and
             maps in half precision; training then shows these in turn. By default none: the teachers answer at every step.
         tune_labels: labels of each class on which the backbone is fine-tuned at the end, as it starts and distilled; 0 for not.
     """
-    dense, cached = dense_weight > 0, networks.teacher.startswith(CACHE)
+    if (backbone := backbone_of(networks.student)) is not None:
+        detector = networks.student.partition(",")[0]
+        lab.say("student", f"the backbone of {detector}, {backbone}, alone; the detector takes it as {detector},backbone={lab.folder}")
+        networks = replace(networks, student=backbone)
     if tune_labels and not data.labelled:
         raise InputError("tune_labels", tune_labels, "0: the data have no labels")
-    options: dict[str, Any] = {"loss": feature_loss, "projector": projector, "pooled_weight": pooled_weight, "dense_weight": dense_weight}
-    options |= {"queue_size": queue_size, "queue_temperatures": queue_temperatures, "example": data.example_inputs()}
-    experiment = Experiment(lab, data, plan, replace(networks, teacher=""))
+    options: dict[str, Any] = {
+        "loss": feature_loss,
+        "projector": projector,
+        "pooled_weight": pooled_weight,
+        "dense_weight": networks.dense_weight,
+        "queue_size": queue_size,
+        "queue_temperatures": queue_temperatures,
+        "example": data.example_inputs(),
+    }
+    cached = networks.teacher.startswith(CACHE)
+    experiment = Experiment(lab, data, plan, networks if cached else replace(networks, teacher=""))
 
-    def made(teacher: Teacher) -> Any:
-        return lambda student, *_: Features(student, teacher, **options)
-
-    def opened(specs: Sequence[str]) -> list[Opened]:
-        given: dict[str, Any] = {"dense": dense, "trust_pickle": lab.options.trust_pickle}
-        return [open_teacher(spec, data, networks.teacher_size, **given) for spec in specs]
+    def made(student: nn.Module, teacher: Teacher) -> Features:
+        return Features(student, teacher, **options)
 
     if cached:
         if views is not None:
             raise InputError("views", views, "none: the cache has its own")
-        teacher: Teacher = CachedTeacher(Path(networks.teacher.removeprefix(CACHE)), data.cache_key)
-        experiment.rehearse(made(teacher))
-        TASK.check_cache(teacher, data)  # type: ignore[arg-type]
-        stages: dict[str, Trained] = {"teacher": _read(lab, teacher)}  # type: ignore[arg-type]
+        experiment.rehearse(made)
+        stages: dict[str, Trained] = {"teacher": experiment.teacher()}
     else:
-        specs = named_teachers(networks.teacher)
         with lab.shared():
-            towers = opened(specs)
-            experiment.rehearse(made(_frozen(lab, towers)))
-            for number, tower in enumerate(towers):
-                if not tower.trained:
-                    learned = _trained(lab, data, networks, tower.spec, f"teacher{number + 1}-on-labels")
-                    tower.tower.network.load_state_dict(learned.state_dict(), strict=False)  # all but its head
-            stages = {"teacher": _scored(lab, data, towers)}
-            teacher = _frozen(lab, towers)
-            if views is not None:
-                teacher = _stored(lab, data, teacher, stages["teacher"].result, Views(TASK.views(data, views), lab.options.seed))
+            teachers = open_teachers(data, networks, trust_pickle=lab.options.trust_pickle)
+            frozen = teachers.frozen(lab)
+            experiment.rehearse(lambda student, _: made(student, frozen))
+            for number, one in enumerate(teachers.opened):
+                if not one.trained:
+                    learned = _trained(lab, data, networks, one.spec, f"teacher{number + 1}-on-labels")
+                    one.tower.network.load_state_dict(learned.state_dict(), strict=False)  # all but its head
+            stages = {"teacher": teachers.scored(lab, data)}
+    teacher = lab.teach(stages["teacher"])
+    if views is not None:
+        with lab.shared():
+            teacher = _stored(lab, data, teacher, stages["teacher"].result, Views(TASK.views(data, views), lab.options.seed))
     built = experiment.network(networks.student, "student")
     stages["start"] = lab.evaluate(built.network, data, name="start", model=built.spec, origin=_start(built.weights))
-    stages["distilled"] = experiment.trained("distilled", made(teacher))
+    stages["distilled"] = experiment.trained("distilled", lambda student: made(student, teacher))
     if tune_labels:
         for name, knows in (("start", built.weights is not None), ("distilled", True)):
             labels = at_least("tune_labels", tune_labels, 1)
@@ -123,29 +108,8 @@ def recipe(
     return report
 
 
-def _frozen(lab: Lab, towers: Sequence[Opened]) -> Teacher:
-    """Not folded: a tower reads the map of a module that folding might change."""
-    network = Towers([tower.tower for tower in towers])
-    return Teacher(network, precision=lab.options.torch_precision, compile=lab.options.teacher_compile, fold=False)
-
-
 def _start(weights: str | None) -> str:
     return "random numbers" if weights is None else f"the weights of {weights}"
-
-
-def _scored(lab: Lab, data: RepresentationData, towers: Sequence[Opened]) -> Trained:
-    """The teachers' pooled features, scored as the student's are."""
-    told = [(tower.spec, note) for tower in towers for note in tower.notes]
-    loud = [f"{spec}: {note.removeprefix(WARNING)}" for spec, note in told if note.startswith(WARNING)]
-    for note in loud:
-        lab.say("teacher", f"{WARNING}{note}")
-    quiet = "; ".join(note for _, note in told if not note.startswith(WARNING))
-    model = " + ".join(tower.spec.partition("@")[0] for tower in towers)
-    network = SideBySide([tower.tower for tower in towers])
-    files = {tower.weights for tower in towers}
-    weights = towers[0].weights if None not in files else None  # which lie on disk already: they may be large
-    scored = lab.evaluate(network, data, name="teacher", model=f"{model} (features)", origin=quiet, weights=weights)
-    return replace(scored, notes=tuple(f"{WARNING}{note}." for note in loud))
 
 
 def _trained(lab: Lab, data: RepresentationData, networks: FeatureNetworks, spec: str, name: str) -> nn.Module:
@@ -200,12 +164,6 @@ def _stored(lab: Lab, data: RepresentationData, teacher: Teacher, result: StageR
     key = f"{teacher.fingerprint()} {data.cache_key} {views}"
     lab.remember(f"{_ANSWERS}-done", key, build)
     return CachedTeacher(lab.folder / _ANSWERS, data.cache_key)
-
-
-def _read(lab: Lab, teacher: CachedTeacher) -> Trained:
-    """What was measured of a cache's teacher when it was built."""
-    result: StageResult = replace(teacher.result, seed=lab.seed)
-    return Trained("teacher", None, result, teacher.folder, teacher=teacher)
 
 
 def _tuned(lab: Lab, data: RepresentationData, stage: Trained, student: str, labels: int, *, knows: bool) -> Trained:

@@ -45,16 +45,16 @@ def _block(inputs: int, outputs: int, stride: int = 1) -> nn.Sequential:
     return nn.Sequential(nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU(inplace=True))
 
 
-def adopt_backbone(detector: nn.Module, weights: str, *, trust_pickle: bool = False, argument: str = "backbone") -> None:
-    """Gives a detector's backbone the weights of a classifier, and freezes what the papers freeze then.
+def adopt_backbone(detector: nn.Module, weights: str, *, trust_pickle: bool = False, argument: str = "backbone") -> str:
+    """Gives a detector's backbone the weights of a classifier, and freezes what the papers freeze then; says so, in a clause.
 
     Stem and first stage are not trained any more, and BatchNorm's statistics stay as they are; its scales and shifts are trained from the
     second stage on in GFL (BCKD's release), and nowhere in torchvision's detectors (their own habit).
 
     Args:
         detector: with a backbone of timm, or torchvision's detector in its adapter.
-        weights: a file of the backbone's own library: a state dict of the classifier, whose head is left out. Or ``pretrained``: what the
-            library publishes.
+        weights: a file of the backbone's own library: a state dict of the classifier, whose head is left out. Or the folder
+            of a run, or ``pretrained``: what the library publishes.
         trust_pickle: read weights that are pickles, which can run code as they are read.
         argument: what the user calls the specification; named in errors.
 
@@ -76,11 +76,13 @@ def adopt_backbone(detector: nn.Module, weights: str, *, trust_pickle: bool = Fa
             f"weights for the backbone of {type(detector).__name__}",
             "gfl/BACKBONE, atss/BACKBONE or torchvision/NAME before them",
         )
-    adopt_classifier(network, name, weights, of_timm=isinstance(backbone, TimmBackbone), trust_pickle=trust_pickle, argument=argument)
+    of_timm = isinstance(backbone, TimmBackbone)
+    count = adopt_classifier(network, name, weights, of_timm=of_timm, trust_pickle=trust_pickle, argument=argument)
     if isinstance(backbone, TimmBackbone):
         backbone.freeze()
     else:
         freeze_up_to(network, "layer1")
+    return f"its backbone starts from all {count} tensors that it has in {weights}; stem and first stage stay as they are"
 
 
 class Pyramid(nn.Module):

@@ -47,6 +47,7 @@ _KINDS = (
     "stillroom/NAME, gfl/BACKBONE (or atss/, retinanet/, fcos/), torchvision/NAME, transformers/NAME or FOLDER, file.py:function, or the "
     "folder of a run"
 )
+_OVER_TIMM = ("gfl", "atss", "retinanet", "fcos")
 _TORCHVISION = ("retinanet_resnet50_fpn", "fcos_resnet50_fpn", "fasterrcnn_resnet50_fpn")
 
 
@@ -71,8 +72,7 @@ def build_detector(spec: str, *, num_classes: int, trust_pickle: bool = False, a
         _check(named.card, num_classes)
     source, given, backbone = named.source.partition(",backbone=")
     network = _untrained(source, num_classes, argument, weights=bool(named.weights))
-    if given:
-        adopt_backbone(network, backbone, trust_pickle=trust_pickle, argument=argument)
+    notes = (adopt_backbone(network, backbone, trust_pickle=trust_pickle, argument=argument),) if given else ()
     weights = named.weights
     if weights:
         # A wrapped model is looked at without its adapter: so fit its own checkpoints, and ours, whose keys begin with "model.".
@@ -80,7 +80,29 @@ def build_detector(spec: str, *, num_classes: int, trust_pickle: bool = False, a
     library, _, name = source.partition("/")
     if library == "transformers" and is_folder(name):
         weights = weights or name
-    return Built(network, replace(named, source=source).spec, weights or None, named.classes)
+    return Built(network, replace(named, source=source).spec, weights or None, named.classes, notes=notes)
+
+
+def backbone_of(spec: str) -> str | None:
+    """A detector's backbone as a network of its own: `timm/resnet18@FILE` of ``gfl/resnet18,backbone=FILE``.
+
+    None for a specification that is no detector's, or one whose backbone has no such name: `stillroom/gfl_24`, transformers', a function.
+
+    Raises:
+        InputError: with the weights of a whole detector.
+    """
+    source, at, weights = spec.partition("@")
+    source, given, start = source.partition(",backbone=")
+    library, _, name = source.partition("/")
+    if library in _OVER_TIMM:
+        backbone = f"timm/{name}"
+    elif library == "torchvision" and name in _TORCHVISION:
+        backbone = "torchvision/resnet50"
+    else:
+        return None
+    if at:
+        raise InputError("student", spec, f"{source} without the weights of a detector, or with a backbone's: {source},backbone={weights}")
+    return f"{backbone}@{start}" if given else backbone
 
 
 def _untrained(source: str, num_classes: int, argument: str, *, weights: bool) -> Detector[Any, Any]:

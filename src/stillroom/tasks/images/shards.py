@@ -1,4 +1,8 @@
-"""WebDataset shards: tar files in which the files of a sample share a name, ``0001.jpg`` and ``0001.cls``. Read in place, in any order."""
+"""WebDataset shards: tar files in which the files of a sample share a name, ``0001.jpg`` and ``0001.cls``. Read in place, in any order.
+
+The library webdataset reads them as streams, one after the other: no sample can be asked for by its number, and a process has as many steps
+as its shards happen to hold. So they are indexed here; a test holds the samples against the library's.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +11,8 @@ import itertools
 import json
 import re
 from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 from stillroom.errors import InputError
@@ -36,22 +42,8 @@ def open_webdataset(path: str, options: dict[str, str], argument: str) -> Labell
     Raises:
         InputError: no such shards, one that is damaged or compressed, samples without images; see also `labelled.items_source`.
     """
-    val = options.get("val")
-    paths = find_shards(path, argument)
-    if val is None or is_number(val):
-        splits = [split_of_path(name) for _, name in paths]
-        splits = splits if len(set(splits)) > 1 else [""] * len(splits)
-    else:
-        more = find_shards(val, argument)
-        splits = ["train"] * len(paths) + ["val"] * len(more)
-        paths, options = paths + more, {name: value for name, value in options.items() if name != "val"}
-    store = Tar([place for place, _ in paths], argument, [f"{name}/" for _, name in paths])
-    samples: dict[str, dict[str, str]] = {}
-    for name in store.members:
-        folder, _, base = name.rpartition("/")
-        stem, _, extension = base.partition(".")
-        samples.setdefault(f"{folder}/{stem}", {})[extension.lower()] = name
-    of_shard = dict(zip((name for _, name in paths), splits, strict=True))
+    shards, options = open_shards(path, options, argument)
+    store, samples = shards.store, shards.samples()
     items, without = [], []
     known = options.get("label") or _label_field(samples, store)
     for key, fields in samples.items():
@@ -60,8 +52,8 @@ def open_webdataset(path: str, options: dict[str, str], argument: str) -> Labell
             without.append(key)
         else:
             label = _label(fields, known, store, argument)
-            items.append(Item(image, plain_label(label), next(of_shard[name] for name in of_shard if key.startswith(f"{name}/"))))
-    said = [f"{len(paths)} shard{'' if len(paths) == 1 else 's'} of {len(items)} images; labels are in .{known}" if known else ""]
+            items.append(Item(image, plain_label(label), shards.split_of(image)))
+    said = [f"{shards.said} of {len(items)} images; labels are in .{known}" if known else ""]
     said = [*filter(None, said), *passed_over(without, "without an image", "sample")]
     if not items:
         raise InputError(argument, path, f"samples with an image ({', '.join(EXTENSIONS[:4])}, ... or image=EXTENSION); there are none")
@@ -72,8 +64,69 @@ def open_webdataset(path: str, options: dict[str, str], argument: str) -> Labell
     return items_source("webdataset", store, items, options, argument, where=path, notes=said)
 
 
-def find_shards(path: str, argument: str) -> list[tuple[Path, str]]:
-    """The tars that a path or pattern names, in its order, and what each is called: its path below what they share."""
+@dataclass(frozen=True)
+class Shards:
+    """The tars of a set.
+
+    Attributes:
+        store: their files; each name begins with its shard's.
+        splits: of each shard: ``train``, ``val``, ``test``, or "" for none.
+    """
+
+    store: Tar
+    splits: list[str]
+
+    @property
+    def said(self) -> str:
+        """How many there are."""
+        return f"{len(self.splits)} shard{'' if len(self.splits) == 1 else 's'}"
+
+    def samples(self) -> dict[str, dict[str, str]]:
+        """The files of each sample, by their extensions: all behind the first dot of a file's name, in small letters.
+
+        What is before that dot, with shard and folder, is the sample's key. The files of one need not lie side by side in their shard, as
+        they do where streams are read, and what has no extension is a file of the extension "".
+        """
+        found: dict[str, dict[str, str]] = {}
+        for name in self.store.members:
+            folder, _, base = name.rpartition("/")
+            stem, _, extension = base.partition(".")
+            found.setdefault(f"{folder}/{stem}", {})[extension.lower()] = name
+        return found
+
+    def split_of(self, name: str) -> str:
+        """That of the shard of a file."""
+        return self.splits[self.store.members[name].archive]
+
+
+def open_shards(path: str, options: Mapping[str, str], argument: str) -> tuple[Shards, dict[str, str]]:
+    """The shards of a set, and the options that are left.
+
+    Args:
+        path: see `open_webdataset`.
+        options: ``val``: further shards, which are taken here, or a share to hold out, which is left.
+        argument: what errors call the data.
+
+    Raises:
+        InputError: no such shards, or one that is damaged or compressed.
+    """
+    left, val, places = dict(options), options.get("val"), _find(path, argument)
+    train = len(places)
+    if val is not None and not is_number(val):
+        del left["val"]
+        places += _find(val, argument)
+    called = Counter(place.name for place in places)
+    names = [place.name if called[place.name] == 1 else place.as_posix().lstrip("/") for place in places]
+    if len(left) < len(options):
+        splits = ["train"] * train + ["val"] * (len(places) - train)
+    else:
+        splits = [split_of_path(name) for name in names]
+        splits = splits if len(set(splits)) > 1 else [""] * len(splits)
+    return Shards(Tar(places, argument, [f"{name}/" for name in names]), splits), left
+
+
+def _find(path: str, argument: str) -> list[Path]:
+    """The tars that a path or pattern names, in its order."""
     found: list[Path] = []
     for one in _braces(path):
         place = Path(one).expanduser()
@@ -88,9 +141,7 @@ def find_shards(path: str, argument: str) -> list[tuple[Path, str]]:
             found += [match for match in matches if match.is_file()]
     if not found:
         raise InputError(argument, path, "tar files in it; there are none")
-    found = list(dict.fromkeys(found))
-    names = [file.name for file in found]
-    return [(file, name if names.count(name) == 1 else file.as_posix().lstrip("/")) for file, name in zip(found, names, strict=True)]
+    return list(dict.fromkeys(found))
 
 
 def _braces(pattern: str) -> list[str]:

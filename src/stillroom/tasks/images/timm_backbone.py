@@ -92,13 +92,13 @@ def freeze_up_to(network: nn.Module, path: str) -> None:
 
 def adopt_classifier(
     network: nn.Module, name: str, weights: str, *, of_timm: bool = True, trust_pickle: bool = False, argument: str = "backbone"
-) -> None:
-    """Gives a backbone the weights of a classifier, whose head is left out.
+) -> int:
+    """Gives a backbone the weights of a classifier, whose head is left out, or those of a backbone; how many tensors that were, all of it.
 
     Args:
         network: the backbone.
         name: its library's.
-        weights: a file of that library: a state dict of the classifier. Or ``pretrained``: what the library publishes.
+        weights: a file of that library: a state dict of the classifier. Or a run's folder, or ``pretrained``: what the library publishes.
         of_timm: the library is timm; else torchvision.
         trust_pickle: read weights that are pickles, which can run code as they are read.
         argument: what the user calls the specification; named in errors.
@@ -122,6 +122,7 @@ def adopt_classifier(
         got = f"{weights} with {other[0]} {list(fitting[other[0]].shape)} instead of {list(own[other[0]].shape)}"
         raise InputError(argument, got, "a classifier of this backbone")
     network.load_state_dict(fitting, strict=False)
+    return len(fitting)
 
 
 def _published(name: str, of_timm: bool, argument: str) -> Mapping[str, Tensor]:

@@ -13,12 +13,12 @@ import numpy as np
 from stillroom.errors import InputError
 from stillroom.tasks.images.annotations import content_of
 from stillroom.tasks.images.clip_formats import STATISTICS
-from stillroom.tasks.images.files import Store, Tar, open_store
+from stillroom.tasks.images.files import Store, open_store
 from stillroom.tasks.images.folders import find_splits, list_classes, list_files, passed_over, told_apart
-from stillroom.tasks.images.labelled import split_named, split_of_path
+from stillroom.tasks.images.labelled import split_named
 from stillroom.tasks.images.locating import locate
-from stillroom.tasks.images.shards import find_shards, image_of
-from stillroom.tasks.images.sources import Kind, Source, held_out_samples, held_out_share, is_number, open_spec, whole_numbers
+from stillroom.tasks.images.shards import image_of, open_shards
+from stillroom.tasks.images.sources import Kind, Source, held_out_samples, held_out_share, open_spec, whole_numbers
 from stillroom.tasks.images.stores import FileImages, Images, MemoryImages
 from stillroom.tasks.images.table_labels import COLUMNS, image_column, named_column
 from stillroom.tasks.images.tables import Table, read_table
@@ -171,29 +171,18 @@ def _coco_rows(images: str, annotations: str, split: str, argument: str) -> tupl
 
 def _open_webdataset(path: str, options: dict[str, str], argument: str) -> PairSource:
     """Shards are listed once and read in place, sample by sample: every process has as many steps, and a run goes on at any of them."""
-    paths = find_shards(path, argument)
-    splits = {name: split_of_path(name) for _, name in paths}
-    if (val := options.get("val")) is not None and not is_number(val):
-        more = find_shards(val, argument)
-        splits = {**dict.fromkeys((name for _, name in paths), "train"), **dict.fromkeys((name for _, name in more), "val")}
-        paths, options = [*paths, *more], {}
-    elif len(set(splits.values())) < 2:
-        splits = dict.fromkeys(splits, "")
-    store = Tar([place for place, _ in paths], argument, [f"{name}/" for _, name in paths])
-    samples: dict[str, dict[str, str]] = {}
-    for name in store.members:
-        stem, _, extension = name.rpartition("/")[2].partition(".")
-        samples.setdefault(f"{name.rpartition('/')[0]}/{stem}", {})[extension.lower()] = name
+    shards, options = open_shards(path, options, argument)
+    store = shards.store
     rows, without = [], []
-    for key, fields in samples.items():
+    for key, fields in shards.samples().items():
         image, text = image_of(fields, None, store), _caption(fields, store)
         if image is None or text is None:
             without.append(key)
         else:
-            rows.append((image, text, next(splits[name] for name in splits if key.startswith(f"{name}/"))))
+            rows.append((image, text, shards.split_of(image)))
     if not rows:
         raise InputError(argument, path, f"samples of an image and a caption (.{', .'.join(_TEXTS)}); there are none")
-    said = [f"{len(paths)} shard{'' if len(paths) == 1 else 's'}", *passed_over(without, "without an image or a caption", "sample")]
+    said = [shards.said, *passed_over(without, "without an image or a caption", "sample")]
     sizes = {name: store.size(name) or 0 for name, _, _ in rows}
     return _source("webdataset", store, rows, sizes, options, path, argument, said)
 

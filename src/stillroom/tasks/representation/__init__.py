@@ -5,10 +5,11 @@ from stillroom.tasks.representation.data import RepresentationData
 from stillroom.tasks.representation.loaded import LoadedBackbone, load
 from stillroom.tasks.representation.metrics import Embedded, weighted_knn
 from stillroom.tasks.representation.pages import Pair, pairs_section
-from stillroom.tasks.representation.task import DIGITS, IMAGENET, TASK
+from stillroom.tasks.representation.task import BACKBONE, DIGITS, IMAGENET, TASK
 from stillroom.tasks.representation.views import FIRST, SECOND, Look, crop_view, warp_view
 
 __all__ = [
+    "BACKBONE",
     "DIGITS",
     "FIRST",
     "IMAGENET",

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from stillroom.engine import Networks, Training
 from stillroom.engine.task import Built, Usual
+from stillroom.errors import InputError
 from stillroom.tasks.images import delivered
 from stillroom.tasks.images.cached import check_views, random_views
 from stillroom.tasks.images.classifiers import build_backbone
 from stillroom.tasks.representation import loaded, pages
 from stillroom.tasks.representation.data import RepresentationData
 from stillroom.tasks.representation.metrics import METRICS
+from stillroom.tasks.representation.teachers import FeatureNetworks, Teachers, open_teachers
 
-# What methods that learn from two views share: a small job on scans of digits, and the papers' setting for vision transformers.
+# What methods that learn from two views share: the backbone, a small job on scans of digits, and the papers' setting of transformers.
+BACKBONE = Networks("", "stillroom/convnet24")
 DIGITS = {
     "data": "digits",
     "primary": "few",
@@ -44,7 +47,7 @@ class Representation(Usual):
     name = "representation"
     data = RepresentationData
     plan = sgd = Training(epochs=40, optimizer="adamw", lr=1e-3, weight_decay=0.04, schedule="cosine")
-    networks = Networks("", "stillroom/convnet24")
+    networks = FeatureNetworks("", BACKBONE.student)
     kinds = ("images",)
     exact = ("pooled",)
     metric_formats = METRICS
@@ -62,6 +65,18 @@ class Representation(Usual):
             InputError: it cannot be built, or its weights do not fit.
         """
         return build_backbone(spec, image_size=data.image_size, trust_pickle=trust_pickle, argument=argument)
+
+    def teachers(self, data: RepresentationData, networks: FeatureNetworks, *, trust_pickle: bool) -> Teachers:
+        """Those of ``A+B``, see `engine.task.Task`.
+
+        Raises:
+            InputError: one cannot be opened, or has no weights.
+        """
+        opened = open_teachers(data, networks, trust_pickle=trust_pickle)
+        for one in opened.opened:
+            if not one.trained:
+                raise InputError("teacher", f"{one.spec}, without weights", "weights behind an @: nothing is learnt from labels here")
+        return opened
 
 
 TASK = Representation()

@@ -6,7 +6,7 @@ import inspect
 import logging
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
+from stillroom.engine import Lab, Networks, Teacher, Trained
 from stillroom.engine.run.console import quiet_loggers
 from stillroom.engine.specification import LIBRARIES, function_of
 from stillroom.engine.task import WARNING
@@ -25,7 +26,29 @@ from stillroom.tasks.images.classifiers import build_backbone, configurations, f
 from stillroom.tasks.images.configurations import beside
 from stillroom.tasks.images.foreign import teacher_inputs
 from stillroom.tasks.images.layers import dense_layer
-from stillroom.tasks.representation import RepresentationData
+from stillroom.tasks.representation.data import RepresentationData
+
+
+@dataclass(frozen=True)
+class FeatureNetworks(Networks):
+    """Which networks teach and learn, and with what of them.
+
+    Args:
+        teacher: network, with weights: ``timm/NAME@FILE``, ``torchvision/NAME@pretrained``, ``transformers/FOLDER`` (DINOv2, DINOv3, ViT,
+            the image tower of a CLIP), ``nets.py:function``, a run's folder; its head is left out. Several with a + between them teach
+            together. Without weights a run trains it first, on the labels of the data. Or ``cache:FOLDER``, stored answers.
+        student: network, as above; its head is left out. Of a detector over a library's backbone (``gfl/resnet18``) that alone.
+        teacher_epochs: epochs of the teacher, where it has to be trained; by default 20.
+        teacher_lr: learning rate of the teacher, where it has to be trained; by default 0.1.
+        accept_teacher: go on with a teacher that is no better than chance, where it had to be trained.
+        teacher_size: pixels of the images that the teachers are given, resized from the student's crops; by default a teacher's own where
+            it is made for one size, else the data's.
+        dense_weight: weight of the distance of the last maps, place by place; 0 for none, which teachers are not asked for then.
+    """
+
+    teacher_size: int | None = None
+    dense_weight: float = 0.0
+
 
 Answers = dict[str, list[Tensor]]  # "pooled": [B, D] of each teacher; "dense": [B, D, H, W] likewise, where asked for
 
@@ -111,6 +134,50 @@ class Opened:
     trained: bool
     weights: str | None
     notes: tuple[str, ...] = ()
+
+
+class Teachers:
+    """Those of a specification ``A+B``, opened.
+
+    Attributes:
+        opened: one by one, in their order.
+    """
+
+    def __init__(self, opened: Sequence[Opened]) -> None:
+        self.opened = tuple(opened)
+
+    @property
+    def network(self) -> Towers:
+        """All of them as one, whose answer teaches."""
+        return Towers([one.tower for one in self.opened])
+
+    def frozen(self, lab: Lab) -> Teacher:
+        """What teaches. Not folded: a tower reads the map of a module that folding might change."""
+        return Teacher(self.network, precision=lab.options.torch_precision, compile=lab.options.teacher_compile, fold=False)
+
+    def scored(self, lab: Lab, data: RepresentationData) -> Trained:
+        """A stage `teacher`, whose pooled features are scored as a student's are, with what teaches."""
+        told = [(one.spec, note) for one in self.opened for note in one.notes]
+        loud = [f"{spec}: {note.removeprefix(WARNING)}" for spec, note in told if note.startswith(WARNING)]
+        for note in loud:
+            lab.say("teacher", f"{WARNING}{note}")
+        quiet = "; ".join(note for _, note in told if not note.startswith(WARNING))
+        model = " + ".join(one.spec.partition("@")[0] for one in self.opened)
+        network = SideBySide([one.tower for one in self.opened])
+        files = {one.weights for one in self.opened}
+        weights = self.opened[0].weights if None not in files else None  # which lie on disk already: they may be large
+        scored = lab.evaluate(network, data, name="teacher", model=f"{model} (features)", origin=quiet, weights=weights)
+        return replace(scored, teacher=self.frozen(lab), notes=tuple(f"{WARNING}{note}." for note in loud))
+
+
+def open_teachers(data: RepresentationData, networks: FeatureNetworks, *, trust_pickle: bool) -> Teachers:
+    """The teachers that are named, with maps where these weigh something; see `open_teacher`.
+
+    Raises:
+        InputError: one cannot be opened, or is named twice.
+    """
+    options: dict[str, Any] = {"dense": networks.dense_weight > 0, "trust_pickle": trust_pickle}
+    return Teachers([open_teacher(spec, data, networks.teacher_size, **options) for spec in named_teachers(networks.teacher)])
 
 
 def named_teachers(teacher: str) -> list[str]:
