@@ -56,8 +56,8 @@ def recipe(
             by default what `targets` leave of the teacher, narrower and as deep.
         arms: of the experiment, besides the teacher: ``alone``, the student by the contrastive loss; ``affinity``, from random numbers
             as well, on the teacher's affinities; ``manual``, with the teacher's leading heads and channels; ``auto``, with what learned
-            masks leave of transformers; for comparison ``features``, as manual but on the teacher's embeddings, and ``contrast``, as manual but by the
-            contrastive loss. The last one is shipped.
+            masks leave of transformers; for comparison ``features``, as manual but on the teacher's embeddings, and ``contrast``, as manual
+            but by the contrastive loss. The last one is shipped.
         targets: shares of the towers' blocks that auto drops, one after the other: ``[0.5, 0.75]`` are two stages, which share the epochs.
         via: students between, for manual: each inherits from the one before, and they share the epochs.
         scale: gamma of both models, fixed; none to learn the student's.
