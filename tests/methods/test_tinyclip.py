@@ -18,6 +18,7 @@ from torch.nn.functional import normalize
 from stillroom import catalog
 from stillroom.cli import main
 from stillroom.engine import Lab, LabOptions, Losses, Teacher, Training
+from stillroom.engine.export import export
 from stillroom.engine.weights import read_weights
 from stillroom.errors import InputError
 from stillroom.methods.tinyclip import Masking, TinyCLIP, affinity, affinity_loss, recipe
@@ -26,14 +27,17 @@ from stillroom.methods.tinyclip.inheritance import inherit, pruned, widen
 from stillroom.methods.tinyclip.masks import MOST, TowerMasks, sparsity_loss
 from stillroom.methods.tinyclip.recipe import half_shape
 from stillroom.modules.clip import Clip, ClipShape, Masks, TowerShape
-from stillroom.tasks.images.clips import write_clip
-from stillroom.tasks.imagetext import Batch, ImageTextData, Supervised
-from stillroom.tasks.imagetext.models import shape_named
+from stillroom.modules.clip_resnet import ResNetShape
+from stillroom.tasks.images.clip_formats import to_open_clip
+from stillroom.tasks.images.clips import read_clip, write_clip
+from stillroom.tasks.imagetext import Batch, ImageTextData, Supervised, load
+from stillroom.tasks.imagetext.models import name_of, shape_named
 from tests.methods.tinyclip_job import losses_on_ranks
 from tests.processes import Processes
 
 TINY = "compositions,train=1,val=1"
 TEACHER, STUDENT = "stillroom/clip_16x2p8_24x2_d12_h8", "stillroom/clip_8x2p8_16x1_d12_h8"
+RESNET, SMALL_RESNET = "stillroom/clip_rn4x1-4-5-2_24x2_d12_h8", "stillroom/clip_rn2x1-2-2-1_16x1_d12_h8"
 
 
 @pytest.fixture(scope="module")
@@ -186,9 +190,11 @@ def test_what_was_pruned_goes_on_in_a_model_of_full_size(data: ImageTextData, te
             torch.testing.assert_close(after, before, rtol=0, atol=1e-5)
 
 
-def test_towers_whose_layers_differ_have_no_masks() -> None:
+def test_towers_whose_layers_differ_have_no_masks_nor_have_resnets() -> None:
     with pytest.raises(InputError, match="whose layers are all alike"):
         TowerMasks(TowerShape(16, 8, (2, 1), (8, 8)))
+    with pytest.raises(InputError, match="a transformer, for learned masks; a ResNet is shrunk by --arms manual"):
+        TowerMasks(ResNetShape(2, (1, 1, 1, 1)))
 
 
 # Inheritance ----------------------------------------------------------------------------------------------------------------------------
@@ -218,6 +224,65 @@ def test_a_student_inherits_leading_slices(data: ImageTextData, teacher: Clip) -
 def test_what_cannot_be_inherited_is_told(teacher: Clip, changes: dict[str, Any], said: str) -> None:
     with pytest.raises(InputError, match=said):
         inherit(teacher, Clip(replace(teacher.shape, **changes)))
+
+
+@pytest.fixture
+def squares() -> ImageTextData:
+    """Of a size that a ResNet reads."""
+    return ImageTextData(TINY, batch_size=16, subset=64, val_subset=24, image_size=64)
+
+
+@pytest.fixture
+def resnet(squares: ImageTextData) -> Clip:
+    clip = Clip(shape_named(RESNET, squares, "teacher")).eval()
+    with torch.no_grad():
+        for name, value in clip.visual.state_dict().items():
+            if value.ndim == 1:  # norms, their statistics and biases that differ
+                value.uniform_(0.5, 1.5) if name.endswith("var") else value.normal_()
+    return clip
+
+
+def test_a_resnet_inherits_by_width_and_by_depth_of_each_stage(squares: ImageTextData, resnet: Clip) -> None:
+    student = Clip(shape_named(SMALL_RESNET, squares, "student"))
+    inherit(resnet, student)
+    ours, theirs = student.state_dict(), resnet.state_dict()
+    # Four blocks become two: 0 and 2. Five become two: 0 and 2. Two become one: 0.
+    for stage, own, source in ((1, 0, 0), (2, 0, 0), (2, 1, 2), (3, 1, 2), (4, 0, 0)):
+        for part in ("conv1.weight", "conv2.weight", "conv3.weight", "bn3.weight", "bn1.running_mean", "bn2.running_var"):
+            inherited = ours[f"visual.layer{stage}.{own}.{part}"]
+            taken = theirs[f"visual.layer{stage}.{source}.{part}"][tuple(map(slice, inherited.shape))]
+            assert torch.equal(inherited, taken)
+    assert torch.equal(ours["visual.layer3.0.downsample.0.weight"], theirs["visual.layer3.0.downsample.0.weight"][:32, :16])
+    # The pooling has the leading 8 of 16 heads, which are 8 wide in both.
+    assert torch.equal(ours["visual.attnpool.k_proj.weight"], theirs["visual.attnpool.k_proj.weight"][:64, :64])
+    assert torch.equal(ours["visual.attnpool.c_proj.weight"], theirs["visual.attnpool.c_proj.weight"][:, :64])
+    same = Clip(resnet.shape).eval()
+    inherit(resnet, same)
+    inputs = batch_of(squares).inputs
+    with torch.no_grad():
+        for before, after in zip(resnet(inputs), same(inputs), strict=True):
+            assert torch.equal(after, before)
+
+
+@pytest.mark.parametrize(
+    ("image", "said"),
+    [
+        (ResNetShape(6, (1, 4, 5, 2), 8), "nothing larger than the teacher's"),
+        (ResNetShape(4, (1, 4, 6, 2), 8), "6 layers in visual.layer3, expected at most the teacher's 5"),
+        (ResNetShape(4, (1, 4, 5, 2), 16), "the teacher's width, 8"),
+        (TowerShape.of(8, 1, 1), "a transformer as the image tower, expected the teacher's, a ResNet"),
+    ],
+)
+def test_what_a_resnet_cannot_pass_on_is_told(resnet: Clip, image: Any, said: str) -> None:
+    with pytest.raises(InputError, match=said):
+        inherit(resnet, Clip(replace(resnet.shape, image=image)))
+
+
+def test_half_of_a_resnet_by_the_rule(resnet: Clip) -> None:
+    shape = replace(resnet.shape, image=ResNetShape(64, (3, 4, 6, 3)), text=TowerShape.of(512, 12, 8))
+    half = half_shape(shape, 0.5)
+    assert (half.image, half.text.width) == (ResNetShape(46, (3, 4, 6, 3)), 384)
+    assert name_of(half) == "stillroom/clip_rn46x3-4-6-3_384x12_d12"
 
 
 def block_millions(tower: TowerShape) -> float:
@@ -263,6 +328,15 @@ def test_a_fixed_scale_is_the_models_and_a_learned_one_stays_below_100(data: Ima
     learned.losses(batch_of(data)).total.backward()
     assert learned.student.logit_scale.grad is not None  # the parameter is clamped, not its exponential
     assert float(Teacher(teacher).networks[0].scale.detach()) == pytest.approx(1 / 0.07)  # type: ignore[operator]
+
+
+def test_adamw_has_the_numbers_of_the_tower(teacher: Clip, resnet: Clip) -> None:
+    for clip, betas, eps in ((teacher, (0.9, 0.98), 1e-6), (resnet, (0.9, 0.999), 1e-8)):
+        distiller = TinyCLIP(clip, copy.deepcopy(clip))
+        distiller.plan = Training(optimizer="adamw", weight_decay=0.2)
+        groups = distiller.parameter_groups()
+        assert {(group["betas"], group["eps"]) for group in groups} == {(betas, eps)}
+        assert {parameter.ndim for parameter in groups[1]["params"]} <= {0, 1}  # batch norms do not decay
 
 
 # Runs -----------------------------------------------------------------------------------------------------------------------------------
@@ -352,6 +426,36 @@ def test_shrink_clip_shrinks_a_folder_of_transformers(
     manual = shrunk(tmp_path / "by-rule", "--inherit", "manual")
     transformers = pytest.importorskip("transformers")
     assert transformers.CLIPModel.from_pretrained(manual / "clip").config.vision_config.hidden_size == 8
+
+
+def test_a_resnet_of_open_clips_is_shrunk_by_the_rule(tmp_path: Path, squares: ImageTextData, resnet: Clip) -> None:
+    """A step of the job by itself; the student is asked, exported, and read again."""
+    from tests.tasks.imagetext.pairs import write_pairs
+
+    table, _ = write_pairs(tmp_path / "pairs")
+    torch.save(to_open_clip(resnet), tmp_path / "rn.pt")
+    squares.tokenizer.save(tmp_path)
+    words = ["shrink-clip", f"{tmp_path / 'rn.pt'},head_width=8", "--data", f"pairs:{table}", "--epochs", "1", "--batch-size", "9"]
+    words += ["--accelerator", "cpu", "--workers", "0", "--accept-teacher", "--student", SMALL_RESNET]
+    out = tmp_path / "run"
+    assert main([*words, "--inherit", "manual", "--out", str(out)]) == 0
+    own = json.loads((out / "clip/clip.json").read_text())["shape"]["image"]
+    assert own == {"width": 2, "blocks": [1, 2, 2, 1], "head_width": 8}
+    assert main(["predict", str(out), str(tmp_path / "pairs/images"), "--classes", "red,blue", "--json"]) == 0
+    student = load(out)
+    exported = export(student.export_spec()["image"], tmp_path / "image.onnx", format="onnx")
+    assert exported.outputs[0].difference <= 1e-4
+    small, shipped = read_clip(str(out / "clip")).clip, student.network.state_dict()
+    assert all(torch.equal(value, shipped[name]) for name, value in small.state_dict().items())
+    assert small.visual.bn1.num_batches_tracked == 2  # trained on
+
+
+def test_masks_for_a_resnet_are_refused_before_anything_is_trained(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["run", "tinyclip", "--data", TINY, "--image-size", "32", *SMALL, "--teacher", RESNET, "--out", str(tmp_path / "run")]
+    assert main(words) == 2
+    said = "--teacher: got a ResNet as the image tower, expected a transformer, for learned masks; a ResNet is shrunk by --arms manual"
+    assert said in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_model_that_hardly_shrank_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str], shrunk: Callable[..., Path]) -> None:

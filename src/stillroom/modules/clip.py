@@ -1,4 +1,5 @@
-"""CLIP's two towers, of any width, depth, heads and neurons; they run under masks and may be narrower in every layer than in the next.
+"""CLIP's two towers. Transformers have any width, depth, heads and neurons; they run under masks and may be narrower in every layer than
+in the next. An image tower may be a ResNet instead, see `clip_resnet`.
 
 Names of parameters are those of open_clip's ``CustomTextCLIP``: ``visual.transformer.resblocks.0.attn.in_proj_weight``,
 ``text.token_embedding.weight``, ``logit_scale``.
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn.functional import gelu, layer_norm, linear, normalize, scaled_dot_product_attention
 
 from stillroom.errors import InputError, at_least, one_of
+from stillroom.modules.clip_resnet import CELL, ResNetShape, ResNetTower
 
 Activation = Literal["gelu", "quick_gelu"]
 ACTIVATIONS = ("gelu", "quick_gelu")
@@ -81,7 +83,7 @@ class ClipShape:
     Args:
         image, text: the towers'.
         embedding: D, length of both embeddings.
-        image_size, patch: pixels of the image's sides and of a patch's.
+        image_size, patch: pixels of the image's sides and of a patch's; with a ResNet 32, of a place of its last map.
         context: tokens of a text at most.
         vocabulary: different tokens.
         end: the id of the end token, at whose first place a text's embedding is taken.
@@ -92,7 +94,7 @@ class ClipShape:
         InputError: a number out of its range, or an image that patches do not fill.
     """
 
-    image: TowerShape
+    image: TowerShape | ResNetShape
     text: TowerShape
     embedding: int
     image_size: int
@@ -107,10 +109,28 @@ class ClipShape:
         one_of("activation", self.activation, ACTIVATIONS)
         for name in ("embedding", "image_size", "patch", "context", "vocabulary"):
             at_least(name, getattr(self, name), 1)
+        if isinstance(self.image, ResNetShape) and self.patch != CELL:
+            raise InputError("patch", self.patch, f"{CELL}, as a ResNet has it")
         if self.image_size % self.patch:
             raise InputError("image_size", self.image_size, f"a multiple of the patches' {self.patch} pixels")
         if not 0 <= self.end < self.vocabulary:
             raise InputError("end", self.end, f"the id of a token, from 0 and below {self.vocabulary}")
+
+    @property
+    def transformers(self) -> tuple[TowerShape, TowerShape]:
+        """The towers, of image and text, where both are transformers.
+
+        Raises:
+            InputError: the image tower is a ResNet.
+        """
+        if isinstance(self.image, ResNetShape):
+            raise InputError("clip", "a ResNet as the image tower", "a transformer")
+        return self.image, self.text
+
+    @property
+    def ordinary(self) -> bool:
+        """Whether it is a CLIP as transformers has them: both towers transformers, all of whose layers are alike."""
+        return not isinstance(self.image, ResNetShape) and self.image.even and self.text.even
 
     def to_json(self) -> dict[str, Any]:
         """Plain data; `from_json` is the inverse."""
@@ -123,7 +143,8 @@ class ClipShape:
         Raises:
             TypeError, KeyError, InputError: of strange entries.
         """
-        return cls(**{**content, "image": TowerShape(**content["image"]), "text": TowerShape(**content["text"])})
+        image = (ResNetShape if "blocks" in content["image"] else TowerShape)(**content["image"])
+        return cls(**{**content, "image": image, "text": TowerShape(**content["text"])})
 
 
 class Masks(NamedTuple):
@@ -290,7 +311,7 @@ class ImageTower(nn.Module):
 
     def __init__(self, shape: ClipShape) -> None:
         super().__init__()
-        tower, patches = shape.image, (shape.image_size // shape.patch) ** 2
+        tower, patches = shape.transformers[0], (shape.image_size // shape.patch) ** 2
         self.shape = tower
         self.class_embedding = nn.Parameter(tower.width**-0.5 * torch.randn(tower.width))
         self.positional_embedding = nn.Parameter(tower.width**-0.5 * torch.randn(patches + 1, tower.width))
@@ -363,7 +384,12 @@ class Clip(nn.Module):
     def __init__(self, shape: ClipShape) -> None:
         super().__init__()
         self.shape = shape
-        self.visual, self.text = ImageTower(shape), TextTower(shape)
+        self.visual: ImageTower | ResNetTower
+        if isinstance(shape.image, ResNetShape):
+            self.visual = ResNetTower(shape.image, shape.embedding, shape.image_size)
+        else:
+            self.visual = ImageTower(shape)
+        self.text = TextTower(shape)
         self.logit_scale = nn.Parameter(torch.tensor(FIRST_SCALE))
 
     @property

@@ -15,7 +15,8 @@ from torch.nn.functional import normalize
 from stillroom.engine.weights import save_weights
 from stillroom.errors import InputError
 from stillroom.modules.clip import Clip, ClipShape, TowerShape
-from stillroom.tasks.images.clip_formats import to_open_clip
+from stillroom.modules.clip_resnet import ResNetShape
+from stillroom.tasks.images.clip_formats import to_open_clip, write_transformers
 from stillroom.tasks.images.clips import class_embeddings, open_clip, read_clip, ready, write_clip
 from stillroom.tasks.images.tokens import END, START, Tokenizer, learnt, of_words, read_tokenizer
 
@@ -31,6 +32,7 @@ SHAPE = ClipShape(
     vocabulary=600,
     end=599,
 )
+RESNET = replace(SHAPE, image=ResNetShape(2, (1, 2, 1, 1), 8), image_size=64, patch=32)
 UNEVEN = replace(SHAPE, image=TowerShape(20, 8, (2, 0), (7, 31)), text=TowerShape(28, 8, (1, 4, 2), (5, 0, 9)))
 
 
@@ -45,13 +47,21 @@ def made(shape: ClipShape, tokenizer: Tokenizer) -> Clip:
     for parameter in clip.parameters():
         if parameter.ndim < 2:  # norms and biases that are no ones and zeros
             torch.nn.init.normal_(parameter, 0.5, 0.5)
+    for name, statistic in clip.named_buffers():
+        if statistic.ndim:
+            statistic.uniform_(0.5, 1.5) if name.endswith("var") else statistic.normal_()
     return clip
 
 
 @torch.no_grad()
 def answers(clip: Clip, tokens: Tensor) -> Tensor:
-    image, text = clip((torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(1)), tokens))
+    image, text = clip((pixels_for(clip), tokens))
     return clip.scale * image @ text.T
+
+
+def pixels_for(clip: Clip) -> Tensor:
+    side = clip.shape.image_size
+    return torch.randn(2, 3, side, side, generator=torch.Generator().manual_seed(1))
 
 
 # Models ---------------------------------------------------------------------------------------------------------------------------------
@@ -93,8 +103,11 @@ def test_a_configuration_that_says_little_or_an_old_end_token(tmp_path: Path, to
     assert read_clip(str(tmp_path)).clip.shape.end == tokenizer.end  # the largest id, as transformers has it then
 
 
-def test_a_pruned_model_lies_beside_a_file_that_reads_it(tmp_path: Path, tokenizer: Tokenizer) -> None:
-    clip, tokens = made(UNEVEN, tokenizer), tokenizer(["a dog", "the bus"])
+@pytest.mark.parametrize("shape", [UNEVEN, RESNET], ids=["pruned", "resnet"])
+def test_a_model_that_transformers_does_not_have_lies_beside_a_file_that_reads_it(
+    tmp_path: Path, tokenizer: Tokenizer, shape: ClipShape
+) -> None:
+    clip, tokens = made(shape, tokenizer), tokenizer(["a dog", "the bus"])
     write_clip(tmp_path, clip, tokenizer, HALF, HALF)
     torch.testing.assert_close(answers(read_clip(str(tmp_path)).clip, tokens), answers(clip, tokens), rtol=0, atol=0)
     spec = importlib.util.spec_from_file_location("small_clip", tmp_path / "small_clip.py")
@@ -103,9 +116,32 @@ def test_a_pruned_model_lies_beside_a_file_that_reads_it(tmp_path: Path, tokeniz
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     small = module.load(tmp_path)
-    pixels = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(1))
-    similar = normalize(small.encode_image(pixels), dim=-1) @ normalize(small.encode_text(tokens), dim=-1).T
+    similar = normalize(small.encode_image(pixels_for(clip)), dim=-1) @ normalize(small.encode_text(tokens), dim=-1).T
     torch.testing.assert_close(small.logit_scale.exp() * similar, answers(clip, tokens), rtol=1e-5, atol=1e-5)
+    with pytest.raises(InputError, match="an ordinary CLIP, for transformers"):
+        write_transformers(tmp_path, clip, tokenizer, HALF, HALF)
+
+
+def test_open_clips_resnet(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    clip, tokens = made(RESNET, tokenizer), tokenizer(["a dog", "the bus"])
+    state = to_open_clip(clip)
+    assert {"visual.layer2.1.bn2.running_var", "visual.attnpool.c_proj.bias", "transformer.resblocks.0.ln_1.bias"} <= state.keys()
+    file, words = tmp_path / "rn.pt", tmp_path / "words"
+    tokenizer.save(words)
+
+    def read(of: dict[str, Tensor], more: str = "") -> Clip:
+        torch.save({"state_dict": {f"module.{name}": value for name, value in of.items()}}, file)
+        return read_clip(f"{file},head_width=8,tokenizer={words},activation=gelu{more}").clip
+
+    found = read({**state, "input_resolution": torch.tensor(64)})  # which OpenAI's have besides
+    assert found.shape == clip.shape
+    torch.testing.assert_close(answers(found, tokens), answers(clip, tokens), rtol=0, atol=0)
+    with pytest.raises(InputError, match=r"1 tensors are missing or of another shape \(visual.layer2.1.bn2.running_var\)"):
+        read({name: value for name, value in state.items() if name != "visual.layer2.1.bn2.running_var"})
+    with pytest.raises(InputError, match=r"weights whose blocks is \(1, 2, 0, 1\), expected a number from 1"):
+        read({name: value for name, value in state.items() if not name.startswith("visual.layer3.")})
+    with pytest.raises(InputError, match="a transformer or CLIP's ResNet for images"):  # timm's, as open_clip has it
+        read({name.replace("visual.", "visual.trunk."): value for name, value in state.items()})
 
 
 def test_open_clip_weights(tmp_path: Path, tokenizer: Tokenizer) -> None:

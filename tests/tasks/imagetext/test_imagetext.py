@@ -194,6 +194,9 @@ def test_models_by_name(tmp_path: Path) -> None:
     for spec, said in (
         ("stillroom/clip_16x2p7_24x2_d12_h8", "patches that fill"),
         ("stillroom/clip_16x2p8_20x2_d12_h8", "multiples of the heads' 8"),
+        ("stillroom/clip_rn2x1-1-1-1_16x1_d12_h8", "24 pixels, expected a multiple of 32 pixels for a ResNet"),
+        ("stillroom/clip_rn3x1-1-1-1_16x1_d12_h8", "whose width is 3, expected an even number"),
+        ("stillroom/clip_rn2x1-1-1_16x1_d12_h8", "a CLIP's folder"),
         ("timm/vit", "a CLIP's folder"),
         ("", "a CLIP's folder"),
     ):

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from stillroom.errors import InputError
 from stillroom.modules.clip import Clip, ClipShape, ImageTower, Masks, TextTower, TowerShape
+from stillroom.modules.clip_resnet import ResNetShape
 
 State = Mapping[str, Tensor]
 _LAYER = re.compile(r"^(?P<stage>.*\b(?:resblocks|layer\d+))\.(?P<layer>\d+)\.(?P<rest>.*)$")
@@ -23,7 +24,8 @@ def inherited(teacher: State, student: State, head_width: int | Mapping[str, int
     """The student's tensors, from the teacher's (manual inheritance).
 
     Depth: student layer i has teacher layer i floor(L_teacher / L_student), in each stage of layers by itself. Width: the leading slice of
-    every dimension; of the fused matrix of queries, keys and values the leading heads of each.
+    every dimension; of the fused matrix of queries, keys and values the leading heads of each. Separate matrices have whole heads in
+    their leading rows.
 
     Args:
         teacher: its state.
@@ -67,16 +69,19 @@ def inherit(teacher: Clip, student: Clip) -> None:
     """Gives the student its weights from the teacher, by `inherited`.
 
     Raises:
-        InputError: heads of another width, another patch, vocabulary or activation, or as `inherited`.
+        InputError: an image tower of another kind, heads of another width, another patch, vocabulary or activation, or as `inherited`.
     """
     of_teacher, of_student = teacher.shape, student.shape
+    wanted, own = ("a ResNet" if isinstance(shape.image, ResNetShape) else "a transformer" for shape in (of_teacher, of_student))
+    if own != wanted:
+        raise InputError("student", f"{own} as the image tower", f"the teacher's, {wanted}")
     for name in ("patch", "vocabulary", "activation", "end", "image_size"):
         if getattr(of_teacher, name) != getattr(of_student, name):
             raise InputError("student", f"{name} {getattr(of_student, name)}", f"the teacher's, {getattr(of_teacher, name)}")
     for tower in ("image", "text"):
-        own, wanted = (getattr(shape, tower).head_width for shape in (of_student, of_teacher))
-        if own != wanted:
-            raise InputError("student", f"heads of width {own} in the {tower} tower", f"the teacher's width, {wanted}")
+        width, of_heads = (getattr(shape, tower).head_width for shape in (of_student, of_teacher))
+        if width != of_heads:
+            raise InputError("student", f"heads of width {width} in the {tower} tower", f"the teacher's width, {of_heads}")
     widths = {"visual.": of_teacher.image.head_width, "text.": of_teacher.text.head_width}
     student.load_state_dict(inherited(teacher.state_dict(), student.state_dict(), widths))
 
@@ -101,17 +106,24 @@ def pruned(clip: Clip, image_masks: Masks, text_masks: Masks, *, released: bool 
             embeddings move; and a layer without heads loses its attention's bias, too.
     """
     of = clip.shape
-    shapes = pruned_shape(of.image, image_masks), pruned_shape(of.text, text_masks)
+    image, text = of.transformers
+    shapes = pruned_shape(image, image_masks), pruned_shape(text, text_masks)
     shape = ClipShape(*shapes, **{name: getattr(of, name) for name in of.__dataclass_fields__ if name not in ("image", "text")})
     small = Clip(shape)
     states: dict[str, Tensor] = {"logit_scale": clip.logit_scale.detach().clone()}
-    for prefix, tower, masks in (("visual.", clip.visual, image_masks), ("text.", clip.text, text_masks)):
+    for prefix, tower, masks in zip(("visual.", "text."), _towers(clip), (image_masks, text_masks), strict=True):
         states |= {f"{prefix}{name}": value for name, value in pruned_state(tower, masks, released=released).items()}
     if released:
-        for tower in (small.visual, small.text):
+        for tower in _towers(small):
             drop_empty_attention(tower)
     small.load_state_dict(states)
     return small.train(clip.training)
+
+
+def _towers(clip: Clip) -> list[ImageTower | TextTower]:
+    """Of images and texts, which have masks and so are transformers."""
+    assert isinstance(clip.visual, ImageTower)
+    return [clip.visual, clip.text]
 
 
 def drop_empty_attention(tower: ImageTower | TextTower) -> None:

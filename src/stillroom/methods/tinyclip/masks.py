@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from stillroom.errors import InputError
 from stillroom.modules.clip import Masks, TowerShape
+from stillroom.modules.clip_resnet import ResNetShape
 
 LOW, HIGH = -0.1, 1.1  # l and u: what a sample is stretched to before it is cut to [0, 1], so that 0 and 1 occur exactly
 BETA = 2 / 3  # temperature
@@ -52,11 +53,14 @@ class TowerMasks(nn.Module):
         shape: of the tower, all of whose layers are alike.
 
     Raises:
-        InputError: they are not.
+        InputError: they are not, or it is a ResNet.
     """
 
-    def __init__(self, shape: TowerShape) -> None:
+    def __init__(self, shape: TowerShape | ResNetShape) -> None:
         super().__init__()
+        if isinstance(shape, ResNetShape):
+            only = "a transformer, for learned masks; a ResNet is shrunk by --arms manual, or shrink-clip --inherit manual"
+            raise InputError("teacher", "a ResNet as the image tower", only)
         if not shape.even:
             raise InputError("teacher", f"a tower with {shape.heads} heads and {shape.neurons} neurons", "one whose layers are all alike")
         self.shape, layers = shape, shape.layers

@@ -16,7 +16,8 @@ from stillroom.errors import InputError, one_of
 from stillroom.methods.tinyclip.distiller import SCALE, Features, Masking, TinyCLIP
 from stillroom.methods.tinyclip.inheritance import inherit, pruned, widen
 from stillroom.methods.tinyclip.masks import TowerMasks
-from stillroom.modules.clip import Clip, ClipShape, TowerShape
+from stillroom.modules.clip import Clip, ClipShape, ImageTower, TowerShape
+from stillroom.modules.clip_resnet import CELL, ResNetShape
 from stillroom.tasks.images.clips import names_clip, read_clip
 from stillroom.tasks.imagetext import LAION, SMALL, ImageTextData, Supervised
 from stillroom.tasks.imagetext.models import name_of, shape_named
@@ -55,8 +56,8 @@ def recipe(
             by default what `targets` leave of the teacher, narrower and as deep.
         arms: of the experiment, besides the teacher: ``alone``, the student by the contrastive loss; ``affinity``, from random numbers
             as well, on the teacher's affinities; ``manual``, with the teacher's leading heads and channels; ``auto``, with what learned
-            masks leave; for comparison ``features``, as manual but on the teacher's embeddings, and ``contrast``, as manual but by the
-            contrastive loss. The last one is shipped.
+            masks leave of transformers; for comparison ``features``, as manual but on the teacher's embeddings, and ``contrast``, as manual
+            but by the contrastive loss. The last one is shipped.
         targets: shares of the towers' blocks that auto drops, one after the other: ``[0.5, 0.75]`` are two stages, which share the epochs.
         via: students between, for manual: each inherits from the one before, and they share the epochs.
         scale: gamma of both models, fixed; none to learn the student's.
@@ -119,7 +120,7 @@ def recipe(
 
 def half_shape(shape: ClipShape, target: float) -> ClipShape:
     """A CLIP as deep as this one whose blocks have about `target` less in them: fewer heads of the same width, and as many neurons to a
-    channel as before."""
+    channel as before; a ResNet with fewer channels everywhere."""
 
     def narrower(tower: TowerShape) -> TowerShape:
         if not tower.even:
@@ -128,7 +129,11 @@ def half_shape(shape: ClipShape, target: float) -> ClipShape:
         width, ratio = heads * tower.head_width, tower.neurons[0] / tower.width
         return TowerShape.of(width, tower.layers, heads, round(ratio * width))
 
-    return replace(shape, image=narrower(shape.image), text=narrower(shape.text))
+    if not isinstance(shape.image, ResNetShape):
+        return replace(shape, image=narrower(shape.image), text=narrower(shape.text))
+    unit = math.lcm(2, shape.image.head_width // math.gcd(shape.image.head_width, CELL))  # by which a width's heads are whole
+    width = max(1, round(shape.image.width * math.sqrt(1 - target) / unit)) * unit
+    return replace(shape, image=replace(shape.image, width=width), text=narrower(shape.text))
 
 
 def _by_steps(experiment: Experiment, data: ImageTextData, via: tuple[str, ...], teacher: Teacher, arm: Callable[..., Any]) -> Trained:
@@ -203,7 +208,7 @@ def _by_masks(
         full, masks = copy.deepcopy(large), (TowerMasks(large.shape.image), TowerMasks(large.shape.text))
         if small is not None:
             widen(small.state_dict(), full)
-            for tower, shape in zip(masks, (small.shape.image, small.shape.text), strict=True):
+            for tower, shape in zip(masks, small.shape.transformers, strict=True):
                 tower.start_from(shape)
         made = Masking(full, teacher, masks, start=start, target=target, ramp=steps.ramp, mask_lr=steps.mask_lr, **masking)
         masked = lab.fit(made, steps.masked, steps.mask_plan, name=f"{name}-masks", model=f"{name_of(full.shape)} (under masks)")
@@ -225,9 +230,13 @@ def _by_masks(
 
 
 def share(small: Clip, large: Clip) -> float:
-    """The blocks' weights of one model as a part of another's."""
-    sizes = [sum(p.numel() for tower in (one.visual, one.text) for p in tower.transformer.parameters()) for one in (small, large)]
-    return sizes[0] / sizes[1]
+    """The blocks' weights of one model as a part of another's; a ResNet counts as a whole."""
+
+    def size(clip: Clip) -> int:
+        image = clip.visual.transformer if isinstance(clip.visual, ImageTower) else clip.visual
+        return sum(parameter.numel() for part in (image, clip.text.transformer) for parameter in part.parameters())
+
+    return size(small) / size(large)
 
 
 # ----------------------------------------------------------------------------------------------------------------------------------------

@@ -16,6 +16,7 @@ from stillroom.engine.run.written import write_atomic
 from stillroom.engine.weights import save_weights
 from stillroom.errors import InputError
 from stillroom.modules.clip import Clip, ClipShape, TowerShape
+from stillroom.modules.clip_resnet import CELL, ResNetShape
 from stillroom.tasks.images.tokens import Tokenizer
 
 State = dict[str, Tensor]
@@ -114,7 +115,7 @@ def to_transformers(clip: Clip) -> State:
     """Our tensors by the names of a CLIPModel, whose layers are all alike."""
     state = {name: value.detach() for name, value in clip.state_dict().items()}
     found = {theirs: state[ours].T.contiguous() if ours in _TURNED else state[ours] for ours, theirs in _OUTSIDE.items()}
-    for (ours, theirs), tower in zip(_TOWERS, (clip.shape.image, clip.shape.text), strict=True):
+    for (ours, theirs), tower in zip(_TOWERS, clip.shape.transformers, strict=True):
         for layer in range(tower.layers):
             own, other = f"{ours}transformer.resblocks.{layer}.", f"{theirs}encoder.layers.{layer}."
             for kind in ("weight", "bias"):
@@ -133,12 +134,13 @@ def transformers_config(shape: ClipShape, start: int | None) -> dict[str, Any]:
         return {**sizes, "intermediate_size": of.neurons[0], **more}
 
     ends = {"bos_token_id": start, "eos_token_id": shape.end, "pad_token_id": shape.end}
+    image, text = shape.transformers
     return {
         "architectures": ["CLIPModel"],
         "model_type": "clip",
         "projection_dim": shape.embedding,
-        "vision_config": {**tower(shape.image), "patch_size": shape.patch, "image_size": shape.image_size},
-        "text_config": {**tower(shape.text), "vocab_size": shape.vocabulary, "max_position_embeddings": shape.context, **ends},
+        "vision_config": {**tower(image), "patch_size": shape.patch, "image_size": shape.image_size},
+        "text_config": {**tower(text), "vocab_size": shape.vocabulary, "max_position_embeddings": shape.context, **ends},
     }
 
 
@@ -146,11 +148,12 @@ def write_transformers(folder: Path, clip: Clip, tokenizer: Tokenizer | None, me
     """Writes a folder that ``CLIPModel.from_pretrained`` and ``CLIPProcessor.from_pretrained`` read.
 
     Raises:
-        InputError: its layers differ in heads or neurons, or its heads do not fill the width: that is no CLIPModel.
+        InputError: its image tower is a ResNet, its layers differ in heads or neurons, or its heads do not fill the width: that is no
+            CLIPModel.
     """
     shape = clip.shape
-    if not (shape.image.even and shape.text.even):
-        raise InputError("clip", "layers of unlike heads or neurons", "an ordinary CLIP, for transformers")
+    if not shape.ordinary:
+        raise InputError("clip", "a ResNet, or layers of unlike heads or neurons", "an ordinary CLIP, for transformers")
     folder.mkdir(parents=True, exist_ok=True)
     if tokenizer is not None:
         tokenizer.save(folder)
@@ -175,6 +178,7 @@ def read_statistics(folder: Path) -> tuple[tuple[float, ...], tuple[float, ...]]
 
 # open_clip's names -----------------------------------------------------------------------------------------------------------------------
 
+_POOLED = "visual.attnpool.positional_embedding"  # that a ResNet has
 _IN_TEXT = ("transformer.", "token_embedding.", "positional_embedding", "ln_final.", "text_projection")
 
 
@@ -200,12 +204,10 @@ def shape_of(state: Mapping[str, Tensor], argument: str, *, config: Mapping[str,
         known: of `ClipShape`, in the place of what is guessed: ``activation``, ``end``; and ``head_width``.
 
     Raises:
-        InputError: they are no CLIP's with vision transformers.
+        InputError: they are no CLIP's whose image tower is a vision transformer or CLIP's ResNet.
     """
     of = (config or {}).get("model_cfg", {})
     try:
-        patches, width = state["visual.positional_embedding"].shape
-        side, patch = math.isqrt(patches - 1), state["visual.conv1.weight"].shape[-1]
         vocabulary, text_width = state["text.token_embedding.weight"].shape
         head_width = known.get("head_width", HEAD_WIDTH)
         of_image = of.get("vision_cfg", {}).get("head_width", head_width)
@@ -217,16 +219,30 @@ def shape_of(state: Mapping[str, Tensor], argument: str, *, config: Mapping[str,
             heads = [len(state[f"{blocks}{layer}.attn.in_proj_bias"]) // 3 // head_width for layer in range(layers)]
             return TowerShape(width, head_width, tuple(heads), tuple(len(state[f"{blocks}{i}.mlp.c_fc.bias"]) for i in range(layers)))
 
+        image: TowerShape | ResNetShape
+        if _POOLED in state:
+            image, patch, places = _resnet_shape(state, of_image), CELL, len(state[_POOLED])
+        else:
+            places, width = state["visual.positional_embedding"].shape
+            image, patch = tower("visual", width, of_image), state["visual.conv1.weight"].shape[-1]
         return ClipShape(
-            image=tower("visual", width, of_image),
+            image=image,
             text=tower("text", text_width, of_text),
             embedding=state["text.text_projection"].shape[1],
-            image_size=side * patch,
+            image_size=math.isqrt(places - 1) * patch,
             patch=patch,
             context=len(state["text.positional_embedding"]),
             vocabulary=vocabulary,
             end=known.get("end", vocabulary - 1),
             activation=known.get("activation") or ("quick_gelu" if of.get("quick_gelu") else "gelu"),
         )
+    except InputError as error:
+        raise InputError(argument, f"weights whose {error.argument} is {error.got}", error.expected) from None
     except (KeyError, ValueError, IndexError) as error:
-        raise InputError(argument, f"weights without {error}", "those of a CLIP with transformers for images and texts") from None
+        raise InputError(argument, f"weights without {error}", "those of a CLIP with a transformer or CLIP's ResNet for images") from None
+
+
+def _resnet_shape(state: Mapping[str, Tensor], head_width: int) -> ResNetShape:
+    """Of CLIP's ResNet, by its tensors; KeyError where one is missing."""
+    blocks = [len({name.split(".")[2] for name in state if name.startswith(f"visual.layer{stage}.")}) for stage in range(1, 5)]
+    return ResNetShape(len(state["visual.layer1.0.conv1.weight"]), tuple(blocks), head_width)

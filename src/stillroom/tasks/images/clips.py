@@ -155,9 +155,10 @@ def filled(templates: Sequence[str], name: str) -> list[str]:
 
 
 def write_clip(folder: Path, clip: Clip, tokenizer: Tokenizer | None, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
-    """Writes a CLIP for other programs, and for `read_clip`: a folder of transformers' where its layers are all alike; else our own form,
-    ``clip.json`` beside ``model.safetensors``, with a small model file that reads it and needs nothing but torch and safetensors."""
-    if clip.shape.image.even and clip.shape.text.even:
+    """Writes a CLIP for other programs, and for `read_clip`: a folder of transformers' where it has no ResNet and its layers are all alike;
+    else our own form, ``clip.json`` beside ``model.safetensors``, with a small model file that reads it and needs nothing but torch and
+    safetensors."""
+    if clip.shape.ordinary:
         write_transformers(folder, clip, tokenizer, mean, std)
         return
     folder.mkdir(parents=True, exist_ok=True)
@@ -270,7 +271,7 @@ def _opened(
     wrong = [name for name in own if name not in state or state[name].shape != own[name].shape]
     if wrong:
         said = f"{source}, in which {len(wrong)} tensors are missing or of another shape ({', '.join(wrong[:5])})"
-        raise InputError(argument, said, "the weights of a whole CLIP with vision transformers")
+        raise InputError(argument, said, "the weights of a whole CLIP, its image tower a vision transformer or CLIP's ResNet")
     if not all(bool(state[name].isfinite().all()) for name in own):
         raise InputError(argument, f"{source}, with weights that are not numbers", "finite weights")
     clip.load_state_dict({name: state[name].float() for name in own})

@@ -1,4 +1,4 @@
-"""A CLIP whose layers differ in heads and neurons: this file lies beside ``clip.json`` and ``model.safetensors`` and reads them.
+"""A CLIP with a ResNet, or whose layers differ in heads and neurons: this file reads ``clip.json`` and ``model.safetensors`` beside it.
 
 It needs torch and safetensors, and nothing of Stillroom:
 
@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import load_file
-from torch.nn.functional import embedding, gelu, layer_norm, linear, scaled_dot_product_attention
+from torch.nn.functional import avg_pool2d, batch_norm, embedding, gelu, layer_norm, linear, relu, scaled_dot_product_attention
 
 
 class SmallClip:
@@ -26,11 +26,38 @@ class SmallClip:
 
     def encode_image(self, pixels: torch.Tensor) -> torch.Tensor:
         """[B, 3, S, S] -> [B, D]."""
+        return self._by_resnet(pixels) if "blocks" in self.shape["image"] else self._by_transformer(pixels)
+
+    def _by_transformer(self, pixels: torch.Tensor) -> torch.Tensor:
         w = self.weights
         patches = torch.conv2d(pixels, w["visual.conv1.weight"], stride=self.shape["patch"]).flatten(2).transpose(1, 2)
         first = w["visual.class_embedding"].expand(len(patches), 1, -1)
         x = self._norm(torch.cat((first, patches), 1) + w["visual.positional_embedding"], "visual.ln_pre")
         return self._norm(self._blocks(x, "visual", "image", causal=False)[:, 0], "visual.ln_post") @ w["visual.proj"]
+
+    def _by_resnet(self, x: torch.Tensor) -> torch.Tensor:
+        for number in (1, 2, 3):
+            x = relu(self._convolved(x, f"visual.conv{number}", f"visual.bn{number}", stride=2 if number == 1 else 1))
+        x = avg_pool2d(x, 2)
+        for stage, blocks in enumerate(self.shape["image"]["blocks"]):
+            for block in range(blocks):
+                name, stride = f"visual.layer{stage + 1}.{block}.", 2 if stage and not block else 1
+                y = relu(self._convolved(x, f"{name}conv1", f"{name}bn1"))
+                y = relu(self._convolved(y, f"{name}conv2", f"{name}bn2"))
+                y = self._convolved(avg_pool2d(y, stride), f"{name}conv3", f"{name}bn3")
+                if f"{name}downsample.0.weight" in self.weights:
+                    x = self._convolved(avg_pool2d(x, stride), f"{name}downsample.0", f"{name}downsample.1")
+                x = relu(x + y)
+        places = x.flatten(2).transpose(1, 2)
+        x = torch.cat((places.mean(1, keepdim=True), places), 1) + self.weights["visual.attnpool.positional_embedding"]
+        each = (linear(x[:, :1] if one == "q" else x, *self._layer(f"visual.attnpool.{one}_proj")) for one in "qkv")
+        q, k, v = (one.unflatten(2, (-1, self.shape["image"]["head_width"])).transpose(1, 2) for one in each)
+        return linear(scaled_dot_product_attention(q, k, v).flatten(1), *self._layer("visual.attnpool.c_proj"))
+
+    def _convolved(self, x: torch.Tensor, convolution: str, norm: str, stride: int = 1) -> torch.Tensor:
+        weight = self.weights[f"{convolution}.weight"]
+        x = torch.conv2d(x, weight, stride=stride, padding=weight.shape[-1] // 2)
+        return batch_norm(x, self.weights[f"{norm}.running_mean"], self.weights[f"{norm}.running_var"], *self._layer(norm))
 
     def encode_text(self, tokens: torch.Tensor) -> torch.Tensor:
         """[B, T] -> [B, D]."""

@@ -11,12 +11,14 @@ from torch import Tensor
 from stillroom.engine import Distiller, Losses
 from stillroom.errors import positive
 from stillroom.modules.clip import MOST_SCALE, Clip
+from stillroom.modules.clip_resnet import ResNetShape
 from stillroom.tasks.imagetext.contrast import contrastive_loss
 
 if TYPE_CHECKING:
     from stillroom.tasks.imagetext.batches import Batch
 
-_BETA_2, _EPSILON = 0.98, 1e-6  # of AdamW, as CLIPs are trained
+# beta_2 and epsilon of AdamW, as CLIPs are trained: with transformers alone, and with a ResNet for images
+_OF_TRANSFORMERS, _OF_RESNETS = (0.98, 1e-6), (0.999, 1e-8)
 
 
 class Supervised(Distiller):
@@ -55,7 +57,8 @@ class Supervised(Distiller):
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Two: matrices, with the plan's decay; all else, without."""
-        betas = {"betas": (self.plan.momentum, _BETA_2), "eps": _EPSILON}
+        beta_2, epsilon = _OF_RESNETS if isinstance(self.student.shape.image, ResNetShape) else _OF_TRANSFORMERS
+        betas = {"betas": (self.plan.momentum, beta_2), "eps": epsilon}
         learning = [parameter for parameter in self.student.parameters() if parameter.requires_grad]
         matrices, others = ([p for p in learning if (p.ndim >= 2) == wanted] for wanted in (True, False))
         return [{"params": matrices, **betas}, {"params": others, "weight_decay": 0.0, **betas}]
