@@ -31,7 +31,6 @@ SMALL = [
     "2",
     "--lr",
     "0.1",
-    "--accept-teacher",
 ]
 TEACHER = ["--teacher", "stillroom/convnet4"]
 

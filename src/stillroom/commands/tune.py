@@ -32,6 +32,7 @@ from stillroom.engine.study.space import Choice, Float, Range, read_space, write
 from stillroom.engine.study.storage import check_installed
 from stillroom.engine.study.study import Study
 from stillroom.engine.study.trial import Finished, Trial
+from stillroom.engine.task import WARNING
 from stillroom.errors import InputError, near, one_of
 
 _FACTOR = 10.0  # how far, both ways, rates and weights are searched whose range nobody declared
@@ -363,12 +364,14 @@ def _searched(study: Study) -> str:
 def _write_winner(folder: Path, bench: Bench, study: Study, taught: Trained | None) -> None:
     """`winner/config.yaml`: every option of `stillroom run METHOD` that says what is trained, with the winner's values.
 
-    A teacher that was trained here is the one that is meant: another would be trained by the winner's rates, which are the student's.
+    A teacher that was trained here is the one that is meant: another would be trained by the winner's rates, which are the student's. One
+    that was warned of and searched with all the same is accepted there, too.
     """
     given = bench.options
     values = {**given.data, **given.plan, **given.networks, **given.own, "seed": given.lab["seed"], **study.best.params}
     if taught is not None and taught.result.epochs:
         values["teacher"] = str(taught.folder.resolve())
+        values["accept_teacher"] = bool(values.get("accept_teacher")) or any(note.startswith(WARNING) for note in taught.notes)
     text = yaml.safe_dump({name: _plain(value) for name, value in values.items()}, sort_keys=False)
     write_atomic(folder / "winner" / "config.yaml", text)
 
