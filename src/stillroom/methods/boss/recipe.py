@@ -146,6 +146,11 @@ def _told(report: Report, lab: Lab, data: ImageData, found: Mapping[str, Found],
         f"on, {one.noted('teacher_images')} asked of a teacher."
         for way, one in found.items()
     ]
+    if data.unlabelled:
+        report.notes.append(
+            f"Of the {data.train_size + data.unlabelled} training images {data.unlabelled} have no label: every arm learns from them by "
+            "FixMatch, whose weak and strong views take the place of --augment."
+        )
     report.notes.append(
         f"Each search has {search.trials} trials of equal length, scored by their best epoch on held-out training images, which flatters a "
         "search; the validation set judges the one winner of each. A trial that starts from another's weights has seen more images in all "
