@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -58,3 +59,11 @@ def test_what_cannot_be_planned_is_one_line(arguments: list[str], message: str, 
     err = capsys.readouterr().err
     assert message in err
     assert err.count("\n") == 1
+
+
+def test_an_epoch_of_one_step_is_timed_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", "run", "kd", *SMALL, "--subset", "40", "--out", str(tmp_path / "x")]) == 0
+    out = capsys.readouterr().out
+    assert {row[2] for row in stages(out).values()} == {"1"}
+    assert "nan" not in out
+    assert re.search(r"about \d", out)

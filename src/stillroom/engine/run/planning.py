@@ -79,17 +79,18 @@ class _Stopwatch(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """How many steps an epoch has."""
         self.steps = int(trainer.num_training_batches)
+        self.marks.append(time.perf_counter())
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Raises Enough."""
         self.marks.append(time.perf_counter())
-        if len(self.marks) > _WARM + _TIMED or batch_idx + 1 >= self.steps:
+        if len(self.marks) > 1 + _WARM + _TIMED or batch_idx + 1 >= self.steps:
             raise Enough
 
     @property
     def seconds(self) -> float:
-        """Of a step: the median of those behind the first ones; loading and the wait for it included."""
-        timed = self.marks[min(_WARM, max(len(self.marks) - 2, 0)) :]
+        """Of a step: the median of those behind the first ones, or the only one there is; loading and the wait for it included."""
+        timed = self.marks[min(1 + _WARM, max(len(self.marks) - 2, 0)) :]
         between = sorted(after - before for before, after in pairwise(timed))
         return between[len(between) // 2] if between else math.nan
 
