@@ -16,7 +16,7 @@ from stillroom.errors import InputError, at_least_zero, share
 from stillroom.losses.precision import at_least_float32
 from stillroom.methods.boss.distiller import consistency
 from stillroom.tasks.classification import ImageData, ViewBatch
-from stillroom.tasks.images.weak_strong import Style, two_views
+from stillroom.tasks.images.weak_strong import weak_and_strong
 
 UNLABELLED_WEIGHT, THRESHOLD = 1.0, 0.95  # FixMatch's own, where they are not searched
 _SHARE = 7  # images without a label for each with one, in a batch (FixMatch's mu)
@@ -73,12 +73,10 @@ class SemiSupervised(Distiller):
 
     def training_data(self, data: ImageData) -> ImageData:
         """Images with and without labels in a weak and a strong view; those with labels so often that they are an eighth."""
-        style: Style = "imagenet" if data.augment == "imagenet" else "small"
-        mirror = data.augment != "digits"
         count = max(data.train_size, round(data.unlabelled / _SHARE))
         shown = data.restricted(train=np.arange(count) % data.train_size).with_unlabelled()
-        views = two_views(style, data.image_size, data.mean, data.std, mirror=mirror)
-        return shown.in_views(*views, said=f"semi-supervised {style}, mirror {mirror}")
+        views, said = weak_and_strong(data)
+        return shown.in_views(*views, said=f"semi-supervised {said}")
 
     def losses(self, batch: ViewBatch) -> Losses:
         """The terms of this batch.

@@ -12,7 +12,7 @@ from stillroom.engine import Distiller, Losses
 from stillroom.errors import InputError, at_least_zero, positive
 from stillroom.methods.mdcs.loss import mdcs_terms, prior_shift
 from stillroom.tasks.classification import ImageData, ViewBatch
-from stillroom.tasks.images.weak_strong import Style, two_views
+from stillroom.tasks.images.weak_strong import Style, weak_and_strong
 
 
 @runtime_checkable
@@ -77,10 +77,8 @@ class MDCS(Distiller):
 
     def training_data(self, data: ImageData) -> ImageData:
         """Every training image in a weak and a strong view."""
-        style = self.view_style or ("imagenet" if data.augment == "imagenet" else "small")
-        mirror = data.augment != "digits"
-        views = two_views(style, data.image_size, data.mean, data.std, mirror=mirror)
-        return data.in_views(*views, said=f"mdcs {style}, mirror {mirror}")
+        views, said = weak_and_strong(data, self.view_style)
+        return data.in_views(*views, said=f"mdcs {said}")
 
     def losses(self, batch: ViewBatch) -> Losses:
         """L_DL over both views, the sum over experts of means over the batch; and the weighted L_CS.

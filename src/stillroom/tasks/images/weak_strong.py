@@ -7,7 +7,7 @@ numbers are this library's own.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Literal, get_args
+from typing import Literal, Protocol, get_args
 
 import numpy as np
 import torch
@@ -27,6 +27,27 @@ Style = Literal["small", "cifar", "imagenet"]
 _ROTATION = 15.0  # degrees
 _JITTER = 0.4  # brightness, contrast and saturation
 _BRIGHTNESS, _TINT, _GREY = 0.4, 0.2, 0.2
+
+
+class Viewed(Protocol):
+    """Data of images: which random changes are usual for them, and how they are prepared."""
+
+    augment: str
+    image_size: int
+    mean: Sequence[float]
+    std: Sequence[float]
+
+
+def weak_and_strong(data: Viewed, style: Style | None = None) -> tuple[tuple[View, View], str]:
+    """Both views for such data, mirrored unless they are digits, and a word for the data's fingerprint.
+
+    Args:
+        data: whose images are shown.
+        style: as `two_views` has it; by default ``imagenet`` for photographs, else ``small``.
+    """
+    style = style or ("imagenet" if data.augment == "imagenet" else "small")
+    mirror = data.augment != "digits"
+    return two_views(style, data.image_size, data.mean, data.std, mirror=mirror), f"{style}, mirror {mirror}"
 
 
 def two_views(style: Style, image_size: int, mean: Sequence[float], std: Sequence[float], *, mirror: bool = True) -> tuple[View, View]:
