@@ -30,12 +30,18 @@ _BRIGHTNESS, _TINT, _GREY = 0.4, 0.2, 0.2
 
 
 class Viewed(Protocol):
-    """Data of images: which random changes are usual for them, and how they are prepared."""
+    """Data of images, by what says which views suit them: their usual random changes, their size, their statistics."""
 
-    augment: str
     image_size: int
-    mean: Sequence[float]
-    std: Sequence[float]
+
+    @property
+    def augment(self) -> str: ...
+
+    @property
+    def mean(self) -> Sequence[float]: ...
+
+    @property
+    def std(self) -> Sequence[float]: ...
 
 
 def weak_and_strong(data: Viewed, style: Style | None = None) -> tuple[tuple[View, View], str]:
