@@ -19,6 +19,7 @@ from torchvision.transforms import v2
 from stillroom.engine.loading import uniforms
 from stillroom.errors import one_of
 from stillroom.modules.pixels import grey, windows
+from stillroom.tasks.images.cached import Augmented
 from stillroom.tasks.images.transforms import Parameters, Transform, eval_transform
 from stillroom.tasks.images.views import View
 
@@ -29,19 +30,18 @@ _JITTER = 0.4  # brightness, contrast and saturation
 _BRIGHTNESS, _TINT, _GREY = 0.4, 0.2, 0.2
 
 
-class Viewed(Protocol):
-    """Data of images, by what says which views suit them: their usual random changes, their size, their statistics."""
+class Viewed(Augmented, Protocol):
+    """Data of images, by what says which views suit them."""
 
     image_size: int
 
     @property
-    def augment(self) -> str: ...
+    def mean(self) -> Sequence[float]:
+        """Of each channel."""
 
     @property
-    def mean(self) -> Sequence[float]: ...
-
-    @property
-    def std(self) -> Sequence[float]: ...
+    def std(self) -> Sequence[float]:
+        """Of each channel."""
 
 
 def weak_and_strong(data: Viewed, style: Style | None = None) -> tuple[tuple[View, View], str]:
