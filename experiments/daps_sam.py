@@ -2,6 +2,7 @@
 
     python experiments/daps_sam.py                                     # some ten minutes on a quiet core
     python experiments/daps_sam.py --rooms 1500 --epochs 15 --image_size 32      # the specification's size
+    python experiments/daps_sam.py --rooms 240 --name short      # beside what the file holds, under names of their own
 
 Runs `stillroom run daps-sam` for depth (arms a to f of the specification, and the control of as many parameters), for segmentation, and
 once for voxels; writes `results/daps_sam.json` from the runs' own `metrics.json`. Runs that were killed go on.
@@ -39,7 +40,7 @@ def measured(out: Path, target: str, words: list[str]) -> dict[str, dict[str, di
     subprocess.run(command, check=True)
     stages: Mapping[str, Any] = json.loads((out / "metrics.json").read_text())["stages"]
     return {
-        f"{target}: {arm}": {
+        arm: {
             **{
                 named(figure): {one["seed"]: SCALES.get(figure, 1) * one["metrics"][figure] for one in results}
                 for figure in FIGURES[target]
@@ -51,10 +52,9 @@ def measured(out: Path, target: str, words: list[str]) -> dict[str, dict[str, di
     }
 
 
-def over(found: Mapping[str, Numbers], target: str, arm: str, other: str) -> str:
-    """How far two arms are apart, in words made from the numbers."""
-    figure = named(FIGURES[target][0])
-    numbers, theirs = (found[f"{target}: {name}"][figure] for name in (arm, other))
+def over(found: Mapping[str, Numbers], figure: str, arm: str, other: str) -> str:
+    """How far two arms of a group are apart, in words made from the numbers."""
+    numbers, theirs = (found[name][figure] for name in (arm, other))
     if len(numbers) < 2:
         change = numbers[0] - theirs[0]
         return f"{arm} has {change:+.2f} {figure} over {other} in one seed"
@@ -71,6 +71,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=8)
     parser.add_argument("--batch_size", type=int, default=32)
     parser.add_argument("--image_size", type=int, default=16, help="height of a panorama")
+    parser.add_argument("--name", help="what the groups are called besides; the results of others stay")
     parser.add_argument("--runs", type=Path, default=Path("runs/experiments/daps_sam"), help="where the runs are kept")
     parser.add_argument("--out", type=Path, default=Path("results/daps_sam.json"))
     asked = parser.parse_args()
@@ -79,23 +80,28 @@ def main() -> None:
     voxels = ["--data", f"rooms:train={asked.rooms // 2},val=32", "--query-points", "256"]
     found: dict[str, Numbers] = {}
     said: list[str] = []
+    beside = f", {asked.name}" if asked.name else ""
     for target in asked.targets.split("+"):
         arms = {"depth": asked.arms, "segmentation": "interpolation+control+sam", "occupancy": "interpolation+sam"}[target]
         words = [*voxels, *length] if target == "occupancy" else [*rooms, *length, "--seeds", str(asked.seeds)]
-        found |= measured(asked.runs / target, target, [*words, "--arms", arms])
+        group = f"{target}{beside}"
+        numbers = measured(asked.runs / target, target, [*words, "--arms", arms])
+        found |= {f"{group}: {arm}": one for arm, one in numbers.items()}
         first, *others = arms.split("+")
         pairs = [(arm, first) for arm in (*others, "alone")] + [("sam", arm) for arm in others if arm != "sam"]
-        said.append(f"{target}: {'; '.join(over(found, target, *pair) for pair in pairs)}")
+        said.append(f"{group}: {'; '.join(over(numbers, named(FIGURES[target][0]), *pair) for pair in pairs)}")
     setting: dict[str, object] = {
-        "rooms": f"{asked.rooms} to train on, {asked.rooms // 3} others to measure; panoramas {asked.image_size} x {2 * asked.image_size}; "
+        f"rooms{beside}": f"{asked.rooms} to train on, {asked.rooms // 3} others to measure; "
+        f"panoramas {asked.image_size} x {2 * asked.image_size}; "
         f"16 kHz, 2 x 33 x 121; {asked.epochs} epochs of batches of {asked.batch_size}, AdamW 3e-3, cosine",
         "networks": "panorama16_3 and echo16_3; blocks at levels 2 and 3, K = 16 and 64; lambda 0.002 (all), 0.05 (adjacent)",
     }
     if "occupancy" in asked.targets:
-        setting["occupancy"] = f"one seed; {asked.rooms // 2} rooms, 32 others to measure; 256 points of each"
+        setting[f"occupancy{beside}"] = f"one seed; {asked.rooms // 2} rooms, 32 others to measure; 256 points of each"
     command = f"python experiments/daps_sam.py --seeds {asked.seeds} --targets {asked.targets} --arms {asked.arms} --rooms {asked.rooms}"
     command += f" --epochs {asked.epochs} --batch_size {asked.batch_size} --image_size {asked.image_size}"
-    write(asked.out, "daps-sam", command, list(range(asked.seeds)), found, f"{'. '.join(said)}.", setting)
+    command += f" --name {asked.name}" * bool(asked.name)
+    write(asked.out, "daps-sam", command, list(range(asked.seeds)), found, f"{'. '.join(said)}.", setting, only=bool(asked.name))
     print(asked.out.read_text())
 
 
