@@ -67,7 +67,9 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--targets", default="depth+segmentation+occupancy")
     parser.add_argument("--arms", default=DEPTH, help="of depth")
-    parser.add_argument("--rooms", type=int, default=600, help="to train on; a third as many to measure with")
+    parser.add_argument("--rooms", type=int, default=600, help="to train on")
+    parser.add_argument("--measured", type=int, help="rooms to measure with; by default a third as many")
+    parser.add_argument("--schedule", default="cosine")
     parser.add_argument("--epochs", type=int, default=8)
     parser.add_argument("--batch_size", type=int, default=32)
     parser.add_argument("--image_size", type=int, default=16, help="height of a panorama")
@@ -75,8 +77,9 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, default=Path("runs/experiments/daps_sam"), help="where the runs are kept")
     parser.add_argument("--out", type=Path, default=Path("results/daps_sam.json"))
     asked = parser.parse_args()
-    length = ["--epochs", str(asked.epochs), "--batch-size", str(asked.batch_size)]
-    rooms = ["--data", f"rooms:train={asked.rooms},val={asked.rooms // 3}", "--image-size", str(asked.image_size)]
+    count = asked.measured or asked.rooms // 3
+    length = ["--epochs", str(asked.epochs), "--batch-size", str(asked.batch_size), "--schedule", asked.schedule]
+    rooms = ["--data", f"rooms:train={asked.rooms},val={count}", "--image-size", str(asked.image_size)]
     voxels = ["--data", f"rooms:train={asked.rooms // 2},val=32", "--query-points", "256"]
     found: dict[str, Numbers] = {}
     said: list[str] = []
@@ -88,19 +91,20 @@ def main() -> None:
         numbers = measured(asked.runs / target, target, [*words, "--arms", arms])
         found |= {f"{group}: {arm}": one for arm, one in numbers.items()}
         first, *others = arms.split("+")
-        pairs = [(arm, first) for arm in (*others, "alone")] + [("sam", arm) for arm in others if arm != "sam"]
+        pairs = [(arm, first) for arm in (*others, "alone")] + [("sam", arm) for arm in others if arm != "sam" and "sam" in others]
         said.append(f"{group}: {'; '.join(over(numbers, named(FIGURES[target][0]), *pair) for pair in pairs)}")
     setting: dict[str, object] = {
-        f"rooms{beside}": f"{asked.rooms} to train on, {asked.rooms // 3} others to measure; "
+        f"rooms{beside}": f"{asked.rooms} to train on, {count} others to measure; "
         f"panoramas {asked.image_size} x {2 * asked.image_size}; "
-        f"16 kHz, 2 x 33 x 121; {asked.epochs} epochs of batches of {asked.batch_size}, AdamW 3e-3, cosine",
+        f"16 kHz, 2 x 33 x 121; {asked.epochs} epochs of batches of {asked.batch_size}, AdamW 3e-3, {asked.schedule}",
         "networks": "panorama16_3 and echo16_3; blocks at levels 2 and 3, K = 16 and 64; lambda 0.002 (all), 0.05 (adjacent)",
     }
     if "occupancy" in asked.targets:
         setting[f"occupancy{beside}"] = f"one seed; {asked.rooms // 2} rooms, 32 others to measure; 256 points of each"
     command = f"python experiments/daps_sam.py --seeds {asked.seeds} --targets {asked.targets} --arms {asked.arms} --rooms {asked.rooms}"
     command += f" --epochs {asked.epochs} --batch_size {asked.batch_size} --image_size {asked.image_size}"
-    command += f" --name {asked.name}" * bool(asked.name)
+    command += f" --measured {count}" * bool(asked.measured) + f" --schedule {asked.schedule}" * (asked.schedule != "cosine")
+    command += f" --name '{asked.name}'" * bool(asked.name)
     write(asked.out, "daps-sam", command, list(range(asked.seeds)), found, f"{'. '.join(said)}.", setting, only=bool(asked.name))
     print(asked.out.read_text())
 
