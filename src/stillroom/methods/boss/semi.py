@@ -72,7 +72,7 @@ class SemiSupervised(Distiller):
         self.unlabelled_weight = at_least_zero("unlabelled_weight", unlabelled_weight)
 
     def training_data(self, data: ImageData) -> ImageData:
-        """Images with and without labels in a weak and a strong view; those with labels so often that they are an eighth."""
+        """Images with and without labels in a weak and a strong view; those with labels so often that they are an eighth, or once."""
         count = max(data.train_size, round(data.unlabelled / _SHARE))
         shown = data.restricted(train=np.arange(count) % data.train_size).with_unlabelled()
         views, said = weak_and_strong(data)

@@ -264,6 +264,6 @@ ROOM = Room(
     },
     expect="On one set of made-up streets the labels had 34.7 % of AP, by motion alone 22.2, by geometry alone 14.7. What learns from all "
     "labels finds next to nothing after 384 steps: against the detector on motion alone -12.0 +- 1.3 points (3 seeds); nearly half of the "
-    "labels of this small stand-in are background.",
+    "labels of this small stand-in lie near no object.",
     reason="learns from sequences that nobody labelled, and has no teacher of its kind",
 )
