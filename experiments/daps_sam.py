@@ -4,8 +4,8 @@
     python experiments/daps_sam.py --rooms 1500 --epochs 15 --image_size 32      # the specification's size
     python experiments/daps_sam.py --rooms 240 --name short      # beside what the file holds, under names of their own
 
-Runs `stillroom run daps-sam` for depth (arms a to f of the specification, and the control of as many parameters), for segmentation, and
-once for voxels; writes `results/daps_sam.json` from the runs' own `metrics.json`. Runs that were killed go on.
+Runs `stillroom run daps-sam` for depth (arms a to f of the specification, and the control of as many parameters), for segmentation and
+for voxels; writes `results/daps_sam.json` from the runs' own `metrics.json`. Runs that were killed go on.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ def main() -> None:
     beside = f", {asked.name}" if asked.name else ""
     for target in asked.targets.split("+"):
         arms = {"depth": asked.arms, "segmentation": "interpolation+control+sam", "occupancy": "interpolation+sam"}[target]
-        words = [*voxels, *length] if target == "occupancy" else [*rooms, *length, "--seeds", str(asked.seeds)]
+        words = [*(voxels if target == "occupancy" else rooms), *length, "--seeds", str(asked.seeds)]
         group = f"{target}{beside}"
         numbers = measured(asked.runs / target, target, [*words, "--arms", arms])
         found |= {f"{group}: {arm}": one for arm, one in numbers.items()}
@@ -100,7 +100,7 @@ def main() -> None:
         "networks": "panorama16_3 and echo16_3; blocks at levels 2 and 3, K = 16 and 64; lambda 0.002 (all), 0.05 (adjacent)",
     }
     if "occupancy" in asked.targets:
-        setting[f"occupancy{beside}"] = f"one seed; {asked.rooms // 2} rooms, 32 others to measure; 256 points of each"
+        setting[f"occupancy{beside}"] = f"{asked.rooms // 2} rooms, 32 others to measure; 256 points of each"
     command = f"python experiments/daps_sam.py --seeds {asked.seeds} --targets {asked.targets} --arms {asked.arms} --rooms {asked.rooms}"
     command += f" --epochs {asked.epochs} --batch_size {asked.batch_size} --image_size {asked.image_size}"
     command += f" --measured {count}" * bool(asked.measured) + f" --schedule {asked.schedule}" * (asked.schedule != "cosine")

@@ -1,6 +1,7 @@
 """FerKD's small-scale experiment: are stored labels, SelfMix and the adaptation of labels worth it, and what does storing them cost?
 
     python experiments/ferkd.py --cifar10 cifar10.zip                    # some ten minutes on one core
+    python experiments/ferkd.py --cifar10 cifar10.zip --weights resnet56.safetensors   # instead: a teacher that somebody trained
 
 CIFAR-10 at 16 x 16 pixels. A teacher is trained on random crops of 10 000 images and labels 32 crops of each of 2 000 of them. Students
 see stored crops only, four of an image at a time, with the same seeds, initial weights, crops and number of steps in every arm. Thresholds
@@ -10,7 +11,8 @@ and epsilon are the specification's, not tuned on the test images. Groups of arm
   only, FerKD, FerKD with SelfMix;
 - speed: the same crops and teacher, but the teacher in the loop, against the stored labels;
 - storage: FKD from labels with 1, 3 and all classes (the group above has 5);
-- a fair chance for the calibration: crops of 20 to 100 % of the area, fewer calibrated ones (to the 8 % quantile), epsilon 0.3, more steps.
+- a fair chance for the calibration: crops of 20 to 100 % of the area, fewer calibrated ones (to the 8 % quantile), epsilon 0.3, more steps;
+- with `--weights` instead: the same chance at 32 x 32 pixels with a ResNet-56 as the teacher, which knows the images from its own training.
 
 Runs that were killed go on; what is measured is written after each group.
 """
@@ -26,7 +28,8 @@ import torch
 from record import side, write
 from torch import Tensor, nn
 
-from stillroom.engine import Lab, LabOptions, Losses, Teacher, Trained, Training
+from stillroom.engine import Experiment as Stages
+from stillroom.engine import Lab, LabOptions, Losses, Networks, Teacher, Trained, Training
 from stillroom.methods.ferkd import Calibration, FerKD, adapted_bank
 from stillroom.methods.ferkd.bank.reader import LabelBank
 from stillroom.methods.ferkd.crops import CropRule
@@ -37,7 +40,9 @@ from stillroom.tasks.classification import ImageData
 from stillroom.tasks.images.networks import ConvNet
 
 Found = dict[str, dict[str, dict[int, float]]]
-MAIN, SPEED, STORAGE, FAIR = "adaptation", "speed", "storage", "fair chance"
+MAIN, SPEED, STORAGE, FAIR, TRAINED = "adaptation", "speed", "storage", "fair chance", "trained teacher"
+NETWORK = Path(__file__).with_name("cifar_resnet.py")
+STATISTICS = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}  # what the ResNet-56 was trained with
 TRUTH = Calibration((0.0, 1.0, 1.0), absolute=True, label_smoothing=0.0, score="truth")  # every label becomes the ground truth
 CALIBRATIONS = {
     "hard labels": TRUTH,
@@ -71,17 +76,22 @@ class InTheLoop(FerKD):
 
 
 class Experiment:
-    """All arms, measured into `found`."""
+    """All arms, measured into `found`. The teacher is trained first, or has weights."""
 
-    def __init__(self, cifar10: str, out: Path, seeds: list[int], teacher_epochs: int) -> None:
+    def __init__(self, cifar10: str, out: Path, seeds: list[int], teacher_epochs: int, weights: str | None) -> None:
         self.seeds, self.out, self.found = seeds, out, {}
+        self.options = LabOptions(out=out, accelerator="cpu", teacher_precision="fp32")
+        lab = Lab(self.options)
+        if weights:
+            self.data = ImageData(f"imagefolder:{cifar10}", subset=2000, val_subset=2000, workers=0, augment="none", **STATISTICS)
+            self.taught = Stages(lab, self.data, Training(), Networks(f"{NETWORK}:resnet56@{weights}", "stillroom/convnet6")).teacher()
+            self.teacher = lab.teach(self.taught)
+            return
         shared = {"data": f"imagefolder:{cifar10}", "image_size": 16, "val_subset": 2000, "workers": 0, "augment": "none"}
         self.data, teaching = (ImageData(**shared, subset=subset) for subset in (2000, 10_000))
-        self.options = LabOptions(out=out, accelerator="cpu", teacher_precision="fp32")
         undecided = label_images(out / "truth", Teacher(Undecided(), precision="fp32"), teaching, Labelling(16, "smoothing"))
         truth = adapted_bank(undecided, TRUTH)
         plan = Training(epochs=teacher_epochs, lr=0.05, weight_decay=5e-4, schedule="cosine")
-        lab = Lab(self.options)
         with lab.shared():
             teacher = FerKD(network(24), truth, num_crops=1, mix="none")
             teacher.plan = plan
@@ -138,6 +148,10 @@ def verdict(found: Found) -> str:
         (MAIN, "FerKD", "FKD"),
         (MAIN, "FerKD + SelfMix", "FKD + SelfMix"),
         (FAIR, "FerKD", "FKD"),
+        (TRAINED, "FKD", "hard labels"),
+        (TRAINED, "FKD + SelfMix", "FKD"),
+        (TRAINED, "FerKD", "FKD"),
+        (TRAINED, "FerKD + SelfMix", "FKD + SelfMix"),
     ):
         if f"{group}: {arm}" in found:
             ours = found[f"{group}: {arm}"]["test accuracy, %"]
@@ -151,9 +165,33 @@ def verdict(found: Found) -> str:
     return "; ".join(told) + "."
 
 
+def trained_teacher(made: Experiment, fair: LabelBank, adapted: LabelBank, epochs: int, out: Path) -> None:
+    """The arms of a teacher with weights, beside what the file holds of the others."""
+    made.found[f"{TRAINED}: teacher"] = {"test accuracy, %": {0: made.taught.result.metrics["top1"]}}
+    banks = {"hard labels": adapted_bank(fair, TRUTH), "FKD": fair, "FerKD": adapted}
+    for name, bank in banks.items():
+        made.arm(TRAINED, name, bank, epochs)
+    for name in ("FKD", "FerKD"):
+        made.arm(TRAINED, f"{name} + SelfMix", banks[name], epochs, "selfmix")
+    setting = {
+        TRAINED: {
+            "data": "CIFAR-10, 2 000 images to train on, 2 000 test images, 32 x 32",
+            "networks": "ResNet-56 that somebody trained on all of CIFAR-10's training images -> ConvNet of width 8",
+            "bank": "32 crops of each image, area 0.2 to 1, marginal_smoothing_k5",
+            "steps": epochs * 31,
+            "adaptation": adapted.about["adaptation"],
+        }
+    }
+    command = "python experiments/ferkd.py --cifar10 cifar10.zip --weights resnet56.safetensors"
+    command += f" --seeds {len(made.seeds)} --fair_epochs {epochs}"
+    write(out, "ferkd", command, made.seeds, made.found, f"{TRAINED}: {verdict(made.found)}", setting, only=True)
+    print(out.read_text())
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cifar10", required=True, help="CIFAR-10 as image folders, in a folder or a zip")
+    parser.add_argument("--weights", help="of a trained teacher, experiments/cifar_resnet.py:resnet56; measures with it alone")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--teacher_epochs", type=int, default=16, help="156 steps each")
     parser.add_argument("--epochs", type=int, default=16, help="31 steps each")
@@ -163,7 +201,11 @@ def main() -> None:
     arguments = parser.parse_args()
     started, seeds = time.perf_counter(), list(range(arguments.seeds))
     torch.set_num_threads(1)
-    made = Experiment(arguments.cifar10, arguments.runs, seeds, arguments.teacher_epochs)
+    made = Experiment(arguments.cifar10, arguments.runs, seeds, arguments.teacher_epochs, arguments.weights)
+    if arguments.weights:
+        fair = made.bank("fair", rule=CropRule(area=(0.2, 1.0)))
+        trained_teacher(made, fair, adapted_bank(fair, FAIR_CALIBRATION), arguments.fair_epochs, arguments.out)
+        return
     bank = made.bank("bank")
     banks = {name: adapted_bank(bank, calibration) for name, calibration in CALIBRATIONS.items()}
     setting = {

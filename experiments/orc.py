@@ -2,6 +2,7 @@
 
     python experiments/orc.py                                         # scikit-learn's digits, some 20 minutes on one core
     python experiments/orc.py --cifar10 cifar10.zip                   # and CIFAR-10 at 16 x 16 pixels, some 20 minutes more
+    python experiments/orc.py --cifar10 cifar10.zip --weights resnet20.safetensors   # instead: a pivot somebody trained, 40 minutes
 
 Arms, with the same seeds, initial weights of the target and number of steps, and one pivot for all: the target with labels only; KD from
 the frozen pivot; everyone teaches everyone (the frozen pivot and all networks of the group, one KL term for each teacher: the failure that
@@ -34,6 +35,9 @@ BETA, TEMPERATURE = 0.9, 4.0
 ACCURACY = "test accuracy, %"
 LABELS, KD_ARM, EVERYONE, FULL = "labels only", "KD from the frozen pivot", "everyone teaches everyone", "ORC"
 IMMATURE = ", with an immature member"
+TRAINED = "CIFAR-10, trained pivot"
+NETWORK = Path(__file__).with_name("cifar_resnet.py")
+STATISTICS: dict[str, Any] = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}  # what that pivot was trained with
 
 Made = Callable[[nn.Module, list[nn.Module], Teacher], Distiller]
 
@@ -144,9 +148,26 @@ def verdict(name: str, found: dict[str, Numbers]) -> str:
     return "; ".join(lines)
 
 
+def trained_pivot(arguments: argparse.Namespace) -> None:
+    """The arms with a pivot that somebody trained, beside what the file holds of the others."""
+    data = ImageData(f"imagefolder:{arguments.cifar10}", subset=5000, val_subset=5000, augment="cifar", **STATISTICS)
+    plan = Training(epochs=arguments.trained_epochs, lr=0.05, weight_decay=5e-4, schedule="cosine")
+    pivot, group, target = f"{NETWORK}:resnet20@{arguments.weights}", ["stillroom/resnet14"], "stillroom/resnet8"
+    arms, seeds = [KD_ARM, EVERYONE, FULL, "ORC without intensive"], list(range(arguments.cifar_seeds))
+    found = experiment(TRAINED, data, plan, pivot, group, target, arms, seeds, arguments.runs)
+    command = "python experiments/orc.py --cifar10 cifar10.zip --weights resnet20.safetensors"
+    command += f" --cifar_seeds {arguments.cifar_seeds} --trained_epochs {arguments.trained_epochs}"
+    told = "ResNet-20 that somebody trained; resnet14 -> resnet8; 5 000 train / 5 000 test, 32 x 32, crops and flips"
+    told += f", {plan.epochs * 78} steps"
+    write(arguments.out, "orc", command, seeds, found, f"{verdict(TRAINED, found)}.", {TRAINED: told}, only=True)
+    print(arguments.out.read_text())
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cifar10", help="CIFAR-10 as image folders, in a folder or a zip")
+    parser.add_argument("--weights", help="of a trained pivot, experiments/cifar_resnet.py:resnet20; measures with it alone")
+    parser.add_argument("--trained_epochs", type=int, default=4, help="with that pivot: 78 steps each")
     parser.add_argument("--seeds", type=int, default=8)
     parser.add_argument("--small_seeds", type=int, default=8, help="with a target of width 3; 0 leaves this out")
     parser.add_argument("--cifar_seeds", type=int, default=3)
@@ -155,6 +176,9 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, default=Path("runs/experiments/orc"), help="where the trained stages are kept")
     parser.add_argument("--out", type=Path, default=Path("results/orc.json"))
     arguments = parser.parse_args()
+    if arguments.weights:
+        trained_pivot(arguments)
+        return
     seeds = list(range(arguments.seeds))
     digits, plan = ImageData("digits"), Training(epochs=arguments.epochs, lr=0.05, weight_decay=5e-4, schedule="cosine")
     immature = [f"{arm}{IMMATURE}" for arm in (EVERYONE, FULL)]
