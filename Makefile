@@ -7,7 +7,7 @@ TEST_ENV := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 HF_HUB_OFFLINE=1
 # The banner is about another product.
 DOCS := NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --site-dir site
 
-.PHONY: install demo test check docs clean
+.PHONY: install demo test test-openvino check docs clean
 
 install: $(VENV)/.installed
 
@@ -22,6 +22,11 @@ demo: install
 
 test: install
 	$(TEST_ENV) $(BIN)/python -m pytest -n 2 --dist loadfile
+
+# OpenVINO lies beside the environment, where nothing else sees it.
+test-openvino: install
+	test -d build/openvino/openvino || $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --constraint constraints.txt --target build/openvino openvino
+	$(TEST_ENV) PYTHONPATH=build/openvino $(BIN)/python -m pytest -n 2 tests/engine/inference tests/tasks/classification/test_file_teacher.py
 
 check: install
 	$(BIN)/ruff check .
