@@ -78,18 +78,19 @@ class ByEngine:
 
 @torch.no_grad()
 def _classes(wanted_BC: Tensor, told_BC: Tensor, temperature: float) -> Measured:
-    log_p, log_q = ((logits.float() / temperature).log_softmax(1) for logits in (wanted_BC, told_BC))
+    log_p, log_q = ((logits.double() / temperature).log_softmax(1) for logits in (wanted_BC, told_BC))
     same = (wanted_BC.argmax(1) == told_BC.argmax(1)).double().mean()
-    return {"agreement": 100 * float(same), "kl": float(kl_div(log_q, log_p, log_target=True, reduction="batchmean"))}
+    apart = kl_div(log_q, log_p, log_target=True, reduction="batchmean")
+    return {"agreement": 100 * float(same), "kl": float(apart.clamp_min(0))}  # rounding alone makes it negative; NaN stays
 
 
 @torch.no_grad()
 def bernoulli_kl(wanted: Tensor, told: Tensor, temperature: float = 1.0) -> Tensor:
-    """KL(sigmoid(wanted / T) || sigmoid(told / T)) of each pair of logits."""
-    p_logits, q_logits = wanted.float() / temperature, told.float() / temperature
+    """KL(sigmoid(wanted / T) || sigmoid(told / T)) of each pair of logits; 0 where rounding would make it negative."""
+    p_logits, q_logits = wanted.double() / temperature, told.double() / temperature
     p = p_logits.sigmoid()
     cross, entropy = (binary_cross_entropy_with_logits(logits, p, reduction="none") for logits in (q_logits, p_logits))
-    return cross - entropy
+    return (cross - entropy).clamp_min(0)
 
 
 @torch.no_grad()
