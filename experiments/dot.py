@@ -122,16 +122,16 @@ def experiment(
 
 
 def trained_teacher(
-    data: ImageData, plan: Training, weights: str, deltas: tuple[float, ...], seeds: list[int], out: Path
+    name: str, data: ImageData, plan: Training, pair: tuple[str, str], deltas: tuple[float, ...], seeds: list[int], out: Path
 ) -> dict[str, Numbers]:
-    """Every arm with every seed from stored answers of a ResNet-56 that somebody trained, to eight crops of each image."""
-    options = LabOptions(out=out / "trained", seeds=len(seeds), teacher_precision="fp32", accelerator="cpu")
+    """Every arm with every seed from stored answers of a teacher that somebody trained, to eight crops of each image."""
+    options = LabOptions(out=out / pair[1].replace("/", "-"), seeds=len(seeds), teacher_precision="fp32", accelerator="cpu")
     found: dict[str, dict[str, dict[int, float]]] = {}
     first = Lab(options, seeds[0])
-    taught = Experiment(first, data, plan, Networks(f"{NETWORK}:resnet56@{weights}", STUDENT)).teacher()
+    taught = Experiment(first, data, plan, Networks(*pair)).teacher()
     asked = first.teach(taught)
     cache = build_cache(out / "trained" / "answers", asked, data, taught.result, views=Views(8, 0), storage=Storage("fp32"))
-    found[f"{TRAINED}: teacher"] = {"test accuracy, %": dict.fromkeys(seeds, taught.result.metrics["top1"])}
+    found[f"{name}: teacher"] = {"test accuracy, %": dict.fromkeys(seeds, taught.result.metrics["top1"])}
     with torch.no_grad():  # what it says of the clean images, once for all students
         clean = torch.cat([asked(batch) for batch in data.train_eval_loader()])
 
@@ -147,7 +147,7 @@ def trained_teacher(
             return clean[self.place - len(images) : self.place]
 
     for seed in seeds:
-        experiment = Experiment(Lab(options, seed), data, plan, Networks(f"cache:{cache.folder}", STUDENT))
+        experiment = Experiment(Lab(options, seed), data, plan, Networks(f"cache:{cache.folder}", pair[1]))
         trained = {"labels only": experiment.alone()}
         for arm, make in arms_of_trained(deltas).items():
             trained[arm] = experiment.distilled(arm.replace(" ", ""), make)
@@ -157,7 +157,7 @@ def trained_teacher(
             measured = {"test accuracy, %": one.result.metrics["top1"], "best epoch's test accuracy, %": one.result.best["top1"]}
             measured |= {"train task loss": task, "train distillation loss": distill, "seconds": one.result.seconds}
             for metric, value in measured.items():
-                found.setdefault(f"{TRAINED}: {arm}", {}).setdefault(metric, {})[seed] = value
+                found.setdefault(f"{name}: {arm}", {}).setdefault(metric, {})[seed] = value
     return found
 
 
@@ -200,6 +200,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cifar10", help="CIFAR-10 as image folders, in a folder or a zip")
     parser.add_argument("--weights", help="of a trained teacher, experiments/cifar_resnet.py:resnet56; measures with it alone")
+    parser.add_argument("--student", default=STUDENT, help="of that teacher")
     parser.add_argument("--trained_images", type=int, default=30_000, help="to train on with that teacher; 5000 others measure")
     parser.add_argument("--seeds", type=int, default=6)
     parser.add_argument("--larger_seeds", type=int, default=3, help="with the larger networks on CIFAR-10")
@@ -214,17 +215,19 @@ def main() -> None:
             f"imagefolder:{arguments.cifar10}", subset=arguments.trained_images, val_subset=5000, augment="cifar", **STATISTICS
         )
         plan = Training(epochs=arguments.cifar_epochs, lr=0.05, weight_decay=5e-4, milestones=(0.62, 0.85))
-        found = trained_teacher(data, plan, arguments.weights, (0.05, 0.075), seeds, arguments.runs)
+        name = f"{TRAINED}, {arguments.student.removeprefix('stillroom/')}"
+        pair = (f"{NETWORK}:resnet56@{arguments.weights}", arguments.student)
+        found = trained_teacher(name, data, plan, pair, (0.05, 0.075), seeds, arguments.runs)
         command = (
             f"python experiments/dot.py --cifar10 cifar10.zip --weights resnet56.safetensors --trained_images {arguments.trained_images}"
         )
         command += f" --cifar_epochs {arguments.cifar_epochs} --seeds {arguments.seeds}"
-        told = (
-            f"ResNet-56 that somebody trained, eight stored crops of each image -> {STUDENT}; {arguments.trained_images} train / 5 000 test"
-        )
+        command += f" --student {arguments.student}" * (arguments.student != STUDENT)
+        told = f"ResNet-56 that somebody trained, eight stored crops of each image -> {arguments.student}"
+        told += f"; {arguments.trained_images} train / 5 000 test"
         told += f", 32 x 32, {plan.epochs} epochs of {arguments.trained_images // data.batch_size} steps; DKD grows over {WARMUP:g} epochs"
-        said = f"{verdict(TRAINED, found, (0.05, 0.075))}."
-        write(arguments.out, "dot", command, seeds, found, said, {TRAINED: told}, only=True)
+        said = f"{verdict(name, found, (0.05, 0.075))}."
+        write(arguments.out, "dot", command, seeds, found, said, {name: told}, only=True)
         print(arguments.out.read_text())
         return
     # Fewer than some 3 000 steps: the distillation buffer's memory of 1 / (1 - 0.975) = 40 steps and more is long for them, hence 0.05 too.

@@ -3,8 +3,8 @@
     python experiments/mtl_cs.py --nyud nyuv2_mtl.zip            # a quarter of an hour on a quiet core
 
 Runs `stillroom run mtl-cs` on the solids (the student alone, by KL, by rows alone, by columns alone, by both), again with a fifth of the
-teacher's numbers flipped in sign, and on NYU Depth V2; writes `results/mtl_cs.json` from the runs' own numbers. Runs that are finished are
-not run again.
+teacher's numbers flipped in sign, and on NYU Depth V2 if given; writes `results/mtl_cs.json` from the runs' own numbers, beside what it
+holds of a group that is not measured now. Runs that are finished are not run again.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from record import Numbers, paired, side, write
+from record import Numbers, side, write
 
 from stillroom.tasks.multitask.measures import delta_m
 
@@ -68,6 +68,16 @@ def said(found: Mapping[str, Numbers], group: str, arm: str, other: str, metric:
     return f"{arm} is {word} {other} ({change:+.1f} +- {spread:.1f} {unit})"
 
 
+def held(path: Path, group: str) -> dict[str, Numbers]:
+    """What results that were written before hold of a group."""
+    arms = json.loads(path.read_text(encoding="utf-8"))["arms"] if path.exists() else {}
+    return {
+        arm: {name: {int(seed): value for seed, value in one["seeds"].items()} for name, one in numbers.items()}
+        for arm, numbers in arms.items()
+        if arm.startswith(f"{group}: ")
+    }
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--nyud", help="NYU Depth V2, see `stillroom run mtl-cs --help`")
@@ -90,17 +100,21 @@ def main() -> None:
         said(found, "solids", "kdam", "kl", OVER, "% of Delta_m"),
         said(found, "solids", "kdam", "alone", "mIoU, %", "points of mIoU"),
     ]
+    sentences = [f"solids: {'; '.join(verdict)}"]
     if not asked.no_flipped:
         flipped = [*solids, "--teacher", str(asked.runs / "solids" / "teacher"), "--flipped", str(FLIPPED), "--arms", "kl+kdam"]
         again = measured(asked.runs / "flipped", [*flipped, "--single-students", "false"])
-        found |= {f"flipped: {arm}": again[arm] for arm in ("kl", "kdam")}
-        drops = {}
+        found |= {f"flipped: {arm}": again[arm] for arm in ("alone", "kl", "kdam")}
+        changes: dict[str, dict[int, float]] = {}
+        told = [said(found, "flipped", "kdam", other, OVER, "% of Delta_m") for other in ("alone", "kl")]
         for arm in ("kdam", "kl"):
-            pair = [found[f"{group}: {arm}"]["score, %"] for group in ("flipped", "solids")]
-            drops[arm] = "{:+.1f} +- {:.1f}".format(*paired(*pair))
-        verdict.append(
-            f"a fifth of the teacher's signs flipped changes the score of kdam by {drops['kdam']} points, of kl by {drops['kl']}"
-        )
+            ours, theirs = (found[f"{group}: {arm}"]["score, %"] for group in ("flipped", "solids"))
+            changes[arm] = {seed: value - theirs[seed] for seed, value in ours.items()}
+            word, change, spread = side(ours, theirs, "not to be told from")
+            told.append(f"{arm} is {word} itself without ({change:+.1f} +- {spread:.1f} points of score)")
+        word, change, spread = side(changes["kdam"], changes["kl"], "not to be told from")
+        told.append(f"the change of kdam is {word} that of kl ({change:+.1f} +- {spread:.1f} points)")
+        sentences.append(f"flipped: {'; '.join(told)}")
     setting: dict[str, object] = {
         "solids": f"150 drawn scenes of {asked.size} x {asked.size} pixels, 60 measured, 1000 for the teacher; weights of the targets "
         f"1, 1, 2, 10; AdamW one-cycle, batches of 16; student pyramid6, {asked.epochs} epochs; teacher pyramid12, "
@@ -120,12 +134,15 @@ def main() -> None:
             str(2 * asked.nyud_epochs),
         ]
         found |= {f"NYUv2: {arm}": numbers for arm, numbers in measured(asked.runs / "nyud", words).items()}
-        verdict += [f"on NYUv2 {said(found, 'NYUv2', arm, 'alone', OVER, '% of Delta_m')}" for arm in ("kdam", "kl")]
         setting["NYUv2"] = f"390 frames to train on, 100 of 220 measured, at 48 x 64 pixels; {asked.nyud_epochs} epochs; {' '.join(NYUD)}"
+    photographs = held(asked.out, "NYUv2") | found
+    if "NYUv2: alone" in photographs:
+        told = [said(photographs, "NYUv2", arm, "alone", OVER, "% of Delta_m") for arm in ("kdam", "kl")]
+        sentences.append(f"NYUv2: {'; '.join(told)}")
     command = f"python experiments/mtl_cs.py --seeds {asked.seeds} --epochs {asked.epochs} --size {asked.size}"
     command += f" --teacher-epochs {asked.teacher_epochs} --arms {asked.arms}" + " --no-flipped" * asked.no_flipped
     command += f" --nyud nyuv2_mtl.zip --nyud-epochs {asked.nyud_epochs}" * bool(asked.nyud)
-    write(asked.out, "mtl-cs", command, list(range(asked.seeds)), found, f"solids: {'; '.join(verdict)}.", setting)
+    write(asked.out, "mtl-cs", command, list(range(asked.seeds)), found, f"{'. '.join(sentences)}.", setting, only=True)
     print(asked.out.read_text())
 
 

@@ -2,7 +2,7 @@
 
     python experiments/orc.py                                         # scikit-learn's digits, some 20 minutes on one core
     python experiments/orc.py --cifar10 cifar10.zip                   # and CIFAR-10 at 16 x 16 pixels, some 20 minutes more
-    python experiments/orc.py --cifar10 cifar10.zip --weights resnet20.safetensors   # instead: a pivot somebody trained, 40 minutes
+    python experiments/orc.py --cifar10 cifar10.zip --weights resnet20.safetensors   # instead: a pivot somebody trained, 30 minutes
 
 Arms, with the same seeds, initial weights of the target and number of steps, and one pivot for all: the target with labels only; KD from
 the frozen pivot; everyone teaches everyone (the frozen pivot and all networks of the group, one KL term for each teacher: the failure that
@@ -152,12 +152,12 @@ def trained_pivot(arguments: argparse.Namespace) -> None:
     """The arms with a pivot that somebody trained, beside what the file holds of the others."""
     data = ImageData(f"imagefolder:{arguments.cifar10}", subset=5000, val_subset=5000, augment="cifar", **STATISTICS)
     plan = Training(epochs=arguments.trained_epochs, lr=0.05, weight_decay=5e-4, schedule="cosine")
-    pivot, group, target = f"{NETWORK}:resnet20@{arguments.weights}", ["stillroom/resnet14"], "stillroom/resnet8"
+    pivot, group, target = f"{NETWORK}:resnet20@{arguments.weights}", ["stillroom/convnet16", "stillroom/convnet12"], "stillroom/convnet6"
     arms, seeds = [KD_ARM, EVERYONE, FULL, "ORC without intensive"], list(range(arguments.cifar_seeds))
     found = experiment(TRAINED, data, plan, pivot, group, target, arms, seeds, arguments.runs)
     command = "python experiments/orc.py --cifar10 cifar10.zip --weights resnet20.safetensors"
     command += f" --cifar_seeds {arguments.cifar_seeds} --trained_epochs {arguments.trained_epochs}"
-    told = "ResNet-20 that somebody trained; resnet14 -> resnet8; 5 000 train / 5 000 test, 32 x 32, crops and flips"
+    told = "ResNet-20 that somebody trained; convnet16, convnet12 -> convnet6; 5 000 train / 5 000 test, 32 x 32, crops and flips"
     told += f", {plan.epochs * 78} steps"
     write(arguments.out, "orc", command, seeds, found, f"{verdict(TRAINED, found)}.", {TRAINED: told}, only=True)
     print(arguments.out.read_text())

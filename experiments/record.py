@@ -117,6 +117,7 @@ def _joined(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
         **old,
         **new,
         "command": "\n".join(commands),
+        "hardware": "\n".join(dict.fromkeys([*old["hardware"].splitlines(), new["hardware"]])),
         "seeds": sorted({*old["seeds"], *new["seeds"]}),
         "setting": {**old["setting"], **new["setting"]},
         "arms": {**arms, **new["arms"]},
