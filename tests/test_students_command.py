@@ -10,6 +10,8 @@ from stillroom.cli import main
 from stillroom.commands.students import Budget, Candidate, show
 from stillroom.engine.run.measure import Footprint, working_bytes
 from stillroom.engine.task import SUPERVISED, task_named
+from stillroom.tasks.classification import ImageData
+from stillroom.tasks.images.candidates import students_of
 
 _CANDIDATES: tuple[str, ...] = getattr(task_named("segmentation"), "students")  # noqa: B009 - tasks need not have them
 
@@ -57,14 +59,28 @@ def test_a_budget_of_several_things() -> None:
 
 
 def test_candidates_are_specifications_that_can_be_built() -> None:
-    """Those of timm, of which a name that timm has not would fail for every user."""
+    """Those of libraries, of which a name that they have not would fail for every user; and our own."""
     import timm
+    import torchvision
 
-    for name in SUPERVISED:
-        for spec in getattr(task_named(name), "students", ()):
-            source, _, model = spec.partition("/")
+    specs = {spec for name in SUPERVISED for spec in getattr(task_named(name), "students", ())}
+    specs |= set(students_of(ImageData("digits", subset=10, val_subset=10)))
+    assert {spec.partition("/")[0] for spec in specs} >= {"timm", "torchvision", "stillroom"}
+    for spec in specs:
+        source, _, model = spec.partition("/")
+        if source == "torchvision":
+            assert model in torchvision.models.list_models(), spec
+        else:
             backbone = model if source in ("timm", "gfl", "retinanet", "fcos") else None
             assert backbone is None or timm.is_model(backbone), spec
+
+
+def test_small_images_have_stillrooms_own_networks_as_candidates_and_large_ones_have_not(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["students", "--data", "digits", "--image-size", "32", "--budget", "100k"]) == 0
+    rows = listed(capsys.readouterr().out)
+    assert {"stillroom/convnet6", "stillroom/resnet8"} <= {row[0] for row in rows}
+    assert all(float(row[1]) <= 100 for row in rows if row[2] == "k")
+    assert students_of(ImageData("digits", image_size=96, subset=10, val_subset=10)) == ()
 
 
 def test_working_memory_is_what_a_pass_holds_besides_weights() -> None:

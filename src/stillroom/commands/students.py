@@ -101,6 +101,8 @@ def run(arguments: list[str], command: str) -> None:
         raise InputError("--task", name, "a task with a list of students; of any other name networks by --also")
     with named_as_typed("data", "image_size"):
         data = task.data(**({} if given.data is None else {"data": given.data}), **_size(given.image_size))
+    if hasattr(task, "students_of"):
+        specs += task.students_of(data)
     teacher = None
     if given.teacher is not None:
         with named_as_typed("teacher"):

@@ -217,7 +217,8 @@ class Student(Protocol):
 class Task(Protocol):
     """One kind of data: what its experiments, its networks and its reports are made of.
 
-    Four members are optional: `students`, specifications of networks that `stillroom students` measures; `by_engine`, how an inference
+    These members are optional: `students`, specifications of networks that `stillroom students` measures, ``students_of(data)``, others
+    that suit these data alone, and ``parts_of(teacher, data)``, parts of a teacher that has been built; `by_engine`, how an inference
     engine asks a teacher and how near to the network's its answers have to be (a `ByEngine`); ``doubts(result, data)``, what a
     teacher's answers to the validation set say against it, a clause each; and, where teachers answer otherwise than students do,
     ``teachers(data, networks, trust_pickle=...)``: an object with the `network` that is asked, and ``scored(lab, data)``, a stage

@@ -27,7 +27,7 @@ from stillroom.tasks.classification.supervised import Supervised
 from stillroom.tasks.images import delivered
 from stillroom.tasks.images.architectures import PRETRAINED
 from stillroom.tasks.images.cached import check_views, random_views
-from stillroom.tasks.images.candidates import CLASSIFIERS
+from stillroom.tasks.images.candidates import CLASSIFIERS, students_of
 from stillroom.tasks.images.classifiers import build_classifier, configurations
 from stillroom.tasks.images.configurations import class_names
 from stillroom.tasks.images.file_networks import of_file
@@ -133,6 +133,7 @@ class Classification(Usual):
     }
     default = SHAPES
     students = CLASSIFIERS
+    students_of = staticmethod(students_of)
     parts_of = staticmethod(parts_of)
     layers: Mapping[str, FindLayer] = {"middle": middle_layer, "pooled": pooled_layer}
     by_engine = CLASSES

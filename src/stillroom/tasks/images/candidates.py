@@ -1,11 +1,16 @@
-"""Networks that are worth a look as students: small ones of each family that timm has, from a few hundred thousand parameters up.
+"""Networks that are worth a look as students: small ones of each family, from a few thousand parameters up.
 
-Chosen by hand from timm's own tables of what each family reaches on ImageNet for its cost; which of them suit is for the data to say.
+Chosen by hand from timm's own tables of what each family reaches on ImageNet for its cost, with torchvision's families that timm lacks;
+which of them suit is for the data to say.
 """
 
 from __future__ import annotations
 
-CLASSIFIERS = tuple(
+from typing import Any
+
+SMALL = 64  # pixels, up to which the networks of CIFAR's benchmarks are candidates: they keep the resolution, which larger images pay for
+
+_TIMM = tuple(
     f"timm/{name}"
     for name in (
         "lcnet_035",
@@ -50,3 +55,33 @@ CLASSIFIERS = tuple(
         "deit_small_patch16_224",
     )
 )
+CLASSIFIERS = (*_TIMM, *(f"torchvision/{name}" for name in ("shufflenet_v2_x0_5", "shufflenet_v2_x1_0", "squeezenet1_1", "mnasnet0_5")))
+_OF_SMALL_IMAGES = tuple(
+    f"stillroom/{name}"
+    for name in (
+        "convnet6",
+        "convnet12",
+        "convnet24",
+        "resnet8",
+        "resnet14",
+        "resnet20",
+        "resnet32",
+        "resnet8x4",
+        "wrn_16_1",
+        "wrn_16_2",
+        "wrn_40_1",
+        "mobilenetv2_tiny",
+        "mobilenetv1",
+        "shufflenetv2",
+        "vgg8",
+    )
+)
+
+
+def students_of(data: Any) -> tuple[str, ...]:
+    """Candidates that suit these images and not others: Stillroom's own, for small ones.
+
+    Args:
+        data: with `example_inputs`, [1, 3, H, W].
+    """
+    return _OF_SMALL_IMAGES if max(data.example_inputs().shape[-2:]) <= SMALL else ()

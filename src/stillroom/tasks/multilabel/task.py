@@ -17,7 +17,7 @@ from stillroom.engine.training import Stopped
 from stillroom.errors import InputError
 from stillroom.modules.ml_decoder import HeadOptions, check_embeddings
 from stillroom.tasks.images.cached import check_views, random_views
-from stillroom.tasks.images.candidates import CLASSIFIERS
+from stillroom.tasks.images.candidates import CLASSIFIERS, students_of
 from stillroom.tasks.images.page_parts import data_section
 from stillroom.tasks.multilabel import loaded
 from stillroom.tasks.multilabel.data import MultiLabelData
@@ -110,6 +110,7 @@ class MultiLabel(Usual):
     presets: Mapping[str, Mapping[str, Any]] = {"paper": COCO}
     kinds = ("mosaics",)
     students = CLASSIFIERS
+    students_of = staticmethod(students_of)
     by_engine = LABELS
     metric_formats = METRICS
     ship = staticmethod(loaded.ship)
