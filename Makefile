@@ -26,7 +26,7 @@ test: install
 # OpenVINO lies beside the environment, where nothing else sees it.
 test-openvino: install
 	test -d build/openvino/openvino || $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --constraint constraints.txt --target build/openvino openvino
-	$(TEST_ENV) PYTHONPATH=build/openvino $(BIN)/python -m pytest -n 2 tests/engine/inference tests/tasks/classification/test_file_teacher.py
+	$(TEST_ENV) PYTHONPATH=build/openvino $(BIN)/python -m pytest tests/engine/inference tests/tasks/classification/test_file_teacher.py
 
 check: install
 	$(BIN)/ruff check .
