@@ -98,7 +98,7 @@ def experiment(
                 "pivot: training accuracy in the last epoch, %": history[-1]["train/accuracy/pivot"],
                 "pivot: mean confidence at T in the first epoch": history[0]["train/confidence/pivot"],
                 "pivot: mean confidence at T in the last epoch": history[-1]["train/confidence/pivot"],
-                "samples somebody got wrong, of a batch in the last epoch": history[-1]["train/feedback"],
+                "samples somebody got wrong, of a batch in the last epoch": history[-1]["train/feedback/samples"],
             }
             for key in (key for key in history[-1] if key.startswith("train/promoted/")):
                 measured[f"promoted: {key.rpartition('/')[2]}, %"] = 100 * sum(row[key] for row in history) / len(history)
