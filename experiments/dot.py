@@ -17,9 +17,9 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import torch
+from cifar_resnet import STATISTICS
 from record import Numbers, is_clear, paired, write
 from torch import Tensor, nn
 
@@ -41,7 +41,6 @@ def effective(delta: float) -> tuple[float, float]:
 
 TRAINED = "CIFAR-10, trained teacher"
 NETWORK = Path(__file__).with_name("cifar_resnet.py")
-STATISTICS: dict[str, Any] = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}  # what that teacher was trained with
 WARMUP = 2.0  # epochs over which DKD grows; the paper's 20 of 240
 
 

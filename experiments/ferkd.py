@@ -25,6 +25,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from cifar_resnet import STATISTICS
 from record import side, write
 from torch import Tensor, nn
 
@@ -42,7 +43,6 @@ from stillroom.tasks.images.networks import ConvNet
 Found = dict[str, dict[str, dict[int, float]]]
 MAIN, SPEED, STORAGE, FAIR, TRAINED = "adaptation", "speed", "storage", "fair chance", "trained teacher"
 NETWORK = Path(__file__).with_name("cifar_resnet.py")
-STATISTICS = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}  # what the ResNet-56 was trained with
 TRUTH = Calibration((0.0, 1.0, 1.0), absolute=True, label_smoothing=0.0, score="truth")  # every label becomes the ground truth
 CALIBRATIONS = {
     "hard labels": TRUTH,

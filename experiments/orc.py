@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from cifar_resnet import STATISTICS
 from record import Numbers, side, write
 from torch import nn
 from torch.nn.functional import cross_entropy
@@ -37,7 +38,6 @@ LABELS, KD_ARM, EVERYONE, FULL = "labels only", "KD from the frozen pivot", "eve
 IMMATURE = ", with an immature member"
 TRAINED = "CIFAR-10, trained pivot"
 NETWORK = Path(__file__).with_name("cifar_resnet.py")
-STATISTICS: dict[str, Any] = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}  # what that pivot was trained with
 
 Made = Callable[[nn.Module, list[nn.Module], Teacher], Distiller]
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from cifar_resnet import STATISTICS
 from record import Numbers, is_clear, paired, side, write
 from torch import Tensor
 
@@ -29,7 +30,6 @@ from stillroom.tasks.classification.networks import ClassifierNetworks
 from stillroom.tasks.detection.data import DetectionData
 
 NETWORK = Path(__file__).with_name("cifar_resnet.py")
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # what the teacher was trained with
 PRECISIONS = ("fp32", "bf16", "int8")
 METHODS: dict[str, Callable[..., Any]] = {"KD": kd.build, "DKD": dkd.build}
 STUDENT = "stillroom/resnet8"
@@ -110,7 +110,7 @@ def main() -> None:
     if not asked.pictures or not asked.weights:
         parser.error("--pictures and --weights, or --scenes")
     size = {"subset": asked.subset, "val_subset": asked.val_subset}
-    data = ImageData(f"imagefolder:{asked.pictures}", augment="cifar", batch_size=128, mean=MEAN, std=STD, **size)
+    data = ImageData(f"imagefolder:{asked.pictures}", augment="cifar", batch_size=128, **STATISTICS, **size)
     plan = Training(epochs=asked.epochs, optimizer="sgd", lr=0.1, momentum=0.9, weight_decay=5e-4, schedule="cosine")
     seeds = list(range(asked.seeds or 5))
     found: dict[str, dict[str, dict[int, float]]] = {}
