@@ -7,11 +7,13 @@ The names are those of widely used trained weights.
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+NETWORK = Path(__file__)
 STATISTICS: dict[str, Any] = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}  # that the weights were trained with
 
 

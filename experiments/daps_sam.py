@@ -1,6 +1,6 @@
 """DAPS-SAM in rooms that are made up: do blocks that match maps to sounds help, and does the features' loss add to it?
 
-    python experiments/daps_sam.py                                     # some ten minutes on a quiet core
+    python experiments/daps_sam.py                                     # some ten minutes on a quiet core, and more for the voxels
     python experiments/daps_sam.py --rooms 1500 --epochs 15 --image_size 32      # the specification's size
     python experiments/daps_sam.py --rooms 240 --name short      # beside what the file holds, under names of their own
 

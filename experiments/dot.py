@@ -19,7 +19,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from cifar_resnet import STATISTICS
+from cifar_resnet import NETWORK, STATISTICS
 from record import Numbers, is_clear, paired, write
 from torch import Tensor, nn
 
@@ -40,7 +40,6 @@ def effective(delta: float) -> tuple[float, float]:
 
 
 TRAINED = "CIFAR-10, trained teacher"
-NETWORK = Path(__file__).with_name("cifar_resnet.py")
 WARMUP = 2.0  # epochs over which DKD grows; the paper's 20 of 240
 
 

@@ -12,7 +12,7 @@ and epsilon are the specification's, not tuned on the test images. Groups of arm
 - speed: the same crops and teacher, but the teacher in the loop, against the stored labels;
 - storage: FKD from labels with 1, 3 and all classes (the group above has 5);
 - a fair chance for the calibration: crops of 20 to 100 % of the area, fewer calibrated ones (to the 8 % quantile), epsilon 0.3, more steps;
-- with `--weights` instead: the same chance at 32 x 32 pixels with a ResNet-56 as the teacher, which knows the images from its own training.
+- with `--weights` instead: the same chance at 32 x 32 pixels with a ResNet-56 as the teacher.
 
 Runs that were killed go on; what is measured is written after each group.
 """
@@ -25,7 +25,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from cifar_resnet import STATISTICS
+from cifar_resnet import NETWORK, STATISTICS
 from record import side, write
 from torch import Tensor, nn
 
@@ -42,7 +42,6 @@ from stillroom.tasks.images.networks import ConvNet
 
 Found = dict[str, dict[str, dict[int, float]]]
 MAIN, SPEED, STORAGE, FAIR, TRAINED = "adaptation", "speed", "storage", "fair chance", "trained teacher"
-NETWORK = Path(__file__).with_name("cifar_resnet.py")
 TRUTH = Calibration((0.0, 1.0, 1.0), absolute=True, label_smoothing=0.0, score="truth")  # every label becomes the ground truth
 CALIBRATIONS = {
     "hard labels": TRUTH,
@@ -176,7 +175,7 @@ def trained_teacher(made: Experiment, fair: LabelBank, adapted: LabelBank, epoch
     setting = {
         TRAINED: {
             "data": "CIFAR-10, 2 000 images to train on, 2 000 test images, 32 x 32",
-            "networks": "ResNet-56 that somebody trained on all of CIFAR-10's training images -> ConvNet of width 8",
+            "networks": "ResNet-56 that somebody trained on CIFAR-10 -> ConvNet of width 8",
             "bank": "32 crops of each image, area 0.2 to 1, marginal_smoothing_k5",
             "steps": epochs * 31,
             "adaptation": adapted.about["adaptation"],

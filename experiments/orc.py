@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from cifar_resnet import STATISTICS
+from cifar_resnet import NETWORK, STATISTICS
 from record import Numbers, side, write
 from torch import nn
 from torch.nn.functional import cross_entropy
@@ -37,7 +37,6 @@ ACCURACY = "test accuracy, %"
 LABELS, KD_ARM, EVERYONE, FULL = "labels only", "KD from the frozen pivot", "everyone teaches everyone", "ORC"
 IMMATURE = ", with an immature member"
 TRAINED = "CIFAR-10, trained pivot"
-NETWORK = Path(__file__).with_name("cifar_resnet.py")
 
 Made = Callable[[nn.Module, list[nn.Module], Teacher], Distiller]
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from cifar_resnet import STATISTICS
+from cifar_resnet import NETWORK, STATISTICS
 from record import Numbers, is_clear, paired, side, write
 from torch import Tensor
 
@@ -29,7 +29,6 @@ from stillroom.tasks.classification import ImageData
 from stillroom.tasks.classification.networks import ClassifierNetworks
 from stillroom.tasks.detection.data import DetectionData
 
-NETWORK = Path(__file__).with_name("cifar_resnet.py")
 PRECISIONS = ("fp32", "bf16", "int8")
 METHODS: dict[str, Callable[..., Any]] = {"KD": kd.build, "DKD": dkd.build}
 STUDENT = "stillroom/resnet8"
